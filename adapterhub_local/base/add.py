@@ -1,0 +1,169 @@
+"""`qhub base add`: quantise a model to NF4 once, one layer at a time, into a folder transformers loads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from adapterhub_local.base.fingerprint import fingerprint, tensor_record
+from adapterhub_local.base.load import quiet_loading
+from adapterhub_local.base.quantise import CONSTANTS, quantisation_config, quantise, quantised_modules, skipped_modules
+from adapterhub_local.base.source import INDEX, SINGLE, Source, open_source
+from adapterhub_local.base.store import BaseInfo, check_base_name, write_record
+from adapterhub_local.durable import place_folder, staging
+from adapterhub_local.errors import BadFile, InUse
+from adapterhub_local.lora.write import write_safetensors
+from adapterhub_local.registry.registry import now
+from adapterhub_local.settings import Home
+
+SHARD_BYTES = 2 << 30
+Progress = Callable[[int, int], None]
+
+
+def add_base(
+    name: str,
+    path: Path,
+    home: Home,
+    *,
+    hub_id: str | None = None,
+    revision: str | None = None,
+    source_name: str | None = None,
+    progress: Progress | None = None,
+) -> BaseInfo:
+    """Quantise the model at `path` (a transformers folder or a GGUF file) into the home's base `name`.
+
+    The base appears whole or not at all. `progress(done, total)` counts tensors. Memory stays near one
+    shard of the result plus one layer. Raises InUse if the name is taken, BadFile if the model cannot
+    be used: other tensors than its architecture has, quantised already, pickled, needs own code.
+    """
+    target = home.bases / check_base_name(name)
+    if target.exists():
+        raise InUse(f"base '{name}' exists already: choose another name, or remove it with `qhub base rm {name}`")
+    with quiet_loading(), staging(home.tmp) as stage:
+        folder = stage / "base"
+        folder.mkdir()
+        source = open_source(path)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(source.config)
+        written = _write_weights(folder, source, model, progress or (lambda done, total: None))
+        source.config.dtype = written.dtype
+        source.config.quantization_config = quantisation_config(skipped_modules(model), written.dtype)
+        for key in ("_name_or_path", "_model_name_or_path"):  # paths and names of the machine it came from
+            source.config.__dict__.pop(key, None)
+        source.config.save_pretrained(folder)
+        if source.generation is not None:
+            source.generation.save_pretrained(folder)
+        source.tokenizer.save_pretrained(folder)
+        info = BaseInfo(
+            name=name,
+            fingerprint=fingerprint(written.records, source.config, source.tokenizer),
+            architecture=type(model).__name__,
+            num_parameters=written.num_parameters,
+            num_quantised=written.num_quantised,
+            bits_per_weight=8 * written.quantised_bytes / written.num_quantised,
+            bits_per_parameter=8 * written.total_bytes / written.num_parameters,
+            size=sum(file.stat().st_size for file in folder.iterdir()),
+            max_length=getattr(source.config, "max_position_embeddings", None),
+            has_chat_template=source.tokenizer.chat_template is not None,
+            source=source_name or path.name,
+            hub_id=hub_id,
+            revision=revision,
+            created_at=now(),
+            folder=target,
+        )
+        write_record(folder, info)
+        place_folder(folder, target)
+    return info
+
+
+class _Weights:
+    """Collects tensors into shards, with what the record needs to know of them."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.folder, self.dtype = folder, dtype
+        self.records: list[list] = []
+        self.shards: list[list[str]] = []
+        self.num_parameters = self.num_quantised = self.quantised_bytes = self.total_bytes = 0
+        self._held: dict[str, torch.Tensor] = {}
+        self._held_bytes = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        self.records.append(tensor_record(name, tensor))
+        self._held[name] = tensor
+        self._held_bytes += tensor.nbytes
+        self.total_bytes += tensor.nbytes
+        if self._held_bytes >= SHARD_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self._held.items()}
+        path = self.folder / f"shard-{len(self.shards)}"
+        write_safetensors(path, shapes, self._held.items(), {"format": "pt"})
+        self.shards.append(list(self._held))
+        self._held, self._held_bytes = {}, 0
+
+    def close(self) -> None:
+        """Write what is held and give the shards the names transformers expects."""
+        if self._held:
+            self._flush()
+        count = len(self.shards)
+        if count == 1:
+            (self.folder / "shard-0").rename(self.folder / SINGLE)
+            return
+        weight_map = {}
+        for number, names in enumerate(self.shards):
+            shard = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            (self.folder / f"shard-{number}").rename(self.folder / shard)
+            weight_map |= dict.fromkeys(names, shard)
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+        (self.folder / INDEX).write_text(json.dumps(index))
+
+
+def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Progress) -> _Weights:
+    """Read, quantise or cast, and write every tensor of the model, in its own order."""
+    dtype = torch.float16 if source.config.dtype == torch.float16 else torch.bfloat16
+    weights = _Weights(folder, dtype)
+    to_quantise = {f"{name}.weight" for name in quantised_modules(model)}
+    names = _own_tensors(model)
+    _check_names(names, set(model.state_dict()), source)
+    for done, (name, shape) in enumerate(names.items()):
+        progress(done, len(names))
+        tensor = source.read(name)
+        if tuple(tensor.shape) != shape:
+            raise BadFile(f"{name} has shape {tuple(tensor.shape)}, its architecture wants {shape}")
+        weights.num_parameters += tensor.numel()
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if name not in to_quantise:
+            weights.add(name, tensor)
+            continue
+        weights.num_quantised += tensor.numel()
+        for key, part in quantise(name, tensor):
+            weights.add(key, part)
+            if key == name or key.rsplit(".", 1)[-1] in CONSTANTS:
+                weights.quantised_bytes += part.nbytes
+    weights.close()
+    progress(len(names), len(names))
+    return weights
+
+
+def _own_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the model's tensors; of tied ones (input and output embeddings) the first only."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            own[name] = tuple(tensor.shape)
+    return own
+
+
+def _check_names(wanted: dict[str, tuple[int, ...]], known: set[str], source: Source) -> None:
+    missing = sorted(set(wanted) - source.names)
+    extra = sorted(name for name in source.names - known if not name.endswith("inv_freq"))
+    if missing or extra:
+        what = f"no {missing[0]} (and {len(missing) - 1} more)" if missing else f"{extra[0]} (and {len(extra) - 1} more) too many"
+        raise BadFile(f"the checkpoint is not what its config says ({type(source.config).__name__}): it has {what}")

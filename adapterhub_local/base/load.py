@@ -1,0 +1,105 @@
+"""Load a base for training or serving: from its quantised file, on one device, with CPU packing off."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from adapterhub_local import settings
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.errors import Corrupt, InputError
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base in memory: the NF4 model in evaluation mode, frozen, and its tokenizer."""
+
+    info: BaseInfo
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str | None = None) -> LoadedBase:
+    """Load a base; `dtype` is what everything but the 4-bit weights is held and computed in.
+
+    Default device: the GPU if there is one and QHUB_DEVICE does not say otherwise. Default dtype:
+    bfloat16 on a GPU, float32 on the CPU. Raises Corrupt if the folder cannot be loaded.
+    """
+    device = choose_device(device)
+    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
+    import_bitsandbytes()
+    with quiet_loading():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(info.folder, dtype=dtype, device_map={"": device})
+            tokenizer = AutoTokenizer.from_pretrained(info.folder)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise Corrupt(f"base '{info.name}' cannot be loaded from {info.folder}: {str(error).splitlines()[0]}") from None
+    close_packing_trap(model, dtype)
+    for parameter in model.parameters():
+        # transformers 5.23 keeps the file's dtype in a pre-quantised model, whatever was asked for
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    model.requires_grad_(False)
+    return LoadedBase(info, model.eval(), tokenizer)
+
+
+def close_packing_trap(model: nn.Module, dtype: torch.dtype) -> None:
+    """Fix the compute dtype of every 4-bit layer, and keep bitsandbytes from repacking it.
+
+    On CPUs with AVX512-BF16 the first evaluation forward would round absmax to bfloat16 and so change
+    the base for good (bitsandbytes 0.50, `_convert_weight_packed_for_cpu`).
+    """
+    linear_4bit = import_bitsandbytes().nn.Linear4bit
+    for module in model.modules():
+        if isinstance(module, linear_4bit):
+            module.support_avx512bf16_for_cpu = False
+            module.compute_dtype = dtype
+            module.compute_type_is_set = True
+
+
+def choose_device(device: str | None = None) -> str:
+    """`cpu` or `cuda`: the one asked for, else QHUB_DEVICE. Raises InputError if there is no GPU to give."""
+    wanted = device or settings.device()
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("a GPU was asked for (cuda) and torch sees none: use cpu or auto")
+    return wanted
+
+
+def import_bitsandbytes() -> ModuleType:
+    """bitsandbytes, without its complaint that a CPU kernel could not be downloaded: it is not wanted."""
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.addFilter(_is_not_kernel_complaint)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import bitsandbytes
+    finally:
+        logger.removeFilter(_is_not_kernel_complaint)
+    return bitsandbytes
+
+
+class quiet_loading:
+    """Silence transformers' weight-loading bars and notes; errors still raise."""
+
+    def __enter__(self) -> None:
+        self._verbosity = transformers_logging.get_verbosity()
+        self._bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self._verbosity)
+        if self._bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _is_not_kernel_complaint(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward" not in record.getMessage()

@@ -1,0 +1,127 @@
+"""Where a base comes from: a transformers folder or a GGUF file, read one tensor at a time.
+
+A Hub id becomes a folder before it gets here (`hub/model.py`). Never runs code from a checkpoint.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from adapterhub_local.errors import BadFile, NotFound, QhubError
+from adapterhub_local.lora.header import read_header
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# GGUF architectures whose tensors are the model's own, but for the order of rows of q and k in llama's
+STREAMED_GGUF = {"llama": True, "qwen2": False, "qwen3": False}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A 16- or 32-bit model: its config, tokenizer, and `read(name)` for each tensor in `names`."""
+
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    generation: GenerationConfig | None
+    names: frozenset[str]
+    read: Callable[[str], torch.Tensor]
+
+
+def open_source(path: Path) -> Source:
+    """Open a transformers folder or a `.gguf` file. Raises NotFound or BadFile with what to give instead."""
+    if not path.exists():
+        raise NotFound(f"there is no folder or file {path}: give a transformers folder, a .gguf file or a Hub id (ORG/NAME)")
+    try:
+        return _open_folder(path) if path.is_dir() else _open_gguf(path)
+    except QhubError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadFile(f"{path} cannot be read as a causal language model: {reason}") from None
+
+
+def _open_folder(folder: Path) -> Source:
+    if not (folder / "config.json").is_file():
+        raise BadFile(f"{folder} is not a transformers model: it has no config.json")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if method := getattr(config, "quantization_config", None):
+        kind = method.get("quant_method") if isinstance(method, dict) else method.quant_method
+        raise BadFile(f"{folder} is quantised already ({kind}): give the 16-bit model it was made from")
+    files = _weight_files(folder)
+
+    def read(name: str) -> torch.Tensor:
+        with safe_open(files[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return Source(config, tokenizer, generation, frozenset(files), read)
+
+
+def _weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file that holds it."""
+    if (folder / INDEX).is_file():
+        shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+        paths = [folder / Path(shard).name for shard in shards]
+    elif (folder / SINGLE).is_file():
+        paths = [folder / SINGLE]
+    elif list(folder.glob("pytorch_model*.bin")):
+        raise BadFile(f"{folder} holds pickled weights, which can run code: save it as safetensors with transformers first")
+    else:
+        raise BadFile(f"{folder} has no {SINGLE}")
+    return {name: path for path in paths for name in read_header(path).tensors}
+
+
+def _open_gguf(path: Path) -> Source:
+    """GGUF is dequantised tensor by tensor; https://github.com/ggml-org/ggml/blob/master/docs/gguf.md."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise BadFile(f"{path} is not a GGUF file, or is truncated: {error}") from None
+    architecture = reader.fields["general.architecture"].contents()
+    parent, name = str(path.absolute().parent), path.name
+    config = AutoConfig.from_pretrained(parent, gguf_file=name)
+    tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
+    if architecture not in STREAMED_GGUF:
+        return _open_gguf_whole(path, config, tokenizer)
+
+    blocks = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    with torch.device("meta"):
+        wanted = AutoModelForCausalLM.from_config(config).state_dict()
+    named = {key: blocks.get_name(key, try_suffixes=(".weight", ".bias")) for key in wanted}
+
+    def read(key: str) -> torch.Tensor:
+        tensor = stored[named[key]]
+        weight = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))  # a copy: the file is mapped read-only
+        if STREAMED_GGUF[architecture] and key.rsplit(".", 2)[-2] in ("q_proj", "k_proj"):
+            heads = config.num_attention_heads if ".q_proj." in key else config.num_key_value_heads
+            weight = _unpermute(weight, heads)
+        return weight
+
+    return Source(config, tokenizer, None, frozenset(key for key in wanted if named[key] in stored), read)
+
+
+def _open_gguf_whole(path: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> Source:
+    """Through transformers' own conversion, which needs the whole 16-bit model in memory at once."""
+    from transformers import GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.absolute().parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    state = model.state_dict()
+    return Source(config, tokenizer, None, frozenset(state), state.__getitem__)
+
+
+def _unpermute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Rows of llama's q and k back from GGUF's interleaved rotary order to transformers' half-split order."""
+    half = weight.shape[0] // num_heads // 2
+    return weight.reshape(num_heads, half, 2, *weight.shape[1:]).swapaxes(2, 1).reshape(weight.shape)

@@ -1,0 +1,122 @@
+"""`qhub base`: add, list, show, path, rm."""
+
+from pathlib import Path
+
+import click
+
+from adapterhub_local.cli.output import counting, print_json, print_table, size_text
+from adapterhub_local.settings import home
+
+
+@click.group(name="base")
+def command() -> None:
+    """The shared 4-bit bases: quantised once, then loaded in a moment."""
+
+
+@command.command()
+@click.argument("name")
+@click.argument("source")
+@click.option("--hub-id", metavar="ORG/NAME", help="The Hub id of a local source, so that its adapters can be pushed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the base as JSON.")
+def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
+    """Quantise SOURCE to NF4 with double quantisation and keep it as base NAME.
+
+    SOURCE is a Hub id (ORG/NAME or ORG/NAME@REVISION), a transformers folder or a .gguf file.
+    """
+    from adapterhub_local.base.store import check_base_name
+    from adapterhub_local.errors import InUse
+
+    if (home().bases / check_base_name(name)).exists():  # said before anything heavy is loaded
+        raise InUse(f"base '{name}' exists already: choose another name, or remove it with `qhub base rm {name}`")
+    path, revision = Path(source).expanduser(), None
+    if not path.exists() and _is_hub_id(source):
+        from adapterhub_local.hub.model import fetch_model
+
+        hub_id, _, wanted = source.partition("@")
+        path, revision = fetch_model(hub_id, wanted or None)
+    from adapterhub_local.base.add import add_base
+
+    with counting(f"quantising {name}") as progress:
+        info = add_base(
+            name, path, home(), hub_id=hub_id, revision=revision, source_name=None if revision is None else source,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(info.to_json())
+    else:
+        click.echo(f"{name}: {info.num_parameters / 1e6:.1f} M parameters in {size_text(info.size)}, {info.fingerprint[:19]}")
+
+
+@command.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """List the bases."""
+    from adapterhub_local.base.store import list_bases
+
+    bases = list_bases(home())
+    if as_json:
+        print_json([base.to_json() for base in bases])
+    elif not bases:
+        click.echo("No bases yet. Add one: qhub base add NAME SOURCE")
+    else:
+        columns = ("base", "architecture", "parameters", "size", "chat template", "fingerprint")
+        rows = [
+            (base.name, base.architecture, f"{base.num_parameters / 1e6:.1f} M", size_text(base.size),
+             "yes" if base.has_chat_template else "no", base.fingerprint[:19])
+            for base in bases
+        ]  # fmt: skip
+        print_table(columns, rows)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, as_json: bool) -> None:
+    """Show one base."""
+    from adapterhub_local.base.store import find_base
+
+    base = find_base(name, home())
+    if as_json:
+        print_json(base.to_json())
+        return
+    source = f"{base.hub_id}@{base.revision}" if base.hub_id and base.revision else base.source
+    rows = [
+        ("architecture", base.architecture),
+        ("parameters", f"{base.num_parameters:,}, of which {base.num_quantised:,} in NF4"),
+        ("bits", f"{base.bits_per_weight:.3f} per NF4 weight, {base.bits_per_parameter:.3f} per parameter"),
+        ("size", f"{size_text(base.size)} on disk"),
+        ("context", f"{base.max_length:,} tokens" if base.max_length else "not stated"),
+        ("chat template", "present" if base.has_chat_template else "not present: chat data and chat requests need one"),
+        ("fingerprint", base.fingerprint),
+        ("source", source),
+        ("Hub id", base.hub_id or "none"),
+        ("added", base.created_at),
+        ("folder", base.folder),
+    ]
+    print_table(("base", base.name), rows)
+
+
+@command.command()
+@click.argument("name")
+def path(name: str) -> None:
+    """Print the folder of a base, which AutoModelForCausalLM.from_pretrained loads."""
+    from adapterhub_local.base.store import find_base
+
+    click.echo(find_base(name, home()).folder)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Remove it although adapters need it.")
+def rm(name: str, force: bool) -> None:
+    """Remove a base; refused while adapters need it."""
+    from adapterhub_local.base.store import remove_base
+
+    info = remove_base(name, home(), force=force)
+    click.echo(f"removed base {name}: {size_text(info.size)} given back")
+
+
+def _is_hub_id(source: str) -> bool:
+    """ORG/NAME with an optional @REVISION, not something meant as a path."""
+    name = source.partition("@")[0]
+    return name.count("/") == 1 and not source.startswith((".", "/", "~")) and not name.endswith((".gguf", "/"))

@@ -1,0 +1,80 @@
+"""`qhub`: the verbs by name, loaded when called, and the one place where an error becomes an exit code."""
+
+import importlib
+import sys
+
+import click
+
+from adapterhub_local.errors import QhubError
+
+# verb -> module of this package; the module is imported when the verb is called or its help is asked for
+VERBS = {
+    "base": "Add, list and show the shared 4-bit bases.",
+    "train": "Train an adapter from a recipe and register it as a version.",
+    "list": "List the adapters and their newest versions.",
+    "show": "Show one version: files, lineage, metrics.",
+    "path": "Print a folder with a version's files, which PEFT loads.",
+    "alias": "Point names such as prod to versions.",
+    "add": "Register an adapter trained elsewhere.",
+    "merge": "Merge adapters by weighted sum.",
+    "export": "Write a version to one self-describing file.",
+    "serve": "Serve a base and all its adapters, OpenAI-compatible.",
+    "push": "Push a version to the Hugging Face Hub.",
+    "pull": "Pull an adapter from the Hugging Face Hub.",
+}
+
+
+class Verbs(click.Group):
+    """A group whose commands are imported on demand, so that `qhub --help` loads none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f"adapterhub_local.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="adapterhub-local", prog_name="qhub")
+def qhub() -> None:
+    """Train, version, merge, serve and publish LoRA adapters over one shared 4-bit base.
+
+    \b
+    qhub base add smollm2 HuggingFaceTB/SmolLM2-135M-Instruct
+    qhub train recipe.toml
+    qhub serve
+    """
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 bad usage or input, 1 failure, 130 stopped by the user."""
+    try:
+        code = qhub.main(args=arguments, prog_name="qhub", standalone_mode=False)
+    except QhubError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        _fail("stopped", 130)
+    except click.ClickException as error:
+        where = getattr(error, "ctx", None)
+        hint = f" (see `{where.command_path} --help`)" if where else ""
+        _fail(error.format_message().replace("\n", " ") + hint, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except BrokenPipeError:  # the reader of our output has gone: `qhub list | head -1`
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"qhub: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,47 @@
+"""`qhub pull`."""
+
+import click
+
+from adapterhub_local.cli.output import print_json
+
+
+@click.command(name="pull")
+@click.argument("repository", metavar="ORG/REPO[@REVISION]")
+@click.option("--name", help="The adapter's name here; default: the repository's own.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(repository: str, name: str | None, as_json: bool) -> None:
+    """Pull an adapter from the Hugging Face Hub and register it as a version.
+
+    REVISION is a tag, a branch or a commit. Every byte is checked; pickles are refused.
+    """
+    from adapterhub_local.hub import pull
+    from adapterhub_local.registry import Registry
+
+    repo_id, _, revision = repository.partition("@")
+    result = pull(Registry(), repo_id, revision=revision or None, name=name)
+    version, hub_id = result.version, result.version.lineage.get("base", {}).get("hub_id")
+    if as_json:
+        print_json(
+            {
+                "name": version.name,
+                "version": version.number,
+                "repo_id": result.repo_id,
+                "commit": result.commit,
+                "is_new": result.is_new,
+                "is_verified": result.is_verified,
+                "base": result.base,
+                "base_hub_id": hub_id,
+                "content_digest": version.content_digest,
+                "manifest_digest": version.manifest_digest,
+            }
+        )
+        return
+    done = "pulled" if result.is_new else "here already"
+    checked = "bytes as its manifest says" if result.is_verified else "made with PEFT, no manifest to check against"
+    click.echo(f"{version} {done}: {result.repo_id} at {result.commit[:12]}, {checked}")
+    if not result.base_known:
+        click.echo(
+            f"note: its base {hub_id or '(not named)'} is not among the bases here: "
+            f"add it with `qhub base add NAME {hub_id or 'SOURCE'}`",
+            err=True,
+        )

@@ -1,0 +1,57 @@
+"""`qhub show`: one version with its lineage and metrics."""
+
+from typing import Any
+
+import click
+
+from adapterhub_local.cli.output import print_json, print_table, size_text
+from adapterhub_local.registry import Registry, Version
+
+
+@click.command(name="show")
+@click.argument("reference")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, the whole lineage included.")
+def command(reference: str, as_json: bool) -> None:
+    """Show the version REFERENCE names: name, name@3, name@prod or name@sha256:..."""
+    registry = Registry()
+    version = registry.resolve(reference)
+    aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
+    if as_json:
+        print_json({**to_json(version), "aliases": aliases})
+        return
+    lineage = version.lineage
+    base, adapter = lineage.get("base", {}), lineage.get("adapter", {})
+    rows: list[tuple[str, Any]] = [("version", f"{version}{' = ' + ', '.join(aliases) if aliases else ''}")]
+    if lineage.get("description"):
+        rows.append(("description", lineage["description"]))
+    rows.append(("made by", lineage.get("kind", "unknown")))
+    rows.append(("base", f"{base.get('name') or base.get('hub_id') or 'unknown'} {(base.get('fingerprint') or '')[:19]}"))
+    if adapter:
+        rows.append(("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {adapter['num_parameters']:,} parameters"))
+    rows += [(entry["role"], f"{entry['file']} ({entry['rows']} rows, {entry['digest'][:19]})") for entry in lineage.get("data", ())]
+    rows += [("parent", f"{parent['reference']} x {parent['weight']:g}") for parent in lineage.get("parents", ())]
+    for task, scores in lineage.get("metrics", {}).items():
+        rows += [
+            (f"{task}, {who}", f"exact match {score['exact_match']:.1%}, loss {score['loss']:.4f} on {score['rows']} rows")
+            for who, score in scores.items()
+            if isinstance(score, dict)
+        ]
+    rows.append(("size", size_text(sum(file.size for file in version.files))))
+    rows.append(("content", version.content_digest))
+    rows.append(("manifest", version.manifest_digest))
+    rows.append(("created", version.created_at))
+    print_table(("adapter", version.name), rows)
+
+
+def to_json(version: Version) -> dict[str, Any]:
+    """A version as `--json` shows it."""
+    return {
+        "name": version.name,
+        "version": version.number,
+        "reference": str(version),
+        "content_digest": version.content_digest,
+        "manifest_digest": version.manifest_digest,
+        "created_at": version.created_at,
+        "files": [vars(file) for file in version.files],
+        "lineage": version.lineage,
+    }

@@ -1,0 +1,51 @@
+"""`qhub train`: a recipe becomes a registered version."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from adapterhub_local.cli.output import print_json
+from adapterhub_local.settings import home
+
+
+@click.command(name="train")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a key of the recipe, such as train.seed=1.")
+@click.option("--resume", is_flag=True, help="Go on with the stopped run of this recipe.")
+@click.option("--restart", is_flag=True, help="Throw the stopped run of this recipe away and begin anew.")
+@click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
+def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: bool, as_json: bool) -> None:
+    """Train the adapter that RECIPE describes, evaluate it beside its base, and register it.
+
+    Ctrl-C stops after the current step and keeps the state; --resume goes on from there.
+    """
+    from adapterhub_local.base.store import find_base
+    from adapterhub_local.errors import InputError
+    from adapterhub_local.recipe import load_recipe
+
+    if resume and restart:
+        raise InputError("--resume and --restart exclude each other: give one")
+    loaded = load_recipe(recipe, overrides)
+    find_base(loaded.base.name, home())  # said before anything heavy is loaded
+    from adapterhub_local.train.progress import Quiet, Terminal
+    from adapterhub_local.train.run import train
+
+    reporter = Terminal() if sys.stderr.isatty() else Quiet()
+    version = train(loaded, home(), resume=resume, restart=restart, reporter=reporter)
+    if as_json:
+        from adapterhub_local.cli.show import to_json
+
+        print_json(to_json(version))
+        return
+    training = version.lineage["training"]
+    click.echo(
+        f"{version}: {training['steps']} steps in {training['seconds']:.0f} s, "
+        f"{training['tokens_per_second']:.0f} tokens/s, loss {training['loss']:.4f}"
+    )
+    for task, scores in version.lineage.get("metrics", {}).items():
+        base, adapter = scores["base"], scores["adapter"]
+        click.echo(
+            f"{task} on {adapter['rows']} held-out examples: exact match {base['exact_match']:.1%} -> "
+            f"{adapter['exact_match']:.1%}, loss {base['loss']:.4f} -> {adapter['loss']:.4f}"
+        )

@@ -1,0 +1,1 @@
+"""Evaluation on held-out chats: base against adapter."""

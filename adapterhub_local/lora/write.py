@@ -1,0 +1,92 @@
+"""Write safetensors files and adapters, byte for byte the same for equal tensors.
+
+The `safetensors` package writes metadata in the order of a hash map, which differs from process to
+process; content-addressed storage needs equal bytes, so the header is written here, keys sorted.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub_local.lora.config import AdapterConfig
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.bool: "BOOL",
+}
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+CONFIG_KEY = "adapter_config"  # in the file's metadata, so that one file says all about itself
+BASE_KEY = "base_fingerprint"
+Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def write_safetensors(
+    path: Path, shapes: Shapes, tensors: Iterable[tuple[str, torch.Tensor]], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file whose tensors may be made one at a time.
+
+    `shapes` gives dtype and shape of every tensor, in the order in which `tensors` yields them.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    position = 0
+    for name, (dtype, shape) in shapes.items():
+        size = dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)  # tensors start at a multiple of 8 bytes
+    with open(path, "xb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        names = iter(shapes)
+        for name, tensor in tensors:
+            assert name == next(names) and (tensor.dtype, tuple(tensor.shape)) == shapes[name], name
+            file.write(tensor_bytes(tensor))
+        assert next(names, None) is None, "a tensor is missing"
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's elements as little-endian bytes, row by row."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def write_adapter(
+    folder: Path,
+    config: AdapterConfig,
+    shapes: Shapes,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    base_fingerprint: str | None,
+) -> dict[str, Path | bytes]:
+    """Write the two files of an adapter into `folder` and return them by name.
+
+    Tensor names are PEFT's, see `tensor_name`. The weights file carries its config and the fingerprint
+    of its base in its own metadata, so it can be used alone.
+    """
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_json(), allow_nan=False)}
+    if base_fingerprint:
+        metadata[BASE_KEY] = base_fingerprint
+    write_safetensors(folder / WEIGHTS, shapes, tensors, metadata)
+    (folder / CONFIG).write_bytes(config.to_bytes())
+    return {WEIGHTS: folder / WEIGHTS, CONFIG: folder / CONFIG}
+
+
+def tensor_name(module: str, factor: str) -> str:
+    """PEFT's name of a factor ("A" or "B") of a module."""
+    return f"base_model.model.{module}.lora_{factor}.weight"
+
+
+def with_base(config: AdapterConfig, base_model: str | None) -> AdapterConfig:
+    """`config` naming another base, a Hub id or None, never a path."""
+    return replace(config, base_model=base_model)

@@ -1,0 +1,140 @@
+"""The tables and keys of a recipe, each with its unit, default and limits.
+
+A key is one dataclass field; its metadata feeds the checks and the README's reference.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.errors import BadReference
+from adapterhub_local.refs import check_alias, check_name
+
+OPTIMIZERS = ("paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
+SCHEDULES = ("cosine", "linear", "constant")
+COMPUTE = ("auto", "float32", "bfloat16")
+REQUIRED: Any = object()  # stands where a recipe must give a value
+
+
+def key(meaning: str, default: Any = REQUIRED, check: Callable[[Any], str | None] | None = None) -> Any:
+    """A recipe key: `check` returns what is wrong with a value of the right type, or None."""
+    metadata = {"meaning": meaning, "check": check}
+    return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
+
+
+def one_of(*choices: str) -> Callable[[str], str | None]:
+    return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
+
+
+def between(low: float, high: float, what: str) -> Callable[[float], str | None]:
+    return lambda value: None if low <= value <= high else f"must be {what}"
+
+
+def _named(check: Callable[[str], str]) -> Callable[[str], str | None]:
+    def problem(value: str) -> str | None:
+        try:
+            check(value)
+        except BadReference as error:
+            return str(error)
+        return None
+
+    return problem
+
+
+at_least_one = between(1, 2**31, "1 or more")
+
+
+@dataclass(frozen=True)
+class Base:
+    name: str = key("the base to train against, as `qhub base list` shows it", check=_named(check_name))
+
+
+@dataclass(frozen=True)
+class Data:
+    train: Path = key("JSONL file of chats to train on, relative to the recipe")
+    test: Path | None = key("JSONL file of held-out chats to evaluate on, relative to the recipe", None)
+    limit: int | None = key("train on the first so many examples only", None, at_least_one)
+    max_length: int = key("longest example in tokens; a longer one is an error", 1024, between(8, 2**20, "8 or more"))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    rank: int = key("rank r of the factors A (r x in) and B (out x r)", 16, between(1, 4096, "from 1 to 4096"))
+    alpha: float = key("scaling is alpha / rank", 32.0, between(1e-6, 1e6, "a positive number"))
+    rslora: bool = key("scaling is alpha / sqrt(rank) instead", False)
+    dropout: float = key("share of inputs to A dropped in training", 0.0, between(0, 0.99, "from 0 to 0.99"))
+    target_modules: str | tuple[str, ...] = key(
+        "`all-linear` (all but the output head) or a list of the ends of module names", "all-linear"
+    )
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "a positive number"))
+    batch_size: int = key("examples per optimizer step", 16, at_least_one)
+    micro_batch_size: int | None = key(
+        "examples per forward pass, a divisor of batch_size; fewer take less memory", None, at_least_one
+    )
+    learning_rate: float = key("peak learning rate", 5e-4, between(0, 1, "from 0 to 1"))
+    schedule: str = key(f"learning rate over time: {', '.join(SCHEDULES)}", "cosine", one_of(*SCHEDULES))
+    warmup: float = key("share of the steps in which the learning rate rises", 0.05, between(0, 1, "from 0 to 1"))
+    weight_decay: float = key("decoupled weight decay of A and B", 0.0, between(0, 10, "from 0 to 10"))
+    max_grad_norm: float = key("gradients are clipped to this norm", 1.0, between(1e-6, 1e6, "a positive number"))
+    optimizer: str = key(f"{', '.join(OPTIMIZERS)}", "paged_adamw_8bit", one_of(*OPTIMIZERS))
+    compute: str = key(
+        "dtype of activations: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)",
+        "auto",
+        one_of(*COMPUTE),
+    )
+    seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1, "0 or more"))
+
+
+@dataclass(frozen=True)
+class Eval:
+    limit: int | None = key("evaluate on the first so many test examples only", None, at_least_one)
+    batch_size: int = key("examples per forward pass", 16, at_least_one)
+
+
+@dataclass(frozen=True)
+class Output:
+    name: str = key("the adapter's name in the registry", check=_named(check_name))
+    alias: str | None = key("alias to point to the new version", None, _named(check_alias))
+    task: str | None = key("what the metrics are filed under; the adapter's name if not given", None)
+    description: str = key("one line for people", "")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. `text` is the file as written, `path` where it was; neither decides equality."""
+
+    base: Base
+    data: Data
+    adapter: Adapter
+    train: Train
+    eval: Eval
+    output: Output
+    text: str = field(compare=False, repr=False)
+    path: Path = field(compare=False)
+
+    @property
+    def task(self) -> str:
+        return self.output.task or self.output.name
+
+    def to_json(self) -> dict[str, Any]:
+        """All tables with all values, defaults included; data files by name, not by path."""
+        tables = {}
+        for table in TABLES:
+            values = vars(getattr(self, table))
+            tables[table] = {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+        return tables
+
+
+TABLES: dict[str, type] = {
+    "base": Base,
+    "data": Data,
+    "adapter": Adapter,
+    "train": Train,
+    "eval": Eval,
+    "output": Output,
+}

@@ -1,0 +1,140 @@
+"""The SQLite index: which versions and aliases exist. Versions can be rebuilt from their manifests.
+
+Write-ahead logging, one writer at a time by `BEGIN IMMEDIATE`, a busy timeout instead of errors,
+STRICT tables, and triggers that make versions and logs append-only.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapterhub_local.errors import Corrupt, InputError
+
+BUSY_TIMEOUT_MS = 60_000
+
+# Append only: migration n brings a database from user_version n to n + 1.
+MIGRATIONS = (
+    """
+    CREATE TABLE versions (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL CHECK (number >= 1),
+        manifest_digest TEXT NOT NULL UNIQUE,
+        content_digest TEXT NOT NULL,
+        base_fingerprint TEXT,
+        created_at TEXT NOT NULL,
+        manifest TEXT NOT NULL,
+        lineage TEXT NOT NULL,
+        UNIQUE (name, number)
+    ) STRICT;
+    CREATE INDEX versions_by_content ON versions (content_digest);
+    CREATE INDEX versions_by_base ON versions (base_fingerprint);
+    CREATE TRIGGER versions_keep BEFORE UPDATE ON versions BEGIN SELECT RAISE(ABORT, 'versions are immutable'); END;
+    CREATE TRIGGER versions_stay BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions are immutable'); END;
+
+    -- A removed version keeps its row, so that its number is never used again.
+    CREATE TABLE removals (
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        removed_at TEXT NOT NULL,
+        PRIMARY KEY (name, number),
+        FOREIGN KEY (name, number) REFERENCES versions (name, number)
+    ) STRICT;
+
+    CREATE TABLE aliases (
+        name TEXT NOT NULL,
+        alias TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        PRIMARY KEY (name, alias),
+        FOREIGN KEY (name, number) REFERENCES versions (name, number)
+    ) STRICT;
+
+    CREATE TABLE alias_log (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        alias TEXT NOT NULL,
+        old_number INTEGER,
+        new_number INTEGER,
+        changed_at TEXT NOT NULL
+    ) STRICT;
+    CREATE TRIGGER alias_log_keep BEFORE UPDATE ON alias_log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+    CREATE TRIGGER alias_log_stay BEFORE DELETE ON alias_log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+    """,
+)
+
+
+class Database:
+    """Connections to one `registry.db`, one a thread; created by the first write, never by a read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+
+    def reader(self) -> sqlite3.Connection | None:
+        """A connection to read with, or None if nothing was ever written."""
+        if not self.path.exists():
+            return None
+        return self._connection()
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction that holds the write lock from its start: all of it happens or none."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.path.parent} cannot be created: {error.strerror}. Set QHUB_HOME to a writable folder"
+            ) from None
+        connection = self._connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def _connection(self) -> sqlite3.Connection:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._open()
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+            connection.row_factory = sqlite3.Row
+            (applied,) = connection.execute("PRAGMA user_version").fetchone()
+            if applied > len(MIGRATIONS):
+                raise InputError(f"{self.path} was written by a newer version of qhub: install that version or newer")
+            if applied < len(MIGRATIONS):
+                _migrate(connection)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.DatabaseError as error:
+            raise Corrupt(f"{self.path} cannot be opened: {error}") from None
+        return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Apply what is missing, under an exclusive lock so that two processes cannot do it at once."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN EXCLUSIVE")
+    (applied,) = connection.execute("PRAGMA user_version").fetchone()
+    for migration in MIGRATIONS[applied:]:
+        for statement in _statements(migration):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    connection.execute("COMMIT")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one; `executescript` would commit between them."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

@@ -1,0 +1,180 @@
+"""The registry: publish, resolve, list and alias immutable versions.
+
+    registry = Registry()                                   # at $QHUB_HOME
+    version = registry.publish("sentiment", files, lineage) # sentiment@1
+    registry.set_alias("sentiment", "prod", 1)
+    PeftModel.from_pretrained(model, registry.resolve("sentiment@prod").path)
+"""
+
+import difflib
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.durable import canonical_json, place_folder, staging
+from adapterhub_local.errors import BadReference, Corrupt, InUse, NotFound
+from adapterhub_local.refs import Reference, check_alias, check_name
+from adapterhub_local.registry.blobs import Blobs
+from adapterhub_local.registry.database import Database
+from adapterhub_local.registry.version import File, Version
+from adapterhub_local.settings import Home
+from adapterhub_local.settings import home as home_at
+
+_LIVE = "FROM versions v LEFT JOIN removals r USING (name, number) WHERE r.name IS NULL"
+
+
+class Registry:
+    """The adapters of one home. Safe to use from several threads and processes."""
+
+    def __init__(self, home: Home | str | Path | None = None) -> None:
+        self.home = home if isinstance(home, Home) else home_at(home)
+        self.blobs = Blobs(self.home)
+        self.database = Database(self.home.database)
+
+    def publish(
+        self, name: str, files: Mapping[str, Path | bytes], lineage: Mapping[str, Any], *, alias: str | None = None
+    ) -> Version:
+        """Add the next version of `name`, all or nothing, and point `alias` to it if one is given.
+
+        Blobs are on disk before the one transaction that gives the number and makes the version
+        visible; a crash before it leaves unreferenced files only. Numbers are gapless.
+        """
+        check_name(name)
+        if alias is not None:
+            check_alias(alias)
+        stored = tuple(self.blobs.put(path, source) for path, source in sorted(files.items()))
+        lineage_file = self.blobs.put("lineage.json", canonical_json(lineage))
+        with self.database.writing() as db:
+            (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
+            version = Version(name, (newest or 0) + 1, now(), stored, lineage_file, lineage, self.folder)
+            self.blobs.put("manifest.json", version.manifest)
+            db.execute(
+                "INSERT INTO versions (name, number, manifest_digest, content_digest, base_fingerprint, created_at,"
+                " manifest, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(name, version.number, version.manifest_digest, version.content_digest, version.base_fingerprint),
+                    *(version.created_at, version.manifest.decode(), canonical_json(lineage).decode()),
+                ),
+            )
+            if alias is not None:
+                _point(db, name, alias, version.number)
+        return version
+
+    def resolve(self, reference: str | Reference) -> Version:
+        """The version a reference names. Raises BadReference, or NotFound with the nearest names."""
+        ref = Reference.parse(reference) if isinstance(reference, str) else reference
+        rows = self._rows("AND v.name = ?", (ref.name,))
+        if not rows:
+            near = difflib.get_close_matches(ref.name, self.names(), n=3)
+            hint = f": did you mean {' or '.join(near)}?" if near else ": `qhub list` shows what there is"
+            raise NotFound(f"there is no adapter '{ref.name}'{hint}")
+        if ref.version is not None:
+            rows = [row for row in rows if row["number"] == ref.version]
+        elif ref.alias is not None:
+            number = self.aliases(ref.name).get(ref.alias)
+            rows = [row for row in rows if row["number"] == number]
+        elif ref.digest is not None:
+            digests = ("manifest_digest", "content_digest")
+            rows = [row for row in rows if any(row[column].startswith(ref.digest) for column in digests)]
+            if len({row["content_digest"] for row in rows}) > 1:
+                raise BadReference(f"'{ref}' fits several versions: write more digits of the digest")
+        if not rows:
+            raise NotFound(self._no_such_version(ref))
+        return self._version(rows[-1])
+
+    def versions(self, name: str | None = None) -> list[Version]:
+        """All versions, or those of one name, ordered by name and number."""
+        rows = self._rows("AND v.name = ?", (name,)) if name is not None else self._rows("", ())
+        return [self._version(row) for row in rows]
+
+    def names(self) -> list[str]:
+        """The names that have a version."""
+        return sorted({row["name"] for row in self._rows("", ())})
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Alias -> version number, of one name."""
+        db = self.database.reader()
+        if db is None:
+            return {}
+        rows = db.execute("SELECT alias, number FROM aliases WHERE name = ? ORDER BY alias", (name,))
+        return {row["alias"]: row["number"] for row in rows}
+
+    def set_alias(self, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
+        """Point `name@alias` to version `number`; with `expect`, only if it points to that version now.
+
+        Raises NotFound if there is no such version, InUse if the alias points elsewhere than expected.
+        """
+        check_alias(alias)
+        self.resolve(Reference(name, version=number))
+        with self.database.writing() as db:
+            _point(db, name, alias, number, expect=expect)
+
+    def versions_on_base(self, fingerprint: str) -> list[Version]:
+        """The versions that were made for the base with this fingerprint."""
+        return [self._version(row) for row in self._rows("AND v.base_fingerprint = ?", (fingerprint,))]
+
+    def folder(self, version: Version) -> Path:
+        """A folder with the version's files, their bytes checked. Raises Corrupt if a blob is damaged or missing.
+
+        The files are links to the read-only blobs where the filesystem allows it.
+        """
+        sources = {file.path: self.blobs.check(file) for file in version.files}
+        target = self.home.folders / version.content_digest.removeprefix("sha256:")
+        if not target.is_dir():
+            with staging(self.home.tmp) as folder:
+                staged = folder / "files"
+                staged.mkdir()
+                for path, blob in sources.items():
+                    _link_or_copy(blob, staged / path)
+                try:
+                    place_folder(staged, target)
+                except InUse:
+                    pass  # another process made the same folder meanwhile
+        for file in version.files:
+            if not (target / file.path).is_file() or (target / file.path).stat().st_size != file.size:
+                raise Corrupt(f"{target} was changed: remove it, it is made again from the registry")
+        return target
+
+    def _rows(self, condition: str, values: tuple) -> list:
+        db = self.database.reader()
+        if db is None:
+            return []
+        return db.execute(f"SELECT v.* {_LIVE} {condition} ORDER BY v.name, v.number", values).fetchall()
+
+    def _version(self, row) -> Version:
+        return Version.from_manifest(row["manifest"].encode(), row["lineage"].encode(), self.folder)
+
+    def _no_such_version(self, ref: Reference) -> str:
+        numbers = [row["number"] for row in self._rows("AND v.name = ?", (ref.name,))]
+        aliases = self.aliases(ref.name)
+        shown = ", ".join(str(number) for number in numbers[-5:])
+        known = f"versions {'... ' if len(numbers) > 5 else ''}{shown}"
+        return f"there is no '{ref}': '{ref.name}' has {known}" + (f" and aliases {', '.join(aliases)}" if aliases else "")
+
+
+def _point(db, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
+    """Move an alias inside a transaction and log it."""
+    row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
+    old = row["number"] if row else None
+    if expect is not None and old != expect:
+        raise InUse(f"{name}@{alias} points to {old if old else 'nothing'}, not to {expect}: nothing was changed")
+    db.execute("INSERT OR REPLACE INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, alias, number))
+    db.execute(
+        "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at) VALUES (?, ?, ?, ?, ?)",
+        (name, alias, old, number, now()),
+    )
+
+
+def _link_or_copy(blob: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(blob)
+    except OSError:  # a filesystem without hard links
+        shutil.copyfile(blob, target)
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC, to the microsecond."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

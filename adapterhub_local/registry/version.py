@@ -1,0 +1,114 @@
+"""Version: one immutable registry entry, and its manifest in the shape of an OCI image manifest."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.durable import canonical_json, digest_bytes
+from adapterhub_local.errors import Corrupt
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+ARTIFACT_TYPE = "application/vnd.qhub.adapter.v1+json"
+LINEAGE_TYPE = "application/vnd.qhub.lineage.v1+json"
+FILE_TYPES = {".safetensors": "application/vnd.safetensors", ".json": "application/json"}
+TITLE = "org.opencontainers.image.title"
+CREATED = "org.opencontainers.image.created"
+NAME = "org.qhub.name"
+VERSION = "org.qhub.version"
+
+
+@dataclass(frozen=True)
+class File:
+    """A named blob: `path` inside the version, `digest` as `sha256:<hex>`, `size` in bytes."""
+
+    path: str
+    digest: str
+    size: int
+
+    def descriptor(self, media_type: str | None = None) -> dict[str, Any]:
+        """The OCI descriptor of this file."""
+        kind = media_type or FILE_TYPES.get(Path(self.path).suffix, "application/octet-stream")
+        return {"mediaType": kind, "digest": self.digest, "size": self.size, "annotations": {TITLE: self.path}}
+
+    @classmethod
+    def from_descriptor(cls, descriptor: Mapping[str, Any]) -> "File":
+        return cls(descriptor["annotations"][TITLE], descriptor["digest"], descriptor["size"])
+
+
+def content_digest(files: tuple[File, ...]) -> str:
+    """The identity of the files alone: equal training output has equal content, whatever its lineage."""
+    return digest_bytes(canonical_json({file.path: file.digest for file in files}))
+
+
+@dataclass(frozen=True)
+class Version:
+    """An entry `name@number`: files, and the lineage that says where they came from.
+
+    `manifest_digest` identifies the entry with its lineage, `content_digest` the files alone.
+    `path` is a folder with the files, after their bytes were checked; plain PEFT loads it.
+    """
+
+    name: str
+    number: int
+    created_at: str
+    files: tuple[File, ...]
+    lineage_file: File
+    lineage: Mapping[str, Any] = field(compare=False)
+    _folder: Callable[["Version"], Path] | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.number}"
+
+    @cached_property
+    def content_digest(self) -> str:
+        return content_digest(self.files)
+
+    @cached_property
+    def manifest(self) -> bytes:
+        """The manifest as canonical JSON; it holds all that is needed to list this version again."""
+        return canonical_json(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST_TYPE,
+                "artifactType": ARTIFACT_TYPE,
+                "config": self.lineage_file.descriptor(LINEAGE_TYPE),
+                "layers": [file.descriptor() for file in self.files],
+                "annotations": {NAME: self.name, VERSION: str(self.number), CREATED: self.created_at},
+            }
+        )
+
+    @cached_property
+    def manifest_digest(self) -> str:
+        return digest_bytes(self.manifest)
+
+    @property
+    def base_fingerprint(self) -> str | None:
+        return self.lineage.get("base", {}).get("fingerprint")
+
+    @property
+    def path(self) -> Path:
+        assert self._folder is not None, "a version that is in no registry has no path"
+        return self._folder(self)
+
+    @classmethod
+    def from_manifest(
+        cls, manifest: bytes, lineage: bytes, folder: Callable[["Version"], Path] | None = None
+    ) -> "Version":
+        """The version that a manifest and its lineage blob describe. Raises Corrupt if they describe none."""
+        try:
+            fields = json.loads(manifest)
+            notes = fields["annotations"]
+            return cls(
+                name=notes[NAME],
+                number=int(notes[VERSION]),
+                created_at=notes[CREATED],
+                files=tuple(File.from_descriptor(layer) for layer in fields["layers"]),
+                lineage_file=File.from_descriptor(fields["config"]),
+                lineage=json.loads(lineage),
+                _folder=folder,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"a manifest cannot be read: {type(error).__name__}: {error}") from None

@@ -1,0 +1,45 @@
+"""Every test has its own QHUB_HOME and no network; `tiny_base` is a real NF4 base that loads in a moment."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # before huggingface_hub is imported: no test may ask a real hub
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from adapterhub_local.base.store import BaseInfo, read_record
+from adapterhub_local.settings import Home
+from adapterhub_local.settings import home as home_at
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """This test's own home, also in the environment of what it starts."""
+    monkeypatch.setenv("QHUB_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("QHUB_DEVICE", raising=False)
+    return home_at()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder with a tiny random 16-bit model."""
+    from tests.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def built_base(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model as a base, made once."""
+    from adapterhub_local.base.add import add_base
+
+    return add_base("tiny", tiny_folder, home_at(tmp_path_factory.mktemp("bases")), hub_id="someone/tiny").folder
+
+
+@pytest.fixture
+def tiny_base(built_base: Path, home: Home) -> BaseInfo:
+    """The base `tiny` in this test's home."""
+    shutil.copytree(built_base, home.bases / "tiny")
+    return read_record(home.bases / "tiny")
