@@ -28,7 +28,7 @@ def canonical_json(value: Any) -> bytes:
     return text.encode()
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | memoryview) -> str:
     """`sha256:<hex>` of `data`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
@@ -58,9 +58,9 @@ def sync_file(path: Path) -> None:
 
 
 @contextmanager
-def staging(parent: Path) -> Iterator[Path]:
+def staging(parent: Path, prefix: str = "") -> Iterator[Path]:
     """A fresh folder under `parent`, removed with all it holds when the block ends."""
-    folder = parent / uuid.uuid4().hex
+    folder = parent / f"{prefix}{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -90,9 +90,11 @@ def place_file(staged: Path, target: Path) -> None:
     sync_file(staged)
     try:
         os.link(staged, target)  # unlike rename, fails if another process was first
+        staged.unlink()
     except FileExistsError:
         raise InUse(f"{target} exists already: remove it or choose another name with -o") from None
-    staged.unlink()
+    except OSError:  # a filesystem without hard links
+        staged.rename(check_absent(target))
     sync_folder(target.parent)
 
 

@@ -21,7 +21,7 @@ _NAME = re.compile(rf"{_PART}(?:/{_PART})?")
 _ALIAS = re.compile(_PART)
 _VERSION = re.compile(r"v?([0-9]+)")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})")
-_WEIGHT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_WEIGHT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
 
 def check_name(name: str) -> str:
@@ -41,7 +41,7 @@ def check_name(name: str) -> str:
 def check_alias(alias: str) -> str:
     """`alias`, if it may be one. Raises BadReference; `latest`, digits and `v<n>` are reserved."""
     if alias == "latest" or _VERSION.fullmatch(alias):
-        raise BadReference(f"'{alias}' is reserved and cannot be an alias: choose another word, such as 'prod'")
+        raise BadReference(f"'{_shown(alias)}' is reserved and cannot be an alias: choose another word, such as 'prod'")
     if len(alias) > MAX_NAME_LENGTH or not _ALIAS.fullmatch(alias) or ".." in alias:
         raise BadReference(f"'{_shown(alias)}' is not an alias: use lower-case letters, digits, '.', '_' and '-'")
     return alias
@@ -64,7 +64,7 @@ class Reference:
         if not at or selector == "latest":
             return cls(name)
         if match := _VERSION.fullmatch(selector):
-            number = int(match[1])
+            number = int(match[1]) if len(match[1]) <= 10 else 0
             if not 1 <= number < 2**31:
                 raise BadReference(f"'{_shown(text)}': versions are numbered from 1")
             return cls(name, version=number)

@@ -48,10 +48,18 @@ class Home:
 def home(root: str | Path | None = None) -> Home:
     """The home at `root`, else at $QHUB_HOME, else ~/.qhub."""
     chosen = root if root is not None else os.environ.get("QHUB_HOME") or "~/.qhub"
-    path = Path(chosen).expanduser().absolute()
+    path = Path(os.path.expanduser(chosen)).absolute()  # Path.expanduser raises for ~nobody
     if path.exists() and not path.is_dir():
         raise InputError(f"QHUB_HOME is {path}, which is a file: name a folder")
     return Home(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder of a home. Raises InputError if it cannot be created."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be created: {error.strerror}. Set QHUB_HOME to a writable folder") from None
 
 
 def device() -> str:

@@ -113,7 +113,7 @@ class _Weights:
         if count == 1:
             (self.folder / "shard-0").rename(self.folder / SINGLE)
             return
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, names in enumerate(self.shards):
             shard = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             (self.folder / f"shard-{number}").rename(self.folder / shard)
@@ -165,5 +165,9 @@ def _check_names(wanted: dict[str, tuple[int, ...]], known: set[str], source: So
     missing = sorted(set(wanted) - source.names)
     extra = sorted(name for name in source.names - known if not name.endswith("inv_freq"))
     if missing or extra:
-        what = f"no {missing[0]} (and {len(missing) - 1} more)" if missing else f"{extra[0]} (and {len(extra) - 1} more) too many"
+        what = (
+            f"no {missing[0]} (and {len(missing) - 1} more)"
+            if missing
+            else f"{extra[0]} (and {len(extra) - 1} more) too many"
+        )
         raise BadFile(f"the checkpoint is not what its config says ({type(source.config).__name__}): it has {what}")

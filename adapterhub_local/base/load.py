@@ -1,12 +1,11 @@
 """Load a base for training or serving: from its quantised file, on one device, with CPU packing off."""
 
-import logging
-import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -14,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from adapterhub_local import settings
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import Corrupt, InputError
+from adapterhub_local.noise import hush
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,10 @@ def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str |
         try:
             model = AutoModelForCausalLM.from_pretrained(info.folder, dtype=dtype, device_map={"": device})
             tokenizer = AutoTokenizer.from_pretrained(info.folder)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise Corrupt(f"base '{info.name}' cannot be loaded from {info.folder}: {str(error).splitlines()[0]}") from None
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise Corrupt(
+                f"base '{info.name}' cannot be loaded from {info.folder}: {str(error).splitlines()[0]}"
+            ) from None
     close_packing_trap(model, dtype)
     for parameter in model.parameters():
         # transformers 5.23 keeps the file's dtype in a pre-quantised model, whatever was asked for
@@ -75,14 +77,9 @@ def choose_device(device: str | None = None) -> str:
 
 def import_bitsandbytes() -> ModuleType:
     """bitsandbytes, without its complaint that a CPU kernel could not be downloaded: it is not wanted."""
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    logger.addFilter(_is_not_kernel_complaint)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import bitsandbytes
-    finally:
-        logger.removeFilter(_is_not_kernel_complaint)
+    hush()
+    import bitsandbytes
+
     return bitsandbytes
 
 
@@ -100,6 +97,3 @@ class quiet_loading:
         if self._bars:
             transformers_logging.enable_progress_bar()
 
-
-def _is_not_kernel_complaint(record: logging.LogRecord) -> bool:
-    return "gemm_4bit_forward" not in record.getMessage()

@@ -36,7 +36,9 @@ class Source:
 def open_source(path: Path) -> Source:
     """Open a transformers folder or a `.gguf` file. Raises NotFound or BadFile with what to give instead."""
     if not path.exists():
-        raise NotFound(f"there is no folder or file {path}: give a transformers folder, a .gguf file or a Hub id (ORG/NAME)")
+        raise NotFound(
+            f"there is no folder or file {path}: give a transformers folder, a .gguf file or a Hub id (ORG/NAME)"
+        )
     try:
         return _open_folder(path) if path.is_dir() else _open_gguf(path)
     except QhubError:
@@ -72,7 +74,9 @@ def _weight_files(folder: Path) -> dict[str, Path]:
     elif (folder / SINGLE).is_file():
         paths = [folder / SINGLE]
     elif list(folder.glob("pytorch_model*.bin")):
-        raise BadFile(f"{folder} holds pickled weights, which can run code: save it as safetensors with transformers first")
+        raise BadFile(
+            f"{folder} holds pickled weights, which can run code: save it as safetensors with transformers first"
+        )
     else:
         raise BadFile(f"{folder} has no {SINGLE}")
     return {name: path for path in paths for name in read_header(path).tensors}
@@ -100,7 +104,7 @@ def _open_gguf(path: Path) -> Source:
     named = {key: blocks.get_name(key, try_suffixes=(".weight", ".bias")) for key in wanted}
 
     def read(key: str) -> torch.Tensor:
-        tensor = stored[named[key]]
+        tensor = stored[named[key] or ""]
         weight = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))  # a copy: the file is mapped read-only
         if STREAMED_GGUF[architecture] and key.rsplit(".", 2)[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if ".q_proj." in key else config.num_key_value_heads
@@ -115,7 +119,10 @@ def _open_gguf_whole(path: Path, config: Any, tokenizer: PreTrainedTokenizerBase
     from transformers import GgufConfig
 
     model = AutoModelForCausalLM.from_pretrained(
-        path.absolute().parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        path.absolute().parent,
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
     )
     state = model.state_dict()
     return Source(config, tokenizer, None, frozenset(state), state.__getitem__)

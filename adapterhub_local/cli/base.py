@@ -1,5 +1,6 @@
 """`qhub base`: add, list, show, path, rm."""
 
+import os
 from pathlib import Path
 
 import click
@@ -28,7 +29,7 @@ def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
 
     if (home().bases / check_base_name(name)).exists():  # said before anything heavy is loaded
         raise InUse(f"base '{name}' exists already: choose another name, or remove it with `qhub base rm {name}`")
-    path, revision = Path(source).expanduser(), None
+    path, revision = Path(os.path.expanduser(source)), None
     if not path.exists() and _is_hub_id(source):
         from adapterhub_local.hub.model import fetch_model
 
@@ -44,7 +45,9 @@ def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
     if as_json:
         print_json(info.to_json())
     else:
-        click.echo(f"{name}: {info.num_parameters / 1e6:.1f} M parameters in {size_text(info.size)}, {info.fingerprint[:19]}")
+        click.echo(
+            f"{name}: {info.num_parameters / 1e6:.1f} M parameters in {size_text(info.size)}, {info.fingerprint[:19]}"
+        )
 
 
 @command.command(name="list")

@@ -6,6 +6,7 @@ import sys
 import click
 
 from adapterhub_local.errors import QhubError
+from adapterhub_local.noise import hush
 
 # verb -> module of this package; the module is imported when the verb is called or its help is asked for
 VERBS = {
@@ -16,6 +17,7 @@ VERBS = {
     "path": "Print a folder with a version's files, which PEFT loads.",
     "alias": "Point names such as prod to versions.",
     "add": "Register an adapter trained elsewhere.",
+    "eval": "Score an adapter or a base on held-out data.",
     "merge": "Merge adapters by weighted sum.",
     "export": "Write a version to one self-describing file.",
     "serve": "Serve a base and all its adapters, OpenAI-compatible.",
@@ -54,12 +56,16 @@ def qhub() -> None:
 
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 bad usage or input, 1 failure, 130 stopped by the user."""
+    hush()
     try:
         code = qhub.main(args=arguments, prog_name="qhub", standalone_mode=False)
     except QhubError as error:
         _fail(str(error), error.exit_code)
     except click.exceptions.Abort:
         _fail("stopped", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         where = getattr(error, "ctx", None)
         hint = f" (see `{where.command_path} --help`)" if where else ""

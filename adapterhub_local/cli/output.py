@@ -25,7 +25,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    width = None if sys.stdout.isatty() else 200
+    # a description may hold [brackets] and :colons:, which rich would take for markup
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
 @contextmanager

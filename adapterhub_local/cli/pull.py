@@ -7,12 +7,13 @@ from adapterhub_local.cli.output import print_json
 
 @click.command(name="pull")
 @click.argument("repository", metavar="ORG/REPO[@REVISION]")
-@click.option("--name", help="The adapter's name here; default: the repository's own.")
+@click.option("--name", metavar="NAME", help="The adapter's name here; default: the repository's own.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(repository: str, name: str | None, as_json: bool) -> None:
     """Pull an adapter from the Hugging Face Hub and register it as a version.
 
-    REVISION is a tag, a branch or a commit. Every byte is checked; pickles are refused.
+    REVISION is a tag, a branch or a commit. What `qhub push` made is checked byte for byte and comes back
+    as it was; what PEFT made is rewritten. Pickles and unsupported features are refused.
     """
     from adapterhub_local.hub import pull
     from adapterhub_local.registry import Registry

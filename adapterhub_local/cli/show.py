@@ -17,22 +17,32 @@ def command(reference: str, as_json: bool) -> None:
     version = registry.resolve(reference)
     aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
     if as_json:
-        print_json({**to_json(version), "aliases": aliases})
+        print_json({**to_json(version), "aliases": aliases, "metrics": registry.metrics(version)})
         return
     lineage = version.lineage
-    base, adapter = lineage.get("base", {}), lineage.get("adapter", {})
+    base, adapter = lineage.get("base") or {}, lineage.get("adapter") or {}
     rows: list[tuple[str, Any]] = [("version", f"{version}{' = ' + ', '.join(aliases) if aliases else ''}")]
     if lineage.get("description"):
         rows.append(("description", lineage["description"]))
     rows.append(("made by", lineage.get("kind", "unknown")))
-    rows.append(("base", f"{base.get('name') or base.get('hub_id') or 'unknown'} {(base.get('fingerprint') or '')[:19]}"))
-    if adapter:
-        rows.append(("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {adapter['num_parameters']:,} parameters"))
-    rows += [(entry["role"], f"{entry['file']} ({entry['rows']} rows, {entry['digest'][:19]})") for entry in lineage.get("data", ())]
+    rows.append(
+        ("base", f"{base.get('name') or base.get('hub_id') or 'unknown'} {(base.get('fingerprint') or '')[:19]}")
+    )
+    if adapter.keys() >= {"rank", "alpha", "num_parameters"}:  # a version made by another program may say less
+        rows.append(
+            ("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {adapter['num_parameters']:,} parameters")
+        )
+    rows += [
+        (entry["role"], f"{entry['file']} ({entry['rows']} rows, {entry['digest'][:19]})")
+        for entry in lineage.get("data", ())
+    ]
     rows += [("parent", f"{parent['reference']} x {parent['weight']:g}") for parent in lineage.get("parents", ())]
-    for task, scores in lineage.get("metrics", {}).items():
+    for task, scores in registry.metrics(version).items():
         rows += [
-            (f"{task}, {who}", f"exact match {score['exact_match']:.1%}, loss {score['loss']:.4f} on {score['rows']} rows")
+            (
+                f"{task}, {who}",
+                f"exact match {score['exact_match']:.1%}, loss {score['loss']:.4f} on {score['rows']} rows",
+            )
             for who, score in scores.items()
             if isinstance(score, dict)
         ]

@@ -11,7 +11,13 @@ from adapterhub_local.settings import home
 
 @click.command(name="train")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a key of the recipe, such as train.seed=1.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    help="Change a key of the recipe, such as train.seed=1.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the stopped run of this recipe.")
 @click.option("--restart", is_flag=True, help="Throw the stopped run of this recipe away and begin anew.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")

@@ -4,20 +4,21 @@ Three spellings of the same thing are read: a PEFT folder, a single self-describ
 file, and a single foreign file whose alpha the caller gives.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from adapterhub_local.errors import BadFile, NotFound
-from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.errors import BadFile, InputError, NotFound
+from adapterhub_local.lora.config import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import Header, read_header
-from adapterhub_local.lora.write import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, tensor_name
+from adapterhub_local.lora.write import tensor_name
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight")
+_KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight", re.ASCII)
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -76,13 +77,19 @@ class AdapterFile:
 
     def deltas(self, modules: tuple[str, ...] | None = None) -> Iterator[tuple[str, Delta]]:
         """(module, delta) one at a time, in the order of `modules`."""
-        with safe_open(self.path, framework="pt") as file:
+        try:
+            file = safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:  # changed since its header was read
+            raise BadFile(f"{self.path} cannot be read: {error}") from None
+        with file:
             for module in self.modules if modules is None else modules:
-                factors = [file.get_tensor(self.keys[module, factor]) for factor in "AB"]
-                for factor, key in zip(factors, "AB", strict=True):
+                factors = {key: file.get_tensor(self.keys[module, key]) for key in "AB"}
+                for key, factor in factors.items():
                     if not torch.isfinite(factor).all():
-                        raise BadFile(f"{self.path} has NaN or infinity in {self.keys[module, key]}: it was not trained soundly")
-                yield module, Delta(*factors, self.config.scaling(module))
+                        raise BadFile(
+                            f"{self.path} has NaN or infinity in {self.keys[module, key]}: it was not trained soundly"
+                        )
+                yield module, Delta(factors["A"], factors["B"], self.config.scaling(module))
 
 
 def open_adapter(path: Path, *, alpha: float | None = None) -> AdapterFile:
@@ -101,7 +108,7 @@ def open_adapter(path: Path, *, alpha: float | None = None) -> AdapterFile:
     header = read_header(weights)
     keys = _keys(weights, header)
     shapes = _shapes(weights, header, keys)
-    config = _config(path, weights, header, shapes, alpha)
+    config = _config(weights, header, shapes, alpha)
     for module, shape in shapes.items():
         if shape.rank != config.rank_of(module):
             raise BadFile(f"{weights}: {module} has rank {shape.rank}, its config says {config.rank_of(module)}")
@@ -116,7 +123,7 @@ def _keys(path: Path, header: Header) -> dict[tuple[str, str], str]:
     for name, entry in header.tensors.items():
         match = _KEY.fullmatch(name)
         if not match or len(entry.shape) != 2 or entry.dtype not in _FLOATS:
-            raise BadFile(f"{path}: {name} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer")
+            raise BadFile(f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer")
         if keys.setdefault((match["module"], match["factor"]), name) != name:
             raise BadFile(f"{path}: {name} is there twice, with and without '.default'")
     if not keys:
@@ -138,17 +145,19 @@ def _shapes(path: Path, header: Header, keys: Mapping[tuple[str, str], str]) -> 
     return shapes
 
 
-def _config(
-    path: Path, weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None
-) -> AdapterConfig:
-    if path.is_dir() and (path / CONFIG).is_file():
-        return AdapterConfig.parse((path / CONFIG).read_bytes(), str(path / CONFIG))
+def _config(weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None) -> AdapterConfig:
+    # a PEFT folder, also when its weights file is what was named
+    beside = weights.parent / CONFIG
+    if weights.name == WEIGHTS and beside.is_file():
+        return AdapterConfig.parse(beside.read_bytes(), str(beside))
     if CONFIG_KEY in header.metadata:
         return AdapterConfig.parse(header.metadata[CONFIG_KEY], f"{weights} (its header)")
     if alpha is None:
         raise BadFile(
             f"{weights} does not carry its config: put its {CONFIG} beside it and name the folder, or give --alpha"
         )
+    if not math.isfinite(alpha):
+        raise InputError(f"alpha is {alpha}: give the finite number the adapter was trained with")
     ranks = {module: shape.rank for module, shape in shapes.items()}
     rank = max(ranks.values())
     patterns = {re.escape(module): value for module, value in ranks.items() if value != rank}

@@ -3,19 +3,40 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub_local.errors import BadFile
 
+WEIGHTS = "adapter_model.safetensors"  # PEFT's names of an adapter's two files
+CONFIG = "adapter_config.json"
+CONFIG_KEY = "adapter_config"  # in the weights' metadata, so that one file says all about itself
+BASE_KEY = "base_fingerprint"
+
 # Settings that change nothing about the delta of a trained adapter.
 _HARMLESS = frozenset(
-    "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode exclude_modules lora_dropout"
-    " layers_to_transform layers_pattern megatron_core loftq_config eva_config qalora_group_size ensure_weight_tying"
-    " runtime_config".split()
+    [
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "exclude_modules",
+        "lora_dropout",
+        "layers_to_transform",
+        "layers_pattern",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "qalora_group_size",
+        "ensure_weight_tying",
+        "runtime_config",
+    ]
 )
-_READ = frozenset("peft_type r lora_alpha target_modules use_rslora rank_pattern alpha_pattern".split())
+_READ = frozenset(["peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"])
 # Settings that make the result something else than W x + scaling * B A x on a frozen base.
 _REFUSED = {
     "use_dora": "DoRA is not a LoRA delta: it rescales the base's own weights",
@@ -46,6 +67,12 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str | None = None
 
+    @property
+    def hub_id(self) -> str | None:
+        """`base_model` if it is a Hub id, None for what may be a path of some machine."""
+        name = self.base_model
+        return name if name and name.count("/") == 1 and not name.startswith(("/", ".", "~")) else None
+
     def rank_of(self, module: str) -> int:
         return _match(self.rank_pattern, module, self.rank)
 
@@ -63,7 +90,7 @@ class AdapterConfig:
             "base_model_name_or_path": self.base_model,
             "inference_mode": True,
             "r": self.rank,
-            "lora_alpha": self.alpha,
+            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
             "lora_dropout": 0.0,
             "target_modules": targets if isinstance(targets, str) else sorted(targets),
             "use_rslora": self.use_rslora,
@@ -90,10 +117,10 @@ class AdapterConfig:
                 rank=_positive_int(fields["r"]),
                 alpha=_finite(fields["lora_alpha"]),
                 target_modules=_targets(fields.get("target_modules")),
-                use_rslora=bool(fields.get("use_rslora", False)),
+                use_rslora=_flag(fields.get("use_rslora")),
                 rank_pattern={key: _positive_int(rank) for key, rank in (fields.get("rank_pattern") or {}).items()},
                 alpha_pattern={key: _finite(alpha) for key, alpha in (fields.get("alpha_pattern") or {}).items()},
-                base_model=fields.get("base_model_name_or_path") or None,
+                base_model=_base_model(fields.get("base_model_name_or_path")),
             )
             for pattern in (*config.rank_pattern, *config.alpha_pattern):
                 re.compile(pattern)
@@ -144,6 +171,19 @@ def _positive_int(value: Any) -> int:
 
 
 def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is not a finite alpha")
+    # compared, not converted: an int of JSON may be too large for a float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{str(value)[:20]} is not a finite alpha")
     return value
+
+
+def _flag(value: Any) -> bool:
+    if value not in (True, False, None):
+        raise ValueError(f"use_rslora is {value!r}, neither true nor false")
+    return bool(value)
+
+
+def _base_model(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"base_model_name_or_path is {value!r}, not a name")
+    return value or None

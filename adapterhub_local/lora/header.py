@@ -62,7 +62,7 @@ def read_header(path: Path) -> Header:
     if len(raw) < length or not raw.startswith(b"{"):
         raise BadFile(f"{path} is not a safetensors file, or is truncated: {size:,} bytes, header of {length:,}")
     try:
-        fields = json.loads(raw, object_pairs_hook=_no_duplicates)
+        fields = json.loads(raw.decode(), object_pairs_hook=_no_duplicates)  # bytes could be read as UTF-16
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{path} has a damaged header: {error}") from None
     metadata = fields.pop("__metadata__", {})
@@ -76,7 +76,9 @@ def read_header(path: Path) -> Header:
             raise BadFile(f"{path} has a damaged header: {name} overlaps another tensor or follows a hole")
         position = entry.end
     if 8 + length + position != size:
-        raise BadFile(f"{path} is truncated or has extra bytes: {8 + length + position:,} bytes expected, {size:,} there")
+        raise BadFile(
+            f"{path} is truncated or has extra bytes: {8 + length + position:,} bytes expected, {size:,} there"
+        )
     return Header(metadata, tensors)
 
 

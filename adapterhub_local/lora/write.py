@@ -7,13 +7,12 @@ process; content-addressed storage needs equal bytes, so the header is written h
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.lora.config import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -26,10 +25,6 @@ DTYPE_NAMES = {
     torch.int8: "I8",
     torch.bool: "BOOL",
 }
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-CONFIG_KEY = "adapter_config"  # in the file's metadata, so that one file says all about itself
-BASE_KEY = "base_fingerprint"
 Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -52,14 +47,14 @@ def write_safetensors(
         file.write(struct.pack("<Q", len(raw)) + raw)
         names = iter(shapes)
         for name, tensor in tensors:
-            assert name == next(names) and (tensor.dtype, tuple(tensor.shape)) == shapes[name], name
+            assert (name, (tensor.dtype, tuple(tensor.shape))) == (next(names), shapes[name]), name
             file.write(tensor_bytes(tensor))
         assert next(names, None) is None, "a tensor is missing"
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's elements as little-endian bytes, row by row."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_adapter(
@@ -68,13 +63,14 @@ def write_adapter(
     shapes: Shapes,
     tensors: Iterable[tuple[str, torch.Tensor]],
     base_fingerprint: str | None,
+    extra: Mapping[str, str] | None = None,
 ) -> dict[str, Path | bytes]:
     """Write the two files of an adapter into `folder` and return them by name.
 
     Tensor names are PEFT's, see `tensor_name`. The weights file carries its config and the fingerprint
-    of its base in its own metadata, so it can be used alone.
+    of its base in its own metadata, so it can be used alone; `extra` metadata is added.
     """
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(config.to_json(), allow_nan=False)}
+    metadata = {**(extra or {}), "format": "pt", CONFIG_KEY: json.dumps(config.to_json(), allow_nan=False)}
     if base_fingerprint:
         metadata[BASE_KEY] = base_fingerprint
     write_safetensors(folder / WEIGHTS, shapes, tensors, metadata)
@@ -85,8 +81,3 @@ def write_adapter(
 def tensor_name(module: str, factor: str) -> str:
     """PEFT's name of a factor ("A" or "B") of a module."""
     return f"base_model.model.{module}.lora_{factor}.weight"
-
-
-def with_base(config: AdapterConfig, base_model: str | None) -> AdapterConfig:
-    """`config` naming another base, a Hub id or None, never a path."""
-    return replace(config, base_model=base_model)

@@ -1,8 +1,9 @@
 """Read a recipe strictly: every mistake at once, each with file, line, key and the nearest known key."""
 
 import difflib
-import math
+import os
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -31,7 +32,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise BadRecipe(f"{path} cannot be read as text: {error}") from None
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib lets through what int() and the stack refuse
         raise BadRecipe(f"{path}: not TOML: {error}") from None
     reading = _Reading(path, text)
     for override in overrides:
@@ -86,8 +87,8 @@ class _Reading:
         if check is not None and (wrong := check(converted)):
             self.problem(table, item.name, f"{table}.{item.name} = {value!r}: {wrong}")
         if isinstance(converted, Path):
-            converted = self.path.parent / converted.expanduser()
-            if not converted.is_file():
+            converted = self.path.parent / os.path.expanduser(converted)
+            if not os.path.isfile(converted):  # Path.is_file raises for a name that is too long
                 self.problem(table, item.name, f"{table}.{item.name}: there is no file {converted}")
         return converted
 
@@ -96,8 +97,6 @@ class _Reading:
         train = values["train"]
         if train.micro_batch_size and train.batch_size % train.micro_batch_size:
             self.problem("train", "micro_batch_size", f"micro_batch_size must divide batch_size ({train.batch_size})")
-        if values["adapter"].target_modules == ():
-            self.problem("adapter", "target_modules", "target_modules is empty: name a module or 'all-linear'")
         data = values["data"]
         if data.test is not None and data.test.resolve() == data.train.resolve():
             self.problem("data", "test", "data.test is data.train: hold out other examples to evaluate on")
@@ -108,7 +107,7 @@ def _convert(value: Any, allowed: tuple[Any, ...]) -> Any:
     for kind in allowed:
         if kind is Path and isinstance(value, str) and value:
             return Path(value)
-        if kind is float and type(value) in (int, float) and math.isfinite(value):
+        if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
         if kind in (str, int, bool) and type(value) is kind:
             return value
@@ -130,7 +129,7 @@ def _apply(override: str, tables: dict[str, Any]) -> None:
         raise BadRecipe(f"--set {override}: write table.key=value, such as train.seed=1")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = raw.strip()
     if not isinstance(tables.setdefault(table, {}), dict):
         raise BadRecipe(f"--set {override}: '{table}' is not a table in the recipe")

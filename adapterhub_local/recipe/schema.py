@@ -11,7 +11,7 @@ from typing import Any
 from adapterhub_local.errors import BadReference
 from adapterhub_local.refs import check_alias, check_name
 
-OPTIMIZERS = ("paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
+OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 COMPUTE = ("auto", "float32", "bfloat16")
 REQUIRED: Any = object()  # stands where a recipe must give a value
@@ -42,6 +42,13 @@ def _named(check: Callable[[str], str]) -> Callable[[str], str | None]:
     return problem
 
 
+def _targets(value: str | tuple[str, ...]) -> str | None:
+    # PEFT would take any other text as a pattern
+    return (
+        None if value and not (isinstance(value, str) and value != "all-linear") else "must be 'all-linear' or a list"
+    )
+
+
 at_least_one = between(1, 2**31, "1 or more")
 
 
@@ -65,7 +72,7 @@ class Adapter:
     rslora: bool = key("scaling is alpha / sqrt(rank) instead", False)
     dropout: float = key("share of inputs to A dropped in training", 0.0, between(0, 0.99, "from 0 to 0.99"))
     target_modules: str | tuple[str, ...] = key(
-        "`all-linear` (all but the output head) or a list of the ends of module names", "all-linear"
+        "`all-linear` (all but the output head) or a list of the ends of module names", "all-linear", _targets
     )
 
 
@@ -81,7 +88,12 @@ class Train:
     warmup: float = key("share of the steps in which the learning rate rises", 0.05, between(0, 1, "from 0 to 1"))
     weight_decay: float = key("decoupled weight decay of A and B", 0.0, between(0, 10, "from 0 to 10"))
     max_grad_norm: float = key("gradients are clipped to this norm", 1.0, between(1e-6, 1e6, "a positive number"))
-    optimizer: str = key(f"{', '.join(OPTIMIZERS)}", "paged_adamw_8bit", one_of(*OPTIMIZERS))
+    optimizer: str = key(
+        f"{', '.join(OPTIMIZERS)}; auto is paged_adamw_8bit on a GPU and adamw on the CPU, "
+        "where paging does nothing and 8-bit states only cost time",
+        "auto",
+        one_of(*OPTIMIZERS),
+    )
     compute: str = key(
         "dtype of activations: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)",
         "auto",

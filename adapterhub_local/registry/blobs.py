@@ -3,12 +3,13 @@
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapterhub_local.durable import CHUNK, digest_file, sync_folder
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.version import File
-from adapterhub_local.settings import Home
+from adapterhub_local.settings import Home, make_folder
 
 READ_ONLY = 0o444
 
@@ -28,10 +29,10 @@ class Blobs:
         """Store a file's bytes and return its entry, named `name`.
 
         The bytes are hashed while they are copied to a new file in `tmp/`, which is flushed to disk
-        and renamed to its digest; the same bytes are stored once. A blob that is there with another
-        size is damaged and replaced.
+        and renamed to its digest; the same bytes are stored once. A blob that is there but damaged is
+        replaced, so publishing or pulling again repairs it.
         """
-        self.home.tmp.mkdir(parents=True, exist_ok=True)
+        make_folder(self.home.tmp)
         temporary = self.home.tmp / uuid.uuid4().hex
         hasher, size = hashlib.sha256(), 0
         try:
@@ -45,7 +46,7 @@ class Blobs:
                 os.fsync(out.fileno())
             digest = "sha256:" + hasher.hexdigest()
             target = self.path(digest)
-            if not (target.exists() and target.stat().st_size == size):
+            if not is_sound(target, digest, size):
                 if not target.parent.is_dir():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     sync_folder(target.parent.parent)
@@ -60,12 +61,17 @@ class Blobs:
         path = self.path(file.digest)
         if not path.is_file():
             raise Corrupt(f"{file.path} is missing from the registry (blob {file.digest}): pull or publish it again")
-        if path.stat().st_size != file.size or digest_file(path) != file.digest:
+        if not is_sound(path, file.digest, file.size):
             raise Corrupt(f"{file.path} is damaged (blob {file.digest}): pull or publish it again")
         return path
 
 
-def _chunks(source: Path | bytes):
+def is_sound(path: Path, digest: str, size: int) -> bool:
+    """Whether the file is there with these bytes."""
+    return path.is_file() and path.stat().st_size == size and digest_file(path) == digest
+
+
+def _chunks(source: Path | bytes) -> Iterator[bytes]:
     if isinstance(source, bytes):
         yield source
         return

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapterhub_local.errors import Corrupt, InputError
+from adapterhub_local.errors import Corrupt, InputError, QhubError
+from adapterhub_local.settings import make_folder
 
 BUSY_TIMEOUT_MS = 60_000
 
@@ -62,6 +63,18 @@ MIGRATIONS = (
     CREATE TRIGGER alias_log_keep BEFORE UPDATE ON alias_log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
     CREATE TRIGGER alias_log_stay BEFORE DELETE ON alias_log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
     """,
+    """
+    CREATE TABLE evaluations (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        task TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        evaluation TEXT NOT NULL,
+        FOREIGN KEY (name, number) REFERENCES versions (name, number)
+    ) STRICT;
+    CREATE INDEX evaluations_by_version ON evaluations (name, number);
+    """,
 )
 
 
@@ -81,14 +94,12 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction that holds the write lock from its start: all of it happens or none."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{self.path.parent} cannot be created: {error.strerror}. Set QHUB_HOME to a writable folder"
-            ) from None
+        make_folder(self.path.parent)
         connection = self._connection()
-        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:  # read-only, or locked for longer than the timeout
+            raise QhubError(f"{self.path} cannot be written: {error}") from None
         try:
             yield connection
         except BaseException:

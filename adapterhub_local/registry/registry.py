@@ -1,12 +1,14 @@
 """The registry: publish, resolve, list and alias immutable versions.
 
-    registry = Registry()                                   # at $QHUB_HOME
-    version = registry.publish("sentiment", files, lineage) # sentiment@1
-    registry.set_alias("sentiment", "prod", 1)
-    PeftModel.from_pretrained(model, registry.resolve("sentiment@prod").path)
+registry = Registry()                                   # at $QHUB_HOME
+version = registry.publish("sentiment", files, lineage) # sentiment@1
+registry.set_alias("sentiment", "prod", 1)
+PeftModel.from_pretrained(model, registry.resolve("sentiment@prod").path)
 """
 
+import contextlib
 import difflib
+import json
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.durable import canonical_json, place_folder, staging
-from adapterhub_local.errors import BadReference, Corrupt, InUse, NotFound
+from adapterhub_local.errors import BadReference, InUse, NotFound
 from adapterhub_local.refs import Reference, check_alias, check_name
-from adapterhub_local.registry.blobs import Blobs
+from adapterhub_local.registry.blobs import Blobs, is_sound
 from adapterhub_local.registry.database import Database
 from adapterhub_local.registry.version import File, Version
 from adapterhub_local.settings import Home
@@ -111,6 +113,29 @@ class Registry:
         with self.database.writing() as db:
             _point(db, name, alias, number, expect=expect)
 
+    def add_evaluation(self, version: Version, task: str, evaluation: Mapping[str, Any]) -> None:
+        """Keep a later evaluation of a version beside it; the version itself does not change.
+
+        `evaluation` has the form of a task in the lineage's `metrics`. It is stored as a blob too, which
+        names its version, so that the database can be made again from the blobs.
+        """
+        record = canonical_json({"evaluation": evaluation, "manifest": version.manifest_digest, "task": task})
+        blob = self.blobs.put("evaluation.json", record)
+        with self.database.writing() as db:
+            db.execute(
+                "INSERT INTO evaluations (name, number, task, digest, evaluation) VALUES (?, ?, ?, ?, ?)",
+                (version.name, version.number, task, blob.digest, canonical_json(evaluation).decode()),
+            )
+
+    def metrics(self, version: Version) -> dict[str, Any]:
+        """Task -> scores: those of the version's lineage, and the newest of its later evaluations."""
+        metrics = dict(version.lineage.get("metrics", {}))
+        if db := self.database.reader():
+            query = "SELECT task, evaluation FROM evaluations WHERE name = ? AND number = ? ORDER BY id"
+            rows = db.execute(query, (version.name, version.number))
+            metrics |= {row["task"]: json.loads(row["evaluation"]) for row in rows}
+        return metrics
+
     def versions_on_base(self, fingerprint: str) -> list[Version]:
         """The versions that were made for the base with this fingerprint."""
         return [self._version(row) for row in self._rows("AND v.base_fingerprint = ?", (fingerprint,))]
@@ -120,21 +145,19 @@ class Registry:
 
         The files are links to the read-only blobs where the filesystem allows it.
         """
-        sources = {file.path: self.blobs.check(file) for file in version.files}
+        blobs = {file.path: self.blobs.check(file) for file in version.files}
         target = self.home.folders / version.content_digest.removeprefix("sha256:")
+        if target.is_dir() and not all(_is_same(target / file.path, blobs[file.path], file) for file in version.files):
+            with staging(self.home.tmp) as discarded:  # changed by hand, or linked to a blob that was repaired since
+                target.rename(discarded / "folder")
         if not target.is_dir():
             with staging(self.home.tmp) as folder:
                 staged = folder / "files"
                 staged.mkdir()
-                for path, blob in sources.items():
+                for path, blob in blobs.items():
                     _link_or_copy(blob, staged / path)
-                try:
+                with contextlib.suppress(InUse):  # another process made the same folder meanwhile
                     place_folder(staged, target)
-                except InUse:
-                    pass  # another process made the same folder meanwhile
-        for file in version.files:
-            if not (target / file.path).is_file() or (target / file.path).stat().st_size != file.size:
-                raise Corrupt(f"{target} was changed: remove it, it is made again from the registry")
         return target
 
     def _rows(self, condition: str, values: tuple) -> list:
@@ -151,7 +174,9 @@ class Registry:
         aliases = self.aliases(ref.name)
         shown = ", ".join(str(number) for number in numbers[-5:])
         known = f"versions {'... ' if len(numbers) > 5 else ''}{shown}"
-        return f"there is no '{ref}': '{ref.name}' has {known}" + (f" and aliases {', '.join(aliases)}" if aliases else "")
+        return f"there is no '{ref}': '{ref.name}' has {known}" + (
+            f" and aliases {', '.join(aliases)}" if aliases else ""
+        )
 
 
 def _point(db, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
@@ -165,6 +190,10 @@ def _point(db, name: str, alias: str, number: int, *, expect: int | None = None)
         "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at) VALUES (?, ?, ?, ?, ?)",
         (name, alias, old, number, now()),
     )
+
+
+def _is_same(path: Path, blob: Path, file: File) -> bool:
+    return path.is_file() and (path.samefile(blob) or is_sound(path, file.digest, file.size))
 
 
 def _link_or_copy(blob: Path, target: Path) -> None:

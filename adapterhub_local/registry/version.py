@@ -1,6 +1,7 @@
 """Version: one immutable registry entry, and its manifest in the shape of an OCI image manifest."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,8 @@ TITLE = "org.opencontainers.image.title"
 CREATED = "org.opencontainers.image.created"
 NAME = "org.qhub.name"
 VERSION = "org.qhub.version"
+_FILE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class File:
     path: str
     digest: str
     size: int
+
+    def __post_init__(self) -> None:
+        # a name inside a version is never a way out of its folder, whoever wrote the manifest
+        if not _FILE_PATH.fullmatch(self.path) or not _DIGEST.fullmatch(self.digest) or self.size < 0:
+            raise Corrupt(f"{self.path!r} ({self.digest}, {self.size} bytes) cannot be a file of a version")
 
     def descriptor(self, media_type: str | None = None) -> dict[str, Any]:
         """The OCI descriptor of this file."""
@@ -86,7 +94,7 @@ class Version:
 
     @property
     def base_fingerprint(self) -> str | None:
-        return self.lineage.get("base", {}).get("fingerprint")
+        return (self.lineage.get("base") or {}).get("fingerprint")
 
     @property
     def path(self) -> Path:

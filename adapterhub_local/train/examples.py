@@ -70,7 +70,9 @@ def _chat(line: str, where: str) -> list[Message]:
     return messages
 
 
-def tokenise(chats: list[list[Message]], tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path) -> list[Example]:
+def tokenise(
+    chats: list[list[Message]], tokenizer: PreTrainedTokenizerBase, max_length: int, path: Path
+) -> list[Example]:
     """Chats as the model's own chat template spells them. Raises BadData for an example longer than `max_length`.
 
     The assistant's tokens are found by prefix difference: what the template adds for a turn after the
@@ -105,7 +107,9 @@ def _tokenise(messages: list[Message], tokenizer: PreTrainedTokenizerBase, where
     return Example(tuple(whole), tuple(spans))
 
 
-def template_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> list[int]:
+def template_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool
+) -> list[int]:
     """The token ids of a chat in the model's own template."""
     render: Callable[..., Any] = tokenizer.apply_chat_template
     return list(render(messages, add_generation_prompt=add_generation_prompt, return_dict=False))

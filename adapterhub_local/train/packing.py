@@ -109,8 +109,8 @@ def is_exact(model: Any, examples: Sequence[Example]) -> bool:
 
 
 def micro_batch_size(examples: Sequence[Example], batch_size: int, max_tokens: int) -> int:
-    """The largest divisor of `batch_size` whose packed row stays near `max_tokens`, by the longest example."""
+    """The largest divisor of `batch_size` that packs into about `max_tokens` tokens, by the mean example."""
     prefix = common_prefix(examples)
-    longest = max(len(example.ids) for example in examples) - prefix
+    mean = sum(len(example.ids) - prefix for example in examples) / len(examples)
     divisors = (size for size in range(batch_size, 0, -1) if batch_size % size == 0)
-    return next((size for size in divisors if prefix + size * longest <= max_tokens), 1)
+    return next((size for size in divisors if prefix + size * mean <= max_tokens), 1)

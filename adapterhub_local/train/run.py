@@ -25,7 +25,7 @@ from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
 from adapterhub_local.train.examples import Example, read_chats, tokenise
 from adapterhub_local.train.progress import Quiet, Reporter
-from adapterhub_local.train.trainer import Watch, make_trainer, steps_of
+from adapterhub_local.train.trainer import Watch, choose_optimizer, make_trainer, steps_of
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")
 
@@ -78,7 +78,7 @@ def with_adapter(base: LoadedBase, recipe: Recipe) -> Any:
     targets = adapter.target_modules
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         use_rslora=adapter.rslora,
         lora_dropout=adapter.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
@@ -134,7 +134,9 @@ def save(model: Any, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, 
     config = AdapterConfig(
         rank=recipe.adapter.rank,
         alpha=recipe.adapter.alpha,
-        target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in modules})) if isinstance(targets, str) else targets,
+        target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in modules}))
+        if isinstance(targets, str)
+        else targets,
         use_rslora=recipe.adapter.rslora,
         base_model=info.hub_id,
     )
@@ -167,7 +169,9 @@ class Run:
             raise NotFound("no stopped run has this recipe, data and base: leave out --resume to begin one")
         if found and not resume and not restart:
             step = found[-1].name.rpartition("-")[2]
-            raise InUse(f"a run of this recipe was stopped at step {step}: add --resume to go on or --restart to begin anew")
+            raise InUse(
+                f"a run of this recipe was stopped at step {step}: add --resume to go on or --restart to begin anew"
+            )
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
         return found[-1] if resume else None
@@ -204,7 +208,12 @@ class Run:
             "recipe": {"text": recipe.text, "digest": digest_bytes(recipe.text.encode()), "resolved": recipe.to_json()},
             "data": self.data,
             "seed": recipe.train.seed,
-            "training": {**statistics, "examples": rows, "compute": str(model.dtype).removeprefix("torch.")},
+            "training": {
+                **statistics,
+                "examples": rows,
+                "compute": str(model.dtype).removeprefix("torch."),
+                "optimizer": choose_optimizer(recipe.train.optimizer, model.device.type),
+            },
             "environment": environment(model.device.type),
         }
         if scores:

@@ -1,0 +1,41 @@
+"""`qhub add`: register an adapter trained elsewhere."""
+
+from pathlib import Path
+
+import click
+
+from adapterhub_local.errors import InputError
+from adapterhub_local.registry import Registry
+from adapterhub_local.settings import home
+
+
+@click.command(name="add")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="The name to register it under.")
+@click.option("--base", "base_name", help="The base it was trained for; needed if there are several.")
+@click.option("--alias", help="Alias to point to the new version.")
+@click.option("--alpha", type=float, help="The alpha of a file that does not carry its config.")
+@click.option("--force", is_flag=True, help="Register it although it was made for another base; it is recorded.")
+def command(path: Path, name: str, base_name: str | None, alias: str | None, alpha: float | None, force: bool) -> None:
+    """Register the adapter at PATH, a PEFT folder or one self-describing .safetensors file."""
+    from adapterhub_local.base.store import find_base, list_bases
+    from adapterhub_local.durable import staging
+    from adapterhub_local.refs import check_alias, check_name
+
+    check_name(name)
+    if alias is not None:
+        check_alias(alias)
+    bases = list_bases(home())
+    if base_name is None and len(bases) != 1:
+        raise InputError(f"there are {len(bases)} bases: say with --base which one the adapter was trained for")
+    base = find_base(base_name, home()) if base_name is not None else bases[0]
+    from adapterhub_local.base.shapes import check_shapes
+    from adapterhub_local.lora.adapter import open_adapter
+    from adapterhub_local.lora.adopt import adopt
+
+    check_shapes(open_adapter(path, alpha=alpha), base)
+    with staging(home().tmp) as folder:
+        version = adopt(
+            path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, staging_folder=folder
+        )
+    click.echo(f"{version}: rank {version.lineage['adapter']['rank']}, for base {base.name}")

@@ -1,0 +1,202 @@
+"""The model card of a pushed version: what it is, how to use it, and all the lineage says of where it came from.
+
+A pure function of its arguments: the same version gives the same card. Every part of the lineage may be missing.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from adapterhub_local.registry import Version
+
+TAGS = ["lora", "qlora", "qhub"]
+
+
+def card(version: Version, base_id: str, repo_id: str) -> str:
+    """The README.md of `version` in `repo_id`: YAML front matter for the Hub, then Markdown for people."""
+    lineage = version.lineage
+    front = yaml.safe_dump(_front_matter(lineage, base_id, repo_id), sort_keys=False, allow_unicode=True, width=1000)
+    sections = [
+        _title(version, base_id, repo_id),
+        _usage(version, base_id, repo_id),
+        _metrics(_table(lineage.get("metrics"))),
+        _merge(lineage),
+        _recipe(_table(lineage.get("recipe"))),
+        _data(lineage.get("data")),
+        _identity(version, lineage),
+    ]
+    return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(lineage: Mapping[str, Any], base_id: str, repo_id: str) -> dict[str, Any]:
+    front: dict[str, Any] = {
+        "library_name": "peft",
+        "base_model": base_id,
+        "base_model_relation": "adapter",
+        "pipeline_tag": "text-generation",
+        "tags": [*TAGS, "merge"] if lineage.get("parents") else list(TAGS),
+    }
+    results = [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": str(task), "type": _slug(str(task))},
+            "metrics": [{"type": name, "value": value, "name": name.replace("_", " ")} for name, value in ours.items()],
+        }
+        for task, scores in _table(lineage.get("metrics")).items()
+        if (ours := _numbers(_table(scores).get("adapter")))
+    ]
+    if results:
+        front["model-index"] = [{"name": repo_id.partition("/")[2], "results": results}]
+    return front
+
+
+def _title(version: Version, base_id: str, repo_id: str) -> str:
+    adapter = _table(version.lineage.get("adapter"))
+    base = _table(version.lineage.get("base"))
+    made = "merged from other adapters" if version.lineage.get("parents") else "a LoRA adapter"
+    text = (
+        f"# {repo_id.partition('/')[2]}\n\n"
+        f"`{version}` is {made} for [{base_id}](https://huggingface.co/{base_id}), "
+        "made with adapterhub-local over the base in 4-bit NF4."
+    )
+    facts = [
+        ("Task", version.lineage.get("task")),
+        ("Rank", adapter.get("rank")),
+        ("Alpha", adapter.get("alpha")),
+        ("Parameters", f"{adapter['num_parameters']:,}" if isinstance(adapter.get("num_parameters"), int) else None),
+        ("Target modules", _joined(adapter.get("target_modules"))),
+        ("Base revision", base.get("revision")),
+        ("Seed", version.lineage.get("seed")),
+    ]
+    rows = [(key, value) for key, value in facts if value is not None]
+    return text + (f"\n\n{_markdown_table(('', ''), rows)}" if rows else "")
+
+
+def _usage(version: Version, base_id: str, repo_id: str) -> str:
+    tag = f"v{version.number}"
+    base = _table(version.lineage.get("base"))
+    is_pinned = base.get("hub_id") == base_id and re.fullmatch(r"[0-9a-f]{40}", str(base.get("revision")))
+    source = f'"{base_id}", revision="{base["revision"]}"' if is_pinned else f'"{base_id}"'
+    return f"""## Use it
+
+With PEFT, over the base in the 4-bit form it was made for:
+
+```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+nf4 = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+)
+base = AutoModelForCausalLM.from_pretrained({source}, quantization_config=nf4)
+model = PeftModel.from_pretrained(base, "{repo_id}", revision="{tag}")
+tokenizer = AutoTokenizer.from_pretrained({source})
+```
+
+With adapterhub-local, which checks every byte against `qhub-manifest.json`:
+
+```sh
+qhub pull {repo_id}@{tag}
+```"""
+
+
+def _metrics(metrics: Mapping[str, Any]) -> str:
+    rows = []
+    for task, scores in metrics.items():
+        before, after = (_numbers(_table(scores).get(who)) for who in ("base", "adapter"))
+        for name in dict.fromkeys([*before, *after]):
+            rows.append((task, name, _number(before.get(name)), _number(after.get(name)), _table(scores).get("rows")))
+    if not rows:
+        return ""
+    head = "## Results\n\nThe base alone against the base with this adapter, on held-out rows.\n\n"
+    return head + _markdown_table(("Task", "Metric", "Base", "Adapter", "Rows"), rows)
+
+
+def _merge(lineage: Mapping[str, Any]) -> str:
+    parents = [_table(parent) for parent in _list(lineage.get("parents"))]
+    if not parents:
+        return ""
+    rows = [(parent.get("reference"), parent.get("weight"), _code(parent.get("content_digest"))) for parent in parents]
+    method = [f"- {key}: {_cell(value)}" for key, value in _table(lineage.get("merge")).items()]
+    text = "## Merged from\n\n" + _markdown_table(("Adapter", "Weight", "Content digest"), rows)
+    return text + ("\n\n" + "\n".join(method) if method else "")
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    text = recipe.get("text")
+    if not isinstance(text, str) or not text.strip():
+        return ""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)  # the recipe cannot end its own block
+    return f"## Recipe\n\n{fence}toml\n{text.strip()}\n{fence}"
+
+
+def _data(data: Any) -> str:
+    rows = [
+        (file.get("role"), file.get("file"), file.get("rows"), _code(file.get("digest")))
+        for file in map(_table, _list(data))
+        if file
+    ]
+    return "## Data\n\n" + _markdown_table(("Role", "File", "Rows", "Digest"), rows) if rows else ""
+
+
+def _identity(version: Version, lineage: Mapping[str, Any]) -> str:
+    rows = [
+        ("Content digest", _code(version.content_digest)),
+        ("Manifest digest", _code(version.manifest_digest)),
+        ("Base fingerprint", _code(_table(lineage.get("base")).get("fingerprint"))),
+        ("Recipe digest", _code(_table(lineage.get("recipe")).get("digest"))),
+        *((f"`{name}`", value) for name, value in _table(lineage.get("environment")).items() if isinstance(value, str)),
+    ]
+    return "## Provenance\n\n" + _markdown_table(("", ""), [row for row in rows if row[1]])
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
+
+
+def _cell(value: Any) -> str:
+    """`value` on one line that cannot break out of its cell."""
+    text = "" if value is None else " ".join(str(value).split())
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _code(digest: Any) -> str | None:
+    return f"`{digest}`" if isinstance(digest, str) and digest else None
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {
+        str(name): number
+        for name, number in _table(value).items()
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    }
+
+
+def _joined(modules: Any) -> str | None:
+    """The kinds of modules, `q_proj`, not each of hundreds of layers."""
+    names = [modules] if isinstance(modules, str) else [str(module).rpartition(".")[2] for module in _list(modules)]
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(names)) or None
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip("-") or "data"

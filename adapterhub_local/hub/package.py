@@ -1,0 +1,168 @@
+"""What is in a repository that `qhub push` made, and how a version is restored from it.
+
+    adapter_model.safetensors   the version's weights, byte for byte
+    adapter_config.json         the version's config, naming its base by Hub id
+    README.md                   the model card; people may edit it
+    qhub-manifest.json          {
+        "format": 1,
+        "manifest_digest":  digest of the next, the identity of the version,
+        "manifest":         the registry's manifest, as is,
+        "lineage":          its lineage, as is, but for paths of the pusher's machine,
+        "shortened":        the places in the lineage where a path was cut short, usually none,
+        "files":            [{"path", "digest", "size"}] of weights and config as they are in the repository,
+        "adapter_config":   the config's text in the registry, only if the pushed one names another base }
+
+Manifest and lineage are canonical JSON in the registry, so their bytes, and with them their digests,
+come back from the values. Knows nothing of the network.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
+from adapterhub_local.errors import Corrupt, Incompatible
+from adapterhub_local.hub.card import card
+from adapterhub_local.hub.scrub import machine_roots, without_paths
+from adapterhub_local.lora.config import CONFIG, WEIGHTS
+from adapterhub_local.lora.header import read_header
+from adapterhub_local.registry import File, Version
+
+CARD = "README.md"
+MANIFEST = "qhub-manifest.json"
+FORMAT = 1
+_TABLES = ("base", "adapter", "recipe", "metrics", "merge", "environment")  # of a lineage
+_LISTS = ("data", "parents")
+
+
+@dataclass(frozen=True)
+class Package:
+    """The files of one push, by path in the repository; `listed` are those the manifest vouches for."""
+
+    files: Mapping[str, bytes | Path]
+    listed: tuple[File, ...]
+    manifest_digest: str
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What the pusher's registry had beside the weights: config, lineage, and the digest of the manifest."""
+
+    config: bytes
+    lineage: Mapping[str, Any]
+    manifest_digest: str
+
+
+def pack(version: Version, folder: Path, base_id: str, repo_id: str, home: Path) -> Package:
+    """The files to push for `version`, whose checked files are in `folder`.
+
+    Raises Incompatible if the version has other files than an adapter, or a path of this machine inside its weights.
+    """
+    if {file.path for file in version.files} != {WEIGHTS, CONFIG}:
+        raise Incompatible(f"{version} is not an adapter of {WEIGHTS} and {CONFIG}: it cannot be pushed")
+    roots = machine_roots(home)
+    lineage, shortened = without_paths(json.loads(canonical_json(version.lineage)), roots)
+    original = (folder / CONFIG).read_bytes()
+    config = _with_base(original, base_id)
+    fields: dict[str, Any] = {
+        "format": FORMAT,
+        "manifest_digest": version.manifest_digest,
+        "manifest": json.loads(version.manifest),
+        "lineage": lineage,
+        "shortened": shortened,
+    }
+    weights = next(file for file in version.files if file.path == WEIGHTS)
+    listed = (weights, File(CONFIG, digest_bytes(config), len(config)))
+    fields["files"] = [{"path": file.path, "digest": file.digest, "size": file.size} for file in listed]
+    if config != original:
+        fields["adapter_config"] = original.decode()
+    text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    readme = card(replace(version, lineage=lineage), base_id, repo_id)
+    metadata = json.dumps(dict(read_header(folder / WEIGHTS).metadata))
+    texts = {CONFIG: config.decode(), WEIGHTS: metadata, MANIFEST: text, CARD: readme}
+    for place, content in texts.items():
+        if found := [root for root in roots if f"{root}/" in content]:
+            raise Incompatible(f"{place} of {version} names {found[0]}, a folder of this machine: it is not published")
+    files: dict[str, bytes | Path] = {
+        WEIGHTS: folder / WEIGHTS,
+        CONFIG: config,
+        CARD: readme.encode(),
+        MANIFEST: text.encode(),
+    }
+    return Package(files, listed, version.manifest_digest)
+
+
+def describes(manifest: bytes, package: Package) -> bool:
+    """Whether the bytes of a `qhub-manifest.json` describe the same version with the same files as `package`."""
+    try:
+        fields = json.loads(manifest)
+        files = {(file["path"], file["digest"]) for file in fields["files"]}
+        return fields["manifest_digest"] == package.manifest_digest and files == {
+            (file.path, file.digest) for file in package.listed
+        }
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def unpack(folder: Path, where: str) -> Unpacked:
+    """The version whose downloaded weights, config and manifest are in `folder`; `where` is for messages.
+
+    Raises Corrupt if a file is not what the manifest says, or the manifest does not agree with itself.
+    """
+    try:
+        fields = json.loads((folder / MANIFEST).read_bytes(), parse_constant=_refuse_constant)
+        if fields["format"] != FORMAT:
+            raise Corrupt(f"its format is {fields['format']!r}: install a newer qhub to pull it")
+        listed = {file["path"]: (file["digest"], file["size"]) for file in fields["files"]}
+        manifest, lineage = canonical_json(fields["manifest"]), canonical_json(fields["lineage"])
+        version = Version.from_manifest(manifest, lineage)
+        original = fields.get("adapter_config")
+        config = (folder / CONFIG).read_bytes() if original is None else original.encode()
+        is_whole = fields["manifest_digest"] == version.manifest_digest and (
+            bool(fields["shortened"]) or digest_bytes(lineage) == version.lineage_file.digest
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Corrupt(f"{MANIFEST} of {where} cannot be read: {type(error).__name__}: {error}") from None
+    except Corrupt as error:
+        raise Corrupt(f"{MANIFEST} of {where} cannot be used: {error}") from None
+    if not is_whole or not _is_lineage(version.lineage):
+        raise Corrupt(f"{MANIFEST} of {where} does not agree with itself: it was changed after the push")
+    for path in (WEIGHTS, CONFIG):
+        if listed.get(path) != (digest_file(folder / path), (folder / path).stat().st_size):
+            raise Corrupt(
+                f"{path} of {where} is not what its {MANIFEST} says: it was changed after the push or damaged on the "
+                "way; nothing was registered. Pull again, or name another revision"
+            )
+    restored = {WEIGHTS: listed[WEIGHTS][0], CONFIG: digest_bytes(config)}
+    if restored != {file.path: file.digest for file in version.files}:
+        raise Corrupt(f"{MANIFEST} of {where} describes another version than the files beside it")
+    return Unpacked(config, version.lineage, version.manifest_digest)
+
+
+def _with_base(config: bytes, base_id: str) -> bytes:
+    """The adapter config naming its base by Hub id: the same bytes if it does already."""
+    fields = json.loads(config)
+    if fields.get("base_model_name_or_path") == base_id:
+        return config
+    fields["base_model_name_or_path"] = base_id
+    return (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _is_lineage(value: object) -> bool:
+    """Whether the rest of the program can read it: what is there of the known parts has the right shape."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(key, {}), dict) for key in _TABLES):
+        return False
+    if not all(isinstance(value.get(key, []), list) for key in _LISTS):
+        return False
+    rows = [row for key in _LISTS for row in value.get(key, [])]
+    scores = value.get("metrics", {}).values()
+    facts = [*value.get("base", {}).values(), *(value.get(key) for key in ("kind", "task"))]
+    return all(isinstance(row, dict) for row in (*rows, *scores)) and all(
+        isinstance(fact, str | None) for fact in facts
+    )
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,128 @@
+"""What is to be merged, and every reason why it may not be, before a tensor is read."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.durable import digest_file
+from adapterhub_local.errors import BadReference, Incompatible, InputError
+from adapterhub_local.lora.adapter import AdapterFile, Shape, open_adapter
+from adapterhub_local.registry import Registry, Version
+
+
+@dataclass(frozen=True)
+class Parent:
+    """One adapter of a merge: how it was named, its opened file, its weight, its version if it is registered."""
+
+    label: str
+    adapter: AdapterFile
+    weight: float
+    version: Version | None = None
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What is known of its base."""
+        if self.version is not None:
+            return dict(self.version.lineage.get("base", {}))
+        return {"fingerprint": self.adapter.base_fingerprint, "hub_id": self.adapter.config.hub_id}
+
+    def lineage(self) -> dict[str, Any]:
+        """How the merged version names this parent; files by name and digest, not by path."""
+        if self.version is None:
+            return {"reference": Path(self.label).name, "digest": digest_file(self.adapter.path), "weight": self.weight}
+        return {
+            "reference": str(self.version),
+            "manifest_digest": self.version.manifest_digest,
+            "content_digest": self.version.content_digest,
+            "weight": self.weight,
+        }
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Parents that fit together, the shape of every module of the result, and its uniform rank."""
+
+    parents: tuple[Parent, ...]
+    shapes: dict[str, Shape]
+    base: dict[str, Any]
+    forced: bool = False
+
+    @property
+    def rank(self) -> int:
+        return max(shape.rank for shape in self.shapes.values())
+
+
+def make_plan(
+    labels: Sequence[str],
+    weights: Sequence[float],
+    registry: Registry,
+    *,
+    alpha: float | None = None,
+    force: bool = False,
+) -> MergePlan:
+    """Open the adapters named by `labels` (files, PEFT folders or references) and check that they can be merged.
+
+    Raises InputError if weights and adapters do not match in number, or a weight is not finite, or all
+    are zero; Incompatible for different bases (unless `force`) or shapes; what opening a file raises.
+    """
+    if len(labels) != len(weights):
+        raise InputError(f"{len(labels)} adapters and {len(weights)} weights: give one weight for each, in order")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise BadReference(f"weights must be finite numbers, not {', '.join(str(weight) for weight in weights)}")
+    if all(weight == 0 for weight in weights):
+        raise InputError("all weights are zero: the merge would be the base itself")
+    parents = tuple(_open(label, weight, registry, alpha) for label, weight in zip(labels, weights, strict=True))
+    base = _common_base(parents, force)
+    return MergePlan(parents, _common_shapes(parents), base, force)
+
+
+def _open(label: str, weight: float, registry: Registry, alpha: float | None) -> Parent:
+    path = Path(os.path.expanduser(label))
+    if path.exists() or label.endswith(".safetensors") or label.startswith((".", "/", "~")):
+        return Parent(label, open_adapter(path, alpha=alpha), weight)
+    version = registry.resolve(label)
+    return Parent(label, open_adapter(version.path), weight, version)
+
+
+def _common_base(parents: Sequence[Parent], force: bool) -> dict[str, Any]:
+    """The base all parents were made for. Unknown bases are taken to fit; known ones must agree."""
+    for left, right in combinations(parents, 2):
+        for kind in ("fingerprint", "hub_id"):
+            ours, theirs = left.base.get(kind), right.base.get(kind)
+            if ours and theirs and ours != theirs and not force:
+                raise Incompatible(
+                    f"{left.label} and {right.label} were made for different bases ({_short(left)} and "
+                    f"{_short(right)}): a merge of them means nothing. --force merges them anyway"
+                )
+            if ours and theirs:
+                break  # equal fingerprints decide; ids are compared only where one has none
+    bases = [parent.base for parent in parents]
+    return next((base for kind in ("fingerprint", "hub_id") for base in bases if base.get(kind)), bases[0])
+
+
+def _common_shapes(parents: Sequence[Parent]) -> dict[str, Shape]:
+    """The union of the parents' modules; the rank of each is the sum of the ranks that take part."""
+    shapes: dict[str, Shape] = {}
+    first: dict[str, Parent] = {}
+    for parent in parents:
+        for module, shape in parent.adapter.shapes.items():
+            before = shapes.get(module, Shape(shape.in_features, shape.out_features, 0))
+            if (before.in_features, before.out_features) != (shape.in_features, shape.out_features):
+                raise Incompatible(
+                    f"{module} is {before.out_features} x {before.in_features} in {first[module].label} and "
+                    f"{shape.out_features} x {shape.in_features} in {parent.label}: they were made for different models"
+                )
+            first.setdefault(module, parent)
+            rank = before.rank + (shape.rank if parent.weight else 0)
+            shapes[module] = Shape(shape.in_features, shape.out_features, rank)
+    return {module: shape for module, shape in sorted(shapes.items()) if shape.rank}
+
+
+def _short(parent: Parent) -> str:
+    base = parent.base
+    name = base.get("name") or base.get("hub_id") or ""
+    return f"{name} {(base.get('fingerprint') or '')[:19]}".strip()
