@@ -25,7 +25,8 @@ def canonical_json(value: Any) -> bytes:
     Raises ValueError for NaN and infinity, which JSON does not have.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    # a file name that is not UTF-8 has lone surrogates: escaped, as JSON allows
+    return text.encode(errors="backslashreplace")
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

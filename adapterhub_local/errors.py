@@ -14,7 +14,7 @@
         └── InUse          would overwrite or remove something that is needed
 
 A message says what is wrong, where, and what to do. The command line prints it as one line
-(`cli/main.py`), the server maps it to an OpenAI error body (`serve/protocol.py`):
+(`cli/main.py`), the server maps it to an OpenAI error body (`serve/errors.py`):
 
     try:
         version = Registry().resolve("sentiment@prod")

@@ -60,7 +60,9 @@ def test_use_does_not_change_the_base(tiny_base: BaseInfo) -> None:
 
 def test_a_layer_with_odd_shapes_runs(home: Home, tmp_path: Path) -> None:
     """Shapes that bitsandbytes' CPU packing cannot divide are no problem, since nothing is packed."""
-    folder = save_tiny_model(tmp_path / "odd", hidden_size=72, intermediate_size=104, num_attention_heads=4, head_dim=18)
+    folder = save_tiny_model(
+        tmp_path / "odd", hidden_size=72, intermediate_size=104, num_attention_heads=4, head_dim=18
+    )
 
     assert torch.isfinite(logits(load_base(add_base("odd", folder, home)).model)).all()
 

@@ -36,7 +36,9 @@ def test_exact_match_is_greedy_decoding(tiny_base: BaseInfo, home: Home, tmp_pat
     for example in tests:
         ((start, end),) = example.spans
         prompt = torch.tensor([example.ids[:start]])
-        written = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=end - start, do_sample=False)
+        written = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=end - start, do_sample=False
+        )
         right += written[0, start:].tolist() == list(example.ids[start:end])
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([example.ids])).logits[0, start - 1 : end - 1]

@@ -116,9 +116,7 @@ def test_packing_is_exact(tiny_base: BaseInfo, tmp_path: Path) -> None:
 
     assert common_prefix(examples) > 20
     assert packed_loss == pytest.approx(loss, rel=1e-5)
-    assert all(
-        (ours - theirs).norm() < 1e-5 * scale for ours, theirs in zip(packed_gradients, gradients, strict=True)
-    )
+    assert all((ours - theirs).norm() < 1e-5 * scale for ours, theirs in zip(packed_gradients, gradients, strict=True))
 
 
 def test_a_prefix_never_covers_a_label(tmp_path: Path) -> None:
@@ -232,7 +230,9 @@ def test_rslora_dropout_and_chosen_modules(tiny_base: BaseInfo, home: Home, tmp_
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_32bit"])
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
-def test_optimizers_and_schedules(tiny_base: BaseInfo, home: Home, tmp_path: Path, optimizer: str, schedule: str) -> None:
+def test_optimizers_and_schedules(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, optimizer: str, schedule: str
+) -> None:
     """Every optimizer and schedule a recipe may name trains."""
     changes = [f"train.optimizer={optimizer}", f"train.schedule={schedule}", "train.compute=bfloat16"]
     scores = train(load_recipe(write_recipe(tmp_path), changes), home).lineage["metrics"]["yes-no"]

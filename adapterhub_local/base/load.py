@@ -96,4 +96,3 @@ class quiet_loading:
         transformers_logging.set_verbosity(self._verbosity)
         if self._bars:
             transformers_logging.enable_progress_bar()
-

@@ -1,6 +1,7 @@
 """`qhub`: the verbs by name, loaded when called, and the one place where an error becomes an exit code."""
 
 import importlib
+import io
 import sys
 
 import click
@@ -57,6 +58,8 @@ def qhub() -> None:
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 bad usage or input, 1 failure, 130 stopped by the user."""
     hush()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter shows its code instead of failing
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = qhub.main(args=arguments, prog_name="qhub", standalone_mode=False)
     except QhubError as error:

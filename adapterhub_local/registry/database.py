@@ -6,9 +6,10 @@ STRICT tables, and triggers that make versions and logs append-only.
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adapterhub_local.errors import Corrupt, InputError, QhubError
 from adapterhub_local.settings import make_folder
@@ -85,11 +86,14 @@ class Database:
         self.path = path
         self._local = threading.local()
 
-    def reader(self) -> sqlite3.Connection | None:
-        """A connection to read with, or None if nothing was ever written."""
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """All rows of a query, none if nothing was ever written. Raises Corrupt if the file is damaged."""
         if not self.path.exists():
-            return None
-        return self._connection()
+            return []
+        try:
+            return self._connection().execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise Corrupt(f"{self.path} cannot be read: {error}") from None
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -98,14 +102,15 @@ class Database:
         connection = self._connection()
         try:
             connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:  # read-only, or locked for longer than the timeout
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # SQLite itself rolls back when the disk is full
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:  # read-only, full, or locked for longer than the timeout
             raise QhubError(f"{self.path} cannot be written: {error}") from None
-        try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
 
     def _connection(self) -> sqlite3.Connection:
         connection = getattr(self._local, "connection", None)

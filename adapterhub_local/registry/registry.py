@@ -97,10 +97,7 @@ class Registry:
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version number, of one name."""
-        db = self.database.reader()
-        if db is None:
-            return {}
-        rows = db.execute("SELECT alias, number FROM aliases WHERE name = ? ORDER BY alias", (name,))
+        rows = self.database.rows("SELECT alias, number FROM aliases WHERE name = ? ORDER BY alias", (name,))
         return {row["alias"]: row["number"] for row in rows}
 
     def set_alias(self, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
@@ -130,11 +127,9 @@ class Registry:
     def metrics(self, version: Version) -> dict[str, Any]:
         """Task -> scores: those of the version's lineage, and the newest of its later evaluations."""
         metrics = dict(version.lineage.get("metrics", {}))
-        if db := self.database.reader():
-            query = "SELECT task, evaluation FROM evaluations WHERE name = ? AND number = ? ORDER BY id"
-            rows = db.execute(query, (version.name, version.number))
-            metrics |= {row["task"]: json.loads(row["evaluation"]) for row in rows}
-        return metrics
+        query = "SELECT task, evaluation FROM evaluations WHERE name = ? AND number = ? ORDER BY id"
+        rows = self.database.rows(query, (version.name, version.number))
+        return metrics | {row["task"]: json.loads(row["evaluation"]) for row in rows}
 
     def versions_on_base(self, fingerprint: str) -> list[Version]:
         """The versions that were made for the base with this fingerprint."""
@@ -161,10 +156,7 @@ class Registry:
         return target
 
     def _rows(self, condition: str, values: tuple) -> list:
-        db = self.database.reader()
-        if db is None:
-            return []
-        return db.execute(f"SELECT v.* {_LIVE} {condition} ORDER BY v.name, v.number", values).fetchall()
+        return self.database.rows(f"SELECT v.* {_LIVE} {condition} ORDER BY v.name, v.number", values)
 
     def _version(self, row) -> Version:
         return Version.from_manifest(row["manifest"].encode(), row["lineage"].encode(), self.folder)

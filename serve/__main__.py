@@ -1,0 +1,62 @@
+"""`python -m serve` and `qhub serve`: one command, whose heavy imports wait until it runs."""
+
+import sys
+
+import click
+
+from adapterhub_local.errors import QhubError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--base", metavar="NAME", help="The base to serve. Default: the only one there is.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", default=8000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to load. Default: QHUB_DEVICE, or auto."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="What everything but the 4-bit weights is computed in. Default: float32 on the CPU, bfloat16 on a GPU.",
+)
+@click.option("--max-rows", default=16, type=click.IntRange(1), help="Requests that run at once.")
+@click.option(
+    "--max-length", type=click.IntRange(1), help="Tokens of prompt and answer. Default: the base's, up to 4096."
+)
+@click.option("--max-adapters", default=16, type=click.IntRange(1), help="Different adapters in one batch.")
+@click.option("--queue", "queue_limit", default=256, type=click.IntRange(1), help="Requests that may wait.")
+def command(
+    base: str | None,
+    host: str,
+    port: int,
+    device: str | None,
+    dtype: str | None,
+    max_rows: int,
+    max_length: int | None,
+    max_adapters: int,
+    queue_limit: int,
+) -> None:
+    """Serve a base and all its adapters, OpenAI-compatible.
+
+    The field `model` of a request names the adapter: sentiment, sentiment@2, sentiment@prod, or the base's
+    own name. Adapters published while the server runs are served at once.
+    """
+    from serve.engine.options import EngineOptions
+    from serve.run import run_server
+
+    options = EngineOptions(
+        max_rows=max_rows,
+        max_length=max_length,
+        max_adapters=max_adapters,
+        queue_limit=queue_limit,
+        tokens_per_step=max(max_rows, EngineOptions.tokens_per_step),
+    )
+    run_server(base, host, port, options=options, announce=click.echo, dtype=dtype, device=device)
+
+
+if __name__ == "__main__":
+    try:
+        command()
+    except QhubError as error:
+        click.echo(f"serve: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,98 @@
+"""Answers as OpenAI's clients expect them: whole bodies and chunks of both endpoints. Plain dictionaries."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from serve.engine.request import Sampled
+from serve.generate import Piece
+from serve.models import Target
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What all parts of one answer carry: id, time, model, and exactly which weights made it."""
+
+    target: Target
+    is_chat: bool
+    tokenizer: PreTrainedTokenizerBase
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
+        """The body of an answer that is not streamed, from all of its pieces."""
+        choices = []
+        for index in sorted({piece.index for piece in pieces}):
+            own = [piece for piece in pieces if piece.index == index]
+            text = "".join(piece.text for piece in own)
+            said = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+            logprobs = self._logprobs([piece.sampled for piece in own if piece.sampled])
+            choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": own[-1].finish_reason})
+        return self._body("chat.completion" if self.is_chat else "text_completion", choices) | {"usage": usage}
+
+    def first_chunk(self, index: int) -> dict[str, Any]:
+        """The chunk that opens a choice of a chat."""
+        return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+
+    def chunk(self, piece: Piece, text_offset: int = 0) -> dict[str, Any]:
+        """One piece as a chunk; `text_offset` is the length of the choice's text before it."""
+        said = {"delta": {"content": piece.text} if piece.text else {}} if self.is_chat else {"text": piece.text}
+        logprobs = self._logprobs([piece.sampled] if piece.sampled else [], text_offset)
+        return self._chunk({"index": piece.index, **said, "logprobs": logprobs, "finish_reason": piece.finish_reason})
+
+    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The last chunk, if usage was asked for."""
+        return self._chunk() | {"usage": usage}
+
+    def _chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
+        return self._body("chat.completion.chunk" if self.is_chat else "text_completion", list(choices))
+
+    def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.target.model,
+            "system_fingerprint": self.target.fingerprint,
+            "adapter": self.target.adapter,
+            "choices": choices,
+        }
+
+    def _logprobs(self, sampled: Sequence[Sampled], text_offset: int = 0) -> dict[str, Any] | None:
+        known = [one for one in sampled if one.logprob is not None]
+        if not known:
+            return None
+        if self.is_chat:
+            return {
+                "content": [
+                    {
+                        **self._token(one.token, one.logprob),
+                        "top_logprobs": [self._token(*alternative) for alternative in one.top_logprobs],
+                    }
+                    for one in known
+                ],
+                "refusal": None,
+            }
+        texts = [self._spelling(one.token) for one in known]
+        offsets = [text_offset + sum(map(len, texts[:index])) for index in range(len(texts))]
+        return {
+            "tokens": texts,
+            "token_logprobs": [one.logprob for one in known],
+            "top_logprobs": [{self._spelling(token): logprob for token, logprob in one.top_logprobs} for one in known],
+            "text_offset": offsets,
+        }
+
+    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        text = self._spelling(token)
+        # a token may be a part of a character, whose bytes its spelling does not tell
+        data = None if "\ufffd" in text else list(text.encode())
+        return {"token": text, "logprob": logprob, "bytes": data}
+
+    def _spelling(self, token: int) -> str:
+        text = self.tokenizer.decode([token])
+        assert isinstance(text, str)
+        return text

@@ -1,0 +1,35 @@
+"""From a loaded base to an engine: check the architecture, wrap the linear layers, size the cache."""
+
+from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.errors import InputError
+from serve.engine.cache import KVCache
+from serve.engine.check import use_packed_attention
+from serve.engine.engine import Engine
+from serve.engine.options import EngineOptions
+from serve.engine.pool import AdapterPool
+from serve.engine.runner import Runner
+from serve.lora.linear import LoraContext, wrap_linears
+from serve.lora.slots import Slots
+
+DEFAULT_MAX_LENGTH = 4096
+
+
+def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engine:
+    """An engine over `base`, whose model is changed in place. Raises Incompatible if it cannot be served."""
+    options = options or EngineOptions()
+    model = base.model
+    max_length = _max_length(base, options.max_length)
+    use_packed_attention(model)
+    context = LoraContext()
+    layers = wrap_linears(model, context)
+    shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+    runner = Runner(model, KVCache(options.max_rows, max_length), context)
+    pool = AdapterPool(base.info, shapes, dtype=model.dtype, max_bytes=options.adapter_bytes)
+    return Engine(runner, Slots(layers, model.dtype, runner.device), pool, options)
+
+
+def _max_length(base: LoadedBase, wanted: int | None) -> int:
+    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    if wanted is not None and limit is not None and wanted > limit:
+        raise InputError(f"max_length is {wanted}, the context of base '{base.info.name}' is {limit} tokens")
+    return wanted or min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)

@@ -1,0 +1,97 @@
+"""The check at load: does a packed batch give what the model gives for each sequence alone?
+
+Some architectures take the attention function and ignore it, or need a mask only they can make. They
+are refused here, in numbers, before a single wrong answer is given.
+"""
+
+from typing import Any
+
+import torch
+
+from adapterhub_local.errors import Incompatible
+from serve.engine.attention import NAME, register
+from serve.engine.cache import KVCache
+from serve.engine.request import Request, SamplingParams, Scheduled
+from serve.engine.runner import Runner
+from serve.lora.linear import LoraContext
+
+LENGTHS = (11, 6)
+# of the norm of the logits; half precision rounds to 3 or 4 digits in every layer
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def use_packed_attention(model: Any) -> None:
+    """Give `model` the packed attention, after checking that it is right. Raises Incompatible, model unchanged."""
+    register()
+    before = model.config._attn_implementation
+    sequences = _sequences(model)
+    expected = [_plain_logits(model, sequence) for sequence in sequences]
+    reason = _unknown_layers(model)
+    if reason is None:
+        model.set_attn_implementation(NAME)
+        reason = _difference(model, sequences, expected)
+    if reason is not None:
+        model.set_attn_implementation(before)
+        raise Incompatible(f"{type(model).__name__} cannot be served with mixed adapters: {reason}")
+
+
+def _difference(model: Any, sequences: list[list[int]], expected: list[torch.Tensor]) -> str | None:
+    """Why the packed model is not the plain model, or None. The long sequence comes in two chunks and a token."""
+    runner = Runner(model, KVCache(len(sequences), 64), LoraContext())
+    requests = [
+        Request(str(row), tuple(sequence), SamplingParams(max_tokens=1), row=row)
+        for row, sequence in enumerate(sequences)
+    ]
+    first, second = requests
+    steps = [[(first, 0, 5)], [(first, 5, 5), (second, 0, 5)], [(first, 10, 1), (second, 5, 1)]]
+    try:
+        for step in steps:
+            logits = runner.forward([Scheduled(*item) for item in step], {})
+    except Incompatible as error:
+        return str(error)
+    except Exception as error:
+        # a foreign model's forward may raise anything when it is used in a way it was not written for
+        return f"its forward pass does not take a packed batch ({type(error).__name__}: {error})"
+    if set(runner.windows) != set(range(model.config.get_text_config().num_hidden_layers)):
+        return "not all of its attention goes through transformers' attention interface"
+    if _windows_missing(model, runner.windows):
+        return "its sliding windows are in a mask of its own"
+    wanted = torch.stack(expected)
+    tolerance = TOLERANCE.get(model.dtype, 5e-2)
+    difference = float((logits - wanted).norm() / wanted.norm())
+    if not difference <= tolerance:
+        return f"a packed batch gives other logits than each sequence alone (relative difference {difference:.1e})"
+    return None
+
+
+def _unknown_layers(model: Any) -> str | None:
+    """Kinds of attention whose mask shows only in sequences longer than those checked here."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"its layers of type {', '.join(sorted(kinds))} are not supported"
+    if getattr(config, "attention_chunk_size", None):
+        return "chunked attention is not supported"
+    return None
+
+
+def _windows_missing(model: Any, windows: dict[int, int | None]) -> bool:
+    """Whether the config speaks of a sliding window that a layer did not ask for."""
+    config = model.config.get_text_config()
+    if kinds := getattr(config, "layer_types", None):
+        return any(kind == "sliding_attention" and windows[layer] is None for layer, kind in enumerate(kinds))
+    has_window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return bool(has_window) and all(window is None for window in windows.values())
+
+
+@torch.inference_mode()
+def _plain_logits(model: Any, sequence: list[int]) -> torch.Tensor:
+    tokens = torch.tensor([sequence], device=model.get_input_embeddings().weight.device)
+    return model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+
+
+def _sequences(model: Any) -> list[list[int]]:
+    """Two sequences of tokens all over the vocabulary, the same every time."""
+    size = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(size, (length,), generator=generator).tolist() for length in LENGTHS]

@@ -1,0 +1,187 @@
+"""Engine: one step is schedule, acquire, forward, sample, update. Owns the rows, the slots and the adapters' leases.
+
+Knows nothing of text, names and HTTP. `submit` and `abort` may be called from any thread, `step` from one.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterhub_local.errors import QhubError
+from serve.engine.options import EngineOptions
+from serve.engine.pool import AdapterPool
+from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
+from serve.engine.runner import Runner, in_segments
+from serve.engine.sampler import NotFinite, make_generator, sample
+from serve.engine.scheduler import Scheduler
+from serve.errors import ContextTooLong, GenerationFailed
+from serve.lora.product import Slot
+from serve.lora.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Stats:
+    """Counts since the start; the last two are the largest seen in one step."""
+
+    num_steps: int = 0
+    num_tokens: int = 0  # computed, prompts included
+    num_sampled: int = 0
+    num_failed_steps: int = 0
+    max_rows: int = 0
+    max_adapters: int = 0
+
+
+class Engine:
+    """Answers requests, many in one batch, each with its own adapter."""
+
+    def __init__(self, runner: Runner, slots: Slots, pool: AdapterPool, options: EngineOptions) -> None:
+        self.runner = runner
+        self.slots = slots
+        self.pool = pool
+        self.scheduler = Scheduler(options)
+        self.stats = Stats()
+        self._generators: dict[str, torch.Generator | None] = {}
+        self._requests: dict[str, Request] = {}
+        self._aborted: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self.runner.cache.max_length
+
+    @property
+    def has_work(self) -> bool:
+        with self._lock:
+            return self.scheduler.has_work
+
+    def submit(self, *requests: Request) -> None:
+        """Queue requests, all or none. The adapter of each must be acquired; the engine releases it in the end.
+
+        Raises ContextTooLong, or Busy if the queue is full; the caller then keeps the adapters.
+        """
+        for request in requests:
+            self.check_length(len(request.prompt), request.params.max_tokens)
+        with self._lock:
+            self.scheduler.submit(*requests)
+            for request in requests:
+                assert request.id not in self._requests, request.id
+                self._requests[request.id] = request
+                self._generators[request.id] = make_generator(request.params)
+
+    def check_length(self, num_prompt: int, max_tokens: int) -> None:
+        """Raise ContextTooLong unless prompt and answer fit into a row."""
+        if num_prompt + max_tokens > self.max_length:
+            raise ContextTooLong(
+                f"the context is {self.max_length} tokens: the prompt has {num_prompt} and {max_tokens} more were "
+                "asked for. Shorten the prompt or lower max_tokens"
+            )
+
+    def abort(self, request_id: str) -> None:
+        """End a request before the next step, if it has not ended; nothing more is said of it."""
+        with self._lock:
+            if request_id in self._requests:
+                self._aborted.add(request_id)
+
+    @torch.inference_mode()
+    def step(self) -> list[TokenOutput]:
+        """Compute one batch; what is new of every request in it that got a token or failed."""
+        with self._lock:
+            self._reap()
+            batch = in_segments(self.scheduler.schedule())
+        if not batch:
+            return []
+        results = self._compute(batch)
+        with self._lock:
+            return [output for item in batch for output in self._update(item, results[item.request.id])]
+
+    def fail_all(self) -> list[TokenOutput]:
+        """End every request with an error: the last resort after a step that failed for a reason of our own."""
+        with self._lock:
+            requests = list(self._requests.values())
+            for request in requests:
+                self._leave(request, "error")
+        error = GenerationFailed("the server failed on this request; its log says why")
+        return [TokenOutput(request.id, None, error=error) for request in requests]
+
+    def _compute(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
+        """What came of every request: a token, none yet, or an error. A failing batch is tried one by one."""
+        try:
+            return self._forward(batch)
+        except Exception as error:
+            # whatever it was, it must not take the other requests with it
+            self.stats.num_failed_steps += 1
+            if len(batch) == 1:
+                logger.error("request %s failed", batch[0].request.id, exc_info=error)
+                return {batch[0].request.id: error}
+            logger.warning("a step with %d requests failed (%s): trying them one by one", len(batch), error)
+            return {key: result for item in batch for key, result in self._compute([item]).items()}
+
+    def _forward(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
+        logits = self.runner.forward(batch, self._acquire_slots(batch))
+        results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
+        wanting = [item.request for item in batch if item.wants_token]
+        for request, row in zip(wanting, logits, strict=True):
+            try:
+                results[request.id] = sample(row, request.params, self._generators[request.id])
+            except (QhubError, RuntimeError) as error:
+                results[request.id] = error
+        self.stats.num_steps += 1
+        self.stats.num_tokens += sum(item.num_tokens for item in batch)
+        self.stats.num_sampled += len(wanting)
+        self.stats.max_rows = max(self.stats.max_rows, len(batch))
+        self.stats.max_adapters = max(self.stats.max_adapters, len({item.request.adapter for item in batch} - {None}))
+        return results
+
+    def _acquire_slots(self, batch: Sequence[Scheduled]) -> dict[str, Slot]:
+        digests = dict.fromkeys(item.request.adapter for item in batch if item.request.adapter is not None)
+        keep = self.scheduler.adapters
+        return {
+            digest: self.slots.get(digest) or self.slots.put(digest, self.pool.get(digest), keep) for digest in digests
+        }
+
+    def _update(self, item: Scheduled, result: Sampled | Exception | None) -> list[TokenOutput]:
+        """Note one request's result, under the lock."""
+        request = item.request
+        if isinstance(result, Exception):
+            if isinstance(result, NotFinite):
+                assert request.row is not None
+                self.runner.cache.clear(request.row)  # the next owner of the row must not meet its NaN
+            self._leave(request, "error")
+            error = result if isinstance(result, QhubError) else GenerationFailed("the model failed on this request")
+            return [TokenOutput(request.id, None, error=error)]
+        self.scheduler.update(item, None if result is None else result.token)
+        if request.state is State.FINISHED:
+            self._leave(request, request.finish_reason or "stop")
+        return [] if result is None else [TokenOutput(request.id, result, request.finish_reason)]
+
+    def _reap(self) -> None:
+        """Take out what was aborted since the last step, under the lock."""
+        for request_id in list(self._aborted):
+            self._leave(self._requests[request_id], "abort")
+
+    def _leave(self, request: Request, reason: str) -> None:
+        if request.state is not State.FINISHED:
+            self.scheduler.finish(request, reason)
+        del self._requests[request.id], self._generators[request.id]
+        self._aborted.discard(request.id)
+        if request.adapter is not None:
+            self.pool.release(request.adapter)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Numbers for people and tests: what runs, waits and is held."""
+        with self._lock:
+            return {
+                "running": len(self.scheduler.running),
+                "waiting": len(self.scheduler.waiting),
+                "adapters_loaded": len(self.pool),
+                "adapter_bytes": self.pool.num_bytes,
+                "kv_bytes": self.runner.cache.num_bytes,
+                **vars(self.stats),
+            }

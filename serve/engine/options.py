@@ -1,0 +1,36 @@
+"""EngineOptions: how much memory and how many rows the engine may use."""
+
+from dataclasses import dataclass
+
+from adapterhub_local.errors import InputError
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Limits of one engine; each is checked here, so that the engine need not.
+
+    max_rows         requests that run at once, each with one row of the KV cache
+    max_length       tokens of one row, prompt and answer; None: the model's context, at most 4096
+    tokens_per_step  tokens of one forward pass; longer prompts are read in chunks
+    max_adapters     different adapters in one batch
+    queue_limit      requests that may wait; more are refused
+    adapter_bytes    memory for adapters kept ready, those in use included
+    """
+
+    max_rows: int = 16
+    max_length: int | None = None
+    tokens_per_step: int = 512
+    max_adapters: int = 16
+    queue_limit: int = 256
+    adapter_bytes: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_length", "tokens_per_step", "max_adapters", "queue_limit", "adapter_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: it must be at least 1")
+        if self.tokens_per_step < self.max_rows:
+            raise InputError(
+                f"tokens_per_step is {self.tokens_per_step}, fewer than max_rows {self.max_rows}: "
+                "every running request needs one token a step"
+            )

@@ -1,0 +1,172 @@
+"""AdapterPool: adapters read, checked and kept in host memory, by content digest. Names are none of its business."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.errors import Incompatible
+from adapterhub_local.lora.adapter import AdapterFile, open_adapter
+from adapterhub_local.registry import Version
+from serve.errors import Busy
+from serve.lora.slots import Factors
+
+
+@dataclass(eq=False)
+class PooledAdapter:
+    """An adapter in memory: module -> (A (rank, in), B (rank, out) with the scaling in it). `users` hold it there."""
+
+    digest: str
+    factors: Factors
+    users: int = 0
+    num_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_bytes = sum(a.nbytes + b.nbytes for a, b in self.factors.values())
+
+
+class AdapterPool:
+    """The adapters of one base within a budget of bytes; those without users leave first, least recently used first.
+
+    Safe to use from several threads: `acquire` reads files and is meant for a worker, `get` is for the step loop.
+    """
+
+    def __init__(
+        self, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], *, dtype: torch.dtype, max_bytes: int
+    ) -> None:
+        self.base = base
+        self.shapes = shapes  # module -> (in_features, out_features)
+        self.dtype = dtype
+        self.max_bytes = max_bytes
+        self.num_loads = 0
+        self.num_evictions = 0
+        self._adapters: OrderedDict[str, PooledAdapter] = OrderedDict()
+        self._lock = threading.Lock()
+        self._loading: dict[str, threading.Lock] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        with self._lock:
+            return self._num_bytes()
+
+    def __len__(self) -> int:
+        return len(self._adapters)
+
+    def acquire(self, version: Version) -> str:
+        """Have the version's adapter in memory and hold it there until `release`; its content digest.
+
+        Raises Incompatible or BadFile, naming modules and tensors, if it does not belong to the base; Corrupt
+        if its files are damaged; Busy if all of the budget is in use.
+        """
+        digest = version.content_digest
+        check_base(version, self.base)
+        with self._lock:
+            loading = self._loading.setdefault(digest, threading.Lock())
+        try:
+            with loading:  # the same adapter is read once, different ones side by side
+                if not self._hold(digest):
+                    adapter = PooledAdapter(digest, load_factors(version, self.base, self.shapes, self.dtype))
+                    self._add(adapter, str(version))
+        finally:
+            with self._lock:
+                self._loading.pop(digest, None)
+        return digest
+
+    def get(self, digest: str) -> Factors:
+        """The factors of an adapter that is held."""
+        with self._lock:
+            return self._adapters[digest].factors
+
+    def release(self, digest: str) -> None:
+        """Undo one `acquire`."""
+        with self._lock:
+            adapter = self._adapters[digest]
+            assert adapter.users > 0, digest
+            adapter.users -= 1
+
+    def _hold(self, digest: str) -> bool:
+        with self._lock:
+            if digest not in self._adapters:
+                return False
+            self._adapters.move_to_end(digest)
+            self._adapters[digest].users += 1
+            return True
+
+    def _add(self, adapter: PooledAdapter, name: str) -> None:
+        with self._lock:
+            if adapter.digest in self._adapters:
+                self._adapters[adapter.digest].users += 1
+                return
+            idle = [other for other in self._adapters.values() if not other.users]
+            held = self._num_bytes() - sum(other.num_bytes for other in idle)
+            if adapter.num_bytes > self.max_bytes:
+                raise Incompatible(
+                    f"'{name}' needs {adapter.num_bytes:,} bytes, all adapters may take {self.max_bytes:,}: "
+                    "start the server with more memory for adapters"
+                )
+            if held + adapter.num_bytes > self.max_bytes:
+                raise Busy(f"no memory for '{name}' while other adapters are in use: try again later")
+            while self._num_bytes() + adapter.num_bytes > self.max_bytes:
+                del self._adapters[idle.pop(0).digest]
+                self.num_evictions += 1
+            adapter.users = 1
+            self._adapters[adapter.digest] = adapter
+            self.num_loads += 1
+
+    def _num_bytes(self) -> int:
+        return sum(adapter.num_bytes for adapter in self._adapters.values())
+
+
+def check_base(version: Version, base: BaseInfo) -> None:
+    """Raise Incompatible unless the version was made for `base`, as far as its lineage says."""
+    fingerprint = version.base_fingerprint
+    if fingerprint is not None and fingerprint != base.fingerprint:
+        theirs = version.lineage.get("base", {}).get("name") or fingerprint[:19]
+        raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
+
+
+def load_factors(
+    version: Version, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Read and check a version's adapter: every module must be a linear layer of the base with that very shape.
+
+    Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
+    """
+    adapter = open_adapter(version.path)
+    _check_origin(adapter, version, base)
+    _check_modules(adapter, str(version), base, shapes)
+    factors = {}
+    has_effect = False
+    for module, delta in adapter.deltas():
+        a = delta.A.to(dtype).contiguous()
+        b = (delta.B.T.float() * delta.scaling).to(dtype).contiguous()
+        has_effect = has_effect or bool(a.any() and b.any())
+        factors[module] = (a, b)
+    if not has_effect:
+        raise Incompatible(f"'{version}' changes nothing: one factor of every module is zero. Was it trained?")
+    return factors
+
+
+def _check_origin(adapter: AdapterFile, version: Version, base: BaseInfo) -> None:
+    if adapter.base_fingerprint not in (None, base.fingerprint):
+        raise Incompatible(f"the weights of '{version}' say that they were made for another base than '{base.name}'")
+    named = adapter.config.base_model
+    if version.base_fingerprint is None and adapter.base_fingerprint is None and named not in (None, base.hub_id):
+        raise Incompatible(f"'{version}' was made for '{named}', the base '{base.name}' comes from '{base.hub_id}'")
+
+
+def _check_modules(adapter: AdapterFile, name: str, base: BaseInfo, shapes: Mapping[str, tuple[int, int]]) -> None:
+    wrong = []
+    for module, shape in adapter.shapes.items():
+        if module not in shapes:
+            wrong.append(f"{module} (no such linear layer)")
+        elif (shape.in_features, shape.out_features) != shapes[module]:
+            wrong.append(
+                f"{module} ({shape.in_features} -> {shape.out_features}, not {' -> '.join(map(str, shapes[module]))})"
+            )
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise Incompatible(f"'{name}' does not fit the base '{base.name}': {shown}")

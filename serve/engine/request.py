@@ -1,0 +1,101 @@
+"""Request and what comes out of it, token by token. Values of the engine: token ids and digests, no text, no torch."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class State(Enum):
+    """WAITING for a row, RUNNING with one, FINISHED for whatever reason."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request's tokens are chosen.
+
+    temperature 0 is greedy; top_p and top_k (None: all) cut the distribution; `seed` makes it repeatable.
+    `stop_token_ids` end the answer in the engine; `stop` strings are found where tokens become text.
+    `logprobs` is the number of alternatives wanted beside each token's log-probability; None: no log-probabilities.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0 or self.top_k == 1
+
+
+@dataclass(eq=False)
+class Request:
+    """One answer being made. `adapter` is a content digest, or None for the bare base.
+
+    `num_computed` tokens of prompt and output are in row `row` of the KV cache.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    adapter: str | None = None
+    output: list[int] = field(default_factory=list)
+    state: State = State.WAITING
+    num_computed: int = 0
+    row: int | None = None
+    finish_reason: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    def tokens(self, start: int, count: int) -> list[int]:
+        """Tokens [start, start + count) of prompt and output."""
+        inside = len(self.prompt)
+        if start >= inside:
+            return self.output[start - inside : start - inside + count]
+        return [*self.prompt[start : start + count], *self.output[: max(0, start + count - inside)]]
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """Tokens [start, start + num_tokens) of a request, to be computed in this step."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether the last token known so far is among them, so that the next one can be sampled."""
+        return self.start + self.num_tokens == self.request.num_tokens
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A chosen token; log-probabilities (natural, of the unscaled distribution) only if they were asked for."""
+
+    token: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """One step's news of one request: a token, or the error that ended it."""
+
+    request_id: str
+    sampled: Sampled | None
+    finish_reason: str | None = None
+    error: Exception | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None

@@ -1,0 +1,109 @@
+"""Runner: packs the scheduled tokens into one row, runs the model once and returns the logits that are needed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from serve.engine.attention import PackedBatch, Prompt
+from serve.engine.cache import KVCache
+from serve.engine.request import Scheduled
+from serve.lora.linear import LoraContext
+from serve.lora.product import LoraBatch, Segment, Slot, lora_batch
+
+# Below this many tokens one product with all adapters is faster than one product an adapter.
+MAX_MASKED_TOKENS = 64
+
+
+class Runner:
+    """The model with its KV cache. Which adapter sits in which slot is given with every batch."""
+
+    def __init__(self, model: Any, cache: KVCache, context: LoraContext) -> None:
+        self.model = model
+        self.cache = cache
+        self.context = context
+        self.windows: dict[int, int | None] = {}  # layer -> the sliding window it asked for
+        self.device = model.get_input_embeddings().weight.device
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:
+        """Logits (n, vocabulary), float32, after the last token of each of the n items that want a token.
+
+        Items with the same adapter must be neighbours, those without one last (`in_segments`).
+        """
+        self.cache.reserve(max(item.start + item.num_tokens for item in batch))
+        ends = list(_ends(batch))
+        last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
+        packed = self._pack(batch, ends)
+        self.context.tokens = self._lora_batch(batch, slots, [item.num_tokens for item in batch])
+        self.context.logits = self._lora_batch(batch, slots, [int(item.wants_token) for item in batch])
+        try:
+            tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
+            logits = self.model(
+                input_ids=self._tensor(tokens)[None],
+                position_ids=packed.positions[None],
+                use_cache=False,
+                # a step of prompt chunks alone wants none; one is computed and dropped
+                logits_to_keep=self._tensor(last or [0]),
+                packed=packed,
+            ).logits
+        finally:
+            self.context.tokens = self.context.logits = None
+        return logits[0, : len(last)].float()
+
+    def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
+        rows: list[int] = []
+        positions: list[int] = []
+        single: list[int] = []
+        prompts = []
+        for item, end in zip(batch, ends, strict=True):
+            row = item.request.row
+            assert row is not None, item.request.id
+            rows.extend([row] * item.num_tokens)
+            positions.extend(range(item.start, item.start + item.num_tokens))
+            if item.num_tokens == 1:
+                single.append(end - 1)
+            else:
+                prompts.append(Prompt(end - item.num_tokens, end, row, item.start))
+        return PackedBatch(
+            self.cache,
+            self._tensor(rows),
+            self._tensor(positions),
+            self._tensor(single),
+            [rows[index] for index in single],
+            [positions[index] for index in single],
+            prompts,
+            self.windows,
+        )
+
+    def _lora_batch(
+        self, batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]
+    ) -> LoraBatch | None:
+        """Segments of neighbours with the same adapter, `counts` tokens an item."""
+        segments: list[Segment] = []
+        end = 0
+        for item, count in zip(batch, counts, strict=True):
+            if item.request.adapter is None or count == 0:
+                continue
+            slot = slots[item.request.adapter]
+            if segments and segments[-1].slot == slot:
+                segments[-1] = Segment(segments[-1].start, end + count, slot)
+            else:
+                segments.append(Segment(end, end + count, slot))
+            end += count
+        return lora_batch(segments, self.device, MAX_MASKED_TOKENS)
+
+    def _tensor(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+
+
+def in_segments(batch: Sequence[Scheduled]) -> list[Scheduled]:
+    """The batch with neighbours of the same adapter, and those without one last."""
+    return sorted(batch, key=lambda item: (item.request.adapter is None, item.request.adapter or ""))
+
+
+def _ends(batch: Sequence[Scheduled]):
+    end = 0
+    for item in batch:
+        end += item.num_tokens
+        yield end

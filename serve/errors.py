@@ -1,0 +1,66 @@
+"""The server's own errors, and the one place that maps every error to a status and an OpenAI error body."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_local.errors import Incompatible, InputError, InUse, NotFound, QhubError
+
+
+class Busy(QhubError):
+    """There is no room for the request now; it may be sent again later."""
+
+
+class ModelNotFound(NotFound):
+    """The `model` of a request names neither the base nor a version in the registry."""
+
+
+class ContextTooLong(InputError):
+    """Prompt and answer do not fit into one row of the KV cache."""
+
+
+class BadParameter(InputError):
+    """A parameter of a request has a value that cannot be used; `param` is its name."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class GenerationFailed(QhubError):
+    """The model could not go on with a request that was admitted."""
+
+
+@dataclass(frozen=True)
+class ErrorBody:
+    """An HTTP status and what OpenAI's clients expect beside it."""
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def error_body(error: Exception) -> ErrorBody:
+    """What the client is told about `error`; nothing of an unexpected error's inside is shown."""
+    match error:
+        case ModelNotFound():
+            return ErrorBody(404, str(error), "invalid_request_error", "model", "model_not_found")
+        case ContextTooLong():
+            return ErrorBody(400, str(error), "invalid_request_error", "messages", "context_length_exceeded")
+        case BadParameter():
+            return ErrorBody(400, str(error), "invalid_request_error", error.param)
+        case Incompatible():
+            return ErrorBody(400, str(error), "invalid_request_error", "model", "adapter_incompatible")
+        case Busy():
+            return ErrorBody(429, str(error), "rate_limit_error", None, "engine_overloaded")
+        case InUse():
+            return ErrorBody(409, str(error), "invalid_request_error")
+        case InputError():
+            return ErrorBody(400, str(error), "invalid_request_error")
+        case QhubError():
+            return ErrorBody(500, str(error), "server_error")
+    return ErrorBody(500, "the server failed to answer this request; its log says why", "server_error")

@@ -1,0 +1,78 @@
+"""What the field `model` may name: the base, or any reference to a version that was made for it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.errors import BadReference, NotFound
+from adapterhub_local.refs import Mix, Reference
+from adapterhub_local.registry import Registry, Version
+from serve.errors import BadParameter, ModelNotFound
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a request is answered by: the base, with a version or bare."""
+
+    model: str  # as it was asked for
+    base: BaseInfo
+    version: Version | None
+
+    @property
+    def fingerprint(self) -> str:
+        """The base, and the adapter's content, in short: equal fingerprints, equal weights."""
+        digest = f"-{_short(self.version.content_digest)}" if self.version else ""
+        return f"fp_{_short(self.base.fingerprint)}{digest}"
+
+    @property
+    def adapter(self) -> dict[str, Any] | None:
+        """Exactly which version answers."""
+        if self.version is None:
+            return None
+        return {"name": self.version.name, "version": self.version.number, "digest": self.version.content_digest}
+
+
+def find_target(model: str, base: BaseInfo, registry: Registry) -> Target:
+    """What `model` names now: aliases and new versions count from this moment.
+
+    The base's name, `reference`, or `base:reference`. Raises ModelNotFound.
+    """
+    if model == base.name:
+        return Target(model, base, None)
+    try:
+        mix = Mix.parse(model.removeprefix(f"{base.name}:"))
+        if not mix.is_single:
+            raise BadParameter(f"'{mix}' is a mix, which is not served: merge it with `qhub merge` first", "model")
+        return Target(model, base, registry.resolve(mix.terms[0][0]))
+    except (BadReference, NotFound) as error:
+        raise ModelNotFound(f"{error} (served are base '{base.name}' and its adapters, see /v1/models)") from None
+
+
+def list_models(base: BaseInfo, registry: Registry) -> list[dict[str, Any]]:
+    """The base and every name, version and alias of the adapters made for it, as OpenAI lists models.
+
+    `root` is the content that answers (a digest), `parent` the base it is added to.
+    """
+    models = [_model(base.name, base.created_at, base.fingerprint, None)]
+    versions = registry.versions_on_base(base.fingerprint)
+    for name in sorted({version.name for version in versions}):
+        own = {version.number: version for version in versions if version.name == name}
+        newest = registry.resolve(Reference(name)).number
+        spellings = {name: newest, **{f"{name}@{number}": number for number in own}}
+        spellings |= {f"{name}@{alias}": number for alias, number in registry.aliases(name).items()}
+        models += [
+            _model(spelling, own[number].created_at, own[number].content_digest, base.name)
+            for spelling, number in spellings.items()
+            if number in own
+        ]
+    return models
+
+
+def _model(name: str, created_at: str, root: str, parent: str | None) -> dict[str, Any]:
+    created = int(datetime.fromisoformat(created_at).timestamp())
+    return {"id": name, "object": "model", "created": created, "owned_by": "qhub", "root": root, "parent": parent}
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]

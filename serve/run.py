@@ -1,0 +1,124 @@
+"""Run the application: find the base, bind the address, load, announce, and stop cleanly on SIGINT and SIGTERM."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+
+import torch
+import uvicorn
+
+from adapterhub_local import settings
+from adapterhub_local.base.load import load_base
+from adapterhub_local.base.store import BaseInfo, find_base, list_bases
+from adapterhub_local.errors import InputError, NotFound
+from adapterhub_local.registry import Registry
+from serve.app import create_app
+from serve.engine.loop import EngineLoop
+from serve.engine.options import EngineOptions
+
+DRAIN_SECONDS = 10  # how long running answers may go on when the server stops
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that says when it answers, and when it stops gives running answers some time to end.
+
+    Those that take longer end with an error their clients can read, not with a broken connection.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        loop: EngineLoop,
+        announce: Callable[[], None],
+        drain_seconds: float = DRAIN_SECONDS,
+    ) -> None:
+        super().__init__(config)
+        self._loop = loop
+        self._announce = announce
+        self._drain_seconds = drain_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        end = asyncio.create_task(self._end_answers())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+
+    async def _end_answers(self) -> None:
+        await asyncio.sleep(self._drain_seconds)
+        await asyncio.to_thread(self._loop.stop)
+
+
+def run_server(
+    base_name: str | None,
+    host: str,
+    port: int,
+    *,
+    options: EngineOptions,
+    announce: Callable[[str], None],
+    dtype: str | None = None,
+    device: str | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; `announce` gets one line when the server answers.
+
+    Raises NotFound if there is no such base, InputError if the address cannot be used.
+    """
+    info = choose_base(base_name)
+    with listen(host, port) as listener:  # before the base is loaded: a wrong port should not cost minutes
+        base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
+        registry = Registry()
+        app = create_app(base, registry=registry, options=options)
+        url = f"http://{_shown_host(host)}:{listener.getsockname()[1]}/v1"
+
+        def ready() -> None:
+            count = len({version.name for version in registry.versions_on_base(info.fingerprint)})
+            announce(f"Serving {info.name} with {count} adapter{'' if count == 1 else 's'} on {url}")
+
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * DRAIN_SECONDS)
+        # uvicorn raises the signals it caught once more when it is done: by then they have done their work
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        DrainingServer(config, app.state.service.loop, ready).run(sockets=[listener])
+
+
+def choose_base(name: str | None) -> BaseInfo:
+    """The base called `name`, or the only one there is. Raises NotFound, InputError."""
+    home = settings.home()
+    if name is not None:
+        return find_base(name, home)
+    bases = list_bases(home)
+    if not bases:
+        raise NotFound("there is no base to serve: add one with `qhub base add NAME SOURCE`")
+    if len(bases) > 1:
+        raise InputError(f"there are several bases, choose one with --base: {', '.join(base.name for base in bases)}")
+    return bases[0]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises InputError if the address cannot be used."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"cannot listen on {host} port {port} ({reason}): choose another with --host and --port"
+        ) from None
+    return listener
+
+
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,66 @@
+"""Random adapters for a base, strong enough to change its answers, published the ordinary way."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.lora.write import tensor_name, write_adapter
+from adapterhub_local.registry import Registry, Version
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def llama_shapes(config) -> dict[str, tuple[int, int]]:
+    """(in, out) of every linear layer of a Llama but the one that makes logits."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    keys = config.num_key_value_heads * config.head_dim
+    attention = {
+        "q_proj": (hidden, hidden),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (hidden, hidden),
+    }
+    mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+    return {
+        f"model.layers.{layer}.{part}.{name}": shape
+        for layer in range(config.num_hidden_layers)
+        for part, linears in (("self_attn", attention), ("mlp", mlp))
+        for name, shape in linears.items()
+    }
+
+
+def write_random(
+    folder: Path,
+    shapes: dict[str, tuple[int, int]],
+    *,
+    seed: int,
+    rank: int = 8,
+    modules: Sequence[str] = LINEARS,
+    strength: float = 0.5,
+    fingerprint: str | None = None,
+    **config,
+) -> dict[str, Path | bytes]:
+    """The files of an adapter with random factors in the layers whose names end in one of `modules`."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for module, (in_features, out_features) in shapes.items():
+        if module.rpartition(".")[2] in modules:
+            scale = strength / (rank * in_features) ** 0.5
+            tensors[tensor_name(module, "A")] = torch.randn(rank, in_features, generator=generator)
+            tensors[tensor_name(module, "B")] = torch.randn(out_features, rank, generator=generator) * scale
+    settings = AdapterConfig(**{"rank": rank, "alpha": 2.0 * rank, "target_modules": tuple(modules), **config})
+    entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return write_adapter(folder, settings, entries, tensors.items(), fingerprint)
+
+
+def publish(registry: Registry, name: str, base: BaseInfo, *, alias: str | None = None, **settings) -> Version:
+    """A random adapter for a Llama base as the next version of `name`."""
+    with tempfile.TemporaryDirectory() as folder:
+        shapes = llama_shapes(AutoConfig.from_pretrained(base.folder))
+        files = write_random(Path(folder), shapes, fingerprint=base.fingerprint, **settings)
+        return registry.publish(name, files, {"base": base.lineage()}, alias=alias)

@@ -1,0 +1,103 @@
+"""A tiny real NF4 base, adapters published to a real registry, and a real server on the loopback."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+import uvicorn
+
+from adapterhub_local.base.load import LoadedBase, load_base
+from adapterhub_local.base.store import read_record
+from adapterhub_local.registry import Registry
+from serve.app import Service, create_app
+from serve.engine.options import EngineOptions
+from serve.run import DrainingServer
+from tests.serve.adapters import publish
+
+OPTIONS = EngineOptions(max_rows=8, tokens_per_step=64, queue_limit=32)
+
+
+class Server:
+    """A running server, the registry it asks and clients for it."""
+
+    def __init__(self, base: LoadedBase, registry: Registry) -> None:
+        self.registry = registry
+        app = create_app(base, registry=registry, options=OPTIONS)
+        self.service: Service = app.state.service
+        config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=10)
+        self._uvicorn = DrainingServer(config, self.service.loop, lambda: None, drain_seconds=0.2)
+        self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
+        self._thread.start()
+        while not self._uvicorn.started:
+            assert self._thread.is_alive()
+            time.sleep(0.01)
+        port = self._uvicorn.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.client = openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
+        )
+
+    def complete(self, **body) -> httpx.Response:
+        """POST /v1/completions, greedy and short unless said otherwise."""
+        return self.http.post("/v1/completions", json={"max_tokens": 8, "temperature": 0, **body})
+
+    def wait_until_idle(self) -> dict:
+        """The engine's numbers once nothing runs, waits or is held."""
+        deadline = time.monotonic() + 10
+        while True:
+            numbers = self.http.get("/health").json()["engine"]
+            if not numbers["running"] and not numbers["waiting"]:
+                return numbers
+            assert time.monotonic() < deadline, numbers
+            time.sleep(0.01)
+
+    def begin_stop(self) -> None:
+        """What a signal does."""
+        self._uvicorn.should_exit = True
+
+    def stop(self) -> None:
+        self.http.close()
+        self.client.close()
+        self.begin_stop()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from threads, and lose much where other work shares the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def loaded_base(built_base: Path) -> LoadedBase:
+    """The tiny base in float32, for what is to be compared with: nothing of the server touches it."""
+    return load_base(read_record(built_base), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def served_registry(built_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A registry with three adapters of different ranks and modules, one of them with an alias."""
+    registry = Registry(tmp_path_factory.mktemp("served"))
+    base = read_record(built_base)
+    publish(registry, "alpha", base, seed=1, rank=8, alias="prod")
+    publish(registry, "beta", base, seed=2, rank=3, modules=("q_proj", "v_proj"))
+    publish(registry, "gamma", base, seed=3, rank=16, use_rslora=True)
+    return registry
+
+
+@pytest.fixture(scope="session")
+def server(built_base: Path, served_registry: Registry) -> Iterator[Server]:
+    """A server for all tests of the session; those that publish use names of their own."""
+    running = Server(load_base(read_record(built_base), device="cpu"), served_registry)
+    yield running
+    running.stop()

@@ -1,0 +1,145 @@
+"""A packed batch gives what each sequence gives alone, for every architecture that the check at load lets through."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    Llama4TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from adapterhub_local.errors import Incompatible
+from serve.engine.attention import NAME
+from serve.engine.cache import KVCache
+from serve.engine.check import use_packed_attention
+from serve.engine.request import Request, SamplingParams, Scheduled
+from serve.engine.runner import Runner
+from serve.lora.linear import LoraContext
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 128,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
+CONFIGS = {
+    "llama": LlamaConfig(**GROUPED),
+    "mistral": MistralConfig(**GROUPED, sliding_window=5),
+    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**GROUPED),
+    "gemma2": Gemma2Config(**GROUPED, sliding_window=5, query_pre_attn_scalar=16, attn_logit_softcapping=2.0),
+    "gemma3": Gemma3TextConfig(**GROUPED, sliding_window=5, layer_types=["sliding_attention", "full_attention"]),
+    "phi3": Phi3Config(**SIZES, num_key_value_heads=2, sliding_window=5, pad_token_id=0),
+    "gpt_neox": GPTNeoXConfig(**SIZES),
+    "opt": OPTConfig(
+        hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=128, word_embed_proj_dim=64
+    ),
+}
+
+
+def make_model(config):
+    """A random model whose attention matters: with the usual small weights every softmax would be flat."""
+    torch.manual_seed(0)
+    config.initializer_range = 0.3
+    config._attn_implementation = "eager"
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def plain_logits(model, tokens: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_equals_plain(name: str) -> None:
+    """Chunks, single tokens and rows of any order, beyond the sliding window: the logits are those of each alone."""
+    model = make_model(CONFIGS[name])
+    generator = torch.Generator().manual_seed(1)
+    sequences = {
+        row: torch.randint(128, (length,), generator=generator).tolist() for row, length in ((0, 19), (3, 9), (2, 14))
+    }
+    expected = {row: plain_logits(model, tokens) for row, tokens in sequences.items()}
+    use_packed_attention(model)
+    runner = Runner(model, KVCache(5, 32), LoraContext())  # row 1 and 4 stay empty
+    requests = {
+        row: Request(str(row), tuple(tokens), SamplingParams(max_tokens=1), row=row)
+        for row, tokens in sequences.items()
+    }
+    steps = [  # (row, start, number of tokens)
+        [(0, 0, 7)],
+        [(3, 0, 1), (0, 7, 6)],
+        [(0, 13, 1), (3, 1, 4), (2, 0, 12)],
+        [(0, 14, 1), (3, 5, 1), (2, 12, 1)],
+        [(3, 6, 1)],
+        [(2, 13, 1), (0, 15, 4), (3, 7, 2)],
+    ]
+    for step in steps:
+        items = [Scheduled(requests[row], start, count) for row, start, count in step]
+        logits = runner.forward(items, {})
+        wanting = [item for item in items if item.wants_token]
+        assert len(logits) == len(wanting)
+        for item, result in zip(wanting, logits, strict=True):
+            wanted = expected[item.request.row][-1]
+            torch.testing.assert_close(result, wanted, atol=2e-4 * float(wanted.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_answer_token_equals_plain(name: str) -> None:
+    """Fed one token at a time, each step's logits are those of the whole sequence so far."""
+    model = make_model(CONFIGS[name])
+    tokens = torch.randint(128, (14,), generator=torch.Generator().manual_seed(2)).tolist()
+    expected = plain_logits(model, tokens)
+    use_packed_attention(model)
+    runner = Runner(model, KVCache(1, 16), LoraContext())
+    request = Request("r", tuple(tokens[:4]), SamplingParams(max_tokens=99), row=0)
+    got = [runner.forward([Scheduled(request, 0, 4)], {})[0]]
+    for position in range(4, 14):
+        request.output.append(tokens[position])
+        got.append(runner.forward([Scheduled(request, position, 1)], {})[0])
+    torch.testing.assert_close(torch.stack(got), expected[3:], atol=2e-4 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (FalconConfig(**SIZES, alibi=False), "attention interface"),
+        (FalconConfig(**SIZES, alibi=True), "attention interface"),
+        (Llama4TextConfig(**GROUPED, num_local_experts=2, attention_chunk_size=8, intermediate_size_mlp=96), "chunked"),
+    ],
+    ids=["falcon", "falcon-alibi", "llama4"],
+)
+def test_refused_architectures(config, reason: str) -> None:
+    """What would be silently wrong is refused with the reason, and the model is left as it was."""
+    model = make_model(config)
+    before = plain_logits(model, [1, 2, 3])
+    with pytest.raises(Incompatible, match=f"cannot be served.*{reason}"):
+        use_packed_attention(model)
+    assert model.config._attn_implementation != NAME
+    assert torch.equal(plain_logits(model, [1, 2, 3]), before)
+
+
+def test_rows_survive_growth_of_the_cache() -> None:
+    """A cache that grows keeps what is in it."""
+    cache = KVCache(2, 1000)
+    cache.reserve(10)
+    rows, positions = torch.tensor([0, 1]), torch.tensor([3, 200])
+    keys = torch.randn(4, 2, 8)
+    cache.write(0, rows, positions, keys, keys)
+    cache.reserve(300)
+    held, _ = cache.write(0, torch.tensor([0]), torch.tensor([299]), keys[:, :1], keys[:, :1])
+    assert held.shape[2] >= 300
+    assert torch.equal(held[0, :, 3], keys[:, 0])
+    assert torch.equal(held[1, :, 200], keys[:, 1])
+    cache.clear(1)
+    assert not held[1].any()

@@ -1,0 +1,169 @@
+"""Properties of the scheduler under random arrivals, lengths, adapters and aborts."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub_local.errors import InputError
+from serve.engine.options import EngineOptions
+from serve.engine.request import Request, SamplingParams, Scheduled, State
+from serve.engine.scheduler import Scheduler
+from serve.errors import Busy
+
+END = 7
+
+
+def request(name: str, prompt: int = 4, max_tokens: int = 3, adapter: str | None = None) -> Request:
+    return Request(name, tuple(range(prompt)), SamplingParams(max_tokens, stop_token_ids=frozenset({END})), adapter)
+
+
+def step(scheduler: Scheduler, token: int = 1) -> list[Scheduled]:
+    """One step in which every request that wants a token gets `token`."""
+    batch = scheduler.schedule()
+    for item in batch:
+        scheduler.update(item, token if item.wants_token else None)
+    return batch
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.integers(0, 6),  # steps after the one before
+        st.integers(1, 40),  # prompt
+        st.integers(1, 6),  # answer
+        st.sampled_from([None, "a", "b", "c", "d"]),
+        st.one_of(st.none(), st.integers(0, 8)),  # steps until it is aborted
+    ),
+    max_size=24,
+)
+
+
+@given(arrivals=arrivals, rows=st.integers(1, 5), extra=st.integers(0, 20), adapters=st.integers(1, 3))
+def test_every_request_ends_within_budgets(arrivals, rows: int, extra: int, adapters: int) -> None:
+    """Budgets hold in every step, rows are never shared, tokens come in order, and every request ends."""
+    options = EngineOptions(max_rows=rows, tokens_per_step=rows + extra, max_adapters=adapters)
+    scheduler = Scheduler(options)
+    times = itertools.accumulate(arrival[0] for arrival in arrivals)
+    plan = [
+        (time, request(str(index), prompt, answer, adapter), None if abort is None else time + abort)
+        for index, (time, (_, prompt, answer, adapter, abort)) in enumerate(zip(times, arrivals, strict=True))
+    ]
+    work = sum(len(each.prompt) + each.params.max_tokens for _, each, _ in plan)
+    for now in range((plan[-1][0] if plan else 0) + work + 10):
+        for time, each, abort in plan:
+            if time == now:
+                scheduler.submit(each)
+            if abort == now and each.state is not State.FINISHED:
+                scheduler.finish(each, "abort")
+        computed = {each.id: each.num_computed for _, each, _ in plan}
+        had_work = scheduler.has_work
+        batch = scheduler.schedule()
+        assert bool(batch) == had_work
+        assert sum(item.num_tokens for item in batch) <= options.tokens_per_step
+        assert len(scheduler.running) <= rows
+        held = [each.row for each in scheduler.running]
+        assert len(set(held)) == len(held)
+        assert set(held) <= set(range(rows))
+        assert len({each.adapter for each in scheduler.running} - {None}) <= adapters
+        assert len({item.request.id for item in batch}) == len(batch)
+        for item in batch:
+            assert item.start == computed[item.request.id]
+            assert item.num_tokens >= 1
+            assert item.request.state is State.RUNNING
+            scheduler.update(item, 1 if item.wants_token else None)
+    assert not scheduler.has_work
+    for _, each, abort in plan:
+        assert each.state is State.FINISHED
+        assert each.row is None
+        if abort is None:
+            assert len(each.output) == each.params.max_tokens
+    assert sorted(scheduler._free_rows) == list(range(rows))
+    assert not scheduler.adapters
+
+
+def test_first_come_first_served() -> None:
+    """Requests get rows in the order in which they came."""
+    scheduler = Scheduler(EngineOptions(max_rows=2))
+    requests = [request(str(number)) for number in range(5)]
+    scheduler.submit(*requests)
+    order = []
+    while scheduler.has_work:
+        step(scheduler)
+        order += [each.id for each in requests if each.state is State.FINISHED and each.id not in order]
+    assert order == ["0", "1", "2", "3", "4"]
+
+
+def test_long_prompt_does_not_stop_answers() -> None:
+    """While a long prompt is read in chunks, running answers get their token in every step."""
+    scheduler = Scheduler(EngineOptions(max_rows=2, tokens_per_step=8))
+    answering, long = request("answering", prompt=2, max_tokens=50), request("long", prompt=60)
+    scheduler.submit(answering)
+    step(scheduler)
+    scheduler.submit(long)
+    steps = 0
+    while not long.output:
+        batch = step(scheduler)
+        assert [item.num_tokens for item in batch if item.request is answering] == [1]
+        steps += 1
+    assert steps == 9  # 60 tokens, 7 a step
+
+
+def test_queue_limit_is_all_or_none() -> None:
+    """A group that does not fit into the queue is refused whole."""
+    scheduler = Scheduler(EngineOptions(queue_limit=3))
+    scheduler.submit(request("a"), request("b"))
+    with pytest.raises(Busy):
+        scheduler.submit(request("c"), request("d"))
+    assert len(scheduler.waiting) == 2
+
+
+def test_adapter_that_waits_is_not_starved() -> None:
+    """Others may pass a request that waits for a place among the adapters, but not for ever."""
+    scheduler = Scheduler(EngineOptions(max_rows=2, max_adapters=1, tokens_per_step=64))
+    scheduler.submit(request("first", adapter="a"))
+    patient = request("patient", adapter="b")
+    scheduler.submit(patient)
+    for number in range(200):
+        scheduler.submit(request(f"a{number}", adapter="a"))
+        step(scheduler)
+        if patient.state is State.FINISHED:
+            break
+    assert patient.state is State.FINISHED
+    assert number < 60
+
+
+def test_base_requests_pass_a_full_set_of_adapters() -> None:
+    """Requests without an adapter need no place, and requests for a running adapter none either."""
+    scheduler = Scheduler(EngineOptions(max_rows=4, max_adapters=1))
+    requests = [request("a", adapter="a"), request("b", adapter="b"), request("base"), request("a2", adapter="a")]
+    scheduler.submit(*requests)
+    scheduler.schedule()
+    assert [each.id for each in scheduler.running] == ["a", "base", "a2"]
+
+
+def test_end_of_an_answer() -> None:
+    """A stop token ends an answer with `stop`, the last allowed token with `length`."""
+    scheduler = Scheduler(EngineOptions())
+    stopped, cut = request("stopped", max_tokens=9), request("cut", max_tokens=2)
+    scheduler.submit(stopped, cut)
+    step(scheduler)
+    batch = scheduler.schedule()
+    for item in batch:
+        scheduler.update(item, END if item.request is stopped else 1)
+    assert (stopped.finish_reason, cut.finish_reason) == ("stop", "length")
+
+
+@pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"queue_limit": -1}, {"max_rows": 8, "tokens_per_step": 7}])
+def test_options_are_checked(wrong: dict) -> None:
+    """Limits that cannot work are refused."""
+    with pytest.raises(InputError):
+        EngineOptions(**wrong)
+
+
+def test_tokens_of_prompt_and_output() -> None:
+    """A slice may lie in the prompt, in the output, or over both."""
+    each = request("r", prompt=3)
+    each.output = [10, 11]
+    assert [each.tokens(start, 2) for start in range(4)] == [[0, 1], [1, 2], [2, 10], [10, 11]]
+    assert each.tokens(0, 5) == [0, 1, 2, 10, 11]

@@ -1,0 +1,372 @@
+"""The command line: what is wrong is one line, exit code 2 and nothing left behind; what is right can be piped on."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.cli.main import run
+from adapterhub_local.lora.config import CONFIG, WEIGHTS, AdapterConfig
+from adapterhub_local.lora.write import tensor_name, write_adapter
+from adapterhub_local.registry import Registry
+from adapterhub_local.settings import Home
+
+Q = "model.layers.0.self_attn.q_proj"  # 64 x 64 in the tiny base
+OTHER = "sha256:" + "2" * 64
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a call of qhub left: exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Qhub = Callable[..., Done]
+
+
+@pytest.fixture
+def qhub(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Qhub:
+    """Calls `qhub` with these arguments, in an empty current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        code = caught.value.code
+        assert isinstance(code, int)
+        return Done(code, captured.out, captured.err)
+
+    return call
+
+
+def save_adapter(path: Path, fingerprint: str | None, *, size: int = 64, module: str = Q, seed: int = 0) -> Path:
+    """A self-describing file with one module."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        tensor_name(module, "A"): torch.randn(2, size, generator=generator),
+        tensor_name(module, "B"): torch.randn(size, 2, generator=generator),
+    }
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_adapter(path.parent, AdapterConfig(2, 4, ("q_proj",)), shapes, tensors.items(), fingerprint)
+    (path.parent / CONFIG).unlink()
+    return (path.parent / WEIGHTS).rename(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path, tiny_base: BaseInfo) -> Path:
+    """A folder with adapters, sound and not, for the base `tiny`."""
+    folder = tmp_path / "files"
+    good = save_adapter(folder / "good.safetensors", tiny_base.fingerprint)
+    save_adapter(folder / "other.safetensors", OTHER)
+    save_adapter(folder / "large.safetensors", tiny_base.fingerprint, size=128)
+    save_adapter(folder / "unknown.safetensors", tiny_base.fingerprint, module="model.layers.9.mlp.up_proj")
+    data = good.read_bytes()
+    (folder / "cut.safetensors").write_bytes(data[:-10])
+    (folder / "nan.safetensors").write_bytes(data[:-4] + b"\x00\x00\xc0\x7f")
+    (folder / "text.safetensors").write_bytes(b"no adapter, only text in a file")
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "pickle").mkdir()
+    (folder / "pickle" / "adapter_model.bin").write_bytes(b"\x80\x04")
+    (folder / "recipe.toml").write_text('[base]\nname = "tiny"\n[data]\ntrain = "no.jsonl"\n[output]\nname = "x"\n')
+    (folder / "none.toml").write_text('[base]\nname = "none"\n[data]\ntrain = "d.jsonl"\n[output]\nname = "x"\n')
+    (folder / "unknown.toml").write_text(
+        '[base]\nname = "tiny"\n[data]\ntrain = "d.jsonl"\n[output]\nname = "x"\n[train]\nlearning_rat = 1e-3\n'
+    )
+    (folder / "d.jsonl").write_text('{"messages": []}\n')
+    return folder
+
+
+def contents(*folders: Path) -> dict[Path, int]:
+    """Every file below the folders with its size, but for the database, which SQLite may tidy up at any time."""
+    paths = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {path: path.stat().st_size for path in paths if not path.name.startswith("registry.db")}
+
+
+BAD = {  # arguments, F/ being the folder of files -> what the one line says
+    "base show none": "there is no base 'none': did you mean tiny",
+    "base path none": "there is no base 'none'",
+    "base rm none": "there is no base 'none'",
+    "base show ../tiny": "not a name",
+    "base show a/b": "cannot name a base",
+    "base add tiny F": "exists already",
+    "base add Bad F": "not a name",
+    "base add b F/none": "there is no folder or file",
+    "base add b F": "no config.json",
+    "add F/good.safetensors --name x --base none": "there is no base 'none'",
+    "add F/other.safetensors --name x": "made for another base",
+    "add F/large.safetensors --name x": "in base 'tiny' it is 64 x 64",
+    "add F/unknown.safetensors --name x": "model.layers.9.mlp.up_proj, which base 'tiny'",
+    "add F/cut.safetensors --name x": "truncated",
+    "add F/nan.safetensors --name x": "NaN or infinity",
+    "add F/text.safetensors --name x": "not a safetensors file",
+    "add F/empty.safetensors --name x": "not a safetensors file",
+    "add F/pickle --name x": "is a pickle",
+    "add F/none.safetensors --name x": "there is no file",
+    "add F/good.safetensors --name X": "not a name",
+    "add F/good.safetensors --name x --alias latest": "reserved",
+    "add F/good.safetensors": "Missing option '--name'",
+    "merge F/good.safetensors F/other.safetensors --weights 0.7,0.3": "different bases",
+    "merge F/good.safetensors F/large.safetensors --weights 0.7,0.3": "made for different models",
+    "merge F/good.safetensors F/cut.safetensors --weights 0.7,0.3": "truncated",
+    "merge F/good.safetensors F/nan.safetensors --weights 0.7,0.3": "NaN or infinity",
+    "merge F/good.safetensors F/good.safetensors --weights 0.7": "2 adapters and 1 weights",
+    "merge F/good.safetensors --weights 0.7,0.3": "1 adapters and 2 weights",
+    "merge F/good.safetensors --weights nan": "'nan' is not a weight",
+    "merge F/good.safetensors --weights inf": "'inf' is not a weight",
+    "merge F/good.safetensors --weights 0.7;0.3": "is not a weight",
+    "merge F/good.safetensors --weights 0": "all weights are zero",
+    "merge F/good.safetensors --weights 1e300": "too large",
+    "merge F/good.safetensors": "Missing option '--weights'",
+    "merge --weights 1": "Missing argument 'ADAPTERS...'",
+    "merge none@1 --weights 1": "there is no adapter 'none'",
+    "merge ~nobody-here/a.safetensors --weights 1": "there is no file",
+    "merge F/good.safetensors --weights 1 -o F/cut.safetensors": "exists already",
+    "merge F/good.safetensors --weights 1 -o F/no/folder.safetensors": "create the folder first",
+    "merge F/good.safetensors --weights 1 -o x.safetensors --name x": "exclude each other",
+    "merge F/good.safetensors --weights 1 --alias prod": "--alias needs --name",
+    "merge F/good.safetensors --weights 1 --name x --alias v3": "reserved",
+    "show none": "there is no adapter 'none'",
+    "show kep": "did you mean kept",
+    "show kept@2": "has versions 1",
+    "show kept@0": "numbered from 1",
+    "show kept@@": "is not a reference",
+    "path ../../etc/passwd": "not a name",
+    "list none": "there is no adapter 'none'",
+    "alias set kept latest 1": "reserved",
+    "alias set kept prod 2": "there is no 'kept@2'",
+    "alias set kept prod 0": "0 is not in the range",
+    "alias set kept@1 prod 1": "name and the version apart",
+    "alias set kept prod 1 --expect 3": "points to nothing, not to 3",
+    "alias list none": "there is no adapter 'none'",
+    "export kept -o x.bin": "must end in .safetensors",
+    "export kept -o F/cut.safetensors": "exists already",
+    "export none -o x.safetensors": "there is no adapter 'none'",
+    "export kept": "Missing option",
+    "train F/recipe.toml": "data.train: there is no file",
+    "train F/unknown.toml": "unknown.toml:8: unknown key 'learning_rat' in [train]: did you mean 'learning_rate'?",
+    "train F/none.toml": "there is no base 'none'",
+    "train F/missing.toml": "there is no recipe",
+    "train F/recipe.toml --resume --restart": "exclude each other",
+    "mrge a b": "No such command 'mrge'",
+    "list --jsn": "No such option '--jsn'",
+    "alias": "Usage: qhub alias",
+    "show": "Missing argument 'REFERENCE'",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_bad_input_is_one_line_and_leaves_nothing(line: str, qhub: Qhub, files: Path, home: Home) -> None:
+    """Exit code 2, one line on stderr that says what is wrong, and not a file more or less in home, folder or here."""
+    Registry().publish("kept", {WEIGHTS: b"x"}, {"kind": "test"})
+    _ = Registry().resolve("kept").path
+    before = contents(home.root, files, Path.cwd())
+    done = qhub(*line.replace("F/", f"{files}/").replace(" F", f" {files}").split())
+    assert done.code == 2, done.err
+    assert done.out == ""
+    assert BAD[line] in done.err
+    assert "Traceback" not in done.err
+    if not done.err.startswith("Usage"):
+        assert done.err.startswith("qhub: ")
+        assert done.err.count("\n") == 1
+    after = contents(home.root, files, Path.cwd())
+    assert after == before
+    assert [str(version) for version in Registry().versions()] == ["kept@1"]
+    assert Registry().aliases("kept") == {}
+
+
+def test_nothing_is_created_at_a_home_that_is_only_read(qhub: Qhub, home: Home) -> None:
+    """Listing and failing to find leave a home that does not exist so."""
+    for line in (
+        "list",
+        "list --json",
+        "base list",
+        "base list --json",
+        "show a",
+        "path a",
+        "export a -o a.safetensors",
+    ):
+        qhub(*line.split())
+    assert not home.root.exists()
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_no_arguments_show_the_help(qhub: Qhub) -> None:
+    """`qhub` alone, and a group alone, print their help as lines."""
+    for arguments in ((), ("alias",), ("base",)):
+        done = qhub(*arguments)
+        assert done.code == 2
+        assert done.err.startswith("Usage: qhub")
+        assert done.err.count("\n") > 5
+
+
+def test_a_home_that_is_a_file_is_told(qhub: Qhub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QHUB_HOME set to a file is bad input for every verb."""
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("QHUB_HOME", str(tmp_path / "file"))
+    for line in ("list", "base list", "show a"):
+        done = qhub(*line.split())
+        assert (done.code, "QHUB_HOME" in done.err) == (2, True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_from_bare_files_to_a_merged_version_and_back(qhub: Qhub, files: Path, tiny_base: BaseInfo) -> None:
+    """add, export, merge on bare files and on references, add again: the same content digest at the end."""
+    save_adapter(files / "second.safetensors", tiny_base.fingerprint, seed=1)
+    assert qhub("add", files / "good.safetensors", "--name", "one", "--alias", "prod").code == 0
+    assert qhub("add", files / "second.safetensors", "--name", "two", "--base", "tiny").code == 0
+    for name in ("one", "two"):
+        assert qhub("export", name, "-o", f"{name}.safetensors").code == 0
+    bare = qhub("merge", "one.safetensors", "two.safetensors", "--weights", "0.7,0.3")
+    assert bare.code == 0, bare.err
+    assert "one+two.safetensors: weighted sum of 2 adapters, rank 4" in bare.out
+    assert bare.err == ""
+    named = json.loads(qhub("merge", "one@prod", "two@1", "--weights", "0.7,0.3", "--name", "both", "--json").out)
+    assert named["reference"] == "both@1"
+    assert named["relative_error"] < 1e-6
+    assert qhub("export", "both", "-o", "both.safetensors").code == 0
+    for source, name in (("both.safetensors", "again"), ("one.safetensors", "one")):
+        wanted = Registry().resolve(Path(source).stem).content_digest
+        added = qhub("add", source, "--name", name)
+        assert added.code == 0, added.err
+        assert Registry().resolve(name).content_digest == wanted
+    assert qhub("base", "rm", "tiny").code == 2
+    assert sorted(path.name for path in Path.cwd().iterdir()) == [
+        *("both.safetensors", "one+two.safetensors", "one.safetensors", "two.safetensors")
+    ]
+
+
+def test_a_merge_that_cancels_or_does_not_sum_to_one_says_so(qhub: Qhub, files: Path) -> None:
+    """Adapters that cancel out are a warning, weights that do not sum to one a note; both on stderr, exit code 0."""
+    good = files / "good.safetensors"
+    cancelled = qhub("merge", good, good, "--weights", "1,-1", "-o", "zero.safetensors")
+    assert cancelled.code == 0
+    assert "cancel each other out" in cancelled.err
+    assert "weights sum to 0" in cancelled.err
+    assert qhub("merge", good, good, "--weights", "-0.5,1", "-o", "m.safetensors", "--json").code == 0
+
+
+def test_json_of_every_list_and_show_parses(qhub: Qhub, tiny_base: BaseInfo, home: Home) -> None:
+    """With --json every verb prints one JSON document that names what was asked for."""
+    registry = Registry()
+    lineage = {"kind": "train", "base": tiny_base.lineage(), "adapter": {"rank": 2, "alpha": 4.0, "num_parameters": 9}}
+    version = registry.publish("a", {WEIGHTS: b"x"}, lineage, alias="prod")
+    registry.add_evaluation(version, "t", {"adapter": {"exact_match": 0.5, "loss": 1.0, "rows": 2}})
+    assert json.loads(qhub("list", "--json").out)[0]["aliases"] == {"prod": 1}
+    assert json.loads(qhub("list", "a", "--json").out)[0]["reference"] == "a@1"
+    shown = json.loads(qhub("show", "a@prod", "--json").out)
+    assert (shown["content_digest"], shown["aliases"]) == (version.content_digest, ["prod"])
+    assert shown["metrics"]["t"]["adapter"]["exact_match"] == 0.5
+    assert json.loads(qhub("alias", "list", "a", "--json").out) == {"prod": 1}
+    assert json.loads(qhub("base", "list", "--json").out)[0]["name"] == "tiny"
+    assert json.loads(qhub("base", "show", "tiny", "--json").out)["fingerprint"] == tiny_base.fingerprint
+    assert qhub("base", "path", "tiny").out.strip() == str(home.bases / "tiny")
+    assert qhub("path", "a").out.strip() == str(version.path)
+
+
+def test_tables_show_text_as_it_was_written(qhub: Qhub) -> None:
+    """Brackets and colons in descriptions, tasks and file names are text, not markup; nothing is cut off."""
+    odd = "[red]x[/] [/b] :smile: " + "long " * 60
+    lineage = {
+        "kind": "train",
+        "description": odd,
+        "data": [{"role": "train", "file": "[/a].jsonl", "rows": 1, "digest": OTHER}],
+        "metrics": {"[/t]": {"adapter": {"exact_match": 0.5, "loss": 1.0, "rows": 1}}},
+    }
+    Registry().publish("a", {WEIGHTS: b"x"}, lineage)
+    shown, listed = qhub("show", "a"), qhub("list")
+    assert (shown.code, listed.code) == (0, 0)
+    assert "[red]x[/] [/b] :smile: long" in shown.out
+    assert shown.out.count("long") == 60
+    assert "[/a].jsonl" in shown.out
+    assert "[/t] 50.0%" in listed.out
+
+
+def test_letters_that_cannot_be_shown_are_no_error(tmp_path: Path) -> None:
+    """A file name that is not UTF-8, and a terminal without the letters of a description, are shown escaped."""
+    lineage = {"kind": "train", "description": "größer 日本", "parents": [{"reference": "\udcff.st", "weight": 1.0}]}
+    registry = Registry()
+    made = registry.publish("a", {WEIGHTS: b"x"}, lineage)
+    assert registry.resolve("a").lineage == lineage
+    assert registry.resolve("a").manifest_digest == made.manifest_digest
+    for encoding, shown in (("ascii", "gr\\xf6\\xdfer"), ("utf-8", "größer 日本")):
+        for line in ("show a", "show a --json", "list"):
+            program = [sys.executable, "-m", "adapterhub_local", *line.split()]
+            environment = {**os.environ, "PYTHONIOENCODING": encoding}
+            done = subprocess.run(program, capture_output=True, env=environment, timeout=30, check=False)
+            assert done.returncode == 0, done.stderr
+            assert line != "show a" or shown in done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "lineage",
+    [
+        *({}, {"base": None}, {"metrics": {"t": {}}}, {"adapter": {"rank": 2}}, {"parents": [], "data": []}),
+        {"metrics": {"t": {"base": {"exact_match": 0.1, "loss": 1, "rows": 1}}}},
+    ],
+)
+def test_versions_with_little_lineage_are_listed_and_shown(qhub: Qhub, lineage: dict) -> None:
+    """A version of another qhub, pulled from somewhere, may say less than ours do; it is shown all the same."""
+    Registry().publish("a", {WEIGHTS: b"x"}, lineage)
+    for line in ("list", "list --json", "show a", "show a --json"):
+        done = qhub(*line.split())
+        assert done.code == 0, done.err
+
+
+def test_a_reader_that_goes_away_is_no_error_message() -> None:
+    """`qhub list | head -1` ends without a traceback, also when the pipe is closed before the table is written."""
+    registry = Registry()
+    for number in range(30):
+        registry.publish(f"adapter-{number}", {WEIGHTS: b"x"}, {"kind": "test", "base": {"name": "x" * 200}})
+    program = [sys.executable, "-m", "adapterhub_local", "list"]
+    lister = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert lister.stdout is not None
+    lister.stdout.close()
+    _, err = lister.communicate(timeout=30)
+    assert err == b""
+    piped = subprocess.run(
+        f'"{sys.executable}" -m adapterhub_local list | head -1',
+        shell=True,
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    assert piped.stderr == b""
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    """`python -m adapterhub_local` and the installed `qhub` are the same program, with the same exit codes."""
+    installed = Path(sys.executable).parent / "qhub"
+    programs = [[sys.executable, "-m", "adapterhub_local"]] + ([[str(installed)]] if installed.exists() else [])
+    for program in programs:
+        done = subprocess.run(
+            [*program, "show", "none"], capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr == "qhub: there is no adapter 'none': `qhub list` shows what there is\n"
+
+
+def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """A home on a path where nothing can be created is bad input with the reason, not a traceback."""
+    code = (
+        "from adapterhub_local.registry import Registry\n"
+        "from adapterhub_local.errors import InputError\n"
+        "try: Registry('/proc/none').publish('a', {'f': b'x'}, {})\n"
+        "except InputError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert "Set QHUB_HOME to a writable folder" in done.stdout

@@ -1,0 +1,167 @@
+"""The rooms and their doors: which module may import which, how long a file may be, and what the library shows."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import adapterhub_local
+from adapterhub_local.cli.main import VERBS
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "adapterhub_local").rglob("*.py")) + sorted((ROOT / "serve").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+MAX_LINES = 400
+# Imports go down this list only; rooms on one line may import each other.
+LEVELS = (
+    ("cli",),
+    ("serve",),
+    ("hub", "export", "train", "evaluate"),
+    ("merge",),
+    ("base",),
+    ("lora", "registry"),
+    ("recipe", "refs", "settings"),
+    ("errors", "durable", "noise"),
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+
+def relative(path: Path) -> str:
+    """A path as people name it."""
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names of the modules a file imports, anywhere in it, names from packages included."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*parts, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def room(name: str) -> str | None:
+    """The room a module is in, or None for other packages and the two entry points of the package itself."""
+    parts = name.split(".")
+    if parts[0] == "serve":
+        return "serve"
+    if parts[0] != "adapterhub_local" or len(parts) == 1:
+        return None
+    return parts[1] if parts[1] in LEVEL else None
+
+
+def test_every_module_is_in_a_room_that_is_known() -> None:
+    """No file lies outside the rooms of the design; a new room is added to it and to this test."""
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts not in (("adapterhub_local", "__init__"), ("adapterhub_local", "__main__")):
+            assert room(".".join(parts)) is not None, relative(path)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_go_one_way(path: Path) -> None:
+    """A room imports rooms below it or on its own line, never one above it, not even inside a function."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    own = room(".".join(parts))
+    if own is None:
+        return
+    for name in imports(path):
+        other = room(name)
+        if other is not None:
+            assert LEVEL[other] >= LEVEL[own], f"{relative(path)} imports {name}"
+        if other == "serve" and own != "serve":
+            assert relative(path) == "adapterhub_local/cli/serve.py", f"{relative(path)} imports {name}"
+
+
+def test_only_light_rooms_are_seen_from_the_registry_and_below() -> None:
+    """Registry, recipe and all below them name neither torch nor transformers: they handle files and digests."""
+    for path in SOURCES:
+        own = path.relative_to(ROOT).parts[1]
+        if own.removesuffix(".py") in ("registry", "recipe", "refs", "settings", "errors", "durable", "noise"):
+            heavy = {name.split(".")[0] for name in imports(path)} & {"torch", "transformers", "peft", "safetensors"}
+            assert not heavy, relative(path)
+
+
+def test_only_settings_reads_the_environment() -> None:
+    """Every environment variable is read in one file, so that all of them are listed there."""
+    for path in SOURCES:
+        if relative(path) == "adapterhub_local/settings.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_read = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb")
+            assert not is_read, f"{relative(path)}:{getattr(node, 'lineno', 0)} reads the environment"
+        assert not {"os.environ", "os.getenv"} & set(imports(path)), relative(path)
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=relative)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    """Every module that has code has a docstring, and none is longer than a person reads at once."""
+    text = path.read_text(encoding="utf-8")
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{relative(path)} has no docstring"
+    limit = MAX_LINES if path in SOURCES else 2 * MAX_LINES
+    assert len(text.splitlines()) <= limit, f"{relative(path)} is too long"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=relative)
+def test_every_test_says_what_it_proves(path: Path) -> None:
+    """Each test function has a docstring of behaviour, and no two in a file have one name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    tests = [function for function in functions if function.name.startswith("test_")]
+    missing = [function.name for function in tests if not ast.get_docstring(function)]
+    assert not missing, f"{relative(path)}: {missing}"
+    names = [function.name for function in tree.body if isinstance(function, ast.FunctionDef)]
+    assert len(names) == len(set(names)), relative(path)
+
+
+def test_the_library_shows_what_it_lists() -> None:
+    """`__all__` is everything public that the library defines at its top, and nothing that is not there."""
+    code = (
+        "import types, adapterhub_local as a;"
+        "print(*sorted(n for n, v in vars(a).items() if n[0] != '_' and not isinstance(v, types.ModuleType)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == sorted(adapterhub_local.__all__)
+
+
+def test_every_verb_has_its_file() -> None:
+    """A verb is one file of the command line, and there is no file that is no verb."""
+    helpers = {"__init__", "main", "output"}
+    files = {path.stem for path in (ROOT / "adapterhub_local" / "cli").glob("*.py")}
+    assert files - helpers == set(VERBS)
+
+
+LIGHT = [
+    *("--help", "--version", "list", "list --json", "list sentiment", "show sentiment", "show sentiment --json"),
+    *("path sentiment@prod", "alias list sentiment", "alias set sentiment prod 1", "base list", "base list --json"),
+    *("base show nothing", "base path nothing", "export sentiment -o out.safetensors", "show nothing", "merge --help"),
+    *("train --help", "train none.toml", "merge a.safetensors --weights nan", "base rm nothing"),
+]
+
+
+def test_light_verbs_load_no_heavy_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help, listing, showing, aliases, paths and export answer without torch, transformers, PEFT or Hub client."""
+    monkeypatch.chdir(tmp_path)
+    code = f"""
+import sys
+from adapterhub_local.registry import Registry
+files = {{"adapter_model.safetensors": b"weights", "adapter_config.json": b"{{}}"}}
+Registry().publish("sentiment", files, {{"kind": "train", "base": {{"name": "tiny"}}}}, alias="prod")
+from adapterhub_local.cli.main import run
+for line in {LIGHT!r}:
+    try:
+        run(line.split())
+    except SystemExit:
+        pass
+    for name in ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "fastapi", "pydantic", "numpy"):
+        assert name not in sys.modules, (line, name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.safetensors").read_bytes() == b"weights"
