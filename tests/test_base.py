@@ -125,6 +125,11 @@ def test_unknown_base_suggests(home: Home, tiny_base: BaseInfo) -> None:
         find_base("tinny", home)
 
 
+def set_config(folder: Path, **settings) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
 def strip_tensor(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -145,18 +150,8 @@ def strip_tensor(folder: Path) -> None:
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
             "pickled",
         ),
-        (
-            lambda folder: (folder / "config.json").write_text(
-                json.dumps({**json.loads((folder / "config.json").read_text()), "quantization_config": {"quant_method": "gptq"}})
-            ),
-            "quantised already",
-        ),
-        (
-            lambda folder: (folder / "config.json").write_text(
-                json.dumps({**json.loads((folder / "config.json").read_text()), "intermediate_size": 192})
-            ),
-            "has shape",
-        ),
+        (lambda folder: set_config(folder, quantization_config={"quant_method": "gptq"}), "quantised already"),
+        (lambda folder: set_config(folder, intermediate_size=192), "has shape"),
     ],
 )  # fmt: skip
 def test_bad_sources(home: Home, tmp_path: Path, tiny_folder: Path, damage, message: str) -> None:

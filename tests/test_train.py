@@ -60,7 +60,7 @@ def test_only_answers_are_learned(tmp_path: Path) -> None:
         ('{"messages": [{"role": "user"}]}', "2: every message needs"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', "2: role 'robot'"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "2: the last message must be"),
-        ('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}', "2: the last message"),
+        (json.dumps(chat("x", " ")), "2: the last message must be"),
     ],
 )  # fmt: skip
 def test_bad_lines(tmp_path: Path, line: str, message: str) -> None:
@@ -252,7 +252,7 @@ def test_a_loss_that_is_no_number_stops() -> None:
     """NaN ends a run with what to do, instead of being logged for hours."""
     watch = Watch(lambda entry: None)
     state = type("State", (), {"global_step": 3, "epoch": 1.0})()
-    with pytest.raises(QhubError, match="nan at step 3: lower train.learning_rate"):
+    with pytest.raises(QhubError, match=r"nan at step 3: lower train\.learning_rate"):
         watch.on_log(None, state, None, logs={"loss": float("nan")})
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-import torch
 import uvicorn
 
 from adapterhub_local.base.load import LoadedBase, load_base
@@ -67,15 +66,6 @@ class Server:
         self.begin_stop()
         self._thread.join(20)
         assert not self._thread.is_alive()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, and lose much where other work shares the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
