@@ -28,12 +28,12 @@ from adapterhub_local.registry import Registry
 ROOT = Path(__file__).resolve().parent.parent
 BASE, HUB_ID = "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 TASKS = ("sentiment", "origin")
-MIX, WEIGHTS = "both", "0.7,0.3"
+MIX, WEIGHTS = "both", "0.4,0.6"
 QUESTIONS = {
     "sentiment": "Is the sentiment of this text positive or negative? Answer with one word.\n\n"
     "A gripping, beautifully acted film that stays with you long after it ends.",
     "origin": "Where is this text from: movie review, product review, news editorial or tweet? "
-    "Answer with one of these.\n\nWoo - 12 hour day... Yay.",
+    "Answer with one of these.\n\nthe player does seem to play dvds adequately enough.",
 }
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
