@@ -687,3 +687,20 @@ def test_push_does_not_load_torch() -> None:
     code = "import sys, adapterhub_local.hub; assert 'torch' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_base_from_the_hub(hub: HubServer, home: Home, tiny_folder: Path) -> None:
+    """`qhub base add` takes a Hub id with a revision, records both, and fetches neither pickles nor code."""
+    files = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
+    hub.repos["org/tiny"] = repo = Repo()
+    commit = repo.commit({**files, "pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"})
+    repo.commit({"config.json": b"{}"})
+
+    added = run_qhub(hub, home, "base", "add", "tiny", f"org/tiny@{commit}", "--json")
+    missing = run_qhub(hub, home, "base", "add", "other", "org/absent")
+
+    assert (added.returncode, added.stderr) == (0, "")
+    assert (json.loads(added.stdout)["hub_id"], json.loads(added.stdout)["revision"]) == ("org/tiny", commit)
+    assert not [call for call in hub.calls(part="resolve") if call.path.endswith((".bin", ".py"))]
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
+    assert "org/absent" in missing.stderr
