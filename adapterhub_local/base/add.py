@@ -19,7 +19,7 @@ from adapterhub_local.lora.write import write_safetensors
 from adapterhub_local.registry.registry import now
 from adapterhub_local.settings import Home
 
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 512 << 20  # what is held in memory at once, whatever the size of the model
 Progress = Callable[[int, int], None]
 
 
