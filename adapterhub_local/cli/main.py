@@ -20,6 +20,8 @@ VERBS = {
     "add": "Register an adapter trained elsewhere.",
     "eval": "Score an adapter or a base on held-out data.",
     "merge": "Merge adapters by weighted sum.",
+    "verify": "Hash the files of versions again.",
+    "fsck": "Check the whole registry, repair it, or make its database again.",
     "export": "Write a version to one self-describing file.",
     "serve": "Serve a base and all its adapters, OpenAI-compatible.",
     "push": "Push a version to the Hugging Face Hub.",

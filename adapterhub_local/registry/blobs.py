@@ -65,6 +65,15 @@ class Blobs:
             raise Corrupt(f"{file.path} is damaged (blob {file.digest}): pull or publish it again")
         return path
 
+    def set_aside(self, path: Path) -> Path:
+        """Move a file of the home to `quarantine/`, under a name of its own, and return where it is."""
+        make_folder(self.home.quarantine)
+        target = self.home.quarantine / f"{path.name}.{uuid.uuid4().hex[:8]}"
+        path.rename(target)
+        sync_folder(self.home.quarantine)
+        sync_folder(path.parent)
+        return target
+
 
 def is_sound(path: Path, digest: str, size: int) -> bool:
     """Whether the file is there with these bytes."""

@@ -93,7 +93,7 @@ class Database:
         try:
             return self._connection().execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
-            raise Corrupt(f"{self.path} cannot be read: {error}") from None
+            raise Corrupt(f"{self.path} cannot be read: {error}. `qhub fsck --rebuild-db` makes it again") from None
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -111,6 +111,24 @@ class Database:
                 raise
         except sqlite3.OperationalError as error:  # read-only, full, or locked for longer than the timeout
             raise QhubError(f"{self.path} cannot be written: {error}") from None
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise Corrupt(f"{self.path} is damaged: {error}. `qhub fsck --rebuild-db` makes it again") from None
+
+    def is_sound(self) -> bool:
+        """Whether SQLite can read the whole file. A database that was never written is sound."""
+        try:
+            return not self.path.exists() or [tuple(row) for row in self.rows("PRAGMA integrity_check")] == [("ok",)]
+        except Corrupt:
+            return False
+
+    def close(self) -> None:
+        """Close this thread's connection; the next use opens another."""
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
 
     def _connection(self) -> sqlite3.Connection:
         connection = getattr(self._local, "connection", None)
@@ -130,7 +148,7 @@ class Database:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
         except sqlite3.DatabaseError as error:
-            raise Corrupt(f"{self.path} cannot be opened: {error}") from None
+            raise Corrupt(f"{self.path} cannot be opened: {error}. `qhub fsck --rebuild-db` makes it again") from None
         return connection
 
 
@@ -139,11 +157,16 @@ def _migrate(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN EXCLUSIVE")
     (applied,) = connection.execute("PRAGMA user_version").fetchone()
+    apply_migrations(connection, applied)
+    connection.execute("COMMIT")
+
+
+def apply_migrations(connection: sqlite3.Connection, applied: int) -> None:
+    """Bring the schema from `applied` to the newest, inside the caller's transaction."""
     for migration in MIGRATIONS[applied:]:
         for statement in _statements(migration):
             connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-    connection.execute("COMMIT")
 
 
 def _statements(script: str) -> Iterator[str]:

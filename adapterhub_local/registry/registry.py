@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import json
 import shutil
+import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,14 +53,7 @@ class Registry:
             (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
             version = Version(name, (newest or 0) + 1, now(), stored, lineage_file, lineage, self.folder)
             self.blobs.put("manifest.json", version.manifest)
-            db.execute(
-                "INSERT INTO versions (name, number, manifest_digest, content_digest, base_fingerprint, created_at,"
-                " manifest, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(name, version.number, version.manifest_digest, version.content_digest, version.base_fingerprint),
-                    *(version.created_at, version.manifest.decode(), canonical_json(lineage).decode()),
-                ),
-            )
+            insert_version(db, version)
             if alias is not None:
                 _point(db, name, alias, version.number)
         return version
@@ -116,13 +110,9 @@ class Registry:
         `evaluation` has the form of a task in the lineage's `metrics`. It is stored as a blob too, which
         names its version, so that the database can be made again from the blobs.
         """
-        record = canonical_json({"evaluation": evaluation, "manifest": version.manifest_digest, "task": task})
-        blob = self.blobs.put("evaluation.json", record)
+        blob = self.blobs.put("evaluation.json", evaluation_record(version.manifest_digest, task, evaluation))
         with self.database.writing() as db:
-            db.execute(
-                "INSERT INTO evaluations (name, number, task, digest, evaluation) VALUES (?, ?, ?, ?, ?)",
-                (version.name, version.number, task, blob.digest, canonical_json(evaluation).decode()),
-            )
+            insert_evaluation(db, version, task, blob.digest, evaluation)
 
     def metrics(self, version: Version) -> dict[str, Any]:
         """Task -> scores: those of the version's lineage, and the newest of its later evaluations."""
@@ -169,6 +159,34 @@ class Registry:
         return f"there is no '{ref}': '{ref.name}' has {known}" + (
             f" and aliases {', '.join(aliases)}" if aliases else ""
         )
+
+
+def insert_version(db: sqlite3.Connection, version: Version) -> None:
+    """The row of a version, inside a transaction."""
+    db.execute(
+        "INSERT INTO versions (name, number, manifest_digest, content_digest, base_fingerprint, created_at,"
+        " manifest, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(version.name, version.number, version.manifest_digest, version.content_digest),
+            *(version.base_fingerprint, version.created_at, version.manifest.decode()),
+            canonical_json(version.lineage).decode(),
+        ),
+    )
+
+
+def insert_evaluation(
+    db: sqlite3.Connection, version: Version, task: str, digest: str, evaluation: Mapping[str, Any]
+) -> None:
+    """The row of an evaluation whose blob is `digest`, inside a transaction."""
+    db.execute(
+        "INSERT INTO evaluations (name, number, task, digest, evaluation) VALUES (?, ?, ?, ?, ?)",
+        (version.name, version.number, task, digest, canonical_json(evaluation).decode()),
+    )
+
+
+def evaluation_record(manifest_digest: str, task: str, evaluation: Mapping[str, Any]) -> bytes:
+    """The blob of a later evaluation; it names its version, so that rows can be made again from blobs."""
+    return canonical_json({"evaluation": evaluation, "manifest": manifest_digest, "task": task})
 
 
 def _point(db, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
