@@ -87,7 +87,7 @@ def fsck(
         where = str(registry.home.database)
         report.problems.append(Problem("database", where, "cannot be read: `qhub fsck --rebuild-db` makes it again"))
     versions, copies = _read_rows(registry, report)
-    blobs = sorted(registry.home.blobs.glob("*/*")) if registry.home.blobs.is_dir() else []
+    blobs = registry.blobs.paths()
     needed = {digest for version in versions for digest in _digests(version)} | set(copies)
     users: dict[str, list[str]] = {}
     for version in versions:

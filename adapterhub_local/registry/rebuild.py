@@ -22,7 +22,7 @@ from adapterhub_local.registry.version import ARTIFACT_TYPE, Version
 
 MAX_MANIFEST_BYTES = 16 << 20
 # Tables without a blob behind them, in the order in which rows may refer to each other.
-KEPT = ("removals", "aliases", "alias_log")
+KEPT = ("removals", "aliases", "alias_log", "tags", "descriptions")
 
 
 @dataclass
@@ -74,7 +74,7 @@ def _read_blobs(registry: Registry, found: _Found) -> None:
     manifests: list[dict[str, Any]] = []
     raw: dict[str, bytes] = {}
     records = []
-    for path, value in _json_blobs(registry.home.blobs):
+    for path, value in _json_blobs(registry):
         digest = f"sha256:{path.name}"
         if value.get("artifactType") == ARTIFACT_TYPE:
             manifests.append(value)
@@ -106,8 +106,8 @@ def _add(found: _Found, version: Version) -> None:
         found.versions[version.name, version.number] = version
 
 
-def _json_blobs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in sorted(folder.glob("*/*")) if folder.is_dir() else []:
+def _json_blobs(registry: Registry) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in registry.blobs.paths():
         try:
             size = path.stat().st_size
             if size > MAX_MANIFEST_BYTES or not is_sound(path, f"sha256:{path.name}", size):
