@@ -3,8 +3,8 @@
     python benchmarks/registry.py [--mlflow FOLDER] [--kills 1000] [--versions 10000] [--folder DISK]
 
 --mlflow names a folder that mlflow-skinny was installed into (pip install --target FOLDER mlflow-skinny sqlalchemy
-alembic). Both register a version whose files are one 100 kB adapter and its config, all writers under one name; MLflow's
-files are copied beside its database, as `log_model` does, without any flush. --kills kills a publishing process so
+alembic). Both register a version whose files are one 100 kB adapter and its config, all writers under one name;
+MLflow's files are copied beside its database, as `log_model` does, without any flush. --kills kills a publishing process so
 many times and counts what was lost. --versions times list, resolve and search in a home with so many versions.
 """
 
@@ -172,8 +172,50 @@ def kill(folder: Path, times: int) -> dict:
             report = fsck(Registry(home))
             unclean += not report.is_clean
     left = sum(1 for _ in (home / "tmp").iterdir())
-    return {"kills": times, "published": len(there), "acknowledged": acknowledged, "lost": lost, "gaps": half,
-            "fsck_unclean": unclean, "unreferenced_blobs": report.num_unreferenced, "temporary_files": left}  # fmt: skip
+    return {"kills": times, "published": len(there), "acknowledged": acknowledged, "lost": lost,
+            "gaps": half, "fsck_unclean": unclean, "unreferenced_blobs": report.num_unreferenced, "temporary_files": left}  # fmt: skip
+
+
+def many(folder: Path, count: int) -> dict:
+    """Milliseconds of list, resolve and search in a home of `count` versions, of 100 names and of one name each."""
+    from adapterhub_local.registry.catalog import Condition, find, search
+    from adapterhub_local.registry.registry import insert_version, now
+    from adapterhub_local.registry.version import File, Version
+
+    result: dict = {"versions": count}
+    for names in (100, count):
+        registry = Registry(folder / f"many-{names}")
+        with registry.database.writing() as db:  # rows as publish writes them, without the files
+            for index in range(count):
+                name, number = f"adapter-{index % names}", index // names + 1
+                lineage = {
+                    "kind": "train", "task": f"task-{index % 7}", "description": f"adapter {index} of a series",
+                    "base": {"name": f"base-{index % 3}", "fingerprint": "sha256:" + "0" * 64},
+                    "recipe": {"train": {"seed": index, "learning_rate": 1e-3, "optimizer": "adamw"}},
+                    "metrics": {f"task-{index % 7}": {"adapter": {"exact_match": index / count, "loss": 1.0}}},
+                }  # fmt: skip
+                files = (File.of("adapter_model.safetensors", str(index).encode()),)
+                text = json.dumps(lineage, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+                insert_version(db, Version(name, number, now(), files, File.of("lineage.json", text), lineage))
+        calls = {
+            "list_newest_of_each_name": lambda registry=registry: find(registry),
+            "list_first_50": lambda registry=registry: find(registry, limit=50),
+            "list_metric": lambda registry=registry: find(registry, conditions=[Condition.parse("exact_match>0.99")]),
+            "resolve_name": lambda registry=registry: registry.resolve("adapter-42"),
+            "resolve_version": lambda registry=registry: registry.resolve("adapter-42@1"),
+            "search_rare": lambda registry=registry: search(registry, "4242"),
+            "search_common": lambda registry=registry: search(registry, "series adamw"),
+        }
+        timed = {}
+        for label, call in calls.items():
+            seconds = []
+            for _ in range(7):
+                begin = time.perf_counter()
+                call()
+                seconds.append(time.perf_counter() - begin)
+            timed[label] = round(1000 * statistics.median(seconds), 2)
+        result[f"{names}_names_ms"] = timed
+    return result
 
 
 def main() -> None:
@@ -182,6 +224,7 @@ def main() -> None:
     parser.add_argument("--mlflow", type=Path)
     parser.add_argument("--count", type=int, default=100, help="versions per writer")
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--versions", type=int, default=0)
     parser.add_argument("--skip-publish", action="store_true")
     parser.add_argument(
         "--folder", type=Path, help="where the homes are made, a real disk; default: a temporary folder"
@@ -203,6 +246,8 @@ def main() -> None:
             document["publish"] = compare(folder, arguments.mlflow, arguments.count)
         if arguments.kills:
             document["kill"] = kill(folder, arguments.kills)
+        if arguments.versions:
+            document["many"] = many(folder, arguments.versions)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(document))

@@ -114,7 +114,7 @@ def stop_at(call: int, kind: str, log: os.PathLike[str]) -> subprocess.Completed
 def test_stopped_at_each_step_of_publishing(
     kind: str, fresh: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped at every write, flush, rename, statement and commit in turn, all or nothing is there, and fsck is clean."""
+    """Stopped at every write, flush, rename, statement and commit in turn: all or nothing is there, fsck is clean."""
     log = tmp_path_factory.mktemp("log") / "count"
     call, stopped = 0, True
     seen = set()

@@ -62,15 +62,17 @@ def find(
     own = "s.name = v.name AND s.number = v.number" + (" AND s.task = ?" if task is not None else "")
     of_task = [task] if task is not None else []
     for condition in conditions:
-        where.append(f"EXISTS (SELECT 1 FROM scores s WHERE {own} AND s.metric = ? AND s.value {condition.operator} ?)")
+        bound = f"s.metric = ? AND s.value {condition.operator} ?"
+        where.append(f"EXISTS (SELECT 1 FROM scores s WHERE {own} AND {bound})")  # noqa: S608 - values are bound
         values += [*of_task, condition.metric, condition.bound]
     if task is not None and not conditions:
-        where.append(f"(json_extract(v.lineage, '$.task') = ? OR EXISTS (SELECT 1 FROM scores s WHERE {own}))")
+        where.append(f"(json_extract(v.lineage, '$.task') = ? OR EXISTS (SELECT 1 FROM scores s WHERE {own}))")  # noqa: S608
         values += [task, task]
     order = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}.get(sort)
     if order is None:
         best, direction = ("min", "ASC") if "loss" in sort else ("max", "DESC")
-        order = f"(SELECT {best}(s.value) FROM scores s WHERE {own} AND s.metric = ?) {direction} NULLS LAST, v.name"
+        score = f"SELECT {best}(s.value) FROM scores s WHERE {own} AND s.metric = ?"  # noqa: S608
+        order = f"({score}) {direction} NULLS LAST, v.name"
         values += [*of_task, sort]
     if not where:
         where.append(_NEWEST)
