@@ -4,8 +4,8 @@
 
 --mlflow names a folder that mlflow-skinny was installed into (pip install --target FOLDER mlflow-skinny sqlalchemy
 alembic). Both register a version whose files are one 100 kB adapter and its config, all writers under one name;
-MLflow's files are copied beside its database, as `log_model` does, without any flush. --kills kills a publishing process so
-many times and counts what was lost. --versions times list, resolve and search in a home with so many versions.
+MLflow's files are copied beside its database, as `log_model` does, without any flush. --kills kills a publishing
+process so many times and counts what was lost. --versions times list, resolve and search in a home of so many.
 """
 
 import argparse
@@ -172,8 +172,16 @@ def kill(folder: Path, times: int) -> dict:
             report = fsck(Registry(home))
             unclean += not report.is_clean
     left = sum(1 for _ in (home / "tmp").iterdir())
-    return {"kills": times, "published": len(there), "acknowledged": acknowledged, "lost": lost,
-            "gaps": half, "fsck_unclean": unclean, "unreferenced_blobs": report.num_unreferenced, "temporary_files": left}  # fmt: skip
+    return {
+        "kills": times,
+        "published": len(there),
+        "acknowledged": acknowledged,
+        "lost": lost,
+        "gaps": half,
+        "fsck_unclean": unclean,
+        "unreferenced_blobs": report.num_unreferenced,
+        "temporary_files": left,
+    }
 
 
 def many(folder: Path, count: int) -> dict:

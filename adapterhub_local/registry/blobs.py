@@ -1,5 +1,6 @@
 """Content-addressed files: `blobs/sha256/ab/<hex>`, read-only, never changed once visible."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -77,9 +78,10 @@ class Blobs:
         if isinstance(source, bytes):
             file = File.of(name, source)
             if is_sound(path := self.path(file.digest), file.digest, file.size):
-                if durable:
-                    sync_file(path)  # whoever wrote it may not have come to this yet
-                return None, file
+                with contextlib.suppress(FileNotFoundError):  # collected since
+                    if durable:
+                        sync_file(path)  # whoever wrote it may not have come to this yet
+                    return None, file
         temporary = self.home.tmp / uuid.uuid4().hex
         hasher, size = hashlib.sha256(), 0
         try:
@@ -131,7 +133,10 @@ class Blobs:
 
 def is_sound(path: Path, digest: str, size: int) -> bool:
     """Whether the file is there with these bytes."""
-    return path.is_file() and path.stat().st_size == size and digest_file(path) == digest
+    try:
+        return path.is_file() and path.stat().st_size == size and digest_file(path) == digest
+    except FileNotFoundError:  # collected since
+        return False
 
 
 def _chunks(source: Path | bytes) -> Iterator[bytes]:

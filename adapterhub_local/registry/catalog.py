@@ -62,9 +62,9 @@ def find(
     own = "s.name = v.name AND s.number = v.number" + (" AND s.task = ?" if task is not None else "")
     of_task = [task] if task is not None else []
     for condition in conditions:
-        bound = f"s.metric = ? AND s.value {condition.operator} ?"
-        where.append(f"EXISTS (SELECT 1 FROM scores s WHERE {own} AND {bound})")  # noqa: S608 - values are bound
-        values += [*of_task, condition.metric, condition.bound]
+        held = "s.metric = ? AND s.value " + condition.operator + " ?" + (" AND s.task = ?" if task is not None else "")
+        where.append(f"(v.name, v.number) IN (SELECT s.name, s.number FROM scores s WHERE {held})")  # noqa: S608
+        values += [condition.metric, condition.bound, *of_task]
     if task is not None and not conditions:
         where.append(f"(json_extract(v.lineage, '$.task') = ? OR EXISTS (SELECT 1 FROM scores s WHERE {own}))")  # noqa: S608
         values += [task, task]

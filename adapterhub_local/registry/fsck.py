@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sqlite3 import Row
 
+from adapterhub_local.durable import digest_bytes
 from adapterhub_local.errors import BadFile, Corrupt, QhubError
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.registry.blobs import is_sound
-from adapterhub_local.registry.registry import Registry, evaluation_record
+from adapterhub_local.registry.registry import Registry, evaluation_record, removal_record
 from adapterhub_local.registry.version import File, Version
 
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -86,7 +87,7 @@ def fsck(
     if not registry.database.is_sound():
         where = str(registry.home.database)
         report.problems.append(Problem("database", where, "cannot be read: `qhub fsck --rebuild-db` makes it again"))
-    versions, copies = _read_rows(registry, report)
+    versions, copies = read_rows(registry, report)
     blobs = registry.blobs.paths()
     needed = {digest for version in versions for digest in _digests(version)} | set(copies)
     users: dict[str, list[str]] = {}
@@ -108,18 +109,19 @@ def fsck(
                 missing.add(problem.subject)
     for digest in copies:
         if store.state(digest) == "missing" and digest not in missing:
-            report.problems.append(Problem("missing", digest, "the record of an evaluation is missing"))
+            report.problems.append(Problem("missing", digest, "a record the database knows is missing"))
     if repair:
         report.problems = [_repair(registry, problem, copies) for problem in report.problems]
     return report
 
 
-def _read_rows(registry: Registry, report: Report) -> tuple[list[Version], dict[str, bytes]]:
+def read_rows(registry: Registry, report: Report) -> tuple[list[Version], dict[str, bytes]]:
     """The live versions whose rows are what their digests say, and what the database holds: digest -> bytes."""
     versions: list[Version] = []
     copies: dict[str, bytes] = {}
     try:
-        removed = {tuple(row) for row in registry.database.rows("SELECT name, number FROM removals")}
+        removals = registry.database.rows("SELECT name, number, removed_at FROM removals")
+        removed = {(row["name"], row["number"]): row["removed_at"] for row in removals}
         for row in registry.database.rows("SELECT * FROM versions ORDER BY name, number"):
             reference = f"{row['name']}@{row['number']}"
             try:
@@ -129,8 +131,12 @@ def _read_rows(registry: Registry, report: Report) -> tuple[list[Version], dict[
                 continue
             copies[version.manifest_digest] = row["manifest"].encode()
             copies[version.lineage_file.digest] = row["lineage"].encode()
-            if (row["name"], row["number"]) not in removed:
+            removed_at = removed.get((row["name"], row["number"]))
+            if removed_at is None:
                 versions.append(version)
+            else:
+                record = removal_record(version.manifest_digest, removed_at)
+                copies[digest_bytes(record)] = record
         copies |= _evaluations(registry, report)
         report.problems += _alias_problems(registry)
     except QhubError as error:

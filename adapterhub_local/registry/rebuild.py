@@ -40,6 +40,7 @@ class _Found:
 
     versions: dict[tuple[str, int], Version] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    removed: dict[str, str] = field(default_factory=dict)  # manifest digest -> when
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
 
@@ -81,6 +82,8 @@ def _read_blobs(registry: Registry, found: _Found) -> None:
             raw[digest] = path.read_bytes()
         elif value.keys() == {"evaluation", "manifest", "task"}:
             records.append((path.stat().st_mtime_ns, {**value, "digest": digest}))
+        elif value.keys() == {"removed", "removed_at"}:
+            found.removed[value["removed"]] = value["removed_at"]
     # a file of a version may look like a manifest, whoever wrote it: it is a file all the same
     files = {layer.get("digest") for manifest in manifests for layer in manifest.get("layers", ())}
     for digest, data in raw.items():
@@ -177,6 +180,9 @@ def _fill(db: sqlite3.Connection, found: _Found) -> Rebuilt:
         if version := by_manifest.get(record["manifest"]):
             insert_evaluation(db, version, record["task"], record["digest"], record["evaluation"])
             rebuilt.num_evaluations += 1
+    for digest, when in found.removed.items():
+        if version := by_manifest.get(digest):
+            db.execute("INSERT INTO removals VALUES (?, ?, ?)", (version.name, version.number, when))
     for table in KEPT:
         for row in found.tables.get(table, []):
             if table != "alias_log" and "number" in row and (row["name"], row["number"]) not in found.versions:
@@ -184,7 +190,7 @@ def _fill(db: sqlite3.Connection, found: _Found) -> Rebuilt:
                 continue
             columns = ", ".join(row)
             marks = ", ".join("?" * len(row))
-            db.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
+            db.execute(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
     rebuilt.num_versions = len(found.versions)
     numbers: dict[str, set[int]] = {}
     for name, number in found.versions:

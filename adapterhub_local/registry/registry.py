@@ -47,17 +47,22 @@ class Registry:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        stored = self.blobs.put_all(files)
-        lineage_file = self.blobs.put("lineage.json", canonical_json(lineage))
-        with self.database.writing() as db:
-            (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
-            version = Version(name, (newest or 0) + 1, now(), stored, lineage_file, lineage, self.folder)
-            # Visible before the commit, flushed after it: two flushes less while others wait. Should the power
-            # fail between the two, the row holds the manifest, and `fsck --repair` writes it again.
-            manifest = self.blobs.put("manifest.json", version.manifest, durable=False)
-            insert_version(db, version)
-            if alias is not None:
-                point_alias(db, name, alias, version.number)
+        while True:
+            stored = self.blobs.put_all(files)
+            lineage_file = self.blobs.put("lineage.json", canonical_json(lineage))
+            with self.database.writing() as db:
+                # Bytes that were here already may have been collected meanwhile; not while the lock is held.
+                if not all(self.blobs.path(file.digest).is_file() for file in (*stored, lineage_file)):
+                    continue
+                (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
+                version = Version(name, (newest or 0) + 1, now(), stored, lineage_file, lineage, self.folder)
+                # Visible before the commit, flushed after it: two flushes less while others wait. Should the power
+                # fail between the two, the row holds the manifest, and `fsck --repair` writes it again.
+                manifest = self.blobs.put("manifest.json", version.manifest, durable=False)
+                insert_version(db, version)
+                if alias is not None:
+                    point_alias(db, name, alias, version.number)
+                break
         with contextlib.suppress(OSError):
             self.blobs.sync(manifest)
         return version
@@ -198,6 +203,11 @@ def insert_evaluation(
 def evaluation_record(manifest_digest: str, task: str, evaluation: Mapping[str, Any]) -> bytes:
     """The blob of a later evaluation; it names its version, so that rows can be made again from blobs."""
     return canonical_json({"evaluation": evaluation, "manifest": manifest_digest, "task": task})
+
+
+def removal_record(manifest_digest: str, removed_at: str) -> bytes:
+    """The blob that says that a version was removed, so that its number stays taken whatever happens."""
+    return canonical_json({"removed": manifest_digest, "removed_at": removed_at})
 
 
 def point_alias(
