@@ -142,13 +142,14 @@ def compare(folder: Path, mlflow: Path | None, count: int) -> dict:
     return result
 
 
-def kill(folder: Path, times: int) -> dict:
+def kill(folder: Path, times: int, seconds: float) -> dict:
     """Kill a publishing process at random moments: what was acknowledged must be there, whole."""
     home = folder / "killed"
     environment = {**os.environ, "QHUB_HOME": str(home)}
     rng = random.Random(0)
     lost = half = unclean = acknowledged = 0
     digests: dict[int, str] = {}
+    deadline = time.monotonic() + seconds
     for turn in range(times):
         process = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, env=environment)
         assert process.stdout is not None
@@ -168,12 +169,15 @@ def kill(folder: Path, times: int) -> dict:
         lost += sum(there.get(number) != digest for number, digest in digests.items())
         half += sorted(there) != list(range(1, len(there) + 1))
         # everything is checked now and then and at the end, the rest would take hours
-        if turn % 50 == 49 or turn == times - 1:
+        done = turn == times - 1 or time.monotonic() > deadline
+        if turn % 100 == 99 or done:
             report = fsck(Registry(home))
             unclean += not report.is_clean
+        if done:
+            break
     left = sum(1 for _ in (home / "tmp").iterdir())
     return {
-        "kills": times,
+        "kills": turn + 1,
         "published": len(there),
         "acknowledged": acknowledged,
         "lost": lost,
@@ -232,6 +236,7 @@ def main() -> None:
     parser.add_argument("--mlflow", type=Path)
     parser.add_argument("--count", type=int, default=100, help="versions per writer")
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600, help="stop killing after so many")
     parser.add_argument("--versions", type=int, default=0)
     parser.add_argument("--skip-publish", action="store_true")
     parser.add_argument(
@@ -253,7 +258,7 @@ def main() -> None:
         if not arguments.skip_publish:
             document["publish"] = compare(folder, arguments.mlflow, arguments.count)
         if arguments.kills:
-            document["kill"] = kill(folder, arguments.kills)
+            document["kill"] = kill(folder, arguments.kills, arguments.seconds)
         if arguments.versions:
             document["many"] = many(folder, arguments.versions)
     finally:

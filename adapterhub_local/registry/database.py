@@ -4,6 +4,7 @@ Write-ahead logging, one writer at a time by `BEGIN IMMEDIATE`, a busy timeout i
 STRICT tables, and triggers that make versions and logs append-only.
 """
 
+import os
 import random
 import sqlite3
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from adapterhub_local.errors import Corrupt, InputError, QhubError
 from adapterhub_local.settings import make_folder
@@ -231,7 +233,7 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+            connection = self._connect()
             connection.row_factory = sqlite3.Row
             (applied,) = connection.execute("PRAGMA user_version").fetchone()
             if applied > len(MIGRATIONS):
@@ -243,6 +245,18 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise Corrupt(f"{self.path} cannot be opened: {error}. `qhub fsck --rebuild-db` makes it again") from None
         return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        """A connection that needs to create no file where none can be created: a home may be mounted read-only."""
+        options: dict[str, Any] = {"timeout": BUSY_TIMEOUT_MS / 1000, "isolation_level": None}
+        effective = os.access in os.supports_effective_ids
+        if not self.path.exists() or os.access(self.path.parent, os.W_OK, effective_ids=effective):
+            return sqlite3.connect(self.path, **options)
+        address = f"file:{quote(str(self.path))}?mode=ro"
+        log = Path(f"{self.path}-wal")
+        if not log.exists() or log.stat().st_size == 0:  # all there is is in the one file
+            address += "&immutable=1"
+        return sqlite3.connect(address, uri=True, **options)
 
 
 def _begin(connection: sqlite3.Connection) -> None:
