@@ -43,7 +43,8 @@ def _parent(registry: Registry, entry: dict[str, Any], depth: int) -> Node:
     label, weight = str(entry.get("reference")), entry.get("weight")
     digest = entry.get("manifest_digest")
     # by digest, not by name: the version it was then, whatever is called so now
-    rows = registry.rows("AND v.manifest_digest = ?", (digest,)) if digest else []
+    same = "v.manifest_digest = ? OR json_extract(v.lineage, '$.imported_from.manifest_digest') = ?"
+    rows = registry.rows(f"AND ({same})", (digest, digest)) if digest else []
     if rows and depth < MAX_DEPTH:
         return ancestry(registry, registry.version(rows[0]), weight=weight, depth=depth + 1)
     known = entry.get("content_digest") or entry.get("digest") or ""
