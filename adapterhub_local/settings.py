@@ -44,6 +44,11 @@ class Home:
     def tmp(self) -> Path:
         return self.root / "tmp"
 
+    @property
+    def quarantine(self) -> Path:
+        """What was set aside: damaged blobs and databases, and blobs nothing needs any more."""
+        return self.root / "quarantine"
+
 
 def home(root: str | Path | None = None) -> Home:
     """The home at `root`, else at $QHUB_HOME, else ~/.qhub."""

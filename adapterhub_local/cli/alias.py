@@ -33,11 +33,59 @@ def set_(name: str, alias: str, version: int, expect: int | None) -> None:
 def list_(name: str, as_json: bool) -> None:
     """List the aliases of NAME."""
     registry = Registry()
-    registry.resolve(name)
     aliases = registry.aliases(name)
+    if not aliases:
+        registry.resolve(name)
     if as_json:
         print_json(aliases)
     else:
         print_table(
             ("alias", "version"), [(f"{name}@{alias}", f"{name}@{number}") for alias, number in aliases.items()]
         )
+
+
+@command.command()
+@click.argument("name")
+@click.argument("alias", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def log(name: str, alias: str | None, as_json: bool) -> None:
+    """Show every move of the aliases of NAME, or of ALIAS alone, oldest first."""
+    from adapterhub_local.registry.marks import alias_log
+
+    registry = Registry()
+    moves = alias_log(registry, name, alias)
+    if not moves:
+        registry.resolve(name)
+    if as_json:
+        print_json(moves)
+    else:
+        rows = [
+            (move["changed_at"][:19].replace("T", " "), move["alias"], move["action"], move["old_number"] or "nothing",
+             move["new_number"] or "nothing")
+            for move in moves
+        ]  # fmt: skip
+        print_table(("when", "alias", "action", "from", "to"), rows)
+
+
+@command.command()
+@click.argument("name")
+@click.argument("alias")
+@click.option("--expect", type=int, metavar="N", help="Only if the alias points to version N now.")
+def rollback(name: str, alias: str, expect: int | None) -> None:
+    """Point NAME@ALIAS to where it pointed before its last move; again goes one more step back."""
+    from adapterhub_local.registry import marks
+
+    number = marks.rollback(Registry(), name, alias, expect=expect)
+    click.echo(f"{name}@{alias} -> {name}@{number}")
+
+
+@command.command()
+@click.argument("name")
+@click.argument("alias")
+@click.option("--expect", type=int, metavar="N", help="Only if the alias points to version N now.")
+def rm(name: str, alias: str, expect: int | None) -> None:
+    """Remove NAME@ALIAS; its log stays."""
+    from adapterhub_local.registry.marks import remove_alias
+
+    remove_alias(Registry(), name, alias, expect=expect)
+    click.echo(f"removed {name}@{alias}")

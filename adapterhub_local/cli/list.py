@@ -8,21 +8,44 @@ from adapterhub_local.registry import Registry, Version
 
 @click.command(name="list")
 @click.argument("name", required=False)
+@click.option("--base", help="Those made for this base: its name, Hub id or fingerprint.")
+@click.option("--tag", "tags", multiple=True, help="Those with this tag; may be given again.")
+@click.option("--metric", "metrics", multiple=True, metavar="COND", help="Those that hold, such as 'exact_match>0.8'.")
+@click.option("--task", help="Those trained or scored on this task; --metric is then of this task.")
+@click.option("--sort", default="name", show_default=True, help="name, created, or a metric, the best first.")
+@click.option("--limit", type=click.IntRange(1), help="Show the first so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(name: str | None, as_json: bool) -> None:
-    """List the newest version of every adapter, or all versions of NAME."""
+def command(
+    name: str | None,
+    base: str | None,
+    tags: tuple[str, ...],
+    metrics: tuple[str, ...],
+    task: str | None,
+    sort: str,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """List the newest version of every adapter, all versions of NAME, or all that fit the options."""
+    from adapterhub_local.registry.catalog import Condition, find
+
     registry = Registry()
     if name is not None:
-        registry.resolve(name.partition("@")[0])  # says so if there is none, with the nearest names
-        versions = registry.versions(name.partition("@")[0])
-    else:
-        versions = list({version.name: version for version in registry.versions()}.values())
-    pointed = {version.name: registry.aliases(version.name) for version in versions}
+        name = registry.resolve(name.partition("@")[0]).name  # says so if there is none, with the nearest names
+    conditions = [Condition.parse(text) for text in metrics]
+    versions = find(registry, name=name, base=base, tags=tags, conditions=conditions, task=task, sort=sort, limit=limit)
+    filtered = base or tags or metrics or task
+    nothing = "No version fits" if filtered else "No adapters yet. Train one: qhub train recipe.toml"
+    print_versions(registry, versions, as_json, nothing=nothing)
+
+
+def print_versions(registry: Registry, versions: list[Version], as_json: bool, *, nothing: str) -> None:
+    """A table of versions, or JSON; `nothing` is said where there are none."""
+    pointed = {name: registry.aliases(name) for name in {version.name for version in versions}}
     if as_json:
         print_json([_to_json(version, pointed[version.name], registry.metrics(version)) for version in versions])
         return
     if not versions:
-        click.echo("No adapters yet. Train one: qhub train recipe.toml")
+        click.echo(nothing)
         return
     columns = ("adapter", "aliases", "base", "rank", "metrics", "made by", "created")
     print_table(columns, [_row(version, pointed[version.name], registry.metrics(version)) for version in versions])

@@ -6,6 +6,7 @@ import click
 
 from adapterhub_local.cli.output import print_json, print_table, size_text
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.marks import description_of, tags_of
 
 
 @click.command(name="show")
@@ -17,13 +18,16 @@ def command(reference: str, as_json: bool) -> None:
     version = registry.resolve(reference)
     aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
     if as_json:
-        print_json({**to_json(version), "aliases": aliases, "metrics": registry.metrics(version)})
+        said = {"tags": tags_of(registry, version), "description": description_of(registry, version)}
+        print_json({**to_json(version), "aliases": aliases, **said, "metrics": registry.metrics(version)})
         return
     lineage = version.lineage
     base, adapter = lineage.get("base") or {}, lineage.get("adapter") or {}
     rows: list[tuple[str, Any]] = [("version", f"{version}{' = ' + ', '.join(aliases) if aliases else ''}")]
-    if lineage.get("description"):
-        rows.append(("description", lineage["description"]))
+    if description := description_of(registry, version):
+        rows.append(("description", description))
+    if tags := tags_of(registry, version):
+        rows.append(("tags", " ".join(tags)))
     rows.append(("made by", lineage.get("kind", "unknown")))
     rows.append(
         ("base", f"{base.get('name') or base.get('hub_id') or 'unknown'} {(base.get('fingerprint') or '')[:19]}")

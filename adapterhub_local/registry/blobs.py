@@ -1,13 +1,15 @@
 """Content-addressed files: `blobs/sha256/ab/<hex>`, read-only, never changed once visible."""
 
+import contextlib
+import errno
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from adapterhub_local.durable import CHUNK, digest_file, sync_folder
-from adapterhub_local.errors import Corrupt
+from adapterhub_local.durable import CHUNK, digest_file, sync_file, sync_folder
+from adapterhub_local.errors import Corrupt, QhubError
 from adapterhub_local.registry.version import File
 from adapterhub_local.settings import Home, make_folder
 
@@ -25,14 +27,61 @@ class Blobs:
         hexadecimal = digest.removeprefix("sha256:")
         return self.home.blobs / hexadecimal[:2] / hexadecimal
 
-    def put(self, name: str, source: Path | bytes) -> File:
-        """Store a file's bytes and return its entry, named `name`.
+    def put(self, name: str, source: Path | bytes, *, durable: bool = True) -> File:
+        """Store a file's bytes and return its entry, named `name`; see `put_all`."""
+        return self.put_all({name: source}, durable=durable)[0]
 
-        The bytes are hashed while they are copied to a new file in `tmp/`, which is flushed to disk
-        and renamed to its digest; the same bytes are stored once. A blob that is there but damaged is
-        replaced, so publishing or pulling again repairs it.
+    def put_all(self, files: Mapping[str, Path | bytes], *, durable: bool = True) -> tuple[File, ...]:
+        """Store the bytes of several files and return their entries, in the order of their names.
+
+        The bytes are hashed while they are copied to new files in `tmp/`, which are flushed to disk and
+        renamed to their digests; the same bytes are stored once. A blob that is there but damaged is
+        replaced, so publishing or pulling again repairs it. Steps are taken for all files together,
+        since a filesystem's journal flushes what came before at no further cost.
+
+        With `durable=False` the blobs are visible to every process but their bytes are not flushed: call `sync`.
         """
         make_folder(self.home.tmp)
+        staged: list[tuple[Path | None, File]] = []
+        try:
+            for name, source in sorted(files.items()):
+                staged.append(self._stage(name, source, durable))
+            targets = [self.path(file.digest) for _, file in staged]
+            if not all(target.parent.is_dir() for target in targets):
+                self._make_folders()
+            for (temporary, file), target in zip(staged, targets, strict=True):
+                if temporary is not None and not is_sound(target, file.digest, file.size):
+                    temporary.rename(target)
+            for folder in {target.parent for target in targets} if durable else ():
+                sync_folder(folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                where = self.home.root
+                raise QhubError(
+                    f"there is no space left at {where}: nothing was stored, free some and try again"
+                ) from None
+            raise
+        finally:
+            for temporary, _ in staged:
+                if temporary is not None:
+                    temporary.unlink(missing_ok=True)
+        return tuple(file for _, file in staged)
+
+    def sync(self, file: File) -> None:
+        """Make a blob and its name durable."""
+        path = self.path(file.digest)
+        sync_file(path)
+        sync_folder(path.parent)
+
+    def _stage(self, name: str, source: Path | bytes, durable: bool) -> tuple[Path | None, File]:
+        """A temporary file with the bytes, or None if they are a blob already."""
+        if isinstance(source, bytes):
+            file = File.of(name, source)
+            if is_sound(path := self.path(file.digest), file.digest, file.size):
+                with contextlib.suppress(FileNotFoundError):  # collected since
+                    if durable:
+                        sync_file(path)  # whoever wrote it may not have come to this yet
+                    return None, file
         temporary = self.home.tmp / uuid.uuid4().hex
         hasher, size = hashlib.sha256(), 0
         try:
@@ -43,18 +92,18 @@ class Blobs:
                     size += len(chunk)
                 out.flush()
                 os.fchmod(out.fileno(), READ_ONLY)
-                os.fsync(out.fileno())
-            digest = "sha256:" + hasher.hexdigest()
-            target = self.path(digest)
-            if not is_sound(target, digest, size):
-                if not target.parent.is_dir():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    sync_folder(target.parent.parent)
-                temporary.rename(target)
-                sync_folder(target.parent)
-        finally:
+                if durable:
+                    os.fsync(out.fileno())
+            return temporary, File(name, "sha256:" + hasher.hexdigest(), size)
+        except BaseException:
             temporary.unlink(missing_ok=True)
-        return File(name, digest, size)
+            raise
+
+    def _make_folders(self) -> None:
+        """All 256 folders at once and one flush, rather than one flush for each when its first blob comes."""
+        for first in range(256):
+            make_folder(self.home.blobs / f"{first:02x}")
+        sync_folder(self.home.blobs)
 
     def check(self, file: File) -> Path:
         """The blob of `file`, after hashing its bytes again. Raises Corrupt if it is not what it should be."""
@@ -65,10 +114,29 @@ class Blobs:
             raise Corrupt(f"{file.path} is damaged (blob {file.digest}): pull or publish it again")
         return path
 
+    def paths(self) -> list[Path]:
+        """Everything that lies in the folders of the blobs, sorted."""
+        if not self.home.blobs.is_dir():
+            return []
+        folders = [entry for entry in os.scandir(self.home.blobs) if entry.is_dir()]
+        return sorted(Path(entry.path) for folder in folders for entry in os.scandir(folder))
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a file of the home to `quarantine/`, under a name of its own, and return where it is."""
+        make_folder(self.home.quarantine)
+        target = self.home.quarantine / f"{path.name}.{uuid.uuid4().hex[:8]}"
+        path.rename(target)
+        sync_folder(self.home.quarantine)
+        sync_folder(path.parent)
+        return target
+
 
 def is_sound(path: Path, digest: str, size: int) -> bool:
     """Whether the file is there with these bytes."""
-    return path.is_file() and path.stat().st_size == size and digest_file(path) == digest
+    try:
+        return path.is_file() and path.stat().st_size == size and digest_file(path) == digest
+    except FileNotFoundError:  # collected since
+        return False
 
 
 def _chunks(source: Path | bytes) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import json
 import shutil
+import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from adapterhub_local.registry.version import File, Version
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
 
-_LIVE = "FROM versions v LEFT JOIN removals r USING (name, number) WHERE r.name IS NULL"
+LIVE = "FROM versions v LEFT JOIN removals r USING (name, number) WHERE r.name IS NULL"
 
 
 class Registry:
@@ -46,54 +47,56 @@ class Registry:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        stored = tuple(self.blobs.put(path, source) for path, source in sorted(files.items()))
-        lineage_file = self.blobs.put("lineage.json", canonical_json(lineage))
-        with self.database.writing() as db:
-            (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
-            version = Version(name, (newest or 0) + 1, now(), stored, lineage_file, lineage, self.folder)
-            self.blobs.put("manifest.json", version.manifest)
-            db.execute(
-                "INSERT INTO versions (name, number, manifest_digest, content_digest, base_fingerprint, created_at,"
-                " manifest, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(name, version.number, version.manifest_digest, version.content_digest, version.base_fingerprint),
-                    *(version.created_at, version.manifest.decode(), canonical_json(lineage).decode()),
-                ),
-            )
-            if alias is not None:
-                _point(db, name, alias, version.number)
+        while True:
+            stored = self.blobs.put_all(files)
+            lineage_file = self.blobs.put("lineage.json", canonical_json(lineage))
+            with self.database.writing() as db:
+                # Bytes that were here already may have been collected meanwhile; not while the lock is held.
+                if not all(self.blobs.path(file.digest).is_file() for file in (*stored, lineage_file)):
+                    continue
+                (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
+                version = Version(name, (newest or 0) + 1, now(), stored, lineage_file, lineage, self.folder)
+                # Visible before the commit, flushed after it: two flushes less while others wait. Should the power
+                # fail between the two, the row holds the manifest, and `fsck --repair` writes it again.
+                manifest = self.blobs.put("manifest.json", version.manifest, durable=False)
+                insert_version(db, version)
+                if alias is not None:
+                    point_alias(db, name, alias, version.number)
+                break
+        with contextlib.suppress(OSError):
+            self.blobs.sync(manifest)
         return version
 
     def resolve(self, reference: str | Reference) -> Version:
         """The version a reference names. Raises BadReference, or NotFound with the nearest names."""
         ref = Reference.parse(reference) if isinstance(reference, str) else reference
-        rows = self._rows("AND v.name = ?", (ref.name,))
-        if not rows:
-            near = difflib.get_close_matches(ref.name, self.names(), n=3)
-            hint = f": did you mean {' or '.join(near)}?" if near else ": `qhub list` shows what there is"
-            raise NotFound(f"there is no adapter '{ref.name}'{hint}")
         if ref.version is not None:
-            rows = [row for row in rows if row["number"] == ref.version]
+            rows = self.rows("AND v.name = ? AND v.number = ?", (ref.name, ref.version))
         elif ref.alias is not None:
-            number = self.aliases(ref.name).get(ref.alias)
-            rows = [row for row in rows if row["number"] == number]
+            pointed = "SELECT number FROM aliases WHERE name = ? AND alias = ?"
+            rows = self.rows(f"AND v.name = ? AND v.number = ({pointed})", (ref.name, ref.name, ref.alias))
         elif ref.digest is not None:
-            digests = ("manifest_digest", "content_digest")
-            rows = [row for row in rows if any(row[column].startswith(ref.digest) for column in digests)]
+            begins = "substr(v.manifest_digest, 1, ?) = ? OR substr(v.content_digest, 1, ?) = ?"
+            given = (len(ref.digest), ref.digest)
+            rows = self.rows(f"AND v.name = ? AND ({begins})", (ref.name, *given, *given))
             if len({row["content_digest"] for row in rows}) > 1:
                 raise BadReference(f"'{ref}' fits several versions: write more digits of the digest")
+        else:
+            rows = self.rows(f"AND v.name = ? AND v.number = (SELECT max(v.number) {LIVE} AND v.name = ?)",
+                              (ref.name, ref.name))  # fmt: skip
         if not rows:
             raise NotFound(self._no_such_version(ref))
-        return self._version(rows[-1])
+        return self.version(rows[-1])
 
     def versions(self, name: str | None = None) -> list[Version]:
         """All versions, or those of one name, ordered by name and number."""
-        rows = self._rows("AND v.name = ?", (name,)) if name is not None else self._rows("", ())
-        return [self._version(row) for row in rows]
+        rows = self.rows("AND v.name = ?", (name,)) if name is not None else self.rows("", ())
+        return [self.version(row) for row in rows]
 
     def names(self) -> list[str]:
         """The names that have a version."""
-        return sorted({row["name"] for row in self._rows("", ())})
+        rows = self.database.rows(f"SELECT DISTINCT v.name {LIVE} ORDER BY v.name")
+        return [row["name"] for row in rows]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version number, of one name."""
@@ -108,7 +111,7 @@ class Registry:
         check_alias(alias)
         self.resolve(Reference(name, version=number))
         with self.database.writing() as db:
-            _point(db, name, alias, number, expect=expect)
+            point_alias(db, name, alias, number, expect=expect)
 
     def add_evaluation(self, version: Version, task: str, evaluation: Mapping[str, Any]) -> None:
         """Keep a later evaluation of a version beside it; the version itself does not change.
@@ -116,13 +119,9 @@ class Registry:
         `evaluation` has the form of a task in the lineage's `metrics`. It is stored as a blob too, which
         names its version, so that the database can be made again from the blobs.
         """
-        record = canonical_json({"evaluation": evaluation, "manifest": version.manifest_digest, "task": task})
-        blob = self.blobs.put("evaluation.json", record)
+        blob = self.blobs.put("evaluation.json", evaluation_record(version.manifest_digest, task, evaluation))
         with self.database.writing() as db:
-            db.execute(
-                "INSERT INTO evaluations (name, number, task, digest, evaluation) VALUES (?, ?, ?, ?, ?)",
-                (version.name, version.number, task, blob.digest, canonical_json(evaluation).decode()),
-            )
+            insert_evaluation(db, version, task, blob.digest, evaluation)
 
     def metrics(self, version: Version) -> dict[str, Any]:
         """Task -> scores: those of the version's lineage, and the newest of its later evaluations."""
@@ -133,7 +132,7 @@ class Registry:
 
     def versions_on_base(self, fingerprint: str) -> list[Version]:
         """The versions that were made for the base with this fingerprint."""
-        return [self._version(row) for row in self._rows("AND v.base_fingerprint = ?", (fingerprint,))]
+        return [self.version(row) for row in self.rows("AND v.base_fingerprint = ?", (fingerprint,))]
 
     def folder(self, version: Version) -> Path:
         """A folder with the version's files, their bytes checked. Raises Corrupt if a blob is damaged or missing.
@@ -155,14 +154,21 @@ class Registry:
                     place_folder(staged, target)
         return target
 
-    def _rows(self, condition: str, values: tuple) -> list:
-        return self.database.rows(f"SELECT v.* {_LIVE} {condition} ORDER BY v.name, v.number", values)
+    def rows(self, condition: str, values: tuple) -> list[sqlite3.Row]:
+        """Rows of the versions `v` that were not removed and fit an SQL condition, by name and number."""
+        return self.database.rows(f"SELECT v.* {LIVE} {condition} ORDER BY v.name, v.number", values)
 
-    def _version(self, row) -> Version:
+    def version(self, row: sqlite3.Row) -> Version:
+        """The version of such a row."""
         return Version.from_manifest(row["manifest"].encode(), row["lineage"].encode(), self.folder)
 
     def _no_such_version(self, ref: Reference) -> str:
-        numbers = [row["number"] for row in self._rows("AND v.name = ?", (ref.name,))]
+        rows = self.database.rows(f"SELECT v.number {LIVE} AND v.name = ? ORDER BY v.number", (ref.name,))
+        if not rows:
+            near = difflib.get_close_matches(ref.name, self.names(), n=3)
+            hint = f": did you mean {' or '.join(near)}?" if near else ": `qhub list` shows what there is"
+            return f"there is no adapter '{ref.name}'{hint}"
+        numbers = [row["number"] for row in rows]
         aliases = self.aliases(ref.name)
         shown = ", ".join(str(number) for number in numbers[-5:])
         known = f"versions {'... ' if len(numbers) > 5 else ''}{shown}"
@@ -171,16 +177,54 @@ class Registry:
         )
 
 
-def _point(db, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
-    """Move an alias inside a transaction and log it."""
+def insert_version(db: sqlite3.Connection, version: Version) -> None:
+    """The row of a version, inside a transaction."""
+    db.execute(
+        "INSERT INTO versions (name, number, manifest_digest, content_digest, base_fingerprint, created_at,"
+        " manifest, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(version.name, version.number, version.manifest_digest, version.content_digest),
+            *(version.base_fingerprint, version.created_at, version.manifest.decode()),
+            canonical_json(version.lineage).decode(),
+        ),
+    )
+
+
+def insert_evaluation(
+    db: sqlite3.Connection, version: Version, task: str, digest: str, evaluation: Mapping[str, Any]
+) -> None:
+    """The row of an evaluation whose blob is `digest`, inside a transaction."""
+    db.execute(
+        "INSERT INTO evaluations (name, number, task, digest, evaluation) VALUES (?, ?, ?, ?, ?)",
+        (version.name, version.number, task, digest, canonical_json(evaluation).decode()),
+    )
+
+
+def evaluation_record(manifest_digest: str, task: str, evaluation: Mapping[str, Any]) -> bytes:
+    """The blob of a later evaluation; it names its version, so that rows can be made again from blobs."""
+    return canonical_json({"evaluation": evaluation, "manifest": manifest_digest, "task": task})
+
+
+def removal_record(manifest_digest: str, removed_at: str) -> bytes:
+    """The blob that says that a version was removed, so that its number stays taken whatever happens."""
+    return canonical_json({"removed": manifest_digest, "removed_at": removed_at})
+
+
+def point_alias(
+    db: sqlite3.Connection, name: str, alias: str, number: int | None, *, expect: int | None = None, action: str = "set"
+) -> None:
+    """Move an alias inside a transaction, or remove it if `number` is None, and log it."""
     row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
     old = row["number"] if row else None
     if expect is not None and old != expect:
         raise InUse(f"{name}@{alias} points to {old if old else 'nothing'}, not to {expect}: nothing was changed")
-    db.execute("INSERT OR REPLACE INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, alias, number))
+    if number is None:
+        db.execute("DELETE FROM aliases WHERE name = ? AND alias = ?", (name, alias))
+    else:
+        db.execute("INSERT OR REPLACE INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, alias, number))
     db.execute(
-        "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at) VALUES (?, ?, ?, ?, ?)",
-        (name, alias, old, number, now()),
+        "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at, action) VALUES (?, ?, ?, ?, ?, ?)",
+        (name, alias, old, number, now(), action),
     )
 
 

@@ -42,6 +42,11 @@ class File:
         return {"mediaType": kind, "digest": self.digest, "size": self.size, "annotations": {TITLE: self.path}}
 
     @classmethod
+    def of(cls, path: str, data: bytes) -> "File":
+        """The entry of these bytes."""
+        return cls(path, digest_bytes(data), len(data))
+
+    @classmethod
     def from_descriptor(cls, descriptor: Mapping[str, Any]) -> "File":
         return cls(descriptor["annotations"][TITLE], descriptor["digest"], descriptor["size"])
 

@@ -1,0 +1,97 @@
+"""Find versions: filters, sorting and full text. Conditions run in SQLite, so that only what is shown is parsed."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adapterhub_local.errors import InputError
+from adapterhub_local.registry.registry import LIVE, Registry
+from adapterhub_local.registry.version import Version
+
+_CONDITION = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>|=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_NEWEST = f"(v.name, v.number) IN (SELECT v.name, max(v.number) {LIVE} GROUP BY v.name)"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A bound on a score of the adapter: `exact_match>0.8`."""
+
+    metric: str
+    operator: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """The condition that `text` spells. Raises InputError."""
+        match = _CONDITION.fullmatch(text)
+        if not match:
+            shown = text.encode("unicode_escape").decode()[:80]
+            raise InputError(f"'{shown}' is not a condition: write a metric and a bound, such as 'exact_match>0.8'")
+        return cls(match[1], match[2], float(match[3]))
+
+
+def find(
+    registry: Registry,
+    *,
+    name: str | None = None,
+    base: str | None = None,
+    tags: Sequence[str] = (),
+    conditions: Sequence[Condition] = (),
+    task: str | None = None,
+    sort: str = "name",
+    limit: int | None = None,
+) -> list[Version]:
+    """The versions that fit all of what is given; the newest of each name if nothing is.
+
+    `base` is a base's name, Hub id or the first digits of its fingerprint. A condition holds for the scores of
+    `task`, or of any task. `sort` is name, created (newest first) or a metric (highest first, loss lowest first,
+    versions without it last).
+    """
+    where: list[str] = []
+    values: list[str | int | float] = []
+    if name is not None:
+        where.append("v.name = ?")
+        values.append(name)
+    if base is not None:
+        named = "json_extract(v.lineage, '$.base.name') = ? OR json_extract(v.lineage, '$.base.hub_id') = ?"
+        where.append(f"({named} OR substr(v.base_fingerprint, 1, ?) = ?)")
+        values += [base, base, max(len(base), 15), base]
+    for tag in tags:
+        where.append("EXISTS (SELECT 1 FROM tags t WHERE t.tag = ? AND t.name = v.name AND t.number = v.number)")
+        values.append(tag)
+    own = "s.name = v.name AND s.number = v.number" + (" AND s.task = ?" if task is not None else "")
+    of_task = [task] if task is not None else []
+    for condition in conditions:
+        held = "s.metric = ? AND s.value " + condition.operator + " ?" + (" AND s.task = ?" if task is not None else "")
+        where.append(f"(v.name, v.number) IN (SELECT s.name, s.number FROM scores s WHERE {held})")  # noqa: S608
+        values += [condition.metric, condition.bound, *of_task]
+    if task is not None and not conditions:
+        where.append(f"(json_extract(v.lineage, '$.task') = ? OR EXISTS (SELECT 1 FROM scores s WHERE {own}))")  # noqa: S608
+        values += [task, task]
+    order = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}.get(sort)
+    if order is None:
+        best, direction = ("min", "ASC") if "loss" in sort else ("max", "DESC")
+        score = f"SELECT {best}(s.value) FROM scores s WHERE {own} AND s.metric = ?"  # noqa: S608
+        order = f"({score}) {direction} NULLS LAST, v.name"
+        values += [*of_task, sort]
+    if not where:
+        where.append(_NEWEST)
+    query = f"SELECT v.* {LIVE} AND {' AND '.join(where)} ORDER BY {order} LIMIT ?"
+    rows = registry.database.rows(query, (*values, limit if limit is not None else -1))
+    return [registry.version(row) for row in rows]
+
+
+def search(registry: Registry, text: str, *, limit: int = 50) -> list[Version]:
+    """The versions whose name, description, tags or recipe hold all the words of `text`, the best first.
+
+    A word also fits where it is the beginning of one. Raises InputError if there is no word in it.
+    """
+    words = re.findall(r"\w+", text)
+    if not words:
+        raise InputError("there is no word to search for")
+    quoted = " ".join(f'"{word}"*' for word in words)
+    query = (
+        "SELECT v.* FROM (SELECT rowid, bm25(search, 10, 5, 5, 1) AS score FROM search WHERE search MATCH ?"
+        " ORDER BY score, rowid DESC LIMIT ?) f JOIN versions v ON v.id = f.rowid ORDER BY f.score, f.rowid DESC"
+    )
+    return [registry.version(row) for row in registry.database.rows(query, (quoted, limit))]

@@ -1,0 +1,107 @@
+"""What is said about versions and may change: the history of aliases, tags and descriptions. Versions do not change."""
+
+import re
+from typing import Any
+
+from adapterhub_local.errors import BadReference, InputError, NotFound
+from adapterhub_local.refs import check_alias
+from adapterhub_local.registry.registry import Registry, point_alias
+from adapterhub_local.registry.version import Version
+
+MAX_TAG_LENGTH = 64
+_TAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/=-]*")
+
+
+def alias_log(registry: Registry, name: str, alias: str | None = None) -> list[dict[str, Any]]:
+    """Every move of the aliases of `name`, or of one of them, oldest first.
+
+    Each has alias, action (set, rollback or removed), old_number, new_number (None for nothing) and changed_at.
+    """
+    query = "SELECT alias, action, old_number, new_number, changed_at FROM alias_log WHERE name = ?"
+    condition, values = (" AND alias = ?", (name, alias)) if alias is not None else ("", (name,))
+    return [dict(row) for row in registry.database.rows(f"{query}{condition} ORDER BY id", values)]
+
+
+def rollback(registry: Registry, name: str, alias: str, *, expect: int | None = None) -> int:
+    """Point `name@alias` to where it pointed before, and return that number; again goes one more step back.
+
+    With `expect`, only if it points to that version now. Versions removed since are passed over. Raises
+    NotFound if there is nothing before, InUse if it points elsewhere than expected.
+    """
+    check_alias(alias)
+    with registry.database.writing() as db:
+        query = "SELECT action, new_number FROM alias_log WHERE name = ? AND alias = ? ORDER BY id"
+        removed = {row["number"] for row in db.execute("SELECT number FROM removals WHERE name = ?", (name,))}
+        history: list[int] = []
+        for row in db.execute(query, (name, alias)).fetchall():
+            if row["action"] == "rollback":
+                while history and history[-1] != row["new_number"]:
+                    history.pop()
+            elif row["new_number"] is not None:
+                history.append(row["new_number"])
+        pointed = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
+        if pointed is not None and history:
+            current = history.pop()
+            while history and (history[-1] in removed or history[-1] == current):
+                history.pop()
+        if not history:
+            raise NotFound(f"{name}@{alias} never pointed elsewhere: `qhub alias log {name} {alias}` shows its moves")
+        point_alias(db, name, alias, history[-1], expect=expect, action="rollback")
+    return history[-1]
+
+
+def remove_alias(registry: Registry, name: str, alias: str, *, expect: int | None = None) -> None:
+    """Remove `name@alias`; its log stays. Raises NotFound, or InUse if it points elsewhere than expected."""
+    with registry.database.writing() as db:
+        if not db.execute("SELECT 1 FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone():
+            raise NotFound(f"there is no alias {name}@{alias}: `qhub alias list {name}` shows those there are")
+        point_alias(db, name, alias, None, expect=expect, action="removed")
+
+
+def check_tag(tag: str) -> str:
+    """`tag`, if it may be one. Raises BadReference."""
+    if len(tag) > MAX_TAG_LENGTH or not _TAG.fullmatch(tag):
+        shown = tag.encode("unicode_escape").decode()[:80]
+        raise BadReference(f"'{shown}' is not a tag: use letters, digits and . _ : / = -, up to {MAX_TAG_LENGTH}")
+    return tag
+
+
+def add_tags(registry: Registry, version: Version, tags: tuple[str, ...]) -> None:
+    """Give a version these tags, all or none of them."""
+    for tag in tags:
+        check_tag(tag)
+    with registry.database.writing() as db:
+        for tag in tags:
+            db.execute("INSERT OR IGNORE INTO tags VALUES (?, ?, ?)", (version.name, version.number, tag))
+
+
+def remove_tags(registry: Registry, version: Version, tags: tuple[str, ...]) -> None:
+    """Take these tags off a version, all or none of them. Raises NotFound if it has not got one."""
+    with registry.database.writing() as db:
+        for tag in tags:
+            values = (version.name, version.number, tag)
+            if not db.execute("DELETE FROM tags WHERE name = ? AND number = ? AND tag = ?", values).rowcount:
+                raise NotFound(f"{version} has no tag '{tag}': nothing was changed")
+
+
+def tags_of(registry: Registry, version: Version) -> list[str]:
+    """The tags of a version, sorted."""
+    query = "SELECT tag FROM tags WHERE name = ? AND number = ? ORDER BY tag"
+    return [row["tag"] for row in registry.database.rows(query, (version.name, version.number))]
+
+
+def describe(registry: Registry, version: Version, description: str) -> None:
+    """Say what a version is, in place of what was said before. Raises InputError for text that is not text."""
+    if not description.strip() or not description.isprintable():
+        raise InputError("a description is one line of text")
+    with registry.database.writing() as db:
+        values = (version.name, version.number, description)
+        db.execute("DELETE FROM descriptions WHERE name = ? AND number = ?", values[:2])
+        db.execute("INSERT INTO descriptions VALUES (?, ?, ?)", values)
+
+
+def description_of(registry: Registry, version: Version) -> str | None:
+    """What was last said about a version, else what its recipe said."""
+    query = "SELECT description FROM descriptions WHERE name = ? AND number = ?"
+    rows = registry.database.rows(query, (version.name, version.number))
+    return rows[0]["description"] if rows else version.lineage.get("description")

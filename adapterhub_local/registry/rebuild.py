@@ -1,0 +1,201 @@
+"""Make the database again from the manifests among the blobs, and keep what the old one still tells.
+
+Versions and evaluations come from blobs. Aliases, their log, tags, descriptions and removals are in the
+database only: they are taken over as far as the old one can be read, and what is lost is said.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.durable import sync_folder
+from adapterhub_local.errors import Corrupt
+from adapterhub_local.registry.blobs import is_sound
+from adapterhub_local.registry.database import apply_migrations
+from adapterhub_local.registry.fsck import version_of_row
+from adapterhub_local.registry.registry import Registry, insert_evaluation, insert_version
+from adapterhub_local.registry.version import ARTIFACT_TYPE, Version
+
+MAX_MANIFEST_BYTES = 16 << 20
+# Tables without a blob behind them, in the order in which rows may refer to each other.
+KEPT = ("removals", "aliases", "alias_log", "tags", "descriptions")
+
+
+@dataclass
+class Rebuilt:
+    """What the new database holds, and, in `lost`, one line for everything that could not be made again."""
+
+    num_versions: int = 0
+    num_evaluations: int = 0
+    lost: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Found:
+    """What blobs and the old database tell."""
+
+    versions: dict[tuple[str, int], Version] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    removed: dict[str, str] = field(default_factory=dict)  # manifest digest -> when
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+
+
+def rebuild(registry: Registry) -> Rebuilt:
+    """Replace the database by one made from the blobs; the old one is kept in `quarantine/` if it was damaged.
+
+    A database that SQLite can still read is replaced in one transaction, which others wait for. A damaged
+    one is set aside first.
+    """
+    found = _Found()
+    _read_blobs(registry, found)
+    if registry.home.database.exists() and registry.database.is_sound():
+        with registry.database.writing() as db:
+            _salvage(db, found)
+            _clear(db)
+            return _fill(db, found)
+    if registry.home.database.exists():
+        _salvage_damaged(registry.home.database, found)
+        registry.database.close()
+        for suffix in ("", "-wal", "-shm"):
+            path = Path(f"{registry.home.database}{suffix}")
+            if path.exists():
+                registry.blobs.set_aside(path)
+        sync_folder(registry.home.root)
+    with registry.database.writing() as db:
+        return _fill(db, found)
+
+
+def _read_blobs(registry: Registry, found: _Found) -> None:
+    """Every sound manifest and evaluation among the blobs."""
+    manifests: list[dict[str, Any]] = []
+    raw: dict[str, bytes] = {}
+    records = []
+    for path, value in _json_blobs(registry):
+        digest = f"sha256:{path.name}"
+        if value.get("artifactType") == ARTIFACT_TYPE:
+            manifests.append(value)
+            raw[digest] = path.read_bytes()
+        elif value.keys() == {"evaluation", "manifest", "task"}:
+            records.append((path.stat().st_mtime_ns, {**value, "digest": digest}))
+        elif value.keys() == {"removed", "removed_at"}:
+            found.removed[value["removed"]] = value["removed_at"]
+    # a file of a version may look like a manifest, whoever wrote it: it is a file all the same
+    files = {layer.get("digest") for manifest in manifests for layer in manifest.get("layers", ())}
+    for digest, data in raw.items():
+        if digest in files:
+            continue
+        try:
+            lineage = registry.blobs.path(json.loads(data)["config"]["digest"])
+            version = Version.from_manifest(data, lineage.read_bytes())
+            if not is_sound(lineage, version.lineage_file.digest, version.lineage_file.size):
+                raise Corrupt("its lineage is damaged")
+        except (Corrupt, KeyError, TypeError, OSError, ValueError) as error:
+            found.lost.append(f"the version of manifest {digest[:19]}: {error}")
+            continue
+        _add(found, version)
+    found.evaluations = [record for _, record in sorted(records, key=lambda item: item[0])]
+
+
+def _add(found: _Found, version: Version) -> None:
+    # Of two manifests with one number the later counts: the earlier was never committed, or its number
+    # would not have been free.
+    known = found.versions.get((version.name, version.number))
+    if known is None or known.created_at < version.created_at:
+        found.versions[version.name, version.number] = version
+
+
+def _json_blobs(registry: Registry) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in registry.blobs.paths():
+        try:
+            size = path.stat().st_size
+            if size > MAX_MANIFEST_BYTES or not is_sound(path, f"sha256:{path.name}", size):
+                continue
+            data = path.read_bytes()
+            value = json.loads(data) if data.startswith(b"{") else None
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield path, value
+
+
+def _salvage(db: sqlite3.Connection, found: _Found) -> None:
+    """Add what the old database tells, table by table, row by row."""
+    for row in _rows(db, "versions", found):
+        try:
+            version = version_of_row(row)
+        except (Corrupt, KeyError, AttributeError, TypeError) as error:
+            found.lost.append(f"a row of the old database: {error}")
+            continue
+        # the row was committed, so it counts whatever other manifest lies about
+        found.versions[version.name, version.number] = version
+    for table in KEPT:
+        found.tables[table] = [dict(row) for row in _rows(db, table, found)]
+
+
+def _rows(db: sqlite3.Connection, table: str, found: _Found) -> list[sqlite3.Row]:
+    rows: list[sqlite3.Row] = []
+    try:
+        cursor = db.execute(f"SELECT * FROM {table}")  # noqa: S608 - a name of ours
+        while row := cursor.fetchone():
+            rows.append(row)
+    except sqlite3.DatabaseError as error:
+        if "no such table" not in str(error):
+            found.lost.append(f"rows of {table}, of which {len(rows)} could be read: {error}")
+    return rows
+
+
+def _salvage_damaged(path: Path, found: _Found) -> None:
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.row_factory = sqlite3.Row
+            _salvage(db, found)
+    except sqlite3.DatabaseError as error:
+        found.lost.append(f"aliases, their log, tags, descriptions and removals: {error}")
+
+
+def _clear(db: sqlite3.Connection) -> None:
+    """Drop everything, newest first, so that no row is left that refers to a dropped one."""
+    query = "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY rowid DESC"
+    virtual = [row["name"] for row in db.execute("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%'")]
+    names = [row["name"] for row in db.execute(query) if not row["name"].startswith("sqlite_")]
+    # a virtual table drops its own shadow tables, named after it
+    own = [name for name in names if not any(name.startswith(f"{table}_") for table in virtual)]
+    for name in own:
+        db.execute(f'DROP TABLE "{name}"')
+    db.execute("PRAGMA user_version = 0")
+    apply_migrations(db, 0)
+
+
+def _fill(db: sqlite3.Connection, found: _Found) -> Rebuilt:
+    rebuilt = Rebuilt(lost=found.lost)
+    by_manifest = {version.manifest_digest: version for version in found.versions.values()}
+    for key in sorted(found.versions):
+        insert_version(db, found.versions[key])
+    for record in found.evaluations:
+        if version := by_manifest.get(record["manifest"]):
+            insert_evaluation(db, version, record["task"], record["digest"], record["evaluation"])
+            rebuilt.num_evaluations += 1
+    for digest, when in found.removed.items():
+        if version := by_manifest.get(digest):
+            db.execute("INSERT INTO removals VALUES (?, ?, ?)", (version.name, version.number, when))
+    for table in KEPT:
+        for row in found.tables.get(table, []):
+            if table != "alias_log" and "number" in row and (row["name"], row["number"]) not in found.versions:
+                found.lost.append(f"{table}: {row['name']}@{row['number']} is not there any more")
+                continue
+            columns = ", ".join(row)
+            marks = ", ".join("?" * len(row))
+            db.execute(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
+    rebuilt.num_versions = len(found.versions)
+    numbers: dict[str, set[int]] = {}
+    for name, number in found.versions:
+        numbers.setdefault(name, set()).add(number)
+    for name, present in sorted(numbers.items()):
+        gone = sorted(set(range(1, max(present))) - present)
+        rebuilt.lost += [f"{name}@{number}: neither its manifest nor its row is left" for number in gone[:20]]
+    return rebuilt

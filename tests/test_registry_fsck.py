@@ -1,0 +1,231 @@
+"""fsck finds whatever is wrong, repairs what can be repaired, and makes the database again from the blobs."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from adapterhub_local.errors import Corrupt
+from adapterhub_local.registry import Registry
+from adapterhub_local.registry.fsck import fsck, verify
+from adapterhub_local.registry.rebuild import rebuild
+from adapterhub_local.settings import Home
+from tests.stores import LINEAGE, blob_paths, files, flip, small_store
+
+
+def shown(registry: Registry) -> list[tuple]:
+    """All that a user sees of the versions."""
+    versions = registry.versions()
+    return [
+        (version, version.lineage, registry.metrics(version), registry.aliases(version.name)) for version in versions
+    ]
+
+
+def test_a_sound_store_is_clean(home: Home) -> None:
+    """Nothing is reported where nothing is wrong, and checking an empty home creates nothing."""
+    assert fsck(Registry()).is_clean
+    assert not home.root.exists()
+    registry = Registry()
+    small_store(registry)
+    report = fsck(registry)
+    assert report.problems == []
+    assert (report.num_versions, report.num_blobs, report.num_unreferenced) == (3, len(blob_paths(home)), 0)
+
+
+def test_every_flipped_bit_is_found(home: Home) -> None:
+    """A flipped bit of a blob is found by fsck wherever it is, and loading the versions it touches is refused."""
+    registry = Registry()
+    versions = small_store(registry)
+    blobs = blob_paths(home)
+    sizes = {path: path.stat().st_size * 8 for path in blobs}
+    count = 0
+    # blobs are independent of each other: one bit of each is flipped at once, and each must be found
+    for turn in range(150):
+        bits = {
+            path: size * turn // 150 if turn < 142 else size - 150 + turn for path, size in sizes.items() if size >= 16
+        }
+        bits |= {path: turn % size for path, size in sizes.items() if size < 16 or turn < 8}
+        for path, bit in bits.items():
+            flip(path, bit)
+        found = {problem.subject for problem in fsck(registry).problems if problem.kind == "damaged"}
+        assert found == {f"sha256:{path.name}" for path in blobs}
+        for path, bit in bits.items():
+            flip(path, bit)
+        count += len(bits)
+    assert count == 150 * len(blobs)
+    for version in versions:
+        for file in version.files:
+            flip(registry.blobs.path(file.digest), 0)
+            with pytest.raises(Corrupt, match="damaged"):
+                _ = registry.resolve(str(version)).path
+            assert verify(registry, version)
+            flip(registry.blobs.path(file.digest), 0)
+    assert fsck(registry).is_clean
+
+
+def test_a_damaged_blob_is_set_aside_and_the_rest_works(home: Home) -> None:
+    """Repair moves the damaged file to quarantine; its version refuses, others load, publishing brings it back."""
+    registry = Registry()
+    versions = small_store(registry)
+    victim = registry.blobs.path(versions[0].files[1].digest)
+    flip(victim, 100)
+    report = fsck(registry, repair=True)
+    assert [(problem.kind, bool(problem.repaired)) for problem in report.problems] == [("damaged", True)]
+    assert [path.name.partition(".")[0] for path in home.quarantine.iterdir()] == [victim.name]
+    with pytest.raises(Corrupt, match="is missing"):
+        _ = registry.resolve("a@1").path
+    assert registry.resolve("a@2").path.is_dir()
+    assert [problem.kind for problem in fsck(registry).problems] == ["missing"]
+    registry.publish("a", files(1), LINEAGE)
+    assert registry.resolve("a@1").path.is_dir()
+    assert fsck(registry).is_clean
+
+
+@pytest.mark.parametrize("loss", ["flipped", "removed"])
+def test_what_the_database_holds_is_written_again(home: Home, loss: str) -> None:
+    """Manifests, lineages and evaluations that are damaged or gone come back byte for byte."""
+    registry = Registry()
+    versions = small_store(registry)
+    kept = {file.digest for version in versions for file in version.files}
+    before = {path: path.read_bytes() for path in blob_paths(home)}
+    for path in before:
+        if f"sha256:{path.name}" not in kept:
+            flip(path, 7) if loss == "flipped" else path.unlink()
+    report = fsck(registry, repair=True)
+    assert len(report.problems) == 3 + 2 + 1  # manifests, lineages, an evaluation
+    assert report.is_repaired
+    assert {path: path.read_bytes() for path in blob_paths(home)} == before
+    assert fsck(registry).is_clean
+
+
+def test_what_is_no_blob_is_told_and_set_aside(home: Home) -> None:
+    """A stranger's file among the blobs, and a blob in a wrong folder, are problems of their own."""
+    registry = Registry()
+    small_store(registry)
+    (home.blobs / "ab").mkdir(exist_ok=True)
+    (home.blobs / "ab" / "notes.txt").write_text("hello")
+    (home.blobs / "ab" / ("0" * 64)).write_bytes(b"x")
+    assert [problem.kind for problem in fsck(registry, repair=True).problems] == ["foreign", "foreign"]
+    assert fsck(registry).is_clean
+
+
+def test_a_file_that_was_published_unsound_is_told(home: Home) -> None:
+    """A .safetensors file with a wrong header is a problem although its bytes are what was published."""
+    registry = Registry()
+    registry.publish("a", {"adapter_model.safetensors": b"weights"}, LINEAGE)
+    (problem,) = fsck(registry).problems
+    assert (problem.kind, problem.subject) == ("header", "a@1")
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("UPDATE versions SET number = 9 WHERE number = 2", "row"),
+        ("UPDATE versions SET created_at = '2020'", "row"),
+        ("UPDATE versions SET lineage = '{}'", "row"),
+        ("UPDATE versions SET manifest = replace(manifest, 'a', 'b')", "row"),
+        ("UPDATE versions SET base_fingerprint = NULL", "row"),
+        ("UPDATE evaluations SET evaluation = '{}'", "row"),
+        ("UPDATE evaluations SET task = 'other'", "row"),
+        ("UPDATE aliases SET number = 2", "alias"),
+        ("DELETE FROM aliases", "alias"),
+    ],
+)
+def test_a_changed_row_is_found(statement: str, kind: str) -> None:
+    """A database whose rows were changed does not agree with its digests or its log, and fsck says so."""
+    registry = Registry()
+    small_store(registry)
+    connection = sqlite3.connect(registry.home.database)
+    connection.execute("DROP TRIGGER versions_keep")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    assert kind in {problem.kind for problem in fsck(registry).problems}
+
+
+@pytest.mark.parametrize("damage", ["none", "removed", "zeroed", "header"])
+def test_the_database_is_made_again_from_blobs(home: Home, damage: str) -> None:
+    """Versions, lineages and evaluations come back from blobs; aliases too where the old database can be read."""
+    registry = Registry()
+    small_store(registry)
+    before = shown(registry)
+    registry.database.close()
+    with sqlite3.connect(home.database) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    data = bytearray(home.database.read_bytes())
+    if damage == "removed":
+        for path in home.root.glob("registry.db*"):
+            path.unlink()
+    elif damage == "zeroed":
+        data[4096:] = bytes(len(data) - 4096)
+        home.database.write_bytes(data)
+    elif damage == "header":
+        home.database.write_bytes(b"\0" * 100 + data[100:])
+    registry = Registry()
+    if damage in ("zeroed", "header"):
+        assert "database" in {problem.kind for problem in fsck(registry).problems}
+        registry.database.close()
+    rebuilt = rebuild(registry)
+    assert (rebuilt.num_versions, rebuilt.num_evaluations) == (3, 1)
+    after = shown(Registry())
+    if damage == "none":
+        assert rebuilt.lost == []
+        assert after == before
+        assert registry.publish("a", files(9), LINEAGE).number == 3
+    else:
+        assert damage == "removed" or rebuilt.lost
+        assert [row[:3] for row in after] == [row[:3] for row in before]
+    assert fsck(Registry()).is_clean
+
+
+def test_a_rebuilt_database_keeps_versions_whose_manifest_is_gone(home: Home) -> None:
+    """A version whose manifest blob was lost is taken from the old database; without either it is told as lost."""
+    registry = Registry()
+    versions = small_store(registry)
+    registry.blobs.path(versions[0].manifest_digest).unlink()
+    assert rebuild(registry).num_versions == 3
+    registry.database.close()
+    for path in home.root.glob("registry.db*"):
+        path.unlink()
+    rebuilt = rebuild(Registry())
+    assert rebuilt.num_versions == 2
+    assert any("a@1" in line for line in rebuilt.lost)
+    assert Registry().publish("a", files(1), LINEAGE).number == 3
+
+
+def test_of_two_manifests_with_one_number_the_committed_one_counts(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest left behind by a crash before the commit never replaces the version that got the number."""
+    from adapterhub_local.registry import registry as module
+
+    registry = Registry()
+
+    class Crash(BaseException):
+        """The machine stops."""
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "insert_version", crash)
+        with pytest.raises(Crash):
+            registry.publish("a", files(1), LINEAGE)
+    kept = registry.publish("a", files(2), LINEAGE)
+    registry.database.close()
+    for path in home.root.glob("registry.db*"):
+        path.unlink()
+    rebuild(registry)
+    assert Registry().versions() == [kept]
+
+
+def test_a_file_that_looks_like_a_manifest_stays_a_file(home: Home, tmp_path: Path) -> None:
+    """Whoever publishes a file that is a forged manifest gets no version out of it when the database is made again."""
+    registry = Registry()
+    real = registry.publish("a", files(1), LINEAGE)
+    forged = real.manifest.replace(b'"org.qhub.name":"a"', b'"org.qhub.name":"evil"')
+    registry.publish("b", {"notes.json": forged}, LINEAGE)
+    registry.database.close()
+    for path in home.root.glob("registry.db*"):
+        path.unlink()
+    rebuild(registry)
+    assert Registry().names() == ["a", "b"]
