@@ -1,10 +1,11 @@
-"""`qhub merge`: adapters become one adapter, by exact weighted sum."""
+"""`qhub merge`: adapters become one adapter; the exact weighted sum if nothing else is said."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import print_json, print_table
 from adapterhub_local.registry import Registry
 
 
@@ -16,24 +17,39 @@ from adapterhub_local.registry import Registry
     "-o", "--output", type=click.Path(path_type=Path), help="Write one .safetensors file, or else a PEFT folder."
 )
 @click.option("--alias", help="With --name: alias to point to the new version.")
+@click.option("--rank", metavar="K|exact|lossless", help="Keep rank K; lossless drops only what is nothing.")
+@click.option("--energy", type=float, metavar="SHARE", help="Keep the least rank with this share of the energy.")
+@click.option("--max-error", type=float, metavar="E", help="Keep the least rank with this relative error.")
+@click.option("--compact", is_flag=True, help="A rank of its own for each module; PEFT reads it, vLLM does not.")
+@click.option("--dtype", help="auto (default), float32, float16 or bfloat16: how factors are stored.")
 @click.option("--alpha", type=float, help="The alpha of files that do not carry their config.")
 @click.option("--force", is_flag=True, help="Merge adapters of different bases; it is recorded.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--dry-run", is_flag=True, help="Print the report and write nothing.")
+@click.option("--modules", "show_modules", is_flag=True, help="Print the report of every module too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, every module included.")
 def command(
     adapters: tuple[str, ...],
     weights: str,
     name: str | None,
     output: Path | None,
     alias: str | None,
+    rank: str | None,
+    energy: float | None,
+    max_error: float | None,
+    compact: bool,
+    dtype: str | None,
     alpha: float | None,
     force: bool,
+    dry_run: bool,
+    show_modules: bool,
     as_json: bool,
 ) -> None:
-    """Merge ADAPTERS (files, PEFT folders or references) into their exact weighted sum.
+    """Merge ADAPTERS (files, PEFT folders or references) into one, by exact weighted sum.
 
     \b
     qhub merge a.safetensors b.safetensors --weights 0.7,0.3
     qhub merge sentiment@1 origin@1 --weights 0.7,0.3 --name both
+    qhub merge a b --weights 1,1 --rank 16 --dry-run
 
     Without --name or -o the result is written beside you, as a+b.safetensors.
     """
@@ -50,30 +66,84 @@ def command(
         check_name(name)
     if alias is not None:
         check_alias(alias)
-    if name is None:
+    if name is None and not dry_run:
         stems = [Path(label).name.removesuffix(".safetensors").replace("@", "-") for label in adapters]
         output = check_absent(output or Path("+".join(stems) + ".safetensors"))
+    from adapterhub_local.merge.formula import Formula
     from adapterhub_local.merge.plan import make_plan
+    from adapterhub_local.merge.rank import parse_rule
+    from adapterhub_local.merge.run import dry_run as merge_dry
     from adapterhub_local.merge.run import merge_to_path, merge_to_registry
 
     registry = Registry()
-    plan = make_plan(adapters, parsed, registry, alpha=alpha, force=force)
-    if output is not None:
-        report = merge_to_path(plan, output).to_json()
-        made = {"output": str(output)}
+    formula = Formula(rule=parse_rule(rank, energy, max_error), dtype=dtype or "auto", compact=compact)
+    plan = make_plan(adapters, parsed, registry, alpha=alpha, force=force, formula=formula)
+    made: dict[str, Any]
+    if dry_run:
+        report, made = merge_dry(plan).to_json(), {"output": None}
+    elif output is not None:
+        report, made = merge_to_path(plan, output).to_json(), {"output": str(output)}
     else:
         assert name is not None, "there is a name or an output"
-        version = merge_to_registry(plan, registry, name, alias=alias)
-        report = dict(version.lineage["merge"])
-        made = {"reference": str(version), "content_digest": version.content_digest}
+        version, made_report = merge_to_registry(plan, registry, name, alias=alias)
+        report, made = made_report.to_json(), {"reference": str(version), "content_digest": version.content_digest}
     if as_json:
         print_json({**made, **report})
-        return
+    else:
+        _tell(next(iter(made.values())) or "dry run, nothing written", len(adapters), report)
+        if show_modules:
+            _tell_modules(report)
+    _warn(report, parsed)
+
+
+def _tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
+    """The report for people."""
+    method = report["method"].replace("_", " ")
     click.echo(
-        f"{next(iter(made.values()))}: weighted sum of {len(adapters)} adapters, rank {report['rank']}, "
+        f"{where}: {method} of {num_adapters} adapters, rank {report['rank']}, "
         f"{report['num_modules']} modules, relative error {report['relative_error']:.1e}"
     )
+    said = ", ".join(f"{name} {value}" for name, value in report.get("parameters", {}).items())
+    rows = [
+        ("error", f"{report['relative_error']:.2e} of the norm {report['norm']:.4g}, measured"),
+        ("truncation", f"{report['truncation_error']:.2e}, predicted; exact rank {report['exact_rank']}"),
+        ("storage", f"{report['rounding_error']:.2e}, {report['dtype']}, {report['num_parameters']:,} parameters"),
+        ("energy", f"{report['retained_energy']:.4%} retained"),
+        ("left", f"{report['kept']:.1%} of what the adapters bring; the rest cancels out"),
+    ]
+    if said:
+        rows.insert(0, ("parameters", said))
+    worst = max(report["modules"], key=lambda module: module["relative_error"])
+    rows.append(("worst module", f"{worst['module']}, {worst['relative_error']:.2e}"))
+    for entry in report["interference"]:
+        cosine = "no deltas" if entry["cosine"] is None else f"cosine {entry['cosine']:+.4f}"
+        rows.append(("interference", f"{entry['pair'][0]} and {entry['pair'][1]}: {cosine}"))
+    rows.append(("served by", _server(report)))
+    print_table(("loss", ""), rows)
+
+
+def _server(report: dict[str, Any]) -> str:
+    if report.get("compact"):
+        return "PEFT and qhub; vLLM ignores ranks that differ by module, merge without --compact for it"
+    if report["max_lora_rank"] is None:
+        return "PEFT and qhub; vLLM takes no rank above 512, reduce it with --rank 512"
+    return f"vLLM with --max-lora-rank {report['max_lora_rank']}"
+
+
+def _tell_modules(report: dict[str, Any]) -> None:
+    rows = []
+    for module in report["modules"]:
+        cosines = " ".join("-" if value is None else f"{value:+.3f}" for value in module["cosine"])
+        loss = f"{module['relative_error']:.2e}", f"{module['retained_energy']:.4%}"
+        rows.append((module["module"], module["rank"], f"{module['norm']:.4g}", *loss, cosines))
+    print_table(("module", "rank", "norm", "error", "energy", "cosines"), rows)
+
+
+def _warn(report: dict[str, Any], weights: list[float]) -> None:
+    """Cautions and notes on standard error, so that the report can be piped on."""
     if report["kept"] < 0.1:
         click.echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
-    if abs(sum(parsed) - 1) > 1e-9:
-        click.echo(f"note: the weights sum to {sum(parsed):g}", err=True)
+    if report["max_lora_rank"] is None:
+        click.echo(f"warning: rank {report['rank']} is above 512, the most vLLM can serve: give --rank 512", err=True)
+    if abs(sum(weights) - 1) > 1e-9:
+        click.echo(f"note: the weights sum to {sum(weights):g}", err=True)

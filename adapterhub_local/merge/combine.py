@@ -1,0 +1,147 @@
+"""One module of a merge: its deltas become one by the formula, and that one is stored with its loss measured."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from adapterhub_local.errors import InputError
+from adapterhub_local.lora.adapter import Delta
+from adapterhub_local.merge.algebra import (
+    Spectrum,
+    decompose,
+    distance,
+    gram,
+    norm,
+    pad_rank,
+    rounding,
+    weighted_sum,
+    widen,
+)
+from adapterhub_local.merge.formula import Formula
+from adapterhub_local.merge.space import merge_aligned, merge_in_core, merge_whole
+
+LARGEST = torch.finfo(torch.float32).max
+LARGEST_RANK = 512  # of a whole merged matrix; no server takes more
+
+
+@dataclass(frozen=True)
+class Term:
+    """One parent's part in a module: its place among the plan's parents, the digest of its file, its delta."""
+
+    index: int
+    digest: str
+    delta: Delta
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The merged delta of one module, before a rank is chosen.
+
+    `exact` is what the method gives, as factors (None if it is a whole matrix); `spectrum` is there when the
+    rank is to be reduced. `products` are the inner products of the parents, zero for those without the module.
+    """
+
+    module: str
+    products: torch.Tensor
+    total: float
+    exact: Delta | None
+    spectrum: Spectrum | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is written for one module, and squared Frobenius norms of what was lost on the way."""
+
+    module: str
+    delta: Delta
+    rank: int
+    total: float
+    truncated: float  # predicted from the singular values
+    rounded: float
+    error: float  # measured, both together
+    products: torch.Tensor
+
+
+def combine(
+    module: str, terms: Sequence[Term], weights: Sequence[float], formula: Formula, rank: int | None
+) -> Combined:
+    """Merge one module. With `rank`, no more singular vectors than that are made.
+
+    `weights` are those of all parents of the plan. Raises InputError if the sum overflows.
+    """
+    deltas = [term.delta for term in terms]
+    index = torch.tensor([term.index for term in terms])
+    products = torch.zeros(len(weights), len(weights), dtype=torch.float64)
+    products[index[:, None], index] = gram(deltas)
+    row, parameters = formula.row, formula.parameters
+    if row.linear is not None:
+        factors = row.linear(weights, products, parameters)
+        exact = weighted_sum([widen(delta) for delta in deltas], [factors[term.index] for term in terms])
+        _check_finite(exact, module)
+        total = _square(exact, products, factors)
+    else:
+        assert row.elementwise is not None, "a method is linear or elementwise"
+        mine, entrywise = [weights[term.index] for term in terms], row.elementwise
+        draws = [_draw(parameters.get("seed", 0), term.digest, module) for term in terms]
+
+        def merge(stack: torch.Tensor) -> torch.Tensor:
+            return entrywise(stack, mine, parameters, draws)
+
+        if formula.space == "full":
+            draw = _draw(parameters.get("seed", 0), "range", module)
+            sizes = deltas[0].B.shape[0], deltas[0].A.shape[1]
+            spectrum = merge_whole(deltas, merge, min(rank or LARGEST_RANK, *sizes), draw)
+            return Combined(module, products, spectrum.total, None, spectrum)
+        exact = merge_in_core(deltas, merge) if formula.space == "core" else merge_aligned(deltas, merge)
+        _check_finite(exact, module)
+        total = norm(exact) ** 2
+    if formula.rule.kind == "exact":
+        return Combined(module, products, total, exact, None)
+    narrow = exact if formula.rule.kind == "lossless" else Delta(exact.A.float(), exact.B.float(), 1.0)
+    return Combined(module, products, total, exact, decompose(narrow, rank))
+
+
+def store(combined: Combined, rank: int, padded: int, dtype: torch.dtype) -> Stored:
+    """The module at `rank`, padded with zeros to `padded`, in `dtype`. Raises InputError if it overflows."""
+    if combined.spectrum is not None:
+        kept = combined.spectrum.truncate(rank)
+        truncated = combined.spectrum.lost(rank)
+    else:
+        assert combined.exact is not None, "there are factors or a spectrum"
+        kept, truncated = combined.exact, 0.0
+    stored = Delta(kept.A.to(dtype), kept.B.to(dtype), 1.0)
+    if not (torch.isfinite(stored.A).all() and torch.isfinite(stored.B).all()):
+        raise InputError(f"the merge of {combined.module} is too large for {dtype}: give smaller weights")
+    rounded = rounding(stored, kept) ** 2
+    if combined.spectrum is None:
+        error = rounded
+    elif combined.exact is None:  # the rest of a whole matrix is orthogonal to what is kept of it
+        error = truncated + rounded
+    else:
+        error = distance(stored, combined.exact) ** 2
+    place = pad_rank(stored, padded)
+    return Stored(combined.module, place, kept.rank, combined.total, truncated, rounded, error, combined.products)
+
+
+def _check_finite(delta: Delta, module: str) -> None:
+    if not all(float(factor.abs().max()) <= LARGEST for factor in (delta.A, delta.B)):  # NaN is no number at all
+        raise InputError(f"the merge of {module} is too large for float32: give smaller weights")
+
+
+def _square(exact: Delta, products: torch.Tensor, factors: Sequence[float]) -> float:
+    """|sum c_i D_i|^2 from the inner products, or from the factors where the terms nearly cancel."""
+    column = torch.tensor(list(factors), dtype=torch.float64)
+    square = float(column @ products @ column)
+    terms = float((column.abs() * products.diagonal().clamp(min=0).sqrt()).sum()) ** 2
+    if square > 1e-6 * terms:
+        return square
+    nothing = Delta(exact.A[:1] * 0, exact.B[:, :1] * 0, 1.0)
+    return distance(exact, nothing) ** 2
+
+
+def _draw(seed: int, digest: str, module: str) -> torch.Generator:
+    """A generator that depends on nothing but these three, so order of modules and threads do not matter."""
+    key = hashlib.sha256(f"{seed}|{digest}|{module}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") % 2**63)
