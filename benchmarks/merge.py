@@ -23,9 +23,13 @@ import torch
 
 SIZE, RANK, WEIGHTS = 4096, 16, (0.7, 0.3)
 SHAPES = {  # (in, out) of one layer of a 7B Llama with 8 key-value heads
-    **{"self_attn.q_proj": (4096, 4096), "self_attn.o_proj": (4096, 4096)},
-    **{"self_attn.k_proj": (4096, 1024), "self_attn.v_proj": (4096, 1024)},
-    **{"mlp.gate_proj": (4096, 14336), "mlp.up_proj": (4096, 14336), "mlp.down_proj": (14336, 4096)},
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.o_proj": (4096, 4096),
+    "self_attn.k_proj": (4096, 1024),
+    "self_attn.v_proj": (4096, 1024),
+    "mlp.gate_proj": (4096, 14336),
+    "mlp.up_proj": (4096, 14336),
+    "mlp.down_proj": (14336, 4096),
 }
 
 
@@ -200,7 +204,7 @@ def main() -> None:
     document = {
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load:.2f}",
         "versions": {"torch": torch.__version__, "peft": peft.__version__, "python": platform.python_version()},
-        "workload": f"2 adapters, {7 * arguments.layers} modules of 7B shapes, rank {RANK}, float16; one {SIZE}^2 module",
+        "workload": f"2 float16 adapters, {7 * arguments.layers} 7B-shaped modules, rank {RANK}; one {SIZE}^2 module",
         "whole": ours,
         "one_module": module,
         "ratios": ratios,

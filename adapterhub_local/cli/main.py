@@ -19,7 +19,7 @@ VERBS = {
     "alias": "Point names such as prod to versions.",
     "add": "Register an adapter trained elsewhere.",
     "eval": "Score an adapter or a base on held-out data.",
-    "merge": "Merge adapters by weighted sum.",
+    "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
     "export": "Write a version to one self-describing file.",
     "serve": "Serve a base and all its adapters, OpenAI-compatible.",
     "push": "Push a version to the Hugging Face Hub.",

@@ -8,6 +8,11 @@ import click
 from adapterhub_local.cli.output import print_json, print_table
 from adapterhub_local.registry import Registry
 
+METHODS = (  # the rows of merge.methods, named here so that help loads no torch
+    *("weighted_sum", "weighted_average", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "della"),
+    *("magnitude_prune", "breadcrumbs", "knots"),
+)
+
 
 @click.command(name="merge")
 @click.argument("adapters", nargs=-1, required=True)
@@ -17,6 +22,14 @@ from adapterhub_local.registry import Registry
     "-o", "--output", type=click.Path(path_type=Path), help="Write one .safetensors file, or else a PEFT folder."
 )
 @click.option("--alias", help="With --name: alias to point to the new version.")
+@click.option("--method", default="weighted_sum", metavar="METHOD", help=f"One of {', '.join(METHODS)}.")
+@click.option("--space", metavar="core|full", help="Merge entries of core matrices (default) or of whole ones.")
+@click.option("--density", type=float, metavar="D", help="Share of entries that is kept.")
+@click.option("--epsilon", type=float, metavar="E", help="della: width of the range of probabilities.")
+@click.option("--gamma", type=float, metavar="G", help="breadcrumbs: share of largest entries that is left out.")
+@click.option("--scale", type=float, metavar="L", help="Factor of the merged delta (lambda in the papers).")
+@click.option("--variant", metavar="mergekit|peft", help="Whose order of election and weighting.")
+@click.option("--seed", type=int, help="Seed of what is dropped at random.")
 @click.option("--rank", metavar="K|exact|lossless", help="Keep rank K; lossless drops only what is nothing.")
 @click.option("--energy", type=float, metavar="SHARE", help="Keep the least rank with this share of the energy.")
 @click.option("--max-error", type=float, metavar="E", help="Keep the least rank with this relative error.")
@@ -33,6 +46,14 @@ def command(
     name: str | None,
     output: Path | None,
     alias: str | None,
+    method: str,
+    space: str | None,
+    density: float | None,
+    epsilon: float | None,
+    gamma: float | None,
+    scale: float | None,
+    variant: str | None,
+    seed: int | None,
     rank: str | None,
     energy: float | None,
     max_error: float | None,
@@ -44,12 +65,13 @@ def command(
     show_modules: bool,
     as_json: bool,
 ) -> None:
-    """Merge ADAPTERS (files, PEFT folders or references) into one, by exact weighted sum.
+    """Merge ADAPTERS (files, PEFT folders or references) into one, by exact weighted sum or another method.
 
     \b
     qhub merge a.safetensors b.safetensors --weights 0.7,0.3
     qhub merge sentiment@1 origin@1 --weights 0.7,0.3 --name both
     qhub merge a b --weights 1,1 --rank 16 --dry-run
+    qhub merge a b --weights 1,1 --method ties --density 0.2
 
     Without --name or -o the result is written beside you, as a+b.safetensors.
     """
@@ -62,6 +84,8 @@ def command(
         raise InputError("--name and -o exclude each other: give one")
     if alias is not None and name is None:
         raise InputError("--alias needs --name: only a registered version can have an alias")
+    if dry_run and (name is not None or output is not None):
+        raise InputError("--dry-run writes nothing: leave --name and -o out")
     if name is not None:
         check_name(name)
     if alias is not None:
@@ -76,7 +100,11 @@ def command(
     from adapterhub_local.merge.run import merge_to_path, merge_to_registry
 
     registry = Registry()
-    formula = Formula(rule=parse_rule(rank, energy, max_error), dtype=dtype or "auto", compact=compact)
+    options = {"density": density, "epsilon": epsilon, "gamma": gamma, "scale": scale, "variant": variant, "seed": seed}
+    chosen = {option: value for option, value in options.items() if value is not None}
+    formula = Formula(
+        method, chosen, space, rule=parse_rule(rank, energy, max_error), dtype=dtype or "auto", compact=compact
+    )
     plan = make_plan(adapters, parsed, registry, alpha=alpha, force=force, formula=formula)
     made: dict[str, Any]
     if dry_run:

@@ -35,6 +35,12 @@ def widen(delta: Delta) -> Delta:
     return Delta(delta.A.double(), delta.B.double(), delta.scaling)
 
 
+def is_finite(delta: Delta, limit: float = math.inf) -> bool:
+    """Whether every entry of both factors is a number smaller in size than `limit`."""
+    ends = [end for factor in (delta.A, delta.B) for end in torch.aminmax(factor)]
+    return all(abs(float(end)) < limit for end in ends)  # NaN is smaller than nothing
+
+
 def pad_rank(delta: Delta, rank: int) -> Delta:
     """The same delta with rows of zeros in A and columns of zeros in B, up to `rank`."""
     missing = rank - delta.rank
@@ -141,10 +147,8 @@ def rounding(stored: Delta, exact: Delta) -> float:
     The difference is dB A + B dA with the small dB and dA taken entry by entry in float64, so no digits are
     lost and float32 is wide enough for the products.
     """
-    dA, dB = stored.A.double() - exact.A, stored.B.double() - exact.B
-    tiny = max(float(dA.abs().max()), float(dB.abs().max()))
-    if tiny == 0:
-        return 0.0
-    B = torch.cat([(dB / tiny).float(), exact.B.float()], dim=1)
-    A = torch.cat([stored.A.float(), (dA / tiny).float()])
-    return tiny * math.sqrt(max(0.0, float(((B.T @ B) * (A @ A.T)).double().sum())))
+    A, B = stored.A.float(), exact.B.float()
+    tiny = torch.finfo(stored.A.dtype).eps  # a power of two: keeps the squares of the differences in range
+    dA, dB = ((now - true).div_(tiny).float() for now, true in ((stored.A, exact.A), (stored.B, exact.B)))
+    squares = (dB.T @ dB) * (A @ A.T) + 2 * (dB.T @ B) * (A @ dA.T) + (B.T @ B) * (dA @ dA.T)
+    return tiny * math.sqrt(max(0.0, float(squares.double().sum())))

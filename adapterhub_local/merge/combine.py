@@ -13,6 +13,7 @@ from adapterhub_local.merge.algebra import (
     decompose,
     distance,
     gram,
+    is_finite,
     norm,
     pad_rank,
     rounding,
@@ -22,7 +23,6 @@ from adapterhub_local.merge.algebra import (
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.space import merge_aligned, merge_in_core, merge_whole
 
-LARGEST = torch.finfo(torch.float32).max
 LARGEST_RANK = 512  # of a whole merged matrix; no server takes more
 
 
@@ -74,11 +74,12 @@ def combine(
     deltas = [term.delta for term in terms]
     index = torch.tensor([term.index for term in terms])
     products = torch.zeros(len(weights), len(weights), dtype=torch.float64)
-    products[index[:, None], index] = gram(deltas)
+    wide = [widen(delta) for delta in deltas]
+    products[index[:, None], index] = gram(wide)
     row, parameters = formula.row, formula.parameters
     if row.linear is not None:
         factors = row.linear(weights, products, parameters)
-        exact = weighted_sum([widen(delta) for delta in deltas], [factors[term.index] for term in terms])
+        exact = weighted_sum(wide, [factors[term.index] for term in terms])
         _check_finite(exact, module)
         total = _square(exact, products, factors)
     else:
@@ -94,7 +95,7 @@ def combine(
             sizes = deltas[0].B.shape[0], deltas[0].A.shape[1]
             spectrum = merge_whole(deltas, merge, min(rank or LARGEST_RANK, *sizes), draw)
             return Combined(module, products, spectrum.total, None, spectrum)
-        exact = merge_in_core(deltas, merge) if formula.space == "core" else merge_aligned(deltas, merge)
+        exact = merge_in_core(wide, merge) if formula.space == "core" else merge_aligned(wide, merge)
         _check_finite(exact, module)
         total = norm(exact) ** 2
     if formula.rule.kind == "exact":
@@ -112,7 +113,7 @@ def store(combined: Combined, rank: int, padded: int, dtype: torch.dtype) -> Sto
         assert combined.exact is not None, "there are factors or a spectrum"
         kept, truncated = combined.exact, 0.0
     stored = Delta(kept.A.to(dtype), kept.B.to(dtype), 1.0)
-    if not (torch.isfinite(stored.A).all() and torch.isfinite(stored.B).all()):
+    if not is_finite(stored):
         raise InputError(f"the merge of {combined.module} is too large for {dtype}: give smaller weights")
     rounded = rounding(stored, kept) ** 2
     if combined.spectrum is None:
@@ -126,7 +127,7 @@ def store(combined: Combined, rank: int, padded: int, dtype: torch.dtype) -> Sto
 
 
 def _check_finite(delta: Delta, module: str) -> None:
-    if not all(float(factor.abs().max()) <= LARGEST for factor in (delta.A, delta.B)):  # NaN is no number at all
+    if not is_finite(delta, torch.finfo(torch.float32).max):
         raise InputError(f"the merge of {module} is too large for float32: give smaller weights")
 
 
