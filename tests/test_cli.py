@@ -149,6 +149,8 @@ BAD = {  # arguments, F/ being the folder of files -> what the one line says
     "merge F/good.safetensors --weights 1 --method slerp": "between two adapters, not 1",
     "merge F/good.safetensors --weights 1 --method ties --space dense": "use core or full",
     "merge F/good.safetensors --weights 1 --dry-run --name x": "--dry-run writes nothing",
+    "merge F/none-such.toml": "there is no merge plan",
+    "merge F/none.toml --rank 2": "--rank is the plan's business",
     "show none": "there is no adapter 'none'",
     "show kep": "did you mean kept",
     "show kept@2": "has versions 1",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from adapterhub_local.cli.output import print_json, print_table
 from adapterhub_local.registry import Registry
@@ -12,11 +13,12 @@ METHODS = (  # the rows of merge.methods, named here so that help loads no torch
     *("weighted_sum", "weighted_average", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "della"),
     *("magnitude_prune", "breadcrumbs", "knots"),
 )
+OF_OUTPUT = frozenset(("adapters", "name", "output", "alias", "dry_run", "show_modules", "as_json"))
 
 
 @click.command(name="merge")
 @click.argument("adapters", nargs=-1, required=True)
-@click.option("--weights", required=True, metavar="W1,W2,...", help="One weight for each adapter; may be negative.")
+@click.option("--weights", metavar="W1,W2,...", help="One weight for each adapter; may be negative.")
 @click.option("--name", help="Register the result as the next version of NAME.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write one .safetensors file, or else a PEFT folder."
@@ -42,7 +44,7 @@ METHODS = (  # the rows of merge.methods, named here so that help loads no torch
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, every module included.")
 def command(
     adapters: tuple[str, ...],
-    weights: str,
+    weights: str | None,
     name: str | None,
     output: Path | None,
     alias: str | None,
@@ -72,6 +74,7 @@ def command(
     qhub merge sentiment@1 origin@1 --weights 0.7,0.3 --name both
     qhub merge a b --weights 1,1 --rank 16 --dry-run
     qhub merge a b --weights 1,1 --method ties --density 0.2
+    qhub merge plan.toml
 
     Without --name or -o the result is written beside you, as a+b.safetensors.
     """
@@ -79,7 +82,17 @@ def command(
     from adapterhub_local.errors import InputError
     from adapterhub_local.refs import check_alias, check_name, parse_weight
 
-    parsed = [parse_weight(weight) for weight in weights.split(",")]
+    context = click.get_current_context()
+    from_file = len(adapters) == 1 and adapters[0].endswith(".toml")
+    if from_file:
+        said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if other := sorted(said - OF_OUTPUT):
+            option = other[0].replace("_", "-")
+            raise InputError(f"--{option} is the plan's business: set it in {adapters[0]}, beside the adapters")
+    elif weights is None:
+        weights_option = next(option for option in context.command.params if option.name == "weights")
+        raise click.MissingParameter(ctx=context, param=weights_option)
+    parsed = [parse_weight(weight) for weight in (weights or "").split(",")] if not from_file else []
     if name is not None and output is not None:
         raise InputError("--name and -o exclude each other: give one")
     if alias is not None and name is None:
@@ -90,22 +103,32 @@ def command(
         check_name(name)
     if alias is not None:
         check_alias(alias)
+    if from_file:
+        from adapterhub_local.merge.load import load_plan
+
+        written = load_plan(Path(adapters[0]))
+        adapters, parsed = written.labels, list(written.weights)
+        if name is None and output is None:
+            name, alias, output = written.name, written.alias, written.path
     if name is None and not dry_run:
         stems = [Path(label).name.removesuffix(".safetensors").replace("@", "-") for label in adapters]
         output = check_absent(output or Path("+".join(stems) + ".safetensors"))
     from adapterhub_local.merge.formula import Formula
+    from adapterhub_local.merge.load import WrittenPlan
     from adapterhub_local.merge.plan import make_plan
     from adapterhub_local.merge.rank import parse_rule
     from adapterhub_local.merge.run import dry_run as merge_dry
     from adapterhub_local.merge.run import merge_to_path, merge_to_registry
 
     registry = Registry()
-    options = {"density": density, "epsilon": epsilon, "gamma": gamma, "scale": scale, "variant": variant, "seed": seed}
-    chosen = {option: value for option, value in options.items() if value is not None}
-    formula = Formula(
-        method, chosen, space, rule=parse_rule(rank, energy, max_error), dtype=dtype or "auto", compact=compact
-    )
-    plan = make_plan(adapters, parsed, registry, alpha=alpha, force=force, formula=formula)
+    if not from_file:
+        options: dict[str, Any] = {"density": density, "epsilon": epsilon, "gamma": gamma}
+        options |= {"scale": scale, "variant": variant, "seed": seed}
+        given = {option: value for option, value in options.items() if value is not None}
+        rule = parse_rule(rank, energy, max_error)
+        formula = Formula(method, given, space, rule, dtype or "auto", compact)
+        written = WrittenPlan(adapters, tuple(parsed), (alpha,) * len(adapters), formula, force)
+    plan = make_plan(adapters, parsed, registry, alpha=written.alphas, force=written.force, formula=written.formula)
     made: dict[str, Any]
     if dry_run:
         report, made = merge_dry(plan).to_json(), {"output": None}

@@ -1,6 +1,7 @@
 """One module of a merge: its deltas become one by the formula, and that one is stored with its loss measured."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -106,12 +107,8 @@ def combine(
 
 def store(combined: Combined, rank: int, padded: int, dtype: torch.dtype) -> Stored:
     """The module at `rank`, padded with zeros to `padded`, in `dtype`. Raises InputError if it overflows."""
-    if combined.spectrum is not None:
-        kept = combined.spectrum.truncate(rank)
-        truncated = combined.spectrum.lost(rank)
-    else:
-        assert combined.exact is not None, "there are factors or a spectrum"
-        kept, truncated = combined.exact, 0.0
+    kept = _keep(combined, rank)
+    truncated = combined.spectrum.lost(rank) if combined.spectrum is not None else 0.0
     stored = Delta(kept.A.to(dtype), kept.B.to(dtype), 1.0)
     if not is_finite(stored):
         raise InputError(f"the merge of {combined.module} is too large for {dtype}: give smaller weights")
@@ -124,6 +121,20 @@ def store(combined: Combined, rank: int, padded: int, dtype: torch.dtype) -> Sto
         error = distance(stored, combined.exact) ** 2
     place = pad_rank(stored, padded)
     return Stored(combined.module, place, kept.rank, combined.total, truncated, rounded, error, combined.products)
+
+
+def rounding_loss(combined: Combined, rank: int, dtype: torch.dtype) -> float:
+    """The squared error of storing the module at `rank` in `dtype`, infinite if it does not fit."""
+    kept = _keep(combined, rank)
+    stored = Delta(kept.A.to(dtype), kept.B.to(dtype), 1.0)
+    return rounding(stored, kept) ** 2 if is_finite(stored) else math.inf
+
+
+def _keep(combined: Combined, rank: int) -> Delta:
+    if combined.spectrum is not None:
+        return combined.spectrum.truncate(rank)
+    assert combined.exact is not None, "there are factors or a spectrum"
+    return combined.exact
 
 
 def _check_finite(delta: Delta, module: str) -> None:

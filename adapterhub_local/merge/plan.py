@@ -85,15 +85,15 @@ def make_plan(
     weights: Sequence[float],
     registry: Registry,
     *,
-    alpha: float | None = None,
+    alpha: float | Sequence[float | None] | None = None,
     force: bool = False,
     formula: Formula | None = None,
 ) -> MergePlan:
     """Open the adapters named by `labels` (files, PEFT folders or references) and check that they can be merged.
 
-    Raises InputError if weights and adapters do not match in number, or a weight is not finite, or all
-    are zero, or the formula does not fit; Incompatible for different bases (unless `force`) or shapes;
-    what opening a file raises.
+    `alpha` is for files that do not carry their config: one for all, or one for each label. Raises InputError
+    if weights and adapters do not match in number, or a weight is not finite, or all are zero, or the formula
+    does not fit; Incompatible for different bases (unless `force`) or shapes; what opening a file raises.
     """
     formula = formula or Formula()
     if len(labels) != len(weights):
@@ -104,7 +104,9 @@ def make_plan(
         raise InputError("all weights are zero: the merge would be the base itself")
     formula.check(weights)
     formula = formula.normal()
-    parents = tuple(_open(label, weight, registry, alpha) for label, weight in zip(labels, weights, strict=True))
+    alphas = alpha if isinstance(alpha, Sequence) else [alpha] * len(labels)
+    opened = zip(labels, weights, alphas, strict=True)
+    parents = tuple(_open(label, weight, registry, one) for label, weight, one in opened)
     base = _common_base(parents, force)
     plan = MergePlan(parents, _common_shapes(parents), base, force, formula)
     if formula.rule.kind == "rank" and formula.rule.value > plan.largest_rank:

@@ -5,6 +5,7 @@ agree on its delta. It is a file, a PEFT folder or a registered version, whole o
 """
 
 import json
+import math
 import os
 import re
 from collections import deque
@@ -12,22 +13,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from adapterhub_local.durable import check_absent, place_file, place_folder, staging
-from adapterhub_local.errors import InputError
 from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
 from adapterhub_local.lora.write import Shapes, tensor_name, write_adapter
-from adapterhub_local.merge.combine import Combined, Stored, Term, combine, store
+from adapterhub_local.merge.combine import Combined, Stored, Term, combine, rounding_loss, store
 from adapterhub_local.merge.plan import MergePlan
 from adapterhub_local.merge.rank import pooled_ranks, uniform_rank
 from adapterhub_local.merge.report import MergeReport, Tally
 from adapterhub_local.registry import Registry, Version
 
 WORKERS = min(4, os.cpu_count() or 1)
+FINE = 1e-3  # float16 rounds to 3e-4 where its range is wide enough
 NARROW = (torch.float16, torch.bfloat16)
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -181,17 +183,25 @@ def _choose_layout(plan: MergePlan, combined: list[Combined], limit: int | None)
     widest = max(min(ranks[one.module], _width(one)) for one in combined)
     own = {one.module: min(ranks[one.module], _width(one)) for one in combined}
     padded = own if compact else dict.fromkeys(own, widest)
-    dtype = _known_dtype(plan)
-    if dtype is None:  # the one with the smaller measured error; float16, unless its range is too small
-        errors = []
-        for candidate in NARROW:
-            try:
-                stored = (store(one, own[one.module], padded[one.module], candidate) for one in combined)
-                errors.append((sum(one.rounded for one in stored), candidate))
-            except InputError:
-                continue
-        dtype = min(errors, key=lambda pair: pair[0])[1] if errors else torch.float32
+    dtype = _known_dtype(plan) or _measured_dtype(combined, own)
     return Layout(own, padded, dtype)
+
+
+def _measured_dtype(combined: list[Combined], ranks: Mapping[str, int]) -> torch.dtype:
+    """float16 if its rounding is as small as it can be, else the 16-bit dtype that rounds less."""
+    total = sum(one.total for one in combined)
+    losses = {}
+    for dtype in NARROW:
+        work = partial(_loss, ranks=ranks, dtype=dtype)
+        losses[dtype] = sum(_in_order(work, combined))
+        if losses[dtype] <= FINE**2 * total:
+            return dtype
+    best = min(losses, key=lambda dtype: losses[dtype])
+    return best if math.isfinite(losses[best]) else torch.float32
+
+
+def _loss(one: Combined, ranks: Mapping[str, int], dtype: torch.dtype) -> float:
+    return rounding_loss(one, ranks[one.module], dtype)
 
 
 def _width(one: Combined) -> int:
