@@ -160,7 +160,7 @@ def _tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
         ("truncation", f"{report['truncation_error']:.2e}, predicted; exact rank {report['exact_rank']}"),
         ("storage", f"{report['rounding_error']:.2e}, {report['dtype']}, {report['num_parameters']:,} parameters"),
         ("energy", f"{report['retained_energy']:.4%} retained"),
-        ("left", f"{report['kept']:.1%} of what the adapters bring; the rest cancels out"),
+        ("size", f"{report['kept']:.1%} of the adapters' weighted norms; what is missing cancels out"),
     ]
     if said:
         rows.insert(0, ("parameters", said))

@@ -40,8 +40,9 @@ class Term:
 class Combined:
     """The merged delta of one module, before a rank is chosen.
 
-    `exact` is what the method gives, as factors (None if it is a whole matrix); `spectrum` is there when the
-    rank is to be reduced. `products` are the inner products of the parents, zero for those without the module.
+    Either `exact`, the factors to keep all of, or `spectrum`, to be reduced, with `gap` the measured squared
+    distance between what the method gives and all that the spectrum has. `products` are the inner products of
+    the parents, zero for those without the module.
     """
 
     module: str
@@ -49,6 +50,15 @@ class Combined:
     total: float
     exact: Delta | None
     spectrum: Spectrum | None
+    gap: float = 0.0
+
+    @property
+    def width(self) -> int:
+        """The largest rank that can be kept."""
+        if self.spectrum is not None:
+            return self.spectrum.U.shape[1]
+        assert self.exact is not None, "there are factors or a spectrum"
+        return self.exact.rank
 
 
 @dataclass(frozen=True)
@@ -95,30 +105,30 @@ def combine(
             draw = _draw(parameters.get("seed", 0), "range", module)
             sizes = deltas[0].B.shape[0], deltas[0].A.shape[1]
             spectrum = merge_whole(deltas, merge, min(rank or LARGEST_RANK, *sizes), draw)
-            return Combined(module, products, spectrum.total, None, spectrum)
+            # what is left of a whole matrix is orthogonal to the directions that are kept
+            return Combined(module, products, spectrum.total, None, spectrum, spectrum.lost(spectrum.U.shape[1]))
         exact = merge_in_core(wide, merge) if formula.space == "core" else merge_aligned(wide, merge)
         _check_finite(exact, module)
         total = norm(exact) ** 2
     if formula.rule.kind == "exact":
         return Combined(module, products, total, exact, None)
     narrow = exact if formula.rule.kind == "lossless" else Delta(exact.A.float(), exact.B.float(), 1.0)
-    return Combined(module, products, total, exact, decompose(narrow, rank))
+    spectrum = decompose(narrow, rank)
+    gap = distance(spectrum.truncate(spectrum.U.shape[1]), exact) ** 2
+    return Combined(module, products, total, None, spectrum, gap)
 
 
 def store(combined: Combined, rank: int, padded: int, dtype: torch.dtype) -> Stored:
     """The module at `rank`, padded with zeros to `padded`, in `dtype`. Raises InputError if it overflows."""
-    kept = _keep(combined, rank)
-    truncated = combined.spectrum.lost(rank) if combined.spectrum is not None else 0.0
+    kept, truncated, cut = _keep(combined, rank), 0.0, 0.0
+    if combined.spectrum is not None:
+        truncated = combined.spectrum.lost(rank)
+        cut = truncated - combined.spectrum.lost(combined.width)
     stored = Delta(kept.A.to(dtype), kept.B.to(dtype), 1.0)
     if not is_finite(stored):
         raise InputError(f"the merge of {combined.module} is too large for {dtype}: give smaller weights")
     rounded = rounding(stored, kept) ** 2
-    if combined.spectrum is None:
-        error = rounded
-    elif combined.exact is None:  # the rest of a whole matrix is orthogonal to what is kept of it
-        error = truncated + rounded
-    else:
-        error = distance(stored, combined.exact) ** 2
+    error = combined.gap + cut + rounded  # the directions cut off are orthogonal to those kept
     place = pad_rank(stored, padded)
     return Stored(combined.module, place, kept.rank, combined.total, truncated, rounded, error, combined.products)
 

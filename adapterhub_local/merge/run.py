@@ -180,8 +180,8 @@ def _choose_layout(plan: MergePlan, combined: list[Combined], limit: int | None)
             ranks = pooled_ranks(rule, values, totals, costs)
         else:
             ranks = dict.fromkeys(values, limit or uniform_rank(rule, list(values.values()), totals))
-    widest = max(min(ranks[one.module], _width(one)) for one in combined)
-    own = {one.module: min(ranks[one.module], _width(one)) for one in combined}
+    widest = max(min(ranks[one.module], one.width) for one in combined)
+    own = {one.module: min(ranks[one.module], one.width) for one in combined}
     padded = own if compact else dict.fromkeys(own, widest)
     dtype = _known_dtype(plan) or _measured_dtype(combined, own)
     return Layout(own, padded, dtype)
@@ -202,13 +202,6 @@ def _measured_dtype(combined: list[Combined], ranks: Mapping[str, int]) -> torch
 
 def _loss(one: Combined, ranks: Mapping[str, int], dtype: torch.dtype) -> float:
     return rounding_loss(one, ranks[one.module], dtype)
-
-
-def _width(one: Combined) -> int:
-    if one.spectrum is not None:
-        return one.spectrum.U.shape[1]
-    assert one.exact is not None
-    return one.exact.rank
 
 
 def _in_order(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
