@@ -149,6 +149,8 @@ BAD = {  # arguments, F/ being the folder of files -> what the one line says
     "merge F/good.safetensors --weights 1 --method slerp": "between two adapters, not 1",
     "merge F/good.safetensors --weights 1 --method ties --space dense": "use core or full",
     "merge F/good.safetensors --weights 1 --dry-run --name x": "--dry-run writes nothing",
+    "merge F/good.safetensors --weights 1 --plot x.png": "must end in .svg",
+    "merge F/good.safetensors --weights 1 --plot F/cut.safetensors": "must end in .svg",
     "merge F/none-such.toml": "there is no merge plan",
     "merge F/none.toml --rank 2": "--rank is the plan's business",
     "show none": "there is no adapter 'none'",
@@ -272,7 +274,8 @@ def test_a_merge_tells_what_it_lost_before_it_writes(qhub: Qhub, files: Path) ->
         assert part in told.out
     foreseen = json.loads(qhub(*line, "--dry-run", "--json").out)
     assert list(Path.cwd().iterdir()) == []
-    made = json.loads(qhub(*line, "-o", "m.safetensors", "--json").out)
+    made = json.loads(qhub(*line, "-o", "m.safetensors", "--plot", "m.svg", "--json").out)
+    assert Path("m.svg").read_text().startswith("<svg")
     assert {**made, "output": None} == foreseen
     assert 0.01 < made["relative_error"] < 1
     named = json.loads(qhub(*line, "--name", "m", "--method", "ties", "--density", "0.5", "--json").out)

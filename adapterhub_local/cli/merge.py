@@ -13,7 +13,7 @@ METHODS = (  # the rows of merge.methods, named here so that help loads no torch
     *("weighted_sum", "weighted_average", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "della"),
     *("magnitude_prune", "breadcrumbs", "knots"),
 )
-OF_OUTPUT = frozenset(("adapters", "name", "output", "alias", "dry_run", "show_modules", "as_json"))
+OF_OUTPUT = frozenset(("adapters", "name", "output", "alias", "dry_run", "show_modules", "plot", "as_json"))
 
 
 @click.command(name="merge")
@@ -41,6 +41,7 @@ OF_OUTPUT = frozenset(("adapters", "name", "output", "alias", "dry_run", "show_m
 @click.option("--force", is_flag=True, help="Merge adapters of different bases; it is recorded.")
 @click.option("--dry-run", is_flag=True, help="Print the report and write nothing.")
 @click.option("--modules", "show_modules", is_flag=True, help="Print the report of every module too.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw error and energy of each module to an .svg file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, every module included.")
 def command(
     adapters: tuple[str, ...],
@@ -65,6 +66,7 @@ def command(
     force: bool,
     dry_run: bool,
     show_modules: bool,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Merge ADAPTERS (files, PEFT folders or references) into one, by exact weighted sum or another method.
@@ -110,12 +112,17 @@ def command(
         adapters, parsed = written.labels, list(written.weights)
         if name is None and output is None:
             name, alias, output = written.name, written.alias, written.path
+    if plot is not None:
+        if plot.suffix != ".svg":
+            raise InputError(f"{plot} must end in .svg: that is what --plot draws")
+        check_absent(plot)
     if name is None and not dry_run:
         stems = [Path(label).name.removesuffix(".safetensors").replace("@", "-") for label in adapters]
         output = check_absent(output or Path("+".join(stems) + ".safetensors"))
     from adapterhub_local.merge.formula import Formula
     from adapterhub_local.merge.load import WrittenPlan
     from adapterhub_local.merge.plan import make_plan
+    from adapterhub_local.merge.plot import write_plot
     from adapterhub_local.merge.rank import parse_rule
     from adapterhub_local.merge.run import dry_run as merge_dry
     from adapterhub_local.merge.run import merge_to_path, merge_to_registry
@@ -138,6 +145,8 @@ def command(
         assert name is not None, "there is a name or an output"
         version, made_report = merge_to_registry(plan, registry, name, alias=alias)
         report, made = made_report.to_json(), {"reference": str(version), "content_digest": version.content_digest}
+    if plot is not None:
+        write_plot(report, plot)
     if as_json:
         print_json({**made, **report})
     else:
