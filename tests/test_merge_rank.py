@@ -16,7 +16,7 @@ from adapterhub_local.lora.config import CONFIG
 from adapterhub_local.merge.algebra import decompose, distance, gram, inner, norm, rounding
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.plan import make_plan
-from adapterhub_local.merge.rank import RankRule, parse_rule
+from adapterhub_local.merge.rank import RankRule, check_kept, parse_rule
 from adapterhub_local.merge.report import MergeReport
 from adapterhub_local.merge.run import dry_run, merge_to_path
 from adapterhub_local.registry import Registry
@@ -256,6 +256,15 @@ def test_a_rank_larger_than_possible_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="use one of auto, float32"):
         run([a], [1.0], tmp_path / "out.safetensors", dtype="float8")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_loss_larger_than_asked_for_is_never_stored_silently() -> None:
+    """Where the largest rank that is stored keeps too little, the rule is refused; rank and exact ask for nothing."""
+    for rule in (RankRule("energy", 0.9), RankRule("max_error", 0.3), RankRule("lossless")):
+        with pytest.raises(InputError, match=r"keeps 80\.00% of energy"):
+            check_kept(rule, 0.2, 1.0, 512)
+    for rule in (RankRule("rank", 3), RankRule(), RankRule("energy", 0.8), RankRule("max_error", 0.5)):
+        check_kept(rule, 0.2, 1.0, 512)
 
 
 def test_the_rank_a_server_needs_is_told() -> None:

@@ -45,6 +45,16 @@ def parse_rule(rank: str | int | None, energy: float | None = None, max_error: f
     return RankRule("rank", int(rank))
 
 
+def check_kept(rule: RankRule, lost: float, total: float, rank: int) -> None:
+    """Raises InputError if, at the largest rank there is, more of the squared norm `total` is lost than allowed."""
+    allowed = {"energy": 1 - rule.value, "max_error": rule.value**2, "lossless": 0.0}.get(rule.kind, math.inf)
+    if lost > (allowed + 1e-5) * total:
+        raise InputError(
+            f"{rule} cannot be had: rank {rank}, the largest that is stored, keeps {1 - lost / total:.2%} of energy "
+            f"(error {math.sqrt(lost / total):.3f}). Ask for less, or merge in core space, which loses nothing"
+        )
+
+
 def uniform_rank(rule: RankRule, values: Sequence[torch.Tensor], totals: Sequence[float]) -> int:
     """The least rank that, given to every module, keeps what `rule` demands over all modules together.
 

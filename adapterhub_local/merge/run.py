@@ -24,7 +24,7 @@ from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
 from adapterhub_local.lora.write import Shapes, tensor_name, write_adapter
 from adapterhub_local.merge.combine import Combined, Stored, Term, combine, rounding_loss, store
 from adapterhub_local.merge.plan import MergePlan
-from adapterhub_local.merge.rank import pooled_ranks, uniform_rank
+from adapterhub_local.merge.rank import check_kept, pooled_ranks, uniform_rank
 from adapterhub_local.merge.report import MergeReport, Tally
 from adapterhub_local.registry import Registry, Version
 
@@ -183,6 +183,8 @@ def _choose_layout(plan: MergePlan, combined: list[Combined], limit: int | None)
     widest = max(min(ranks[one.module], one.width) for one in combined)
     own = {one.module: min(ranks[one.module], one.width) for one in combined}
     padded = own if compact else dict.fromkeys(own, widest)
+    lost = sum(one.spectrum.lost(own[one.module]) for one in combined if one.spectrum is not None)
+    check_kept(rule, lost, sum(one.total for one in combined), max(own.values()))
     dtype = _known_dtype(plan) or _measured_dtype(combined, own)
     return Layout(own, padded, dtype)
 
