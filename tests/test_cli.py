@@ -139,6 +139,20 @@ BAD = {  # arguments, F/ being the folder of files -> what the one line says
     "merge F/good.safetensors --weights 1 -o x.safetensors --name x": "exclude each other",
     "merge F/good.safetensors --weights 1 --alias prod": "--alias needs --name",
     "merge F/good.safetensors --weights 1 --name x --alias v3": "reserved",
+    "merge F/good.safetensors --weights 1 --rank 3": "its modules have rank 2",
+    "merge F/good.safetensors --weights 1 --rank big": "give a whole number from 1",
+    "merge F/good.safetensors --weights 1 --rank 1 --energy 0.9": "rank and energy exclude each other",
+    "merge F/good.safetensors --weights 1 --max-error 2": "max_error is 2",
+    "merge F/good.safetensors --weights 1 --dtype int8": "use one of auto, float32",
+    "merge F/good.safetensors --weights 1 --method tie": "did you mean ties",
+    "merge F/good.safetensors --weights 1 --density 0.5": "weighted_sum has no parameter 'density'",
+    "merge F/good.safetensors --weights 1 --method slerp": "between two adapters, not 1",
+    "merge F/good.safetensors --weights 1 --method ties --space dense": "use core or full",
+    "merge F/good.safetensors --weights 1 --dry-run --name x": "--dry-run writes nothing",
+    "merge F/good.safetensors --weights 1 --plot x.png": "must end in .svg",
+    "merge F/good.safetensors --weights 1 --plot F/cut.safetensors": "must end in .svg",
+    "merge F/none-such.toml": "there is no merge plan",
+    "merge F/none.toml --rank 2": "--rank is the plan's business",
     "show none": "there is no adapter 'none'",
     "show kep": "did you mean kept",
     "show kept@2": "has versions 1",
@@ -263,6 +277,28 @@ def test_from_bare_files_to_a_merged_version_and_back(qhub: Qhub, files: Path, t
     assert sorted(path.name for path in Path.cwd().iterdir()) == [
         *("both.safetensors", "one+two.safetensors", "one.safetensors", "two.safetensors")
     ]
+
+
+def test_a_merge_tells_what_it_lost_before_it_writes(qhub: Qhub, files: Path) -> None:
+    """--dry-run prints the report and writes nothing; --json has the same numbers; the merge itself confirms them."""
+    save_adapter(files / "second.safetensors", None, seed=1)
+    line = ("merge", files / "good.safetensors", files / "second.safetensors", "--weights", "0.7,0.3", "--rank", "2")
+    told = qhub(*line, "--dry-run", "--modules")
+    assert told.code == 0, told.err
+    for part in ("dry run, nothing written", "predicted; exact rank 4", "interference", "--max-lora-rank 8", Q):
+        assert part in told.out
+    foreseen = json.loads(qhub(*line, "--dry-run", "--json").out)
+    assert list(Path.cwd().iterdir()) == []
+    made = json.loads(qhub(*line, "-o", "m.safetensors", "--plot", "m.svg", "--json").out)
+    assert Path("m.svg").read_text().startswith("<svg")
+    assert {**made, "output": None} == foreseen
+    assert 0.01 < made["relative_error"] < 1
+    named = json.loads(qhub(*line, "--name", "m", "--method", "ties", "--density", "0.5", "--json").out)
+    lineage = Registry().resolve("m").lineage
+    assert lineage["merge"]["parameters"] == {"density": 0.5, "scale": 1.0, "variant": "mergekit"}
+    assert (lineage["merge"]["space"], lineage["merge"]["kept_by"]) == ("core", "rank 2")
+    assert lineage["merge_report"]["modules"] == named["modules"]
+    assert qhub("show", "m").code == 0
 
 
 def test_a_merge_that_cancels_or_does_not_sum_to_one_says_so(qhub: Qhub, files: Path) -> None:

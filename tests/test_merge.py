@@ -226,7 +226,7 @@ def test_the_same_merge_is_the_same_bytes(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
     registry = Registry()
     versions = [
-        merge_to_registry(make_plan([str(a), str(b)], [0.7, 0.3], registry), registry, "both") for _ in range(2)
+        merge_to_registry(make_plan([str(a), str(b)], [0.7, 0.3], registry), registry, "both")[0] for _ in range(2)
     ]
     assert versions[0].content_digest == versions[1].content_digest
     assert [str(version) for version in versions] == ["both@1", "both@2"]
@@ -246,8 +246,8 @@ def test_a_merged_version_names_its_parents(tmp_path: Path) -> None:
     """Lineage tells parents with digests and weights, the base, and the measured error; files by name only."""
     registry = Registry()
     path = save_adapter(tmp_path / "a", 1, hub_id="org/base")
-    first = merge_to_registry(make_plan([str(path)], [1], registry), registry, "first", alias="prod")
-    mixed = merge_to_registry(make_plan(["first@prod", str(path)], [0.5, 0.25], registry), registry, "mixed")
+    first = merge_to_registry(make_plan([str(path)], [1], registry), registry, "first", alias="prod")[0]
+    mixed = merge_to_registry(make_plan(["first@prod", str(path)], [0.5, 0.25], registry), registry, "mixed")[0]
     parents = mixed.lineage["parents"]
     assert (parents[0]["reference"], parents[0]["weight"]) == ("first@1", 0.5)
     assert parents[0]["manifest_digest"] == first.manifest_digest
@@ -263,7 +263,7 @@ def test_an_output_tells_no_path_of_this_machine(tmp_path: Path) -> None:
     merged = merge([path], [0.5], tmp_path / "b.safetensors")
     assert "secret" not in str(read_header(merged).metadata)
     registry = Registry()
-    version = merge_to_registry(make_plan([str(path)], [1], registry), registry, "a")
+    version = merge_to_registry(make_plan([str(path)], [1], registry), registry, "a")[0]
     assert "secret" not in json.dumps(version.lineage)
 
 
@@ -319,7 +319,7 @@ def test_adapters_of_different_bases_are_refused_unless_forced(tmp_path: Path) -
         assert a.name in str(caught.value)
         assert b.name in str(caught.value)
     registry = Registry()
-    version = merge_to_registry(make_plan([str(a), str(b)], [1, 1], registry, force=True), registry, "x")
+    version = merge_to_registry(make_plan([str(a), str(b)], [1, 1], registry, force=True), registry, "x")[0]
     assert version.lineage["merge"]["forced"] is True
     assert make_plan([str(unknown), str(a)], [1, 1], registry).base["fingerprint"] == FIRST
 

@@ -24,7 +24,7 @@ VERBS = {
     "describe": "Say in one line what a version is.",
     "add": "Register an adapter trained elsewhere.",
     "eval": "Score an adapter or a base on held-out data.",
-    "merge": "Merge adapters by weighted sum.",
+    "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
     "verify": "Hash the files of versions again.",
     "fsck": "Check the whole registry, repair it, or make its database again.",
     "rm": "Remove versions; their numbers are not used again.",

@@ -1,39 +1,82 @@
-"""`qhub merge`: adapters become one adapter, by exact weighted sum."""
+"""`qhub merge`: adapters become one adapter; the exact weighted sum if nothing else is said."""
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import print_json, print_table
 from adapterhub_local.registry import Registry
+
+METHODS = (  # the rows of merge.methods, named here so that help loads no torch
+    *("weighted_sum", "weighted_average", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "della"),
+    *("magnitude_prune", "breadcrumbs", "knots"),
+)
+OF_OUTPUT = frozenset(("adapters", "name", "output", "alias", "dry_run", "show_modules", "plot", "as_json"))
 
 
 @click.command(name="merge")
 @click.argument("adapters", nargs=-1, required=True)
-@click.option("--weights", required=True, metavar="W1,W2,...", help="One weight for each adapter; may be negative.")
+@click.option("--weights", metavar="W1,W2,...", help="One weight for each adapter; may be negative.")
 @click.option("--name", help="Register the result as the next version of NAME.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write one .safetensors file, or else a PEFT folder."
 )
 @click.option("--alias", help="With --name: alias to point to the new version.")
+@click.option("--method", default="weighted_sum", metavar="METHOD", help=f"One of {', '.join(METHODS)}.")
+@click.option("--space", metavar="core|full", help="Merge entries of core matrices (default) or of whole ones.")
+@click.option("--density", type=float, metavar="D", help="Share of entries that is kept.")
+@click.option("--epsilon", type=float, metavar="E", help="della: width of the range of probabilities.")
+@click.option("--gamma", type=float, metavar="G", help="breadcrumbs: share of largest entries that is left out.")
+@click.option("--scale", type=float, metavar="L", help="Factor of the merged delta (lambda in the papers).")
+@click.option("--variant", metavar="mergekit|peft", help="Whose order of election and weighting.")
+@click.option("--seed", type=int, help="Seed of what is dropped at random.")
+@click.option("--rank", metavar="K|exact|lossless", help="Keep rank K; lossless drops only what is nothing.")
+@click.option("--energy", type=float, metavar="SHARE", help="Keep the least rank with this share of the energy.")
+@click.option("--max-error", type=float, metavar="E", help="Keep the least rank with this relative error.")
+@click.option("--compact", is_flag=True, help="A rank of its own for each module; PEFT reads it, vLLM does not.")
+@click.option("--dtype", help="auto (default), float32, float16 or bfloat16: how factors are stored.")
 @click.option("--alpha", type=float, help="The alpha of files that do not carry their config.")
 @click.option("--force", is_flag=True, help="Merge adapters of different bases; it is recorded.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--dry-run", is_flag=True, help="Print the report and write nothing.")
+@click.option("--modules", "show_modules", is_flag=True, help="Print the report of every module too.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw error and energy of each module to an .svg file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, every module included.")
 def command(
     adapters: tuple[str, ...],
-    weights: str,
+    weights: str | None,
     name: str | None,
     output: Path | None,
     alias: str | None,
+    method: str,
+    space: str | None,
+    density: float | None,
+    epsilon: float | None,
+    gamma: float | None,
+    scale: float | None,
+    variant: str | None,
+    seed: int | None,
+    rank: str | None,
+    energy: float | None,
+    max_error: float | None,
+    compact: bool,
+    dtype: str | None,
     alpha: float | None,
     force: bool,
+    dry_run: bool,
+    show_modules: bool,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Merge ADAPTERS (files, PEFT folders or references) into their exact weighted sum.
+    """Merge ADAPTERS (files, PEFT folders or references) into one, by exact weighted sum or another method.
 
     \b
     qhub merge a.safetensors b.safetensors --weights 0.7,0.3
     qhub merge sentiment@1 origin@1 --weights 0.7,0.3 --name both
+    qhub merge a b --weights 1,1 --rank 16 --dry-run
+    qhub merge a b --weights 1,1 --method ties --density 0.2
+    qhub merge plan.toml
 
     Without --name or -o the result is written beside you, as a+b.safetensors.
     """
@@ -41,39 +84,126 @@ def command(
     from adapterhub_local.errors import InputError
     from adapterhub_local.refs import check_alias, check_name, parse_weight
 
-    parsed = [parse_weight(weight) for weight in weights.split(",")]
+    context = click.get_current_context()
+    from_file = len(adapters) == 1 and adapters[0].endswith(".toml")
+    if from_file:
+        said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if other := sorted(said - OF_OUTPUT):
+            option = other[0].replace("_", "-")
+            raise InputError(f"--{option} is the plan's business: set it in {adapters[0]}, beside the adapters")
+    elif weights is None:
+        weights_option = next(option for option in context.command.params if option.name == "weights")
+        raise click.MissingParameter(ctx=context, param=weights_option)
+    parsed = [parse_weight(weight) for weight in (weights or "").split(",")] if not from_file else []
     if name is not None and output is not None:
         raise InputError("--name and -o exclude each other: give one")
     if alias is not None and name is None:
         raise InputError("--alias needs --name: only a registered version can have an alias")
+    if dry_run and (name is not None or output is not None):
+        raise InputError("--dry-run writes nothing: leave --name and -o out")
     if name is not None:
         check_name(name)
     if alias is not None:
         check_alias(alias)
-    if name is None:
+    if from_file:
+        from adapterhub_local.merge.load import load_plan
+
+        written = load_plan(Path(adapters[0]))
+        adapters, parsed = written.labels, list(written.weights)
+        if name is None and output is None:
+            name, alias, output = written.name, written.alias, written.path
+    if plot is not None:
+        if plot.suffix != ".svg":
+            raise InputError(f"{plot} must end in .svg: that is what --plot draws")
+        check_absent(plot)
+    if name is None and not dry_run:
         stems = [Path(label).name.removesuffix(".safetensors").replace("@", "-") for label in adapters]
         output = check_absent(output or Path("+".join(stems) + ".safetensors"))
+    from adapterhub_local.merge.formula import Formula
+    from adapterhub_local.merge.load import WrittenPlan
     from adapterhub_local.merge.plan import make_plan
+    from adapterhub_local.merge.plot import write_plot
+    from adapterhub_local.merge.rank import parse_rule
+    from adapterhub_local.merge.run import dry_run as merge_dry
     from adapterhub_local.merge.run import merge_to_path, merge_to_registry
 
     registry = Registry()
-    plan = make_plan(adapters, parsed, registry, alpha=alpha, force=force)
-    if output is not None:
-        report = merge_to_path(plan, output).to_json()
-        made = {"output": str(output)}
+    if not from_file:
+        options: dict[str, Any] = {"density": density, "epsilon": epsilon, "gamma": gamma}
+        options |= {"scale": scale, "variant": variant, "seed": seed}
+        given = {option: value for option, value in options.items() if value is not None}
+        rule = parse_rule(rank, energy, max_error)
+        formula = Formula(method, given, space, rule, dtype or "auto", compact)
+        written = WrittenPlan(adapters, tuple(parsed), (alpha,) * len(adapters), formula, force)
+    plan = make_plan(adapters, parsed, registry, alpha=written.alphas, force=written.force, formula=written.formula)
+    made: dict[str, Any]
+    if dry_run:
+        report, made = merge_dry(plan).to_json(), {"output": None}
+    elif output is not None:
+        report, made = merge_to_path(plan, output).to_json(), {"output": str(output)}
     else:
         assert name is not None, "there is a name or an output"
-        version = merge_to_registry(plan, registry, name, alias=alias)
-        report = dict(version.lineage["merge"])
-        made = {"reference": str(version), "content_digest": version.content_digest}
+        version, made_report = merge_to_registry(plan, registry, name, alias=alias)
+        report, made = made_report.to_json(), {"reference": str(version), "content_digest": version.content_digest}
+    if plot is not None:
+        write_plot(report, plot)
     if as_json:
         print_json({**made, **report})
-        return
+    else:
+        _tell(next(iter(made.values())) or "dry run, nothing written", len(adapters), report)
+        if show_modules:
+            _tell_modules(report)
+    _warn(report, parsed)
+
+
+def _tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
+    """The report for people."""
+    method = report["method"].replace("_", " ")
     click.echo(
-        f"{next(iter(made.values()))}: weighted sum of {len(adapters)} adapters, rank {report['rank']}, "
+        f"{where}: {method} of {num_adapters} adapters, rank {report['rank']}, "
         f"{report['num_modules']} modules, relative error {report['relative_error']:.1e}"
     )
+    said = ", ".join(f"{name} {value}" for name, value in report.get("parameters", {}).items())
+    rows = [
+        ("error", f"{report['relative_error']:.2e} of the norm {report['norm']:.4g}, measured"),
+        ("truncation", f"{report['truncation_error']:.2e}, predicted; exact rank {report['exact_rank']}"),
+        ("storage", f"{report['rounding_error']:.2e}, {report['dtype']}, {report['num_parameters']:,} parameters"),
+        ("energy", f"{report['retained_energy']:.4%} retained"),
+        ("size", f"{report['kept']:.1%} of the adapters' weighted norms; what is missing cancels out"),
+    ]
+    if said:
+        rows.insert(0, ("parameters", said))
+    worst = max(report["modules"], key=lambda module: module["relative_error"])
+    rows.append(("worst module", f"{worst['module']}, {worst['relative_error']:.2e}"))
+    for entry in report["interference"]:
+        cosine = "no deltas" if entry["cosine"] is None else f"cosine {entry['cosine']:+.4f}"
+        rows.append(("interference", f"{entry['pair'][0]} and {entry['pair'][1]}: {cosine}"))
+    rows.append(("served by", _server(report)))
+    print_table(("loss", ""), rows)
+
+
+def _server(report: dict[str, Any]) -> str:
+    if report.get("compact"):
+        return "PEFT and qhub; vLLM ignores ranks that differ by module, merge without --compact for it"
+    if report["max_lora_rank"] is None:
+        return "PEFT and qhub; vLLM takes no rank above 512, reduce it with --rank 512"
+    return f"vLLM with --max-lora-rank {report['max_lora_rank']}"
+
+
+def _tell_modules(report: dict[str, Any]) -> None:
+    rows = []
+    for module in report["modules"]:
+        cosines = " ".join("-" if value is None else f"{value:+.3f}" for value in module["cosine"])
+        loss = f"{module['relative_error']:.2e}", f"{module['retained_energy']:.4%}"
+        rows.append((module["module"], module["rank"], f"{module['norm']:.4g}", *loss, cosines))
+    print_table(("module", "rank", "norm", "error", "energy", "cosines"), rows)
+
+
+def _warn(report: dict[str, Any], weights: list[float]) -> None:
+    """Cautions and notes on standard error, so that the report can be piped on."""
     if report["kept"] < 0.1:
         click.echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
-    if abs(sum(parsed) - 1) > 1e-9:
-        click.echo(f"note: the weights sum to {sum(parsed):g}", err=True)
+    if report["max_lora_rank"] is None:
+        click.echo(f"warning: rank {report['rank']} is above 512, the most vLLM can serve: give --rank 512", err=True)
+    if abs(sum(weights) - 1) > 1e-9:
+        click.echo(f"note: the weights sum to {sum(weights):g}", err=True)

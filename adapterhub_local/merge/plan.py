@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from adapterhub_local.durable import digest_file
 from adapterhub_local.errors import BadReference, Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, Shape, open_adapter
+from adapterhub_local.lora.config import WEIGHTS
+from adapterhub_local.merge.formula import Formula
 from adapterhub_local.registry import Registry, Version
 
 
@@ -30,10 +33,22 @@ class Parent:
             return dict(self.version.lineage.get("base", {}))
         return {"fingerprint": self.adapter.base_fingerprint, "hub_id": self.adapter.config.hub_id}
 
+    @property
+    def name(self) -> str:
+        """What people read: the version, or the name of the file without its folder."""
+        return str(self.version) if self.version is not None else Path(self.label).name
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the weights file, the same whether it is named as a file or as a version."""
+        files = self.version.files if self.version is not None else ()
+        known = next((file.digest for file in files if file.path == WEIGHTS), None)
+        return known or digest_file(self.adapter.path)
+
     def lineage(self) -> dict[str, Any]:
         """How the merged version names this parent; files by name and digest, not by path."""
         if self.version is None:
-            return {"reference": Path(self.label).name, "digest": digest_file(self.adapter.path), "weight": self.weight}
+            return {"reference": self.name, "digest": self.digest, "weight": self.weight}
         return {
             "reference": str(self.version),
             "manifest_digest": self.version.manifest_digest,
@@ -44,16 +59,25 @@ class Parent:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Parents that fit together, the shape of every module of the result, and its uniform rank."""
+    """Parents that fit together, the formula that makes them one, and the shape of every module of the exact sum."""
 
     parents: tuple[Parent, ...]
     shapes: dict[str, Shape]
     base: dict[str, Any]
     forced: bool = False
+    formula: Formula = Formula()
 
     @property
     def rank(self) -> int:
+        """The rank of the exact sum: the largest sum of the parents' ranks in a module."""
         return max(shape.rank for shape in self.shapes.values())
+
+    @property
+    def largest_rank(self) -> int:
+        """The rank above which no module of the result has anything left to keep."""
+        whole = self.formula.space == "full"
+        limits = (min(s.in_features, s.out_features, *(() if whole else (s.rank,))) for s in self.shapes.values())
+        return max(limits)
 
 
 def make_plan(
@@ -61,23 +85,36 @@ def make_plan(
     weights: Sequence[float],
     registry: Registry,
     *,
-    alpha: float | None = None,
+    alpha: float | Sequence[float | None] | None = None,
     force: bool = False,
+    formula: Formula | None = None,
 ) -> MergePlan:
     """Open the adapters named by `labels` (files, PEFT folders or references) and check that they can be merged.
 
-    Raises InputError if weights and adapters do not match in number, or a weight is not finite, or all
-    are zero; Incompatible for different bases (unless `force`) or shapes; what opening a file raises.
+    `alpha` is for files that do not carry their config: one for all, or one for each label. Raises InputError
+    if weights and adapters do not match in number, or a weight is not finite, or all are zero, or the formula
+    does not fit; Incompatible for different bases (unless `force`) or shapes; what opening a file raises.
     """
+    formula = formula or Formula()
     if len(labels) != len(weights):
         raise InputError(f"{len(labels)} adapters and {len(weights)} weights: give one weight for each, in order")
     if not all(math.isfinite(weight) for weight in weights):
         raise BadReference(f"weights must be finite numbers, not {', '.join(str(weight) for weight in weights)}")
     if all(weight == 0 for weight in weights):
         raise InputError("all weights are zero: the merge would be the base itself")
-    parents = tuple(_open(label, weight, registry, alpha) for label, weight in zip(labels, weights, strict=True))
+    formula.check(weights)
+    formula = formula.normal()
+    alphas = alpha if isinstance(alpha, Sequence) else [alpha] * len(labels)
+    opened = zip(labels, weights, alphas, strict=True)
+    parents = tuple(_open(label, weight, registry, one) for label, weight, one in opened)
     base = _common_base(parents, force)
-    return MergePlan(parents, _common_shapes(parents), base, force)
+    plan = MergePlan(parents, _common_shapes(parents), base, force, formula)
+    if formula.rule.kind == "rank" and formula.rule.value > plan.largest_rank:
+        raise InputError(
+            f"rank {formula.rule.value:g} is more than this merge has: its modules have rank {plan.largest_rank} "
+            "at most. Leave --rank out to keep all of it"
+        )
+    return plan
 
 
 def _open(label: str, weight: float, registry: Registry, alpha: float | None) -> Parent:

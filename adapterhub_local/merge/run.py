@@ -1,4 +1,4 @@
-"""Merge adapters by exact weighted sum, one module at a time, in the portable normal form.
+"""Merge adapters, one module at a time, in the portable normal form, every loss measured.
 
 The result has one rank in every module, alpha = rank and no rsLoRA, so PEFT, vLLM and GGUF readers
 agree on its delta. It is a file, a PEFT folder or a registered version, whole or not at all.
@@ -6,50 +6,55 @@ agree on its delta. It is a file, a PEFT folder or a registered version, whole o
 
 import json
 import math
-from collections.abc import Iterator
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from adapterhub_local.durable import check_absent, place_file, place_folder, staging
-from adapterhub_local.errors import InputError
-from adapterhub_local.lora.adapter import Delta, Shape
 from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
-from adapterhub_local.lora.write import tensor_name, write_adapter
-from adapterhub_local.merge.algebra import distance, norm, pad_rank, weighted_sum
+from adapterhub_local.lora.write import Shapes, tensor_name, write_adapter
+from adapterhub_local.merge.combine import Combined, Stored, Term, combine, rounding_loss, store
 from adapterhub_local.merge.plan import MergePlan
+from adapterhub_local.merge.rank import check_kept, pooled_ranks, uniform_rank
+from adapterhub_local.merge.report import MergeReport, Tally
 from adapterhub_local.registry import Registry, Version
 
-DTYPE = torch.float32  # merged factors are stored in it; nothing narrower is exact
-CANCELLED = 1e-6  # a sum this much smaller than its terms is rounding error
+WORKERS = min(4, os.cpu_count() or 1)
+FINE = 1e-3  # float16 rounds to 3e-4 where its range is wide enough
+NARROW = (torch.float16, torch.bfloat16)
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
-@dataclass
-class MergeReport:
-    """What a merge made and lost; norms are Frobenius norms over all modules.
+@dataclass(frozen=True)
+class Layout:
+    """What is stored: the rank of each module, the rank it is padded to, and the dtype."""
 
-    `relative_error` is |stored - exact| / |exact|. `kept` is |sum w_i D_i| / sum |w_i| |D_i|: near 0 the
-    parents cancel each other out, and the error is given relative to what went in.
-    """
+    ranks: Mapping[str, int]
+    padded: Mapping[str, int]
+    dtype: torch.dtype
 
-    rank: int
-    num_modules: int
-    num_parameters: int
-    norm: float = 0.0
-    kept: float = 0.0
-    relative_error: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return {"method": "weighted_sum", **vars(self)}
+    @property
+    def rank(self) -> int:
+        return max(self.padded.values())
 
 
-def merge_to_registry(plan: MergePlan, registry: Registry, name: str, *, alias: str | None = None) -> Version:
+def merge_to_registry(
+    plan: MergePlan, registry: Registry, name: str, *, alias: str | None = None
+) -> tuple[Version, MergeReport]:
     """Merge and register the result as the next version of `name`."""
     with staging(registry.home.tmp) as folder:
         files, report = _write(plan, folder, note=None)
-        return registry.publish(name, files, _lineage(plan, report), alias=alias)
+        return registry.publish(name, files, _lineage(plan, report), alias=alias), report
 
 
 def merge_to_path(plan: MergePlan, target: Path) -> MergeReport:
@@ -59,7 +64,7 @@ def merge_to_path(plan: MergePlan, target: Path) -> MergeReport:
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
         folder = stage / "merged"
         folder.mkdir()
-        note = {"method": "weighted_sum", "parents": [parent.lineage() for parent in plan.parents]}
+        note = {**plan.formula.to_json(), "parents": [parent.lineage() for parent in plan.parents]}
         _, report = _write(plan, folder, note)
         if target.suffix == ".safetensors":
             place_file(folder / WEIGHTS, target)
@@ -68,58 +73,194 @@ def merge_to_path(plan: MergePlan, target: Path) -> MergeReport:
     return report
 
 
-def _write(plan: MergePlan, folder: Path, note: dict[str, Any] | None) -> tuple[dict[str, Path | bytes], MergeReport]:
-    """Write the merged adapter into `folder`: the algorithm, module by module."""
-    shapes = {}
-    for module, shape in plan.shapes.items():
-        shapes[tensor_name(module, "A")] = (DTYPE, (plan.rank, shape.in_features))
-        shapes[tensor_name(module, "B")] = (DTYPE, (shape.out_features, plan.rank))
-    report = MergeReport(plan.rank, len(plan.shapes), sum(_size(shape, plan.rank) for shape in plan.shapes.values()))
+def dry_run(plan: MergePlan) -> MergeReport:
+    """The report of the merge, computed in full, with nothing written."""
+    with _one_thread():
+        layout, modules = _merge(plan)
+        tally = Tally(plan)
+        for stored in modules:
+            tally.add(stored)
+    return _report(plan, layout, tally)
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        squared_error = squared_norm = squared_input = 0.0
-        for module in plan.shapes:
-            parents = [parent for parent in plan.parents if module in parent.adapter.shapes and parent.weight]
-            deltas = [parent.adapter.delta(module) for parent in parents]
-            exact = weighted_sum(deltas, [parent.weight for parent in parents])
-            stored = pad_rank(Delta(exact.A.to(DTYPE), exact.B.to(DTYPE), 1.0), plan.rank)
-            if not (torch.isfinite(stored.A).all() and torch.isfinite(stored.B).all()):
-                raise InputError(f"the weighted sum of {module} is too large for {DTYPE}: give smaller weights")
-            yield tensor_name(module, "A"), stored.A
-            yield tensor_name(module, "B"), stored.B
-            wide = [Delta(delta.A.double(), delta.B.double(), delta.scaling) for delta in deltas]
-            truth = weighted_sum(wide, [parent.weight for parent in parents])
-            squared_error += distance(stored, truth) ** 2
-            squared_norm += norm(truth) ** 2
-            squared_input += (
-                sum(abs(parent.weight) * norm(delta) for parent, delta in zip(parents, wide, strict=True)) ** 2
-            )
-        report.norm = math.sqrt(squared_norm)
-        report.kept = math.sqrt(squared_norm / squared_input) if squared_input else 0.0
-        scale = max(squared_norm, CANCELLED**2 * squared_input)
-        report.relative_error = math.sqrt(squared_error / scale) if scale else 0.0
+
+def _write(plan: MergePlan, folder: Path, note: dict[str, Any] | None) -> tuple[dict[str, Path | bytes], MergeReport]:
+    """Write the merged adapter into `folder`."""
+    tally = Tally(plan)
+
+    def tensors(modules: Iterable[Stored]) -> Iterator[tuple[str, torch.Tensor]]:
+        for stored in modules:
+            tally.add(stored)
+            yield tensor_name(stored.module, "A"), stored.delta.A
+            yield tensor_name(stored.module, "B"), stored.delta.B
 
     extra = {"merge": json.dumps(note, sort_keys=True)} if note else {}
-    files = write_adapter(folder, _config(plan), shapes, tensors(), plan.base.get("fingerprint"), extra)
-    return files, report
+    with _one_thread():
+        layout, modules = _merge(plan)
+        shapes, config = _shapes(plan, layout), _config(plan, layout)
+        files = write_adapter(folder, config, shapes, tensors(modules), plan.base.get("fingerprint"), extra)
+    return files, _report(plan, layout, tally)
 
 
-def _size(shape: Shape, rank: int) -> int:
-    return rank * (shape.in_features + shape.out_features)
+def _merge(plan: MergePlan) -> tuple[Layout, Iterator[Stored]]:
+    """The algorithm: combine each module, choose ranks and dtype, store each module.
+
+    Where ranks and dtype follow from the plan alone the modules are streamed; else the merged factors are
+    kept until all are seen.
+    """
+    weights = [parent.weight for parent in plan.parents]
+    formula = plan.formula
+    limit = int(formula.rule.value) if formula.rule.kind == "rank" and not formula.compact else None
+    if limit is None and formula.space == "full" and formula.rule.kind == "exact":
+        limit = plan.rank  # a whole merged matrix has full rank: as much is kept as its parents have
+
+    def make(module: str, terms: list[Term]) -> Combined:
+        return combine(module, terms, weights, formula, limit)
+
+    layout = _known_layout(plan, limit)
+    if layout is not None:
+
+        def finish(module: str, terms: list[Term]) -> Stored:
+            return store(make(module, terms), layout.ranks[module], layout.padded[module], layout.dtype)
+
+        return layout, _in_order(lambda entry: finish(*entry), _terms(plan))
+    combined = list(_in_order(lambda entry: make(*entry), _terms(plan)))
+    chosen = _choose_layout(plan, combined, limit)
+
+    def keep(one: Combined) -> Stored:
+        return store(one, chosen.ranks[one.module], chosen.padded[one.module], chosen.dtype)
+
+    return chosen, _in_order(keep, combined)
 
 
-def _config(plan: MergePlan) -> AdapterConfig:
+def _terms(plan: MergePlan) -> Iterator[tuple[str, list[Term]]]:
+    """Each module with the deltas of the parents that have it, read as they are needed."""
+    readers = []
+    for parent in plan.parents:
+        mine = tuple(module for module in plan.shapes if module in parent.adapter.shapes and parent.weight)
+        readers.append(parent.adapter.deltas(mine))
+    digests = [parent.digest if "seed" in plan.formula.parameters else "" for parent in plan.parents]
+    for module in plan.shapes:
+        owners = [i for i, one in enumerate(plan.parents) if module in one.adapter.shapes and one.weight]
+        yield module, [Term(i, digests[i], next(readers[i])[1]) for i in owners]
+
+
+def _known_layout(plan: MergePlan, limit: int | None) -> Layout | None:
+    """The layout, if it follows from the plan."""
+    dtype = _known_dtype(plan)
+    if dtype is None:
+        return None
+    if limit is not None:
+        rank = min(limit, plan.largest_rank)
+        return Layout(dict.fromkeys(plan.shapes, rank), dict.fromkeys(plan.shapes, rank), dtype)
+    if plan.formula.rule.kind == "exact" and plan.formula.row.linear is not None:
+        own = {module: shape.rank for module, shape in plan.shapes.items()}
+        return Layout(own, own if plan.formula.compact else dict.fromkeys(own, plan.rank), dtype)
+    return None
+
+
+def _known_dtype(plan: MergePlan) -> torch.dtype | None:
+    """float32 for what is exact, or where a parent is wider than 16 bits; None if it is to be measured."""
+    if plan.formula.dtype != "auto":
+        return getattr(torch, plan.formula.dtype)
+    is_exact = plan.formula.rule.kind in ("exact", "lossless") and plan.formula.space != "full"
+    if is_exact or any(parent.adapter.dtype not in NARROW for parent in plan.parents):
+        return torch.float32
+    return None
+
+
+def _choose_layout(plan: MergePlan, combined: list[Combined], limit: int | None) -> Layout:
+    rule, compact = plan.formula.rule, plan.formula.compact
+    if rule.kind == "exact" and limit is None:
+        ranks = {one.module: one.exact.rank for one in combined if one.exact is not None}
+    else:
+        values = {one.module: one.spectrum.values for one in combined if one.spectrum is not None}
+        totals = [one.total for one in combined]
+        costs = {module: shape.in_features + shape.out_features for module, shape in plan.shapes.items()}
+        if compact:
+            ranks = pooled_ranks(rule, values, totals, costs)
+        else:
+            ranks = dict.fromkeys(values, limit or uniform_rank(rule, list(values.values()), totals))
+    widest = max(min(ranks[one.module], one.width) for one in combined)
+    own = {one.module: min(ranks[one.module], one.width) for one in combined}
+    padded = own if compact else dict.fromkeys(own, widest)
+    lost = sum(one.spectrum.lost(own[one.module]) for one in combined if one.spectrum is not None)
+    check_kept(rule, lost, sum(one.total for one in combined), max(own.values()))
+    dtype = _known_dtype(plan) or _measured_dtype(combined, own)
+    return Layout(own, padded, dtype)
+
+
+def _measured_dtype(combined: list[Combined], ranks: Mapping[str, int]) -> torch.dtype:
+    """float16 if its rounding is as small as it can be, else the 16-bit dtype that rounds less."""
+    total = sum(one.total for one in combined)
+    losses = {}
+    for dtype in NARROW:
+        work = partial(_loss, ranks=ranks, dtype=dtype)
+        losses[dtype] = sum(_in_order(work, combined))
+        if losses[dtype] <= FINE**2 * total:
+            return dtype
+    best = min(losses, key=lambda dtype: losses[dtype])
+    return best if math.isfinite(losses[best]) else torch.float32
+
+
+def _loss(one: Combined, ranks: Mapping[str, int], dtype: torch.dtype) -> float:
+    return rounding_loss(one, ranks[one.module], dtype)
+
+
+def _in_order(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """`map` on a few threads, at most one item a thread ahead; results come in the order of the items."""
+    waiting: deque[Future[Out]] = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > WORKERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Each product on one thread: its sums are in one order, so the bytes do not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shapes(plan: MergePlan, layout: Layout) -> Shapes:
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for module, shape in plan.shapes.items():
+        shapes[tensor_name(module, "A")] = (layout.dtype, (layout.padded[module], shape.in_features))
+        shapes[tensor_name(module, "B")] = (layout.dtype, (shape.out_features, layout.padded[module]))
+    return shapes
+
+
+def _config(plan: MergePlan, layout: Layout) -> AdapterConfig:
     """Normal form. Where all parents adapt the same modules their short list of targets says so, else full names."""
     modules = set(plan.shapes)
     targets = {parent.adapter.config.target_modules for parent in plan.parents}
     same = all(set(parent.adapter.shapes) == modules for parent in plan.parents)
     common = targets.pop() if same and len(targets) == 1 else None
+    other = {re.escape(module): rank for module, rank in layout.padded.items() if rank != layout.rank}
     return AdapterConfig(
-        rank=plan.rank,
-        alpha=plan.rank,
+        rank=layout.rank,
+        alpha=layout.rank,
         target_modules=common if isinstance(common, tuple) else tuple(sorted(modules)),
+        rank_pattern=other,
+        alpha_pattern=dict(other),
         base_model=plan.base.get("hub_id"),
     )
+
+
+def _report(plan: MergePlan, layout: Layout, tally: Tally) -> MergeReport:
+    sizes = (layout.padded[module] * (s.in_features + s.out_features) for module, s in plan.shapes.items())
+    return tally.report(list(layout.padded.values()), sum(sizes), layout.dtype)
 
 
 def _lineage(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
@@ -129,11 +270,12 @@ def _lineage(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         "task": "+".join(sorted(task for task in tasks if task)) or None,
         "base": plan.base,
         "adapter": {
-            "rank": plan.rank,
-            "alpha": plan.rank,
+            "rank": report.rank,
+            "alpha": report.rank,
             "num_modules": report.num_modules,
             "num_parameters": report.num_parameters,
         },
         "parents": [parent.lineage() for parent in plan.parents],
-        "merge": {**report.to_json(), **({"forced": True} if plan.forced else {})},
+        "merge": {**report.summary(), **({"forced": True} if plan.forced else {})},
+        "merge_report": report.details(),
     }

@@ -1,0 +1,181 @@
+"""Read a merge plan from TOML strictly: every mistake at once, each with file, line, key and the nearest known key.
+
+[merge]                       method, its parameters, space, rank | energy | max_error, dtype, compact, force
+[[adapter]]                   one table each: reference (a file, PEFT folder or version), weight, alpha
+[output]                      name and alias, or path
+"""
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.errors import BadRecipe, NotFound, QhubError
+from adapterhub_local.merge.formula import Formula
+from adapterhub_local.merge.methods import METHODS
+from adapterhub_local.merge.rank import parse_rule
+from adapterhub_local.refs import check_alias, check_name
+
+_PARAMETERS = frozenset(name for row in METHODS.values() for name in row.parameters)
+_MERGE = frozenset(("method", "space", "rank", "energy", "max_error", "dtype", "compact", "force")) | _PARAMETERS
+_ADAPTER = frozenset(("reference", "weight", "alpha"))
+_OUTPUT = frozenset(("name", "alias", "path"))
+_TEXT, _NUMBER, _FLAG = "text", "a finite number", "true or false"
+_KINDS = {
+    **dict.fromkeys(("method", "space", "dtype", "variant", "reference", "name", "alias", "path"), _TEXT),
+    **dict.fromkeys(
+        ("density", "epsilon", "gamma", "scale", "seed", "energy", "max_error", "weight", "alpha"), _NUMBER
+    ),
+    **dict.fromkeys(("compact", "force"), _FLAG),
+}
+
+
+@dataclass(frozen=True)
+class WrittenPlan:
+    """A merge as a file says it: labels as they can be opened, weights and alphas in order, formula and output."""
+
+    labels: tuple[str, ...]
+    weights: tuple[float, ...]
+    alphas: tuple[float | None, ...]
+    formula: Formula
+    force: bool = False
+    name: str | None = None
+    alias: str | None = None
+    path: Path | None = None
+
+
+def load_plan(path: Path) -> WrittenPlan:
+    """The merge in the TOML file at `path`; files it names are relative to it.
+
+    Raises NotFound if there is no file, BadRecipe with one line for each thing that is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFound(f"there is no merge plan {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRecipe(f"{path} cannot be read as text: {error}") from None
+    try:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRecipe(f"{path}: not TOML: {error}") from None
+    reading = _Reading(path, text)
+    for name in tables:
+        if name not in ("merge", "adapter", "output"):
+            reading.problem(name, None, f"unknown table [{name}]{_nearest(name, ('merge', 'adapter', 'output'))}")
+    merge = reading.table("merge", tables.get("merge", {}), _MERGE)
+    output = reading.table("output", tables.get("output", {}), _OUTPUT)
+    listed = tables.get("adapter")
+    if not isinstance(listed, list) or not listed:
+        reading.problem("adapter", None, "there are no adapters: write [[adapter]] with reference and weight for each")
+        listed = []
+    adapters = [reading.table("adapter", entry, _ADAPTER, index) for index, entry in enumerate(listed)]
+    for index, entry in enumerate(listed):
+        for key in ("reference", "weight"):
+            if isinstance(entry, Mapping) and key not in entry:
+                reading.problem("adapter", None, f"[[adapter]] {index + 1} needs '{key}'", index)
+    rule = reading.attempt(
+        "merge", "rank", lambda: parse_rule(*(merge.get(k) for k in ("rank", "energy", "max_error")))
+    )
+    if "path" in output and "name" in output:
+        reading.problem("output", "path", "name and path exclude each other: give one")
+    if "alias" in output and "name" not in output:
+        reading.problem("output", "alias", "alias needs name: only a registered version can have one")
+    for key, check in (("name", check_name), ("alias", check_alias)):
+        if key in output:
+            reading.attempt("output", key, lambda key=key, check=check: check(output[key]))  # type: ignore[misc]
+    if not reading.problems:
+        assert rule is not None, "without a problem there is a rule"
+        given = {key: value for key, value in merge.items() if key in _PARAMETERS}
+        formula = Formula(
+            merge.get("method", "weighted_sum"), given, merge.get("space"), rule, merge.get("dtype", "auto"),
+            merge.get("compact", False),
+        )  # fmt: skip
+        weights = tuple(float(entry["weight"]) for entry in adapters)
+        reading.attempt("merge", "method", lambda: formula.check(weights))
+    if reading.problems:
+        raise BadRecipe("\n".join(reading.problems))
+    return WrittenPlan(
+        tuple(_label(path.parent, entry["reference"]) for entry in adapters),
+        weights,
+        tuple(entry.get("alpha") for entry in adapters),
+        formula,
+        merge.get("force", False),
+        output.get("name"),
+        output.get("alias"),
+        path.parent / Path(output["path"]).expanduser() if "path" in output else None,
+    )
+
+
+class _Reading:
+    """One pass over a plan: every problem with its line."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path, self.lines = path, text.splitlines()
+        self.problems: list[str] = []
+
+    def problem(self, table: str, key: str | None, message: str, index: int = 0) -> None:
+        line = _line_of(self.lines, table, key, index)
+        self.problems.append(f"{self.path}{f':{line}' if line else ''}: {message}")
+
+    def attempt(self, table: str, key: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives; its error becomes a problem at this key."""
+        try:
+            return work()
+        except QhubError as error:
+            self.problem(table, key, str(error))
+            return None
+
+    def table(self, name: str, given: Any, known: Collection[str], index: int = 0) -> dict[str, Any]:
+        if not isinstance(given, Mapping):
+            self.problem(name, None, f"'{name}' must be a table: write [{name}]", index)
+            return {}
+        values = {}
+        for key, value in given.items():
+            if key not in known:
+                self.problem(name, key, f"unknown key '{key}' in [{name}]{_nearest(key, known)}", index)
+            elif not _is(_KINDS.get(key), value):
+                self.problem(name, key, f"{name}.{key} must be {_KINDS[key]}, not {value!r}", index)
+            else:
+                values[key] = value
+        return values
+
+
+def _is(kind: str | None, value: Any) -> bool:
+    if kind == _TEXT:
+        return isinstance(value, str) and bool(value)
+    if kind == _FLAG:
+        return isinstance(value, bool)
+    if kind == _NUMBER:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return True  # rank is a number or a word: its rule tells
+
+
+def _label(folder: Path, reference: str) -> str:
+    """A file or folder beside the plan if there is one, else what was written."""
+    beside = folder / Path(reference).expanduser()
+    is_path = reference.endswith(".safetensors") or reference.startswith((".", "/", "~"))
+    return str(beside) if is_path or beside.exists() else reference
+
+
+def _line_of(lines: list[str], table: str, key: str | None, index: int) -> int | None:
+    """The line where a key of a table, or the table, is written; `index` counts tables of one name."""
+    current, count, header = "", -1, None
+    for number, line in enumerate(lines, 1):
+        if match := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
+            current = match[1].strip("\"'")
+            count += current == table
+            header = number if current == table and count == index else header
+        named = re.match(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*=", line)
+        if named and key == named[1] and current == table and count == index:
+            return number
+    return header
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f": did you mean '{near[0]}'?" if near else f": known are {', '.join(sorted(known))}"

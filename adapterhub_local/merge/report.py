@@ -1,0 +1,130 @@
+"""What a merge made and lost: measured error, retained energy, rank, rounding, interference of the parents."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from adapterhub_local.merge.combine import Stored
+from adapterhub_local.merge.plan import MergePlan
+
+CANCELLED = 1e-6  # a sum this much smaller than its terms is rounding error
+SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
+
+
+@dataclass
+class MergeReport:
+    """The losses of a merge; norms are Frobenius norms over all modules.
+
+    `relative_error` is |stored - exact| / |exact|, measured, of which `truncation_error` was predicted from the
+    singular values and `rounding_error` is the storage dtype. `retained_energy` is 1 - relative_error^2. `kept`
+    is |merged| / sum |w_i| |D_i|: near 0 the parents cancel each other out, and the error is given relative to
+    what went in. `interference` are the pairwise cosines of the parents' deltas; `modules` the same per module.
+    """
+
+    formula: dict[str, Any]
+    rank: int
+    exact_rank: int
+    num_modules: int
+    num_parameters: int
+    dtype: str
+    norm: float = 0.0
+    kept: float = 0.0
+    relative_error: float = 0.0
+    truncation_error: float = 0.0
+    rounding_error: float = 0.0
+    retained_energy: float = 1.0
+    interference: list[dict[str, Any]] = field(default_factory=list)
+    modules: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def server_rank(self) -> int | None:
+        """The --max-lora-rank that vLLM needs to load it, None if it takes no adapter of this rank."""
+        return next((rank for rank in SERVER_RANKS if rank >= self.rank), None)
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers over all modules: what the lineage keeps under `merge`."""
+        values = {key: value for key, value in vars(self).items() if key not in ("formula", "interference", "modules")}
+        return {**self.formula, **values}
+
+    def details(self) -> dict[str, Any]:
+        """Interference and the table of modules."""
+        return {"interference": self.interference, "modules": self.modules}
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.summary(), "max_lora_rank": self.server_rank, **self.details()}
+
+
+class Tally:
+    """Sums the modules of a merge, in order, into its report."""
+
+    def __init__(self, plan: MergePlan) -> None:
+        self.plan = plan
+        self.weights = torch.tensor([parent.weight for parent in plan.parents], dtype=torch.float64)
+        self.products = torch.zeros(len(plan.parents), len(plan.parents), dtype=torch.float64)
+        self.total = self.input = self.error = self.truncated = self.rounded = 0.0
+        self.modules: list[dict[str, Any]] = []
+
+    def add(self, stored: Stored) -> None:
+        """Count one module."""
+        into = float((self.weights.abs() * stored.products.diagonal().clamp(min=0).sqrt()).sum()) ** 2
+        self.products += stored.products
+        self.total += stored.total
+        self.input += into
+        self.error += stored.error
+        self.truncated += stored.truncated
+        self.rounded += stored.rounded
+        error = _relative(stored.error, stored.total, into)
+        self.modules.append(
+            {
+                "module": stored.module,
+                "rank": stored.rank,
+                "norm": math.sqrt(stored.total),
+                "relative_error": error,
+                "retained_energy": max(0.0, 1 - error**2),
+                "cosine": _cosines(stored.products),
+            }
+        )
+
+    def report(self, ranks: Sequence[int], num_parameters: int, dtype: torch.dtype) -> MergeReport:
+        """The report, once every module is counted; `ranks` are those stored."""
+        error = _relative(self.error, self.total, self.input)
+        names = [parent.name for parent in self.plan.parents]
+        pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+        return MergeReport(
+            formula=self.plan.formula.to_json(),
+            rank=max(ranks),
+            exact_rank=self.plan.rank,
+            num_modules=len(ranks),
+            num_parameters=num_parameters,
+            dtype=str(dtype).removeprefix("torch."),
+            norm=math.sqrt(self.total),
+            kept=math.sqrt(self.total / self.input) if self.input else 0.0,
+            relative_error=error,
+            truncation_error=_relative(self.truncated, self.total, self.input),
+            rounding_error=_relative(self.rounded, self.total, self.input),
+            retained_energy=max(0.0, 1 - error**2),
+            interference=[
+                {"pair": [names[i], names[j]], "cosine": cosine}
+                for (i, j), cosine in zip(pairs, _cosines(self.products), strict=True)
+            ],
+            modules=self.modules,
+        )
+
+
+def _relative(squared: float, total: float, into: float) -> float:
+    scale = max(total, CANCELLED**2 * into)
+    return math.sqrt(max(0.0, squared) / scale) if scale else 0.0
+
+
+def _cosines(products: torch.Tensor) -> list[float | None]:
+    """Of each pair i < j, None where one of the two has no delta."""
+    sizes = products.diagonal().clamp(min=0).sqrt().tolist()
+    found: list[float | None] = []
+    for i in range(len(sizes)):
+        for j in range(i + 1, len(sizes)):
+            size = sizes[i] * sizes[j]
+            found.append(max(-1.0, min(1.0, float(products[i, j]) / size)) if size else None)
+    return found
