@@ -86,10 +86,13 @@ def _open_gguf(path: Path) -> Source:
     """GGUF is dequantised tensor by tensor; https://github.com/ggml-org/ggml/blob/master/docs/gguf.md."""
     import gguf
 
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise BadFile(f"{path} is not a GGUF file: give a transformers folder, a .gguf file or a Hub id (ORG/NAME)")
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError) as error:
-        raise BadFile(f"{path} is not a GGUF file, or is truncated: {error}") from None
+        raise BadFile(f"{path} is a GGUF file that cannot be read, most likely truncated: {error}") from None
     architecture = reader.fields["general.architecture"].contents()
     parent, name = str(path.absolute().parent), path.name
     config = AutoConfig.from_pretrained(parent, gguf_file=name)
