@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 
-from adapterhub_local.base.load import LoadedBase, choose_device, import_bitsandbytes, load_base, quiet_loading
+from adapterhub_local.base.load import choose_device, load_base, quiet_loading
 from adapterhub_local.base.store import BaseInfo, find_base
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file, staging
-from adapterhub_local.errors import InputError, InUse, NotFound, Stopped
+from adapterhub_local.errors import InUse, NotFound, Stopped
 from adapterhub_local.evaluate.metrics import Score, evaluate
-from adapterhub_local.lora.config import AdapterConfig
-from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
+from adapterhub_local.train.adapter import save, with_adapter
 from adapterhub_local.train.examples import Example, read_chats, tokenise
 from adapterhub_local.train.progress import Quiet, Reporter
 from adapterhub_local.train.trainer import Watch, choose_optimizer, make_trainer, steps_of
@@ -67,29 +66,6 @@ def train(
     return published
 
 
-def with_adapter(base: LoadedBase, recipe: Recipe) -> Any:
-    """The base as a PEFT model with fresh factors: A random by the recipe's seed, B zero."""
-    import_bitsandbytes()  # before peft imports it
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
-
-    set_seed(recipe.train.seed)  # before the factors are drawn
-    adapter = recipe.adapter
-    targets = adapter.target_modules
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        use_rslora=adapter.rslora,
-        lora_dropout=adapter.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(base.model, config)
-    except ValueError as error:
-        raise InputError(f"adapter.target_modules = {targets!r}: {str(error).split('. ')[0]}") from None
-
-
 def fit(
     model: Any, examples: list[Example], recipe: Recipe, run: "Run", checkpoint: Path | None, reporter: Reporter
 ) -> dict[str, Any]:
@@ -120,28 +96,6 @@ def fit(
         "seconds": round(seconds, 1),
         "loss": log[-1]["loss"],
     }
-
-
-def save(model: Any, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, Path | bytes]:
-    """Write the trained factors as the two files of an adapter; equal factors give equal files."""
-    factors = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            module, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
-            factors[tensor_name(module, factor[0])] = parameter.detach().float().cpu()
-    modules = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in factors}
-    targets = recipe.adapter.target_modules
-    config = AdapterConfig(
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in modules}))
-        if isinstance(targets, str)
-        else targets,
-        use_rslora=recipe.adapter.rslora,
-        base_model=info.hub_id,
-    )
-    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in sorted(factors.items())}
-    return write_adapter(folder, config, shapes, sorted(factors.items()), info.fingerprint)
 
 
 def compute_dtype(wanted: str) -> torch.dtype:
