@@ -20,8 +20,11 @@ from adapterhub_local.settings import home
 )
 @click.option("--resume", is_flag=True, help="Go on with the stopped run of this recipe.")
 @click.option("--restart", is_flag=True, help="Throw the stopped run of this recipe away and begin anew.")
+@click.option("--dry-run", is_flag=True, help="Load, tokenise and try one step; nothing is kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
-def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: bool, as_json: bool) -> None:
+def command(
+    recipe: Path, overrides: tuple[str, ...], resume: bool, restart: bool, dry_run: bool, as_json: bool
+) -> None:
     """Train the adapter that RECIPE describes, evaluate it beside its base, and register it.
 
     Ctrl-C stops after the current step and keeps the state; --resume goes on from there.
@@ -35,9 +38,17 @@ def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: boo
     loaded = load_recipe(recipe, overrides)
     find_base(loaded.base.name, home())  # said before anything heavy is loaded
     from adapterhub_local.train.progress import Quiet, Terminal
-    from adapterhub_local.train.run import train
+    from adapterhub_local.train.run import train, try_out
 
     reporter = Terminal() if sys.stderr.isatty() else Quiet()
+    if dry_run:
+        tried = try_out(loaded, home(), reporter).to_json()
+        if as_json:
+            print_json(tried)
+        else:
+            for key, value in tried.items():
+                click.echo(f"{key:16} {value}")
+        return
     version = train(loaded, home(), resume=resume, restart=restart, reporter=reporter)
     if as_json:
         from adapterhub_local.cli.show import to_json
