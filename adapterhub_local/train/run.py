@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from adapterhub_local.base.load import choose_device, load_base, quiet_loading
 from adapterhub_local.base.store import find_base
 from adapterhub_local.durable import digest_bytes, staging
-from adapterhub_local.errors import QhubError, Stopped
+from adapterhub_local.errors import InputError, QhubError, Stopped
 from adapterhub_local.evaluate.metrics import Score, evaluate
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
-from adapterhub_local.settings import Home
+from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, with_adapter, write_factors
 from adapterhub_local.train.curve import draw
 from adapterhub_local.train.examples import Example, read_chats, tokenise
@@ -52,6 +52,7 @@ def train(
     ends with the same adapter, `restart` throws that state away. Raises Stopped, and the InputErrors of
     recipe, base and data before anything is written.
     """
+    assert process().is_leader, "other processes follow"
     reporter = reporter or Quiet()
     session = prepare(recipe, home, reporter, lambda run: run.find_checkpoint(resume=resume, restart=restart))
     run, model, tests = session.run, session.model, session.tests
@@ -76,6 +77,11 @@ def train(
     return published
 
 
+def follow(recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False) -> None:
+    """Take part in the run of another process (rank 0 of several), which evaluates and registers the result."""
+    fit(prepare(recipe, home, Quiet(), lambda run: run.find_checkpoint(resume=resume, restart=restart)), Quiet())
+
+
 @dataclass(frozen=True)
 class Session:
     """All that a run needs, loaded and checked; nothing has been written."""
@@ -90,6 +96,13 @@ class Session:
 
 def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Callable[[Run], Path | None]) -> Session:
     """Read the data, load the base, put the adapter on it."""
+    if is_sharded():
+        raise InputError(
+            "FSDP cannot shard this base: its 4-bit weights are stored as uint8, with which training crashes or has "
+            "a loss of 0 (huggingface/accelerate#3983). Each process holds the whole base: use --nproc or torchrun"
+        )
+    if process().world_size > 1 and choose_device() == "cuda":
+        torch.cuda.set_device(process().local_rank)
     info = find_base(recipe.base.name, home)
     chats = read_chats(recipe.data.train, recipe.data.limit)
     test_chats = read_chats(recipe.data.test, recipe.eval.limit) if recipe.data.test else []
@@ -124,7 +137,7 @@ def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
             eval_every=train.eval_every,
             patience=train.patience,
             save_every=train.save_every,
-            keep_best=lambda: write_factors(model, run.folder / BEST),
+            keep_best=(lambda: write_factors(model, run.folder / BEST)) if run.leader else None,
             factors=factors_of(model),
         )
         trainer, _ = make_trainer(model, examples, train, run.folder, watch.report, watch)
@@ -162,7 +175,9 @@ def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
             f"stopped at step {step} of {steps}; the state is kept in {run.folder}. "
             "Go on: the same command with --resume. Begin anew: with --restart"
         )
-    if watch.best and watch.best[1] < step:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if watch.best and watch.best[1] < step and run.leader:
         load_factors(model, read_factors(run.folder / BEST))
     return {
         "steps": step,
@@ -170,6 +185,7 @@ def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "loss": log[-1]["loss"] if log else None,
         "peak_memory_mb": peak_memory_mb(),
+        **({"processes": trainer.args.world_size} if trainer.args.world_size > 1 else {}),
         **({"best_step": watch.best[1], "stopped_early": watch.stopped_early} if watch.best else {}),
     }
 
@@ -184,6 +200,8 @@ def held_out(model: Any, tests: list[Example], batch_size: int) -> dict[str, flo
 def _keep_good(session: Session, watch: Watch) -> str:
     """Write the last good factors as an adapter; returns what to tell the user."""
     advice = "lower train.learning_rate, or look at the data"
+    if not session.run.leader:
+        return advice
     if watch.good is not None:
         load_factors(session.model, watch.good.items())
     elif not all(bool(torch.isfinite(factor).all()) for factor in factors_of(session.model).values()):
@@ -261,7 +279,7 @@ def stopping(watch: Watch) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the trainer to stop after the step; a second one stops at once."""
 
     def ask(number: int, frame: Any) -> None:
-        if watch.stop_asked:
+        if watch.stop_asked and process().world_size == 1:  # several would wait for the one that is gone
             raise KeyboardInterrupt
         watch.stop_asked = True
 

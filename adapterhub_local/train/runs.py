@@ -18,7 +18,7 @@ from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
 from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry.registry import now
-from adapterhub_local.settings import Home
+from adapterhub_local.settings import Home, process
 
 RECORD, LOG, REPORT, CURVE, BEST, LAST_GOOD = (
     "run.json", "log.jsonl", "report.html", "curve.svg", "best.safetensors", "last-good",
@@ -35,7 +35,7 @@ class Run:
         self.decisive = {"recipe": recipe.to_json(), "data": self.data, "base": info.fingerprint}
         identity = digest_bytes(canonical_json(self.decisive)).removeprefix("sha256:")[:12]
         self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
-        self.leader = True  # among several processes the one that writes
+        self.leader = process().is_leader  # among several processes the one that writes
 
     def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
         """The state to go on from, if that is asked for.
@@ -71,7 +71,9 @@ class Run:
             kept = [entry for entry in read_log(self.folder) if entry["step"] <= _step(checkpoint)]
         if self.leader:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / LOG).write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+            staged = self.folder / f"{LOG}.new"
+            staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+            staged.replace(self.folder / LOG)  # other processes may be reading it
             self.note(
                 status="running", started_at=now(), pid=os.getpid(), steps=steps, reason=None, version=None,
                 name=self.recipe.output.name, decisive=self.decisive, base=self.info.name, text=self.recipe.text,
