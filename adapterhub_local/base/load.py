@@ -1,5 +1,7 @@
 """Load a base for training or serving: from its quantised file, on one device, with CPU packing off."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -8,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
 from adapterhub_local import settings
@@ -34,7 +37,7 @@ def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str |
     device = choose_device(device)
     dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
     import_bitsandbytes()
-    with quiet_loading():
+    with quiet_loading(), plain_linear():
         try:
             model = AutoModelForCausalLM.from_pretrained(info.folder, dtype=dtype, device_map={"": device})
             tokenizer = AutoTokenizer.from_pretrained(info.folder)
@@ -49,6 +52,18 @@ def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str |
             parameter.data = parameter.data.to(dtype)
     model.requires_grad_(False)
     return LoadedBase(info, model.eval(), tokenizer)
+
+
+@contextmanager
+def plain_linear() -> Iterator[None]:
+    """Build Falcon of plain linear layers: its own subclass computes the same, but transformers 5.23 does not load
+    its 4-bit weights (`replace_with_bnb_linear` looks for exactly nn.Linear)."""
+    own = modeling_falcon.FalconLinear
+    modeling_falcon.FalconLinear = nn.Linear  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        modeling_falcon.FalconLinear = own  # type: ignore[misc]
 
 
 def close_packing_trap(model: nn.Module, dtype: torch.dtype) -> None:

@@ -21,7 +21,9 @@ def quantised_modules(model: nn.Module) -> tuple[str, ...]:
     Raises BadFile if there is none.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    names = tuple(name for name, module in model.named_modules() if type(module) is nn.Linear and module is not head)
+    names = tuple(
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    )
     if not names:
         raise BadFile(f"{type(model).__name__} has no linear layers that can be quantised")
     return names

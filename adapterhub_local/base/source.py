@@ -4,7 +4,7 @@ A Hub id becomes a folder before it gets here (`hub/model.py`). Never runs code 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from adapterhub_local.errors import BadFile, NotFound, QhubError
 from adapterhub_local.lora.header import read_header
@@ -56,14 +58,28 @@ def _open_folder(folder: Path) -> Source:
         kind = method.get("quant_method") if isinstance(method, dict) else method.quant_method
         raise BadFile(f"{folder} is quantised already ({kind}): give the 16-bit model it was made from")
     files = _weight_files(folder)
+    stored = _model_names(files, config)
 
     def read(name: str) -> torch.Tensor:
-        with safe_open(files[name], framework="pt") as file:
-            return file.get_tensor(name)
+        key = stored[name]
+        with safe_open(files[key], framework="pt") as file:
+            return file.get_tensor(key)
 
     generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Source(config, tokenizer, generation, frozenset(files), read)
+    return Source(config, tokenizer, generation, frozenset(stored), read)
+
+
+def _model_names(files: Iterable[str], config: Any) -> dict[str, str]:
+    """The model's name of each tensor -> its name in the checkpoint, where transformers renames on loading.
+
+    GPT-NeoX's checkpoints say embed_out, its model lm_head. Tensors that would have to be joined keep their names.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    renamings = [entry for entry in get_model_conversion_mapping(model) if type(entry) is WeightRenaming]
+    known = set(model.state_dict())
+    return {name if name in known else apply_renamings(name, renamings): name for name in files}
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:

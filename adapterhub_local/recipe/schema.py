@@ -44,9 +44,9 @@ def _named(check: Callable[[str], str]) -> Callable[[str], str | None]:
 
 def _targets(value: str | tuple[str, ...]) -> str | None:
     # PEFT would take any other text as a pattern
-    return (
-        None if value and not (isinstance(value, str) and value != "all-linear") else "must be 'all-linear' or a list"
-    )
+    if value and not (isinstance(value, str) and value not in ("all-linear", "attention", "mlp")):
+        return None
+    return "must be 'all-linear' or a list, or one of the groups 'attention' and 'mlp'"
 
 
 at_least_one = between(1, 2**31, "1 or more")
@@ -72,7 +72,12 @@ class Adapter:
     rslora: bool = key("scaling is alpha / sqrt(rank) instead", False)
     dropout: float = key("share of inputs to A dropped in training", 0.0, between(0, 0.99, "from 0 to 0.99"))
     target_modules: str | tuple[str, ...] = key(
-        "`all-linear` (all but the output head) or a list of the ends of module names", "all-linear", _targets
+        "`all-linear` (all but the output head), `attention`, `mlp`, or a list of these two and ends of module names",
+        "all-linear",
+        _targets,
+    )
+    dtype: str = key(
+        "what the factors are trained and stored in: float32 or bfloat16", "float32", one_of("float32", "bfloat16")
     )
 
 
@@ -81,11 +86,24 @@ class Train:
     epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "a positive number"))
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(
-        "examples per forward pass, a divisor of batch_size; fewer take less memory", None, at_least_one
+        "examples per forward pass at most, a divisor of batch_size; fewer take less memory", None, at_least_one
+    )
+    packed_tokens: int = key(
+        "tokens of a forward pass that several examples share at most; 0 computes each example alone",
+        1024,
+        between(0, 2**24, "0 or more"),
+    )
+    activation_checkpointing: bool = key(
+        "compute activations again in the backward pass: a third more time, far less memory", False
     )
     learning_rate: float = key("peak learning rate", 5e-4, between(0, 1, "from 0 to 1"))
     schedule: str = key(f"learning rate over time: {', '.join(SCHEDULES)}", "cosine", one_of(*SCHEDULES))
     warmup: float = key("share of the steps in which the learning rate rises", 0.05, between(0, 1, "from 0 to 1"))
+    loraplus_ratio: float | None = key(
+        "learning rate of B over that of A (LoRA+, which found 16 good); equal if not given",
+        None,
+        between(1e-3, 1e3, "a positive number"),
+    )
     weight_decay: float = key("decoupled weight decay of A and B", 0.0, between(0, 10, "from 0 to 10"))
     max_grad_norm: float = key("gradients are clipped to this norm", 1.0, between(1e-6, 1e6, "a positive number"))
     optimizer: str = key(
@@ -99,11 +117,21 @@ class Train:
         "auto",
         one_of(*COMPUTE),
     )
+    eval_every: int | None = key(
+        "evaluate on data.test every so many steps; the adapter of the lowest loss is the result", None, at_least_one
+    )
+    patience: int | None = key(
+        "stop after so many evaluations in a row without a lower loss; needs eval_every", None, at_least_one
+    )
+    save_every: int | None = key("save the state to resume from every so many steps", None, at_least_one)
     seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1, "0 or more"))
 
 
 @dataclass(frozen=True)
 class Eval:
+    samples: int = key(
+        "held-out prompts answered before and after, for the report", 3, between(0, 100, "from 0 to 100")
+    )
     limit: int | None = key("evaluate on the first so many test examples only", None, at_least_one)
     batch_size: int = key("examples per forward pass", 16, at_least_one)
 

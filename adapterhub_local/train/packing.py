@@ -35,10 +35,14 @@ class Packed:
     segments: torch.Tensor
     mask: torch.Tensor | None
 
+    @property
+    def num_labels(self) -> int:
+        return int((self.labels != IGNORE).sum())
 
-def pack(examples: Sequence[Example]) -> Packed:
-    """The examples in one row, behind what they all begin with."""
-    prefix = common_prefix(examples) if len(examples) > 1 else 0
+
+def pack(examples: Sequence[Example], *, share: bool = True) -> Packed:
+    """The examples in one row, behind what they all begin with; each whole where nothing may be shared."""
+    prefix = common_prefix(examples) if share and len(examples) > 1 else 0
     ids, positions, labels = list(examples[0].ids[:prefix]), list(range(prefix)), [IGNORE] * prefix
     segments = [0] * prefix
     for number, example in enumerate(examples, 1):
@@ -66,36 +70,93 @@ def common_prefix(examples: Sequence[Example]) -> int:
     return max(0, min(shared, *(example.spans[0][0] - 1 for example in examples)))
 
 
+def pack_rows(
+    examples: Sequence[Example], max_tokens: int, max_examples: int, *, share: bool = True
+) -> list[list[Example]]:
+    """A batch cut into rows of at most about `max_tokens` tokens and `max_examples` examples, by best-fit decreasing.
+
+    The longest example goes first, each into the fullest row that still has room for it. An example longer
+    than a row has one of its own. Rows, and the examples in them, keep the order of the batch.
+    """
+    prefix = common_prefix(examples) if share and len(examples) > 1 else 0
+    lengths = [len(example.ids) - prefix for example in examples]
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(examples)), key=lambda index: -lengths[index]):
+        fits = [row for row, left in enumerate(room) if lengths[index] <= left and len(rows[row]) < max_examples]
+        if fits:
+            row = min(fits, key=lambda row: room[row])
+            rows[row].append(index)
+            room[row] -= lengths[index]
+        else:
+            rows.append([index])
+            room.append(max_tokens - prefix - lengths[index])
+    return [[examples[index] for index in row] for row in sorted(sorted(row) for row in rows)]
+
+
 def forward(model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run the model on a packed row; the head is applied only where something is to be predicted.
 
     Returns logits (n, vocabulary), their targets (n,), and the example each belongs to (n,), from 0.
     """
-    device = model.device
+    targets = label_positions(packed)
+    # a token is predicted by the one before it
+    logits = model(**inputs(model, packed), logits_to_keep=(targets - 1).to(model.device)).logits[0]
+    return logits, packed.labels[0, targets].to(model.device), packed.segments[targets] - 1
+
+
+def label_positions(packed: Packed) -> torch.Tensor:
+    """Where a token is learned: (n,) int64."""
     targets = (packed.labels[0] != IGNORE).nonzero()[:, 0]
     assert len(targets), "every example has an answer"
-    logits = model(
-        input_ids=packed.input_ids.to(device),
-        position_ids=packed.position_ids.to(device),
-        attention_mask=None if packed.mask is None else packed.mask.to(device),
-        use_cache=False,
-        logits_to_keep=(targets - 1).to(device),  # a token is predicted by the one before it
-    ).logits[0]
-    return logits, packed.labels[0, targets].to(device), packed.segments[targets] - 1
+    return targets
 
 
-def is_exact(model: Any, examples: Sequence[Example]) -> bool:
+def inputs(model: Any, packed: Packed) -> dict[str, Any]:
+    """The keyword arguments by which the model, or its body below the head, sees a row as separate examples."""
+    device = model.device
+    mask = None if packed.mask is None else packed.mask.to(device)
+    return {
+        "input_ids": packed.input_ids.to(device),
+        "position_ids": packed.position_ids.to(device),
+        "attention_mask": mask if mask is None else _as_the_model_takes(mask, packed.position_ids[0].to(device), model),
+        "use_cache": False,
+    }
+
+
+def _as_the_model_takes(mask: torch.Tensor, positions: torch.Tensor, model: Any) -> Any:
+    """The mask with the attention windows of the model's layers, in the form its attention code adds or applies."""
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    windowed = mask & (positions[:, None] - positions[None] < window) if window else mask
+
+    def formed(one: torch.Tensor) -> torch.Tensor:
+        if config._attn_implementation != "eager":
+            return one
+        # eager attention adds the mask (Gemma 2, whose softcap SDPA does not have)
+        return torch.zeros_like(one, dtype=model.dtype).masked_fill(~one, torch.finfo(model.dtype).min)
+
+    if "sliding_attention" in kinds:  # Gemma, Qwen: each kind of layer takes its own
+        return {"full_attention": formed(mask), "sliding_attention": formed(windowed)}
+    return formed(windowed)
+
+
+def is_exact(model: Any, examples: Sequence[Example], *, share: bool = True) -> bool:
     """Whether packed examples give this model the same logits as each example alone.
 
-    Probed on the first three. False for model code that ignores mask or positions, and where an
-    example is longer than an attention window, which the mask does not have.
+    Probed on the first two and the longest. False for model code that ignores mask or positions, or
+    cannot take them.
     """
-    window = getattr(model.config, "sliding_window", None)
-    if window and max(len(example.ids) for example in examples) > window:
-        return False
-    probes = examples[:3]
+    longest = max(range(len(examples)), key=lambda index: len(examples[index].ids))
+    probes = [examples[index] for index in sorted({0, min(1, len(examples) - 1), longest})]
     with torch.inference_mode():
-        together, _, owner = forward(model, pack(probes))
+        try:
+            together, _, owner = forward(model, pack(probes, share=share))
+        except (ValueError, RuntimeError, TypeError, IndexError, AttributeError, KeyError):
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return False
         for number, example in enumerate(probes):
             ids = torch.tensor([example.ids], device=model.device)
             alone = model(input_ids=ids, use_cache=False).logits[0]
@@ -106,11 +167,3 @@ def is_exact(model: Any, examples: Sequence[Example]) -> bool:
             if (wanted - got).norm() > tolerance * wanted.norm():
                 return False
     return True
-
-
-def micro_batch_size(examples: Sequence[Example], batch_size: int, max_tokens: int) -> int:
-    """The largest divisor of `batch_size` that packs into about `max_tokens` tokens, by the mean example."""
-    prefix = common_prefix(examples)
-    mean = sum(len(example.ids) - prefix for example in examples) / len(examples)
-    divisors = (size for size in range(batch_size, 0, -1) if batch_size % size == 0)
-    return next((size for size in divisors if prefix + size * mean <= max_tokens), 1)

@@ -1,4 +1,4 @@
-"""The optimisation: transformers' Trainer with our batches, our loss, and a stop that keeps what was done."""
+"""The optimisation: transformers' Trainer with our rows, our loss, and the step shared by several processes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from adapterhub_local.errors import QhubError
 from adapterhub_local.recipe.schema import Train
 from adapterhub_local.train.examples import Example
-from adapterhub_local.train.packing import Packed, forward, is_exact, micro_batch_size, pack
+from adapterhub_local.train.loss import answer_loss, output_head
+from adapterhub_local.train.packing import Packed, is_exact, pack, pack_rows
+from adapterhub_local.train.watch import Report, Watch
 
 # our name -> the Trainer's
 OPTIMIZERS = {
@@ -21,41 +24,89 @@ OPTIMIZERS = {
     "paged_adamw_8bit": "paged_adamw_8bit",
     "paged_adamw_32bit": "paged_adamw_32bit",
 }
-PACKED_TOKENS = 1024  # of one packed row: longer ones cost more attention than they save elsewhere
-Report = Callable[[dict[str, float]], None]
 
 
 class AdapterTrainer(Trainer):
-    """Trains the adapter factors of a PEFT model; the loss is the mean over all answer tokens of a step."""
+    """Trains the adapter factors of a PEFT model; the loss is the mean over all answer tokens of a step.
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        # the sum over this part of the batch by the labels of the whole step (transformers#34191)
-        logits, targets, _ = forward(model, Packed(**inputs))
-        loss = cross_entropy(logits.float(), targets, reduction="sum") / num_items_in_batch
-        return (loss, logits) if return_outputs else loss
+    A batch is the examples of one optimizer step, cut into rows; each row is a forward and a backward pass.
+    With several processes each has the whole batch and takes its share of the rows, so that neither order
+    nor denominator depends on their number; the gradients are summed once a step.
+    """
+
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None
+    loraplus_ratio: float | None = None
+    watch: Watch
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        model.train()
+        rows: list[Packed] = inputs["rows"]
+        # the sum over each row by the labels of the whole step (transformers#34191)
+        num_labels = sum(row.num_labels for row in rows)
+        total = torch.zeros((), device=self.args.device)
+        for row in rows[self.args.process_index :: self.args.world_size]:
+            loss = answer_loss(model, row, self.head) / num_labels
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        if self.args.world_size > 1:
+            total = self._sum_over_processes(model, total)
+        if not math.isfinite(total.item()):
+            raise NotFinite(f"the loss is {total.item()} at step {self.state.global_step + 1}")
+        return total
+
+    def _sum_over_processes(self, model: Any, loss: torch.Tensor) -> torch.Tensor:
+        """Sum gradients and loss over the processes, as one vector. Returns the loss of the whole step."""
+        factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for factor in factors:
+            if factor.grad is None:  # a process that had no row
+                factor.grad = torch.zeros_like(factor)
+        asked = torch.tensor([float(self.watch.stop_asked)], device=loss.device)  # all stop after the same step
+        parts = [loss.float().reshape(1), asked, *(factor.grad.float().reshape(-1) for factor in factors)]
+        flat = self.accelerator.reduce(torch.cat(parts), reduction="sum")
+        self.watch.stop_asked = bool(flat[1] > 0)
+        sums = flat[2:].split([factor.numel() for factor in factors])
+        for factor, summed in zip(factors, sums, strict=True):
+            factor.grad.copy_(summed.view_as(factor))
+        return flat[0].clone()
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        value = float(norm)
+        if not math.isfinite(value):  # before the optimizer would make every factor so
+            raise NotFinite(f"the gradient norm is {value} at step {self.state.global_step + 1}")
+        return norm
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.loraplus_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        from peft.optimizers import create_loraplus_optimizer
+
+        factors: Any = self.model
+        kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, factors)
+        self.optimizer = create_loraplus_optimizer(
+            factors,
+            kind,
+            loraplus_lr_ratio=self.loraplus_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **arguments,
+        )
+        return self.optimizer
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        if isinstance(loader.batch_sampler, BatchSamplerShard):  # every process has the whole batch
+            loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
+            loader.batch_sampler.even_batches = False  # nor is a last small batch filled up
+        return loader
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # the Trainer would count padded batches
 
 
-class Watch(TrainerCallback):
-    """Reports each step, stops at a loss that is no number, and stops cleanly when asked to."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self.stop_asked = False
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if not logs or "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise QhubError(
-                f"the loss is {logs['loss']} at step {state.global_step}: lower train.learning_rate or look at the data"
-            )
-        self.report({"step": state.global_step, "epoch": state.epoch, **logs})
-
-    def on_step_end(self, args, state, control, **_):
-        if self.stop_asked and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+class NotFinite(QhubError):
+    """The loss or the gradient is no number; the factors are still those of the step before."""
 
 
 def choose_optimizer(wanted: str, device: str) -> str:
@@ -70,22 +121,35 @@ def steps_of(num_examples: int, train: Train) -> int:
     return max(1, round(math.ceil(num_examples / train.batch_size) * train.epochs))
 
 
+def make_rows(
+    model: Any, examples: Sequence[Example], train: Train, world_size: int = 1
+) -> Callable[[Sequence[Example]], list[Packed]]:
+    """How this model's batches are cut into rows: packed and with a shared prefix only where that is exact.
+
+    One dropout mask for a shared prefix would not be what was asked for, so dropout shares nothing.
+    """
+    size = min(train.micro_batch_size or train.batch_size, math.ceil(train.batch_size / world_size))
+    share = not any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    if train.packed_tokens == 0 or (size > 1 and not is_exact(model.eval(), examples, share=share)):
+        size = 1
+
+    def rows(batch: Sequence[Example]) -> list[Packed]:
+        return [pack(row, share=share) for row in pack_rows(batch, train.packed_tokens, size, share=share)]
+
+    return rows
+
+
 def make_trainer(
-    model: Any, examples: Sequence[Example], train: Train, folder: Path, report: Report
+    model: Any, examples: Sequence[Example], train: Train, folder: Path, report: Report, watch: Watch | None = None
 ) -> tuple[AdapterTrainer, Watch]:
     """A trainer of the recipe's [train] table, and the watch by which it can be stopped.
 
-    Model: PEFT over a frozen base. Checkpoints go into `folder`, only when the run is stopped.
+    Model: PEFT over a frozen base. Checkpoints go into `folder`, when the watch says so.
     """
-    size = train.micro_batch_size or micro_batch_size(examples, train.batch_size, PACKED_TOKENS)
-    has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    if size > 1 and (has_dropout or not is_exact(model.eval(), examples)):
-        size = 1  # one dropout mask for a shared prefix would not be what was asked for
     steps = steps_of(len(examples), train)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=train.batch_size // size,
+        per_device_train_batch_size=train.batch_size,
         max_steps=steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.schedule if train.schedule != "constant" else "constant_with_warmup",
@@ -102,18 +166,28 @@ def make_trainer(
         save_total_limit=1,
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=model.device.type != "cpu",
+        dataloader_pin_memory=False,  # rows are small, and made while the device computes
         disable_tqdm=True,
         report_to="none",
     )
-    watch = Watch(report)
+    rows = make_rows(model, examples, train, arguments.world_size)
+    watch = watch or Watch(report)
     trainer = AdapterTrainer(
-        model=model, args=arguments, train_dataset=list(examples), data_collator=_collate, callbacks=[watch]
+        model=model,
+        args=arguments,
+        train_dataset=list(examples),
+        data_collator=lambda batch: {"rows": rows(batch)},
+        callbacks=[watch],
     )
+    trainer.watch = watch
+    trainer.head = output_head(model.eval(), examples[0])
+    trainer.loraplus_ratio = train.loraplus_ratio
     trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
+    if train.activation_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if trainer.args.world_size > 1:
+        # the gradients are summed in `training_step`: DDP would sum them after every row
+        model._is_accelerate_prepared = True
     return trainer, watch
-
-
-def _collate(examples: list[Example]) -> dict[str, Any]:
-    return vars(pack(examples))

@@ -1,0 +1,71 @@
+"""The loss of a packed row: cross-entropy over the answer tokens, whose logits are never all in memory.
+
+Logits of 8,000 answer tokens over a vocabulary of 128,256 take 4 GB, and their gradient as much again. So
+the output head is applied to a chunk of tokens at a time, and applied again in the backward pass.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from adapterhub_local.train.examples import Example
+from adapterhub_local.train.packing import Packed, forward, inputs, label_positions, pack
+
+LOGITS_BYTES = 128 << 20  # of float32 logits at once
+Head = Callable[[torch.Tensor], torch.Tensor]
+
+
+def answer_loss(model: Any, packed: Packed, head: Head | None, max_bytes: int = LOGITS_BYTES) -> torch.Tensor:
+    """The negative log-likelihood of a row's answer tokens in nats: a float32 scalar, summed over the tokens.
+
+    `head` is what `output_head` gave; None, or logits within `max_bytes`, and the model computes them at once.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    size = max(1, max_bytes // (4 * vocabulary))
+    if head is None or packed.num_labels <= size:
+        logits, targets, _ = forward(model, packed)
+        return cross_entropy(logits.float(), targets, reduction="sum")
+    positions = label_positions(packed)
+    targets = packed.labels[0, positions].to(model.device)
+    states = _states(model, packed)[positions.to(model.device) - 1]
+
+    def chunk_loss(some: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(head(some).float(), wanted, reduction="sum")
+
+    chunks = zip(states.split(size), targets.split(size), strict=True)
+    losses = [checkpoint(chunk_loss, some, wanted, use_reentrant=False) for some, wanted in chunks]
+    return torch.stack(losses).sum()
+
+
+def output_head(model: Any, example: Example) -> Head | None:
+    """What turns the model's last states (n, hidden) into logits (n, vocabulary), soft caps and scales included.
+
+    Checked against the model's own logits of `example`: None where they differ, so that a model with
+    something of its own after the head is computed by its own code.
+    """
+    config = model.config.get_text_config()
+    layer = model.get_output_embeddings()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        logits = layer(states)
+        if scale != 1:
+            logits = logits * scale
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    packed = pack([example])
+    with torch.inference_mode():
+        wanted, _, _ = forward(model, packed)
+        got = head(_states(model, packed)[label_positions(packed).to(model.device) - 1])
+    tolerance = 1e-5 if wanted.dtype == torch.float32 else 1e-2
+    return head if torch.allclose(got.float(), wanted.float(), rtol=tolerance, atol=tolerance) else None
+
+
+def _states(model: Any, packed: Packed) -> torch.Tensor:
+    """The body's last hidden states (T, hidden): what the output head is applied to."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.base_model(**inputs(model, packed))[0][0]

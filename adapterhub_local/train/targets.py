@@ -1,0 +1,55 @@
+"""Which linear layers an adapter changes: all, those of attention, those of the MLPs, or a list of names."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from adapterhub_local.errors import InputError
+
+# what the architectures call the parts of a layer: self_attn (Llama, Mistral, Qwen, Gemma, Phi-3),
+# self_attention (Falcon), attention (GPT-NeoX), attn (GPT-2); feed_forward in a few
+GROUPS = {
+    "attention": re.compile(r"(^|\.)(self_attn|self_attention|attention|attn)\."),
+    "mlp": re.compile(r"(^|\.)(mlp|feed_forward)\."),
+}
+
+
+def target_names(model: Any, wanted: str | Sequence[str]) -> str | list[str]:
+    """What PEFT is given for a recipe's `target_modules`. Raises InputError naming what matches nothing.
+
+    model: a causal language model without an adapter. A group becomes the ends of its modules' names, as
+    short as they can be without matching a module outside it.
+    """
+    if wanted == "all-linear":
+        return wanted
+    head = model.get_output_embeddings()
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    found: set[str] = set()
+    for name in names:
+        group = GROUPS.get(name)
+        chosen = [module for module in linear if (group.search(module) if group else _ends(module, name))]
+        if not chosen:
+            leaves = sorted({module.rpartition(".")[2] for module in linear})
+            raise InputError(
+                f"adapter.target_modules: '{name}' is no linear layer of the base ({type(model).__name__}); "
+                f"it has {', '.join(leaves)}, and the groups {', '.join(GROUPS)}"
+            )
+        found |= _short(chosen, set(linear) - set(chosen)) if group else {name}
+    return sorted(found)
+
+
+def _ends(module: str, name: str) -> bool:
+    return module == name or module.endswith("." + name)
+
+
+def _short(chosen: Sequence[str], others: set[str]) -> set[str]:
+    """The last part of each name; the last two where one would match another module as well."""
+    ends = {module.rpartition(".")[2] for module in chosen}
+    ambiguous = {end for end in ends if any(_ends(other, end) for other in others)}
+    longer = {".".join(module.split(".")[-2:]) for module in chosen if module.rpartition(".")[2] in ambiguous}
+    return (ends - ambiguous) | longer
