@@ -19,7 +19,7 @@ MAX_LINES = 400
 LEVELS = (
     ("cli",),
     ("serve",),
-    ("hub", "export", "train", "evaluate"),
+    ("hub", "export", "plan", "train", "evaluate"),
     ("merge",),
     ("base",),
     ("lora", "registry"),

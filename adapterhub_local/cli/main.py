@@ -12,6 +12,7 @@ from adapterhub_local.noise import hush
 # verb -> module of this package; the module is imported when the verb is called or its help is asked for
 VERBS = {
     "base": "Add, list and show the shared 4-bit bases.",
+    "plan": "Say what a recipe takes: memory, time, and whether it fits.",
     "train": "Train an adapter from a recipe and register it as a version.",
     "runs": "List training runs, show how one went, remove them.",
     "list": "List the adapters and their newest versions.",

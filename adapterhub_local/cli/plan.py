@@ -1,0 +1,79 @@
+"""`qhub plan`: what a recipe's run takes, before it takes it."""
+
+from pathlib import Path
+
+import click
+
+from adapterhub_local.cli.output import print_json, print_table, size_text
+from adapterhub_local.settings import home
+
+PURPOSES = {
+    "base": "the frozen base, NF4 and 16 or 32 bits for the rest",
+    "adapter": "A and B",
+    "gradients": "of A and B",
+    "optimizer": "the states of AdamW",
+    "activations": "kept for the backward pass",
+    "logits": "at the labels only",
+    "workspace": "for a moment: dequantised weights, gradients of activations",
+    "libraries": "torch and what it loads",
+}
+
+
+@click.command(name="plan")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a key of the recipe.")
+@click.option("--gpu", metavar="SIZE", help="Plan for a GPU with this memory, such as 24GB.")
+@click.option("--ram", metavar="SIZE", help="Plan for a CPU with this much free memory.")
+@click.option(
+    "--base-config",
+    type=click.Path(path_type=Path),
+    help="The config.json of a model that is not there; tokens are then estimated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    recipe: Path, overrides: tuple[str, ...], gpu: str | None, ram: str | None, base_config: Path | None, as_json: bool
+) -> int:
+    """Say what training RECIPE takes: memory by purpose, the largest rows that fit, time.
+
+    Exit code 0 if it fits the device, 1 if it does not. Without --gpu or --ram: the GPU here, else the free RAM.
+    """
+    from adapterhub_local.plan.device import find_device
+    from adapterhub_local.plan.run import plan
+    from adapterhub_local.recipe import load_recipe
+
+    device = find_device(gpu, ram)
+    planned = plan(load_recipe(recipe, overrides), home(), device, base_config)
+    if as_json:
+        print_json(planned.to_json())
+        return 0 if planned.fits else 1
+    memory = planned.memory.to_json()
+    rows = [(name, size_text(memory[name]), meaning) for name, meaning in PURPOSES.items()]
+    rows += [("total", size_text(memory["total"]), ""), ("device", size_text(device.memory), device.name)]
+    rows.append(("headroom", ("-" if planned.headroom < 0 else "") + size_text(abs(planned.headroom)), ""))
+    print_table(("memory", "peak", ""), rows)
+    data, run = planned.rows, planned.run
+    click.echo(
+        f"{data.examples} examples of {data.mean} tokens{' (estimated)' if data.is_estimated else ''}, "
+        f"rows of up to {data.row_tokens} tokens with {data.row_labels} labels; {planned.optimizer}, "
+        f"{'bfloat16' if run.compute == 2 else 'float32'}"
+    )
+    click.echo(
+        f"{'Fits' if planned.fits else 'Does not fit'}. The most that fits: one example of {planned.longest_example:,} "
+        f"tokens, or {planned.largest_batch:,} average ones in a row of {planned.largest_row:,}"
+    )
+    click.echo(
+        f"About {_time_text(planned.duration.seconds)} for {planned.duration.steps} steps ({planned.duration.basis})"
+    )
+    if memory["paged"]:
+        click.echo(f"{size_text(memory['paged'])} of optimizer states can move to the host when the GPU is full")
+    if device.kind == "cuda":
+        click.echo("GPU figures are computed and not yet measured on a GPU")
+    if not planned.shape.is_known:
+        click.echo(f"{planned.shape.model_type} is counted as a llama")
+    return 0 if planned.fits else 1
+
+
+def _time_text(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

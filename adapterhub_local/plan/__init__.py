@@ -1,0 +1,1 @@
+"""What a training run will need: bytes, time, and the strategy that fits the device. No torch here."""

@@ -1,0 +1,133 @@
+"""What the forward pass keeps for the backward pass, counted operation by operation; tests hold it to autograd.
+
+The base is frozen, so its products keep nothing but what their own input's gradient needs; what is kept is what
+norms, attention and the gate multiply with, and the inputs of A and B of every adapted module.
+"""
+
+from dataclasses import dataclass
+
+from adapterhub_local.errors import InputError
+from adapterhub_local.plan.shape import Linear, Shape
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass: a row of `tokens`, `labels` of which are predicted.
+
+    is_packed: several examples share the row, behind a mask of tokens x tokens. compute, factor: bytes of an
+    element of activations and of A and B. is_checkpointed: only the input of each block is kept, the rest is
+    computed again.
+    """
+
+    tokens: int
+    labels: int
+    is_packed: bool
+    compute: int
+    factor: int
+    rank: int
+    targets: tuple[str, ...]
+    has_dropout: bool = False
+    is_checkpointed: bool = False
+
+
+def kept(shape: Shape, run: Pass) -> int:
+    """Bytes alive at the end of the forward pass, logits not included."""
+    rotary = 2 * shape.head_dim * run.compute * run.tokens
+    if not run.is_checkpointed:
+        return shape.layers * block(shape, run) + rotary - _first(shape, run)
+    return shape.layers * boundary(shape, run) + rotary
+
+
+def _first(shape: Shape, run: Pass) -> int:
+    """What the first block does not keep: gradients end at its attention's input, so dropout there keeps no mask."""
+    if not run.has_dropout:
+        return 0
+    readers = [linear for linear in adapted(shape, run.targets) if linear.reads == "attention"]
+    return sum(linear.in_features for linear in readers) * run.factor * run.tokens
+
+
+def boundary(shape: Shape, run: Pass) -> int:
+    """Bytes of what one block hands to the next: all that a checkpointed block keeps."""
+    return shape.hidden * run.compute * run.tokens
+
+
+def block(shape: Shape, run: Pass) -> int:
+    """Bytes one decoder block keeps."""
+    per_token = _norms(shape, run) + _attention(shape, run) + _mlp(shape, run) + _factors(shape, run)
+    return per_token * run.tokens + _square(shape, run)
+
+
+def adapted(shape: Shape, targets: tuple[str, ...]) -> tuple[Linear, ...]:
+    """The linear layers of a block that have an adapter. Raises InputError for a target that is none of them."""
+    chosen = set()
+    for target in targets:
+        found = {linear for linear in shape.linears if target in ("all-linear", linear.group, linear.name)}
+        # as PEFT reads it, a target may be any end of a module's name
+        found |= {linear for linear in shape.linears if target.endswith("." + linear.name)}
+        if not found:
+            names = ", ".join(linear.name for linear in shape.linears)
+            raise InputError(
+                f"adapter.target_modules: '{target}' is no linear layer of {shape.model_type}: it has {names}"
+            )
+        chosen |= found
+    return tuple(linear for linear in shape.linears if linear in chosen)
+
+
+def _norms(shape: Shape, run: Pass) -> int:
+    """Inputs of the norms, a token. RMS norms compute in float32: a 16-bit input is copied."""
+    width = run.compute if shape.is_layer_norm else 4
+    # two layer norms of one input keep it once, as do blocks whose attention and MLP run side by side
+    inputs = 1 if shape.is_layer_norm else shape.norms
+    heads = (shape.heads + shape.kv_heads) * (shape.head_dim * 4 + 4) if shape.has_head_norms else 0
+    return inputs * shape.hidden * width + shape.norms * 4 + heads
+
+
+def _attention(shape: Shape, run: Pass) -> int:
+    """Queries, keys, values and result, a token; with a mask, keys and values are repeated for every query head."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    result = queries * run.compute
+    is_repeated = shape.scores == "eager" or _has_mask(shape, run)
+    if shape.scores == "math":
+        together = 2 * keys
+    elif is_repeated and shape.kv_heads < shape.heads:
+        together = 2 * queries
+    else:
+        # a fused projection is kept whole by the values cut out of it
+        together = keys + (queries + 2 * keys if shape.is_fused or shape.is_layer_norm else keys)
+    sums = 4 * shape.heads if shape.scores == "none" else 0
+    return (queries + together) * run.compute + result + sums
+
+
+def _square(shape: Shape, run: Pass) -> int:
+    """What grows with tokens x tokens: the mask as attention code adds it, and scores where attention is eager."""
+    pairs = run.tokens * run.tokens
+    if shape.scores != "none":  # softmax in float32, and where it is eager what it is cast or capped from
+        return shape.heads * pairs * (8 if shape.scores == "eager" else 4)
+    return pairs * run.compute if _has_mask(shape, run) else 0
+
+
+def _has_mask(shape: Shape, run: Pass) -> bool:
+    """Whether attention takes a mask: for several examples, a window shorter than the row, and always in Falcon."""
+    return run.is_packed or shape.makes_mask or (shape.window is not None and run.tokens > shape.window)
+
+
+def _mlp(shape: Shape, run: Pass) -> int:
+    """Gate, activated gate and up, a token; without a gate, what the activation is applied to."""
+    return shape.intermediate * run.compute * (3 if shape.is_gated else 1)
+
+
+def _factors(shape: Shape, run: Pass) -> int:
+    """What A and B are applied to, a token: a module's input, once for all that read it unless cast or dropped."""
+    modules = adapted(shape, run.targets)
+    total = sum(run.rank * run.factor for _ in modules)
+    seen = set()
+    for linear in modules:
+        is_shared = run.factor == run.compute and not run.has_dropout
+        is_kept_already = linear.reads == "heads" and not shape.copies_result
+        if is_shared and (linear.reads in seen or is_kept_already):
+            continue
+        seen.add(linear.reads)
+        total += linear.in_features * run.factor
+        if run.has_dropout:
+            total += linear.in_features * run.factor
+    return total

@@ -1,0 +1,87 @@
+"""What the device has: the memory asked about (`24GB`), else that of the GPU, else what is free on this machine."""
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub_local import settings
+from adapterhub_local.errors import InputError
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+@dataclass(frozen=True)
+class Device:
+    """`kind` is cpu or cuda, `memory` the bytes a run may take, `name` what people call it."""
+
+    kind: str
+    memory: int
+    name: str
+
+
+def parse_size(text: str) -> int:
+    """`24GB`, `7.4GiB`, `900MB`: bytes. Raises InputError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    size = float(match[1]) * UNITS[match[2] or ""] if match else 0
+    if not 1 <= size < 2**60:
+        raise InputError(f"'{text}' is no size of memory: write it as 24GB, 7.4GiB or 900MB")
+    return int(size)
+
+
+def find_device(gpu: str | None = None, ram: str | None = None) -> Device:
+    """The device a run is planned for. A graphics card sold as 24GB has 24 GiB, so `gpu` is read that way.
+
+    Raises InputError for sizes that are none, and if QHUB_DEVICE is cuda where there is no GPU.
+    """
+    if gpu and ram:
+        raise InputError("--gpu and --ram exclude each other: a run is on one device")
+    if gpu:
+        return Device("cuda", _card(gpu), f"GPU of {gpu}")
+    if ram:
+        return Device("cpu", parse_size(ram), f"CPU with {ram}")
+    wanted = settings.device()
+    if wanted != "cpu" and (found := _nvidia()):
+        return found
+    if wanted == "cuda":
+        raise InputError("QHUB_DEVICE is cuda and nvidia-smi shows no GPU: give its memory, such as --gpu 24GB")
+    return Device("cpu", available_memory(), "CPU")
+
+
+def _card(text: str) -> int:
+    decimal = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*gb?\s*", text.lower())
+    return parse_size(f"{decimal[1]}gib") if decimal else parse_size(text)
+
+
+def _nvidia() -> Device | None:
+    """The first GPU as nvidia-smi shows it; None where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        name, _, mebibytes = done.stdout.strip().splitlines()[0].rpartition(",")
+        return Device("cuda", int(mebibytes) * 2**20, name.strip())
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def available_memory() -> int:
+    """Bytes of RAM a new process can have: what is free, or less in a container with a limit."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+        free = int(match[1]) * 1024 if match else free
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return max(free, 0)

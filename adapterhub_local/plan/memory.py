@@ -1,0 +1,109 @@
+"""The bytes of a training run by what they are for: base, adapter, gradients, optimizer, activations, logits.
+
+The peak is just after a forward pass, when all that is kept for the backward pass is alive. Formulas follow what
+`train/trainer.py` allocates; the constants of the CPU were fitted to the resident size of real runs
+(benchmarks/plan.py). What a GPU takes is the same arithmetic, not yet measured on one.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+from adapterhub_local.plan.activations import Pass, adapted, block, kept
+from adapterhub_local.plan.shape import Linear, Shape
+
+MB = 10**6
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # double quantisation, as base/quantise.py
+LOGITS_BYTES = 128 << 20  # train/loss.py computes larger logits in chunks
+STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8}  # bytes a parameter
+
+CPU_LIBRARIES = 430 * MB  # resident size of torch, transformers, PEFT and bitsandbytes, and the tokenizer
+# glibc (2.36) cannot give an aligned chunk that was freed to a request of the same size: each product's dequantised
+# weights take room of their own, and so does a part of what is alive for a moment. Larger chunks are given back
+HEAP_CHUNK = 32 << 20
+HEAP_LOSS = 0.5  # of activations in float32; half of it in bfloat16, where more of them are kept copies
+GPU_CONTEXT = 600 * MB  # CUDA context, workspaces of cuBLAS and bitsandbytes
+GPU_ROUNDING = 0.06  # share of the allocator's memory that is lost between blocks
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak, by purpose; `total` is what the device must have.
+
+    workspace: dequantised weights, gradients of activations, and what the allocator loses. paged: the part of
+    the optimizer's states that can move to the host.
+    """
+
+    base: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    workspace: int
+    libraries: int
+    paged: int
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values()) - self.paged
+
+    def to_json(self) -> dict[str, int]:
+        return {**asdict(self), "total": self.total}
+
+
+def base_bytes(shape: Shape, compute: int) -> int:
+    """A loaded base: NF4 linear layers, everything else in the dtype of activations."""
+    others = shape.num_parameters - shape.linear_size
+    return round(shape.linear_size * NF4_BITS / 8) + others * compute
+
+
+def num_factors(shape: Shape, rank: int, targets: tuple[str, ...]) -> int:
+    """Parameters of A and B in all adapted modules."""
+    a_rank = sum(linear.in_features + linear.out_features for linear in adapted(shape, targets))
+    return shape.layers * rank * a_rank
+
+
+def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
+    """The memory of training on rows such as `run`; device: `cpu` or `cuda`."""
+    factors = num_factors(shape, run.rank, run.targets)
+    logits = min(run.labels * shape.vocabulary * 4, LOGITS_BYTES)
+    activations = kept(shape, run)
+    if run.is_checkpointed:  # one block at a time is computed again
+        activations += block(shape, replace(run, is_checkpointed=False))
+    states = STATES[optimizer] * factors
+    parts = {
+        "base": base_bytes(shape, run.compute),
+        "adapter": factors * run.factor,
+        "gradients": factors * run.factor,
+        "optimizer": states,
+        "activations": activations,
+        # log-softmax and its gradient in float32, and the logits and theirs where they are in 16 bits
+        "logits": 2 * logits + (logits if run.compute == 2 else 0),
+    }
+    if device == "cpu":
+        workspace = _heap(shape, run) + round(HEAP_LOSS * activations * run.compute / 4)
+        return Memory(**parts, workspace=workspace, libraries=CPU_LIBRARIES, paged=0)
+    largest = max(shape.linears, key=lambda linear: linear.size)
+    workspace = _moment(shape, run) + _dequantised(largest, run)
+    workspace += round(GPU_ROUNDING * (sum(parts.values()) + workspace))
+    paged = states if optimizer.startswith("paged") else 0
+    return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged)
+
+
+def _dequantised(linear: Linear, run: Pass) -> int:
+    """A weight as the backward pass dequantises it: to the base's 16 bits, then to the dtype of activations."""
+    return linear.size * (2 + (run.compute if run.compute == 4 else 0))
+
+
+def _heap(shape: Shape, run: Pass) -> int:
+    """Room of the dequantised weights of a step on the CPU: all of them where glibc cannot use a chunk again."""
+    forwards = 2 if run.is_checkpointed else 1
+    small = [linear for linear in shape.linears if linear.size * run.compute < HEAP_CHUNK]
+    large = [linear for linear in shape.linears if linear not in small]
+    total = shape.layers * sum(forwards * linear.size * run.compute + linear.size * 2 for linear in small)
+    return total + max((_dequantised(linear, run) for linear in large), default=0)
+
+
+def _moment(shape: Shape, run: Pass) -> int:
+    """What the backward pass of one block holds for a moment: gradients of the gate's inputs and of the residual."""
+    width = max(shape.intermediate * (3 if shape.is_gated else 2), shape.heads * shape.head_dim * 4)
+    return run.tokens * run.compute * (width + 2 * shape.hidden)

@@ -1,0 +1,115 @@
+"""The rows a run will compute: the recipe's examples, tokenised and packed as the trainer does, in a few random orders.
+
+Without a tokenizer (a base that is not there) four bytes of text are counted as a token, and the result says so.
+"""
+
+import random
+import statistics
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.errors import BadData
+from adapterhub_local.recipe import Recipe
+
+BYTES_PER_TOKEN = 4
+TURN_TOKENS = 4  # what a chat template writes around a message
+MAX_BATCHES = 500
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples and the rows they become. Lengths in tokens; `row_tokens` and `row_labels` are the largest seen.
+
+    epoch_tokens: tokens of all examples; computed: of them, what an epoch computes once prefixes are shared.
+    shared: tokens all examples begin with. is_packed: some row holds several examples. is_estimated: no tokenizer.
+    """
+
+    examples: int
+    mean: int
+    longest: int
+    shared: int
+    epoch_tokens: int
+    epoch_labels: int
+    computed: int
+    rows: int
+    row_tokens: int
+    row_labels: int
+    is_packed: bool
+    is_estimated: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_examples(recipe: Recipe, folder: Path | None) -> list[Any]:
+    """The recipe's training examples, by the tokenizer in `folder`, or estimated without one. Raises BadData."""
+    from adapterhub_local.train.examples import read_chats, tokenise
+
+    data = recipe.data
+    chats = read_chats(data.train, data.limit)
+    if folder is not None:
+        from transformers import AutoTokenizer
+
+        return tokenise(chats, AutoTokenizer.from_pretrained(folder), data.max_length, data.train)
+    examples = [estimated(chat) for chat in chats]
+    longest = max(len(example.ids) for example in examples)
+    if longest > data.max_length:
+        raise BadData(f"{data.train} has an example of about {longest} tokens, data.max_length is {data.max_length}")
+    return examples
+
+
+def estimated(chat: Sequence[Mapping[str, str]]) -> Any:
+    """A chat as an example of about as many tokens as a tokenizer would make; equal beginnings stay equal."""
+    from adapterhub_local.train.examples import Example
+
+    ids: list[int] = []
+    spans = []
+    for message in chat:
+        text = message["content"].encode()
+        pieces = [zlib.crc32(text[at : at + BYTES_PER_TOKEN]) for at in range(0, len(text), BYTES_PER_TOKEN)]
+        ids += [0] * TURN_TOKENS
+        if message["role"] == "assistant":
+            spans.append((len(ids), len(ids) + len(pieces) + 1))
+        ids += [*pieces, 1]
+    return Example(tuple(ids), tuple(spans))
+
+
+def pack_examples(examples: Sequence[Any], recipe: Recipe, is_estimated: bool) -> Rows:
+    """How the trainer will cut these examples into rows, over up to MAX_BATCHES batches in random order."""
+    from adapterhub_local.train.packing import common_prefix, pack_rows
+
+    train = recipe.train
+    size = 1 if train.packed_tokens == 0 else min(train.micro_batch_size or train.batch_size, train.batch_size)
+    share = recipe.adapter.dropout == 0
+    order = list(examples)
+    row_tokens = row_labels = computed = batches = rows = 0
+    is_packed = False
+    shuffle = random.Random(recipe.train.seed).shuffle  # noqa: S311 - an order, not a secret
+    while batches < MAX_BATCHES and (batches == 0 or batches * train.batch_size < 3 * len(order)):
+        shuffle(order)
+        for start in range(0, len(order), train.batch_size):
+            for row in pack_rows(order[start : start + train.batch_size], train.packed_tokens, size, share=share):
+                prefix = common_prefix(row) if share and len(row) > 1 else 0
+                tokens = prefix + sum(len(example.ids) - prefix for example in row)
+                row_tokens, row_labels = max(row_tokens, tokens), max(row_labels, sum(one.num_labels for one in row))
+                computed, rows, is_packed = computed + tokens, rows + 1, is_packed or len(row) > 1
+            batches += 1
+    epochs = batches / -(-len(order) // train.batch_size)
+    lengths = [len(example.ids) for example in examples]
+    return Rows(
+        examples=len(lengths),
+        mean=round(statistics.mean(lengths)),
+        longest=max(lengths),
+        shared=common_prefix(examples) if share and len(examples) > 1 else 0,
+        epoch_tokens=sum(lengths),
+        epoch_labels=sum(example.num_labels for example in examples),
+        computed=round(computed / epochs),
+        rows=round(rows / epochs),
+        row_tokens=row_tokens,
+        row_labels=row_labels,
+        is_packed=is_packed,
+        is_estimated=is_estimated,
+    )

@@ -1,0 +1,73 @@
+"""How long a run takes: its arithmetic over what the device does in practice. Good to a factor of two, no better."""
+
+import re
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from adapterhub_local.plan.activations import Pass
+from adapterhub_local.plan.device import Device
+from adapterhub_local.plan.memory import num_factors
+from adapterhub_local.plan.rows import Rows
+from adapterhub_local.plan.shape import Shape
+
+# dense bf16 TFLOP/s of the makers' data sheets, by what nvidia-smi calls the card
+TFLOPS = {
+    "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "RTX 6000 Ada": 364, "RTX A6000": 155,
+    "RTX 5090": 209, "RTX 4090": 165, "RTX 4080": 97, "RTX 3090": 71, "RTX 3080": 60, "RTX 3060": 26, "T4": 65,
+}  # fmt: skip
+UNKNOWN_GPU = 70
+# share of the peak that remains after dequantising, attention and small operations: on the CPU as seen with the demo
+# base (benchmarks/RESULTS.md), on a GPU what QLoRA trainers report; the latter was not measured here
+CPU_EFFICIENCY = 0.35
+GPU_EFFICIENCY = 0.3
+DEQUANTISED_PER_SECOND = {"cpu": 4e8, "cuda": 2e11}  # weights
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of training without evaluation, in `steps` optimizer steps, and on what the estimate rests."""
+
+    seconds: float
+    steps: int
+    tokens_per_second: float
+    basis: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def duration(shape: Shape, rows: Rows, run: Pass, steps: int, epochs: float, device: Device) -> Duration:
+    """The time of a run by its floating-point operations: forward, backward through a frozen base, A and B."""
+    passes = (
+        3 if run.is_checkpointed else 2
+    )  # forward and the gradient of inputs; a frozen weight needs no gradient of its own
+    factors = num_factors(shape, run.rank, run.targets)
+    row = rows.computed / max(1, rows.rows)
+    attention = 2 * 2 * row * shape.heads * shape.head_dim * shape.layers  # scores and values, a token, forward
+    a_token = 2 * passes * shape.linear_size + 2 * (passes + 1) * factors + (passes + 1) * attention
+    head = 4 * rows.epoch_labels * shape.vocabulary * shape.hidden
+    if device.kind == "cpu":
+        rate, basis = _cpu_flops() * CPU_EFFICIENCY, "this CPU's matrix product, measured now"
+    else:
+        peak = next((value for name, value in TFLOPS.items() if re.search(rf"\b{name}\b", device.name)), UNKNOWN_GPU)
+        rate, basis = peak * 1e12 * GPU_EFFICIENCY, f"{peak} TFLOP/s in bf16 from the data sheet"
+    one_epoch = (rows.computed * a_token + head) / rate
+    one_epoch += rows.rows * passes * shape.linear_size / DEQUANTISED_PER_SECOND[device.kind]
+    seconds = one_epoch * epochs
+    return Duration(round(seconds, 3), steps, round(rows.epoch_tokens * epochs / seconds, 1), basis)
+
+
+def _cpu_flops() -> float:
+    """Floating-point operations a second of a float32 matrix product on this machine."""
+    import torch  # loaded already by the tokenizer; numpy's BLAS may have other threads
+
+    matrix = torch.rand(768, 768)
+    with torch.inference_mode():
+        matrix @ matrix
+        best = float("inf")
+        for _ in range(8):
+            start = time.perf_counter()
+            matrix @ matrix
+            best = min(best, time.perf_counter() - start)
+    return 2 * 768**3 / best
