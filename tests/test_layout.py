@@ -19,7 +19,7 @@ MAX_LINES = 400
 LEVELS = (
     ("cli",),
     ("serve",),
-    ("hub", "export", "train", "evaluate"),
+    ("hub", "export", "train", "evaluate", "data"),
     ("merge",),
     ("base",),
     ("lora", "registry"),
@@ -143,6 +143,13 @@ LIGHT = [
     *("base show nothing", "base path nothing", "export sentiment -o out.safetensors", "show nothing", "merge --help"),
     *("list --tag x --metric a>1", "search x", "lineage sentiment", "alias log sentiment", "tag sentiment x"),
     *("verify sentiment", "fsck", "gc", "describe sentiment x", "diff --help", "rm nothing@1"),
+    *(
+        "recipe init x.toml --base tiny",
+        "recipe show x.toml",
+        "recipe check x.toml",
+        "recipe schema",
+        "data preview x.toml",
+    ),
     *("train --help", "train none.toml", "merge a.safetensors --weights nan", "base rm nothing"),
 ]
 

@@ -12,6 +12,8 @@ from adapterhub_local.noise import hush
 # verb -> module of this package; the module is imported when the verb is called or its help is asked for
 VERBS = {
     "base": "Add, list and show the shared 4-bit bases.",
+    "recipe": "Write, check and explain recipes.",
+    "data": "Look at what a recipe's data teach, token by token.",
     "train": "Train an adapter from a recipe and register it as a version.",
     "list": "List the adapters and their newest versions.",
     "search": "Find versions by words in names, descriptions, tags and recipes.",

@@ -26,6 +26,7 @@ def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: boo
 
     Ctrl-C stops after the current step and keeps the state; --resume goes on from there.
     """
+    from adapterhub_local.base.modules import check_targets
     from adapterhub_local.base.store import find_base
     from adapterhub_local.errors import InputError
     from adapterhub_local.recipe import load_recipe
@@ -33,7 +34,7 @@ def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: boo
     if resume and restart:
         raise InputError("--resume and --restart exclude each other: give one")
     loaded = load_recipe(recipe, overrides)
-    find_base(loaded.base.name, home())  # said before anything heavy is loaded
+    check_targets(find_base(loaded.base.name, home()), loaded.adapter.target_modules)  # before anything heavy is loaded
     from adapterhub_local.train.progress import Quiet, Terminal
     from adapterhub_local.train.run import train
 

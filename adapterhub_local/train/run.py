@@ -15,7 +15,8 @@ import torch
 
 from adapterhub_local.base.load import LoadedBase, choose_device, import_bitsandbytes, load_base, quiet_loading
 from adapterhub_local.base.store import BaseInfo, find_base
-from adapterhub_local.durable import canonical_json, digest_bytes, digest_file, staging
+from adapterhub_local.data.load import Dataset, read_data
+from adapterhub_local.durable import canonical_json, digest_bytes, staging
 from adapterhub_local.errors import InputError, InUse, NotFound, Stopped
 from adapterhub_local.evaluate.metrics import Score, evaluate
 from adapterhub_local.lora.config import AdapterConfig
@@ -23,7 +24,7 @@ from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
-from adapterhub_local.train.examples import Example, read_chats, tokenise
+from adapterhub_local.train.examples import Example, tokenise_data
 from adapterhub_local.train.progress import Quiet, Reporter
 from adapterhub_local.train.trainer import Watch, choose_optimizer, make_trainer, steps_of
 
@@ -41,17 +42,21 @@ def train(
     """
     reporter = reporter or Quiet()
     info = find_base(recipe.base.name, home)
-    chats = read_chats(recipe.data.train, recipe.data.limit)
-    test_chats = read_chats(recipe.data.test, recipe.eval.limit) if recipe.data.test else []
-    run = Run(recipe, info, home)
+    dataset = read_data(recipe)
+    for note in dataset.notes:
+        reporter.note(note)
+    run = Run(recipe, info, home, dataset)
     checkpoint = run.find_checkpoint(resume=resume, restart=restart)
 
     reporter.note(f"base {info.name}: loading")
     base = load_base(info, dtype=compute_dtype(recipe.train.compute))
-    examples = tokenise(chats, base.tokenizer, recipe.data.max_length, recipe.data.train)
-    tests = tokenise(test_chats, base.tokenizer, recipe.data.max_length, recipe.data.test) if recipe.data.test else []
+    tokenised, held_out = tokenise_data(dataset, base.tokenizer, recipe.data)
+    examples, tests = tokenised.examples, held_out.examples if held_out else []
+    for part in (tokenised, held_out):
+        for note in part.notes(recipe.data.max_length) if part else ():
+            reporter.note(note)
     model = with_adapter(base, recipe)
-    statistics = fit(model, examples, recipe, run, checkpoint, reporter)
+    statistics = fit(model, examples, recipe, run, checkpoint, reporter) | tokenised.counts
     model.eval()
     scores = {}
     if tests:
@@ -155,9 +160,9 @@ def compute_dtype(wanted: str) -> torch.dtype:
 class Run:
     """The folder of one run, named after all that decides its result, so that only the same run can be resumed."""
 
-    def __init__(self, recipe: Recipe, info: BaseInfo, home: Home) -> None:
+    def __init__(self, recipe: Recipe, info: BaseInfo, home: Home, dataset: Dataset) -> None:
         self.recipe, self.info = recipe, info
-        self.data = [self._record(role, path) for role, path in vars(recipe.data).items() if isinstance(path, Path)]
+        self.data, self.test_digest = dataset.records, dataset.test_digest
         decisive = {"recipe": recipe.to_json(), "data": self.data, "base": info.fingerprint}
         identity = digest_bytes(canonical_json(decisive)).removeprefix("sha256:")[:12]
         self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
@@ -218,8 +223,7 @@ class Run:
         }
         if scores:
             lineage["metrics"] = {
-                recipe.task: {name: score.to_json() for name, score in scores.items()}
-                | {"data": next(entry["digest"] for entry in self.data if entry["role"] == "test")}
+                recipe.task: {name: score.to_json() for name, score in scores.items()} | {"data": self.test_digest}
             }
         return lineage
 
@@ -227,11 +231,6 @@ class Run:
         """Drop the checkpoints of a run whose result is registered; its log stays."""
         for checkpoint in self.folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
-
-    def _record(self, role: str, path: Path) -> dict[str, Any]:
-        with open(path, "rb") as file:
-            rows = sum(1 for line in file if line.strip())
-        return {"role": role, "file": path.name, "digest": digest_file(path), "rows": rows}
 
 
 def environment(device: str) -> dict[str, str]:
