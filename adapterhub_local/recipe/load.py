@@ -140,6 +140,14 @@ def _check_data(data: Any) -> list[tuple[str, str]]:
     return problems
 
 
+def check_data_settings(given: Mapping[str, str | None]) -> None:
+    """Values for keys of [data] that were given as options. Raises BadRecipe for one that is not allowed."""
+    checks = {item.name: item.metadata["check"] for item in fields(TABLES["data"])}
+    for name, value in given.items():
+        if value is not None and checks[name] is not None and (wrong := checks[name](value)):
+            raise BadRecipe(f"--{name} {value}: {wrong}")
+
+
 def convert(value: Any, allowed: Sequence[Any]) -> Any:
     """`value` as the first of the types that takes it, or None."""
     for kind in allowed:
