@@ -1,12 +1,19 @@
 """`qhub train`: a recipe becomes a registered version."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import print_json, print_table
 from adapterhub_local.settings import home
+
+if TYPE_CHECKING:
+    from adapterhub_local.recipe import Recipe
+    from adapterhub_local.train.sweep import SweepRun
 
 
 @click.command(name="train")
@@ -24,7 +31,8 @@ from adapterhub_local.settings import home
 def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: bool, as_json: bool) -> None:
     """Train the adapter that RECIPE describes, evaluate it beside its base, and register it.
 
-    Ctrl-C stops after the current step and keeps the state; --resume goes on from there.
+    Ctrl-C stops after the current step and keeps the state; --resume goes on from there. A recipe with [sweep] is
+    trained once for each of its runs; those that are registered already are not trained again (but with --restart).
     """
     from adapterhub_local.base.modules import check_targets
     from adapterhub_local.base.store import find_base
@@ -36,9 +44,16 @@ def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: boo
     loaded = load_recipe(recipe, overrides)
     check_targets(find_base(loaded.base.name, home()), loaded.adapter.target_modules)  # before anything heavy is loaded
     from adapterhub_local.train.progress import Quiet, Terminal
-    from adapterhub_local.train.run import train
 
     reporter = Terminal() if sys.stderr.isatty() else Quiet()
+    if loaded.sweep:
+        from adapterhub_local.train.sweep import sweep
+
+        runs, best = sweep(loaded, overrides, home(), resume=resume, restart=restart, reporter=reporter)
+        _print_sweep(loaded, runs, best, as_json)
+        return
+    from adapterhub_local.train.run import train
+
     version = train(loaded, home(), resume=resume, restart=restart, reporter=reporter)
     if as_json:
         from adapterhub_local.cli.show import to_json
@@ -56,3 +71,39 @@ def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: boo
             f"{task} on {adapter['rows']} held-out examples: exact match {base['exact_match']:.1%} -> "
             f"{adapter['exact_match']:.1%}, loss {base['loss']:.4f} -> {adapter['loss']:.4f}"
         )
+
+
+def _print_sweep(recipe: Recipe, runs: list[SweepRun], best: SweepRun, as_json: bool) -> None:
+    assert recipe.sweep is not None, "the recipe has a sweep"
+    task = recipe.task
+    if as_json:
+        print_json(
+            {
+                "task": task,
+                "metric": recipe.sweep.metric,
+                "best": str(best.version),
+                "alias": recipe.sweep.alias,
+                "runs": [
+                    {
+                        "version": str(run.version) if run.version else None,
+                        "changes": list(run.overrides),
+                        "scores": run.scores(task),
+                        "error": run.error or None,
+                        "was_there": run.was_there,
+                    }
+                    for run in runs
+                ],
+            }
+        )
+        return
+    keys = [change.partition("=")[0] for change in runs[0].overrides]
+    rows = []
+    for run in runs:
+        scores = run.scores(task)
+        values = [change.partition("=")[2].strip('"') for change in run.overrides]
+        told = (f"{scores['loss']:.4f}", f"{scores['exact_match']:.1%}") if scores else ("", "failed")
+        how = "best" if run is best else "was there" if run.was_there else ""
+        rows.append((run.version or run.error.partition(":")[0], *values, *told, how))
+    print_table((task, *keys, "loss", "exact match", ""), rows)
+    assert best.version is not None, "the best has finished"
+    click.echo(f"{best.version} is the best by {recipe.sweep.metric}: {best.version.name}@{recipe.sweep.alias}")

@@ -44,8 +44,8 @@ def find(
     """The versions that fit all of what is given; the newest of each name if nothing is.
 
     `base` is a base's name, Hub id or the first digits of its fingerprint. A condition holds for the scores of
-    `task`, or of any task. `sort` is name, created (newest first) or a metric (highest first, loss and perplexity lowest first,
-    versions without it last).
+    `task`, or of any task. `sort` is name, created (newest first) or a metric (highest first, loss and perplexity
+    lowest first, versions without it last).
     """
     where: list[str] = []
     values: list[str | int | float] = []
