@@ -12,6 +12,8 @@ from adapterhub_local.noise import hush
 # verb -> module of this package; the module is imported when the verb is called or its help is asked for
 VERBS = {
     "base": "Add, list and show the shared 4-bit bases.",
+    "recipe": "Write, check and explain recipes.",
+    "data": "Look at what a recipe's data teach, token by token.",
     "plan": "Say what a recipe takes: memory, time, and whether it fits.",
     "train": "Train an adapter from a recipe and register it as a version.",
     "runs": "List training runs, show how one went, remove them.",

@@ -44,8 +44,8 @@ def find(
     """The versions that fit all of what is given; the newest of each name if nothing is.
 
     `base` is a base's name, Hub id or the first digits of its fingerprint. A condition holds for the scores of
-    `task`, or of any task. `sort` is name, created (newest first) or a metric (highest first, loss lowest first,
-    versions without it last).
+    `task`, or of any task. `sort` is name, created (newest first) or a metric (highest first, loss and perplexity
+    lowest first, versions without it last).
     """
     where: list[str] = []
     values: list[str | int | float] = []
@@ -70,7 +70,7 @@ def find(
         values += [task, task]
     order = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}.get(sort)
     if order is None:
-        best, direction = ("min", "ASC") if "loss" in sort else ("max", "DESC")
+        best, direction = ("min", "ASC") if "loss" in sort or sort == "perplexity" else ("max", "DESC")
         score = f"SELECT {best}(s.value) FROM scores s WHERE {own} AND s.metric = ?"  # noqa: S608
         order = f"({score}) {direction} NULLS LAST, v.name"
         values += [*of_task, sort]
