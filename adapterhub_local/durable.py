@@ -4,6 +4,7 @@ Every write goes to a new name in a staging folder of the same filesystem, is fl
 becomes visible by one rename. A crash leaves files under `tmp/`, never a half-written result.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,9 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.errors import InputError, InUse
+from adapterhub_local.errors import InputError, InUse, QhubError
 
 CHUNK = 1 << 20
+
+
+@contextmanager
+def telling_full(where: Path, what: str = "nothing was stored") -> Iterator[None]:
+    """Raises QhubError that says so if the disk at `where` is full, the quota used up or a file too large."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise QhubError(f"there is no space left at {where}: {what}, free some and try again") from None
 
 
 def canonical_json(value: Any) -> bytes:

@@ -1,15 +1,14 @@
 """Content-addressed files: `blobs/sha256/ab/<hex>`, read-only, never changed once visible."""
 
 import contextlib
-import errno
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from adapterhub_local.durable import CHUNK, digest_file, sync_file, sync_folder
-from adapterhub_local.errors import Corrupt, QhubError
+from adapterhub_local.durable import CHUNK, digest_file, sync_file, sync_folder, telling_full
+from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.version import File
 from adapterhub_local.settings import Home, make_folder
 
@@ -44,28 +43,43 @@ class Blobs:
         make_folder(self.home.tmp)
         staged: list[tuple[Path | None, File]] = []
         try:
-            for name, source in sorted(files.items()):
-                staged.append(self._stage(name, source, durable))
-            targets = [self.path(file.digest) for _, file in staged]
-            if not all(target.parent.is_dir() for target in targets):
-                self._make_folders()
-            for (temporary, file), target in zip(staged, targets, strict=True):
-                if temporary is not None and not is_sound(target, file.digest, file.size):
-                    temporary.rename(target)
-            for folder in {target.parent for target in targets} if durable else ():
-                sync_folder(folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                where = self.home.root
-                raise QhubError(
-                    f"there is no space left at {where}: nothing was stored, free some and try again"
-                ) from None
-            raise
+            with telling_full(self.home.root):
+                for name, source in sorted(files.items()):
+                    staged.append(self._stage(name, source, durable))
+                targets = [self.path(file.digest) for _, file in staged]
+                if not all(target.parent.is_dir() for target in targets):
+                    self._make_folders()
+                for (temporary, file), target in zip(staged, targets, strict=True):
+                    if temporary is not None and not is_sound(target, file.digest, file.size):
+                        temporary.rename(target)
+                for folder in {target.parent for target in targets} if durable else ():
+                    sync_folder(folder)
         finally:
             for temporary, _ in staged:
                 if temporary is not None:
                     temporary.unlink(missing_ok=True)
         return tuple(file for _, file in staged)
+
+    def take(self, files: Iterable[tuple[File, Path]]) -> None:
+        """Make files that lie in the home blobs by renaming them; their bytes must have been checked.
+
+        A file whose blob is there and sound stays where it is.
+        """
+        targets = []
+        with telling_full(self.home.root):
+            for file, source in files:
+                target = self.path(file.digest)
+                targets.append(target)
+                if is_sound(target, file.digest, file.size):
+                    sync_file(target)
+                    continue
+                if not target.parent.is_dir():
+                    self._make_folders()
+                source.chmod(READ_ONLY)
+                sync_file(source)
+                source.rename(target)
+            for folder in {target.parent for target in targets}:
+                sync_folder(folder)
 
     def sync(self, file: File) -> None:
         """Make a blob and its name durable."""
