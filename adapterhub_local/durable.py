@@ -118,3 +118,13 @@ def check_absent(target: Path) -> Path:
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target.absolute().parent} does not exist: create the folder first")
     return target
+
+
+def link(source: Path, target: Path) -> None:
+    """Have the file under a second name; a copy where the filesystem has no links."""
+    try:
+        os.link(source, target)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError:
+        shutil.copyfile(source, target)

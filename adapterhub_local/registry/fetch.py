@@ -6,13 +6,11 @@ beginning of one as `<hex>.part`. A fetch takes such a part by renaming it, so t
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from adapterhub_local.durable import CHUNK
+from adapterhub_local.durable import CHUNK, link
 from adapterhub_local.errors import Corrupt, RemoteError
 from adapterhub_local.registry.blobs import is_sound
 from adapterhub_local.registry.slots import blob_path
@@ -112,16 +110,6 @@ class Download:
     def _told(self, num_bytes: int) -> None:
         self._done += num_bytes
         self._progress(min(self._done, self._total), self._total)
-
-
-def link(source: Path, target: Path) -> None:
-    """Have the file under a second name; a copy where the filesystem has no links."""
-    try:
-        os.link(source, target)
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _hex(file: File) -> str:

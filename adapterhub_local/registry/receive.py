@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.durable import canonical_json
+from adapterhub_local.durable import canonical_json, link, staging
 from adapterhub_local.errors import BadFile, BadReference, Corrupt
+from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.lora.header import read_header
+from adapterhub_local.lora.layout import read_layout
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry.registry import Registry, insert_version
 from adapterhub_local.registry.version import File, Version
@@ -97,14 +99,31 @@ def _check_lineage(lineage: Any) -> None:
 def check_files(version: Version, folder: Path, source: object) -> None:
     """Raise Corrupt or BadFile unless `folder` has all blobs of the version, named by their digests, and sound.
 
-    The digests of those blobs were checked when they arrived.
+    The digests of those blobs were checked when they arrived. The weights must be factors of the modules the
+    config names, and finite.
     """
     for file in (version.lineage_file, *version.files):
         path = folder / file.digest.removeprefix("sha256:")
         if not path.is_file() or path.stat().st_size != file.size:
             raise Corrupt(f"{source} does not hold {file.path} of {version}: nothing was registered")
-        if file.path.endswith(".safetensors"):
-            read_header(path)
+    with staging(folder) as named:
+        for file in version.files:
+            link(folder / file.digest.removeprefix("sha256:"), named / file.path)
+        try:
+            for file in version.files:
+                if file.path.endswith(".safetensors"):
+                    _check_weights(named / file.path)
+        except BadFile as error:  # the folder is gone when this is read
+            raise BadFile(str(error).replace(str(named), f"{source}, {version}:").replace(":/", ": ")) from None
+
+
+def _check_weights(path: Path) -> None:
+    read_header(path)
+    if path.name == WEIGHTS:
+        read_layout(path.parent)
+    from adapterhub_local.lora.finite import check_finite  # loads numpy
+
+    check_finite(path)
 
 
 def find_same(registry: Registry, version: Version) -> Version | None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.durable import canonical_json, digest_bytes, staging, telling_full
+from adapterhub_local.durable import canonical_json, digest_bytes, link, staging, telling_full
 from adapterhub_local.errors import BadReference, Corrupt, InputError, NotFound, QhubError
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry.blobs import is_sound
-from adapterhub_local.registry.fetch import Download, link
+from adapterhub_local.registry.fetch import Download
 from adapterhub_local.registry.receive import (
     MAX_JSON_BYTES,
     check_files,
@@ -173,8 +173,9 @@ def pull(
             with Download(store, list(missing.values()), folder, home.tmp / "sync", progress):
                 for digest in files.keys() - missing.keys():
                     link(registry.blobs.path(digest), folder / digest.removeprefix("sha256:"))
-                for version in incoming.values():
-                    check_files(version, folder, store.url)
+                for digest, version in incoming.items():
+                    if here[digest] is None:
+                        check_files(version, folder, store.url)
         moved = []
         for digest, version in incoming.items():
             fetched = [missing.pop(file.digest) for file in version.files if file.digest in missing]
