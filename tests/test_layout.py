@@ -142,6 +142,8 @@ LIGHT = [
     *("path sentiment@prod", "alias list sentiment", "alias set sentiment prod 1", "base list", "base list --json"),
     *("base show nothing", "base path nothing", "export sentiment -o out.safetensors", "show nothing", "merge --help"),
     *("list --tag x --metric a>1", "search x", "lineage sentiment", "alias log sentiment", "tag sentiment x"),
+    *("remote list", "remote add team shared", "sync push team sentiment", "remote show team"),
+    *("sync pull team sentiment", "sync pull team sentiment@2"),
     *("verify sentiment", "fsck", "gc", "describe sentiment x", "diff --help", "rm nothing@1"),
     *("runs list", "runs list --json", "runs show nothing", "runs rm nothing"),
     *(

@@ -35,6 +35,8 @@ VERBS = {
     "gc": "Give back the space of what no version needs.",
     "export": "Write a version to one self-describing file, or with its lineage to one tar.",
     "import": "Register the versions of such a tar.",
+    "remote": "Name places that keep versions for several homes: a folder, S3.",
+    "sync": "Push versions to a remote, or pull them from it.",
     "serve": "Serve a base and all its adapters, OpenAI-compatible.",
     "push": "Push a version to the Hugging Face Hub.",
     "pull": "Pull an adapter from the Hugging Face Hub.",

@@ -32,6 +32,8 @@ def command(reference: str, as_json: bool) -> None:
     rows.append(
         ("base", f"{base.get('name') or base.get('hub_id') or 'unknown'} {(base.get('fingerprint') or '')[:19]}")
     )
+    if isinstance(lineage.get("compatibility"), dict):
+        rows.append(("fits its base", compatibility_text(lineage["compatibility"])))
     if adapter.keys() >= {"rank", "alpha", "num_parameters"}:  # a version made by another program may say less
         rows.append(
             ("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {adapter['num_parameters']:,} parameters")
@@ -59,6 +61,14 @@ def _scores(score: dict[str, Any]) -> str:
     told = [f"{name.replace('_', ' ')} {score_text(name, score[name], intervals.get(name))}" for name in metrics]
     rows = f" on {score['rows']} rows" if "rows" in score else ""
     return ", ".join(told) + rows
+
+
+def compatibility_text(said: dict[str, Any]) -> str:
+    """How sure it is that an adapter made elsewhere belongs to its base."""
+    if said.get("level") == "exact":
+        return "exact base, by fingerprint"
+    named = said.get("base_fingerprint") or said.get("base_model")
+    return f"same shapes, it says it was made for {str(named)[:60]}" if named else "same shapes, it names no base"
 
 
 def to_json(version: Version) -> dict[str, Any]:
