@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -66,6 +67,11 @@ class MergePlan:
     base: dict[str, Any]
     forced: bool = False
     formula: Formula = Formula()
+
+    def lineage(self) -> list[dict[str, Any]]:
+        """What the result records of its parents; files are hashed side by side."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(Parent.lineage, self.parents))
 
     @property
     def rank(self) -> int:

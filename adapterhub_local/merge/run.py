@@ -64,7 +64,7 @@ def merge_to_path(plan: MergePlan, target: Path) -> MergeReport:
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
         folder = stage / "merged"
         folder.mkdir()
-        note = {**plan.formula.to_json(), "parents": [parent.lineage() for parent in plan.parents]}
+        note = {**plan.formula.to_json(), "parents": plan.lineage()}
         _, report = _write(plan, folder, note)
         if target.suffix == ".safetensors":
             place_file(folder / WEIGHTS, target)
@@ -171,7 +171,7 @@ def _known_dtype(plan: MergePlan) -> torch.dtype | None:
 def _choose_layout(plan: MergePlan, combined: list[Combined], limit: int | None) -> Layout:
     rule, compact = plan.formula.rule, plan.formula.compact
     if rule.kind == "exact" and limit is None:
-        ranks = {one.module: one.exact.rank for one in combined if one.exact is not None}
+        ranks = {one.module: one.width for one in combined}
     else:
         values = {one.module: one.spectrum.values for one in combined if one.spectrum is not None}
         totals = [one.total for one in combined]
@@ -275,7 +275,7 @@ def _lineage(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
             "num_modules": report.num_modules,
             "num_parameters": report.num_parameters,
         },
-        "parents": [parent.lineage() for parent in plan.parents],
+        "parents": plan.lineage(),
         "merge": {**report.summary(), **({"forced": True} if plan.forced else {})},
         "merge_report": report.details(),
     }
