@@ -43,10 +43,17 @@ def score(
     """Score the base, or the base with a version's adapter on it, applied by plain PEFT."""
     if version is None:
         return evaluate(base.model, tests, batch_size, progress)
+    return score_folder(base, version.path, tests, batch_size, progress)
+
+
+def score_folder(
+    base: LoadedBase, folder: Path, tests: Sequence[Example], batch_size: int, progress: Counting | None = None
+) -> Score:
+    """Score the base with the adapter in a PEFT folder on it."""
     import_bitsandbytes()  # before peft imports it
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(base.model, str(version.path)).eval()
+    model = PeftModel.from_pretrained(base.model, str(folder)).eval()
     try:
         return evaluate(model, tests, batch_size, progress)
     finally:

@@ -33,6 +33,7 @@ FINE = 1e-3  # float16 rounds to 3e-4 where its range is wide enough
 NARROW = (torch.float16, torch.bfloat16)
 In = TypeVar("In")
 Out = TypeVar("Out")
+Judge = Callable[[Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,31 @@ class Layout:
 
 
 def merge_to_registry(
-    plan: MergePlan, registry: Registry, name: str, *, alias: str | None = None
+    plan: MergePlan,
+    registry: Registry,
+    name: str,
+    *,
+    alias: str | None = None,
+    judge: Judge | None = None,
+    note: Mapping[str, Any] | None = None,
 ) -> tuple[Version, MergeReport]:
-    """Merge and register the result as the next version of `name`."""
+    """Merge and register the result as the next version of `name`.
+
+    `judge` sees the folder of the merged adapter first: what it returns are the version's metrics, what it raises
+    keeps the version from being registered. `note` is added to the lineage.
+    """
     with staging(registry.home.tmp) as folder:
         files, report = _write(plan, folder, note=None)
-        return registry.publish(name, files, _lineage(plan, report), alias=alias), report
+        metrics = judge(folder) if judge else {}
+        lineage = {**_lineage(plan, report), **({"metrics": metrics} if metrics else {}), **(note or {})}
+        return registry.publish(name, files, lineage, alias=alias), report
 
 
-def merge_to_path(plan: MergePlan, target: Path) -> MergeReport:
-    """Merge into one `.safetensors` file that carries its config, or else a PEFT folder. Raises InUse if it exists."""
+def merge_to_path(plan: MergePlan, target: Path, *, judge: Judge | None = None) -> MergeReport:
+    """Merge into one `.safetensors` file that carries its config, or else a PEFT folder. Raises InUse if it exists.
+
+    `judge` sees the folder of the merged adapter first and keeps it from being written by raising.
+    """
     check_absent(target)
     # staged beside the target: a rename is atomic on one filesystem only
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
@@ -66,6 +82,8 @@ def merge_to_path(plan: MergePlan, target: Path) -> MergeReport:
         folder.mkdir()
         note = {**plan.formula.to_json(), "parents": plan.lineage()}
         _, report = _write(plan, folder, note)
+        if judge:
+            judge(folder)
         if target.suffix == ".safetensors":
             place_file(folder / WEIGHTS, target)
         else:
