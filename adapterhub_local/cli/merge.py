@@ -1,6 +1,8 @@
 """`qhub merge`: adapters become one adapter; the exact weighted sum if nothing else is said."""
 
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,8 @@ OF_OUTPUT = frozenset(
 @click.option("--compact", is_flag=True, help="A rank of its own for each module; PEFT reads it, vLLM does not.")
 @click.option("--dtype", help="auto (default), float32, float16 or bfloat16: how factors are stored.")
 @click.option("--alpha", type=float, help="The alpha of files that do not carry their config.")
+@click.option("--with-base", metavar="NAME", help="Make plain adapters of those with DoRA, through this base.")
+@click.option("--dora-rank", type=click.IntRange(1), metavar="K", help="Their rank; twice their own if not given.")
 @click.option("--force", is_flag=True, help="Merge adapters of different bases; it is recorded.")
 @click.option("--require", multiple=True, metavar="TASK.METRIC>=X", help="Keep the merge only if it scores so.")
 @click.option(
@@ -72,6 +76,8 @@ def command(
     compact: bool,
     dtype: str | None,
     alpha: float | None,
+    with_base: str | None,
+    dora_rank: int | None,
     force: bool,
     require: tuple[str, ...],
     data: tuple[str, ...],
@@ -141,9 +147,10 @@ def command(
     if name is None and not dry_run:
         stems = [Path(label).name.removesuffix(".safetensors").replace("@", "-") for label in adapters]
         output = check_absent(output or Path("+".join(stems) + ".safetensors"))
+    if dora_rank is not None and with_base is None:
+        raise InputError("--dora-rank is of adapters converted through their base: give --with-base NAME")
     from adapterhub_local.merge.formula import Formula
     from adapterhub_local.merge.load import Scored, WrittenPlan
-    from adapterhub_local.merge.plan import make_plan
     from adapterhub_local.merge.plot import write_plot
     from adapterhub_local.merge.rank import parse_rule
     from adapterhub_local.merge.run import dry_run as merge_dry
@@ -156,22 +163,25 @@ def command(
         given = {option: value for option, value in options.items() if value is not None}
         rule = parse_rule(rank, energy, max_error)
         formula = Formula(method, given, space, rule, dtype or "auto", compact)
-        written = WrittenPlan(adapters, tuple(parsed), (alpha,) * len(adapters), formula, force)
-    plan = make_plan(adapters, parsed, registry, alpha=written.alphas, force=written.force, formula=written.formula)
-    scored = written.evaluate or Scored({})
-    requirements += [Requirement.parse(text) for text in scored.require]
-    scored = replace(scored, data={**scored.data, **files}, limit=limit or scored.limit)
-    check = judge(plan.base, scored, requirements, registry.home, reporter()) if scored.data and not dry_run else None
-    made: dict[str, Any]
-    if dry_run:
-        report, made = merge_dry(plan).to_json(), {"output": None}
-    elif output is not None:
-        report, made = merge_to_path(plan, output, judge=check).to_json(), {"output": str(output)}
-    else:
-        assert name is not None, "there is a name or an output"
-        required = {"required": [str(requirement) for requirement in requirements]} if requirements else {}
-        version, made_report = merge_to_registry(plan, registry, name, alias=alias, judge=check, note=required)
-        report, made = made_report.to_json(), {"reference": str(version), "content_digest": version.content_digest}
+        alphas = (alpha,) * len(adapters)
+        written = WrittenPlan(adapters, tuple(parsed), alphas, formula, force, None, None, None, with_base, dora_rank)
+    with opening(written, registry) as opened:
+        plan = opened(written.weights)
+        scored = written.evaluate or Scored({})
+        requirements += [Requirement.parse(text) for text in scored.require]
+        scored = replace(scored, data={**scored.data, **files}, limit=limit or scored.limit)
+        is_scored = bool(scored.data or requirements) and not dry_run
+        check = judge(plan.base, scored, requirements, registry.home, reporter()) if is_scored else None
+        made: dict[str, Any]
+        if dry_run:
+            report, made = merge_dry(plan).to_json(), {"output": None}
+        elif output is not None:
+            report, made = merge_to_path(plan, output, judge=check).to_json(), {"output": str(output)}
+        else:
+            assert name is not None, "there is a name or an output"
+            required = {"required": [str(requirement) for requirement in requirements]} if requirements else {}
+            version, made_report = merge_to_registry(plan, registry, name, alias=alias, judge=check, note=required)
+            report, made = made_report.to_json(), {"reference": str(version), "content_digest": version.content_digest}
     if plot is not None:
         write_plot(report, plot)
     if as_json:
@@ -181,8 +191,29 @@ def command(
         if show_modules:
             _tell_modules(report)
     warn(report, parsed)
+    if written.with_base and not report.get("conversions"):
+        click.echo(f"note: no adapter has DoRA, base '{written.with_base}' was not needed", err=True)
     if written.tune is not None:
         click.echo("note: the weights are those written; `qhub tune-merge` searches them as [tune] says", err=True)
+
+
+@contextmanager
+def opening(written: Any, registry: Registry) -> Iterator[Callable[[Sequence[float]], Any]]:
+    """A function that makes the plan of a written merge for given weights; what it converts is there in this block."""
+    from adapterhub_local.base.store import find_base
+    from adapterhub_local.durable import staging
+    from adapterhub_local.merge.plan import make_plan
+
+    options: dict[str, Any] = {"alpha": written.alphas, "force": written.force, "formula": written.formula}
+    if written.with_base is None:
+        yield lambda weights: make_plan(written.labels, weights, registry, **options)
+        return
+    base = find_base(written.with_base, registry.home)
+    from adapterhub_local.merge.dora import through_base
+
+    with staging(registry.home.tmp) as folder:
+        opener = through_base(base, written.dora_rank, folder, force=written.force)
+        yield lambda weights: make_plan(written.labels, weights, registry, opener=opener, **options)
 
 
 def reporter() -> Any:
@@ -218,6 +249,9 @@ def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
     ]
     if said:
         rows.insert(0, ("parameters", said))
+    for one in report.get("conversions", []):
+        lost = f"rank {one['rank']}, relative error {one['relative_error']:.2e}, which the errors here do not count"
+        rows.append(("converted", f"{one['parent']}: {one['method']} through {one['base']}, {lost}"))
     worst = max(report["modules"], key=lambda module: module["relative_error"])
     rows.append(("worst module", f"{worst['module']}, {worst['relative_error']:.2e}"))
     for entry in report["interference"]:

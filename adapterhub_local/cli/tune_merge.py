@@ -55,44 +55,42 @@ def command(
         check_held(scored, requirements)
 
     from adapterhub_local.base.load import load_base
-    from adapterhub_local.cli.merge import reporter, tell, warn
+    from adapterhub_local.cli.merge import opening, reporter, tell, warn
     from adapterhub_local.evaluate.tune import Trial, lineage, tune
-    from adapterhub_local.merge.plan import make_plan
     from adapterhub_local.merge.run import merge_to_path, merge_to_registry
     from adapterhub_local.registry import Registry
 
     registry, show = Registry(), reporter()
-    options: dict[str, Any] = {"alpha": written.alphas, "force": written.force, "formula": written.formula}
-    base = make_plan(written.labels, written.weights, registry, **options).base
-    bench = open_bench(load_base(base_for(base, registry.home)), tuning.scored)
-    gate = judge(base, scored, requirements, registry.home, show, loaded=bench.base) if scored else None
     trials: list[Trial] = []
-    try:
-        with show.counting("tuning") as progress:
+    with opening(written, registry) as opened:
+        base = opened(written.weights).base
+        bench = open_bench(load_base(base_for(base, registry.home)), tuning.scored)
+        gate = judge(base, scored, requirements, registry.home, show, loaded=bench.base) if scored else None
+        try:
+            with show.counting("tuning") as progress:
 
-            def told(trial: Trial, best: Trial) -> None:
-                trials.append(trial)
-                weights = ", ".join(f"{weight:g}" for weight in trial.weights)
-                mark = " best so far" if trial is best else ""
-                show.note(f"{weights}: {_scores(trial)}{mark}")
-                progress(len(trials), tuning.evaluations)
+                def told(trial: Trial, best: Trial) -> None:
+                    trials.append(trial)
+                    mark = ", the best so far" if trial is best else ""
+                    show.note(f"{_weights(trial)}: {_scores(trial)}{mark}")
+                    progress(len(trials), tuning.evaluations)
 
-            every, best = tune(written, tuning, bench, registry, told)
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped after {len(trials)} of {tuning.evaluations} trials, which are kept: the same command goes on"
-        ) from None
-    merged = make_plan(written.labels, best.weights, registry, **options)
-    note: dict[str, Any] = {"tuning": lineage(tuning, bench, every, best)}
-    if requirements:
-        note["required"] = [str(requirement) for requirement in requirements]
-    made: dict[str, Any]
-    if output is not None:
-        report, made = merge_to_path(merged, output, judge=gate), {"output": str(output)}
-    else:
-        assert name is not None, "there is a name or an output"
-        version, report = merge_to_registry(merged, registry, name, alias=alias, judge=gate, note=note)
-        made = {"reference": str(version), "content_digest": version.content_digest}
+                every, best = tune(opened, written.weights, tuning, bench, registry.home, told)
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"stopped after {len(trials)} of {tuning.evaluations} trials, which are kept: the same command goes on"
+            ) from None
+        merged = opened(best.weights)
+        note: dict[str, Any] = {"tuning": lineage(tuning, bench, every, best)}
+        if requirements:
+            note["required"] = [str(requirement) for requirement in requirements]
+        made: dict[str, Any]
+        if output is not None:
+            report, made = merge_to_path(merged, output, judge=gate), {"output": str(output)}
+        else:
+            assert name is not None, "there is a name or an output"
+            version, report = merge_to_registry(merged, registry, name, alias=alias, judge=gate, note=note)
+            made = {"reference": str(version), "content_digest": version.content_digest}
     if as_json:
         print_json({**made, "weights": list(best.weights), **note, **report.to_json()})
         return

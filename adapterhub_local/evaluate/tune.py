@@ -15,12 +15,13 @@ from adapterhub_local.durable import canonical_json, digest_bytes, staging
 from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.gate import Bench, record
 from adapterhub_local.evaluate.metrics import Score
-from adapterhub_local.merge.load import Tuning, WrittenPlan
-from adapterhub_local.merge.plan import make_plan
+from adapterhub_local.merge.load import Tuning
+from adapterhub_local.merge.plan import MergePlan
 from adapterhub_local.merge.run import merge_to_path
-from adapterhub_local.registry import Registry
+from adapterhub_local.settings import Home
 
 Weights = tuple[float, ...]
+PlanOf = Callable[[Sequence[float]], MergePlan]
 Told = Callable[["Trial", "Trial"], None]  # (this one, the best so far)
 STEP, SMALLEST = 0.25, 0.02  # of a weight: the first step of the search, and the last
 
@@ -42,26 +43,22 @@ class Trial:
 
 
 def tune(
-    written: WrittenPlan, tuning: Tuning, bench: Bench, registry: Registry, told: Told | None = None
+    plan_of: PlanOf, start: Sequence[float], tuning: Tuning, bench: Bench, home: Home, told: Told | None = None
 ) -> tuple[list[Trial], Trial]:
-    """Every trial in order, the first with the weights of the plan, and the best of them.
+    """Every trial in order, the first with the weights of `start`, and the best of them.
 
     The objective is the mean over tasks of the loss, or of 1 - exact match with the loss to decide between equals.
     """
-    plan = make_plan(
-        written.labels, written.weights, registry, alpha=written.alphas, force=written.force, formula=written.formula
-    )
-    # an alias may move while this runs
-    labels = [str(parent.version or label) for parent, label in zip(plan.parents, written.labels, strict=True)]
+    plan = plan_of(start)
     decisive = {
-        "parents": [parent.digest for parent in plan.parents],
+        "parents": [[parent.digest, parent.converted] for parent in plan.parents],
         "formula": {**plan.formula.to_json(), "dtype": plan.formula.dtype},
         "base": bench.base.info.fingerprint,
         "data": record(bench.held),
         "limit": bench.held.limit,
     }
     identity = digest_bytes(canonical_json(decisive)).removeprefix("sha256:")[:12]
-    log = registry.home.runs / f"tune-{identity}" / "trials.jsonl"
+    log = home.runs / f"tune-{identity}" / "trials.jsonl"
     known = _read(log)
     trials: list[Trial] = []
 
@@ -69,7 +66,9 @@ def tune(
         scores = known.get(weights)
         if scores is None:
             try:
-                scores = _score(labels, weights, written, bench, registry)
+                with staging(home.tmp) as folder:
+                    merge_to_path(plan_of(weights), folder / "merged")
+                    scores = bench.score(folder / "merged")
             except InputError:  # all zero, or what the method has no answer for
                 return math.inf
             _append(log, weights, scores)
@@ -79,7 +78,7 @@ def tune(
             told(trial, min(trials, key=lambda one: one.objective))
         return trial.objective
 
-    search(score, written.weights, tuning.low, tuning.high, tuning.evaluations)
+    search(score, start, tuning.low, tuning.high, tuning.evaluations)
     if not trials:
         raise InputError("no weights of this plan can be merged: change the start or the method")
     return trials, min(trials, key=lambda one: one.objective)
@@ -153,15 +152,6 @@ def lineage(tuning: Tuning, bench: Bench, trials: Sequence[Trial], best: Trial) 
         "best": trials.index(best),
         "trail": [trial.to_json() for trial in trials],
     }
-
-
-def _score(
-    labels: Sequence[str], weights: Weights, written: WrittenPlan, bench: Bench, registry: Registry
-) -> dict[str, Score]:
-    plan = make_plan(labels, weights, registry, alpha=written.alphas, force=written.force, formula=written.formula)
-    with staging(registry.home.tmp) as folder:
-        merge_to_path(plan, folder / "merged")
-        return bench.score(folder / "merged")
 
 
 def _read(log: Path) -> dict[Weights, dict[str, Score]]:

@@ -6,8 +6,8 @@ file, and a single foreign file whose alpha the caller gives.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,9 @@ from adapterhub_local.lora.header import Header, read_header
 from adapterhub_local.lora.write import tensor_name
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight", re.ASCII)
+_MAGNITUDE = re.compile(
+    r"base_model\.model\.(?P<module>[\w.-]+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?", re.ASCII
+)
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -62,6 +65,7 @@ class AdapterFile:
     shapes: Mapping[str, Shape]
     keys: Mapping[tuple[str, str], str]  # (module, "A" or "B") -> name of the tensor in the file
     dtype: torch.dtype
+    magnitudes: Mapping[str, str] = field(default_factory=dict)  # module -> name of its lengths, DoRA only
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -70,6 +74,14 @@ class AdapterFile:
     @property
     def num_parameters(self) -> int:
         return sum(shape.rank * (shape.in_features + shape.out_features) for shape in self.shapes.values())
+
+    def magnitude(self, module: str) -> torch.Tensor:
+        """DoRA's lengths of the rows of a module, (out_features). Raises BadFile if one is NaN or infinity."""
+        with safe_open(self.path, framework="pt") as file:
+            lengths = file.get_tensor(self.magnitudes[module]).flatten()
+        if not torch.isfinite(lengths).all():
+            raise BadFile(f"{self.path} has NaN or infinity in {self.magnitudes[module]}: it was not trained soundly")
+        return lengths
 
     def delta(self, module: str) -> Delta:
         """The delta of one module. Raises BadFile if a factor has NaN or infinity in it."""
@@ -93,10 +105,11 @@ class AdapterFile:
                 yield module, Delta(factors["A"], factors["B"], self.config.scaling(module))
 
 
-def open_adapter(path: Path, *, alpha: float | None = None) -> AdapterFile:
+def open_adapter(path: Path, *, alpha: float | None = None, dora: bool = False) -> AdapterFile:
     """Open a PEFT folder or a single file, without reading tensors.
 
-    `alpha` is for a single file that does not carry its config; its rank is read off the shapes.
+    `alpha` is for a single file that does not carry its config; its rank is read off the shapes. With `dora` an
+    adapter with DoRA's magnitudes is opened too, whose deltas say nothing without them.
     Raises NotFound, or BadFile naming the file and the tensors that are wrong: unknown names, a factor
     without its partner, shapes that do not fit together or the config, dtypes that are not floats.
     """
@@ -107,21 +120,37 @@ def open_adapter(path: Path, *, alpha: float | None = None) -> AdapterFile:
             raise BadFile(f"{pickled[0]} is a pickle, which can run code: save the adapter as safetensors with PEFT")
         raise NotFound(f"{path} is not an adapter folder: it has no {WEIGHTS}")
     header = read_header(weights)
-    keys = _keys(weights, header)
+    magnitudes = _magnitudes(header) if dora else {}
+    keys = _keys(weights, header, set(magnitudes.values()))
     shapes = _shapes(weights, header, keys)
-    config = _config(weights, header, shapes, alpha)
+    config = _config(weights, header, shapes, alpha, dora)
+    for module, name in magnitudes.items():
+        if module not in shapes or math.prod(header.tensors[name].shape) != shapes[module].out_features:
+            raise BadFile(f"{weights}: {name} {list(header.tensors[name].shape)} does not fit the factors of {module}")
     for module, shape in shapes.items():
         if shape.rank != config.rank_of(module):
             raise BadFile(f"{weights}: {module} has rank {shape.rank}, its config says {config.rank_of(module)}")
     dtypes = {header.tensors[key].dtype for key in keys.values()}
     dtype = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     widest = next(dtype[name] for name in ("F64", "F32", "F16", "BF16") if name in dtypes)
-    return AdapterFile(weights, config, header.metadata.get(BASE_KEY), shapes, keys, widest)
+    return AdapterFile(weights, config, header.metadata.get(BASE_KEY), shapes, keys, widest, magnitudes)
 
 
-def _keys(path: Path, header: Header) -> dict[tuple[str, str], str]:
+def _magnitudes(header: Header) -> dict[str, str]:
+    names = ((name, _MAGNITUDE.fullmatch(name)) for name, entry in header.tensors.items() if entry.dtype in _FLOATS)
+    return {match["module"]: name for name, match in names if match}
+
+
+def _keys(path: Path, header: Header, besides: Set[str]) -> dict[tuple[str, str], str]:
     keys: dict[tuple[str, str], str] = {}
     for name, entry in header.tensors.items():
+        if name in besides:
+            continue
+        if _MAGNITUDE.fullmatch(name):
+            raise BadFile(
+                f"{path} has DoRA ({name}), which rescales the base's own weights: "
+                "`qhub merge FOLDER --with-base NAME` makes a LoRA of it"
+            )
         match = _KEY.fullmatch(name)
         if not match or len(entry.shape) != 2 or entry.dtype not in _FLOATS:
             raise BadFile(f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer")
@@ -146,13 +175,15 @@ def _shapes(path: Path, header: Header, keys: Mapping[tuple[str, str], str]) -> 
     return shapes
 
 
-def _config(weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None) -> AdapterConfig:
+def _config(
+    weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None, dora: bool
+) -> AdapterConfig:
     # a PEFT folder, also when its weights file is what was named
     beside = weights.parent / CONFIG
     if weights.name == WEIGHTS and beside.is_file():
-        return AdapterConfig.parse(beside.read_bytes(), str(beside))
+        return AdapterConfig.parse(beside.read_bytes(), str(beside), dora=dora)
     if CONFIG_KEY in header.metadata:
-        return AdapterConfig.parse(header.metadata[CONFIG_KEY], f"{weights} (its header)")
+        return AdapterConfig.parse(header.metadata[CONFIG_KEY], f"{weights} (its header)", dora=dora)
     if alpha is None:
         raise BadFile(
             f"{weights} does not carry its config: put its {CONFIG} beside it and name the folder, or give --alpha"

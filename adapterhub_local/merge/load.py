@@ -23,7 +23,9 @@ from adapterhub_local.merge.rank import parse_rule
 from adapterhub_local.refs import check_alias, check_name
 
 _PARAMETERS = frozenset(name for row in METHODS.values() for name in row.parameters)
-_MERGE = frozenset(("method", "space", "rank", "energy", "max_error", "dtype", "compact", "force")) | _PARAMETERS
+_MERGE = _PARAMETERS | {
+    *("method", "space", "rank", "energy", "max_error", "dtype", "compact", "force", "with_base", "dora_rank")
+}
 _ADAPTER = frozenset(("reference", "weight", "alpha"))
 _OUTPUT = frozenset(("name", "alias", "path"))
 _SCORED = frozenset(("data", "limit", "batch_size", "max_length"))
@@ -33,12 +35,14 @@ _TABLES = ("merge", "adapter", "output", "evaluate", "tune")
 _TEXT, _NUMBER, _FLAG, _COUNT = "text", "a finite number", "true or false", "a whole number from 1"
 _TEXTS, _FILES = "a list of texts", "a table of tasks and their files"
 _KINDS = {
-    **dict.fromkeys(("method", "space", "dtype", "variant", "reference", "name", "alias", "path", "metric"), _TEXT),
+    **dict.fromkeys(
+        ("method", "space", "dtype", "variant", "reference", "name", "alias", "path", "metric", "with_base"), _TEXT
+    ),
     **dict.fromkeys(
         ("density", "epsilon", "gamma", "scale", "seed", "energy", "max_error", "weight", "alpha", "low", "high"),
         _NUMBER,
     ),
-    **dict.fromkeys(("limit", "batch_size", "max_length", "evaluations"), _COUNT),
+    **dict.fromkeys(("limit", "batch_size", "max_length", "evaluations", "dora_rank"), _COUNT),
     "require": _TEXTS,
     "data": _FILES,
     **dict.fromkeys(("compact", "force"), _FLAG),
@@ -79,6 +83,8 @@ class WrittenPlan:
     name: str | None = None
     alias: str | None = None
     path: Path | None = None
+    with_base: str | None = None
+    dora_rank: int | None = None
     evaluate: Scored | None = None
     tune: Tuning | None = None
 
@@ -152,6 +158,8 @@ def load_plan(path: Path) -> WrittenPlan:
         output.get("name"),
         output.get("alias"),
         path.parent / Path(output["path"]).expanduser() if "path" in output else None,
+        merge.get("with_base"),
+        merge.get("dora_rank"),
         _scored(path.parent, evaluate) if evaluate is not None else None,
         _tuning(path.parent, tune) if tune is not None else None,
     )

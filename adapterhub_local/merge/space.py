@@ -59,7 +59,11 @@ def merge_whole(deltas: Sequence[Delta], merge: Merge, rank: int, draw: torch.Ge
     Small matrices are decomposed exactly. Of large ones the range is found by random projection with power
     iterations (https://arxiv.org/abs/0909.4061), seeded: nearly the best rank-k, and its loss is exact.
     """
-    matrix = merge(torch.stack([delta.dense().float() for delta in deltas]))
+    return leading(merge(torch.stack([delta.dense().float() for delta in deltas])), rank, draw)
+
+
+def leading(matrix: torch.Tensor, rank: int, draw: torch.Generator) -> Spectrum:
+    """The leading `rank` singular values and vectors of a whole matrix in float32, `total` its squared norm."""
     total = float(matrix.double().square().sum())
     limit = min(matrix.shape)
     if limit <= 256 or rank + OVERSAMPLE >= limit // 2:
