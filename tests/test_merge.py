@@ -135,7 +135,7 @@ def test_a_merge_is_the_dense_weighted_sum(
     terms = sum(abs(weight) * frobenius(dense(open_adapter(path))) for path, weight in zip(paths, weights, strict=True))
     error = gap(dense(merged), truth)
     assert error <= 1e-6 * terms
-    assert report.norm == pytest.approx(frobenius(truth), rel=1e-9, abs=1e-9 * terms)
+    assert report.norm == pytest.approx(frobenius(truth), rel=2e-6, abs=1e-9 * terms)
     assert report.kept <= 1 + 1e-9
     if report.kept > 1e-3:
         assert error <= 1e-6 * frobenius(truth) / report.kept

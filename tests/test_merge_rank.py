@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adapterhub_local.errors import InputError
 from adapterhub_local.lora.adapter import Delta, open_adapter
 from adapterhub_local.lora.config import CONFIG
-from adapterhub_local.merge.algebra import decompose, distance, gram, inner, norm, rounding
+from adapterhub_local.merge.algebra import decompose, distance, norm, rounding
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.plan import make_plan
 from adapterhub_local.merge.rank import RankRule, check_kept, parse_rule
@@ -60,15 +60,6 @@ def test_signs_do_not_depend_on_the_factorisation() -> None:
     torch.testing.assert_close(one.U, two.U, atol=1e-9, rtol=0)
     torch.testing.assert_close(one.Vt, two.Vt, atol=1e-9, rtol=0)
     assert all(column[column.abs().argmax()] > 0 for column in one.U.T)
-
-
-def test_the_gram_matrix_is_all_inner_products() -> None:
-    """Of deltas of several ranks."""
-    deltas = [random_delta(seed, rank) for seed, rank in ((0, 1), (1, 4), (2, 3))]
-    found = gram(deltas)
-    for i, left in enumerate(deltas):
-        for j, right in enumerate(deltas):
-            assert float(found[i, j]) == pytest.approx(inner(left, right), rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -29,6 +29,7 @@ VERBS = {
     "add": "Register an adapter trained elsewhere.",
     "eval": "Score an adapter or a base on held-out data.",
     "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
+    "tune-merge": "Search the weights of a merge that do best on held-out data.",
     "verify": "Hash the files of versions again.",
     "fsck": "Check the whole registry, repair it, or make its database again.",
     "rm": "Remove versions; their numbers are not used again.",
@@ -52,7 +53,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f"adapterhub_local.cli.{cmd_name}").command
+        return importlib.import_module(f"adapterhub_local.cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -1,5 +1,9 @@
 """`qhub merge`: adapters become one adapter; the exact weighted sum if nothing else is said."""
 
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ METHODS = (  # the rows of merge.methods, named here so that help loads no torch
     *("weighted_sum", "weighted_average", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "della"),
     *("magnitude_prune", "breadcrumbs", "knots"),
 )
-OF_OUTPUT = frozenset(("adapters", "name", "output", "alias", "dry_run", "show_modules", "plot", "as_json"))
+OF_OUTPUT = frozenset(
+    ("adapters", "name", "output", "alias", "dry_run", "show_modules", "plot", "as_json", "require", "data", "limit")
+)
 
 
 @click.command(name="merge")
@@ -38,7 +44,14 @@ OF_OUTPUT = frozenset(("adapters", "name", "output", "alias", "dry_run", "show_m
 @click.option("--compact", is_flag=True, help="A rank of its own for each module; PEFT reads it, vLLM does not.")
 @click.option("--dtype", help="auto (default), float32, float16 or bfloat16: how factors are stored.")
 @click.option("--alpha", type=float, help="The alpha of files that do not carry their config.")
+@click.option("--with-base", metavar="NAME", help="Make plain adapters of those with DoRA, through this base.")
+@click.option("--dora-rank", type=click.IntRange(1), metavar="K", help="Their rank; twice their own if not given.")
 @click.option("--force", is_flag=True, help="Merge adapters of different bases; it is recorded.")
+@click.option("--require", multiple=True, metavar="TASK.METRIC>=X", help="Keep the merge only if it scores so.")
+@click.option(
+    "--data", multiple=True, metavar="TASK=FILE", help="JSONL file of held-out chats that a task is scored on."
+)
+@click.option("--limit", type=click.IntRange(1), help="Score the first so many examples of each task only.")
 @click.option("--dry-run", is_flag=True, help="Print the report and write nothing.")
 @click.option("--modules", "show_modules", is_flag=True, help="Print the report of every module too.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw error and energy of each module to an .svg file.")
@@ -63,7 +76,12 @@ def command(
     compact: bool,
     dtype: str | None,
     alpha: float | None,
+    with_base: str | None,
+    dora_rank: int | None,
     force: bool,
+    require: tuple[str, ...],
+    data: tuple[str, ...],
+    limit: int | None,
     dry_run: bool,
     show_modules: bool,
     plot: Path | None,
@@ -76,12 +94,14 @@ def command(
     qhub merge sentiment@1 origin@1 --weights 0.7,0.3 --name both
     qhub merge a b --weights 1,1 --rank 16 --dry-run
     qhub merge a b --weights 1,1 --method ties --density 0.2
+    qhub merge a b --weights 1,1 --name both --require 'a.exact_match>=0.8' --data a=a.test.jsonl
     qhub merge plan.toml
 
     Without --name or -o the result is written beside you, as a+b.safetensors.
     """
     from adapterhub_local.durable import check_absent
     from adapterhub_local.errors import InputError
+    from adapterhub_local.evaluate.gate import Requirement, judge
     from adapterhub_local.refs import check_alias, check_name, parse_weight
 
     context = click.get_current_context()
@@ -101,10 +121,18 @@ def command(
         raise InputError("--alias needs --name: only a registered version can have an alias")
     if dry_run and (name is not None or output is not None):
         raise InputError("--dry-run writes nothing: leave --name and -o out")
+    if dry_run and (require or data):
+        raise InputError("--require and --data score what is made: leave --dry-run out")
+    if limit is not None and not data and not from_file:
+        raise InputError("--limit is of the examples that are scored: give --data TASK=FILE")
+    requirements, files = [Requirement.parse(text) for text in require], dict(map(_task_and_file, data))
     if name is not None:
         check_name(name)
     if alias is not None:
         check_alias(alias)
+    for requirement in requirements if not from_file else ():
+        if requirement.task not in files:
+            raise InputError(f"{requirement} cannot be checked without data: give --data {requirement.task}=FILE.jsonl")
     if from_file:
         from adapterhub_local.merge.load import load_plan
 
@@ -119,9 +147,10 @@ def command(
     if name is None and not dry_run:
         stems = [Path(label).name.removesuffix(".safetensors").replace("@", "-") for label in adapters]
         output = check_absent(output or Path("+".join(stems) + ".safetensors"))
+    if dora_rank is not None and with_base is None:
+        raise InputError("--dora-rank is of adapters converted through their base: give --with-base NAME")
     from adapterhub_local.merge.formula import Formula
-    from adapterhub_local.merge.load import WrittenPlan
-    from adapterhub_local.merge.plan import make_plan
+    from adapterhub_local.merge.load import Scored, WrittenPlan
     from adapterhub_local.merge.plot import write_plot
     from adapterhub_local.merge.rank import parse_rule
     from adapterhub_local.merge.run import dry_run as merge_dry
@@ -134,29 +163,76 @@ def command(
         given = {option: value for option, value in options.items() if value is not None}
         rule = parse_rule(rank, energy, max_error)
         formula = Formula(method, given, space, rule, dtype or "auto", compact)
-        written = WrittenPlan(adapters, tuple(parsed), (alpha,) * len(adapters), formula, force)
-    plan = make_plan(adapters, parsed, registry, alpha=written.alphas, force=written.force, formula=written.formula)
-    made: dict[str, Any]
-    if dry_run:
-        report, made = merge_dry(plan).to_json(), {"output": None}
-    elif output is not None:
-        report, made = merge_to_path(plan, output).to_json(), {"output": str(output)}
-    else:
-        assert name is not None, "there is a name or an output"
-        version, made_report = merge_to_registry(plan, registry, name, alias=alias)
-        report, made = made_report.to_json(), {"reference": str(version), "content_digest": version.content_digest}
+        alphas = (alpha,) * len(adapters)
+        written = WrittenPlan(adapters, tuple(parsed), alphas, formula, force, None, None, None, with_base, dora_rank)
+    with opening(written, registry) as opened:
+        plan = opened(written.weights)
+        scored = written.evaluate or Scored({})
+        requirements += [Requirement.parse(text) for text in scored.require]
+        scored = replace(scored, data={**scored.data, **files}, limit=limit or scored.limit)
+        is_scored = bool(scored.data or requirements) and not dry_run
+        check = judge(plan.base, scored, requirements, registry.home, reporter()) if is_scored else None
+        made: dict[str, Any]
+        if dry_run:
+            report, made = merge_dry(plan).to_json(), {"output": None}
+        elif output is not None:
+            report, made = merge_to_path(plan, output, judge=check).to_json(), {"output": str(output)}
+        else:
+            assert name is not None, "there is a name or an output"
+            required = {"required": [str(requirement) for requirement in requirements]} if requirements else {}
+            version, made_report = merge_to_registry(plan, registry, name, alias=alias, judge=check, note=required)
+            report, made = made_report.to_json(), {"reference": str(version), "content_digest": version.content_digest}
     if plot is not None:
         write_plot(report, plot)
     if as_json:
         print_json({**made, **report})
     else:
-        _tell(next(iter(made.values())) or "dry run, nothing written", len(adapters), report)
+        tell(next(iter(made.values())) or "dry run, nothing written", len(adapters), report)
         if show_modules:
             _tell_modules(report)
-    _warn(report, parsed)
+    warn(report, parsed)
+    if written.with_base and not report.get("conversions"):
+        click.echo(f"note: no adapter has DoRA, base '{written.with_base}' was not needed", err=True)
+    if written.tune is not None:
+        click.echo("note: the weights are those written; `qhub tune-merge` searches them as [tune] says", err=True)
 
 
-def _tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
+@contextmanager
+def opening(written: Any, registry: Registry) -> Iterator[Callable[[Sequence[float]], Any]]:
+    """A function that makes the plan of a written merge for given weights; what it converts is there in this block."""
+    from adapterhub_local.base.store import find_base
+    from adapterhub_local.durable import staging
+    from adapterhub_local.merge.plan import make_plan
+
+    options: dict[str, Any] = {"alpha": written.alphas, "force": written.force, "formula": written.formula}
+    if written.with_base is None:
+        yield lambda weights: make_plan(written.labels, weights, registry, **options)
+        return
+    base = find_base(written.with_base, registry.home)
+    from adapterhub_local.merge.dora import through_base
+
+    with staging(registry.home.tmp) as folder:
+        opener = through_base(base, written.dora_rank, folder, force=written.force)
+        yield lambda weights: make_plan(written.labels, weights, registry, opener=opener, **options)
+
+
+def reporter() -> Any:
+    """What shows progress: bars on a terminal, else nothing."""
+    from adapterhub_local.train.progress import Quiet, Terminal
+
+    return Terminal() if sys.stderr.isatty() else Quiet()
+
+
+def _task_and_file(text: str) -> tuple[str, Path]:
+    from adapterhub_local.errors import InputError
+
+    task, equals, file = text.partition("=")
+    if not task or not equals or not file:
+        raise InputError(f"--data is {text[:80]!r}: write a task and its file, such as sentiment=sentiment.test.jsonl")
+    return task, Path(file)
+
+
+def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
     """The report for people."""
     method = report["method"].replace("_", " ")
     click.echo(
@@ -173,6 +249,9 @@ def _tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
     ]
     if said:
         rows.insert(0, ("parameters", said))
+    for one in report.get("conversions", []):
+        lost = f"rank {one['rank']}, relative error {one['relative_error']:.2e}, which the errors here do not count"
+        rows.append(("converted", f"{one['parent']}: {one['method']} through {one['base']}, {lost}"))
     worst = max(report["modules"], key=lambda module: module["relative_error"])
     rows.append(("worst module", f"{worst['module']}, {worst['relative_error']:.2e}"))
     for entry in report["interference"]:
@@ -199,7 +278,7 @@ def _tell_modules(report: dict[str, Any]) -> None:
     print_table(("module", "rank", "norm", "error", "energy", "cosines"), rows)
 
 
-def _warn(report: dict[str, Any], weights: list[float]) -> None:
+def warn(report: dict[str, Any], weights: list[float]) -> None:
     """Cautions and notes on standard error, so that the report can be piped on."""
     if report["kept"] < 0.1:
         click.echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
@@ -76,10 +77,22 @@ def score(
     """Score the base, or the base with a version's adapter on it, applied by plain PEFT."""
     if version is None:
         return _score(base, base.model, tests, batch_size, progress, checks or Checks())
+    return score_folder(base, version.path, tests, batch_size, progress, checks)
+
+
+def score_folder(
+    base: LoadedBase,
+    folder: Path,
+    tests: Sequence[Example],
+    batch_size: int,
+    progress: Counting | None = None,
+    checks: Checks | None = None,
+) -> Score:
+    """Score the base with the adapter in a PEFT folder on it."""
     import_bitsandbytes()  # before peft imports it
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(base.model, str(version.path)).eval()
+    model = PeftModel.from_pretrained(base.model, str(folder)).eval()
     try:
         return _score(base, model, tests, batch_size, progress, checks or Checks())
     finally:

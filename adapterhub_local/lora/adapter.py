@@ -1,7 +1,7 @@
 """Adapter files opened strictly and read one module at a time; what is in them is told by `layout.py`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ class AdapterFile:
     shapes: Mapping[str, Shape]
     keys: Mapping[tuple[str, str], str]  # (module, "A" or "B") -> name of the tensor in the file
     dtype: torch.dtype
+    magnitudes: Mapping[str, str] = field(default_factory=dict)  # module -> name of its lengths, DoRA only
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -53,6 +54,14 @@ class AdapterFile:
     @property
     def num_parameters(self) -> int:
         return sum(shape.rank * (shape.in_features + shape.out_features) for shape in self.shapes.values())
+
+    def magnitude(self, module: str) -> torch.Tensor:
+        """DoRA's lengths of the rows of a module, (out_features). Raises BadFile if one is NaN or infinity."""
+        with safe_open(self.path, framework="pt") as file:
+            lengths = file.get_tensor(self.magnitudes[module]).flatten()
+        if not torch.isfinite(lengths).all():
+            raise BadFile(f"{self.path} has NaN or infinity in {self.magnitudes[module]}: it was not trained soundly")
+        return lengths
 
     def delta(self, module: str) -> Delta:
         """The delta of one module. Raises BadFile if a factor has NaN or infinity in it."""
@@ -76,9 +85,15 @@ class AdapterFile:
                 yield module, Delta(factors["A"], factors["B"], self.config.scaling(module))
 
 
-def open_adapter(path: Path, *, alpha: float | None = None) -> AdapterFile:
+def open_adapter(path: Path, *, alpha: float | None = None, dora: bool = False) -> AdapterFile:
     """Open a PEFT folder or a single file, without reading tensors; see `read_layout` for what it takes and refuses."""
-    layout = read_layout(path, alpha=alpha)
+    layout = read_layout(path, alpha=alpha, dora=dora)
     return AdapterFile(
-        layout.path, layout.config, layout.base_fingerprint, layout.shapes, layout.keys, _DTYPES[layout.dtype]
+        layout.path,
+        layout.config,
+        layout.base_fingerprint,
+        layout.shapes,
+        layout.keys,
+        _DTYPES[layout.dtype],
+        layout.magnitudes,
     )

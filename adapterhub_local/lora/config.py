@@ -39,7 +39,7 @@ _HARMLESS = frozenset(
 _READ = frozenset(["peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"])
 # Settings that make the result something else than W x + scaling * B A x on a frozen base.
 _REFUSED = {
-    "use_dora": "DoRA is not a LoRA delta: it rescales the base's own weights",
+    "use_dora": "DoRA rescales the base's own weights (`qhub merge FOLDER --with-base NAME` makes a LoRA of it)",
     "modules_to_save": "it replaces whole modules of the shared base",
     "lora_bias": "its B factors have a bias",
     "trainable_token_indices": "it changes rows of the shared base's embeddings",
@@ -110,15 +110,18 @@ class AdapterConfig:
         return (json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def parse(cls, text: str | bytes, where: str) -> "AdapterConfig":
-        """The config in `text`, PEFT's JSON. Raises BadFile naming `where` and the setting that is wrong or refused."""
+    def parse(cls, text: str | bytes, where: str, *, dora: bool = False) -> "AdapterConfig":
+        """The config in `text`, PEFT's JSON; with `dora`, also one of DoRA, whose factors alone are not its delta.
+
+        Raises BadFile naming `where` and the setting that is wrong or refused.
+        """
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadFile(f"{where} is not JSON: {error}") from None
         if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
             raise BadFile(f"{where} is not the config of a LoRA adapter (peft_type must be LORA)")
-        _refuse_unsupported(fields, where)
+        _refuse_unsupported({key: value for key, value in fields.items() if not (dora and key == "use_dora")}, where)
         try:
             config = cls(
                 rank=_positive_int(fields["r"]),

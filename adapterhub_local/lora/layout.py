@@ -6,8 +6,8 @@ file, and a single foreign file whose alpha the caller gives.
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub_local.errors import BadFile, InputError, NotFound
@@ -15,6 +15,9 @@ from adapterhub_local.lora.config import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, 
 from adapterhub_local.lora.header import Header, read_header
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight", re.ASCII)
+_MAGNITUDE = re.compile(
+    r"base_model\.model\.(?P<module>[\w.-]+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?", re.ASCII
+)
 FLOATS = ("F64", "F32", "F16", "BF16")  # from wide to narrow
 
 
@@ -37,12 +40,14 @@ class Layout:
     shapes: Mapping[str, Shape]
     keys: Mapping[tuple[str, str], str]  # (module, "A" or "B") -> name of the tensor in the file
     dtype: str
+    magnitudes: Mapping[str, str] = field(default_factory=dict)  # module -> name of its lengths, DoRA only
 
 
-def read_layout(path: Path, *, alpha: float | None = None) -> Layout:
+def read_layout(path: Path, *, alpha: float | None = None, dora: bool = False) -> Layout:
     """The layout of a PEFT folder or a single file.
 
-    `alpha` is for a single file that does not carry its config; its rank is read off the shapes.
+    `alpha` is for a single file that does not carry its config; its rank is read off the shapes. With `dora` an
+    adapter with DoRA's magnitudes is read too, whose deltas say nothing without them.
     Raises NotFound, or BadFile naming the file and the tensors that are wrong: unknown names, a factor
     without its partner, modules the config does not name, shapes that do not fit together or the config,
     dtypes that are not floats.
@@ -54,9 +59,13 @@ def read_layout(path: Path, *, alpha: float | None = None) -> Layout:
             raise BadFile(f"{pickled[0]} is a pickle, which can run code: save the adapter as safetensors with PEFT")
         raise NotFound(f"{path} is not an adapter folder: it has no {WEIGHTS}")
     header = read_header(weights)
-    keys = _keys(weights, header)
+    magnitudes = _magnitudes(header) if dora else {}
+    keys = _keys(weights, header, set(magnitudes.values()))
     shapes = _shapes(weights, header, keys)
-    config = _config(weights, header, shapes, alpha)
+    config = _config(weights, header, shapes, alpha, dora)
+    for module, name in magnitudes.items():
+        if module not in shapes or math.prod(header.tensors[name].shape) != shapes[module].out_features:
+            raise BadFile(f"{weights}: {name} {list(header.tensors[name].shape)} does not fit the factors of {module}")
     for module, shape in shapes.items():
         if shape.rank != config.rank_of(module):
             raise BadFile(f"{weights}: {module} has rank {shape.rank}, its config says {config.rank_of(module)}")
@@ -64,7 +73,7 @@ def read_layout(path: Path, *, alpha: float | None = None) -> Layout:
             raise BadFile(f"{weights} has factors for {module}, which target_modules of its config does not name")
     dtypes = {header.tensors[key].dtype for key in keys.values()}
     dtype = next(name for name in FLOATS if name in dtypes)
-    return Layout(weights, config, header.metadata.get(BASE_KEY), shapes, keys, dtype)
+    return Layout(weights, config, header.metadata.get(BASE_KEY), shapes, keys, dtype, magnitudes)
 
 
 def tensor_name(module: str, factor: str) -> str:
@@ -72,9 +81,21 @@ def tensor_name(module: str, factor: str) -> str:
     return f"base_model.model.{module}.lora_{factor}.weight"
 
 
-def _keys(path: Path, header: Header) -> dict[tuple[str, str], str]:
+def _magnitudes(header: Header) -> dict[str, str]:
+    names = ((name, _MAGNITUDE.fullmatch(name)) for name, entry in header.tensors.items() if entry.dtype in FLOATS)
+    return {match["module"]: name for name, match in names if match}
+
+
+def _keys(path: Path, header: Header, besides: Set[str]) -> dict[tuple[str, str], str]:
     keys: dict[tuple[str, str], str] = {}
     for name, entry in header.tensors.items():
+        if name in besides:
+            continue
+        if _MAGNITUDE.fullmatch(name):
+            raise BadFile(
+                f"{path} has DoRA ({name}), which rescales the base's own weights: "
+                "`qhub merge FOLDER --with-base NAME` makes a LoRA of it"
+            )
         match = _KEY.fullmatch(name)
         if not match or len(entry.shape) != 2 or entry.dtype not in FLOATS:
             raise BadFile(f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer")
@@ -99,13 +120,15 @@ def _shapes(path: Path, header: Header, keys: Mapping[tuple[str, str], str]) -> 
     return shapes
 
 
-def _config(weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None) -> AdapterConfig:
+def _config(
+    weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None, dora: bool
+) -> AdapterConfig:
     # a PEFT folder, also when its weights file is what was named
     beside = weights.parent / CONFIG
     if weights.name == WEIGHTS and beside.is_file():
-        return AdapterConfig.parse(beside.read_bytes(), str(beside))
+        return AdapterConfig.parse(beside.read_bytes(), str(beside), dora=dora)
     if CONFIG_KEY in header.metadata:
-        return AdapterConfig.parse(header.metadata[CONFIG_KEY], f"{weights} (its header)")
+        return AdapterConfig.parse(header.metadata[CONFIG_KEY], f"{weights} (its header)", dora=dora)
     if alpha is None:
         raise BadFile(
             f"{weights} does not carry its config: put its {CONFIG} beside it and name the folder, or give --alpha"

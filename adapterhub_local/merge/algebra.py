@@ -15,9 +15,10 @@ from adapterhub_local.lora.adapter import Delta
 def weighted_sum(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
     """`sum_i w_i D_i`, exactly, as factors of rank `sum_i r_i` with scaling 1, in float32 (or float64 if given).
 
-    With c_i = w_i s_i the factors are stacked: A = [sqrt|c_i| A_i], B = [sgn(c_i) sqrt|c_i| B_i], so that
+    With c_i = w_i s_i the factors are stacked: A = [2^k_i A_i], B = [c_i 2^-k_i B_i], so that
     B A = sum_i c_i B_i A_i without cross terms ("cat" in PEFT; LoRA Soups, https://arxiv.org/abs/2410.13025).
-    The root is split evenly so that neither factor overflows. Terms of weight 0 are left out.
+    2^k_i is the power of two nearest to sqrt|c_i|: it changes no digit of A_i, and keeps both factors in range.
+    Terms of weight 0 are left out.
     """
     terms = [(delta, weight * delta.scaling) for delta, weight in zip(deltas, weights, strict=True)]
     kept = [(delta, factor) for delta, factor in terms if factor != 0]
@@ -25,8 +26,9 @@ def weighted_sum(deltas: Sequence[Delta], weights: Sequence[float]) -> Delta:
         first = deltas[0]
         return Delta(torch.zeros(1, first.A.shape[1]), torch.zeros(first.B.shape[0], 1), 1.0)
     wide = torch.float64 if any(delta.A.dtype == torch.float64 for delta, _ in kept) else torch.float32
-    A = torch.cat([math.sqrt(abs(factor)) * delta.A.to(wide) for delta, factor in kept])
-    B = torch.cat([math.copysign(math.sqrt(abs(factor)), factor) * delta.B.to(wide) for delta, factor in kept], dim=1)
+    powers = [math.ldexp(1.0, round(math.log2(abs(factor)) / 2)) for _, factor in kept]
+    A = torch.cat([power * delta.A.to(wide) for power, (delta, _) in zip(powers, kept, strict=True)])
+    B = torch.cat([factor / power * delta.B.to(wide) for power, (delta, factor) in zip(powers, kept, strict=True)], 1)
     return Delta(A, B, 1.0)
 
 
@@ -65,7 +67,7 @@ class Spectrum:
 
     def truncate(self, rank: int) -> Delta:
         """The nearest delta of `rank`, in Frobenius and spectral norm (Eckart-Young), its root split evenly."""
-        root = self.values[:rank].sqrt()
+        root = self.values[:rank].sqrt().to(self.U.dtype)
         return Delta(root[:, None] * self.Vt[:rank], self.U[:, :rank] * root, 1.0)
 
     def lost(self, rank: int) -> float:
@@ -97,19 +99,6 @@ def canonical_signs(U: torch.Tensor) -> torch.Tensor:
     """For each column +1 or -1, so that U * signs has its entry of largest size positive."""
     largest = U.gather(0, U.abs().argmax(dim=0, keepdim=True))[0]
     return torch.where(largest < 0, -1.0, 1.0).to(U.dtype)
-
-
-def gram(deltas: Sequence[Delta]) -> torch.Tensor:
-    """All inner products `G_ij = <D_i, D_j> = s_i s_j tr((B_i^T B_j)(A_j A_i^T))`, (n x n) in float64."""
-    A = torch.cat([delta.A for delta in deltas]).double()
-    B = torch.cat([delta.B for delta in deltas], dim=1).double()
-    products = (B.T @ B) * (A @ A.T)
-    owner = torch.repeat_interleave(torch.arange(len(deltas)), torch.tensor([delta.rank for delta in deltas]))
-    scale = torch.tensor([delta.scaling for delta in deltas], dtype=torch.float64)
-    blocks = torch.zeros(len(deltas), products.shape[0], dtype=torch.float64).index_add_(0, owner, products)
-    return torch.zeros(len(deltas), len(deltas), dtype=torch.float64).index_add_(1, owner, blocks) * torch.outer(
-        scale, scale
-    )
 
 
 def inner(left: Delta, right: Delta) -> float:

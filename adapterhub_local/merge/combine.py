@@ -9,20 +9,10 @@ import torch
 
 from adapterhub_local.errors import InputError
 from adapterhub_local.lora.adapter import Delta
-from adapterhub_local.merge.algebra import (
-    Spectrum,
-    decompose,
-    distance,
-    gram,
-    is_finite,
-    norm,
-    pad_rank,
-    rounding,
-    weighted_sum,
-    widen,
-)
+from adapterhub_local.merge.algebra import Spectrum, decompose, distance, is_finite, pad_rank, rounding
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.space import merge_aligned, merge_in_core, merge_whole
+from adapterhub_local.merge.stack import Grams, Stack, narrow
 
 LARGEST_RANK = 512  # of a whole merged matrix; no server takes more
 
@@ -40,15 +30,15 @@ class Term:
 class Combined:
     """The merged delta of one module, before a rank is chosen.
 
-    Either `exact`, the factors to keep all of, or `spectrum`, to be reduced, with `gap` the measured squared
-    distance between what the method gives and all that the spectrum has. `products` are the inner products of
-    the parents, zero for those without the module.
+    Either `exact` with its Gram matrices, to keep all of, or `spectrum`, to be reduced, with `gap` the measured
+    squared distance between what the method gives and all that the spectrum has. `products` are the inner
+    products of the parents, zero for those without the module.
     """
 
     module: str
     products: torch.Tensor
     total: float
-    exact: Delta | None
+    exact: tuple[Stack, Grams] | None
     spectrum: Spectrum | None
     gap: float = 0.0
 
@@ -58,7 +48,7 @@ class Combined:
         if self.spectrum is not None:
             return self.spectrum.U.shape[1]
         assert self.exact is not None, "there are factors or a spectrum"
-        return self.exact.rank
+        return self.exact[0].rank
 
 
 @dataclass(frozen=True)
@@ -83,23 +73,20 @@ def combine(
     `weights` are those of all parents of the plan. Raises InputError if the sum overflows.
     """
     deltas = [term.delta for term in terms]
-    index = torch.tensor([term.index for term in terms])
-    products = torch.zeros(len(weights), len(weights), dtype=torch.float64)
-    wide = [widen(delta) for delta in deltas]
-    products[index[:, None], index] = gram(wide)
     row, parameters = formula.row, formula.parameters
+    stack = Stack.of(deltas, [term.index for term in terms])
+    # what is kept whole needs no digits for a small remainder
+    grams = stack.grams(precise=formula.rule.kind != "exact" and row.linear is not None)
+    products = stack.products(grams, len(weights))
     if row.linear is not None:
-        factors = row.linear(weights, products, parameters)
-        exact = weighted_sum(wide, [factors[term.index] for term in terms])
-        _check_finite(exact, module)
-        total = _square(exact, products, factors)
+        exact = stack.weighted(row.linear(weights, products, parameters))
     else:
         assert row.elementwise is not None, "a method is linear or elementwise"
         mine, entrywise = [weights[term.index] for term in terms], row.elementwise
         draws = [_draw(parameters.get("seed", 0), term.digest, module) for term in terms]
 
-        def merge(stack: torch.Tensor) -> torch.Tensor:
-            return entrywise(stack, mine, parameters, draws)
+        def merge(matrices: torch.Tensor) -> torch.Tensor:
+            return entrywise(matrices, mine, parameters, draws)
 
         if formula.space == "full":
             draw = _draw(parameters.get("seed", 0), "range", module)
@@ -107,60 +94,51 @@ def combine(
             spectrum = merge_whole(deltas, merge, min(rank or LARGEST_RANK, *sizes), draw)
             # what is left of a whole matrix is orthogonal to the directions that are kept
             return Combined(module, products, spectrum.total, None, spectrum, spectrum.lost(spectrum.U.shape[1]))
-        exact = merge_in_core(wide, merge) if formula.space == "core" else merge_aligned(wide, merge)
-        _check_finite(exact, module)
-        total = norm(exact) ** 2
+        exact = Stack.of([merge_in_core(deltas, merge) if formula.space == "core" else merge_aligned(deltas, merge)])
+        grams = exact.grams(precise=True)
+    total = exact.square(grams)
+    if not total < torch.finfo(torch.float32).max ** 2:  # NaN too
+        raise InputError(f"the merge of {module} is too large for float32: give smaller weights")
     if formula.rule.kind == "exact":
-        return Combined(module, products, total, exact, None)
-    narrow = exact if formula.rule.kind == "lossless" else Delta(exact.A.float(), exact.B.float(), 1.0)
-    spectrum = decompose(narrow, rank)
-    gap = distance(spectrum.truncate(spectrum.U.shape[1]), exact) ** 2
+        return Combined(module, products, total, (exact, grams), None)
+    if formula.rule.kind == "lossless":  # which values are nothing is told from digits that squares do not have
+        spectrum = narrow(decompose(exact.delta()))
+        gap = distance(spectrum.truncate(len(spectrum.values)), exact.delta()) ** 2
+    else:
+        spectrum = exact.decompose(grams, rank)
+        gap = exact.gap(spectrum.truncate(spectrum.U.shape[1]), grams, total)
     return Combined(module, products, total, None, spectrum, gap)
 
 
 def store(combined: Combined, rank: int, padded: int, dtype: torch.dtype) -> Stored:
     """The module at `rank`, padded with zeros to `padded`, in `dtype`. Raises InputError if it overflows."""
-    kept, truncated, cut = _keep(combined, rank), 0.0, 0.0
-    if combined.spectrum is not None:
-        truncated = combined.spectrum.lost(rank)
-        cut = truncated - combined.spectrum.lost(combined.width)
-    stored = Delta(kept.A.to(dtype), kept.B.to(dtype), 1.0)
+    stored, rounded = _round(combined, rank, dtype)
     if not is_finite(stored):
         raise InputError(f"the merge of {combined.module} is too large for {dtype}: give smaller weights")
-    rounded = rounding(stored, kept) ** 2
-    error = combined.gap + cut + rounded  # the directions cut off are orthogonal to those kept
+    truncated, error = 0.0, rounded
+    if combined.spectrum is not None:
+        truncated = combined.spectrum.lost(rank)
+        # the directions cut off are orthogonal to those kept
+        error += combined.gap + truncated - combined.spectrum.lost(combined.width)
     place = pad_rank(stored, padded)
-    return Stored(combined.module, place, kept.rank, combined.total, truncated, rounded, error, combined.products)
+    return Stored(combined.module, place, stored.rank, combined.total, truncated, rounded, error, combined.products)
 
 
 def rounding_loss(combined: Combined, rank: int, dtype: torch.dtype) -> float:
     """The squared error of storing the module at `rank` in `dtype`, infinite if it does not fit."""
-    kept = _keep(combined, rank)
+    stored, rounded = _round(combined, rank, dtype)
+    return rounded if is_finite(stored) else math.inf
+
+
+def _round(combined: Combined, rank: int, dtype: torch.dtype) -> tuple[Delta, float]:
+    """The module at `rank` in `dtype`, and the squared error of rounding it."""
+    if combined.spectrum is None:
+        assert combined.exact is not None, "there are factors or a spectrum"
+        exact, grams = combined.exact
+        return exact.store(dtype, grams)
+    kept = combined.spectrum.truncate(rank)
     stored = Delta(kept.A.to(dtype), kept.B.to(dtype), 1.0)
-    return rounding(stored, kept) ** 2 if is_finite(stored) else math.inf
-
-
-def _keep(combined: Combined, rank: int) -> Delta:
-    if combined.spectrum is not None:
-        return combined.spectrum.truncate(rank)
-    assert combined.exact is not None, "there are factors or a spectrum"
-    return combined.exact
-
-
-def _check_finite(delta: Delta, module: str) -> None:
-    if not is_finite(delta, torch.finfo(torch.float32).max):
-        raise InputError(f"the merge of {module} is too large for float32: give smaller weights")
-
-
-def _square(exact: Delta, products: torch.Tensor, factors: Sequence[float]) -> float:
-    """|sum c_i D_i|^2 from the inner products, or from the factors where the terms nearly cancel."""
-    column = torch.tensor(list(factors), dtype=torch.float64)
-    square = float(column @ products @ column)
-    terms = float((column.abs() * products.diagonal().clamp(min=0).sqrt()).sum()) ** 2
-    if square > 1e-6 * terms:
-        return square
-    nothing = Delta(exact.A[:1] * 0, exact.B[:, :1] * 0, 1.0)
-    return distance(exact, nothing) ** 2
+    return stored, rounding(stored, kept) ** 2
 
 
 def _draw(seed: int, digest: str, module: str) -> torch.Generator:

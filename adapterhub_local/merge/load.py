@@ -3,6 +3,8 @@
 [merge]                       method, its parameters, space, rank | energy | max_error, dtype, compact, force
 [[adapter]]                   one table each: reference (a file, PEFT folder or version), weight, alpha
 [output]                      name and alias, or path
+[evaluate], [tune]            limit, batch_size, max_length, and a table `data`: held-out chats of each task;
+                              evaluate.require are bounds on scores, [tune] says how weights are searched
 """
 
 import difflib
@@ -21,17 +23,52 @@ from adapterhub_local.merge.rank import parse_rule
 from adapterhub_local.refs import check_alias, check_name
 
 _PARAMETERS = frozenset(name for row in METHODS.values() for name in row.parameters)
-_MERGE = frozenset(("method", "space", "rank", "energy", "max_error", "dtype", "compact", "force")) | _PARAMETERS
+_MERGE = _PARAMETERS | {
+    *("method", "space", "rank", "energy", "max_error", "dtype", "compact", "force", "with_base", "dora_rank")
+}
 _ADAPTER = frozenset(("reference", "weight", "alpha"))
 _OUTPUT = frozenset(("name", "alias", "path"))
-_TEXT, _NUMBER, _FLAG = "text", "a finite number", "true or false"
+_SCORED = frozenset(("data", "limit", "batch_size", "max_length"))
+_EVALUATE = _SCORED | {"require"}
+_TUNE = _SCORED | {"metric", "low", "high", "evaluations"}
+_TABLES = ("merge", "adapter", "output", "evaluate", "tune")
+_TEXT, _NUMBER, _FLAG, _COUNT = "text", "a finite number", "true or false", "a whole number from 1"
+_TEXTS, _FILES = "a list of texts", "a table of tasks and their files"
 _KINDS = {
-    **dict.fromkeys(("method", "space", "dtype", "variant", "reference", "name", "alias", "path"), _TEXT),
     **dict.fromkeys(
-        ("density", "epsilon", "gamma", "scale", "seed", "energy", "max_error", "weight", "alpha"), _NUMBER
+        ("method", "space", "dtype", "variant", "reference", "name", "alias", "path", "metric", "with_base"), _TEXT
     ),
+    **dict.fromkeys(
+        ("density", "epsilon", "gamma", "scale", "seed", "energy", "max_error", "weight", "alpha", "low", "high"),
+        _NUMBER,
+    ),
+    **dict.fromkeys(("limit", "batch_size", "max_length", "evaluations", "dora_rank"), _COUNT),
+    "require": _TEXTS,
+    "data": _FILES,
     **dict.fromkeys(("compact", "force"), _FLAG),
 }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Held-out chats by task, JSONL files, and how many are scored, at a time, of how many tokens at most."""
+
+    data: Mapping[str, Path]
+    limit: int | None = None
+    batch_size: int = 16
+    max_length: int = 1024
+    require: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How weights are searched: what is made best on which data, between which weights, in how many merges."""
+
+    scored: Scored
+    metric: str = "loss"
+    low: float = 0.0
+    high: float = 1.5
+    evaluations: int = 24
 
 
 @dataclass(frozen=True)
@@ -46,6 +83,10 @@ class WrittenPlan:
     name: str | None = None
     alias: str | None = None
     path: Path | None = None
+    with_base: str | None = None
+    dora_rank: int | None = None
+    evaluate: Scored | None = None
+    tune: Tuning | None = None
 
 
 def load_plan(path: Path) -> WrittenPlan:
@@ -65,10 +106,17 @@ def load_plan(path: Path) -> WrittenPlan:
         raise BadRecipe(f"{path}: not TOML: {error}") from None
     reading = _Reading(path, text)
     for name in tables:
-        if name not in ("merge", "adapter", "output"):
-            reading.problem(name, None, f"unknown table [{name}]{_nearest(name, ('merge', 'adapter', 'output'))}")
+        if name not in _TABLES:
+            reading.problem(name, None, f"unknown table [{name}]{_nearest(name, _TABLES)}")
     merge = reading.table("merge", tables.get("merge", {}), _MERGE)
     output = reading.table("output", tables.get("output", {}), _OUTPUT)
+    evaluate, tune = (
+        reading.table(name, tables[name], known) if name in tables else None
+        for name, known in (("evaluate", _EVALUATE), ("tune", _TUNE))
+    )
+    for name, table in (("evaluate", evaluate), ("tune", tune)):
+        if table is not None and not table.get("data") and not reading.problems:
+            reading.problem(name, "data", f"[{name}] needs held-out chats: write [{name}.data] with task = file lines")
     listed = tables.get("adapter")
     if not isinstance(listed, list) or not listed:
         reading.problem("adapter", None, "there are no adapters: write [[adapter]] with reference and weight for each")
@@ -97,6 +145,8 @@ def load_plan(path: Path) -> WrittenPlan:
         )  # fmt: skip
         weights = tuple(float(entry["weight"]) for entry in adapters)
         reading.attempt("merge", "method", lambda: formula.check(weights))
+        if tune is not None:
+            _check_tuning(reading, tune, weights)
     if reading.problems:
         raise BadRecipe("\n".join(reading.problems))
     return WrittenPlan(
@@ -108,7 +158,34 @@ def load_plan(path: Path) -> WrittenPlan:
         output.get("name"),
         output.get("alias"),
         path.parent / Path(output["path"]).expanduser() if "path" in output else None,
+        merge.get("with_base"),
+        merge.get("dora_rank"),
+        _scored(path.parent, evaluate) if evaluate is not None else None,
+        _tuning(path.parent, tune) if tune is not None else None,
     )
+
+
+def _scored(folder: Path, table: Mapping[str, Any]) -> Scored:
+    data = {task: folder / Path(file).expanduser() for task, file in table["data"].items()}
+    sizes = {key: table[key] for key in ("limit", "batch_size", "max_length") if key in table}
+    return Scored(data, require=tuple(table.get("require", ())), **sizes)
+
+
+def _tuning(folder: Path, table: Mapping[str, Any]) -> Tuning:
+    settings = {key: table[key] for key in ("metric", "low", "high", "evaluations") if key in table}
+    return Tuning(_scored(folder, table), **settings)
+
+
+def _check_tuning(reading: "_Reading", table: Mapping[str, Any], weights: tuple[float, ...]) -> None:
+    low, high = table.get("low", Tuning.low), table.get("high", Tuning.high)
+    if table.get("metric", "loss") not in ("loss", "exact_match"):
+        reading.problem("tune", "metric", f"tune.metric is {table['metric']!r}: use loss or exact_match")
+    if low >= high:
+        reading.problem("tune", "low" if "low" in table else "high", f"tune.low {low:g} is not below high {high:g}")
+    for index, weight in enumerate(weights):
+        if not low <= weight <= high:
+            message = f"the search starts at weight {weight:g}, outside of tune.low {low:g} to high {high:g}"
+            reading.problem("adapter", "weight", message, index)
 
 
 class _Reading:
@@ -152,6 +229,12 @@ def _is(kind: str | None, value: Any) -> bool:
         return isinstance(value, bool)
     if kind == _NUMBER:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if kind == _COUNT:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if kind == _TEXTS:
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    if kind == _FILES:
+        return isinstance(value, Mapping) and all(isinstance(file, str) and file for file in value.values())
     return True  # rank is a number or a word: its rule tells
 
 

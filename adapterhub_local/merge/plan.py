@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -16,6 +17,8 @@ from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.registry import Registry, Version
 
+Opener = Callable[[Path, float | None], tuple[AdapterFile, dict[str, Any] | None]]
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -25,6 +28,7 @@ class Parent:
     adapter: AdapterFile
     weight: float
     version: Version | None = None
+    converted: Mapping[str, Any] | None = None  # from what, and with which loss; `adapter` is the converted one
 
     @property
     def base(self) -> dict[str, Any]:
@@ -43,12 +47,16 @@ class Parent:
         """`sha256:<hex>` of the weights file, the same whether it is named as a file or as a version."""
         files = self.version.files if self.version is not None else ()
         known = next((file.digest for file in files if file.path == WEIGHTS), None)
+        if self.converted is not None:
+            path = Path(os.path.expanduser(self.label))
+            return digest_file(path / WEIGHTS if path.is_dir() else path)
         return known or digest_file(self.adapter.path)
 
     def lineage(self) -> dict[str, Any]:
         """How the merged version names this parent; files by name and digest, not by path."""
         if self.version is None:
-            return {"reference": self.name, "digest": self.digest, "weight": self.weight}
+            converted = {"converted": dict(self.converted)} if self.converted is not None else {}
+            return {"reference": self.name, "digest": self.digest, "weight": self.weight, **converted}
         return {
             "reference": str(self.version),
             "manifest_digest": self.version.manifest_digest,
@@ -66,6 +74,11 @@ class MergePlan:
     base: dict[str, Any]
     forced: bool = False
     formula: Formula = Formula()
+
+    def lineage(self) -> list[dict[str, Any]]:
+        """What the result records of its parents; files are hashed side by side."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(Parent.lineage, self.parents))
 
     @property
     def rank(self) -> int:
@@ -88,12 +101,14 @@ def make_plan(
     alpha: float | Sequence[float | None] | None = None,
     force: bool = False,
     formula: Formula | None = None,
+    opener: Opener | None = None,
 ) -> MergePlan:
     """Open the adapters named by `labels` (files, PEFT folders or references) and check that they can be merged.
 
-    `alpha` is for files that do not carry their config: one for all, or one for each label. Raises InputError
-    if weights and adapters do not match in number, or a weight is not finite, or all are zero, or the formula
-    does not fit; Incompatible for different bases (unless `force`) or shapes; what opening a file raises.
+    `alpha` is for files that do not carry their config: one for all, or one for each label. `opener` opens files
+    and folders, as `dora.through_base` does for those that must be converted first. Raises InputError if weights
+    and adapters do not match in number, or a weight is not finite, or all are zero, or the formula does not fit;
+    Incompatible for different bases (unless `force`) or shapes; what opening a file raises.
     """
     formula = formula or Formula()
     if len(labels) != len(weights):
@@ -106,7 +121,7 @@ def make_plan(
     formula = formula.normal()
     alphas = alpha if isinstance(alpha, Sequence) else [alpha] * len(labels)
     opened = zip(labels, weights, alphas, strict=True)
-    parents = tuple(_open(label, weight, registry, one) for label, weight, one in opened)
+    parents = tuple(_open(label, weight, registry, one, opener) for label, weight, one in opened)
     base = _common_base(parents, force)
     plan = MergePlan(parents, _common_shapes(parents), base, force, formula)
     if formula.rule.kind == "rank" and formula.rule.value > plan.largest_rank:
@@ -117,9 +132,18 @@ def make_plan(
     return plan
 
 
-def _open(label: str, weight: float, registry: Registry, alpha: float | None) -> Parent:
-    path = Path(os.path.expanduser(label))
-    if path.exists() or label.endswith(".safetensors") or label.startswith((".", "/", "~")):
+def is_path(label: str) -> bool:
+    """Whether a label names a file or folder, rather than a version."""
+    is_there = Path(os.path.expanduser(label)).exists()
+    return is_there or label.endswith(".safetensors") or label.startswith((".", "/", "~"))
+
+
+def _open(label: str, weight: float, registry: Registry, alpha: float | None, opener: Opener | None) -> Parent:
+    if is_path(label):
+        path = Path(os.path.expanduser(label))
+        if opener is not None:
+            adapter, converted = opener(path, alpha)
+            return Parent(label, adapter, weight, converted=converted)
         return Parent(label, open_adapter(path, alpha=alpha), weight)
     version = registry.resolve(label)
     return Parent(label, open_adapter(version.path), weight, version)

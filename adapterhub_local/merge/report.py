@@ -21,7 +21,9 @@ class MergeReport:
     `relative_error` is |stored - exact| / |exact|, measured, of which `truncation_error` was predicted from the
     singular values and `rounding_error` is the storage dtype. `retained_energy` is 1 - relative_error^2. `kept`
     is |merged| / sum |w_i| |D_i|: near 0 the parents cancel each other out, and the error is given relative to
-    what went in. `interference` are the pairwise cosines of the parents' deltas; `modules` the same per module.
+    what went in. `conversions` are the parents that were made plain adapters before, with the loss of that, which
+    the errors here are not about. `interference` are the pairwise cosines of the parents' deltas; `modules` the
+    same per module.
     """
 
     formula: dict[str, Any]
@@ -36,6 +38,7 @@ class MergeReport:
     truncation_error: float = 0.0
     rounding_error: float = 0.0
     retained_energy: float = 1.0
+    conversions: list[dict[str, Any]] = field(default_factory=list)
     interference: list[dict[str, Any]] = field(default_factory=list)
     modules: list[dict[str, Any]] = field(default_factory=list)
 
@@ -46,7 +49,8 @@ class MergeReport:
 
     def summary(self) -> dict[str, Any]:
         """The numbers over all modules: what the lineage keeps under `merge`."""
-        values = {key: value for key, value in vars(self).items() if key not in ("formula", "interference", "modules")}
+        besides = ("formula", "interference", "modules", *(() if self.conversions else ("conversions",)))
+        values = {key: value for key, value in vars(self).items() if key not in besides}
         return {**self.formula, **values}
 
     def details(self) -> dict[str, Any]:
@@ -106,6 +110,9 @@ class Tally:
             truncation_error=_relative(self.truncated, self.total, self.input),
             rounding_error=_relative(self.rounded, self.total, self.input),
             retained_energy=max(0.0, 1 - error**2),
+            conversions=[
+                {"parent": parent.name, **parent.converted} for parent in self.plan.parents if parent.converted
+            ],
             interference=[
                 {"pair": [names[i], names[j]], "cosine": cosine}
                 for (i, j), cosine in zip(pairs, _cosines(self.products), strict=True)

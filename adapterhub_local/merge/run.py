@@ -33,6 +33,7 @@ FINE = 1e-3  # float16 rounds to 3e-4 where its range is wide enough
 NARROW = (torch.float16, torch.bfloat16)
 In = TypeVar("In")
 Out = TypeVar("Out")
+Judge = Callable[[Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,40 @@ class Layout:
 
 
 def merge_to_registry(
-    plan: MergePlan, registry: Registry, name: str, *, alias: str | None = None
+    plan: MergePlan,
+    registry: Registry,
+    name: str,
+    *,
+    alias: str | None = None,
+    judge: Judge | None = None,
+    note: Mapping[str, Any] | None = None,
 ) -> tuple[Version, MergeReport]:
-    """Merge and register the result as the next version of `name`."""
+    """Merge and register the result as the next version of `name`.
+
+    `judge` sees the folder of the merged adapter first: what it returns are the version's metrics, what it raises
+    keeps the version from being registered. `note` is added to the lineage.
+    """
     with staging(registry.home.tmp) as folder:
         files, report = _write(plan, folder, note=None)
-        return registry.publish(name, files, _lineage(plan, report), alias=alias), report
+        metrics = judge(folder) if judge else {}
+        lineage = {**_lineage(plan, report), **({"metrics": metrics} if metrics else {}), **(note or {})}
+        return registry.publish(name, files, lineage, alias=alias), report
 
 
-def merge_to_path(plan: MergePlan, target: Path) -> MergeReport:
-    """Merge into one `.safetensors` file that carries its config, or else a PEFT folder. Raises InUse if it exists."""
+def merge_to_path(plan: MergePlan, target: Path, *, judge: Judge | None = None) -> MergeReport:
+    """Merge into one `.safetensors` file that carries its config, or else a PEFT folder. Raises InUse if it exists.
+
+    `judge` sees the folder of the merged adapter first and keeps it from being written by raising.
+    """
     check_absent(target)
     # staged beside the target: a rename is atomic on one filesystem only
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
         folder = stage / "merged"
         folder.mkdir()
-        note = {**plan.formula.to_json(), "parents": [parent.lineage() for parent in plan.parents]}
+        note = {**plan.formula.to_json(), "parents": plan.lineage()}
         _, report = _write(plan, folder, note)
+        if judge:
+            judge(folder)
         if target.suffix == ".safetensors":
             place_file(folder / WEIGHTS, target)
         else:
@@ -171,7 +189,7 @@ def _known_dtype(plan: MergePlan) -> torch.dtype | None:
 def _choose_layout(plan: MergePlan, combined: list[Combined], limit: int | None) -> Layout:
     rule, compact = plan.formula.rule, plan.formula.compact
     if rule.kind == "exact" and limit is None:
-        ranks = {one.module: one.exact.rank for one in combined if one.exact is not None}
+        ranks = {one.module: one.width for one in combined}
     else:
         values = {one.module: one.spectrum.values for one in combined if one.spectrum is not None}
         totals = [one.total for one in combined]
@@ -275,7 +293,7 @@ def _lineage(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
             "num_modules": report.num_modules,
             "num_parameters": report.num_parameters,
         },
-        "parents": [parent.lineage() for parent in plan.parents],
+        "parents": plan.lineage(),
         "merge": {**report.summary(), **({"forced": True} if plan.forced else {})},
         "merge_report": report.details(),
     }

@@ -10,9 +10,11 @@ import torch
 
 from adapterhub_local.lora.adapter import Delta
 from adapterhub_local.merge.algebra import Spectrum, canonical_signs, widen
+from adapterhub_local.merge.stack import SINGULAR, Stack
 
 Merge = Callable[[torch.Tensor], torch.Tensor]  # (n, rows, columns) -> (rows, columns)
 SHARED = 1e-10  # directions below this share of the largest are there because parents share a subspace
+TINY = 1e-300  # keeps zero from dividing zero
 OVERSAMPLE, ITERATIONS = 8, 4
 
 
@@ -23,11 +25,15 @@ def merge_in_core(deltas: Sequence[Delta], merge: Merge) -> Delta:
     (Core Space, https://arxiv.org/abs/2509.17786, with a basis that does not change when a factorisation is
     rotated). No matrix of the size of a delta is made: O((in + out) R^2).
     """
-    wide = [widen(delta) for delta in deltas]
-    U = _directions([delta.B for delta in wide], [delta.A.T for delta in wide], [delta.scaling for delta in wide])
-    V = _directions([delta.A.T for delta in wide], [delta.B for delta in wide], [delta.scaling for delta in wide])
-    cores = torch.stack([delta.scaling * ((U.T @ delta.B) @ (delta.A @ V)) for delta in wide])
-    u, values, vt = torch.linalg.svd(merge(cores), full_matrices=False)
+    stack = Stack.of(deltas)
+    grams = stack.grams(precise=True)
+    scaling = [delta.scaling for delta in deltas]
+    U = _directions(stack.B, grams.B, [delta.A.T for delta in deltas], scaling, grams.A)
+    V = _directions(stack.A.T, grams.A, [delta.B for delta in deltas], scaling, grams.B)
+    left, right = (U.T @ stack.B.double()) * stack.scale, stack.A.double() @ V
+    ranks = [delta.rank for delta in deltas]
+    cores = [one @ other for one, other in zip(left.split(ranks, dim=1), right.split(ranks), strict=True)]
+    u, values, vt = torch.linalg.svd(merge(torch.stack(cores)), full_matrices=False)
     return _balanced(U @ u, values, vt @ V.T)
 
 
@@ -53,7 +59,11 @@ def merge_whole(deltas: Sequence[Delta], merge: Merge, rank: int, draw: torch.Ge
     Small matrices are decomposed exactly. Of large ones the range is found by random projection with power
     iterations (https://arxiv.org/abs/0909.4061), seeded: nearly the best rank-k, and its loss is exact.
     """
-    matrix = merge(torch.stack([delta.dense().float() for delta in deltas]))
+    return leading(merge(torch.stack([delta.dense().float() for delta in deltas])), rank, draw)
+
+
+def leading(matrix: torch.Tensor, rank: int, draw: torch.Generator) -> Spectrum:
+    """The leading `rank` singular values and vectors of a whole matrix in float32, `total` its squared norm."""
     total = float(matrix.double().square().sum())
     limit = min(matrix.shape)
     if limit <= 256 or rank + OVERSAMPLE >= limit // 2:
@@ -71,19 +81,40 @@ def merge_whole(deltas: Sequence[Delta], merge: Merge, rank: int, draw: torch.Ge
 
 
 def _directions(
-    factors: Sequence[torch.Tensor], others: Sequence[torch.Tensor], scalings: Sequence[float]
+    factor: torch.Tensor,
+    gram: torch.Tensor,
+    others: Sequence[torch.Tensor],
+    scalings: Sequence[float],
+    across: torch.Tensor,
 ) -> torch.Tensor:
-    """The left singular vectors of [D_1 ... D_n], D_i = s_i F_i O_i^T, those of value zero left out.
+    """The left singular vectors (n x R) of [D_1 ... D_n], D_i = s_i F_i O_i^T, those of value zero left out.
 
-    O_i = Q R gives D_i D_i^T = (s_i F_i R^T)(s_i F_i R^T)^T, so the vectors are those of the stacked s_i F_i R^T.
+    `factor` are the F_i side by side, `gram` their products, `across` those of the O_i. With O_i^T O_i = C C^T,
+    [D_1 ... D_n] [D_1 ... D_n]^T = (F C)(F C)^T, so the vectors are those of F C = [s_i F_i C_i]: F C W diag(e)^-1/2
+    with the eigenvectors W of C^T F^T F C. Where those cannot be told from rounding, thin QR makes them.
     """
-    beside = [
-        scaling * factor @ torch.linalg.qr(other, mode="r").R.T
-        for factor, other, scaling in zip(factors, others, scalings, strict=True)
-    ]
-    q, r = torch.linalg.qr(torch.cat(beside, dim=1))
-    u, values, _ = torch.linalg.svd(r, full_matrices=False)
-    directions = q @ u[:, : _num_directions(values)]
+    ranks, n = [other.shape[1] for other in others], factor.shape[0]
+    ends = torch.tensor(ranks).cumsum(0).tolist()
+    mix = torch.zeros_like(gram)
+    parts = [slice(end - rank, end) for end, rank in zip(ends, ranks, strict=True)]
+    smallest = 1.0
+    for part, scaling in zip(parts, scalings, strict=True):
+        values, vectors = torch.linalg.eigh(across[part, part])
+        smallest = min(smallest, float(values[0]) / max(float(values[-1]), TINY))
+        mix[part, part] = scaling * vectors * values.clamp(min=0).sqrt()
+    values, vectors = torch.linalg.eigh(mix.T @ gram @ mix)
+    smallest = min(smallest, float(values[0]) / max(float(values[-1]), TINY))
+    if smallest > SINGULAR and n >= len(gram):
+        values, vectors = values.flip(0), vectors.flip(1)
+        directions = factor.double() @ (mix @ vectors / values.sqrt())
+    else:
+        for part, other, scaling in zip(parts, others, scalings, strict=True):
+            mix[part] = 0
+            triangle = torch.linalg.qr(other.double(), mode="r").R.T
+            mix[part, part.start : part.start + triangle.shape[1]] = scaling * triangle
+        q, r = torch.linalg.qr(factor.double() @ mix)
+        u, values, _ = torch.linalg.svd(r, full_matrices=False)
+        directions = q @ u[:, : _num_directions(values)]
     return directions * canonical_signs(directions)
 
 

@@ -1,0 +1,160 @@
+"""A gate that scores an adapter on held-out tasks before it is registered, and refuses it where it falls short.
+
+Light until it scores: requirements are parsed and data files looked for before torch is loaded.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub_local.durable import digest_file
+from adapterhub_local.errors import Incompatible, InputError, NotFound, QhubError
+from adapterhub_local.settings import Home
+
+if TYPE_CHECKING:
+    from adapterhub_local.base.load import LoadedBase
+    from adapterhub_local.base.store import BaseInfo
+    from adapterhub_local.evaluate.metrics import Score
+    from adapterhub_local.merge.load import Scored
+    from adapterhub_local.train.examples import Example
+    from adapterhub_local.train.progress import Reporter
+
+METRICS = ("exact_match", "loss")
+OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_REQUIREMENT = re.compile(r"\s*(\S+)\.(\w+)\s*(>=|<=|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A bound on a task's score: `sentiment.exact_match>=0.8`."""
+
+    task: str
+    metric: str
+    operator: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Requirement":
+        """The requirement that `text` spells. Raises InputError."""
+        match = _REQUIREMENT.fullmatch(text)
+        if not match or match[2] not in METRICS:
+            shown = text.encode("unicode_escape").decode()[:80]
+            raise InputError(
+                f"'{shown}' is not a requirement: write task, metric ({' or '.join(METRICS)}) and bound, such as "
+                "'sentiment.exact_match>=0.8'"
+            )
+        return cls(match[1], match[2], match[3], float(match[4]))
+
+    def __str__(self) -> str:
+        return f"{self.task}.{self.metric}{self.operator}{self.bound:g}"
+
+    def is_met(self, value: float) -> bool:
+        return OPERATORS[self.operator](value, self.bound)
+
+
+def check_held(held: "Scored", requirements: Sequence[Requirement] = ()) -> None:
+    """Raises NotFound for a missing file, InputError for a requirement without data."""
+    for path in held.data.values():
+        if not path.is_file():
+            raise NotFound(f"there is no data file {path}")
+    for requirement in requirements:
+        if requirement.task not in held.data:
+            raise InputError(f"{requirement} cannot be checked without data: give --data {requirement.task}=FILE.jsonl")
+
+
+def record(held: "Scored") -> list[dict[str, Any]]:
+    """What a lineage says of the data: no path of this machine."""
+    return [{"task": task, "file": path.name, "digest": digest_file(path)} for task, path in held.data.items()]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A loaded base and the tokenised examples of each task."""
+
+    base: "LoadedBase"
+    tests: Mapping[str, "list[Example]"]
+    held: "Scored"
+
+    def score(self, folder: Path, reporter: "Reporter | None" = None) -> dict[str, "Score"]:
+        """The scores of the adapter in `folder`, by task."""
+        from adapterhub_local.evaluate.run import score_folder
+        from adapterhub_local.train.progress import Quiet
+
+        scores = {}
+        for task, tests in self.tests.items():
+            with (reporter or Quiet()).counting(f"scoring {task}") as progress:
+                scores[task] = score_folder(self.base, folder, tests, self.held.batch_size, progress)
+        return scores
+
+
+def open_bench(base: "LoadedBase", held: "Scored") -> Bench:
+    """Tokenise the tasks for `base`. Raises BadData with file and line."""
+    from adapterhub_local.train.examples import read_chats, tokenise
+
+    tests = {
+        task: tokenise(read_chats(path, held.limit), base.tokenizer, held.max_length)
+        for task, path in held.data.items()
+    }
+    return Bench(base, tests, held)
+
+
+def base_for(known: Mapping[str, Any], home: Home) -> "BaseInfo":
+    """The base of this home that a merge's parents were made for. Raises Incompatible if it is not here."""
+    from adapterhub_local.base.store import list_bases
+
+    for key in ("fingerprint", "hub_id"):
+        if known.get(key):
+            found = next((base for base in list_bases(home) if getattr(base, key) == known[key]), None)
+            if found is not None:
+                return found
+            name = known.get("hub_id") or known.get("name") or "an unknown model"
+            raise Incompatible(f"the adapters' base is {name} ({known[key][:19]}): add it with `qhub base add`")
+    raise Incompatible("these files do not say which base they are for: `qhub add` them with --base, then score them")
+
+
+def judge(
+    base: Mapping[str, Any],
+    held: "Scored",
+    requirements: Sequence[Requirement],
+    home: Home,
+    reporter: "Reporter",
+    loaded: "LoadedBase | None" = None,
+) -> Callable[[Path], dict[str, Any]]:
+    """A function that scores an adapter's folder and returns its metrics, or raises QhubError if it falls short.
+
+    `base` is what the merge's parents say of theirs, `loaded` the same if it is in memory. Mistakes in data and
+    requirements raise here already.
+    """
+    check_held(held, requirements)
+    info = base_for(base, home)
+    from adapterhub_local.base.load import load_base
+    from adapterhub_local.evaluate.run import entry
+    from adapterhub_local.train.examples import read_chats
+
+    for path in held.data.values():
+        read_chats(path, held.limit)
+
+    def work(folder: Path) -> dict[str, Any]:
+        scores = open_bench(loaded or load_base(info), held).score(folder, reporter)
+        check_scores(scores, requirements, held)
+        return {task: entry({"adapter": score}, digest_file(held.data[task])) for task, score in scores.items()}
+
+    return work
+
+
+def check_scores(scores: Mapping[str, "Score"], requirements: Sequence[Requirement], held: "Scored") -> None:
+    """Raises QhubError naming every figure that falls short."""
+    failed = []
+    for requirement in requirements:
+        score = scores[requirement.task]
+        value = getattr(score, requirement.metric)
+        if not requirement.is_met(value):
+            where = f"{score.rows} examples of {held.data[requirement.task].name}"
+            failed.append(
+                f"{requirement.task}.{requirement.metric} is {value:.4g} on {where}, required is {requirement}"
+            )
+    if failed:
+        raise QhubError(f"not kept, a skill is lost: {'; '.join(failed)}")

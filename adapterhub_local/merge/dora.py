@@ -1,0 +1,104 @@
+"""DoRA through its base: the change of weight it really makes, reduced to a rank, as a plain adapter.
+
+DoRA (https://arxiv.org/abs/2402.09353) scales each row of the changed weight to a length m it has learned:
+W' = m (W + s B A) / |W + s B A|. Its delta W' - W has full rank, so a plain adapter holds it with an error.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.weights import dequantised
+from adapterhub_local.errors import Incompatible, InputError
+from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
+from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.lora.write import tensor_name, write_adapter
+from adapterhub_local.merge.plan import Opener
+from adapterhub_local.merge.space import leading
+
+Converted = tuple[AdapterFile, dict[str, Any] | None]
+
+
+def dora_delta(weight: torch.Tensor, delta: Delta, magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`diag(m / |W + D|) (W + D) - W` (out x in) in float32, |.| the norm of each row, m (out).
+
+    PEFT, which learned m, takes the norms with W rounded to the base's 16-bit `dtype`.
+    """
+    change = delta.dense().float()
+    norms = torch.linalg.vector_norm(weight.to(dtype).float() + change, dim=1)
+    changed = weight + change
+    return changed * (magnitude.float() / norms.clamp(min=torch.finfo(torch.float32).tiny))[:, None] - weight
+
+
+def through_base(info: BaseInfo, rank: int | None, folder: Path, *, force: bool = False) -> Opener:
+    """A way to open adapters that converts those with DoRA, into `folder`, and leaves others as they are.
+
+    `rank` is that of the converted adapters, twice their own if None. The second thing returned says what was
+    converted and lost. Raises Incompatible if an adapter is of another base (unless `force`) or has modules that
+    the base does not have in this shape.
+    """
+
+    made: dict[Path, Converted] = {}
+
+    def opened(path: Path, alpha: float | None) -> Converted:
+        if path in made:
+            return made[path]
+        adapter = open_adapter(path, alpha=alpha, dora=True)
+        if not adapter.magnitudes:
+            return adapter, None
+        said, hub_id = adapter.base_fingerprint, adapter.config.hub_id
+        is_own = said == info.fingerprint if said else not hub_id or not info.hub_id or hub_id == info.hub_id
+        if not is_own and not force:
+            known = hub_id or (said or "")[:19]
+            raise Incompatible(f"{path} was made for {known}, not for base '{info.name}': --force converts anyway")
+        target = folder / hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
+        target.mkdir(parents=True)
+        made[path] = _convert(adapter, info, rank or 2 * adapter.config.rank, target)
+        return made[path]
+
+    return opened
+
+
+def _convert(adapter: AdapterFile, info: BaseInfo, rank: int, folder: Path) -> Converted:
+    lost = total = 0.0
+    ranks = {module: min(rank, s.in_features, s.out_features) for module, s in adapter.shapes.items()}
+    widest = max(ranks.values())
+
+    def factors() -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal lost, total
+        weights = dequantised(info, adapter.modules)
+        for (module, delta), (_, weight, dtype) in zip(adapter.deltas(), weights, strict=True):
+            if weight.shape != (delta.B.shape[0], delta.A.shape[1]):
+                raise Incompatible(
+                    f"{adapter.path}: {module} is {delta.B.shape[0]} x {delta.A.shape[1]}, "
+                    f"in base '{info.name}' it is {weight.shape[0]} x {weight.shape[1]}"
+                )
+            change = delta.dense().float()
+            if module in adapter.magnitudes:
+                change = dora_delta(weight, delta, adapter.magnitude(module), dtype)
+            draw = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(module.encode()).digest()[:7], "big"))
+            spectrum = leading(change, ranks[module], draw)
+            if not math.isfinite(spectrum.total):
+                raise InputError(f"{adapter.path}: {module} changed by its magnitudes is not finite")
+            kept = spectrum.truncate(ranks[module])
+            lost, total = lost + float((change - kept.dense()).double().square().sum()), total + spectrum.total
+            yield tensor_name(module, "A"), kept.A.contiguous()
+            yield tensor_name(module, "B"), kept.B.contiguous()
+
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for module, shape in adapter.shapes.items():
+        shapes[tensor_name(module, "A")] = (torch.float32, (ranks[module], shape.in_features))
+        shapes[tensor_name(module, "B")] = (torch.float32, (shape.out_features, ranks[module]))
+    narrow = {module: own for module, own in ranks.items() if own != widest}
+    config = AdapterConfig(
+        widest, widest, adapter.config.target_modules, False, narrow, dict(narrow), adapter.config.base_model
+    )
+    write_adapter(folder, config, shapes, factors(), info.fingerprint)
+    error = math.sqrt(lost / total) if total else 0.0
+    told = {"method": "dora", "base": info.name, "base_fingerprint": info.fingerprint, "rank": widest}
+    return open_adapter(folder), {**told, "relative_error": error}
