@@ -34,6 +34,8 @@ VERBS = {
     "serve": "Serve a base and all its adapters, OpenAI-compatible.",
     "push": "Push a version to the Hugging Face Hub.",
     "pull": "Pull an adapter from the Hugging Face Hub.",
+    "search-hub": "Find adapters on the Hugging Face Hub.",
+    "outdated": "Show which pulled adapters are newer on the Hub.",
 }
 
 
@@ -46,7 +48,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f"adapterhub_local.cli.{cmd_name}").command
+        return importlib.import_module(f"adapterhub_local.cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -23,6 +23,7 @@ from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
+from adapterhub_local.train.curve import read_curve
 from adapterhub_local.train.examples import Example, read_chats, tokenise
 from adapterhub_local.train.progress import Quiet, Reporter
 from adapterhub_local.train.trainer import Watch, choose_optimizer, make_trainer, steps_of
@@ -210,6 +211,7 @@ class Run:
             "seed": recipe.train.seed,
             "training": {
                 **statistics,
+                "curve": read_curve(self.folder / "log.jsonl"),
                 "examples": rows,
                 "compute": str(model.dtype).removeprefix("torch."),
                 "optimizer": choose_optimizer(recipe.train.optimizer, model.device.type),
