@@ -29,7 +29,7 @@ VERBS = {
     "fsck": "Check the whole registry, repair it, or make its database again.",
     "rm": "Remove versions; their numbers are not used again.",
     "gc": "Give back the space of what no version needs.",
-    "export": "Write a version to one self-describing file, or with its lineage to one tar.",
+    "export": "Write a version for other tools: one file, PEFT, GGUF, fused, Ollama, or a tar.",
     "import": "Register the versions of such a tar.",
     "serve": "Serve a base and all its adapters, OpenAI-compatible.",
     "push": "Push a version to the Hugging Face Hub.",
