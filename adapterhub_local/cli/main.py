@@ -23,6 +23,7 @@ VERBS = {
     "tag": "Give a version tags, to find it by.",
     "describe": "Say in one line what a version is.",
     "add": "Register an adapter trained elsewhere.",
+    "extract": "Make a LoRA from the difference of two full models.",
     "eval": "Score an adapter or a base on held-out data.",
     "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
     "verify": "Hash the files of versions again.",
