@@ -2,6 +2,7 @@
 
 QHUB_HOME    the home of registry, bases and runs      default ~/.qhub
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
+QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
 """
 
 import os
@@ -41,6 +42,11 @@ class Home:
         return self.root / "folders"
 
     @property
+    def signatures(self) -> Path:
+        """Signatures of contents, by content digest."""
+        return self.root / "signatures"
+
+    @property
     def tmp(self) -> Path:
         return self.root / "tmp"
 
@@ -65,6 +71,16 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be created: {error.strerror}. Set QHUB_HOME to a writable folder") from None
+
+
+def trusted_keys() -> tuple[Path, ...]:
+    """The public keys of QHUB_TRUSTED_KEYS. Raises InputError if one is not a file."""
+    paths = tuple(Path(os.path.expanduser(part)) for part in (os.environ.get("QHUB_TRUSTED_KEYS") or "").split(":"))
+    keys = tuple(path for path in paths if path != Path())
+    for key in keys:
+        if not key.is_file():
+            raise InputError(f"QHUB_TRUSTED_KEYS names {key}, which is not a file: name public keys in PEM files")
+    return keys
 
 
 def device() -> str:

@@ -7,7 +7,7 @@
 
 Commits, pull requests, branches, tags, LFS (basic, multipart, verify), 412 for a stale parent, ranges, redirects of
 renamed repositories and of large files to another host; no xet. `before` is called with (method, path) ahead of every
-request; `disturb` spoils answers to come: refuse, drop, lose, cut and slow ones, as networks and busy servers do.
+request, which is lost if it returns False; `disturb` spoils answers to come: refuse, drop, lose, cut and slow ones.
 """
 
 import base64
@@ -84,7 +84,7 @@ class HubServer:
         self.lfs: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.requests: list[Request] = []
-        self.before: Callable[[str, str], None] | None = None
+        self.before: Callable[[str, str], bool | None] | None = None
         self.disturbances: list[list] = []
         self.may_create = self.may_write = True
         self.renamed: dict[str, str] = {}
@@ -186,8 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         path = urlsplit(self.path).path
         self.body = self._read_body()
-        if self.hub.before is not None:
-            self.hub.before(self.command, path)
+        if self.hub.before is not None and self.hub.before(self.command, path) is False:
+            self.close_connection = True  # the request was lost on its way
+            return
         with self.hub.lock:
             kind = self.hub.disturbance(path)
             try:

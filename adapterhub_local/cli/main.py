@@ -27,6 +27,7 @@ VERBS = {
     "eval": "Score an adapter or a base on held-out data.",
     "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
     "verify": "Hash the files of versions again.",
+    "sign": "Sign a version with a key; `verify --key` checks it.",
     "fsck": "Check the whole registry, repair it, or make its database again.",
     "rm": "Remove versions; their numbers are not used again.",
     "gc": "Give back the space of what no version needs.",

@@ -4,6 +4,7 @@
     adapter_config.json         the version's config, naming its base by Hub id
     README.md                   the model card; people may edit it
     loss.svg                    the training curve, if the lineage has one
+    model.sig                   the signature of weights and config as in the registry, if it is signed
     qhub-manifest.json          {
         "format": 1,
         "manifest_digest":  digest of the next, the identity of the version,
@@ -31,10 +32,12 @@ from adapterhub_local.hub.scrub import machine_roots, without_paths
 from adapterhub_local.lora.config import CONFIG, SERVER_RANKS, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.registry import File, Version
+from adapterhub_local.registry.signature import SIGNATURE
 
 CARD = "README.md"
 CURVE = "loss.svg"
 MANIFEST = "qhub-manifest.json"
+OPTIONAL = (CURVE, SIGNATURE)  # in some versions, not in others
 FORMAT = 1
 _TABLES = ("base", "adapter", "recipe", "metrics", "merge", "environment")  # of a lineage
 _LISTS = ("data", "parents")
@@ -61,6 +64,7 @@ class Unpacked:
 def pack(
     version: Version, folder: Path, base_id: str, repo_id: str, home: Path, *,
     metrics: Mapping[str, Any] | None = None, licence: str | None = None,
+    signature: bytes | None = None,
 ) -> Package:  # fmt: skip
     """The files to push for `version`, whose checked files are in `folder`.
 
@@ -103,6 +107,7 @@ def pack(
         CARD: readme.encode(),
         MANIFEST: text.encode(),
         **({CURVE: drawn.encode()} if drawn else {}),
+        **({SIGNATURE: signature} if signature else {}),
     }
     return Package(files, listed, version.manifest_digest)
 

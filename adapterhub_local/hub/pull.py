@@ -6,7 +6,7 @@ Only file names known beforehand are downloaded, into a staging folder that neve
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,16 @@ from adapterhub_local.hub.package import MANIFEST, unpack
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry import File, Registry, Version
+from adapterhub_local.registry.signature import SIGNATURE, check, keep, signature_of
 from adapterhub_local.registry.version import content_digest
-from adapterhub_local.settings import Home, make_folder
+from adapterhub_local.settings import Home, make_folder, trusted_keys
 
 if TYPE_CHECKING:
     from adapterhub_local.lora.adapter import AdapterFile
 
 PICKLED = "adapter_model.bin"
 MAX_JSON_BYTES = 16 << 20
+_POLICY = "nothing was registered, as only what is signed with a trusted key may be (QHUB_TRUSTED_KEYS)"
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,20 @@ def pull(
     revision: str | None = None,
     name: str | None = None,
     base: str | None = None,
+    trusted: Sequence[Path] | None = None,
     token: str | None = None,
     endpoint: str | None = None,
 ) -> PullResult:
     """Register the adapter in `repo_id` at `revision` (branch, tag or commit; default `main`) as `name`'s next version.
 
     `name` defaults to the repository's own. `base` names the base of this home it is for, where neither
-    fingerprint nor Hub id tells. Raises NotFound, HubError, BadReference for a name that cannot be used, Corrupt
+    fingerprint nor Hub id tells. With `trusted` (default: QHUB_TRUSTED_KEYS) it must be signed with one of these
+    public keys. Raises NotFound, HubError, BadReference for a name that cannot be used, Corrupt
     if bytes are not what the manifest or the Hub says, BadFile for what is no adapter or is not supported,
     Incompatible for a base that does not fit; then nothing is registered.
     """
     name = _name(name, check_repo_id(repo_id))
+    keys = trusted_keys() if trusted is None else tuple(trusted)
     if base is not None:
         find_base(base, registry.home)  # said before anything is downloaded
     api = connect(endpoint, token)
@@ -83,7 +88,7 @@ def pull(
             where = f"{repo_id}@{commit[:12]}"
             _check_listing(listed, where)
             _check_space(registry.home, listed, where)
-            for path in (path for path in (CONFIG, MANIFEST, WEIGHTS) if path in listed):
+            for path in (path for path in (CONFIG, MANIFEST, SIGNATURE, WEIGHTS) if path in listed):
                 api.hf_hub_download(repo_id, path, revision=commit, local_dir=fetched)
                 _check_download(fetched / path, listed[path], where)
         origin: dict[str, Any] = {"repo_id": repo_id, "commit": commit, "weights": digest_file(fetched / WEIGHTS)}
@@ -96,8 +101,13 @@ def pull(
             origin["manifest_digest"] = unpacked.manifest_digest
             files = {WEIGHTS: fetched / WEIGHTS, CONFIG: unpacked.config}
             lineage = unpacked.lineage
+            signature = (fetched / SIGNATURE).read_bytes() if SIGNATURE in listed else None
+            if keys:
+                _check_signature(fetched, folder / "signed", signature, keys, where)
         else:
-            adapter = _check_adapter(fetched, {}, where)
+            if keys:
+                raise Corrupt(f"{where} was not pushed by qhub, so no signature vouches for it: {_POLICY}")
+            adapter, signature = _check_adapter(fetched, {}, where), None
             files, lineage = _converted(adapter, folder / "converted", _base_revision(fetched / CONFIG))
         match = _matched(registry.home, lineage, adapter, base, where)
         if match.base and match.base.fingerprint != (before := lineage.get("base") or {}).get("fingerprint"):
@@ -109,6 +119,8 @@ def pull(
         is_new = version is None
         if version is None:
             version = registry.publish(name, files, {**lineage, "pulled_from": origin})
+        if signature is not None and signature_of(registry, version) is None and "base_before" not in lineage:
+            keep(registry.home, version.content_digest, signature)
     named = match.base.name if match.base else None
     return PullResult(version, repo_id, commit, is_new, is_verified, named, match.by, match.fitting)
 
@@ -120,6 +132,16 @@ def _name(name: str | None, repo_id: str) -> str:
         return check_name(repo_id.partition("/")[2].lower())
     except BadReference:
         raise BadReference(f"'{repo_id.partition('/')[2]}' cannot name an adapter here: give --name NAME") from None
+
+
+def _check_signature(fetched: Path, folder: Path, signature: bytes | None, keys: tuple[Path, ...], where: str) -> None:
+    """Raise Corrupt unless the version's two files, as the registry will have them, are signed with a trusted key."""
+    if signature is None:
+        raise Corrupt(f"{where} is not signed: {_POLICY}")
+    folder.mkdir()
+    for path in (WEIGHTS, CONFIG):
+        (folder / path).hardlink_to(fetched / path)
+    check(folder, signature, keys, where, folder.parent)
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,7 @@ def _check_listing(listed: Mapping[str, _Listed], where: str) -> None:
         )
     if missing := [path for path in (WEIGHTS, CONFIG) if path not in listed]:
         raise BadFile(f"{where} is not a LoRA adapter: it has no {' and no '.join(missing)}")
-    for path in (CONFIG, MANIFEST):
+    for path in (CONFIG, MANIFEST, SIGNATURE):
         if path in listed and (size := listed[path].size or 0) > MAX_JSON_BYTES:
             raise BadFile(f"{path} of {where} has {size:,} bytes: no adapter needs that many")
 

@@ -27,6 +27,7 @@ from adapterhub_local.hub.repository import (
 from adapterhub_local.hub.scores import with_base_scores
 from adapterhub_local.refs import check_alias
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.signature import signature_of
 
 _VERSION_TAG = re.compile(r"v\d+")
 
@@ -77,7 +78,7 @@ def push(
         raise InputError("a pull request goes to a repository that is there: leave --private and --alias out")
     package = pack(
         version, registry.folder(version), _base_id(version, base_id), repo_id, registry.home.root,
-        metrics=with_base_scores(registry, version), licence=licence,
+        metrics=with_base_scores(registry, version), licence=licence, signature=signature_of(registry, version),
     )  # fmt: skip
     api = connect(endpoint, token, to_write=True)
     with hub_errors(repo_id, endpoint=api.endpoint), staging(registry.home.tmp) as folder:
@@ -110,7 +111,7 @@ def _publish(
         # no need to look into a head that is new or carries the tag of another version
         is_other = is_new or any(_VERSION_TAG.fullmatch(name) for name, tagged in refs.tags.items() if tagged == head)
         unchanged = head is not None and not is_other and is_there(target, head, package)
-        oid = head if unchanged and head else commit(target, head, package, f"Add {version}")
+        oid = head if unchanged and head else commit(target, head, package, f"Add {version}", is_new=is_new)
         make_tag(target, tag, oid)
     for alias in aliases:
         move_branch(target, alias, oid, refs)

@@ -11,14 +11,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from adapterhub_local.durable import CHUNK
 from adapterhub_local.errors import HubError, InUse
 from adapterhub_local.hub.client import status_of
-from adapterhub_local.hub.package import MANIFEST, Package, describes
+from adapterhub_local.hub.package import MANIFEST, OPTIONAL, Package, describes
 from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.registry import File
 
@@ -82,16 +82,18 @@ def is_there(target: Target, commit: str, package: Package) -> bool:
     return describes(_read_manifest(target, commit), package)
 
 
-def commit(target: Target, head: str | None, package: Package, message: str) -> str:
+def commit(target: Target, head: str | None, package: Package, message: str, *, is_new: bool = False) -> str:
     """Commit the package on top of `head`; the new commit.
 
     Others who commit at the same time are built upon: what they changed stays, and a whole version that they
     pushed keeps its commit and its tag. If the Hub's answer was lost, the commit is recognised by its manifest.
-    Raises InUse if they changed our files by hand.
+    Raises InUse if they changed our files by hand. What an earlier version left and this one has not is removed;
+    `is_new` says that there is no earlier one.
     """
     for _ in range(ATTEMPTS):
+        stale = [] if is_new or head is None else _left_over(target, head, package)
         try:
-            return _create(target, head, package, message).oid
+            return _create(target, head, package, message, stale).oid
         except HTTPError as error:
             status = status_of(error)
             if status is not None and status != 412 and status < 500:
@@ -105,14 +107,15 @@ def commit(target: Target, head: str | None, package: Package, message: str) -> 
                 raise InUse(
                     f"someone else is changing the adapter in {target.repo_id}: look at it, then push again"
                 ) from None
-            head = new_head
+            head, is_new = new_head, False
     raise HubError(f"{target.repo_id} was changed by others {ATTEMPTS} times while this was pushed: push again")
 
 
 def propose(target: Target, head: str | None, package: Package, message: str) -> tuple[str, str]:
     """Commit the package to a new pull request; its commit and number."""
     try:
-        info = _create(target, head, package, message, create_pr=True)
+        stale = [] if head is None else _left_over(target, head, package)
+        info = _create(target, head, package, message, stale, create_pr=True)
         assert info.pr_revision is not None, "the Hub names the pull request it made"
         return info.oid, info.pr_revision.removeprefix("refs/pr/")
     except HTTPError as error:
@@ -171,11 +174,22 @@ def move_branch(target: Target, branch: str, oid: str, refs: Refs) -> None:
         raise
 
 
-def _create(target: Target, head: str | None, package: Package, message: str, *, create_pr: bool = False) -> CommitInfo:
-    with _operations(package) as operations:
+def _create(
+    target: Target, head: str | None, package: Package, message: str, stale: list[str], *, create_pr: bool = False
+) -> CommitInfo:
+    with _operations(package) as additions:
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions]
+        operations += [CommitOperationDelete(path) for path in stale]
         return target.api.create_commit(
             target.repo_id, operations=operations, commit_message=message, parent_commit=head, create_pr=create_pr
         )
+
+
+def _left_over(target: Target, oid: str, package: Package) -> list[str]:
+    """The files at a commit that only some versions have, and this one has not."""
+    absent = [path for path in OPTIONAL if path not in package.files]
+    found = target.api.get_paths_info(target.repo_id, absent, revision=oid) if absent else []
+    return [entry.path for entry in found]
 
 
 def _may_follow(target: Target, head: str, new_head: str, package: Package) -> bool:
