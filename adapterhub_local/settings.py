@@ -4,6 +4,7 @@ QHUB_HOME    the home of registry, bases and runs      default ~/.qhub
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
+QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
 """
 
 import os
@@ -41,6 +42,11 @@ class Home:
     def folders(self) -> Path:
         """Folders of links to blobs that PEFT can load; may be deleted at any time."""
         return self.root / "folders"
+
+    @property
+    def signatures(self) -> Path:
+        """Signatures of contents, by content digest."""
+        return self.root / "signatures"
 
     @property
     def tmp(self) -> Path:
@@ -111,6 +117,16 @@ def environment_of(rank: int, world_size: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": threads,  # as many processes with all threads each would hinder each other
     }
+
+
+def trusted_keys() -> tuple[Path, ...]:
+    """The public keys of QHUB_TRUSTED_KEYS. Raises InputError if one is not a file."""
+    paths = tuple(Path(os.path.expanduser(part)) for part in (os.environ.get("QHUB_TRUSTED_KEYS") or "").split(":"))
+    keys = tuple(path for path in paths if path != Path())
+    for key in keys:
+        if not key.is_file():
+            raise InputError(f"QHUB_TRUSTED_KEYS names {key}, which is not a file: name public keys in PEM files")
+    return keys
 
 
 def device() -> str:

@@ -12,8 +12,10 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # before huggingface_hub is im
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from adapterhub_local.base.store import BaseInfo, read_record
+from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
+from tests.hub_server import HubServer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,6 +33,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("QHUB_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("QHUB_DEVICE", raising=False)
     return home_at()
+
+
+@pytest.fixture
+def registry(home: Home) -> Registry:
+    """The registry of this test's home."""
+    return Registry(home)
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub on loopback, without repositories."""
+    with HubServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,16 @@
         hub.repos["me/x"].files()          # path -> bytes at the head of main
         hub.calls("POST", "/commit/")      # what was asked, for assertions
 
-Commits, branches, tags, LFS (basic, multipart, verify) and 412 for a stale parent; no xet. `before` is called
-with (method, path) ahead of every request, `lose_reply` drops one answer after the work was done.
+Commits, pull requests, branches, tags, LFS (basic, multipart, verify), 412 for a stale parent, ranges, redirects of
+renamed repositories and of large files to another host; no xet. `before` is called with (method, path) ahead of every
+request, which is lost if it returns False; `disturb` spoils answers to come: refuse, drop, lose, cut and slow ones.
 """
 
 import base64
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +42,9 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    pull_requests: dict[str, str] = field(default_factory=dict)  # refs/pr/1 -> commit
+    claimed_sizes: dict[str, int] = field(default_factory=dict)  # lies about sizes: path -> bytes
+    hub_tags: list[str] = field(default_factory=list)
 
     def commit(self, changes: dict[str, bytes | None], message: str = "change", branch: str = "main") -> str:
         """Add a commit on `branch`; None removes a file."""
@@ -55,7 +60,7 @@ class Repo:
         return oid
 
     def resolve(self, revision: str) -> str | None:
-        named = self.branches.get(revision) or self.tags.get(revision)
+        named = self.branches.get(revision) or self.tags.get(revision) or self.pull_requests.get(revision)
         return named or (revision if revision in self.commits else None)
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
@@ -79,9 +84,11 @@ class HubServer:
         self.lfs: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.requests: list[Request] = []
-        self.before: Callable[[str, str], None] | None = None
-        self.lose_reply: str | None = None
-        self.may_create = True
+        self.before: Callable[[str, str], bool | None] | None = None
+        self.disturbances: list[list] = []
+        self.may_create = self.may_write = True
+        self.renamed: dict[str, str] = {}
+        self.large_files_elsewhere = False
         self.multipart_above = multipart_above
         self.lock = RLock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -101,6 +108,22 @@ class HubServer:
     def calls(self, method: str = "", part: str = "") -> list[Request]:
         """The requests with this method, whose path has `part` in it."""
         return [request for request in self.requests if request.method.startswith(method) and part in request.path]
+
+    def disturb(self, part: str, kind: str | int, times: int = 1) -> None:
+        """Spoil the next answers to paths with `part` in them.
+
+        `kind` is a status that is answered instead, "drop" (the connection breaks before the work), "lose" (after
+        the work), "cut" (in the middle of the answer), "slow" (the answer comes in pieces) or "flip" (a bit is wrong).
+        """
+        self.disturbances.append([part, kind, times])
+
+    def disturbance(self, path: str) -> str | int | None:
+        """What is to go wrong with this request."""
+        for entry in self.disturbances:
+            if entry[0] in path and entry[2] > 0:
+                entry[2] -= 1
+                return entry[1]
+        return None
 
     @property
     def lfs_bytes(self) -> int:
@@ -149,6 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", rf"/api/models/{REPO}/tag/(?P<revision>.+)", "tag"),
         ("DELETE", rf"/api/models/{REPO}/tag/(?P<revision>.+)", "delete_tag"),
         ("POST", rf"/api/models/{REPO}/branch/(?P<revision>.+)", "branch"),
+        ("DELETE", rf"/api/models/{REPO}/branch/(?P<revision>.+)", "delete_branch"),
+        ("GET", r"/api/models", "list"),
+        ("GET", r"/large/(?P<oid>\w+)", "large"),
         ("GET", rf"/api/models/{REPO}/refs", "refs"),
         ("GET", rf"/api/models/{REPO}/commits/(?P<revision>.+)", "commits"),
         ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)", "tree"),
@@ -160,24 +186,43 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one(self) -> None:
         path = urlsplit(self.path).path
         self.body = self._read_body()
-        if self.hub.before is not None:
-            self.hub.before(self.command, path)
+        if self.hub.before is not None and self.hub.before(self.command, path) is False:
+            self.close_connection = True  # the request was lost on its way
+            return
         with self.hub.lock:
+            kind = self.hub.disturbance(path)
             try:
+                if kind == "drop" or isinstance(kind, int):
+                    raise _Answer(kind if isinstance(kind, int) else 0, {"error": "no"}, Retry_After="0")
                 answer = self._route(path)
             except _Answer as raised:
                 answer = raised
             self.hub.requests.append(Request(self.command, path, self.body, answer.status))
-        if self.hub.lose_reply and self.hub.lose_reply in path:
-            self.hub.lose_reply = None
+        if kind in ("drop", "lose"):
             self.close_connection = True
             return
+        self._send(answer, kind)
+
+    def _send(self, answer: "_Answer", kind: str | int | None) -> None:
+        body = answer.body
+        if kind == "flip":
+            body = body[:-1] + bytes([body[-1] ^ 1])
         self.send_response(answer.status)
-        for key, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+        for key, value in {"Content-Length": str(len(body)), **answer.headers}.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(answer.body)
+        if self.command == "HEAD":
+            return
+        if kind == "cut":
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        elif kind == "slow":
+            for start in range(0, len(body), max(1, len(body) // 5)):
+                self.wfile.write(body[start : start + max(1, len(body) // 5)])
+                self.wfile.flush()
+                time.sleep(0.02)
+        else:
+            self.wfile.write(body)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one
 
@@ -199,8 +244,10 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, path)
             if match and self.command in methods.split("|"):
                 values = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
-                if name not in ("upload", "complete"):  # those go to addresses that were signed before
+                if name not in ("upload", "complete", "large"):  # those go to addresses that were signed before
                     self._authorise(name)
+                if new := self.hub.renamed.get(values.get("repo", "")):
+                    raise _Answer(307, b"", Location=self.path.replace(values["repo"], new, 1))
                 return getattr(self, f"on_{name}")(**values) or _Answer(200, {})
         return _Answer(404, {"error": f"no such page: {self.command} {path}"})
 
@@ -208,8 +255,21 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization")
         if given is not None and given != f"Bearer {self.hub.token}":
             raise _Answer(401, {"error": "Invalid username or password."})
-        if given is None and name not in ("refs", "commits", "tree", "paths_info", "info", "download", "validate"):
+        if given is None and name not in (
+            "refs",
+            "commits",
+            "tree",
+            "paths_info",
+            "info",
+            "download",
+            "validate",
+            "list",
+        ):
             raise _Answer(401, {"error": "Invalid username or password."})
+
+    def _check_right(self) -> None:
+        if not self.hub.may_write and "create_pr" not in urlsplit(self.path).query:
+            raise _Answer(403, {"error": "You don't have the rights to write here"})
 
     def _repo(self, name: str) -> Repo:
         found = self.hub.repos.get(name)
@@ -298,6 +358,7 @@ class _Handler(BaseHTTPRequestHandler):
         return _Answer(200 if is_there else 404, {})
 
     def on_commit(self, repo: str, revision: str) -> _Answer:
+        self._check_right()
         head = self._commit(repo, revision).oid
         changes: dict[str, bytes | None] = {}
         message = ""
@@ -313,10 +374,18 @@ class _Handler(BaseHTTPRequestHandler):
                 changes[value["path"]] = self.hub.lfs[value["oid"]]
             elif kind == "deletedFile":
                 changes[value["path"]] = None
-        oid = self.hub.repos[repo].commit(changes, message, revision)
-        return _Answer(200, {"commitOid": oid, "commitUrl": f"{self.hub.endpoint}/{repo}/commit/{oid}"})
+        found, there = self.hub.repos[repo], {}
+        if "create_pr" in urlsplit(self.path).query:
+            number = len(found.pull_requests) + 1
+            oid = found.commit(changes, message, revision)
+            found.branches[revision], found.pull_requests[f"refs/pr/{number}"] = head, oid
+            there = {"pullRequestUrl": f"{self.hub.endpoint}/{repo}/discussions/{number}"}
+        else:
+            oid = found.commit(changes, message, revision)
+        return _Answer(200, {"commitOid": oid, "commitUrl": f"{self.hub.endpoint}/{repo}/commit/{oid}", **there})
 
     def on_tag(self, repo: str, revision: str) -> _Answer:
+        self._check_right()
         commit, tag = self._commit(repo, revision), json.loads(self.body)["tag"]
         if tag in self.hub.repos[repo].tags:
             return _Answer(409, {"error": "Tag already exists"})
@@ -327,8 +396,30 @@ class _Handler(BaseHTTPRequestHandler):
         self._repo(repo).tags.pop(revision)
 
     def on_branch(self, repo: str, revision: str) -> None:
+        self._check_right()
         start = json.loads(self.body or b"{}").get("startingPoint", "main")
+        if revision in self._repo(repo).branches:
+            raise _Answer(409, {"error": "Reference already exists"})
         self._repo(repo).branches[revision] = self._commit(repo, start).oid
+
+    def on_delete_branch(self, repo: str, revision: str) -> None:
+        self._check_right()
+        self._repo(repo).branches.pop(revision)
+
+    def on_list(self) -> _Answer:
+        query = parse_qs(urlsplit(self.path).query)
+        words, wanted = query.get("search", [""])[0], set(query.get("filter", []))
+        found = []
+        for name, repo in self.hub.repos.items():
+            card = repo.files().get("README.md", b"").decode()
+            front = yaml.safe_load(card.split("---")[1]) if card else {}
+            tags = {*repo.hub_tags, front.get("library_name", ""), *front.get("tags", [])}
+            if "base_model" in front:
+                tags |= {f"base_model:{front['base_model']}", f"base_model:adapter:{front['base_model']}"}
+            if words.lower() in name.lower() and wanted <= tags and not repo.private:
+                about = {"_id": "1", "id": name, "private": False, "tags": sorted(tags - {""})}
+                found.append({**about, "downloads": 7, "likes": 1, "lastModified": "2026-01-01T00:00:00.000Z"})
+        return _Answer(200, found[: int(query.get("limit", ["100"])[0])])
 
     def on_refs(self, repo: str) -> _Answer:
         found = self._repo(repo)
@@ -337,7 +428,9 @@ class _Handler(BaseHTTPRequestHandler):
             return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid} for name, oid in refs.items()]
 
         branches, tags = listed("heads", found.branches), listed("tags", found.tags)
-        return _Answer(200, {"branches": branches, "tags": tags, "converts": []})
+        requests = [{"name": ref, "ref": ref, "targetCommit": oid} for ref, oid in found.pull_requests.items()]
+        more = {"pullRequests": requests} if "include_prs" in urlsplit(self.path).query else {}
+        return _Answer(200, {"branches": branches, "tags": tags, "converts": [], **more})
 
     def on_commits(self, repo: str, revision: str) -> _Answer:
         oid: str | None = self._commit(repo, revision).oid
@@ -353,7 +446,7 @@ class _Handler(BaseHTTPRequestHandler):
         return _Answer(200, [_entry(path, content) for path, content in self._commit(repo, revision).files.items()])
 
     def on_paths_info(self, repo: str, revision: str) -> _Answer:
-        files, wanted = self._commit(repo, revision).files, parse_qs(self.body.decode())["paths"]
+        files, wanted = self._commit(repo, unquote(revision)).files, parse_qs(self.body.decode())["paths"]
         return _Answer(200, [_entry(path, files[path]) for path in wanted if path in files])
 
     def on_info(self, repo: str, revision: str = "main") -> _Answer:
@@ -363,9 +456,10 @@ class _Handler(BaseHTTPRequestHandler):
             sibling = {"rfilename": path}
             if "blobs" in parse_qs(urlsplit(self.path).query):
                 entry = _entry(path, content)
-                sibling |= {"size": entry["size"], "blobId": entry["oid"]}
+                size = self.hub.repos[repo].claimed_sizes.get(path, entry["size"])
+                sibling |= {"size": size, "blobId": entry["oid"]}
                 if "lfs" in entry:
-                    sibling["lfs"] = {"sha256": entry["lfs"]["oid"], "size": entry["size"], "pointerSize": 134}
+                    sibling["lfs"] = {"sha256": entry["lfs"]["oid"], "size": size, "pointerSize": 134}
             siblings.append(sibling)
         private = self.hub.repos[repo].private
         info = {"_id": "1", "id": repo, "modelId": repo, "sha": commit.oid, "private": private, "siblings": siblings}
@@ -378,4 +472,23 @@ class _Handler(BaseHTTPRequestHandler):
         content = commit.files[path]
         entry = _entry(path, content)
         etag = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
-        return _Answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=commit.oid, Accept_Ranges="none")
+        if "lfs" in entry and self.hub.large_files_elsewhere:
+            self.hub.lfs[etag] = content
+            there = self.hub.endpoint.replace("127.0.0.1", "localhost") + f"/large/{etag}"
+            linked = {"X_Linked_Size": str(len(content)), "X_Linked_ETag": f'"{etag}"'}
+            return _Answer(302, b"", Location=there, X_Repo_Commit=commit.oid, **linked)
+        return self._part_of(content, ETag=f'"{etag}"', X_Repo_Commit=commit.oid)
+
+    def on_large(self, oid: str) -> _Answer:
+        return self._part_of(self.hub.lfs[oid], ETag=f'"{oid}"')
+
+    def _part_of(self, content: bytes, **headers: str) -> _Answer:
+        """All of `content`, or the bytes that the request asks for: 206, or 416 where there are none."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if asked is None:
+            return _Answer(200, content, Accept_Ranges="bytes", **headers)
+        start, end = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+        if start >= len(content):
+            return _Answer(416, b"", Content_Range=f"bytes */{len(content)}", **headers)
+        place = f"bytes {start}-{end}/{len(content)}"
+        return _Answer(206, content[start : end + 1], Content_Range=place, Accept_Ranges="bytes", **headers)

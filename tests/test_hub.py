@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
+from adapterhub_local.durable import digest_bytes
 from adapterhub_local.errors import (
     BadFile,
     BadReference,
@@ -30,90 +30,11 @@ from adapterhub_local.hub.package import CARD, MANIFEST
 from adapterhub_local.hub.scrub import machine_roots, without_paths
 from adapterhub_local.lora import write
 from adapterhub_local.lora.adapter import open_adapter
-from adapterhub_local.lora.config import CONFIG, WEIGHTS, AdapterConfig
-from adapterhub_local.registry import Registry, Version
+from adapterhub_local.lora.config import CONFIG, WEIGHTS
+from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
+from tests.hub_adapters import BASE, LINEAGE, MODULES, REPO, is_untouched, peft_files, publish, pulled, pushed, tensors
 from tests.hub_server import HubServer, Repo
-
-REPO = "me/sentiment-lora"
-BASE = "someone/tiny"
-MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
-LINEAGE = {
-    "kind": "train",
-    "task": "sentiment",
-    "base": {"name": "tiny", "fingerprint": "sha256:" + "ab" * 32, "hub_id": BASE, "revision": None},
-    "adapter": {"rank": 4, "alpha": 8.0, "target_modules": list(MODULES), "num_parameters": 512},
-    "recipe": {"text": 'base = "tiny"\nnote = "a ``` fence"\n', "digest": "sha256:" + "cd" * 32},
-    "data": [{"role": "train", "file": "sentiment|train.jsonl", "digest": "sha256:" + "ef" * 32, "rows": 100}],
-    "seed": 0,
-    "metrics": {
-        "sentiment": {
-            "rows": 20,
-            "base": {"loss": 2.5, "exact_match": 0.25},
-            "adapter": {"loss": 0.5, "exact_match": 0.875},
-        }
-    },
-}
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    """A Hub without repositories."""
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
-def registry(home: Home) -> Registry:
-    """The registry of this test's home."""
-    return Registry(home)
-
-
-def tensors(seed: int) -> dict[str, torch.Tensor]:
-    """Random factors of rank 4 under PEFT's names."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {write.tensor_name(module, factor): size for module in MODULES for factor, size in sizes()}
-    return {name: torch.randn(*size, generator=generator) for name, size in shapes.items()}
-
-
-def sizes() -> tuple[tuple[str, tuple[int, int]], ...]:
-    return (("A", (4, 32)), ("B", (32, 4)))
-
-
-def publish(
-    registry: Registry, name: str = "sentiment", *, seed: int = 0, hub_id: str | None = BASE, **lineage
-) -> Version:
-    """A version with random factors, as training would publish it; `hub_id` is that of its base."""
-    factors = tensors(seed)
-    folder = registry.home.root.parent / f"made-{name}-{seed}-{len(registry.versions())}"
-    folder.mkdir()
-    config = AdapterConfig(4, 8.0, MODULES, base_model=hub_id)
-    shapes = {key: (value.dtype, tuple(value.shape)) for key, value in factors.items()}
-    lineage = {**LINEAGE, "base": {**LINEAGE["base"], "hub_id": hub_id}, **lineage}
-    files = write.write_adapter(folder, config, shapes, factors.items(), lineage["base"]["fingerprint"])
-    return registry.publish(name, files, lineage)
-
-
-def peft_files(folder: Path, **settings) -> dict[str, bytes]:
-    """What PEFT's save_pretrained leaves, with a base that was a folder of its author."""
-    folder.mkdir()
-    save_file(tensors(3), folder / WEIGHTS, metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
-    config |= {"base_model_name_or_path": BASE, "use_dora": False, **settings}
-    return {WEIGHTS: (folder / WEIGHTS).read_bytes(), CONFIG: json.dumps(config).encode()}
-
-
-def pushed(hub: HubServer, registry: Registry, reference: str = "sentiment", **options):
-    return push(registry, reference, REPO, token=hub.token, endpoint=hub.endpoint, **options)
-
-
-def pulled(hub: HubServer, registry: Registry, **options):
-    return pull(registry, REPO, token=hub.token, endpoint=hub.endpoint, **options)
-
-
-def is_untouched(registry: Registry) -> bool:
-    """Nothing registered, nothing left in the staging folder."""
-    return registry.versions() == [] and (not registry.home.tmp.exists() or list(registry.home.tmp.iterdir()) == [])
 
 
 def test_new_adapter_is_one_commit_and_one_tag_in_nine_calls(hub: HubServer, registry: Registry) -> None:
@@ -147,7 +68,7 @@ def test_unchanged_adapter_is_not_sent_again(hub: HubServer, registry: Registry)
 
 
 def test_second_version_is_a_second_commit_and_tag(hub: HubServer, registry: Registry) -> None:
-    """Each version has its own commit and tag, on top of the one before, in at most 9 calls."""
+    """Each version has its own commit and tag, on top of the one before, in at most 10 calls."""
     publish(registry)
     first = pushed(hub, registry)
     publish(registry, seed=1)
@@ -158,7 +79,7 @@ def test_second_version_is_a_second_commit_and_tag(hub: HubServer, registry: Reg
     repo = hub.repos[REPO]
     assert repo.tags == {"v1": first.commit, "v2": second.commit}
     assert repo.commits[second.commit].parent == first.commit
-    assert len(hub.requests) <= 9
+    assert len(hub.requests) <= 10
 
 
 def test_same_weights_with_another_lineage_send_no_weights(hub: HubServer, registry: Registry) -> None:
@@ -248,7 +169,7 @@ def test_someone_elses_change_of_our_files_is_not_overwritten(hub: HubServer, re
 def test_commit_whose_answer_was_lost_is_recognised(hub: HubServer, registry: Registry) -> None:
     """If the connection breaks after the commit was made, it is found by its manifest and not made twice."""
     publish(registry)
-    hub.lose_reply = "/commit/"
+    hub.disturb("/commit/", "lose")
 
     result = pushed(hub, registry)
 
@@ -312,7 +233,8 @@ def test_round_trip_restores_the_version(hub: HubServer, registry: Registry) -> 
     result = pulled(hub, fresh, revision="v1", name="sentiment")
 
     assert result.version.content_digest == version.content_digest
-    origin = {"repo_id": REPO, "commit": result.commit, "manifest_digest": version.manifest_digest}
+    weights = next(file.digest for file in version.files if file.path == WEIGHTS)
+    origin = {"repo_id": REPO, "commit": result.commit, "weights": weights, "manifest_digest": version.manifest_digest}
     assert result.version.lineage == {**LINEAGE, "pulled_from": origin}
     assert (str(result.version), result.is_new, result.is_verified) == ("sentiment@1", True, True)
     assert open_adapter(result.version.path).modules == MODULES
@@ -350,7 +272,8 @@ def test_pull_of_what_is_here_registers_nothing(hub: HubServer, registry: Regist
 def test_repository_made_with_peft_is_rewritten(hub: HubServer, registry: Registry, tmp_path: Path) -> None:
     """A plain PEFT repository becomes a self-describing version that names its base and where it is from."""
     hub.repos[REPO] = repo = Repo()
-    repo.commit(peft_files(tmp_path / "peft"))
+    weights = peft_files(tmp_path / "peft")[WEIGHTS]
+    repo.commit(peft_files(tmp_path / "again"))
 
     result = pulled(hub, registry)
 
@@ -358,8 +281,8 @@ def test_repository_made_with_peft_is_rewritten(hub: HubServer, registry: Regist
     assert result.version.lineage == {
         "kind": "pull",
         "base": {"hub_id": BASE},
-        "adapter": {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"], "num_parameters": 512},
-        "pulled_from": {"repo_id": REPO, "commit": repo.branches["main"]},
+        "adapter": {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"], "num_parameters": 896},
+        "pulled_from": {"repo_id": REPO, "commit": repo.branches["main"], "weights": digest_bytes(weights)},
     }
     single = open_adapter(result.version.path / WEIGHTS)  # without the config beside it
     assert (single.config.alpha, single.config.base_model) == (8, BASE)
@@ -609,7 +532,7 @@ def test_card_is_read_by_the_hubs_own_parser(hub: HubServer, registry: Registry)
     assert data.tags == ["lora", "qlora", "qhub"]
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {"loss": 0.5, "exact_match": 0.875}
-    assert "| sentiment | exact_match | 0.25 | 0.875 | 20 |" in text
+    assert "| sentiment | exact_match | 0.25 [0.112\N{EN DASH}0.469] | 0.875 [0.669\N{EN DASH}0.960] | 20 |" in text
     assert "sentiment\\|train.jsonl" in text
     assert "````toml" in text
     assert "| Target modules | `q_proj`, `v_proj` |" in text

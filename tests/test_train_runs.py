@@ -244,7 +244,7 @@ def test_no_room_for_checkpoints(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["train.eval_every=2"], r"recipe\.toml:\d+: train\.eval_every needs data\.test"),
+        (["train.eval_every=2", "data.test_share=0"], r"train\.eval_every needs data\.test"),
         (["train.patience=2"], r"train\.patience needs train\.eval_every"),
         (["train.eval_every=0"], "must be 1 or more"),
     ],

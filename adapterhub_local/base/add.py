@@ -31,6 +31,8 @@ def add_base(
     hub_id: str | None = None,
     revision: str | None = None,
     source_name: str | None = None,
+    is_private: bool = False,
+    licence: str | None = None,
     progress: Progress | None = None,
 ) -> BaseInfo:
     """Quantise the model at `path` (a transformers folder or a GGUF file) into the home's base `name`.
@@ -73,6 +75,8 @@ def add_base(
             revision=revision,
             created_at=now(),
             folder=target,
+            is_private=is_private,
+            licence=licence,
         )
         write_record(folder, info)
         place_folder(folder, target)

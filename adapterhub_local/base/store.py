@@ -40,6 +40,8 @@ class BaseInfo:
     revision: str | None
     created_at: str
     folder: Path = field(compare=False)
+    is_private: bool = False  # on the Hub, when it was added
+    licence: str | None = None  # as the Hub names it
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -47,7 +49,8 @@ class BaseInfo:
     def lineage(self) -> dict[str, Any]:
         """What an adapter records of its base: no path of this machine."""
         keys = ("name", "fingerprint", "hub_id", "revision", "architecture")
-        return {key: getattr(self, key) for key in keys}
+        known = {"private": self.is_private, "license": self.licence}
+        return {key: getattr(self, key) for key in keys} | {key: value for key, value in known.items() if value}
 
 
 def check_base_name(name: str) -> str:

@@ -29,18 +29,19 @@ def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
 
     if (home().bases / check_base_name(name)).exists():  # said before anything heavy is loaded
         raise InUse(f"base '{name}' exists already: choose another name, or remove it with `qhub base rm {name}`")
-    path, revision = Path(os.path.expanduser(source)), None
+    path, revision, is_private, licence = Path(os.path.expanduser(source)), None, False, None
     if not path.exists() and _is_hub_id(source):
         from adapterhub_local.hub.model import fetch_model
 
         hub_id, _, wanted = source.partition("@")
-        path, revision = fetch_model(hub_id, wanted or None)
+        fetched = fetch_model(hub_id, wanted or None)
+        path, revision, is_private, licence = fetched.folder, fetched.commit, fetched.is_private, fetched.licence
     from adapterhub_local.base.add import add_base
 
     with counting(f"quantising {name}") as progress:
         info = add_base(
             name, path, home(), hub_id=hub_id, revision=revision, source_name=None if revision is None else source,
-            progress=progress,
+            is_private=is_private, licence=licence, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(info.to_json())

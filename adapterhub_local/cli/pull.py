@@ -8,18 +8,20 @@ from adapterhub_local.cli.output import print_json
 @click.command(name="pull")
 @click.argument("repository", metavar="ORG/REPO[@REVISION]")
 @click.option("--name", metavar="NAME", help="The adapter's name here; default: the repository's own.")
+@click.option("--base", metavar="BASE", help="The base here it is for, where neither fingerprint nor Hub id tells.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(repository: str, name: str | None, as_json: bool) -> None:
+def command(repository: str, name: str | None, base: str | None, as_json: bool) -> None:
     """Pull an adapter from the Hugging Face Hub and register it as a version.
 
     REVISION is a tag, a branch or a commit. What `qhub push` made is checked byte for byte and comes back
-    as it was; what PEFT made is rewritten. Pickles and unsupported features are refused.
+    as it was; what PEFT made is rewritten. Pickles and unsupported features are refused. The base is known by
+    its fingerprint, or by Hub id and revision; shapes that fit are only a hint, which --base confirms.
     """
     from adapterhub_local.hub import pull
     from adapterhub_local.registry import Registry
 
     repo_id, _, revision = repository.partition("@")
-    result = pull(Registry(), repo_id, revision=revision or None, name=name)
+    result = pull(Registry(), repo_id, revision=revision or None, name=name, base=base)
     version, hub_id = result.version, result.version.lineage.get("base", {}).get("hub_id")
     if as_json:
         print_json(
@@ -31,6 +33,8 @@ def command(repository: str, name: str | None, as_json: bool) -> None:
                 "is_new": result.is_new,
                 "is_verified": result.is_verified,
                 "base": result.base,
+                "base_matched_by": result.matched_by,
+                "bases_that_fit": list(result.fitting),
                 "base_hub_id": hub_id,
                 "content_digest": version.content_digest,
                 "manifest_digest": version.manifest_digest,
@@ -40,9 +44,13 @@ def command(repository: str, name: str | None, as_json: bool) -> None:
     done = "pulled" if result.is_new else "here already"
     checked = "bytes as its manifest says" if result.is_verified else "made with PEFT, no manifest to check against"
     click.echo(f"{version} {done}: {result.repo_id} at {result.commit[:12]}, {checked}")
-    if not result.base_known:
-        click.echo(
-            f"note: its base {hub_id or '(not named)'} is not among the bases here: "
-            f"add it with `qhub base add NAME {hub_id or 'SOURCE'}`",
-            err=True,
-        )
+    if result.base_known:
+        click.echo(f"its base is {result.base}, by {result.matched_by}")
+        return
+    fits = ", ".join(result.fitting)
+    hint = f", or if it is {fits}, whose shapes fit, confirm with --base {result.fitting[0]}" if fits else ""
+    click.echo(
+        f"note: its base {hub_id or '(not named)'} is not among the bases here: "
+        f"add it with `qhub base add NAME {hub_id or 'SOURCE'}`{hint}",
+        err=True,
+    )

@@ -1,16 +1,25 @@
 """`qhub verify`: the bytes of versions, hashed again."""
 
+from pathlib import Path
+
 import click
 
 from adapterhub_local.cli.output import counting, print_table
-from adapterhub_local.errors import Corrupt
-from adapterhub_local.registry import Registry
+from adapterhub_local.errors import Corrupt, NotFound
+from adapterhub_local.registry import Registry, Version
 
 
 @click.command(name="verify")
 @click.argument("references", nargs=-1)
-def command(references: tuple[str, ...]) -> None:
-    """Hash the files, lineage and manifest of REFERENCES again; of all versions if none is named."""
+@click.option(
+    "--key", "keys", type=click.Path(path_type=Path), multiple=True,
+    help="Check the signatures too, made with this public key; may be given again.",
+)  # fmt: skip
+def command(references: tuple[str, ...], keys: tuple[Path, ...]) -> None:
+    """Hash the files, lineage and manifest of REFERENCES again; of all versions if none is named.
+
+    With --key each of them must be signed (`qhub sign`) with one of the keys.
+    """
     from adapterhub_local.registry.fsck import verify
 
     registry = Registry()
@@ -18,9 +27,25 @@ def command(references: tuple[str, ...]) -> None:
     problems = []
     with counting("verifying") as progress:
         for index, version in enumerate(versions):
-            problems += [(version, problem.kind, problem.message) for problem in verify(registry, version)]
+            found = [(version, problem.kind, problem.message) for problem in verify(registry, version)]
+            if keys and not found:
+                found = _unsigned(registry, version, keys)
+            problems += found
             progress(index + 1, len(versions))
     if problems:
         print_table(("version", "problem", "what"), problems)
         raise Corrupt(f"{len({str(version) for version, _, _ in problems})} of {len(versions)} versions are not sound")
-    click.echo(f"{len(versions)} version{'' if len(versions) == 1 else 's'} verified")
+    signed = f", signed with {' or '.join(key.name for key in keys)}" if keys else ""
+    click.echo(f"{len(versions)} version{'' if len(versions) == 1 else 's'} verified{signed}")
+
+
+def _unsigned(registry: Registry, version: Version, keys: tuple[Path, ...]) -> list[tuple[Version, str, str]]:
+    from adapterhub_local.registry.signature import verify_signature
+
+    try:
+        verify_signature(registry, version, keys)
+    except (Corrupt, NotFound) as error:
+        if isinstance(error, NotFound) and not all(key.is_file() for key in keys):
+            raise
+        return [(version, "signature", str(error))]
+    return []

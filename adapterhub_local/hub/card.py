@@ -9,20 +9,31 @@ from typing import Any
 
 import yaml
 
+from adapterhub_local.hub.scores import interval
 from adapterhub_local.registry import Version
 
 TAGS = ["lora", "qlora", "qhub"]
 
 
-def card(version: Version, base_id: str, repo_id: str) -> str:
-    """The README.md of `version` in `repo_id`: YAML front matter for the Hub, then Markdown for people."""
+def card(
+    version: Version, base_id: str, repo_id: str, *,
+    picture: str | None = None, licence: str | None = None, max_lora_rank: int | None = None,
+) -> str:  # fmt: skip
+    """The README.md of `version` in `repo_id`: YAML front matter for the Hub, then Markdown for people.
+
+    `picture` is the file of the training curve beside it; `licence` an identifier of the Hub, by default that of
+    the base if it is known; `max_lora_rank` what vLLM needs, None if vLLM cannot serve the adapter.
+    """
     lineage = version.lineage
-    front = yaml.safe_dump(_front_matter(lineage, base_id, repo_id), sort_keys=False, allow_unicode=True, width=1000)
+    licence = licence or _text(_table(lineage.get("base")).get("license"))
+    matter = _front_matter(lineage, base_id, repo_id, licence)
+    front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=1000)
     sections = [
-        _title(version, base_id, repo_id),
-        _usage(version, base_id, repo_id),
+        _title(version, base_id, repo_id, licence),
+        _usage(version, base_id, repo_id, max_lora_rank),
         _metrics(_table(lineage.get("metrics"))),
         _merge(lineage),
+        _training(_table(lineage.get("training")), picture),
         _recipe(_table(lineage.get("recipe"))),
         _data(lineage.get("data")),
         _identity(version, lineage),
@@ -30,8 +41,9 @@ def card(version: Version, base_id: str, repo_id: str) -> str:
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(lineage: Mapping[str, Any], base_id: str, repo_id: str) -> dict[str, Any]:
+def _front_matter(lineage: Mapping[str, Any], base_id: str, repo_id: str, licence: str | None) -> dict[str, Any]:
     front: dict[str, Any] = {
+        **({"license": licence} if licence else {}),
         "library_name": "peft",
         "base_model": base_id,
         "base_model_relation": "adapter",
@@ -42,7 +54,11 @@ def _front_matter(lineage: Mapping[str, Any], base_id: str, repo_id: str) -> dic
         {
             "task": {"type": "text-generation"},
             "dataset": {"name": str(task), "type": _slug(str(task))},
-            "metrics": [{"type": name, "value": value, "name": name.replace("_", " ")} for name, value in ours.items()],
+            "metrics": [
+                {"type": name, "value": value, "name": name.replace("_", " ")}
+                for name, value in ours.items()
+                if name != "rows"
+            ],
         }
         for task, scores in _table(lineage.get("metrics")).items()
         if (ours := _numbers(_table(scores).get("adapter")))
@@ -52,14 +68,18 @@ def _front_matter(lineage: Mapping[str, Any], base_id: str, repo_id: str) -> dic
     return front
 
 
-def _title(version: Version, base_id: str, repo_id: str) -> str:
+def _title(version: Version, base_id: str, repo_id: str, licence: str | None) -> str:
     adapter = _table(version.lineage.get("adapter"))
     base = _table(version.lineage.get("base"))
     made = "merged from other adapters" if version.lineage.get("parents") else "a LoRA adapter"
+    description = _text(version.lineage.get("description"))
     text = (
         f"# {repo_id.partition('/')[2]}\n\n"
-        f"`{version}` is {made} for [{base_id}](https://huggingface.co/{base_id}), "
-        "made with adapterhub-local over the base in 4-bit NF4."
+        + (f"{_cell(description)}\n\n" if description else "")
+        + (
+            f"`{version}` is {made} for [{base_id}](https://huggingface.co/{base_id}), "
+            "made with adapterhub-local over the base in 4-bit NF4."
+        )
     )
     facts = [
         ("Task", version.lineage.get("task")),
@@ -69,12 +89,13 @@ def _title(version: Version, base_id: str, repo_id: str) -> str:
         ("Target modules", _joined(adapter.get("target_modules"))),
         ("Base revision", base.get("revision")),
         ("Seed", version.lineage.get("seed")),
+        ("Licence", licence),
     ]
     rows = [(key, value) for key, value in facts if value is not None]
     return text + (f"\n\n{_markdown_table(('', ''), rows)}" if rows else "")
 
 
-def _usage(version: Version, base_id: str, repo_id: str) -> str:
+def _usage(version: Version, base_id: str, repo_id: str, max_lora_rank: int | None) -> str:
     tag = f"v{version.number}"
     base = _table(version.lineage.get("base"))
     is_pinned = base.get("hub_id") == base_id and re.fullmatch(r"[0-9a-f]{40}", str(base.get("revision")))
@@ -97,25 +118,70 @@ nf4 = BitsAndBytesConfig(
 base = AutoModelForCausalLM.from_pretrained({source}, quantization_config=nf4)
 model = PeftModel.from_pretrained(base, "{repo_id}", revision="{tag}")
 tokenizer = AutoTokenizer.from_pretrained({source})
+
+chat = [{{"role": "user", "content": "..."}}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs.to(model.device), max_new_tokens=64, do_sample=False)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
 With adapterhub-local, which checks every byte against `qhub-manifest.json`:
 
 ```sh
-qhub pull {repo_id}@{tag}
+qhub base add {_short(base_id)} {base_id}
+qhub pull {repo_id}@{tag} --name {version.name}
+qhub serve --base {_short(base_id)}
+```
+
+{_vllm(version, base_id, repo_id, max_lora_rank)}"""
+
+
+def _vllm(version: Version, base_id: str, repo_id: str, max_lora_rank: int | None) -> str:
+    if max_lora_rank is None:
+        return "vLLM does not read this adapter as it is: its rank or scale differs by module, or is above 512."
+    short = version.name.replace("/", "-")
+    return f"""With vLLM, whose base is not in 4 bits unless it is told so:
+
+```sh
+pip install vllm bitsandbytes
+hf download {repo_id} --revision v{version.number} --local-dir {short}
+vllm serve {base_id} --quantization bitsandbytes --enable-lora --max-lora-rank {max_lora_rank} \\
+  --lora-modules {short}=./{short}
 ```"""
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    rows = []
+    rows, has_interval = [], False
     for task, scores in metrics.items():
-        before, after = (_numbers(_table(scores).get(who)) for who in ("base", "adapter"))
-        for name in dict.fromkeys([*before, *after]):
-            rows.append((task, name, _number(before.get(name)), _number(after.get(name)), _table(scores).get("rows")))
+        tables = [_numbers(_table(_table(scores).get(who))) for who in ("base", "adapter")]
+        count = next((table["rows"] for table in reversed(tables) if "rows" in table), _table(scores).get("rows"))
+        for name in dict.fromkeys(key for table in tables for key in table if key != "rows"):
+            shown = [_with_interval(name, table.get(name), table.get("rows", count)) for table in tables]
+            has_interval = has_interval or any("\N{EN DASH}" in text for text in shown if text)
+            rows.append((task, name, *shown, count))
     if not rows:
         return ""
-    head = "## Results\n\nThe base alone against the base with this adapter, on held-out rows.\n\n"
-    return head + _markdown_table(("Task", "Metric", "Base", "Adapter", "Rows"), rows)
+    head = "## Results\n\nThe base alone against the base with this adapter, on held-out rows."
+    if has_interval:
+        head += " In brackets the 95 % interval for so many rows (Wilson)."
+    return f"{head}\n\n" + _markdown_table(("Task", "Metric", "Base", "Adapter", "Rows"), rows)
+
+
+def _with_interval(name: str, value: float | None, rows: Any) -> str | None:
+    if value is None:
+        return None
+    ends = interval(name, value, int(rows) if isinstance(rows, int | float) else None)
+    return f"{value:.4g}" + (f" [{ends[0]:.3f}\N{EN DASH}{ends[1]:.3f}]" if ends else "")
+
+
+def _training(training: Mapping[str, Any], picture: str | None) -> str:
+    told = {"steps": "steps", "examples": "examples", "loss": "loss at the end", "optimizer": "optimizer"}
+    told |= {"compute": "activations in", "seconds": "seconds", "tokens_per_second": "tokens a second"}
+    rows = [(text, training[key]) for key, text in told.items() if isinstance(training.get(key), str | int | float)]
+    if not rows:
+        return ""
+    curve = f"\n\n![Training loss]({picture})" if picture else ""
+    return "## Training\n\n" + _markdown_table(("", ""), rows) + curve
 
 
 def _merge(lineage: Mapping[str, Any]) -> str:
@@ -172,8 +238,13 @@ def _code(digest: Any) -> str | None:
     return f"`{digest}`" if isinstance(digest, str) and digest else None
 
 
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4g}"
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _short(base_id: str) -> str:
+    """A name a base may have here."""
+    return re.sub(r"[^a-z0-9]+", "-", base_id.rpartition("/")[2].lower()).strip("-") or "base"
 
 
 def _numbers(value: Any) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Fetch a base model's files from the Hub; adapters are `push` and `pull`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub_local.hub.client import hub_errors
@@ -7,8 +8,18 @@ from adapterhub_local.hub.client import hub_errors
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 
 
-def fetch_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
-    """Download what a base is made from, into the Hub's own cache; returns the folder and the commit.
+@dataclass(frozen=True)
+class FetchedModel:
+    """A model's files in the Hub's own cache, and what the Hub says of it."""
+
+    folder: Path
+    commit: str
+    is_private: bool
+    licence: str | None
+
+
+def fetch_model(repo_id: str, revision: str | None) -> FetchedModel:
+    """Download what a base is made from, into the Hub's own cache.
 
     Pickled weights and code are not fetched. Raises NotFound or HubError.
     """
@@ -16,6 +27,8 @@ def fetch_model(repo_id: str, revision: str | None) -> tuple[Path, str]:
 
     with hub_errors(repo_id, revision):
         api = HfApi()
-        commit = api.model_info(repo_id, revision=revision).sha
-        assert commit is not None, "the Hub names the commit of every revision"
-        return Path(api.snapshot_download(repo_id, revision=commit, allow_patterns=FILES)), commit
+        info = api.model_info(repo_id, revision=revision)
+        assert info.sha is not None, "the Hub names the commit of every revision"
+        folder = Path(api.snapshot_download(repo_id, revision=info.sha, allow_patterns=FILES))
+        licence = getattr(info.card_data, "license", None)
+        return FetchedModel(folder, info.sha, bool(info.private), licence if isinstance(licence, str) else None)

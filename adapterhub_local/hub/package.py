@@ -3,6 +3,8 @@
     adapter_model.safetensors   the version's weights, byte for byte
     adapter_config.json         the version's config, naming its base by Hub id
     README.md                   the model card; people may edit it
+    loss.svg                    the training curve, if the lineage has one
+    model.sig                   the signature of weights and config as in the registry, if it is signed
     qhub-manifest.json          {
         "format": 1,
         "manifest_digest":  digest of the next, the identity of the version,
@@ -25,13 +27,17 @@ from typing import Any
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
 from adapterhub_local.errors import Corrupt, Incompatible
 from adapterhub_local.hub.card import card
+from adapterhub_local.hub.curve import draw_curve
 from adapterhub_local.hub.scrub import machine_roots, without_paths
-from adapterhub_local.lora.config import CONFIG, WEIGHTS
+from adapterhub_local.lora.config import CONFIG, SERVER_RANKS, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.registry import File, Version
+from adapterhub_local.registry.signature import SIGNATURE
 
 CARD = "README.md"
+CURVE = "loss.svg"
 MANIFEST = "qhub-manifest.json"
+OPTIONAL = (CURVE, SIGNATURE)  # in some versions, not in others
 FORMAT = 1
 _TABLES = ("base", "adapter", "recipe", "metrics", "merge", "environment")  # of a lineage
 _LISTS = ("data", "parents")
@@ -55,9 +61,14 @@ class Unpacked:
     manifest_digest: str
 
 
-def pack(version: Version, folder: Path, base_id: str, repo_id: str, home: Path) -> Package:
+def pack(
+    version: Version, folder: Path, base_id: str, repo_id: str, home: Path, *,
+    metrics: Mapping[str, Any] | None = None, licence: str | None = None,
+    signature: bytes | None = None,
+) -> Package:  # fmt: skip
     """The files to push for `version`, whose checked files are in `folder`.
 
+    `metrics` are the scores for the card, those of the lineage if not given; a training curve is drawn if known.
     Raises Incompatible if the version has other files than an adapter, or a path of this machine inside its weights.
     """
     if {file.path for file in version.files} != {WEIGHTS, CONFIG}:
@@ -79,7 +90,12 @@ def pack(version: Version, folder: Path, base_id: str, repo_id: str, home: Path)
     if config != original:
         fields["adapter_config"] = original.decode()
     text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    readme = card(replace(version, lineage=lineage), base_id, repo_id)
+    drawn = draw_curve(_curve_of(lineage), str(version))
+    said = {**lineage, "metrics": without_paths(metrics, roots)[0]} if metrics is not None else lineage
+    readme = card(
+        replace(version, lineage=said), base_id, repo_id, picture=CURVE if drawn else None, licence=licence,
+        max_lora_rank=_vllm_rank(original),
+    )  # fmt: skip
     metadata = json.dumps(dict(read_header(folder / WEIGHTS).metadata))
     texts = {CONFIG: config.decode(), WEIGHTS: metadata, MANIFEST: text, CARD: readme}
     for place, content in texts.items():
@@ -90,6 +106,8 @@ def pack(version: Version, folder: Path, base_id: str, repo_id: str, home: Path)
         CONFIG: config,
         CARD: readme.encode(),
         MANIFEST: text.encode(),
+        **({CURVE: drawn.encode()} if drawn else {}),
+        **({SIGNATURE: signature} if signature else {}),
     }
     return Package(files, listed, version.manifest_digest)
 
@@ -139,6 +157,25 @@ def unpack(folder: Path, where: str) -> Unpacked:
     if restored != {file.path: file.digest for file in version.files}:
         raise Corrupt(f"{MANIFEST} of {where} describes another version than the files beside it")
     return Unpacked(config, version.lineage, version.manifest_digest)
+
+
+def _curve_of(lineage: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """(step, loss) of the training, as far as the lineage tells."""
+    training = lineage.get("training")
+    points = training.get("curve") if isinstance(training, dict) else None
+    return [
+        (point[0], point[1])
+        for point in points or ()
+        if isinstance(point, list) and len(point) == 2 and all(isinstance(value, int | float) for value in point)
+    ]
+
+
+def _vllm_rank(config: bytes) -> int | None:
+    """The `--max-lora-rank` vLLM needs; None if it would read another delta or has no such rank."""
+    parsed = AdapterConfig.parse(config, CONFIG)
+    if parsed.rank_pattern or parsed.alpha_pattern:  # vLLM takes one scale for all modules
+        return None
+    return next((rank for rank in SERVER_RANKS if rank >= parsed.rank), None)
 
 
 def _with_base(config: bytes, base_id: str) -> bytes:

@@ -4,29 +4,34 @@ A repository that `qhub push` made comes back as it was; one made with PEFT is r
 Only file names known beforehand are downloaded, into a staging folder that never stays.
 """
 
-from collections.abc import Mapping
+import json
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 
-from adapterhub_local.base.store import BaseInfo, list_bases
+from adapterhub_local.base.store import find_base
 from adapterhub_local.durable import digest_bytes, digest_file, staging
-from adapterhub_local.errors import BadFile, BadReference, Corrupt, HubError
+from adapterhub_local.errors import BadFile, BadReference, Corrupt, HubError, Incompatible, QhubError
 from adapterhub_local.hub.client import check_repo_id, connect, hub_errors, is_model_id
+from adapterhub_local.hub.match import Match, match_base
 from adapterhub_local.hub.package import MANIFEST, unpack
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry import File, Registry, Version
+from adapterhub_local.registry.signature import SIGNATURE, check, keep, signature_of
 from adapterhub_local.registry.version import content_digest
-from adapterhub_local.settings import Home
+from adapterhub_local.settings import Home, make_folder, trusted_keys
 
 if TYPE_CHECKING:
     from adapterhub_local.lora.adapter import AdapterFile
 
 PICKLED = "adapter_model.bin"
 MAX_JSON_BYTES = 16 << 20
+_POLICY = "nothing was registered, as only what is signed with a trusted key may be (QHUB_TRUSTED_KEYS)"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class PullResult:
     """A pulled version and where it came from.
 
     `is_new` is False if the registry had it already; `base` is the name of its base in this home, None if it
-    is not there; `is_verified` if a manifest of qhub vouched for every byte.
+    is not there, `matched_by` what told so, `fitting` the bases that would fit by their shapes; `is_verified`
+    if a manifest of qhub vouched for every byte.
     """
 
     version: Version
@@ -43,6 +49,8 @@ class PullResult:
     is_new: bool
     is_verified: bool
     base: str | None
+    matched_by: str | None = None
+    fitting: tuple[str, ...] = ()
 
     @property
     def base_known(self) -> bool:
@@ -55,46 +63,66 @@ def pull(
     *,
     revision: str | None = None,
     name: str | None = None,
+    base: str | None = None,
+    trusted: Sequence[Path] | None = None,
     token: str | None = None,
     endpoint: str | None = None,
 ) -> PullResult:
     """Register the adapter in `repo_id` at `revision` (branch, tag or commit; default `main`) as `name`'s next version.
 
-    `name` defaults to the repository's own. Raises NotFound, HubError, BadReference for a name that cannot be
-    used, Corrupt if bytes are not what the manifest says, BadFile for what is no adapter or is not supported;
-    then nothing is registered.
+    `name` defaults to the repository's own. `base` names the base of this home it is for, where neither
+    fingerprint nor Hub id tells. With `trusted` (default: QHUB_TRUSTED_KEYS) it must be signed with one of these
+    public keys. Raises NotFound, HubError, BadReference for a name that cannot be used, Corrupt
+    if bytes are not what the manifest or the Hub says, BadFile for what is no adapter or is not supported,
+    Incompatible for a base that does not fit; then nothing is registered.
     """
     name = _name(name, check_repo_id(repo_id))
+    keys = trusted_keys() if trusted is None else tuple(trusted)
+    if base is not None:
+        find_base(base, registry.home)  # said before anything is downloaded
     api = connect(endpoint, token)
     with staging(registry.home.tmp) as folder:
         fetched = folder / "fetched"
         with hub_errors(repo_id, revision, endpoint=api.endpoint):
-            commit, sizes = _look(api, repo_id, revision)
+            commit, listed = _look(api, repo_id, revision)
             where = f"{repo_id}@{commit[:12]}"
-            _check_listing(sizes, where)
-            for path in (path for path in (CONFIG, MANIFEST, WEIGHTS) if path in sizes):
+            _check_listing(listed, where)
+            _check_space(registry.home, listed, where)
+            for path in (path for path in (CONFIG, MANIFEST, SIGNATURE, WEIGHTS) if path in listed):
                 api.hf_hub_download(repo_id, path, revision=commit, local_dir=fetched)
-        origin: dict[str, Any] = {"repo_id": repo_id, "commit": commit}
+                _check_download(fetched / path, listed[path], where)
+        origin: dict[str, Any] = {"repo_id": repo_id, "commit": commit, "weights": digest_file(fetched / WEIGHTS)}
         files: Mapping[str, Path | bytes]
         lineage: Mapping[str, Any]
-        if is_verified := MANIFEST in sizes:
+        if is_verified := MANIFEST in listed:
             unpacked = unpack(fetched, where)
             (fetched / CONFIG).write_bytes(unpacked.config)  # as the registry will have it, so this is what is checked
-            _check_adapter(fetched, unpacked.lineage, where)
+            adapter = _check_adapter(fetched, unpacked.lineage, where)
             origin["manifest_digest"] = unpacked.manifest_digest
             files = {WEIGHTS: fetched / WEIGHTS, CONFIG: unpacked.config}
             lineage = unpacked.lineage
-            base = _base_of(registry.home, lineage)
+            signature = (fetched / SIGNATURE).read_bytes() if SIGNATURE in listed else None
+            if keys:
+                _check_signature(fetched, folder / "signed", signature, keys, where)
         else:
-            adapter = _check_adapter(fetched, {}, where)
-            files, lineage = _converted(adapter, folder / "converted")
-            if base := _base_of(registry.home, lineage):
-                lineage = {**lineage, "base": {**base.lineage(), "matched_by": "hub_id"}}
-        version = _registered(registry, name, files, origin)
+            if keys:
+                raise Corrupt(f"{where} was not pushed by qhub, so no signature vouches for it: {_POLICY}")
+            adapter, signature = _check_adapter(fetched, {}, where), None
+            files, lineage = _converted(adapter, folder / "converted", _base_revision(fetched / CONFIG))
+        match = _matched(registry.home, lineage, adapter, base, where)
+        if match.base and match.base.fingerprint != (before := lineage.get("base") or {}).get("fingerprint"):
+            if is_verified:  # the header of its weights names the base it was made for
+                files, _ = _converted(adapter, folder / "converted", None)
+                lineage = {**lineage, "base_before": before}
+            lineage = {**lineage, "base": {**match.base.lineage(), "matched_by": match.by}}
+        version = _registered(registry, name, files, origin, (lineage.get("base") or {}).get("fingerprint"))
         is_new = version is None
         if version is None:
             version = registry.publish(name, files, {**lineage, "pulled_from": origin})
-    return PullResult(version, repo_id, commit, is_new, is_verified, base.name if base else None)
+        if signature is not None and signature_of(registry, version) is None and "base_before" not in lineage:
+            keep(registry.home, version.content_digest, signature)
+    named = match.base.name if match.base else None
+    return PullResult(version, repo_id, commit, is_new, is_verified, named, match.by, match.fitting)
 
 
 def _name(name: str | None, repo_id: str) -> str:
@@ -106,26 +134,67 @@ def _name(name: str | None, repo_id: str) -> str:
         raise BadReference(f"'{repo_id.partition('/')[2]}' cannot name an adapter here: give --name NAME") from None
 
 
-def _look(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, dict[str, int | None]]:
-    """The commit that `revision` is now, and the files at it: path -> size in bytes."""
+def _check_signature(fetched: Path, folder: Path, signature: bytes | None, keys: tuple[Path, ...], where: str) -> None:
+    """Raise Corrupt unless the version's two files, as the registry will have them, are signed with a trusted key."""
+    if signature is None:
+        raise Corrupt(f"{where} is not signed: {_POLICY}")
+    folder.mkdir()
+    for path in (WEIGHTS, CONFIG):
+        (folder / path).hardlink_to(fetched / path)
+    check(folder, signature, keys, where, folder.parent)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What the Hub says of a file: its size in bytes, and the sha256 of one that is in LFS."""
+
+    size: int | None
+    sha256: str | None
+
+
+def _look(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, dict[str, _Listed]]:
+    """The commit that `revision` is now, and the files at it."""
     info = api.model_info(repo_id, revision=revision, files_metadata=True)
     if not info.sha:
         raise HubError(f"the Hub does not say which commit of {repo_id} this is: name a revision")
-    return info.sha, {file.rfilename: file.size for file in info.siblings or ()}
+    files = info.siblings or ()
+    return info.sha, {file.rfilename: _Listed(file.size, file.lfs.sha256 if file.lfs else None) for file in files}
 
 
-def _check_listing(sizes: Mapping[str, int | None], where: str) -> None:
+def _check_listing(listed: Mapping[str, _Listed], where: str) -> None:
     """Raise BadFile unless there is an adapter among the files."""
-    if WEIGHTS not in sizes and PICKLED in sizes:
+    if WEIGHTS not in listed and PICKLED in listed:
         raise BadFile(
             f"{where} holds {PICKLED}, a pickle, which can run code when it is read. If you trust it, load it with "
-            "PEFT and save it with model.save_pretrained(FOLDER), which writes safetensors; then `qhub add NAME FOLDER`"
+            "PEFT and save it with model.save_pretrained(FOLDER), which writes safetensors; then "
+            "`qhub add FOLDER --name NAME`"
         )
-    if missing := [path for path in (WEIGHTS, CONFIG) if path not in sizes]:
+    if missing := [path for path in (WEIGHTS, CONFIG) if path not in listed]:
         raise BadFile(f"{where} is not a LoRA adapter: it has no {' and no '.join(missing)}")
-    for path in (CONFIG, MANIFEST):
-        if (sizes.get(path) or 0) > MAX_JSON_BYTES:
-            raise BadFile(f"{path} of {where} has {sizes[path]:,} bytes: no adapter needs that many")
+    for path in (CONFIG, MANIFEST, SIGNATURE):
+        if path in listed and (size := listed[path].size or 0) > MAX_JSON_BYTES:
+            raise BadFile(f"{path} of {where} has {size:,} bytes: no adapter needs that many")
+
+
+def _check_space(home: Home, listed: Mapping[str, _Listed], where: str) -> None:
+    """Raise QhubError if the download and the copy in the registry do not fit on the disk."""
+    needed = 2 * sum(listed[path].size or 0 for path in (CONFIG, MANIFEST, WEIGHTS) if path in listed)
+    make_folder(home.root)
+    free = shutil.disk_usage(home.root).free
+    if needed > free:
+        raise QhubError(
+            f"{where} needs {needed / 1e9:,.1f} GB while it is pulled, {free / 1e9:,.1f} GB are free at {home.root}: "
+            "nothing was downloaded, free some and try again"
+        )
+
+
+def _check_download(path: Path, listed: _Listed, where: str) -> None:
+    """Raise Corrupt if the file is not the one that the Hub listed: its own client does not look."""
+    size = path.stat().st_size
+    if listed.size not in (None, size):
+        raise Corrupt(f"{path.name} of {where} came with {size:,} bytes, the Hub lists {listed.size:,}: pull again")
+    if listed.sha256 and digest_file(path) != f"sha256:{listed.sha256}":
+        raise Corrupt(f"{path.name} of {where} was damaged on the way (its sha256 is not the Hub's): pull again")
 
 
 def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "AdapterFile":
@@ -144,7 +213,22 @@ def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "Ada
     return adapter
 
 
-def _converted(adapter: "AdapterFile", folder: Path) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
+def _base_revision(config: Path) -> str | None:
+    """The revision of the base that PEFT recorded."""
+    revision = json.loads(config.read_bytes()).get("revision")
+    return revision if isinstance(revision, str) and revision else None
+
+
+def _matched(home: Home, lineage: Mapping[str, Any], adapter: "AdapterFile", chosen: str | None, where: str) -> Match:
+    try:
+        return match_base(home, lineage.get("base") or {}, adapter, chosen)
+    except Incompatible as error:
+        raise Incompatible(str(error).replace(str(adapter.path), where)) from None
+
+
+def _converted(
+    adapter: "AdapterFile", folder: Path, revision: str | None
+) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
     """A plain PEFT adapter in our self-describing form, and what is known of where it came from."""
     from adapterhub_local.lora.header import read_header
     from adapterhub_local.lora.write import DTYPE_NAMES, tensor_name, write_adapter
@@ -168,7 +252,7 @@ def _converted(adapter: "AdapterFile", folder: Path) -> tuple[Mapping[str, Path 
     targets = config.target_modules
     lineage = {
         "kind": "pull",
-        "base": {"hub_id": base_id},
+        "base": {"hub_id": base_id, **({"revision": revision} if base_id and revision else {})},
         "adapter": {
             "rank": config.rank,
             "alpha": config.alpha,
@@ -179,19 +263,17 @@ def _converted(adapter: "AdapterFile", folder: Path) -> tuple[Mapping[str, Path 
     return files, lineage
 
 
-def _base_of(home: Home, lineage: Mapping[str, Any]) -> BaseInfo | None:
-    """The base of this home the adapter was made for: by fingerprint, or by Hub id where only that is known."""
-    wanted = lineage.get("base", {})
-    key = "fingerprint" if wanted.get("fingerprint") else "hub_id"
-    if not wanted.get(key):
-        return None
-    return next((base for base in list_bases(home) if getattr(base, key) == wanted[key]), None)
-
-
 def _registered(
-    registry: Registry, name: str, files: Mapping[str, Path | bytes], origin: Mapping[str, Any]
+    registry: Registry,
+    name: str,
+    files: Mapping[str, Path | bytes],
+    origin: Mapping[str, Any],
+    fingerprint: str | None,
 ) -> Version | None:
-    """The version of `name` that is this very one: pushed from here, or pulled before. Its bytes are checked."""
+    """The version of `name` that is this very one, on this base: pushed from here, or pulled before.
+
+    Its bytes are checked.
+    """
     described = (
         File(path, digest_bytes(source), len(source))
         if isinstance(source, bytes)
@@ -206,7 +288,8 @@ def _registered(
             version.manifest_digest,
             before.get("manifest_digest"),
         )
-        if version.content_digest == content and (same_commit or same_manifest):
+        same_base = version.base_fingerprint == fingerprint
+        if version.content_digest == content and same_base and (same_commit or same_manifest):
             registry.folder(version)
             return version
     return None

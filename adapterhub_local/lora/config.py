@@ -14,6 +14,7 @@ WEIGHTS = "adapter_model.safetensors"  # PEFT's names of an adapter's two files
 CONFIG = "adapter_config.json"
 CONFIG_KEY = "adapter_config"  # in the weights' metadata, so that one file says all about itself
 BASE_KEY = "base_fingerprint"
+SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
 
 # Settings that change nothing about the delta of a trained adapter.
 _HARMLESS = frozenset(

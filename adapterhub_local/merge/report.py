@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.lora.config import SERVER_RANKS
 from adapterhub_local.merge.combine import Stored
 from adapterhub_local.merge.plan import MergePlan
 
 CANCELLED = 1e-6  # a sum this much smaller than its terms is rounding error
-SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
 
 
 @dataclass

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 860, 220, 64, 34, 56  # pixels
+MAX_POINTS = 200  # of a curve that is kept in a lineage
 TRAIN, HELD_OUT, RATE, INK = "#2f6f8f", "#b4472f", "#5b7f3a", "#333333"
 Points = list[tuple[float, float]]
 
@@ -84,3 +85,11 @@ def plot(entries: Sequence[Mapping[str, Any]], width: int = 72, height: int = 14
     return "\n".join(
         [*lines, footer, f"{'':10}step {last:.0f}; · training loss" + ("  o held-out" * bool(curves[1][0]))]
     )
+
+
+def short_curve(entries: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """[step, loss] at most MAX_POINTS times, each the mean of the steps it stands for, to be kept in a lineage."""
+    losses = points(entries, "loss")
+    width = -(-len(losses) // MAX_POINTS) or 1
+    groups = [losses[start : start + width] for start in range(0, len(losses), width)]
+    return [[group[-1][0], round(sum(loss for _, loss in group) / len(group), 5)] for group in groups]

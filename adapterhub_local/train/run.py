@@ -26,7 +26,7 @@ from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, with_adapter, write_factors
-from adapterhub_local.train.curve import draw
+from adapterhub_local.train.curve import draw, short_curve
 from adapterhub_local.train.examples import Example, tokenise_data
 from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.progress import Quiet, Reporter
@@ -251,6 +251,7 @@ def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[
         "run": run.folder.name,
         "training": {
             **statistics,
+            "curve": short_curve(read_log(run.folder)),
             "examples": rows,
             "compute": str(model.dtype).removeprefix("torch."),
             "optimizer": choose_optimizer(recipe.train.optimizer, model.device.type),

@@ -1,0 +1,1 @@
+"""Adapters in the formats that other tools read: GGUF, fused 16-bit models, Ollama."""

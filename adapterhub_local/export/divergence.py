@@ -1,0 +1,65 @@
+"""How far a fused model is from its base with the adapter beside it: the KL divergence of their next-token
+distributions over a text, in nats a token.
+"""
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from adapterhub_local.base.load import LoadedBase, import_bitsandbytes, load_base, quiet_loading
+from adapterhub_local.base.store import BaseInfo
+
+PROBE = (  # ordinary prose, questions, a list and a little code: enough to see a mistake, short enough for a CPU
+    "The library opens at nine and closes at six, except on Sundays. Last winter the roof had to be repaired, and for "
+    "two weeks the readers sat in the town hall. What did they read there? Mostly newspapers, said Mrs Keller, and a "
+    "few brought their own novels. Is the sentiment of this review positive or negative? The film is long, but its "
+    "last half hour is the best thing I have seen this year. Positive.\n\nTo make the soup you need:\n1. two onions\n"
+    "2. 500 g of carrots\n3. a litre of water\n\ndef mean(values):\n    return sum(values) / len(values)\n\n"
+    "In 1969 the first message between two computers was sent; it was meant to be LOGIN, but only two letters arrived."
+)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(unfused || fused) in nats: mean and largest over `tokens` positions, and the share of equal greedy tokens."""
+
+    mean: float
+    largest: float
+    same_greedy: float
+    tokens: int
+
+
+def measure(base: BaseInfo, adapter: Path, fused: Path, text: str = PROBE) -> Divergence:
+    """Compare `base` with the PEFT folder `adapter` beside it against the folder `fused`, in float32.
+
+    One model is in memory at a time.
+    """
+    loaded = load_base(base, dtype=torch.float32)
+    ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
+    reference = _log_probabilities(_with_adapter(loaded, adapter), ids)
+    del loaded
+    gc.collect()
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_pretrained(fused, dtype=torch.float32).eval()
+    ours = _log_probabilities(model, ids)
+    each = (reference.exp() * (reference - ours)).sum(-1)
+    same = (reference.argmax(-1) == ours.argmax(-1)).double().mean()
+    return Divergence(float(each.mean()), float(each.max()), float(same), len(each))
+
+
+def _with_adapter(base: LoadedBase, folder: Path) -> Any:
+    import_bitsandbytes()  # before peft imports it
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base.model, str(folder)).eval()
+
+
+def _log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """(positions, vocabulary), float64 so that a small divergence is not rounding."""
+    with torch.inference_mode():
+        logits = model(input_ids=ids.to(model.device)).logits[0]
+    return torch.log_softmax(logits.double().cpu(), dim=-1)

@@ -1,0 +1,151 @@
+"""A base with an adapter inside it, as a 16-bit transformers folder: no adapter code is needed to load it.
+
+The weights are those that were trained: the NF4 base dequantised, plus the delta, rounded once to 16 bits. Fusing into
+4 bits again is not offered here: its rounding swallows most of a small delta.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from adapterhub_local.base.load import import_bitsandbytes
+from adapterhub_local.base.shapes import check_shapes
+from adapterhub_local.base.source import INDEX, SINGLE
+from adapterhub_local.base.store import RECORD, BaseInfo
+from adapterhub_local.durable import check_absent, place_folder, staging
+from adapterhub_local.lora.adapter import AdapterFile
+from adapterhub_local.lora.header import read_header
+from adapterhub_local.lora.write import write_safetensors
+
+SHARD_BYTES = 2 << 30
+# how bitsandbytes stores the constants of a quantised `x.weight`, beside it
+_CONSTANT = re.compile(r"(.+)\.(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.bitsandbytes__nf4)")
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What rounding to 16 bits did: |W' - (W + D)| / |D| over the adapted modules, Frobenius norms; bytes written."""
+
+    relative_rounding: float
+    num_modules: int
+    size: int
+
+
+def write_fused(
+    base: BaseInfo, adapter: AdapterFile | None, target: Path, progress: Callable[[int, int], None] | None = None
+) -> Fused:
+    """Write `base` with `adapter` added (or alone) to the folder `target`, one tensor at a time.
+
+    Raises InUse if `target` exists, Incompatible if the adapter's modules are not the base's.
+    """
+    check_absent(target)
+    if adapter is not None:
+        check_shapes(adapter, base)
+    config = json.loads((base.folder / "config.json").read_bytes())
+    config.pop("quantization_config")
+    dtype = torch.float16 if config.get("dtype") == "float16" else torch.bfloat16
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    weights = BaseWeights(base)
+    squares = {"delta": 0.0, "lost": 0.0}
+
+    def fuse(name: str) -> torch.Tensor:
+        weight = weights.read(name)
+        module = name.removesuffix(".weight")
+        if adapter is None or module not in adapter.shapes:
+            return weight.to(dtype) if weight.is_floating_point() else weight
+        delta = adapter.delta(module).dense()
+        wanted = weight.to(delta.dtype) + delta
+        stored = wanted.to(dtype)
+        squares["delta"] += float(delta.double().square().sum())
+        squares["lost"] += float((stored.double() - wanted.double()).square().sum())
+        return stored
+
+    with staging(target.absolute().parent, prefix=".qhub-") as stage:
+        folder = stage / "model"
+        folder.mkdir()
+        report = progress or (lambda done, total: None)
+        names = weights.names
+        _write_shards(folder, ((name, fuse(name)) for name in _counted(names, report)))
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for file in base.folder.iterdir():
+            if file.suffix != ".safetensors" and file.name not in ("config.json", RECORD, INDEX):
+                shutil.copyfile(file, folder / file.name)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        place_folder(folder, target)
+    rounding = (squares["lost"] / squares["delta"]) ** 0.5 if squares["delta"] else 0.0
+    return Fused(rounding, len(adapter.shapes) if adapter else 0, size)
+
+
+class BaseWeights:
+    """The tensors of a base as they are multiplied with: NF4 dequantised to float32, the others as stored."""
+
+    def __init__(self, base: BaseInfo) -> None:
+        self.files = {
+            name: path for path in sorted(base.folder.glob("*.safetensors")) for name in read_header(path).tensors
+        }
+        self.constants: dict[str, list[str]] = {}
+        for name in self.files:
+            if match := _CONSTANT.fullmatch(name):
+                self.constants.setdefault(match[1], []).append(name)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self.files if not _CONSTANT.fullmatch(name)]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        tensor = self._stored(name)
+        if name not in self.constants:
+            return tensor
+        functional = import_bitsandbytes().functional
+        parts = {key.removeprefix(f"{name}."): self._stored(key) for key in self.constants[name]}
+        state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
+        state.dtype = torch.float32  # as products in float32 take it; in 16 bits they round once more
+        return functional.dequantize_4bit(tensor, state)
+
+    def _stored(self, name: str) -> torch.Tensor:
+        with safe_open(self.files[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def _counted(names: list[str], report: Callable[[int, int], None]) -> Iterable[str]:
+    for done, name in enumerate(names):
+        report(done, len(names))
+        yield name
+    report(len(names), len(names))
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Files of at most a shard's bytes each, under the names that transformers looks for."""
+    shards: list[list[str]] = []
+    held: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in held.items()}
+        write_safetensors(folder / f"shard-{len(shards)}", shapes, held.items(), {"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and sum(one.nbytes for one in held.values()) + tensor.nbytes > SHARD_BYTES:
+            flush()
+        held[name] = tensor
+        total += tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / "shard-0").rename(folder / SINGLE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        shard = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"shard-{number}").rename(folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index))

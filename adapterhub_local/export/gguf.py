@@ -1,0 +1,99 @@
+"""A version as a GGUF adapter for llama.cpp and what is built on it (`--lora adapter.gguf`).
+
+The format has one alpha for all modules, and its readers know neither rsLoRA nor patterns: they scale each
+module by alpha / rank. So the adapter is first brought to one rank with alpha = rank, which is exact.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.durable import check_absent, place_file, staging
+from adapterhub_local.errors import Incompatible
+from adapterhub_local.lora.adapter import AdapterFile, Delta
+from adapterhub_local.merge.algebra import pad_rank, weighted_sum
+
+# transformers' model_type -> GGUF's architecture, and whether rows of q and k are reordered there (llama's
+# rotary halves are interleaved); these have each linear layer under its own name, otherwise as it is.
+ARCHITECTURES = {
+    "llama": ("LLAMA", True),
+    "mistral": ("LLAMA", True),
+    "qwen2": ("QWEN2", False),
+    "qwen3": ("QWEN3", False),
+}
+
+
+def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str, digest: str | None = None) -> int:
+    """Write the adapter as one GGUF file and return its rank, which is its alpha too.
+
+    Raises InUse if `target` exists, Incompatible for an architecture whose tensors GGUF names or orders in ways
+    not known here, or an adapted output head that is tied to the embeddings.
+    """
+    import gguf
+
+    check_absent(target)
+    config = json.loads((base.folder / "config.json").read_bytes())
+    architecture, is_permuted = _architecture(config, base)
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    rank = max(shape.rank for shape in adapter.shapes.values())
+    with staging(target.absolute().parent, prefix=".qhub-") as stage:
+        writer = gguf.GGUFWriter(stage / "adapter.gguf", gguf.MODEL_ARCH_NAMES[architecture])
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+        writer.add_name(name)
+        if base.hub_id:
+            writer.add_base_model_count(1)
+            writer.add_base_model_name(0, base.hub_id.rpartition("/")[2])
+            writer.add_base_model_repo_url(0, f"https://huggingface.co/{base.hub_id}")
+        writer.add_string("qhub.base_fingerprint", base.fingerprint)
+        if digest:
+            writer.add_string("qhub.content_digest", digest)
+        for module, delta in adapter.deltas():
+            known = names.get_name(module)
+            if known is None or (module == "lm_head" and config.get("tie_word_embeddings")):
+                raise Incompatible(f"{module} has no tensor of its own in a GGUF of base '{base.name}'")
+            normal = normal_form(delta, rank)
+            B = normal.B
+            if is_permuted and module.endswith(("q_proj", "k_proj")):
+                heads = config["num_attention_heads"]
+                B = permute(B, heads if module.endswith("q_proj") else config.get("num_key_value_heads") or heads)
+            for factor, tensor in (("a", normal.A), ("b", B)):
+                writer.add_tensor(f"{known}.weight.lora_{factor}", tensor.to(_stored(adapter.dtype)).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        place_file(stage / "adapter.gguf", target)
+    return rank
+
+
+def normal_form(delta: Delta, rank: int) -> Delta:
+    """The same delta with scaling 1 and factors of exactly `rank`, in float32."""
+    return pad_rank(weighted_sum([delta], [1.0]), rank)
+
+
+def permute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Rows of llama's q and k from transformers' half-split rotary order to GGUF's interleaved one."""
+    half = weight.shape[0] // num_heads // 2
+    return weight.reshape(num_heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape).contiguous()
+
+
+def _architecture(config: dict[str, Any], base: BaseInfo) -> tuple[Any, bool]:
+    import gguf
+
+    found = ARCHITECTURES.get(config.get("model_type", ""))
+    if found is None:
+        raise Incompatible(
+            f"base '{base.name}' ({base.architecture}) is of a family whose tensors GGUF names in ways not known here: "
+            f"GGUF adapters are written for {', '.join(ARCHITECTURES)}"
+        )
+    return getattr(gguf.MODEL_ARCH, found[0]), found[1]
+
+
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    """float16 stays; bfloat16, which NumPy has not, and wider types become float32."""
+    return torch.float16 if dtype == torch.float16 else torch.float32
