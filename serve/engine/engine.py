@@ -94,7 +94,7 @@ class Engine:
         """Compute one batch; what is new of every request in it that got a token or failed."""
         with self._lock:
             self._reap()
-            batch = in_segments(self.scheduler.schedule())
+            batch = self.scheduler.schedule()
         if not batch:
             return []
         results = self._compute(batch)
@@ -124,7 +124,9 @@ class Engine:
             return {key: result for item in batch for key, result in self._compute([item]).items()}
 
     def _forward(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
-        logits = self.runner.forward(batch, self._acquire_slots(batch))
+        slots = self._acquire_slots(batch)
+        batch = in_segments(batch, slots)
+        logits = self.runner.forward(batch, slots)
         results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
         wanting = [item.request for item in batch if item.wants_token]
         for request, row in zip(wanting, logits, strict=True):

@@ -17,7 +17,7 @@ from serve.lora.slots import Factors
 
 @dataclass(eq=False)
 class PooledAdapter:
-    """An adapter in memory: module -> (A (rank, in), B (rank, out) with the scaling in it). `users` hold it there."""
+    """An adapter in memory: module -> (A (in, rank), B (rank, out) with the scaling in it). `users` hold it there."""
 
     digest: str
     factors: Factors
@@ -141,7 +141,7 @@ def load_factors(
     factors = {}
     has_effect = False
     for module, delta in adapter.deltas():
-        a = delta.A.to(dtype).contiguous()
+        a = delta.A.T.to(dtype).contiguous()  # each slot's product reads it row by row
         b = (delta.B.T.float() * delta.scaling).to(dtype).contiguous()
         has_effect = has_effect or bool(a.any() and b.any())
         factors[module] = (a, b)
