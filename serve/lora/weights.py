@@ -71,6 +71,8 @@ def use_dense(groups: Sequence[LinearGroup], dtype: torch.dtype, mode: str, max_
     measured: dict[tuple, tuple[float, int]] = {}
     ranked = []
     for group in groups:
+        if not _is_quantised(group) and group.bases[0].weight.device.type != "cpu":
+            continue  # a copy in the very same layout
         key = (group.in_features, *group.sizes, _is_quantised(group))
         if key not in measured:
             measured[key] = gain(group, dtype)
@@ -92,28 +94,26 @@ def use_dense(groups: Sequence[LinearGroup], dtype: torch.dtype, mode: str, max_
 @torch.inference_mode()
 def gain(group: LinearGroup, dtype: torch.dtype) -> tuple[float, int]:
     """Seconds saved by a copy over all probes at which it pays, and the least number of tokens from which it does."""
+    assert group.dense is None, "what is measured here is the layers' own way"
     dense = dense_product(group.bases, dtype)
-    device = group.bases[0].weight.device
     saved, min_tokens = 0.0, PROBES[-1] + 1
     for count in reversed(PROBES):
-        x = torch.zeros(1, count, group.in_features, dtype=dtype, device=device)
-        difference = _seconds(lambda x=x: [base(x) for base in group.bases], device) - _seconds(
-            lambda x=x: dense(x), device
-        )
+        x = torch.zeros(1, count, group.in_features, dtype=dtype, device=group.bases[0].weight.device)
+        difference = _seconds(group.base_products, x) - _seconds(dense, x)
         if difference <= 0:
             break
         saved, min_tokens = saved + difference, count
-    return saved, 1 if min_tokens == PROBES[0] else min_tokens
+    return saved, min_tokens
 
 
-def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """The shortest time of a few runs after one to warm up."""
+def _seconds(work: Callable[[torch.Tensor], object], x: torch.Tensor, repeats: int = 3) -> float:
+    """The shortest time of a few runs of `work` on x, after one to warm up."""
     best = float("inf")
     for number in range(repeats + 1):
         start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        work(x)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
         if number:
             best = min(best, time.perf_counter() - start)
     return best
