@@ -14,6 +14,7 @@ import torch
 from adapterhub_local.errors import QhubError
 from serve.engine.options import EngineOptions
 from serve.engine.pool import AdapterPool
+from serve.engine.prefix import PrefixCache
 from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import NotFinite, make_generator, sample
@@ -31,6 +32,7 @@ class Stats:
 
     num_steps: int = 0
     num_tokens: int = 0  # computed, prompts included
+    num_cached: int = 0  # taken over from earlier requests instead
     num_sampled: int = 0
     num_failed_steps: int = 0
     max_rows: int = 0
@@ -44,7 +46,8 @@ class Engine:
         self.runner = runner
         self.slots = slots
         self.pool = pool
-        self.scheduler = Scheduler(options)
+        self.prefixes = PrefixCache(runner.cache, pool.base.fingerprint, options.prefix_bytes)
+        self.scheduler = Scheduler(options, self.prefixes)
         self.stats = Stats()
         self._generators: dict[str, torch.Generator | None] = {}
         self._requests: dict[str, Request] = {}
@@ -137,6 +140,7 @@ class Engine:
         self.stats.num_steps += 1
         self.stats.num_tokens += sum(item.num_tokens for item in batch)
         self.stats.num_sampled += len(wanting)
+        self.stats.num_cached += sum(item.start for item in batch if item.start == item.request.num_cached)
         self.stats.max_rows = max(self.stats.max_rows, len(batch))
         self.stats.max_adapters = max(self.stats.max_adapters, len({item.request.adapter for item in batch} - {None}))
         return results
@@ -185,5 +189,6 @@ class Engine:
                 "adapters_loaded": len(self.pool),
                 "adapter_bytes": self.pool.num_bytes,
                 "kv_bytes": self.runner.cache.num_bytes,
+                "prefix_bytes": self.prefixes.num_bytes,
                 **vars(self.stats),
             }
