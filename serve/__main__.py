@@ -25,6 +25,21 @@ from adapterhub_local.errors import QhubError
 )
 @click.option("--max-adapters", default=16, type=click.IntRange(1), help="Different adapters in one batch.")
 @click.option("--queue", "queue_limit", default=256, type=click.IntRange(1), help="Requests that may wait.")
+@click.option(
+    "--prefix-cache-mb",
+    default=256,
+    type=click.IntRange(0),
+    help="Memory for the beginnings of prompts, so that what requests share is computed once; 0: none.",
+)
+@click.option(
+    "--base-exec",
+    default="auto",
+    type=click.Choice(["auto", "nf4", "dequant-cache"]),
+    help="Multiply with the 4-bit weights, or with a dequantised copy of them; auto measures which is faster.",
+)
+@click.option(
+    "--base-cache-mb", type=click.IntRange(0), help="Memory for that copy. Default: a quarter of what is free."
+)
 def command(
     base: str | None,
     host: str,
@@ -35,6 +50,9 @@ def command(
     max_length: int | None,
     max_adapters: int,
     queue_limit: int,
+    prefix_cache_mb: int,
+    base_exec: str,
+    base_cache_mb: int | None,
 ) -> None:
     """Serve a base and all its adapters, OpenAI-compatible.
 
@@ -50,6 +68,9 @@ def command(
         max_adapters=max_adapters,
         queue_limit=queue_limit,
         tokens_per_step=max(max_rows, EngineOptions.tokens_per_step),
+        prefix_bytes=prefix_cache_mb * 1_000_000,
+        base_exec=base_exec,
+        base_bytes=None if base_cache_mb is None else base_cache_mb * 1_000_000,
     )
     run_server(base, host, port, options=options, announce=click.echo, dtype=dtype, device=device)
 

@@ -8,7 +8,8 @@ from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import BadReference, NotFound
 from adapterhub_local.refs import Mix, Reference
 from adapterhub_local.registry import Registry, Version
-from serve.errors import BadParameter, ModelNotFound
+from serve.engine.mixture import Mixture, mixture
+from serve.errors import ModelNotFound
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Target:
 
     model: str  # as it was asked for
     base: BaseInfo
-    version: Version | None
+    version: Version | Mixture | None
 
     @property
     def fingerprint(self) -> str:
@@ -27,24 +28,27 @@ class Target:
 
     @property
     def adapter(self) -> dict[str, Any] | None:
-        """Exactly which version answers."""
-        if self.version is None:
-            return None
-        return {"name": self.version.name, "version": self.version.number, "digest": self.version.content_digest}
+        """Exactly which version answers, or which in what proportions."""
+        match self.version:
+            case Version() as version:
+                return _identity(version)
+            case Mixture() as mix:
+                terms = [{**_identity(version), "weight": weight} for version, weight in mix.terms]
+                return {"name": mix.name, "digest": mix.content_digest, "mix": terms}
+        return None
 
 
 def find_target(model: str, base: BaseInfo, registry: Registry) -> Target:
     """What `model` names now: aliases and new versions count from this moment.
 
-    The base's name, `reference`, or `base:reference`. Raises ModelNotFound.
+    The base's name, `reference`, `base:reference`, or a mix instead of the reference. Raises ModelNotFound;
+    BadParameter for a mix of too many.
     """
     if model == base.name:
         return Target(model, base, None)
     try:
         mix = Mix.parse(model.removeprefix(f"{base.name}:"))
-        if not mix.is_single:
-            raise BadParameter(f"'{mix}' is a mix, which is not served: merge it with `qhub merge` first", "model")
-        return Target(model, base, registry.resolve(mix.terms[0][0]))
+        return Target(model, base, mixture([(registry.resolve(reference), weight) for reference, weight in mix.terms]))
     except (BadReference, NotFound) as error:
         raise ModelNotFound(f"{error} (served are base '{base.name}' and its adapters, see /v1/models)") from None
 
@@ -72,6 +76,10 @@ def list_models(base: BaseInfo, registry: Registry) -> list[dict[str, Any]]:
 def _model(name: str, created_at: str, root: str, parent: str | None) -> dict[str, Any]:
     created = int(datetime.fromisoformat(created_at).timestamp())
     return {"id": name, "object": "model", "created": created, "owned_by": "qhub", "root": root, "parent": parent}
+
+
+def _identity(version: Version) -> dict[str, Any]:
+    return {"name": version.name, "version": version.number, "digest": version.content_digest}
 
 
 def _short(digest: str) -> str:

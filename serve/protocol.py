@@ -58,6 +58,14 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class AdapterTerm(BaseModel):
+    """One adapter of a mix, by reference."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    ref: str = Field(pattern="^[^+*]+$")
+    weight: float = 1.0
+
+
 class GenerationRequest(BaseModel):
     """What both endpoints have in common."""
 
@@ -75,6 +83,15 @@ class GenerationRequest(BaseModel):
     ignore_eos: bool = False
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    adapters: list[AdapterTerm] | None = Field(None, description="A mix on top of the base that `model` names")
+
+    @model_validator(mode="after")
+    def _name_mix(self) -> "GenerationRequest":
+        """`adapters` says the same as a mix behind the base's name, and is known by that from here on."""
+        if self.adapters:
+            terms = "+".join(f"{term.ref}*{term.weight!r}".replace("e+", "e") for term in self.adapters)
+            self.model, self.adapters = f"{self.model}:{terms}", None
+        return self
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> "GenerationRequest":

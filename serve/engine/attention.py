@@ -4,6 +4,7 @@ Registered with transformers under NAME; a model set to it hands every layer's q
 `packed_attention`, together with the `PackedBatch` that was given to its forward as `packed`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -54,6 +55,12 @@ class PackedBatch:
         return max(self.single_rows) + 1
 
     @property
+    def num_places(self) -> int:
+        """The length of the longest row."""
+        prompts = (prompt.first + prompt.end - prompt.start for prompt in self.prompts)
+        return max([position + 1 for position in self.single_positions] + list(prompts))
+
+    @property
     def is_dense(self) -> bool:
         return self.span <= 2 * len(self.single_rows)
 
@@ -92,11 +99,13 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    bias: Callable[[int, int, torch.Tensor], torch.Tensor] | None = None,
     dropout: float = 0.0,
     **extra: object,
 ) -> tuple[torch.Tensor, None]:
     """Write keys and values into their rows, then attend to them.
 
+    `bias(heads, places, query)` (heads, places), if given, is added to the scores of every token.
     query (1, heads, tokens, head_dim), key and value (1, kv_heads, tokens, head_dim); the result is
     (1, tokens, heads, head_dim). Raises Incompatible for a kind of attention that is not computed here.
     """
@@ -114,13 +123,18 @@ def packed_attention(
     # query heads that share a key head become one head with more queries: nothing is repeated in memory
     grouped = query[0].view(kv_heads, repeats, num_tokens, head_dim)
     out = query.new_empty(num_tokens, kv_heads, repeats, values.shape[-1])
+    added = None
+    if bias is not None:  # (kv_heads, repeats, places) up to the longest row
+        added = bias(heads, packed.num_places, query).view(kv_heads, repeats, -1)
     if packed.single_rows:
-        out[packed.single] = _attend_single(packed, grouped, keys, values, scale, sliding_window, softcap)
+        out[packed.single] = _attend_single(packed, grouped, keys, values, scale, sliding_window, softcap, added)
     for prompt in packed.prompts:
         count = prompt.end - prompt.start
         queries = grouped[:, :, prompt.start : prompt.end].reshape(1, kv_heads, repeats * count, head_dim)
         places = slice(0, prompt.first + count)
         mask = packed.prompt_mask(prompt, query.dtype, sliding_window, repeats)
+        if added is not None:
+            mask = mask + added[:, :, None, places].expand(-1, -1, count, -1).flatten(1, 2)
         rows = slice(prompt.row, prompt.row + 1)
         result = _attend(queries, keys[rows, :, places], values[rows, :, places], mask, scale, softcap)
         out[prompt.start : prompt.end] = result[0].view(kv_heads, repeats, count, -1).permute(2, 0, 1, 3)
@@ -135,10 +149,13 @@ def _attend_single(
     scale: float,
     window: int | None,
     softcap: float | None,
+    added: torch.Tensor | None,
 ) -> torch.Tensor:
     """All rows with one token at once: (single tokens, kv_heads, repeats, head_dim)."""
     queries = grouped[:, :, packed.single].permute(2, 0, 1, 3)
     mask = packed.single_mask(queries.dtype, window)
+    if added is not None:
+        mask = mask + added[:, :, : mask.shape[-1]]
     rows = packed.rows[packed.single]
     places = slice(0, mask.shape[-1])
     if not packed.is_dense:

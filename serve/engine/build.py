@@ -1,5 +1,10 @@
 """From a loaded base to an engine: check the architecture, wrap the linear layers, size the cache."""
 
+import os
+from pathlib import Path
+
+import torch
+
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import InputError
 from serve.engine.cache import KVCache
@@ -8,8 +13,9 @@ from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
 from serve.engine.pool import AdapterPool
 from serve.engine.runner import Runner
-from serve.lora.linear import LoraContext, wrap_linears
+from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.slots import Slots
+from serve.lora.weights import use_dense
 
 DEFAULT_MAX_LENGTH = 4096
 
@@ -19,13 +25,28 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     options = options or EngineOptions()
     model = base.model
     max_length = _max_length(base, options.max_length)
+    shared = shared_inputs(model)
     use_packed_attention(model)
     context = LoraContext()
-    layers = wrap_linears(model, context)
+    layers = wrap_linears(model, context, shared)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
     runner = Runner(model, KVCache(options.max_rows, max_length), context)
     pool = AdapterPool(base.info, shapes, dtype=model.dtype, max_bytes=options.adapter_bytes)
-    return Engine(runner, Slots(layers, model.dtype, runner.device), pool, options)
+    slots = Slots(layers, model.dtype, runner.device, options.max_adapters)
+    max_bytes = free_bytes(runner.device) // 4 if options.base_bytes is None else options.base_bytes
+    use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
+    return Engine(runner, slots, pool, options)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on `device`; on the CPU what may be had without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: what all of it is must do
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _max_length(base: LoadedBase, wanted: int | None) -> int:

@@ -43,6 +43,24 @@ class KVCache:
         all_values[rows, :, positions] = values.transpose(0, 1)
         return all_keys, all_values
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether keys and values have one shape in all layers."""
+        return len({tensor.shape for layer in self._layers.values() for tensor in layer}) == 1
+
+    def read(self, row: int, start: int, end: int) -> torch.Tensor:
+        """A copy of places [start, end) of a row: (2 * layers, kv_heads, places, head_dim), layers in their order."""
+        return torch.stack([tensor[row, :, start:end] for tensor in self._in_order()])
+
+    def fill(self, row: int, places: torch.Tensor) -> None:
+        """Write what `read` gave to the beginning of a row."""
+        self.reserve(places.shape[2])
+        for tensor, own in zip(self._in_order(), places, strict=True):
+            tensor[row, :, : own.shape[1]] = own
+
+    def _in_order(self) -> list[torch.Tensor]:
+        return [tensor for index in sorted(self._layers) for tensor in self._layers[index]]
+
     def clear(self, row: int) -> None:
         """Zero a row that may hold NaN or infinity."""
         for keys, values in self._layers.values():

@@ -11,6 +11,7 @@ import torch
 from adapterhub_local.errors import Incompatible
 from serve.engine.attention import NAME, register
 from serve.engine.cache import KVCache
+from serve.engine.falcon import replace_attention
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.lora.linear import LoraContext
@@ -26,11 +27,13 @@ def use_packed_attention(model: Any) -> None:
     before = model.config._attn_implementation
     sequences = _sequences(model)
     expected = [_plain_logits(model, sequence) for sequence in sequences]
-    reason = _unknown_layers(model)
+    reason, undo = _unknown_layers(model), lambda: None
     if reason is None:
         model.set_attn_implementation(NAME)
+        undo = replace_attention(model)
         reason = _difference(model, sequences, expected)
     if reason is not None:
+        undo()
         model.set_attn_implementation(before)
         raise Incompatible(f"{type(model).__name__} cannot be served with mixed adapters: {reason}")
 

@@ -14,6 +14,7 @@ import torch
 from adapterhub_local.errors import QhubError
 from serve.engine.options import EngineOptions
 from serve.engine.pool import AdapterPool
+from serve.engine.prefix import PrefixCache
 from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import NotFinite, make_generator, sample
@@ -31,6 +32,7 @@ class Stats:
 
     num_steps: int = 0
     num_tokens: int = 0  # computed, prompts included
+    num_cached: int = 0  # taken over from earlier requests instead
     num_sampled: int = 0
     num_failed_steps: int = 0
     max_rows: int = 0
@@ -44,7 +46,8 @@ class Engine:
         self.runner = runner
         self.slots = slots
         self.pool = pool
-        self.scheduler = Scheduler(options)
+        self.prefixes = PrefixCache(runner.cache, pool.base.fingerprint, options.prefix_bytes)
+        self.scheduler = Scheduler(options, self.prefixes)
         self.stats = Stats()
         self._generators: dict[str, torch.Generator | None] = {}
         self._requests: dict[str, Request] = {}
@@ -94,7 +97,7 @@ class Engine:
         """Compute one batch; what is new of every request in it that got a token or failed."""
         with self._lock:
             self._reap()
-            batch = in_segments(self.scheduler.schedule())
+            batch = self.scheduler.schedule()
         if not batch:
             return []
         results = self._compute(batch)
@@ -124,7 +127,9 @@ class Engine:
             return {key: result for item in batch for key, result in self._compute([item]).items()}
 
     def _forward(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
-        logits = self.runner.forward(batch, self._acquire_slots(batch))
+        slots = self._acquire_slots(batch)
+        batch = in_segments(batch, slots)
+        logits = self.runner.forward(batch, slots)
         results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
         wanting = [item.request for item in batch if item.wants_token]
         for request, row in zip(wanting, logits, strict=True):
@@ -135,6 +140,7 @@ class Engine:
         self.stats.num_steps += 1
         self.stats.num_tokens += sum(item.num_tokens for item in batch)
         self.stats.num_sampled += len(wanting)
+        self.stats.num_cached += sum(item.start for item in batch if item.start == item.request.num_cached)
         self.stats.max_rows = max(self.stats.max_rows, len(batch))
         self.stats.max_adapters = max(self.stats.max_adapters, len({item.request.adapter for item in batch} - {None}))
         return results
@@ -183,5 +189,6 @@ class Engine:
                 "adapters_loaded": len(self.pool),
                 "adapter_bytes": self.pool.num_bytes,
                 "kv_bytes": self.runner.cache.num_bytes,
+                "prefix_bytes": self.prefixes.num_bytes,
                 **vars(self.stats),
             }

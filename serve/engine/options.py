@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from adapterhub_local.errors import InputError
 
+BASE_EXEC = ("auto", "nf4", "dequant-cache")
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -15,6 +17,10 @@ class EngineOptions:
     max_adapters     different adapters in one batch
     queue_limit      requests that may wait; more are refused
     adapter_bytes    memory for adapters kept ready, those in use included
+    prefix_bytes     memory for the beginnings of prompts and answers that later requests may share; 0: none
+    base_exec        `nf4`: multiply with the 4-bit weights; `dequant-cache`: with a dequantised copy of them, as far as
+                     base_bytes goes; `auto`: whichever was measured to be faster
+    base_bytes       memory for that copy; None: a quarter of what is free
     """
 
     max_rows: int = 16
@@ -23,12 +29,19 @@ class EngineOptions:
     max_adapters: int = 16
     queue_limit: int = 256
     adapter_bytes: int = 2 << 30
+    prefix_bytes: int = 256 << 20
+    base_exec: str = "auto"
+    base_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_length", "tokens_per_step", "max_adapters", "queue_limit", "adapter_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: it must be at least 1")
+        if self.prefix_bytes < 0:
+            raise InputError(f"prefix_bytes is {self.prefix_bytes}: it must be at least 0")
+        if self.base_exec not in BASE_EXEC:
+            raise InputError(f"base_exec is {self.base_exec!r}: it must be {', '.join(BASE_EXEC)}")
         if self.tokens_per_step < self.max_rows:
             raise InputError(
                 f"tokens_per_step is {self.tokens_per_step}, fewer than max_rows {self.max_rows}: "

@@ -11,13 +11,14 @@ from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.registry import Version
+from serve.engine.mixture import Mixture, mixed_factors
 from serve.errors import Busy
 from serve.lora.slots import Factors
 
 
 @dataclass(eq=False)
 class PooledAdapter:
-    """An adapter in memory: module -> (A (rank, in), B (rank, out) with the scaling in it). `users` hold it there."""
+    """An adapter in memory: module -> (A (in, rank), B (rank, out) with the scaling in it). `users` hold it there."""
 
     digest: str
     factors: Factors
@@ -55,21 +56,22 @@ class AdapterPool:
     def __len__(self) -> int:
         return len(self._adapters)
 
-    def acquire(self, version: Version) -> str:
-        """Have the version's adapter in memory and hold it there until `release`; its content digest.
+    def acquire(self, version: Version | Mixture) -> str:
+        """Have the version's adapter, or the mixture, in memory and hold it there until `release`; its content digest.
 
         Raises Incompatible or BadFile, naming modules and tensors, if it does not belong to the base; Corrupt
         if its files are damaged; Busy if all of the budget is in use.
         """
         digest = version.content_digest
-        check_base(version, self.base)
+        for part in (version,) if isinstance(version, Version) else (part for part, _ in version.terms):
+            check_base(part, self.base)
         with self._lock:
             loading = self._loading.setdefault(digest, threading.Lock())
         try:
             with loading:  # the same adapter is read once, different ones side by side
                 if not self._hold(digest):
-                    adapter = PooledAdapter(digest, load_factors(version, self.base, self.shapes, self.dtype))
-                    self._add(adapter, str(version))
+                    factors = self._mix(version) if isinstance(version, Mixture) else self._read(version)
+                    self._add(PooledAdapter(digest, factors), str(version))
         finally:
             with self._lock:
                 self._loading.pop(digest, None)
@@ -86,6 +88,22 @@ class AdapterPool:
             adapter = self._adapters[digest]
             assert adapter.users > 0, digest
             adapter.users -= 1
+
+    def _read(self, version: Version) -> Factors:
+        return load_factors(version, self.base, self.shapes, self.dtype)
+
+    def _mix(self, mixture: Mixture) -> Factors:
+        """The mixture's factors, made of those of its parts, which are held only while that takes."""
+        held: list[str] = []
+        try:
+            parts = []
+            for version, weight in mixture.terms:
+                held.append(self.acquire(version))
+                parts.append((self.get(held[-1]), weight))
+            return mixed_factors(parts, self.dtype)
+        finally:
+            for digest in held:
+                self.release(digest)
 
     def _hold(self, digest: str) -> bool:
         with self._lock:
@@ -141,7 +159,7 @@ def load_factors(
     factors = {}
     has_effect = False
     for module, delta in adapter.deltas():
-        a = delta.A.to(dtype).contiguous()
+        a = delta.A.T.to(dtype).contiguous()  # each slot's product reads it row by row
         b = (delta.B.T.float() * delta.scaling).to(dtype).contiguous()
         has_effect = has_effect or bool(a.any() and b.any())
         factors[module] = (a, b)

@@ -39,7 +39,8 @@ class SamplingParams:
 class Request:
     """One answer being made. `adapter` is a content digest, or None for the bare base.
 
-    `num_computed` tokens of prompt and output are in row `row` of the KV cache.
+    `num_computed` tokens of prompt and output are in row `row` of the KV cache, the first `num_cached` of them taken
+    over from earlier requests.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Request:
     output: list[int] = field(default_factory=list)
     state: State = State.WAITING
     num_computed: int = 0
+    num_cached: int = 0
     row: int | None = None
     finish_reason: str | None = None
 

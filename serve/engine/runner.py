@@ -11,8 +11,8 @@ from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
 from serve.lora.product import LoraBatch, Segment, Slot, lora_batch
 
-# Below this many tokens one product with all adapters is faster than one product an adapter.
-MAX_MASKED_TOKENS = 64
+# Up to this many places, padding included, one batched product is faster than one product an adapter.
+MAX_GRID = 128
 
 
 class Runner:
@@ -29,7 +29,7 @@ class Runner:
     def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:
         """Logits (n, vocabulary), float32, after the last token of each of the n items that want a token.
 
-        Items with the same adapter must be neighbours, those without one last (`in_segments`).
+        Items with the same adapter must be neighbours (`in_segments`).
         """
         self.cache.reserve(max(item.start + item.num_tokens for item in batch))
         ends = list(_ends(batch))
@@ -83,23 +83,28 @@ class Runner:
         segments: list[Segment] = []
         end = 0
         for item, count in zip(batch, counts, strict=True):
+            end += count
             if item.request.adapter is None or count == 0:
                 continue
             slot = slots[item.request.adapter]
             if segments and segments[-1].slot == slot:
-                segments[-1] = Segment(segments[-1].start, end + count, slot)
+                segments[-1] = Segment(segments[-1].start, end, slot)
             else:
-                segments.append(Segment(end, end + count, slot))
-            end += count
-        return lora_batch(segments, self.device, MAX_MASKED_TOKENS)
+                segments.append(Segment(end - count, end, slot))
+        return lora_batch(segments, self.device, MAX_GRID)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
 
 
-def in_segments(batch: Sequence[Scheduled]) -> list[Scheduled]:
-    """The batch with neighbours of the same adapter, and those without one last."""
-    return sorted(batch, key=lambda item: (item.request.adapter is None, item.request.adapter or ""))
+def in_segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> list[Scheduled]:
+    """The batch in the order of its slots, those without one last: neighbours in memory are neighbours in the batch."""
+
+    def key(item: Scheduled) -> tuple[bool, int, int]:
+        slot = None if item.request.adapter is None else slots[item.request.adapter]
+        return (True, 0, 0) if slot is None else (False, slot.rank, slot.index)
+
+    return sorted(batch, key=key)
 
 
 def _ends(batch: Sequence[Scheduled]):

@@ -6,17 +6,31 @@ batch's adapters, a bounded number of requests that need no new place may pass i
 
 import heapq
 from collections import Counter, deque
+from typing import Protocol
 
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request, Scheduled, State
 from serve.errors import Busy
 
 
+class Prefixes(Protocol):
+    """What is remembered of rows, for requests that begin with the same tokens under the same adapter."""
+
+    def restore(self, request: Request) -> int:
+        """Fill the beginning of the request's row; how many tokens that are, fewer than it has."""
+        ...
+
+    def keep(self, request: Request) -> None:
+        """Remember what is computed in the request's row."""
+        ...
+
+
 class Scheduler:
     """The waiting queue, the running requests and the rows they hold."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, prefixes: Prefixes | None = None) -> None:
         self.options = options
+        self.prefixes = prefixes
         self.max_passes = 4 * options.max_rows
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
@@ -76,11 +90,17 @@ class Scheduler:
         request.num_computed = item.start + item.num_tokens
         if token is None:
             return
+        is_first = not request.output
         request.output.append(token)
+        reason = None
         if token in request.params.stop_token_ids:
-            self.finish(request, "stop")
+            reason = "stop"
         elif len(request.output) >= request.params.max_tokens:
-            self.finish(request, "length")
+            reason = "length"
+        if self.prefixes is not None and (is_first or reason):
+            self.prefixes.keep(request)
+        if reason:
+            self.finish(request, reason)
 
     def finish(self, request: Request, reason: str) -> None:
         """Take `request` out, wherever it is, and free its row."""
@@ -117,6 +137,8 @@ class Scheduler:
         self.waiting.remove(request)
         request.row = heapq.heappop(self._free_rows)
         request.state = State.RUNNING
+        if self.prefixes is not None:
+            request.num_computed = request.num_cached = self.prefixes.restore(request)
         self.running.append(request)
         if request.adapter is not None:
             self._adapters[request.adapter] += 1

@@ -1,12 +1,16 @@
-"""MultiLoraLinear: a linear layer of the base that adds to every token the delta of its own adapter."""
+"""MultiLoraLinear: a linear layer of the base that adds to every token the delta of its own adapter.
 
+Layers that are given the same tensor (query, key and value; gate and up) are computed together, once.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from serve.lora.product import LoraBatch, add_by_mask, add_by_segment
+from serve.lora.product import LoraBatch, add_by_grid, add_by_segment
 
 
 @dataclass
@@ -20,20 +24,77 @@ class LoraContext:
     logits: LoraBatch | None = None
 
 
+class LinearGroup:
+    """Layers with one input: their base products, and the stacked factors of all slots.
+
+    `a`: rank -> (slots, in_features, layers * rank); `b`: for each layer rank -> (slots, rank, out_features); a rank
+    is missing where no adapter of that rank has the layer. `dense` computes the base products of `min_tokens` or
+    more from dequantised weights; without it the layers do so themselves.
+    """
+
+    def __init__(self, bases: Sequence[nn.Linear], context: LoraContext, *, makes_logits: bool = False) -> None:
+        self.bases = list(bases)
+        self.context = context
+        self.makes_logits = makes_logits
+        self.dense: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.min_tokens = 1
+        self.a: dict[int, torch.Tensor] = {}
+        self.b: list[dict[int, torch.Tensor]] = [{} for _ in bases]
+        self._x: torch.Tensor | None = None  # the input whose outputs are held for layers that have not asked yet
+        self._outs: dict[int, torch.Tensor] = {}
+
+    @property
+    def in_features(self) -> int:
+        return self.bases[0].in_features
+
+    @property
+    def sizes(self) -> list[int]:
+        """out_features of each layer."""
+        return [base.out_features for base in self.bases]
+
+    def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        """What layer number `place` makes of x (..., in_features)."""
+        if self._x is not x or place not in self._outs:
+            self._x, self._outs = x, dict(enumerate(self._compute(x)))
+        out = self._outs.pop(place)
+        if not self._outs:
+            self._x = None
+        return out
+
+    def base_products(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """W x of each layer."""
+        if self.dense is not None and x.numel() // x.shape[-1] >= self.min_tokens:
+            return list(self.dense(x).split(self.sizes, dim=-1))
+        return [base(x) for base in self.bases]
+
+    def _compute(self, x: torch.Tensor) -> list[torch.Tensor]:
+        outs = self.base_products(x)
+        batch = self.context.logits if self.makes_logits else self.context.tokens
+        if batch is None or not self.a:
+            return outs
+        flat_x = x.reshape(-1, x.shape[-1])
+        flat_outs = [out.view(-1, out.shape[-1]) for out in outs]
+        for grid in batch.grids:
+            if grid.rank in self.a:
+                add_by_grid(flat_outs, flat_x, self.a[grid.rank], [b.get(grid.rank) for b in self.b], grid)
+        for segment in batch.segments:
+            rank = segment.slot.rank
+            if rank in self.a:
+                add_by_segment(flat_outs, flat_x, self.a[rank], [b.get(rank) for b in self.b], segment)
+        return outs
+
+
 class MultiLoraLinear(nn.Module):
     """A wrapped `Linear4bit` or `nn.Linear`; without an adapter in the batch it is that layer.
 
-    `a` (ranks, in_features) and `b` (ranks, out_features) are the stacked factors of all slots, or None
-    while no adapter has this module. They are buffers of the engine, not of the model's state.
+    The factors are buffers of its group, the engine's, and no part of the model's state.
     """
 
-    def __init__(self, base: nn.Linear, context: LoraContext, *, makes_logits: bool = False) -> None:
+    def __init__(self, base: nn.Linear, group: LinearGroup, place: int) -> None:
         super().__init__()
         self.base = base
-        self.context = context
-        self.makes_logits = makes_logits
-        self.a: torch.Tensor | None = None
-        self.b: torch.Tensor | None = None
+        self.group = group
+        self.place = place
 
     @property
     def in_features(self) -> int:
@@ -52,31 +113,25 @@ class MultiLoraLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.base(x)
-        batch = self.context.logits if self.makes_logits else self.context.tokens
-        if batch is None or self.a is None or self.b is None:
-            return out
-        flat_x = x.reshape(-1, x.shape[-1])[: batch.num_tokens].to(self.a.dtype)
-        flat_out = out.view(-1, out.shape[-1])[: batch.num_tokens]
-        total = flat_out if out.dtype == self.a.dtype else flat_out.to(self.a.dtype)
-        if batch.mask is not None:
-            add_by_mask(total, flat_x, self.a, self.b, batch.mask)
-        else:
-            add_by_segment(total, flat_x, self.a, self.b, batch.segments)
-        if total is not flat_out:
-            flat_out.copy_(total)
-        return out
+        return self.group.output(self.place, x)
 
 
-def wrap_linears(model: Any, context: LoraContext) -> dict[str, MultiLoraLinear]:
-    """Replace every linear layer of `model` in place; the wrapped layers by module name."""
+def wrap_linears(model: Any, context: LoraContext, shared: Sequence[Sequence[str]] = ()) -> dict[str, MultiLoraLinear]:
+    """Replace every linear layer of `model` in place; the wrapped layers by module name.
+
+    `shared` names layers that are given the same input (`shared_inputs`) and are computed together.
+    """
     logits_layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    together = {name for names in shared for name in names}
     wrapped = {}
-    for name, module in linears:
-        parent_name, _, child = name.rpartition(".")
-        wrapped[name] = MultiLoraLinear(module, context, makes_logits=module is logits_layer)
-        setattr(model.get_submodule(parent_name), child, wrapped[name])
+    for names in (*shared, *([name] for name in linears if name not in together)):
+        bases = [linears[name] for name in names]
+        group = LinearGroup(bases, context, makes_logits=bases[0] is logits_layer)
+        for place, name in enumerate(names):
+            parent_name, _, child = name.rpartition(".")
+            wrapped[name] = MultiLoraLinear(linears[name], group, place)
+            setattr(model.get_submodule(parent_name), child, wrapped[name])
     return wrapped
 
 
@@ -85,3 +140,26 @@ def unwrap_linears(model: nn.Module, wrapped: dict[str, MultiLoraLinear]) -> Non
     for name, layer in wrapped.items():
         parent_name, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent_name), child, layer.base)
+
+
+@torch.inference_mode()
+def shared_inputs(model: Any) -> list[list[str]]:
+    """Names of linear layers of one parent that get the very same tensor, as seen in a forward pass of the model."""
+    calls: list[tuple[str, torch.Tensor]] = []  # holds the tensors, so that no two are at one address
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, args: calls.append((name, args[0]))
+
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in linears]
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64, device=model.get_input_embeddings().weight.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = [name for name, _ in calls]
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name, x in calls:
+        if names.count(name) == 1:  # a layer that is used twice has no one input
+            groups.setdefault((name.rpartition(".")[0], id(x)), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]

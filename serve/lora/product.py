@@ -1,17 +1,18 @@
 """Adding low-rank deltas to the tokens of a packed batch: two ways with the same answer. Pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Slot:
-    """Ranks [start, end) of the stacked factors: the place of one adapter."""
+    """The place of one adapter: number `index` of the stack of its rank."""
 
-    start: int
-    end: int
+    rank: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -24,52 +25,111 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class LoraBatch:
-    """Which tokens have which adapter. Tokens [0, num_tokens) have one, in contiguous segments; the rest have none.
+class Grid:
+    """Tokens of the slots [first, end) of one rank as a table (slots, width), multiplied slot by slot in one call.
 
-    `mask` (num_tokens, ranks) says which ranks of the stacked factors a token may use; None: go by segments.
+    `tokens` (slots * width,) says which token stands at each place; where a slot has fewer tokens than `width`, any
+    token fills up. `real` (n,) are the places that count and `targets` (n,) their tokens. All three are None if
+    the table is just the tokens [start, start + slots * width) in order.
     """
 
+    rank: int
+    first: int
+    end: int
+    width: int
+    start: int
+    tokens: torch.Tensor | None = None
+    real: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LoraBatch:
+    """Which tokens have which adapter, as grids and segments; tokens in neither have none."""
+
+    grids: tuple[Grid, ...]
     segments: tuple[Segment, ...]
-    num_tokens: int
-    mask: torch.Tensor | None
 
 
-def lora_batch(segments: Sequence[Segment], device: torch.device, max_masked_tokens: int) -> LoraBatch | None:
-    """The batch of `segments`, which start at token 0 and follow one another; None if there are none.
+def lora_batch(segments: Sequence[Segment], device: torch.device, max_grid: int) -> LoraBatch | None:
+    """The batch of `segments`; None if there are none.
 
-    Few tokens go through one product with all adapters and a mask, many through one product a segment.
+    Several slots of one rank with few tokens each become a grid of at most `max_grid` places: then every factor is
+    read once, in one call. Many tokens go one product a segment.
     """
     if not segments:
         return None
-    num_tokens = segments[-1].end
-    mask = None
-    if len(segments) > 1 and num_tokens <= max_masked_tokens:
-        mask = torch.zeros(num_tokens, max(segment.slot.end for segment in segments), dtype=torch.bool)
-        for segment in segments:
-            mask[segment.start : segment.end, segment.slot.start : segment.slot.end] = True
-        mask = mask.to(device)
-    return LoraBatch(tuple(segments), num_tokens, mask)
+    grids, single = [], []
+    for rank, same in groupby(sorted(segments, key=lambda each: each.slot), key=lambda each: each.slot.rank):
+        group = list(same)
+        first, end = group[0].slot.index, group[-1].slot.index + 1
+        width = max(segment.end - segment.start for segment in group)
+        if len(group) == 1 or end - first > 2 * len(group) or (end - first) * width > max_grid:
+            single += group
+        else:
+            grids.append(_grid(group, rank, first, end, width, device))
+    return LoraBatch(tuple(grids), tuple(single))
+
+
+def _grid(group: Sequence[Segment], rank: int, first: int, end: int, width: int, device: torch.device) -> Grid:
+    start = group[0].start
+    in_order = [(each.start, each.end) for each in group] == [
+        (start + i * width, start + (i + 1) * width) for i in range(len(group))
+    ]
+    if in_order and len(group) == end - first:
+        return Grid(rank, first, end, width, start)
+    tokens = [start] * ((end - first) * width)
+    real = []
+    for segment in group:
+        corner = (segment.slot.index - first) * width
+        for offset, token in enumerate(range(segment.start, segment.end)):
+            tokens[corner + offset] = token
+            real.append(corner + offset)
+    targets = [tokens[place] for place in real]
+    return Grid(
+        rank, first, end, width, start, *(torch.tensor(each, device=device) for each in (tokens, real, targets))
+    )
 
 
 def add_by_segment(
-    out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, segments: Sequence[Segment]
+    outs: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    a: torch.Tensor,
+    bs: Sequence[torch.Tensor | None],
+    segment: Segment,
 ) -> None:
-    """out[segment] += x[segment] @ A_slot^T @ B_slot^T in place, one adapter after the other.
+    """out[segment] += x[segment] @ A_slot @ B_slot in place, for every layer that is given this x.
 
-    out (tokens, out_features), x (tokens, in_features); a (ranks, in_features) and b (ranks, out_features)
-    are the stacked factors, b transposed and with the scaling in it.
+    outs (tokens, out_features) and bs (slots, rank, out_features) of each layer, b with the scaling in it, None for a
+    layer that no adapter of this rank changes; x (tokens, in_features); a (slots, in_features, layers * rank).
     """
-    for segment in segments:
-        tokens, ranks = slice(segment.start, segment.end), slice(segment.slot.start, segment.slot.end)
-        out[tokens].addmm_(x[tokens] @ a[ranks].T, b[ranks])
+    tokens, slot = slice(segment.start, segment.end), segment.slot
+    inner = x[tokens] @ a[slot.index]
+    for out, b, part in zip(outs, bs, inner.split(slot.rank, dim=-1), strict=True):
+        if b is not None:
+            out[tokens].addmm_(part, b[slot.index])
 
 
-def add_by_mask(out: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> None:
-    """The same as `add_by_segment`, as two products with all adapters at once.
-
-    What other adapters make of a token is replaced by zero, not multiplied by it: an overflow stays theirs.
-    """
-    ranks = mask.shape[1]
-    inner = (x @ a[:ranks].T).masked_fill_(~mask, 0.0)
-    out.addmm_(inner, b[:ranks])
+def add_by_grid(
+    outs: Sequence[torch.Tensor], x: torch.Tensor, a: torch.Tensor, bs: Iterable[torch.Tensor | None], grid: Grid
+) -> None:
+    """The same as `add_by_segment` for all slots of `grid` at once. A token meets no factor but its own."""
+    shape = (grid.end - grid.first, grid.width)
+    tokens = slice(grid.start, grid.start + shape[0] * shape[1])
+    table = x[tokens] if grid.tokens is None else x.index_select(0, grid.tokens)
+    inner = torch.bmm(table.unflatten(0, shape), a[grid.first : grid.end])
+    for out, b, part in zip(outs, bs, inner.split(grid.rank, dim=-1), strict=True):
+        if b is None:
+            continue
+        own = b[grid.first : grid.end]
+        if grid.tokens is None:
+            target = out[tokens].unflatten(0, shape)
+            if target.is_contiguous():
+                target.baddbmm_(part, own)
+            else:  # for which torch would loop over the slots
+                target.add_(torch.bmm(part, own))
+        else:
+            assert grid.real is not None
+            assert grid.targets is not None
+            delta = torch.bmm(part, own).flatten(0, 1)
+            out.index_add_(0, grid.targets, delta.index_select(0, grid.real))

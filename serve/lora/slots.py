@@ -1,83 +1,131 @@
 """Slots: the stacked factors of the adapters in the running batch, on the accelerator.
 
-An adapter takes as many ranks as it has, whatever the others have. Knows nothing of requests.
+Adapters of one rank share a stack, so that none is padded to another's rank. Knows nothing of requests.
 """
 
-from collections.abc import Mapping, Set
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 
-from serve.lora.linear import MultiLoraLinear
+from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.product import Slot
 
+# module -> (A (in_features, rank), B (rank, out_features) with the scaling in it)
 Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 class Slots:
-    """Ranges of ranks in the stacked factors of all wrapped layers, the same range in each layer."""
+    """At most `max_slots` adapters in the stacks of all wrapped layers, at the same place in each layer."""
 
-    def __init__(self, layers: Mapping[str, MultiLoraLinear], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, layers: Mapping[str, MultiLoraLinear], dtype: torch.dtype, device: torch.device, max_slots: int
+    ) -> None:
         self.layers = layers
+        self.groups: list[LinearGroup] = list({id(each.group): each.group for each in layers.values()}.values())
         self.dtype = dtype
         self.device = device
-        self.capacity = 0  # ranks
-        self._slots: dict[str, Slot] = {}  # digest -> slot, least recently put first
+        self.max_slots = max_slots
+        self.num_loads = 0
+        self.num_evictions = 0
+        self._slots: OrderedDict[str, Slot] = OrderedDict()  # digest -> slot, least recently used first
+        self._capacity: dict[int, int] = {}  # rank -> slots in its stack
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(
+            stack.nbytes
+            for group in self.groups
+            for stack in (*group.a.values(), *(b for one in group.b for b in one.values()))
+        )
 
     def get(self, digest: str) -> Slot | None:
+        if digest in self._slots:
+            self._slots.move_to_end(digest)
         return self._slots.get(digest)
 
     def put(self, digest: str, factors: Factors, keep: Set[str]) -> Slot:
-        """Copy an adapter's factors into a slot, freeing others that are not in `keep` if there is no room.
-
-        `factors`: module -> (A (rank, in_features), B (rank, out_features) with the scaling in it).
-        """
-        width = max(a.shape[0] for a, _ in factors.values())
-        slot = self._find_room(width, keep)
+        """Copy an adapter's factors into a slot, freeing the least recently used that is not in `keep` if need be."""
+        rank = max(a.shape[1] for a, _ in factors.values())
+        slot = Slot(rank, self._find_room(rank, keep))
         for name, layer in self.layers.items():
-            if name in factors and layer.a is None:
-                layer.a = torch.zeros(self.capacity, layer.in_features, dtype=self.dtype, device=self.device)
-                layer.b = torch.zeros(self.capacity, layer.out_features, dtype=self.dtype, device=self.device)
-            if layer.a is None or layer.b is None:
-                continue
-            ranks = slice(slot.start, slot.end)
-            for stacked, factor in zip((layer.a, layer.b), factors.get(name, (None, None)), strict=True):
-                filled = 0 if factor is None else factor.shape[0]
-                if factor is not None:
-                    stacked[ranks][:filled].copy_(factor)
-                stacked[ranks][filled:].zero_()  # what was there before is nobody's now
+            self._fill(layer, slot, factors.get(name))
         self._slots[digest] = slot
+        self.num_loads += 1
         return slot
 
-    def _find_room(self, width: int, keep: Set[str]) -> Slot:
-        gap = self._first_gap(width)
-        for digest in list(self._slots):
-            if gap is not None:
-                break
-            if digest not in keep:
-                del self._slots[digest]
-                gap = self._first_gap(width)
-        if gap is None:
-            gap = max((slot.end for slot in self._slots.values()), default=0)
-            self._grow(max(gap + width, 2 * self.capacity))
-        return Slot(gap, gap + width)
+    def drop(self, digest: str) -> None:
+        """Free the slot of an adapter that no running request uses, and its memory."""
+        slot = self._slots.pop(digest, None)
+        if slot is not None:
+            self._compact(slot.rank)
 
-    def _first_gap(self, width: int) -> int | None:
-        """The lowest start with `width` free ranks: low slots keep the masked product small."""
-        start = 0
-        for slot in sorted(self._slots.values(), key=lambda slot: slot.start):
-            if slot.start - start >= width:
-                return start
-            start = slot.end
-        return start if self.capacity - start >= width else None
+    def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        group, rank, capacity = layer.group, slot.rank, self._capacity[slot.rank]
+        stacks = group.b[layer.place]
+        if factors is not None and rank not in stacks:
+            if rank not in group.a:
+                group.a[rank] = self._zeros(capacity, group.in_features, len(group.bases) * rank)
+            stacks[rank] = self._zeros(capacity, rank, layer.out_features)
+        if rank not in stacks:
+            return
+        a = group.a[rank][slot.index][:, layer.place * rank : (layer.place + 1) * rank]
+        b = stacks[rank][slot.index]
+        filled = 0
+        if factors is not None:
+            filled = factors[0].shape[1]
+            a[:, :filled].copy_(factors[0], non_blocking=True)
+            b[:filled].copy_(factors[1], non_blocking=True)
+        a[:, filled:].zero_()  # what was there before is nobody's now
+        b[filled:].zero_()
 
-    def _grow(self, capacity: int) -> None:
-        for layer in self.layers.values():
-            if layer.a is not None and layer.b is not None:
-                layer.a, layer.b = _grown(layer.a, capacity), _grown(layer.b, capacity)
-        self.capacity = capacity
+    def _find_room(self, rank: int, keep: Set[str]) -> int:
+        """A free place in the stack of `rank`: the lowest, so that those in use stay close together."""
+        if self._free(rank) is None and sum(self._capacity.values()) >= self.max_slots:
+            if len(self._slots) >= self.max_slots:
+                del self._slots[next(digest for digest in self._slots if digest not in keep)]
+                self.num_evictions += 1
+            for other in self._capacity.keys() - {rank}:
+                self._compact(other)
+        if self._free(rank) is None:
+            held = self._capacity.get(rank, 0)
+            spare = self.max_slots - sum(self._capacity.values())
+            assert spare > 0, "more adapters run than there are slots"
+            self._resize(rank, held + min(max(1, held), spare))
+        place = self._free(rank)
+        assert place is not None
+        return place
 
+    def _free(self, rank: int) -> int | None:
+        taken = {slot.index for slot in self._slots.values() if slot.rank == rank}
+        return next((place for place in range(self._capacity.get(rank, 0)) if place not in taken), None)
 
-def _grown(old: torch.Tensor, capacity: int) -> torch.Tensor:
-    new = old.new_zeros(capacity, old.shape[1])
-    new[: old.shape[0]] = old
-    return new
+    def _compact(self, rank: int) -> None:
+        """Move the adapters of a rank together and give back the memory of the rest."""
+        held = sorted((slot.index, digest) for digest, slot in self._slots.items() if slot.rank == rank)
+        if len(held) == self._capacity.get(rank, 0):
+            return
+        self._resize(rank, len(held), [index for index, _ in held])
+        for place, (_, digest) in enumerate(held):
+            self._slots[digest] = Slot(rank, place)
+
+    def _resize(self, rank: int, capacity: int, places: Sequence[int] | None = None) -> None:
+        """Give the stack of `rank` room for `capacity` adapters; `places` are taken over, by default all."""
+        order = list(range(self._capacity.get(rank, 0)) if places is None else places)
+        for stacks in (each for group in self.groups for each in (group.a, *group.b)):
+            if rank not in stacks:
+                continue
+            old = stacks.pop(rank)
+            if capacity:
+                stacks[rank] = self._zeros(capacity, *old.shape[1:])
+                stacks[rank][: len(order)] = old[order]
+        if capacity:
+            self._capacity[rank] = capacity
+        else:
+            self._capacity.pop(rank, None)
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)

@@ -40,7 +40,7 @@ def test_factors_are_the_files(tiny_base: BaseInfo, shapes, registry: Registry) 
     factors = pool.get(pool.acquire(version))
     assert set(factors) == {f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)}
     a, b = factors["model.layers.1.self_attn.q_proj"]
-    assert (a.shape, b.shape) == ((4, 64), (4, 64))
+    assert (a.shape, b.shape) == ((64, 4), (4, 64))
     assert pool.num_bytes == sum(one.nbytes + two.nbytes for one, two in factors.values())
 
 

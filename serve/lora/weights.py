@@ -1,0 +1,123 @@
+"""How W x is computed: from the 4-bit weights each time, or from a copy of the dequantised weights. The same function.
+
+The copy is of what NF4 stands for, not of the weights before quantisation; on the CPU it lies in oneDNN's own layout.
+Which is faster depends on the processor, the shape and the number of tokens, and is measured.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from adapterhub_local.base.load import import_bitsandbytes
+from serve.lora.linear import LinearGroup
+
+# numbers of tokens at which `auto` measures; beyond the largest the winner there stays the winner
+PROBES = (1, 4, 16, 64)
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """W (out_features, in_features) in `dtype`: for NF4 exactly what bitsandbytes multiplies with."""
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        return layer.weight.detach().to(dtype)
+    state = copy.copy(state)
+    state.dtype = dtype  # rounded once, from float32 to what is computed in
+    return import_bitsandbytes().functional.dequantize_4bit(layer.weight.data, state)
+
+
+def dense_product(bases: Sequence[nn.Linear], dtype: torch.dtype) -> Product:
+    """x -> W x + bias of all `bases`, one behind the other, from a copy of their weights."""
+    weight = torch.cat([dense_weight(base, dtype) for base in bases])
+    bias = None
+    if any(base.bias is not None for base in bases):
+        parts = [weight.new_zeros(base.out_features) if base.bias is None else base.bias.to(dtype) for base in bases]
+        bias = torch.cat(parts)
+    packed = _packed(weight)
+    if packed is None:
+        return lambda x: linear(x, weight, bias)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+def _packed(weight: torch.Tensor) -> torch.Tensor | None:
+    """The weight in oneDNN's layout, which saves reordering it in every product; None where there is no such thing."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, PROBES[-2])
+        torch.ops.mkldnn._linear_pointwise(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
+    except (AttributeError, RuntimeError):  # an op of torch's compiler, not of its public interface
+        return None
+    return packed
+
+
+def dense_bytes(group: LinearGroup, dtype: torch.dtype) -> int:
+    """What the copy for one group takes."""
+    return sum(base.in_features * base.out_features for base in group.bases) * dtype.itemsize
+
+
+def use_dense(groups: Sequence[LinearGroup], dtype: torch.dtype, mode: str, max_bytes: int) -> int:
+    """Give groups copies of their weights, those first that gain most a byte, within `max_bytes`; the bytes taken.
+
+    `nf4` gives none, `dequant-cache` all that fit, `auto` those that were measured to gain, for as many tokens as
+    they gain at.
+    """
+    if mode == "nf4":
+        return 0
+    measured: dict[tuple, tuple[float, int]] = {}
+    ranked = []
+    for group in groups:
+        if not _is_quantised(group) and group.bases[0].weight.device.type != "cpu":
+            continue  # a copy in the very same layout
+        key = (group.in_features, *group.sizes, _is_quantised(group))
+        if key not in measured:
+            measured[key] = gain(group, dtype)
+        saved, min_tokens = measured[key]
+        if mode == "dequant-cache":
+            min_tokens = 1
+        elif saved <= 0:
+            continue
+        ranked.append((saved / dense_bytes(group, dtype), min_tokens, group))
+    taken = 0
+    for _, min_tokens, group in sorted(ranked, key=lambda each: -each[0]):
+        size = dense_bytes(group, dtype)
+        if taken + size <= max_bytes:
+            group.dense, group.min_tokens = dense_product(group.bases, dtype), min_tokens
+            taken += size
+    return taken
+
+
+@torch.inference_mode()
+def gain(group: LinearGroup, dtype: torch.dtype) -> tuple[float, int]:
+    """Seconds saved by a copy over all probes at which it pays, and the least number of tokens from which it does."""
+    assert group.dense is None, "what is measured here is the layers' own way"
+    dense = dense_product(group.bases, dtype)
+    saved, min_tokens = 0.0, PROBES[-1] + 1
+    for count in reversed(PROBES):
+        x = torch.zeros(1, count, group.in_features, dtype=dtype, device=group.bases[0].weight.device)
+        difference = _seconds(group.base_products, x) - _seconds(dense, x)
+        if difference <= 0:
+            break
+        saved, min_tokens = saved + difference, count
+    return saved, min_tokens
+
+
+def _seconds(work: Callable[[torch.Tensor], object], x: torch.Tensor, repeats: int = 3) -> float:
+    """The shortest time of a few runs of `work` on x, after one to warm up."""
+    best = float("inf")
+    for number in range(repeats + 1):
+        start = time.perf_counter()
+        work(x)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        if number:
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _is_quantised(group: LinearGroup) -> bool:
+    return any(getattr(base.weight, "quant_state", None) is not None for base in group.bases)

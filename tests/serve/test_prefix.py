@@ -1,0 +1,137 @@
+"""Prefix reuse: the beginning of a prompt is computed once, for one adapter's content only, with the same answers."""
+
+import pytest
+import torch
+
+from adapterhub_local.base.load import load_base
+from adapterhub_local.base.store import read_record
+from adapterhub_local.registry import Registry, Version
+from serve.engine.build import build_engine
+from serve.engine.cache import KVCache
+from serve.engine.engine import Engine
+from serve.engine.options import EngineOptions
+from serve.engine.prefix import PAGE, PrefixCache, page_keys
+from serve.engine.request import Request, SamplingParams
+from tests.serve.adapters import publish
+
+PROMPT = tuple(range(100, 100 + 3 * PAGE + 5))
+
+
+@pytest.fixture(scope="module")
+def cold(built_base) -> Engine:
+    """An engine that remembers nothing."""
+    return build_engine(load_base(read_record(built_base), device="cpu"), EngineOptions(max_rows=4, prefix_bytes=0))
+
+
+@pytest.fixture
+def engine(built_base) -> Engine:
+    """An engine that has seen nothing yet."""
+    options = EngineOptions(max_rows=4, tokens_per_step=20, base_exec="nf4")
+    return build_engine(load_base(read_record(built_base), device="cpu"), options)
+
+
+def answer(
+    engine: Engine, prompt: tuple[int, ...], version: Version | None = None, max_tokens: int = 8
+) -> tuple[Request, list[float]]:
+    """One greedy answer and its log-probabilities."""
+    adapter = engine.pool.acquire(version) if version else None
+    request = Request("r", prompt, SamplingParams(max_tokens=max_tokens, temperature=0, logprobs=0), adapter)
+    engine.submit(request)
+    logprobs = []
+    while engine.has_work:
+        for output in engine.step():
+            assert output.error is None
+            logprobs.append(output.sampled.logprob)
+    return request, logprobs
+
+
+@pytest.mark.parametrize("name", [None, "alpha"])
+def test_cached_equals_uncached(engine: Engine, cold: Engine, served_registry: Registry, name: str | None) -> None:
+    """The same tokens with log-probabilities within 1e-4, whether the beginning was computed or taken over."""
+    version = served_registry.resolve(name) if name else None
+    wanted, expected = answer(cold, PROMPT, version)
+    assert wanted.num_cached == 0
+    for cached in (0, 3 * PAGE, 3 * PAGE):
+        request, logprobs = answer(engine, PROMPT, version)
+        assert request.num_cached == cached
+        assert request.output == wanted.output
+        assert logprobs == pytest.approx(expected, abs=1e-4)
+    assert engine.snapshot()["num_cached"] == 6 * PAGE
+
+
+def test_conversations_go_on_where_they_were(engine: Engine, cold: Engine) -> None:
+    """A prompt that begins with an earlier prompt and its answer computes what is new only."""
+    first, _ = answer(engine, PROMPT, max_tokens=2 * PAGE)
+    longer = (*PROMPT, *first.output, 7, 8, 9)
+    request, logprobs = answer(engine, longer)
+    assert request.num_cached == (len(PROMPT) + 2 * PAGE - 1) // PAGE * PAGE
+    wanted, expected = answer(cold, longer)
+    assert request.output == wanted.output
+    assert logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_shared_beginning_is_enough(engine: Engine, cold: Engine) -> None:
+    """Prompts that part ways share what is before that; one that begins otherwise shares nothing."""
+    answer(engine, PROMPT)
+    parted = (*PROMPT[: PAGE + 3], 5, *PROMPT[PAGE + 4 :])
+    request, _ = answer(engine, parted)
+    assert request.num_cached == PAGE
+    assert request.output == answer(cold, parted)[0].output
+    assert answer(engine, (5, *PROMPT[1:]))[0].num_cached == 0
+    assert answer(engine, PROMPT[: 2 * PAGE])[0].num_cached == PAGE  # the last token is computed in any case
+
+
+def test_no_adapter_finds_what_another_computed(engine: Engine, cold: Engine, served_registry: Registry) -> None:
+    """Base, adapters and a changed adapter under an old name each compute their own beginning."""
+    base = engine.pool.base
+    old = publish(served_registry, "changing", base, seed=71)
+    versions = [None, served_registry.resolve("alpha"), served_registry.resolve("beta"), old]
+    for version in versions:
+        assert answer(engine, PROMPT, version)[0].num_cached == 0
+    new = publish(served_registry, "changing", base, seed=72)
+    changed, _ = answer(engine, PROMPT, new)
+    assert changed.num_cached == 0
+    assert changed.output == answer(cold, PROMPT, new)[0].output
+    for version in (*versions, new):
+        request, _ = answer(engine, PROMPT, version)
+        assert request.num_cached == 3 * PAGE
+        assert request.output == answer(cold, PROMPT, version)[0].output
+
+
+def test_names_of_pages() -> None:
+    """A page's name depends on base, adapter, kind and every token before it; an empty digest is not base."""
+    names = [
+        tuple(page_keys(base, adapter, tokens))
+        for base in ("x", "y")
+        for adapter in (None, "", "a")
+        for tokens in (PROMPT, PROMPT[1:])
+    ]
+    assert len({page for pages in names for page in pages}) == sum(map(len, names)) == 12 * 3
+    assert list(page_keys("x", None, PROMPT[: PAGE - 1])) == []
+
+
+def test_budget() -> None:
+    """The least recently used sequence leaves first, its end before its beginning; nothing is kept beyond the bytes."""
+    cache = KVCache(2, 256)
+    cache.reserve(128)
+    keys = torch.arange(2.0 * 128 * 4).view(2, 128, 4)
+    cache.write(0, torch.zeros(128, dtype=torch.int64), torch.arange(128), keys, -keys)
+    page = 2 * 2 * PAGE * 4 * 4
+    prefixes = PrefixCache(cache, "base", 4 * page)
+
+    def request(first: int, length: int) -> Request:
+        tokens = tuple(range(first, first + length))
+        return Request("r", tokens, SamplingParams(1), row=0, num_computed=length)
+
+    prefixes.keep(request(0, 3 * PAGE))
+    prefixes.keep(request(500, PAGE))
+    assert (len(prefixes), prefixes.num_bytes) == (4, 4 * page)
+    prefixes.keep(request(900, PAGE + 3))
+    assert (len(prefixes), prefixes.num_bytes) == (4, 4 * page)
+    again = request(0, 3 * PAGE + 1)
+    again.row = 1
+    assert prefixes.restore(again) == 2 * PAGE
+    held, _ = cache.write(0, torch.tensor([0]), torch.tensor([127]), keys[:, :1], keys[:, :1])
+    assert torch.equal(held[1, :, : 2 * PAGE], keys[:, : 2 * PAGE])
+    assert not held[1, :, 2 * PAGE :].any()
+    PrefixCache(cache, "base", 0).keep(request(0, 64))

@@ -1,0 +1,112 @@
+"""Ways to compute the base: a copy of the dequantised weights gives what the 4-bit weights give."""
+
+import pytest
+import torch
+
+from adapterhub_local.base.load import load_base
+from adapterhub_local.base.store import read_record
+from adapterhub_local.errors import InputError
+from adapterhub_local.registry import Registry
+from serve.engine.build import build_engine, free_bytes
+from serve.engine.engine import Engine
+from serve.engine.options import EngineOptions
+from serve.engine.request import Request, SamplingParams
+from serve.lora.weights import dense_bytes, dense_product, dense_weight, gain, use_dense
+
+LENGTHS = (3, 17, 40)
+
+
+@pytest.fixture(scope="module")
+def engines(built_base) -> dict[str, Engine]:
+    """One engine for each way."""
+    return {
+        mode: build_engine(
+            load_base(read_record(built_base), device="cpu"), EngineOptions(max_rows=8, base_exec=mode, max_adapters=4)
+        )
+        for mode in ("nf4", "dequant-cache", "auto")
+    }
+
+
+def answers(engine: Engine, registry: Registry) -> dict[str, tuple[list[int], list[float]]]:
+    """Greedy tokens and their log-probabilities of a mixed batch."""
+    params = SamplingParams(max_tokens=20, temperature=0, logprobs=0)
+    requests = []
+    for name in (None, "alpha", "beta", "gamma"):
+        for length in LENGTHS[: 2 if name else 3]:
+            prompt = tuple(torch.randint(250, (length,), generator=torch.Generator().manual_seed(length)).tolist())
+            adapter = engine.pool.acquire(registry.resolve(name)) if name else None
+            requests.append(Request(f"{name}-{length}", prompt, params, adapter))
+    for request in requests:
+        engine.submit(request)
+    logprobs: dict[str, list[float]] = {request.id: [] for request in requests}
+    while engine.has_work:
+        for output in engine.step():
+            assert output.error is None
+            logprobs[output.request_id].append(output.sampled.logprob)
+    return {request.id: (request.output, logprobs[request.id]) for request in requests}
+
+
+def test_every_way_gives_the_same_answers(engines: dict[str, Engine], served_registry: Registry) -> None:
+    """Greedy tokens are the same and log-probabilities within 1e-4, base and adapters mixed in one batch."""
+    expected = answers(engines["nf4"], served_registry)
+    assert not any(group.dense for group in engines["nf4"].slots.groups)
+    assert all(group.dense for group in engines["dequant-cache"].slots.groups)
+    for mode in ("dequant-cache", "auto"):
+        for name, (tokens, logprobs) in answers(engines[mode], served_registry).items():
+            assert tokens == expected[name][0], (mode, name)
+            assert logprobs == pytest.approx(expected[name][1], abs=1e-4), (mode, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_copy_is_what_nf4_multiplies_with(built_base, dtype: torch.dtype) -> None:
+    """Products with unit vectors read the 4-bit weights out: the copy holds the very same numbers."""
+    model = load_base(read_record(built_base), device="cpu", dtype=dtype).model
+    for name in ("q_proj", "k_proj"):
+        layer = getattr(model.model.layers[1].self_attn, name)
+        columns = layer(torch.eye(layer.in_features, dtype=dtype))
+        assert torch.equal(dense_weight(layer, dtype), columns.T)
+
+
+def test_biases_and_missing_ones_are_kept() -> None:
+    """Layers computed together keep their own bias, or none."""
+    bases = [torch.nn.Linear(8, 4), torch.nn.Linear(8, 3, bias=False)]
+    x = torch.randn(5, 8)
+    with torch.inference_mode():
+        expected = torch.cat([base(x) for base in bases], -1)
+        torch.testing.assert_close(dense_product(bases, torch.float32)(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_budget(built_base) -> None:
+    """Copies are made as far as the bytes go and no further; none at zero."""
+    engine = build_engine(load_base(read_record(built_base), device="cpu"), EngineOptions(base_exec="nf4"))
+    groups = engine.slots.groups
+    whole = sum(dense_bytes(group, torch.float32) for group in groups)
+    assert use_dense(groups, torch.float32, "dequant-cache", 0) == 0
+    assert not any(group.dense for group in groups)
+    taken = use_dense(groups, torch.float32, "dequant-cache", whole // 2)
+    assert 0 < taken <= whole // 2
+    assert taken == sum(dense_bytes(group, torch.float32) for group in groups if group.dense)
+    assert free_bytes(torch.device("cpu")) > 1 << 20
+
+
+def test_crossover_is_where_the_copy_starts_to_win(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Engine]) -> None:
+    """`auto` uses a copy from the least number of tokens above which it was faster at every probe."""
+    group = engines["nf4"].slots.groups[0]
+
+    def clock(times: dict[int, tuple[float, float]]) -> None:
+        """Let the 4-bit weights and the copy take these seconds at so many tokens."""
+        answers = iter([each for count in sorted(times, reverse=True) for each in times[count]])
+        monkeypatch.setattr("serve.lora.weights._seconds", lambda *_: next(answers))
+
+    clock({1: (1.0, 2.0), 4: (1.0, 2.0), 16: (3.0, 2.0), 64: (5.0, 1.0)})
+    assert gain(group, torch.float32) == (5.0, 16)
+    clock({1: (2.0, 1.0), 4: (2.0, 1.0), 16: (2.0, 1.0), 64: (2.0, 1.0)})
+    assert gain(group, torch.float32) == (4.0, 1)
+    clock({1: (9.0, 1.0), 4: (9.0, 1.0), 16: (9.0, 1.0), 64: (1.0, 1.0)})
+    assert gain(group, torch.float32) == (0.0, 65)
+
+
+def test_unknown_way_is_refused() -> None:
+    """Only the three ways there are can be asked for."""
+    with pytest.raises(InputError, match="nf4"):
+        EngineOptions(base_exec="fast")
