@@ -41,6 +41,11 @@ class Home:
         return self.root / "folders"
 
     @property
+    def keys(self) -> Path:
+        """The API keys of the server, as hashes."""
+        return self.root / "keys.json"
+
+    @property
     def tmp(self) -> Path:
         return self.root / "tmp"
 

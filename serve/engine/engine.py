@@ -16,7 +16,7 @@ from serve.engine.options import EngineOptions
 from serve.engine.pool import AdapterPool
 from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
-from serve.engine.sampler import NotFinite, make_generator, sample
+from serve.engine.sampler import NotFinite, Sampler
 from serve.engine.scheduler import Scheduler
 from serve.errors import ContextTooLong, GenerationFailed
 from serve.lora.product import Slot
@@ -46,7 +46,7 @@ class Engine:
         self.pool = pool
         self.scheduler = Scheduler(options)
         self.stats = Stats()
-        self._generators: dict[str, torch.Generator | None] = {}
+        self._samplers: dict[str, Sampler] = {}
         self._requests: dict[str, Request] = {}
         self._aborted: set[str] = set()
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Engine:
             for request in requests:
                 assert request.id not in self._requests, request.id
                 self._requests[request.id] = request
-                self._generators[request.id] = make_generator(request.params)
+                self._samplers[request.id] = Sampler(request)
 
     def check_length(self, num_prompt: int, max_tokens: int) -> None:
         """Raise ContextTooLong unless prompt and answer fit into a row."""
@@ -129,7 +129,7 @@ class Engine:
         wanting = [item.request for item in batch if item.wants_token]
         for request, row in zip(wanting, logits, strict=True):
             try:
-                results[request.id] = sample(row, request.params, self._generators[request.id])
+                results[request.id] = self._samplers[request.id].sample(row)
             except (QhubError, RuntimeError) as error:
                 results[request.id] = error
         self.stats.num_steps += 1
@@ -169,7 +169,7 @@ class Engine:
     def _leave(self, request: Request, reason: str) -> None:
         if request.state is not State.FINISHED:
             self.scheduler.finish(request, reason)
-        del self._requests[request.id], self._generators[request.id]
+        del self._requests[request.id], self._samplers[request.id]
         self._aborted.discard(request.id)
         if request.adapter is not None:
             self.pool.release(request.adapter)
@@ -183,5 +183,15 @@ class Engine:
                 "adapters_loaded": len(self.pool),
                 "adapter_bytes": self.pool.num_bytes,
                 "kv_bytes": self.runner.cache.num_bytes,
+                "kv_usage": self._kv_usage(),
+                "adapter_loads": self.pool.num_loads,
+                "adapter_evictions": self.pool.num_evictions,
+                "slots_used": len(self.slots),
+                "slots_total": self.scheduler.options.max_adapters,
                 **vars(self.stats),
             }
+
+    def _kv_usage(self) -> float:
+        """Share of the cache that holds tokens of running requests."""
+        held = sum(request.num_computed for request in self.scheduler.running)
+        return held / (self.scheduler.options.max_rows * self.max_length)

@@ -23,6 +23,12 @@ class Slots:
         self.capacity = 0  # ranks
         self._slots: dict[str, Slot] = {}  # digest -> slot, least recently put first
 
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._slots
+
     def get(self, digest: str) -> Slot | None:
         return self._slots.get(digest)
 
