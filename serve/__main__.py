@@ -20,32 +20,32 @@ from adapterhub_local.errors import QhubError
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="What everything but the 4-bit weights is computed in. Default: float32 on the CPU, bfloat16 on a GPU.",
 )
+@click.option("--max-tokens", type=click.IntRange(1), help="Tokens of one answer. Default: what the context holds.")
+@click.option("--max-body", default=4 << 20, type=click.IntRange(1), help="Bytes of a request's body.")
+@click.option("--timeout", default=600.0, type=click.FloatRange(0, min_open=True), help="Seconds a request may take.")
+@click.option("--lora-root", type=click.Path(path_type=Path), help="Folder below which /v1/load_lora_adapter may read.")
+@click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
 @click.option("--max-rows", default=16, type=click.IntRange(1), help="Requests that run at once.")
 @click.option(
     "--max-length", type=click.IntRange(1), help="Tokens of prompt and answer. Default: the base's, up to 4096."
 )
 @click.option("--max-adapters", default=16, type=click.IntRange(1), help="Different adapters in one batch.")
 @click.option("--queue", "queue_limit", default=256, type=click.IntRange(1), help="Requests that may wait.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Tokens of one answer. Default: what the context holds.")
-@click.option("--max-body", default=4 << 20, type=click.IntRange(1), help="Bytes of a request's body.")
-@click.option("--timeout", default=600.0, type=click.FloatRange(0, min_open=True), help="Seconds a request may take.")
-@click.option("--lora-root", type=click.Path(path_type=Path), help="Folder below which /v1/load_lora_adapter may read.")
-@click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
 def command(
     base: str | None,
     host: str,
     port: int,
     device: str | None,
     dtype: str | None,
-    max_rows: int,
-    max_length: int | None,
-    max_adapters: int,
-    queue_limit: int,
     max_tokens: int | None,
     max_body: int,
     timeout: float,
     lora_root: Path | None,
     access_log: bool,
+    max_rows: int,
+    max_length: int | None,
+    max_adapters: int,
+    queue_limit: int,
 ) -> None:
     """Serve a base and all its adapters, OpenAI-compatible.
 

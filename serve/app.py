@@ -79,7 +79,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         target = service.find(model)
         if target.version is None:
             return model_entry(model, base.created_at, base.fingerprint, None)
-        return model_entry(model, target.version.created_at, target.version.content_digest, base.name)
+        created = getattr(target.version, "created_at", base.created_at)  # a mix was made by nobody
+        return model_entry(model, created, target.version.content_digest, base.name)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:

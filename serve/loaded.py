@@ -79,11 +79,12 @@ class Loaded:
             raise InUse(f"'{name}' is an adapter of the registry: load the folder under another name")
         try:
             folder = (self.root / path).resolve()  # symbolic links included
+            is_folder = folder.is_dir()
         except (OSError, ValueError):  # longer than a path may be, or with a NUL in it
             raise NotFound("lora_path is no path of a folder") from None
         if not folder.is_relative_to(self.root):
             raise Forbidden("lora_path lies outside of the folder that --lora-root allows")
-        if not folder.is_dir():
+        if not is_folder:
             raise NotFound(f"there is no folder {path} below the root of adapters")
         missing = [file for file in FILES if not (folder / file).is_file()]
         if missing:

@@ -59,19 +59,11 @@ class GenerationRequest(BaseModel):
     seed: int | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=128)] | None = None
-    ignore_eos: bool = False
     response_format: ResponseFormat | None = None
+    user: str | None = Field(None, description="Sticks to one side where traffic is split between aliases")
+    ignore_eos: bool = False
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Sticks to one side where traffic is split between aliases")
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _check_bias(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        for token in value or {}:
-            if not (token.isascii() and token.isdigit() and len(token) < 10):
-                raise PydanticCustomError("no_token", "its keys are token ids", {"param": "logit_bias"})
-        return value
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> "GenerationRequest":
@@ -90,6 +82,14 @@ class GenerationRequest(BaseModel):
         if self.response_format is not None and self.response_format.is_json and self.ignore_eos:
             raise PydanticCustomError("contrary", "JSON has an end: leave out ignore_eos", {"param": "ignore_eos"})
         return self
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_bias(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token in value or {}:
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise PydanticCustomError("no_token", "its keys are token ids", {"param": "logit_bias"})
+        return value
 
     @property
     def num_choices(self) -> int:

@@ -83,11 +83,8 @@ async def respond(service: Service, body: GenerationRequest, request: Request) -
 def weights_headers(target: Target) -> dict[str, str]:
     """Exactly which weights answer, for clients that look at no body."""
     headers = {"X-Qhub-Base": target.base.name}
-    if target.adapter is not None:
-        headers |= {
-            "X-Qhub-Adapter": f"{target.adapter['name']}@{target.adapter['version']}",
-            "X-Qhub-Digest": target.adapter["digest"],
-        }
+    if target.version is not None:
+        headers |= {"X-Qhub-Adapter": str(target.version), "X-Qhub-Digest": target.version.content_digest}
     return headers
 
 

@@ -1,5 +1,6 @@
 """Operating the server: readiness, metrics, adapters in memory, loading by hand, request ids, limits, the log."""
 
+import dataclasses
 import json
 import logging
 import socket
@@ -45,7 +46,7 @@ def operated(built_base, lora_root: Path, tmp_path_factory: pytest.TempPathFacto
     publish(registry, "alpha", base, seed=1, rank=8, alias="prod")
     publish(registry, "beta", base, seed=2, rank=4)
     http = HttpOptions(
-        max_body=50_000, max_tokens=400, timeout=3, body_timeout=0.5, send_timeout=0.5, lora_root=lora_root
+        max_body=50_000, max_tokens=100, timeout=60, body_timeout=0.5, send_timeout=0.5, lora_root=lora_root
     )
     running = Server(load_base(base, device="cpu"), registry, http=http)
     for name, version in (("good", registry.resolve("beta")), ("other", registry.resolve("alpha"))):
@@ -118,11 +119,24 @@ def test_metrics(operated: Server) -> None:
         assert after[(name,)] == 0
 
 
-def test_gateway_gauge_names_running_adapters(operated: Server) -> None:
+def slow_down(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every step of the engine a time that other things can happen in."""
+    step = server.service.engine.step
+
+    def slow():
+        time.sleep(0.05)
+        return step()
+
+    monkeypatch.setattr(server.service.engine, "step", slow)
+
+
+def test_gateway_gauge_names_running_adapters(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """While an adapter answers, the gauge of the gateway's protocol names it as running."""
-    body = {"model": "beta", "prompt": "Hello", "max_tokens": 300, "ignore_eos": True, "stream": True}
+    slow_down(operated, monkeypatch)
+    body = {"model": "beta", "prompt": "Hello", "max_tokens": 100, "ignore_eos": True, "stream": True, "logprobs": 0}
     with operated.http.stream("POST", "/v1/completions", json=body) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         seen = samples(operated)
     running = [key for key in seen if key[0] == "vllm:lora_requests_info"]
     assert any("beta@1" in key for key in running)
@@ -165,7 +179,7 @@ def unload(server: Server, name: str) -> httpx.Response:
 
 
 def test_load_and_unload_a_folder(operated: Server) -> None:
-    """A folder below the root is served under its name, as vLLM does it, and is gone after unloading, memory included."""
+    """A folder below the root is served under its name, as vLLM does it, and is gone from memory after unloading."""
     expected = operated.complete(model="beta", prompt="Hello").json()["choices"]
     done = load(operated, "mine", "good")
     assert (done.status_code, done.text) == (200, "Success: LoRA adapter 'mine' added successfully.")
@@ -261,53 +275,43 @@ def test_slow_body(operated: Server) -> None:
 
 def test_token_limit(operated: Server) -> None:
     """An answer may not be longer than the server allows; a chat that asks for no length stays below it."""
-    refused = operated.complete(model="tiny", prompt="Hi", max_tokens=401)
+    refused = operated.complete(model="tiny", prompt="Hi", max_tokens=101)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
     body = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "ignore_eos": True}
-    assert operated.http.post("/v1/chat/completions", json=body).json()["usage"]["completion_tokens"] == 400
+    assert operated.http.post("/v1/chat/completions", json=body).json()["usage"]["completion_tokens"] == 100
 
 
 def test_time_limit(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that takes longer than the server allows is 504, or an error event, and its row is free again."""
-    slow = operated.service.engine.step
-
-    def step():
-        time.sleep(0.1)
-        return slow()
-
-    monkeypatch.setattr(operated.service.engine, "step", step)
-    body = {"model": "alpha", "prompt": "Hello", "max_tokens": 300, "ignore_eos": True}
+    slow_down(operated, monkeypatch)
+    monkeypatch.setattr(operated.service, "http", dataclasses.replace(operated.service.http, timeout=0.5))
+    body = {"model": "alpha", "prompt": "Hello", "max_tokens": 100, "ignore_eos": True}
     late = operated.http.post("/v1/completions", json=body)
     assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
     with operated.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
         events = [line for line in response.iter_lines() if line]
     assert "timeout" in events[-2]
-    monkeypatch.undo()
     operated.wait_until_idle()
 
 
-def test_slow_reader(operated: Server) -> None:
-    """A client that stops reading a stream is given up, and its row and adapter are free again."""
-    body = {
-        "model": "alpha",
-        "prompt": "Hi",
-        "max_tokens": 100,
-        "ignore_eos": True,
-        "stream": True,
-        "logprobs": 20,
-        "n": 30,
-    }
-    data = json.dumps(body).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+def test_slow_reader(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that stops reading a stream is given up, and its rows and adapters are free again before the end."""
+    slow_down(operated, monkeypatch)
+    body = {"model": "alpha", "messages": MESSAGES, "max_tokens": 100, "ignore_eos": True, "stream": True, "n": 8}
+    data = json.dumps({**body, "logprobs": True, "top_logprobs": 20}).encode()
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    )
+    listener = operated._uvicorn.servers[0].sockets[0]
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what the system keeps for a reader that may come
+    before = operated.service.engine.stats.num_sampled
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", int(operated.url.rpartition(":")[2])))
         connection.sendall(head % len(data) + data)
-        before = operated.service.engine.stats.num_sampled
-        deadline = time.monotonic() + 10
         while operated.service.engine.stats.num_sampled == before:
-            assert time.monotonic() < deadline
             time.sleep(0.01)
         operated.wait_until_idle()
+    assert operated.service.engine.stats.num_sampled - before < 600, "the answers were computed to the end"
     assert operated.service.activity().running == ()
     assert all(not users for users in operated.service.engine.pool.users().values())
