@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is there to read it
 
 
+class NotRead(OSError):
+    """A client does not take what it is sent."""
+
+
 class EventStream(StreamingResponse):
     """Server-sent events; `close` runs however the connection ends, even before the first event.
 
@@ -43,10 +47,12 @@ class EventStream(StreamingResponse):
                     await send(message)
             except TimeoutError:
                 logger.warning("a client took no event for %g s: given up", self._timeout)
-                raise OSError("the client does not read") from None  # as if it had hung up
+                raise NotRead from None
 
         try:
             await super().__call__(scope, receive, send_soon)
+        except NotRead:
+            return  # the connection is closed, since the response is not complete
         finally:
             self._close()
 
