@@ -2,6 +2,7 @@
 
 QHUB_HOME    the home of registry, bases and runs      default ~/.qhub
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
+QHUB_API_KEY what `qhub chat` sends to the server      default none
 """
 
 import os
@@ -78,3 +79,8 @@ def device() -> str:
     if value not in DEVICES:
         raise InputError(f"QHUB_DEVICE is '{value}': use one of {', '.join(DEVICES)}")
     return value
+
+
+def api_key() -> str | None:
+    """The value of QHUB_API_KEY, None if there is none."""
+    return os.environ.get("QHUB_API_KEY") or None

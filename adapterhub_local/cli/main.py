@@ -32,6 +32,7 @@ VERBS = {
     "export": "Write a version to one self-describing file, or with its lineage to one tar.",
     "import": "Register the versions of such a tar.",
     "serve": "Serve a base and all its adapters, OpenAI-compatible.",
+    "chat": "Talk to a running server; change the adapter in mid-conversation.",
     "key": "Make, list and revoke the server's API keys.",
     "push": "Push a version to the Hugging Face Hub.",
     "pull": "Pull an adapter from the Hugging Face Hub.",
