@@ -1,8 +1,8 @@
 """Where things live: the only reader of this project's environment variables.
 
 QHUB_HOME    the home of registry, bases and runs      default ~/.qhub
-QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
 QHUB_API_KEY what `qhub chat` sends to the server      default none
+QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
 """
 
 import os
@@ -56,6 +56,11 @@ class Home:
         return self.root / "quarantine"
 
 
+def api_key() -> str | None:
+    """The value of QHUB_API_KEY, None if there is none."""
+    return os.environ.get("QHUB_API_KEY") or None
+
+
 def home(root: str | Path | None = None) -> Home:
     """The home at `root`, else at $QHUB_HOME, else ~/.qhub."""
     chosen = root if root is not None else os.environ.get("QHUB_HOME") or "~/.qhub"
@@ -79,8 +84,3 @@ def device() -> str:
     if value not in DEVICES:
         raise InputError(f"QHUB_DEVICE is '{value}': use one of {', '.join(DEVICES)}")
     return value
-
-
-def api_key() -> str | None:
-    """The value of QHUB_API_KEY, None if there is none."""
-    return os.environ.get("QHUB_API_KEY") or None

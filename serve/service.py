@@ -6,7 +6,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from adapterhub_local.errors import BadReference
 from adapterhub_local.keys import Key
 from adapterhub_local.refs import Mix
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.split import side_of, split_of
 from serve.auth import check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
@@ -80,12 +81,19 @@ class Service:
         self._uses: OrderedDict[str, Use] = OrderedDict()
         self._lock = threading.Lock()
 
-    def find(self, model: str, user: str | None = None) -> Target:
+    def find(self, model: str) -> Target:
         """What `model` names now. Raises ModelNotFound, BadParameter."""
         name = model.removeprefix(f"{self.base.info.name}:")
         if version := self.loaded.find(name):
             return Target(model, self.base.info, version)
         return find_target(model, self.base.info, self.registry)
+
+    def choose(self, model: str, user: str | None) -> Target:
+        """What answers `model` now; of a name whose traffic is split, the side of `user`. Raises as `find`."""
+        name = model.removeprefix(f"{self.base.info.name}:")
+        if model != self.base.info.name and (split := split_of(self.registry, name)) and not self.loaded.find(name):
+            return replace(self.find(f"{name}@{side_of(split, name, user)}"), model=model)
+        return self.find(model)
 
     def names(self, model: str) -> list[str]:
         """The names that `model` speaks of, as far as it can be read: keys are for names."""
@@ -176,7 +184,7 @@ class Service:
         self, body: GenerationRequest, request_id: str
     ) -> tuple[Target, list[EngineRequest], list[CallReader], list[str]]:
         """The engine's requests, each holding its adapter. Reads files: not for the event loop."""
-        target = self.find(body.model, body.user)
+        target = self.choose(body.model, body.user)
         prompts, texts, tool_format = self._prompts(body)
         if len(prompts) * body.num_choices > self.engine.scheduler.options.queue_limit:
             raise Busy(f"{len(prompts)} prompts with {body.num_choices} answers each are more than the queue holds")

@@ -140,10 +140,10 @@ def test_every_verb_has_its_file() -> None:
 LIGHT = [
     *("--help", "--version", "list", "list --json", "list sentiment", "show sentiment", "show sentiment --json"),
     *("path sentiment@prod", "alias list sentiment", "alias set sentiment prod 1", "base list", "base list --json"),
+    *("key list --json", "key create --rate 1/s", "key revoke nothing"),
     *("base show nothing", "base path nothing", "export sentiment -o out.safetensors", "show nothing", "merge --help"),
     *("list --tag x --metric a>1", "search x", "lineage sentiment", "alias log sentiment", "tag sentiment x"),
     *("verify sentiment", "fsck", "gc", "describe sentiment x", "diff --help", "rm nothing@1"),
-    *("key list --json", "key create --rate 1/s", "key revoke nothing"),
     *("train --help", "train none.toml", "merge a.safetensors --weights nan", "base rm nothing"),
 ]
 
