@@ -43,8 +43,10 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.loop.start()
+        service.leases.start()
         yield
         await asyncio.to_thread(service.loop.stop)
+        await asyncio.to_thread(service.leases.stop)
 
     app = FastAPI(title="adapterhub-local", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service

@@ -14,7 +14,7 @@ from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import BadReference
 from adapterhub_local.keys import Key
 from adapterhub_local.refs import Mix
-from adapterhub_local.registry import Registry
+from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.split import side_of, split_of
 from serve.auth import check_models
 from serve.engine.build import build_engine
@@ -25,6 +25,7 @@ from serve.engine.request import Request as EngineRequest
 from serve.errors import BadParameter, Busy
 from serve.generate import Generation
 from serve.grammar import GrammarReader, answer_grammar
+from serve.leases import Leases
 from serve.loaded import Loaded
 from serve.messages import ToolChoice
 from serve.metrics import Activity, Metrics
@@ -71,6 +72,7 @@ class Service:
         self.http = http or HttpOptions()
         self.engine = build_engine(base, options)
         self.loop = EngineLoop(self.engine)
+        self.leases = Leases(registry)
         self.vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
         self.reader = PromptReader(base.tokenizer, self.vocabulary_size)
         self.end_tokens = end_tokens(base.model, base.tokenizer)
@@ -265,6 +267,8 @@ class Service:
         """Have the target's adapter in memory, held for one request, and remember that it was used."""
         if target.version is None:
             return None
+        for version in versions_of(target):
+            self.leases.hold(version)
         before, start = self.engine.pool.num_loads, time.monotonic()
         digest = self.engine.pool.acquire(target.version)
         if self.engine.pool.num_loads > before:
@@ -281,6 +285,16 @@ class Service:
     def _release(self, request: EngineRequest) -> None:
         if request.adapter is not None:
             self.engine.pool.release(request.adapter)
+
+
+def versions_of(target: Target) -> list[Version]:
+    """The versions of the registry that answer for a target: one, or those of a mix."""
+    found = (
+        [target.version]
+        if isinstance(target.version, Version)
+        else [version for version, _ in getattr(target.version, "terms", ())]
+    )
+    return [version for version in found if version.lineage.get("kind") != "load"]
 
 
 def _time(seconds: float) -> str:
