@@ -178,16 +178,16 @@ class Engine:
         """Numbers for people and tests: what runs, waits and is held."""
         with self._lock:
             return {
-                "running": len(self.scheduler.running),
-                "waiting": len(self.scheduler.waiting),
-                "adapters_loaded": len(self.pool),
-                "adapter_bytes": self.pool.num_bytes,
-                "kv_bytes": self.runner.cache.num_bytes,
                 "kv_usage": self._kv_usage(),
                 "adapter_loads": self.pool.num_loads,
                 "adapter_evictions": self.pool.num_evictions,
                 "slots_used": len(self.slots),
                 "slots_total": self.scheduler.options.max_adapters,
+                "running": len(self.scheduler.running),
+                "waiting": len(self.scheduler.waiting),
+                "adapters_loaded": len(self.pool),
+                "adapter_bytes": self.pool.num_bytes,
+                "kv_bytes": self.runner.cache.num_bytes,
                 **vars(self.stats),
             }
 
