@@ -1,6 +1,7 @@
 """Where things live: the only reader of this project's environment variables.
 
 QHUB_HOME    the home of registry, bases and runs      default ~/.qhub
+QHUB_API_KEY what `qhub chat` sends to the server      default none
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
@@ -49,6 +50,11 @@ class Home:
         return self.root / "signatures"
 
     @property
+    def keys(self) -> Path:
+        """The API keys of the server, as hashes."""
+        return self.root / "keys.json"
+
+    @property
     def tmp(self) -> Path:
         return self.root / "tmp"
 
@@ -56,6 +62,11 @@ class Home:
     def quarantine(self) -> Path:
         """What was set aside: damaged blobs and databases, and blobs nothing needs any more."""
         return self.root / "quarantine"
+
+
+def api_key() -> str | None:
+    """The value of QHUB_API_KEY, None if there is none."""
+    return os.environ.get("QHUB_API_KEY") or None
 
 
 def home(root: str | Path | None = None) -> Home:

@@ -1,6 +1,7 @@
 """`python -m serve` and `qhub serve`: one command, whose heavy imports wait until it runs."""
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -19,6 +20,11 @@ from adapterhub_local.errors import QhubError
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="What everything but the 4-bit weights is computed in. Default: float32 on the CPU, bfloat16 on a GPU.",
 )
+@click.option("--max-tokens", type=click.IntRange(1), help="Tokens of one answer. Default: what the context holds.")
+@click.option("--max-body", default=4 << 20, type=click.IntRange(1), help="Bytes of a request's body.")
+@click.option("--timeout", default=600.0, type=click.FloatRange(0, min_open=True), help="Seconds a request may take.")
+@click.option("--lora-root", type=click.Path(path_type=Path), help="Folder below which /v1/load_lora_adapter may read.")
+@click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
 @click.option("--max-rows", default=16, type=click.IntRange(1), help="Requests that run at once.")
 @click.option(
     "--max-length", type=click.IntRange(1), help="Tokens of prompt and answer. Default: the base's, up to 4096."
@@ -46,6 +52,11 @@ def command(
     port: int,
     device: str | None,
     dtype: str | None,
+    max_tokens: int | None,
+    max_body: int,
+    timeout: float,
+    lora_root: Path | None,
+    access_log: bool,
     max_rows: int,
     max_length: int | None,
     max_adapters: int,
@@ -58,8 +69,12 @@ def command(
 
     The field `model` of a request names the adapter: sentiment, sentiment@2, sentiment@prod, or the base's
     own name. Adapters published while the server runs are served at once.
+
+    As soon as there is an API key (`qhub key create`), every request needs one; without any, only this
+    machine may ask.
     """
     from serve.engine.options import EngineOptions
+    from serve.options import HttpOptions
     from serve.run import run_server
 
     options = EngineOptions(
@@ -72,7 +87,18 @@ def command(
         base_exec=base_exec,
         base_bytes=None if base_cache_mb is None else base_cache_mb * 1_000_000,
     )
-    run_server(base, host, port, options=options, announce=click.echo, dtype=dtype, device=device)
+    http = HttpOptions(max_body=max_body, max_tokens=max_tokens, timeout=timeout, lora_root=lora_root)
+    run_server(
+        base,
+        host,
+        port,
+        options=options,
+        http=http,
+        announce=click.echo,
+        dtype=dtype,
+        device=device,
+        access_log=access_log,
+    )
 
 
 if __name__ == "__main__":

@@ -11,15 +11,21 @@ from transformers import PreTrainedTokenizerBase
 from serve.engine.request import Sampled
 from serve.generate import Piece
 from serve.models import Target
+from serve.tools import Call
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What all parts of one answer carry: id, time, model, and exactly which weights made it."""
+    """What all parts of one answer carry: id, time, model, and exactly which weights made it.
+
+    `prompts`: the text that each choice of a completion begins with (echo), or none.
+    """
 
     target: Target
     is_chat: bool
     tokenizer: PreTrainedTokenizerBase
+    has_logprobs: bool = False
+    prompts: Sequence[str] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -29,7 +35,13 @@ class Answer:
         for index in sorted({piece.index for piece in pieces}):
             own = [piece for piece in pieces if piece.index == index]
             text = "".join(piece.text for piece in own)
-            said = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
+            calls = [_call(call) for piece in own for call in piece.calls]
+            said: dict[str, Any]
+            if self.is_chat:
+                message = {"role": "assistant", "content": text or None if calls else text}
+                said = {"message": message | ({"tool_calls": calls} if calls else {})}
+            else:
+                said = {"text": (self.prompts[index] if self.prompts else "") + text}
             logprobs = self._logprobs([piece.sampled for piece in own if piece.sampled])
             choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": own[-1].finish_reason})
         return self._body("chat.completion" if self.is_chat else "text_completion", choices) | {"usage": usage}
@@ -40,8 +52,13 @@ class Answer:
 
     def chunk(self, piece: Piece, text_offset: int = 0) -> dict[str, Any]:
         """One piece as a chunk; `text_offset` is the length of the choice's text before it."""
-        said = {"delta": {"content": piece.text} if piece.text else {}} if self.is_chat else {"text": piece.text}
-        logprobs = self._logprobs([piece.sampled] if piece.sampled else [], text_offset)
+        said: dict[str, Any] = {"text": piece.text}
+        if self.is_chat:
+            delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            if piece.calls:
+                delta["tool_calls"] = [{"index": call.index, **_call(call)} for call in piece.calls]
+            said = {"delta": delta}
+        logprobs = self._logprobs([piece.sampled], text_offset) if piece.sampled else None
         return self._chunk({"index": piece.index, **said, "logprobs": logprobs, "finish_reason": piece.finish_reason})
 
     def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
@@ -63,9 +80,9 @@ class Answer:
         }
 
     def _logprobs(self, sampled: Sequence[Sampled], text_offset: int = 0) -> dict[str, Any] | None:
-        known = [one for one in sampled if one.logprob is not None]
-        if not known:
+        if not self.has_logprobs:
             return None
+        known = [one for one in sampled if one.logprob is not None]
         if self.is_chat:
             return {
                 "content": [
@@ -96,3 +113,7 @@ class Answer:
         text = self.tokenizer.decode([token])
         assert isinstance(text, str)
         return text
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -1,5 +1,6 @@
 """The server's own errors, and the one place that maps every error to a status and an OpenAI error body."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,34 @@ from adapterhub_local.errors import Incompatible, InputError, InUse, NotFound, Q
 
 class Busy(QhubError):
     """There is no room for the request now; it may be sent again later."""
+
+
+class Throttled(Busy):
+    """A key's limit is reached; `seconds` later there is room again."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class Unauthorized(InputError):
+    """The request has no valid key."""
+
+
+class Forbidden(InputError):
+    """The request's key, or the server's configuration, does not allow this."""
+
+
+class TooLarge(InputError):
+    """The body of a request is larger than the server takes."""
+
+
+class TimedOut(QhubError):
+    """A request took longer than the server allows; `status` says who was slow."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ModelNotFound(NotFound):
@@ -39,6 +68,7 @@ class ErrorBody:
     type: str
     param: str | None = None
     code: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
@@ -55,8 +85,22 @@ def error_body(error: Exception) -> ErrorBody:
             return ErrorBody(400, str(error), "invalid_request_error", error.param)
         case Incompatible():
             return ErrorBody(400, str(error), "invalid_request_error", "model", "adapter_incompatible")
+        case Throttled():
+            wait = (("Retry-After", str(max(1, math.ceil(error.seconds)))),)
+            return ErrorBody(429, str(error), "rate_limit_error", None, "rate_limit_exceeded", wait)
         case Busy():
-            return ErrorBody(429, str(error), "rate_limit_error", None, "engine_overloaded")
+            return ErrorBody(429, str(error), "rate_limit_error", None, "engine_overloaded", (("Retry-After", "1"),))
+        case Unauthorized():
+            challenge = (("WWW-Authenticate", "Bearer"),)
+            return ErrorBody(401, str(error), "invalid_request_error", None, "invalid_api_key", challenge)
+        case Forbidden():
+            return ErrorBody(403, str(error), "permission_error", None, "forbidden")
+        case TooLarge():
+            return ErrorBody(413, str(error), "invalid_request_error", None, "body_too_large")
+        case TimedOut():
+            return ErrorBody(error.status, str(error), "timeout_error", None, "timeout")
+        case NotFound():
+            return ErrorBody(404, str(error), "invalid_request_error", None, "not_found")
         case InUse():
             return ErrorBody(409, str(error), "invalid_request_error")
         case InputError():

@@ -58,7 +58,7 @@ def list_models(base: BaseInfo, registry: Registry) -> list[dict[str, Any]]:
 
     `root` is the content that answers (a digest), `parent` the base it is added to.
     """
-    models = [_model(base.name, base.created_at, base.fingerprint, None)]
+    models = [model_entry(base.name, base.created_at, base.fingerprint, None)]
     versions = registry.versions_on_base(base.fingerprint)
     for name in sorted({version.name for version in versions}):
         own = {version.number: version for version in versions if version.name == name}
@@ -66,14 +66,15 @@ def list_models(base: BaseInfo, registry: Registry) -> list[dict[str, Any]]:
         spellings = {name: newest, **{f"{name}@{number}": number for number in own}}
         spellings |= {f"{name}@{alias}": number for alias, number in registry.aliases(name).items()}
         models += [
-            _model(spelling, own[number].created_at, own[number].content_digest, base.name)
+            model_entry(spelling, own[number].created_at, own[number].content_digest, base.name)
             for spelling, number in spellings.items()
             if number in own
         ]
     return models
 
 
-def _model(name: str, created_at: str, root: str, parent: str | None) -> dict[str, Any]:
+def model_entry(name: str, created_at: str, root: str, parent: str | None) -> dict[str, Any]:
+    """A model as OpenAI lists it, with vLLM's `root` and `parent`."""
     created = int(datetime.fromisoformat(created_at).timestamp())
     return {"id": name, "object": "model", "created": created, "owned_by": "qhub", "root": root, "parent": parent}
 

@@ -8,7 +8,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from serve.errors import BadParameter
-from serve.protocol import Message
+from serve.messages import Message, Tool
+from serve.tools import ToolFormat, format_of
 
 
 class PromptReader:
@@ -19,17 +20,33 @@ class PromptReader:
         self.vocabulary_size = vocabulary_size
         self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def tool_format(self, messages: Sequence[Message], tools: Sequence[Tool]) -> ToolFormat | None:
+        """How the base writes calls, if the conversation has to do with tools. Raises BadParameter if it knows none."""
+        if not tools and not any(message.uses_tools for message in messages):
+            return None
+        found = format_of(self.tokenizer.get_chat_template(tools=_schemas(tools)) if self._has_template else "")
+        if found is None:
+            param = "tools" if tools else "messages"
+            raise BadParameter("the chat template of this base has no tools, or calls them in an unknown way", param)
+        return found
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Tokens of a conversation, up to where the assistant speaks. Raises BadParameter."""
-        if not self.tokenizer.chat_template:
+        if not self._has_template:
             raise BadParameter("this base has no chat template: use /v1/completions", "messages")
         turns = [message.for_template() for message in messages]
         try:
             with self._lock:
-                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                text = self.tokenizer.apply_chat_template(
+                    turns, tools=_schemas(tools), tokenize=False, add_generation_prompt=True
+                )
                 return self._checked(self.tokenizer.encode(text, add_special_tokens=False), "messages")
-        except TemplateError as error:  # templates refuse conversations they were not made for
+        except (TemplateError, TypeError) as error:  # templates refuse conversations they were not made for
             raise BadParameter(f"the base's chat template refuses these messages: {error}", "messages") from None
+
+    @property
+    def _has_template(self) -> bool:
+        return bool(self.tokenizer.chat_template)
 
     def plain(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Tokens of a text, or token ids as they are. Raises BadParameter."""
@@ -38,12 +55,24 @@ class PromptReader:
         with self._lock:
             return self._checked(self.tokenizer.encode(prompt), "prompt")
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of token ids."""
+        with self._lock:
+            text = self.tokenizer.decode(list(tokens))
+        assert isinstance(text, str)
+        return text
+
     def _checked(self, tokens: Any, param: str) -> tuple[int, ...]:
         if not tokens:
             raise BadParameter("the prompt has no tokens: say something", param)
         if max(tokens) >= self.vocabulary_size:
             raise BadParameter(f"token {max(tokens)} is not one of the base's {self.vocabulary_size}", param)
         return tuple(tokens)
+
+
+def _schemas(tools: Sequence[Tool]) -> list[Any] | None:
+    """Tools as chat templates expect them."""
+    return [tool.model_dump(exclude_none=True) for tool in tools] or None
 
 
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

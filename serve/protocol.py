@@ -1,4 +1,4 @@
-"""The bodies of requests as OpenAI defines them.
+"""The bodies of requests as OpenAI defines them, with the sampling parameters that vLLM adds.
 
 What would change the answer and is not supported is refused by name, never ignored.
 """
@@ -6,10 +6,11 @@ What would change the answer and is not supported is refused by name, never igno
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from serve.engine.request import SamplingParams
+from serve.messages import Message, ResponseFormat, Tool, ToolChoice
 
 MAX_ALTERNATIVES = 20
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -17,38 +18,18 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
-    "min_p": (0,),
     "modalities": (["text"],),
-    "presence_penalty": (0,),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
 # Parameters that cannot change the answer.
-IGNORED = frozenset(
-    [
-        "metadata",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    ]
-)
-Stop = Annotated[str, Field(min_length=1)]
-Token = Annotated[int, Field(ge=0)]
+IGNORED = frozenset(["metadata", "prediction", "prompt_cache_key", "safety_identifier", "service_tier", "store"])
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class StreamOptions(BaseModel):
@@ -73,13 +54,21 @@ class GenerationRequest(BaseModel):
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, description="0 and -1 are all, as in vLLM", ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     n: int | None = Field(None, ge=1, le=128)
     seed: int | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    stop_token_ids: list[Token] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=128)] | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = Field(None, description="Sticks to one side where traffic is split between aliases")
     ignore_eos: bool = False
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -107,7 +96,17 @@ class GenerationRequest(BaseModel):
             raise PydanticCustomError("unknown", f"there is no such parameter{hint}", {"param": name})
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("misplaced", "it is for stream = true only", {"param": "stream_options"})
+        if self.response_format is not None and self.response_format.is_json and self.ignore_eos:
+            raise PydanticCustomError("contrary", "JSON has an end: leave out ignore_eos", {"param": "ignore_eos"})
         return self
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_bias(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token in value or {}:
+            if not (token.isascii() and token.isdigit() and len(token) < 10):
+                raise PydanticCustomError("no_token", "its keys are token ids", {"param": "logit_bias"})
+        return value
 
     @property
     def num_choices(self) -> int:
@@ -129,34 +128,18 @@ class GenerationRequest(BaseModel):
             max_tokens=max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k,
+            top_k=self.top_k if self.top_k is not None and self.top_k > 0 else None,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            min_tokens=self.min_tokens or 0,
             seed=None if self.seed is None else self.seed + choice,
             stop=stop,
             stop_token_ids=frozenset(self.stop_token_ids or ()) | (frozenset() if self.ignore_eos else end_tokens),
             logprobs=self.num_alternatives,
         )
-
-
-class TextPart(BaseModel):
-    """A part of a message; only text is read."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One message of a conversation."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates expect it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class ChatRequest(GenerationRequest):
@@ -166,16 +149,41 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
-    def _check_logprobs(self) -> "ChatRequest":
+    def _check_chat(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("misplaced", "it needs logprobs = true", {"param": "top_logprobs"})
+        if self.must_call:
+            if not self.tools:
+                raise PydanticCustomError("misplaced", "it needs tools", {"param": "tool_choice"})
+            if not self.callable_tools:
+                raise PydanticCustomError("unknown", "no tool has this name", {"param": "tool_choice"})
+            if self.ignore_eos:
+                raise PydanticCustomError(
+                    "contrary", "a call has an end: leave out ignore_eos", {"param": "ignore_eos"}
+                )
         return self
 
     @property
     def num_alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer has to be a call of a tool."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, ToolChoice)
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """The tools that the answer may call."""
+        if self.tool_choice == "none":
+            return []
+        wanted = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else None
+        return [tool for tool in self.tools or () if wanted in (None, tool.function.name)]
 
 
 class CompletionRequest(GenerationRequest):
@@ -188,6 +196,15 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=128)]
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_echo(self) -> "CompletionRequest":
+        if self.echo and (self.logprobs is not None or self.stream):
+            raise PydanticCustomError(
+                "unsupported", "it is not supported with logprobs or stream: leave it out", {"param": "echo"}
+            )
+        return self
 
     @property
     def num_alternatives(self) -> int | None:
@@ -201,3 +218,21 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt[0], int):
             return [[token for token in self.prompt if isinstance(token, int)]]
         return [part for part in self.prompt if not isinstance(part, int)]
+
+
+class LoadRequest(BaseModel):
+    """POST /v1/load_lora_adapter, as vLLM has it; without a path the name is a reference of the registry."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    lora_name: str = Field(min_length=1)
+    lora_path: str | None = Field(None, min_length=1)
+    load_inplace: bool = False
+    base_model_name: str | None = None
+
+
+class UnloadRequest(BaseModel):
+    """POST /v1/unload_lora_adapter."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    lora_name: str = Field(min_length=1)
+    lora_int_id: int | None = None

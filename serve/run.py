@@ -1,6 +1,9 @@
 """Run the application: find the base, bind the address, load, announce, and stop cleanly on SIGINT and SIGTERM."""
 
 import asyncio
+import dataclasses
+import ipaddress
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -12,10 +15,13 @@ from adapterhub_local import settings
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.store import BaseInfo, find_base, list_bases
 from adapterhub_local.errors import InputError, NotFound
+from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from serve.app import create_app
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
+from serve.front import JsonLines
+from serve.options import HttpOptions
 
 DRAIN_SECONDS = 10  # how long running answers may go on when the server stops
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,19 +68,30 @@ def run_server(
     port: int,
     *,
     options: EngineOptions,
+    http: HttpOptions,
     announce: Callable[[str], None],
     dtype: str | None = None,
     device: str | None = None,
+    access_log: bool = True,
 ) -> None:
     """Serve until SIGINT or SIGTERM; `announce` gets one line when the server answers.
 
-    Raises NotFound if there is no such base, InputError if the address cannot be used.
+    Raises NotFound if there is no such base, InputError if the address cannot be used, or if others could
+    reach it and there is no API key.
     """
     info = choose_base(base_name)
+    if not is_loopback(host):
+        http = dataclasses.replace(http, require_keys=True)
+        if not any(key.is_valid() for key in Keys(settings.home()).all()):
+            raise InputError(
+                f"{host} can be reached by others, and there is no API key: make one with `qhub key create`, "
+                "or listen on 127.0.0.1"
+            )
+    log_json(access=access_log)
     with listen(host, port) as listener:  # before the base is loaded: a wrong port should not cost minutes
         base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
         registry = Registry()
-        app = create_app(base, registry=registry, options=options)
+        app = create_app(base, registry=registry, options=options, http=http)
         url = f"http://{_shown_host(host)}:{listener.getsockname()[1]}/v1"
 
         def ready() -> None:
@@ -99,6 +116,25 @@ def choose_base(name: str | None) -> BaseInfo:
     if len(bases) > 1:
         raise InputError(f"there are several bases, choose one with --base: {', '.join(base.name for base in bases)}")
     return bases[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`. A name counts by all addresses it has."""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
+    except OSError:
+        return False
+
+
+def log_json(*, access: bool) -> None:
+    """What the server logs, as JSON lines on standard error; `access`: one for each request, too."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for name, level in (("serve", logging.WARNING), ("serve.access", logging.INFO if access else logging.WARNING)):
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [handler], False
+        log.setLevel(level)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -23,7 +23,7 @@ LEVELS = (
     ("merge",),
     ("base",),
     ("lora", "registry"),
-    ("recipe", "refs", "settings"),
+    ("recipe", "refs", "settings", "keys"),
     ("errors", "durable", "noise"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -83,7 +83,7 @@ def test_only_light_rooms_are_seen_from_the_registry_and_below() -> None:
     """Registry, recipe and all below them name neither torch nor transformers: they handle files and digests."""
     for path in SOURCES:
         own = path.relative_to(ROOT).parts[1]
-        if own.removesuffix(".py") in ("registry", "recipe", "refs", "settings", "errors", "durable", "noise"):
+        if own.removesuffix(".py") in ("registry", "recipe", "refs", "settings", "errors", "durable", "noise", "keys"):
             heavy = {name.split(".")[0] for name in imports(path)} & {"torch", "transformers", "peft", "safetensors"}
             assert not heavy, relative(path)
 
@@ -140,6 +140,7 @@ def test_every_verb_has_its_file() -> None:
 LIGHT = [
     *("--help", "--version", "list", "list --json", "list sentiment", "show sentiment", "show sentiment --json"),
     *("path sentiment@prod", "alias list sentiment", "alias set sentiment prod 1", "base list", "base list --json"),
+    *("key list --json", "key create --rate 1/s", "key revoke nothing"),
     *("base show nothing", "base path nothing", "export sentiment -o out.safetensors", "show nothing", "merge --help"),
     *("list --tag x --metric a>1", "search x", "lineage sentiment", "alias log sentiment", "tag sentiment x"),
     *("remote list", "remote add team shared", "sync push team sentiment", "remote show team"),

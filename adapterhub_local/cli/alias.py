@@ -46,6 +46,38 @@ def list_(name: str, as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
+@click.argument("shares", required=False, metavar="[ALIAS=SHARE,...]")
+@click.option("--off", is_flag=True, help="Let the newest version answer alone again.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def split(name: str, shares: str | None, off: bool, as_json: bool) -> None:
+    """Split the server's traffic of plain NAME between aliases, or show how it is split.
+
+    \b
+    qhub alias split sentiment canary=10,prod=90
+    Requests with the same `user` get the same side; NAME@ALIAS asks one side, NAME@N a version, as before.
+    """
+    from adapterhub_local.registry.split import parse_split, set_split, split_of
+
+    registry = Registry()
+    if shares is not None and off:
+        raise InputError("give shares or --off, not both")
+    if shares is not None or off:
+        set_split(registry, name, parse_split(shares) if shares is not None else [])
+    else:
+        registry.resolve(name)
+    found = split_of(registry, name)
+    total = sum(share for _, share in found)
+    if as_json:
+        print_json(dict(found))
+    elif found:
+        rows = [(f"{name}@{alias}", share, f"{share / total:.1%}") for alias, share in found]
+        print_table(("alias", "share", "traffic"), rows)
+    else:
+        click.echo(f"{name} is answered by its newest version")
+
+
+@command.command()
+@click.argument("name")
 @click.argument("alias", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log(name: str, alias: str | None, as_json: bool) -> None:

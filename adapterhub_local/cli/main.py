@@ -9,50 +9,67 @@ import click
 from adapterhub_local.errors import QhubError
 from adapterhub_local.noise import hush
 
-# verb -> module of this package; the module is imported when the verb is called or its help is asked for
-VERBS = {
-    "base": "Add, list and show the shared 4-bit bases.",
-    "recipe": "Write, check and explain recipes.",
-    "data": "Look at what a recipe's data teach, token by token.",
-    "plan": "Say what a recipe takes: memory, time, and whether it fits.",
-    "train": "Train an adapter from a recipe and register it as a version.",
-    "runs": "List training runs, show how one went, remove them.",
-    "list": "List the adapters and their newest versions.",
-    "search": "Find versions by words in names, descriptions, tags and recipes.",
-    "show": "Show one version: files, lineage, metrics.",
-    "lineage": "Show what a version was made of, as a tree or a graph.",
-    "diff": "Compare two versions: recipe, data, metrics and deltas.",
-    "path": "Print a folder with a version's files, which PEFT loads.",
-    "alias": "Point names such as prod to versions.",
-    "tag": "Give a version tags, to find it by.",
-    "describe": "Say in one line what a version is.",
-    "add": "Register an adapter trained elsewhere.",
-    "extract": "Make a LoRA from the difference of two full models.",
-    "eval": "Score an adapter or a base on held-out data.",
-    "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
-    "tune-merge": "Search the weights of a merge that do best on held-out data.",
-    "verify": "Hash the files of versions again.",
-    "sign": "Sign a version with a key; `verify --key` checks it.",
-    "fsck": "Check the whole registry, repair it, or make its database again.",
-    "rm": "Remove versions; their numbers are not used again.",
-    "gc": "Give back the space of what no version needs.",
-    "export": "Write a version for other tools: one file, PEFT, GGUF, fused, Ollama, or a tar.",
-    "import": "Register the versions of such a tar.",
-    "remote": "Name places that keep versions for several homes: a folder, S3.",
-    "sync": "Push versions to a remote, or pull them from it.",
-    "serve": "Serve a base and all its adapters, OpenAI-compatible.",
-    "push": "Push a version to the Hugging Face Hub.",
-    "pull": "Pull an adapter from the Hugging Face Hub.",
-    "search-hub": "Find adapters on the Hugging Face Hub.",
-    "outdated": "Show which pulled adapters are newer on the Hub.",
+# section of the help -> verb -> what it does; the module of that name is imported when the verb is called
+SECTIONS = {
+    "Bases": {
+        "base": "Add, list and show the shared 4-bit bases.",
+    },
+    "Training": {
+        "recipe": "Write, check and explain recipes.",
+        "data": "Look at what a recipe's data teach, token by token.",
+        "plan": "Say what a recipe takes: memory, time, and whether it fits.",
+        "train": "Train an adapter from a recipe and register it as a version.",
+        "runs": "List training runs, show how one went, remove them.",
+        "eval": "Score an adapter or a base on held-out data.",
+    },
+    "Merging": {
+        "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
+        "tune-merge": "Search the weights of a merge that do best on held-out data.",
+        "extract": "Make a LoRA from the difference of two full models.",
+    },
+    "Versions": {
+        "list": "List the adapters and their newest versions.",
+        "search": "Find versions by words in names, descriptions, tags and recipes.",
+        "show": "Show one version: files, lineage, metrics.",
+        "lineage": "Show what a version was made of, as a tree or a graph.",
+        "diff": "Compare two versions: recipe, data, metrics and deltas.",
+        "path": "Print a folder with a version's files, which PEFT loads.",
+        "alias": "Point names such as prod to versions.",
+        "tag": "Give a version tags, to find it by.",
+        "describe": "Say in one line what a version is.",
+        "add": "Register an adapter trained elsewhere.",
+        "rm": "Remove versions; their numbers are not used again.",
+    },
+    "Serving": {
+        "serve": "Serve a base and all its adapters, OpenAI-compatible.",
+        "chat": "Talk to a running server; change the adapter in mid-conversation.",
+        "key": "Make, list and revoke the server's API keys.",
+    },
+    "Sharing": {
+        "push": "Push a version to the Hugging Face Hub.",
+        "pull": "Pull an adapter from the Hugging Face Hub.",
+        "search-hub": "Find adapters on the Hugging Face Hub.",
+        "outdated": "Show which pulled adapters are newer on the Hub.",
+        "export": "Write a version for other tools: one file, PEFT, GGUF, fused, Ollama, or a tar.",
+        "import": "Register the versions of such a tar.",
+        "remote": "Name places that keep versions for several homes: a folder, S3.",
+        "sync": "Push versions to a remote, or pull them from it.",
+        "sign": "Sign a version with a key; `verify --key` checks it.",
+    },
+    "Care": {
+        "verify": "Hash the files of versions again.",
+        "fsck": "Check the whole registry, repair it, or make its database again.",
+        "gc": "Give back the space of what no version needs.",
+    },
 }
+VERBS = [verb for section in SECTIONS.values() for verb in section]
 
 
 class Verbs(click.Group):
     """A group whose commands are imported on demand, so that `qhub --help` loads none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return VERBS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
@@ -60,8 +77,9 @@ class Verbs(click.Group):
         return importlib.import_module(f"adapterhub_local.cli.{cmd_name.replace('-', '_')}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(verbs.items()))
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})

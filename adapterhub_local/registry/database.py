@@ -171,6 +171,16 @@ MIGRATIONS = (
     FROM (SELECT * FROM evaluations ORDER BY id) e, json_each(e.evaluation, '$.adapter') metric
     WHERE metric.type IN ('integer', 'real') AND typeof(metric.key) = 'text';
     """,
+    """
+    -- How requests for a plain name are split between its aliases; place: the order in which users are dealt out.
+    CREATE TABLE splits (
+        name TEXT NOT NULL,
+        alias TEXT NOT NULL,
+        share INTEGER NOT NULL CHECK (share > 0),
+        place INTEGER NOT NULL,
+        PRIMARY KEY (name, alias)
+    ) STRICT;
+    """,
 )
 
 

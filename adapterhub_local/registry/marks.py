@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from adapterhub_local.errors import BadReference, InputError, NotFound
+from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
 from adapterhub_local.refs import check_alias
 from adapterhub_local.registry.registry import Registry, point_alias
 from adapterhub_local.registry.version import Version
@@ -51,8 +51,10 @@ def rollback(registry: Registry, name: str, alias: str, *, expect: int | None = 
 
 
 def remove_alias(registry: Registry, name: str, alias: str, *, expect: int | None = None) -> None:
-    """Remove `name@alias`; its log stays. Raises NotFound, or InUse if it points elsewhere than expected."""
+    """Remove `name@alias`; its log stays. Raises NotFound, or InUse if it is not as expected or has traffic."""
     with registry.database.writing() as db:
+        if db.execute("SELECT 1 FROM splits WHERE name = ? AND alias = ?", (name, alias)).fetchone():
+            raise InUse(f"{name}@{alias} answers a part of {name}'s traffic: `qhub alias split {name} ...` first")
         if not db.execute("SELECT 1 FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone():
             raise NotFound(f"there is no alias {name}@{alias}: `qhub alias list {name}` shows those there are")
         point_alias(db, name, alias, None, expect=expect, action="removed")

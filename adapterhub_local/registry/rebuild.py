@@ -22,7 +22,7 @@ from adapterhub_local.registry.version import ARTIFACT_TYPE, Version
 
 MAX_MANIFEST_BYTES = 16 << 20
 # Tables without a blob behind them, in the order in which rows may refer to each other.
-KEPT = ("removals", "aliases", "alias_log", "tags", "descriptions")
+KEPT = ("removals", "aliases", "alias_log", "tags", "descriptions", "splits")
 
 
 @dataclass

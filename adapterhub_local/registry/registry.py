@@ -219,7 +219,8 @@ def point_alias(
     if expect is not None and old != expect:
         raise InUse(f"{name}@{alias} points to {old if old else 'nothing'}, not to {expect}: nothing was changed")
     if number is None:
-        db.execute("DELETE FROM aliases WHERE name = ? AND alias = ?", (name, alias))
+        for table in ("aliases", "splits"):
+            db.execute(f"DELETE FROM {table} WHERE name = ? AND alias = ?", (name, alias))  # noqa: S608
     else:
         db.execute("INSERT OR REPLACE INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, alias, number))
     db.execute(

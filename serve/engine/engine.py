@@ -17,7 +17,7 @@ from serve.engine.pool import AdapterPool
 from serve.engine.prefix import PrefixCache
 from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
-from serve.engine.sampler import NotFinite, make_generator, sample
+from serve.engine.sampler import NotFinite, Sampler
 from serve.engine.scheduler import Scheduler
 from serve.errors import ContextTooLong, GenerationFailed
 from serve.lora.product import Slot
@@ -49,7 +49,7 @@ class Engine:
         self.prefixes = PrefixCache(runner.cache, pool.base.fingerprint, options.prefix_bytes)
         self.scheduler = Scheduler(options, self.prefixes)
         self.stats = Stats()
-        self._generators: dict[str, torch.Generator | None] = {}
+        self._samplers: dict[str, Sampler] = {}
         self._requests: dict[str, Request] = {}
         self._aborted: set[str] = set()
         self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class Engine:
             for request in requests:
                 assert request.id not in self._requests, request.id
                 self._requests[request.id] = request
-                self._generators[request.id] = make_generator(request.params)
+                self._samplers[request.id] = Sampler(request)
 
     def check_length(self, num_prompt: int, max_tokens: int) -> None:
         """Raise ContextTooLong unless prompt and answer fit into a row."""
@@ -134,7 +134,7 @@ class Engine:
         wanting = [item.request for item in batch if item.wants_token]
         for request, row in zip(wanting, logits, strict=True):
             try:
-                results[request.id] = sample(row, request.params, self._generators[request.id])
+                results[request.id] = self._samplers[request.id].sample(row)
             except (QhubError, RuntimeError) as error:
                 results[request.id] = error
         self.stats.num_steps += 1
@@ -175,7 +175,7 @@ class Engine:
     def _leave(self, request: Request, reason: str) -> None:
         if request.state is not State.FINISHED:
             self.scheduler.finish(request, reason)
-        del self._requests[request.id], self._generators[request.id]
+        del self._requests[request.id], self._samplers[request.id]
         self._aborted.discard(request.id)
         if request.adapter is not None:
             self.pool.release(request.adapter)
@@ -184,6 +184,11 @@ class Engine:
         """Numbers for people and tests: what runs, waits and is held."""
         with self._lock:
             return {
+                "kv_usage": self._kv_usage(),
+                "adapter_loads": self.pool.num_loads,
+                "adapter_evictions": self.pool.num_evictions,
+                "slots_used": len(self.slots),
+                "slots_total": self.scheduler.options.max_adapters,
                 "running": len(self.scheduler.running),
                 "waiting": len(self.scheduler.waiting),
                 "adapters_loaded": len(self.pool),
@@ -192,3 +197,8 @@ class Engine:
                 "prefix_bytes": self.prefixes.num_bytes,
                 **vars(self.stats),
             }
+
+    def _kv_usage(self) -> float:
+        """Share of the cache that holds tokens of running requests."""
+        held = sum(request.num_computed for request in self.scheduler.running)
+        return held / (self.scheduler.options.max_rows * self.max_length)

@@ -77,6 +77,25 @@ class AdapterPool:
                 self._loading.pop(digest, None)
         return digest
 
+    def drop(self, digest: str) -> int:
+        """Take an adapter that nobody holds out of memory; the bytes that are free now, 0 if it is held or not here."""
+        with self._lock:
+            adapter = self._adapters.get(digest)
+            if adapter is None or adapter.users:
+                return 0
+            del self._adapters[digest]
+            return adapter.num_bytes
+
+    def bytes_of(self, digest: str) -> int:
+        """Memory of an adapter, 0 if it is not here."""
+        with self._lock:
+            return self._adapters[digest].num_bytes if digest in self._adapters else 0
+
+    def users(self) -> dict[str, int]:
+        """Digest -> how often it is held, of every adapter in memory, least recently used first."""
+        with self._lock:
+            return {digest: adapter.users for digest, adapter in self._adapters.items()}
+
     def get(self, digest: str) -> Factors:
         """The factors of an adapter that is held."""
         with self._lock:

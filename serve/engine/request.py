@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
+
+GREEDY_BELOW = 1e-5  # a temperature so low that dividing by it would only overflow
 
 
 class State(Enum):
@@ -16,15 +19,25 @@ class State(Enum):
 class SamplingParams:
     """How one request's tokens are chosen.
 
-    temperature 0 is greedy; top_p and top_k (None: all) cut the distribution; `seed` makes it repeatable.
-    `stop_token_ids` end the answer in the engine; `stop` strings are found where tokens become text.
-    `logprobs` is the number of alternatives wanted beside each token's log-probability; None: no log-probabilities.
+    temperature 0 is greedy; top_p, top_k (None: all) and min_p (a share of the likeliest token's probability) cut
+    the distribution; `seed` makes it repeatable. `logit_bias` is added to the logits of its tokens. Presence and
+    frequency penalties are subtracted from those of tokens already in the answer, once or as often as they came;
+    the repetition penalty divides positive and multiplies negative logits of what is in prompt or answer.
+    `stop_token_ids` end the answer in the engine, after `min_tokens`; `stop` strings are found where tokens become
+    text. `logprobs` is the number of alternatives wanted beside each token's log-probability; None: no
+    log-probabilities.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
@@ -32,7 +45,24 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < GREEDY_BELOW or self.top_k == 1
+
+    @property
+    def is_penalised(self) -> bool:
+        """Whether tokens that came already change what comes next."""
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1
+
+
+class Constraint(Protocol):
+    """What an answer may look like: which tokens may come next, given those that came."""
+
+    def allowed(self) -> bytes:
+        """One byte a token of the vocabulary, 0 where the token may not come next."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """Note that `token` came."""
+        ...
 
 
 @dataclass(eq=False)
@@ -47,6 +77,7 @@ class Request:
     prompt: tuple[int, ...]
     params: SamplingParams
     adapter: str | None = None
+    constraint: Constraint | None = None
     output: list[int] = field(default_factory=list)
     state: State = State.WAITING
     num_computed: int = 0

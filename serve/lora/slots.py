@@ -42,6 +42,9 @@ class Slots:
             for stack in (*group.a.values(), *(b for one in group.b for b in one.values()))
         )
 
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._slots
+
     def get(self, digest: str) -> Slot | None:
         if digest in self._slots:
             self._slots.move_to_end(digest)

@@ -13,9 +13,11 @@ import uvicorn
 from adapterhub_local.base.load import LoadedBase, load_base
 from adapterhub_local.base.store import read_record
 from adapterhub_local.registry import Registry
-from serve.app import Service, create_app
+from serve.app import create_app
 from serve.engine.options import EngineOptions
+from serve.options import HttpOptions
 from serve.run import DrainingServer
+from serve.service import Service
 from tests.serve.adapters import publish
 
 OPTIONS = EngineOptions(max_rows=8, tokens_per_step=64, queue_limit=32)
@@ -24,9 +26,16 @@ OPTIONS = EngineOptions(max_rows=8, tokens_per_step=64, queue_limit=32)
 class Server:
     """A running server, the registry it asks and clients for it."""
 
-    def __init__(self, base: LoadedBase, registry: Registry) -> None:
+    def __init__(
+        self,
+        base: LoadedBase,
+        registry: Registry,
+        *,
+        http: HttpOptions | None = None,
+        options: EngineOptions = OPTIONS,
+    ) -> None:
         self.registry = registry
-        app = create_app(base, registry=registry, options=OPTIONS)
+        app = create_app(base, registry=registry, options=options, http=http)
         self.service: Service = app.state.service
         config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=10)
         self._uvicorn = DrainingServer(config, self.service.loop, lambda: None, drain_seconds=0.2)

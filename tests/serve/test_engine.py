@@ -43,7 +43,7 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
     assert not shared_engine.has_work
     assert sorted(shared_engine.scheduler._free_rows) == [0, 1, 2, 3]
     assert not shared_engine._requests
-    assert not shared_engine._generators
+    assert not shared_engine._samplers
     assert all(adapter.users == 0 for adapter in shared_engine.pool._adapters.values())
 
 

@@ -1,0 +1,223 @@
+"""`qhub chat`: talk to a running server, and change the adapter in mid-conversation."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import click
+
+from adapterhub_local import settings
+from adapterhub_local.errors import InputError, NotFound, QhubError
+
+HELP = """\
+/model NAME    answer with another adapter from here on; the conversation stays
+/models        list what may be asked
+/system TEXT   instructions, and a new conversation
+/reset         a new conversation
+/undo          take the last question and its answer back
+/quit          end (also Ctrl-D)"""
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option(
+    "--url", default="http://127.0.0.1:8000/v1", show_default=True, help="The server, any that speaks OpenAI."
+)
+@click.option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="Default: the server's.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Tokens of one answer.")
+@click.option("--seed", type=int, help="The same seed gives the same answers.")
+def command(
+    model: str | None, url: str, system: str | None, temperature: float | None, max_tokens: int | None, seed: int | None
+) -> None:
+    """Talk to MODEL, by default the base, on a running server.
+
+    In a pipe each line is one turn and only answers are printed. An API key is taken from QHUB_API_KEY.
+
+    \b
+    qhub chat sentiment
+    echo "A wonderful film." | qhub chat sentiment@prod
+    """
+    import httpx
+
+    options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    host = urlsplit(url).hostname or ""
+    key = settings.api_key()
+    client = httpx.Client(
+        base_url=url.rstrip("/"),
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=httpx.Timeout(600, connect=5),
+        trust_env=host not in ("127.0.0.1", "localhost", "::1"),  # a proxy does not know this machine's servers
+    )
+    with client, _told(url):
+        chat = Chat(client, {name: value for name, value in options.items() if value is not None})
+        chat.use(model or chat.models()[0])
+        if system:
+            chat.start(system)
+        _talk(chat, is_terminal=sys.stdin.isatty())
+
+
+@dataclass
+class Chat:
+    """A conversation with a server; `messages` are the turns so far."""
+
+    client: Any
+    options: dict[str, Any]
+    model: str = ""
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def start(self, system: str | None = None) -> None:
+        """Begin a new conversation; without `system` its instructions stay."""
+        kept = [message for message in self.messages if message["role"] == "system"]
+        self.messages = [{"role": "system", "content": system}] if system else kept
+
+    def undo(self) -> None:
+        """Take the last question and its answer back."""
+        while self.messages and self.messages[-1]["role"] != "system":
+            if self.messages.pop()["role"] == "user":
+                return
+
+    def models(self) -> list[str]:
+        """What the server answers with, the base first."""
+        return [model["id"] for model in self._json("/models")["data"]]
+
+    def use(self, model: str) -> None:
+        """Answer with `model` from here on. Raises NotFound, and then keeps the one before."""
+        self._json(f"/models/{quote(model)}")
+        self.model = model
+
+    def ask(self, text: str) -> Iterator[str]:
+        """The answer to `text`, as it comes; both become turns when it is whole, or is stopped."""
+        turns = [*self.messages, {"role": "user", "content": text}]
+        body = {"model": self.model, "messages": turns, "stream": True, **self.options}
+        said = ""
+        with self.client.stream("POST", "/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                response.read()
+            _check(response)
+            try:
+                for line in response.iter_lines():
+                    if line.startswith("data: ") and line != "data: [DONE]":
+                        piece = _piece(json.loads(line.removeprefix("data: ")))
+                        said += piece
+                        yield piece
+            except GeneratorExit:  # stopped by the one who asked
+                self._keep(turns, said)
+                raise
+        self._keep(turns, said)
+
+    def _keep(self, turns: list[dict[str, str]], said: str) -> None:
+        self.messages = [*turns, {"role": "assistant", "content": said}]
+
+    def _json(self, path: str) -> dict[str, Any]:
+        response = self.client.get(path)
+        _check(response)
+        return response.json()
+
+
+def _talk(chat: Chat, *, is_terminal: bool) -> None:
+    """Turn by turn until the input ends. In a pipe the first error ends it."""
+    if is_terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - input() then has a history
+        click.echo(f"Talking to {chat.model}. /help shows what else there is.", err=True)
+    for text in _lines(chat, is_terminal):
+        if not text.strip():
+            continue
+        try:
+            if text.startswith("/"):
+                if not _command(chat, text):
+                    return
+                continue
+            for piece in chat.ask(text):
+                click.echo(_shown(piece), nl=False)
+                sys.stdout.flush()
+            click.echo()
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            click.echo(" ...", err=True)
+        except QhubError as error:
+            if not is_terminal:
+                raise
+            click.echo(str(error), err=True)
+
+
+def _lines(chat: Chat, is_terminal: bool) -> Iterator[str]:
+    """What is typed, or piped, line by line."""
+    if not is_terminal:
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+        return
+    while True:
+        try:
+            yield input(f"{chat.model}> ")
+        except EOFError:
+            click.echo(err=True)
+            return
+
+
+def _command(chat: Chat, text: str) -> bool:
+    """Do what a line with a slash says; False to end. Raises InputError for what is unknown."""
+    name, _, rest = text[1:].partition(" ")
+    rest = rest.strip()
+    match name:
+        case "model" if rest:
+            chat.use(rest)
+            click.echo(f"now {rest}", err=True)
+        case "models":
+            click.echo("\n".join(chat.models()))
+        case "system" if rest:
+            chat.start(rest)
+        case "reset":
+            chat.start()
+        case "undo":
+            chat.undo()
+        case "help":
+            click.echo(HELP)
+        case "quit" | "exit":
+            return False
+        case _:
+            raise InputError(f"'{text}' is not known: /help shows what is")
+    return True
+
+
+def _piece(chunk: dict[str, Any]) -> str:
+    """The text in one event. Raises QhubError if it is an error."""
+    if "error" in chunk:
+        raise QhubError(f"the answer broke off: {chunk['error'].get('message')}")
+    choices = chunk.get("choices") or [{}]
+    return choices[0].get("delta", {}).get("content") or ""
+
+
+def _check(response: Any) -> None:
+    """Raise what the server says is wrong."""
+    if response.status_code < 400:
+        return
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = f"{response.url} answered {response.status_code}: is it an OpenAI server?"
+    kind = NotFound if response.status_code == 404 else InputError if response.status_code < 500 else QhubError
+    raise kind(message)
+
+
+def _shown(text: str) -> str:
+    """Text without what would move the cursor or change the terminal."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Errors of the connection in our own words."""
+    import httpx
+
+    try:
+        yield
+    except httpx.ConnectError:
+        raise QhubError(f"nothing answers at {url}: start `qhub serve`, or name the server with --url") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise QhubError(f"talking to {url} failed: {error or type(error).__name__}") from None

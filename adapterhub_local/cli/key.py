@@ -1,0 +1,96 @@
+"""`qhub key`: who may ask the server, for what, and how often."""
+
+import dataclasses
+from typing import Any
+
+import click
+
+from adapterhub_local import settings
+from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.keys import SCOPES, Key, Keys
+
+
+@click.group(name="key")
+def command() -> None:
+    """API keys of the server. As soon as there is one, every request needs one.
+
+    \b
+    qhub key create --adapters 'sql*' --rate 60/min
+    qhub key create --scope admin
+    qhub key list
+    qhub key revoke 3f9c21aa
+    """
+
+
+@command.command()
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="What it is for. Default: infer.")
+@click.option("--adapters", multiple=True, metavar="PATTERN", help="Names it may ask, such as 'sql*'. Default: all.")
+@click.option("--rate", metavar="N/PERIOD", help="Requests in any second, minute, hour or day: 60/min.")
+@click.option("--concurrency", type=int, metavar="N", help="Requests at once.")
+@click.option("--expires", metavar="AGE", help="When it ends by itself: 12h, 30d.")
+@click.option("--note", help="What it is for, in words.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def create(
+    scopes: tuple[str, ...],
+    adapters: tuple[str, ...],
+    rate: str | None,
+    concurrency: int | None,
+    expires: str | None,
+    note: str | None,
+    as_json: bool,
+) -> None:
+    """Make a key and print it: it is stored as a hash only, and cannot be shown again."""
+    key, token = Keys(settings.home()).create(
+        scopes=scopes or ("infer",), adapters=adapters, rate=rate, concurrency=concurrency, expires=expires, note=note
+    )
+    if as_json:
+        print_json({**_entry(key), "key": token})
+    else:
+        click.echo(token)
+        click.echo("Keep it: it cannot be shown again. Clients send it as their API key.", err=True)
+
+
+@command.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """List the keys, revoked ones included."""
+    keys = Keys(settings.home()).all()
+    if as_json:
+        print_json([_entry(key) for key in keys])
+        return
+    rows = [
+        (
+            key.id,
+            ", ".join(key.scopes),
+            ", ".join(key.adapters) or "all",
+            key.rate,
+            key.concurrency,
+            _state(key),
+            key.note,
+        )
+        for key in keys
+    ]
+    print_table(("id", "scopes", "adapters", "rate", "at once", "state", "note"), rows)
+
+
+@command.command()
+@click.argument("identity", metavar="ID")
+def revoke(identity: str) -> None:
+    """Refuse a key from now on, also where a server runs."""
+    key = Keys(settings.home()).revoke(identity.removeprefix("qhub-").partition("-")[0])
+    click.echo(f"revoked {key.id}")
+
+
+def _entry(key: Key) -> dict[str, Any]:
+    """A key as JSON, without what is made of its secret."""
+    entry = dataclasses.asdict(key)
+    del entry["digest"]
+    return entry | {"is_valid": key.is_valid()}
+
+
+def _state(key: Key) -> str:
+    if key.revoked_at:
+        return f"revoked {key.revoked_at[:10]}"
+    if not key.is_valid():
+        return "expired"
+    return f"until {key.expires_at[:10]}" if key.expires_at else "valid"

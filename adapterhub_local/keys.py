@@ -1,0 +1,182 @@
+"""API keys of the server: stored as hashes in `keys.json`, for their owner alone; a revoked key stays on record.
+
+qhub-3f9c21aa-<43 letters>      what the client sends: the id, then the secret, which is nowhere stored
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.errors import Corrupt, InputError, NotFound
+from adapterhub_local.settings import Home, make_folder
+
+SCOPES = ("infer", "admin")
+PERIODS = {"s": 1, "min": 60, "h": 3600, "day": 86400}
+MAX_RATE = 100_000
+_RATE = re.compile(r"([0-9]{1,6})/(s|min|h|day)")
+_AGE = re.compile(r"([0-9]{1,5})([hd])")
+_TOKEN = re.compile(r"qhub-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
+_NOBODY = hashlib.sha256(b"").hexdigest()
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key allows. `adapters` are patterns of names (`sql*`), none for all; `rate` is such as 60/min."""
+
+    id: str
+    digest: str  # sha256 of the secret, which has 256 random bits: nothing slower is needed
+    scopes: tuple[str, ...]
+    created_at: str
+    note: str | None = None
+    adapters: tuple[str, ...] = ()
+    rate: str | None = None
+    concurrency: int | None = None
+    expires_at: str | None = None
+    revoked_at: str | None = None
+
+    def allows(self, name: str) -> bool:
+        """Whether an adapter, or the base, of this name may be asked."""
+        return not self.adapters or any(fnmatchcase(name, pattern) for pattern in self.adapters)
+
+    def is_valid(self) -> bool:
+        """Neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > _now())
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Requests, and the seconds in which no more than these may come."""
+        return parse_rate(self.rate) if self.rate is not None else None
+
+
+def parse_rate(text: str) -> tuple[int, int]:
+    """`60/min` as (60, 60): requests and seconds. Raises InputError."""
+    match = _RATE.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= MAX_RATE:
+        raise InputError(f"'{text}' is no rate: write a number and {', '.join(PERIODS)}, such as 60/min")
+    return int(match[1]), PERIODS[match[2]]
+
+
+class Keys:
+    """The keys of one home. Safe to use from several processes; a change counts at once in all of them."""
+
+    def __init__(self, home: Home) -> None:
+        self.path = home.keys
+        self._stamp: tuple[int, int, int] | None = None
+        self._known: dict[str, Key] = {}
+
+    def all(self) -> list[Key]:
+        """Every key there ever was, oldest first. Raises Corrupt if the file cannot be read."""
+        try:
+            state = self.path.stat()
+        except FileNotFoundError:
+            return []
+        stamp = (state.st_mtime_ns, state.st_size, state.st_ino)
+        if stamp != self._stamp:
+            self._known, self._stamp = _read(self.path), stamp
+        return list(self._known.values())
+
+    def find(self, token: str) -> Key | None:
+        """The valid key that a client sent, compared in constant time; None if it is none."""
+        self.all()
+        match = _TOKEN.fullmatch(token)
+        key = self._known.get(match[1]) if match else None
+        digest = hashlib.sha256((match[2] if match else "").encode()).hexdigest()
+        # an unknown id takes as long as a wrong secret
+        is_same = hmac.compare_digest(digest, key.digest if key else _NOBODY)
+        return key if key is not None and is_same and key.is_valid() else None
+
+    def create(
+        self,
+        *,
+        scopes: tuple[str, ...] = ("infer",),
+        adapters: tuple[str, ...] = (),
+        rate: str | None = None,
+        concurrency: int | None = None,
+        expires: str | None = None,
+        note: str | None = None,
+    ) -> tuple[Key, str]:
+        """A new key and the token to send, which cannot be shown again. Raises InputError."""
+        if not scopes or not set(scopes) <= set(SCOPES):
+            raise InputError(f"a key has scopes out of {', '.join(SCOPES)}")
+        if rate is not None:
+            parse_rate(rate)
+        if concurrency is not None and concurrency < 1:
+            raise InputError("concurrency is the number of requests at once: at least 1")
+        if any(not pattern or not pattern.isprintable() for pattern in adapters):
+            raise InputError("an adapter pattern is a name, or part of one with *: sql*")
+        secret = secrets.token_urlsafe(32)
+        with self._changing() as keys:
+            identity = secrets.token_hex(4)
+            while identity in keys:
+                identity = secrets.token_hex(4)
+            digest = hashlib.sha256(secret.encode()).hexdigest()
+            limits = (adapters, rate, concurrency, _expiry(expires))
+            key = Key(identity, digest, tuple(dict.fromkeys(scopes)), _now(), note, *limits)
+            keys[identity] = key
+        return key, f"qhub-{identity}-{secret}"
+
+    def revoke(self, identity: str) -> Key:
+        """Refuse a key from now on. Raises NotFound."""
+        with self._changing() as keys:
+            if identity not in keys:
+                raise NotFound(f"there is no key '{identity}': `qhub key list` shows those there are")
+            keys[identity] = replace(keys[identity], revoked_at=keys[identity].revoked_at or _now())
+        return keys[identity]
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Key]]:
+        """The keys by id; what the block does to them is written when it ends, whole or not at all."""
+        make_folder(self.path.parent)
+        # the lock's file is never replaced, the keys' file is
+        with open(os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            keys = _read(self.path) if self.path.exists() else {}
+            yield keys
+            staged = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
+            try:
+                with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                    json.dump({"keys": [asdict(key) for key in keys.values()]}, file, indent=2)
+                    file.flush()
+                    os.fsync(file.fileno())
+                staged.replace(self.path)
+            finally:
+                staged.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Key]:
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["keys"]
+        keys = [
+            Key(**{**entry, "scopes": tuple(entry["scopes"]), "adapters": tuple(entry["adapters"])})
+            for entry in entries
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # no key is better than any key: nobody gets in until it is mended
+        raise Corrupt(
+            f"{path} cannot be read ({type(error).__name__}): mend it, or remove it and make new keys"
+        ) from None
+    return {key.id: key for key in keys}
+
+
+def _expiry(age: str | None) -> str | None:
+    if age is None:
+        return None
+    match = _AGE.fullmatch(age)
+    if match is None:
+        raise InputError(f"'{age}' is no time: write hours or days, such as 12h or 30d")
+    return _now(timedelta(hours=int(match[1])) if match[2] == "h" else timedelta(days=int(match[1])))
+
+
+def _now(after: timedelta = timedelta()) -> str:
+    return (datetime.now(UTC) + after).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,152 @@
+"""What every request passes first: its id, its key, limits on its body, and its line in the log."""
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.auth import Gate
+from serve.errors import TimedOut, TooLarge, error_body
+from serve.metrics import Metrics
+from serve.options import HttpOptions
+
+logger = logging.getLogger("serve.access")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class Front:
+    """The outermost layer. `scope["state"]` carries to the endpoints: request_id, key, started, and `said`,
+    where they leave what else the log should say.
+    """
+
+    def __init__(self, app: ASGIApp, gate: Gate, options: HttpOptions, metrics: Metrics) -> None:
+        self.app = app
+        self.gate = gate
+        self.options = options
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "said": {}}
+        status = 0
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._admit(scope, receive, send_named, headers)
+        finally:
+            self._note(scope, status)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
+        path, state = scope["path"], scope["state"]
+        try:
+            key = state["key"] = self.gate.identify(path, headers.get("authorization"))
+            body = await self._body(receive, headers)
+            self.gate.enter(path, key)
+        except Exception as error:
+            if error_body(error).status >= 500:
+                logger.error("a request could not be admitted", exc_info=error)
+            await _refuse(error, send)
+            return
+        try:
+            await self.app(scope, _replayed(body, receive), send)
+        finally:
+            self.gate.leave(path, key)
+
+    async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
+        """The whole body. Raises TooLarge, TimedOut."""
+        limit = self.options.max_body
+        problem = f"the body of a request may have {limit:,} bytes"
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise TooLarge(problem)
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(self.options.body_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return b""
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > limit:
+                        raise TooLarge(problem)
+                    if not message.get("more_body", False):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise TimedOut(f"the body did not come within {self.options.body_timeout:g} s", 408) from None
+
+    def _note(self, scope: Scope, status: int) -> None:
+        state = scope["state"]
+        seconds = time.monotonic() - state["started"]
+        route = getattr(scope.get("route"), "path", None) or "other"
+        self.metrics.note_request(scope["method"], route, status, seconds)
+        entry = {
+            "request_id": state["request_id"],
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status or None,
+            "ms": round(seconds * 1000, 1),
+            "client": scope["client"][0] if scope.get("client") else None,
+            "key": state["key"].id if state["key"] is not None else None,
+            **state["said"],
+        }
+        logger.info("request", extra={"fields": entry})
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read already, and then what comes after it."""
+    is_given = False
+
+    async def replay() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _refuse(error: Exception, send: Send) -> None:
+    body = error_body(error)
+    content = json.dumps(body.to_json(), ensure_ascii=False).encode()
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(content))), *body.headers]
+    if body.status in (408, 413):  # the rest of the body is not read
+        headers.append(("Connection", "close"))
+    encoded: list[tuple[bytes, bytes]] = [(name.lower().encode(), value.encode()) for name, value in headers]
+    await send({"type": "http.response.start", "status": body.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": content})
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message and what a record carries in `fields`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)

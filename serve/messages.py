@@ -1,0 +1,156 @@
+"""The parts of a chat request's body: messages, tools and the form of the answer, as OpenAI defines them."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class TextPart(BaseModel):
+    """A part of a message; only text is read."""
+
+    model_config = STRICT
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(BaseModel):
+    """A function's name and its arguments, a JSON text."""
+
+    model_config = STRICT
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that an assistant's message made."""
+
+    model_config = STRICT
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None  # clients that joined a stream send it back
+
+
+class Message(BaseModel):
+    """One message of a conversation. Fields that only answers have may come back as null."""
+
+    model_config = STRICT
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: None = None
+    annotations: list[None] | None = None
+    audio: None = None
+    function_call: None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise PydanticCustomError("missing", f"a message of the {self.role} needs content", {"param": "messages"})
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("misplaced", "only the assistant calls tools", {"param": "messages"})
+        return self
+
+    @property
+    def uses_tools(self) -> bool:
+        return self.role == "tool" or bool(self.tool_calls)
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates expect it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function",
+                 "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)}}
+                for call in self.tool_calls
+            ]  # fmt: skip
+        return message
+
+
+class Function(BaseModel):
+    """What a tool is called, does and takes; `parameters` is a JSON schema."""
+
+    model_config = STRICT
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """A function that the answer may call."""
+
+    model_config = STRICT
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionChoice(BaseModel):
+    """A function by its name."""
+
+    model_config = STRICT
+    name: str
+
+
+class ToolChoice(BaseModel):
+    """The one tool that the answer has to call."""
+
+    model_config = STRICT
+    type: Literal["function"]
+    function: FunctionChoice
+
+
+class JsonSchema(BaseModel):
+    """A named JSON schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What the answer has to look like: any text, a JSON object, or JSON of a schema."""
+
+    model_config = STRICT
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            message = "json_schema is needed for type json_schema, and for no other"
+            raise PydanticCustomError("misplaced", message, {"param": "response_format"})
+        return self
+
+    @property
+    def is_json(self) -> bool:
+        return self.type != "text"
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any]:
+        """The JSON schema that the answer follows."""
+        given = self.json_schema.schema_ if self.json_schema is not None else None
+        return {"type": "object"} if given is None else given
+
+
+def _arguments(text: str) -> Any:
+    """Arguments as chat templates expect them: an object where the text is one."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text

@@ -1,0 +1,36 @@
+"""HttpOptions: what the server demands of its clients, and how long it waits for them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub_local.errors import InputError
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """Limits on requests; each is checked here.
+
+    max_body        bytes of a request's body
+    max_tokens      tokens of one answer; None: what the context has room for
+    timeout         seconds that a request may take, waiting included
+    body_timeout    seconds in which a body must have come
+    send_timeout    seconds in which a client must have taken what it was sent
+    lora_root       the folder below which `/v1/load_lora_adapter` may read; None: it loads from the registry alone
+    require_keys    refuse requests without an API key even if there is no key
+    """
+
+    max_body: int = 4 << 20
+    max_tokens: int | None = None
+    timeout: float = 600.0
+    body_timeout: float = 30.0
+    send_timeout: float = 30.0
+    lora_root: Path | None = None
+    require_keys: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_body", "max_tokens", "timeout", "body_timeout", "send_timeout"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"{name} is {value}: it must be more than 0")
+        if self.lora_root is not None and not self.lora_root.is_dir():
+            raise InputError(f"{self.lora_root} is no folder: adapters could not be loaded from there")

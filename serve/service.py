@@ -1,0 +1,301 @@
+"""Service: from the body of a request to requests of the engine, and what is known of adapters while it runs."""
+
+import asyncio
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.errors import BadReference
+from adapterhub_local.keys import Key
+from adapterhub_local.refs import Mix
+from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.split import side_of, split_of
+from serve.auth import check_models
+from serve.engine.build import build_engine
+from serve.engine.loop import EngineLoop
+from serve.engine.options import EngineOptions
+from serve.engine.request import Constraint, SamplingParams, State
+from serve.engine.request import Request as EngineRequest
+from serve.errors import BadParameter, Busy
+from serve.generate import Generation
+from serve.grammar import GrammarReader, answer_grammar
+from serve.leases import Leases
+from serve.loaded import Loaded
+from serve.messages import ToolChoice
+from serve.metrics import Activity, Metrics
+from serve.models import Target, find_target
+from serve.options import HttpOptions
+from serve.prompt import PromptReader, end_tokens
+from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
+from serve.tools import CallReader, ToolFormat
+
+MAX_REMEMBERED = 10_000  # adapters whose last use is remembered
+
+
+@dataclass
+class Use:
+    """What an adapter was used for since the server started."""
+
+    name: str
+    num_requests: int = 0
+    last_used: float = 0.0
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that was admitted: what answers it, and the answer while it is made."""
+
+    target: Target
+    generation: Generation
+    started: float  # time.monotonic()
+    prompts: Sequence[str] = ()  # of each choice, where it is to be given back
+
+
+class Service:
+    """What the endpoints share: the base, the registry that is asked at every request, and the engine."""
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        registry: Registry,
+        options: EngineOptions | None = None,
+        http: HttpOptions | None = None,
+    ) -> None:
+        self.base = base
+        self.registry = registry
+        self.http = http or HttpOptions()
+        self.engine = build_engine(base, options)
+        self.loop = EngineLoop(self.engine)
+        self.leases = Leases(registry)
+        self.vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
+        self.reader = PromptReader(base.tokenizer, self.vocabulary_size)
+        self.end_tokens = end_tokens(base.model, base.tokenizer)
+        self.grammars = GrammarReader(base.tokenizer, self.vocabulary_size, self.end_tokens)
+        self.loaded = Loaded(registry, self.engine.pool, self.http.lora_root)
+        self.metrics = Metrics(self.activity)
+        self._live: dict[str, EngineRequest] = {}
+        self._uses: OrderedDict[str, Use] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, model: str) -> Target:
+        """What `model` names now. Raises ModelNotFound, BadParameter."""
+        name = model.removeprefix(f"{self.base.info.name}:")
+        if version := self.loaded.find(name):
+            return Target(model, self.base.info, version)
+        return find_target(model, self.base.info, self.registry)
+
+    def choose(self, model: str, user: str | None) -> Target:
+        """What answers `model` now; of a name whose traffic is split, the side of `user`. Raises as `find`."""
+        name = model.removeprefix(f"{self.base.info.name}:")
+        if model != self.base.info.name and (split := split_of(self.registry, name)) and not self.loaded.find(name):
+            return replace(self.find(f"{name}@{side_of(split, name, user)}"), model=model)
+        return self.find(model)
+
+    def names(self, model: str) -> list[str]:
+        """The names that `model` speaks of, as far as it can be read: keys are for names."""
+        base = self.base.info.name
+        if model == base:
+            return [base]
+        try:
+            return [reference.name for reference, _ in Mix.parse(model.removeprefix(f"{base}:")).terms]
+        except BadReference:
+            return []  # it names nothing, and is refused as such
+
+    async def start(self, body: GenerationRequest, *, request_id: str, started: float, key: Key | None) -> Admitted:
+        """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue."""
+        check_models(key, self.names(body.model))
+        target, requests, readers, prompts = await asyncio.to_thread(self._prepare, body, request_id)
+        try:
+            deadline = started + self.http.timeout
+            generation = Generation(self.loop, requests, self.base.tokenizer, readers, deadline=deadline)
+        except BaseException:
+            for request in requests:
+                self._release(request)
+            raise
+        self._live |= {request.id: request for request in requests}
+        return Admitted(target, generation, started, prompts)
+
+    def finish(self, admitted: Admitted) -> dict[str, Any]:
+        """End an answer, however far it came, and count it; what the log should say of it."""
+        generation, target = admitted.generation, admitted.target
+        generation.close()
+        if generation.requests[0].id not in self._live:
+            return {}
+        for request in generation.requests:
+            self._live.pop(request.id, None)
+        num_prompt = sum(len(request.prompt) for request in generation.requests)
+        name = target.version.name if target.version is not None else self.base.info.name
+        self.metrics.note_answer(name, num_prompt, generation.num_completion_tokens, generation.reasons)
+        times = [seconds - admitted.started for seconds in generation.times or ()]
+        if times:
+            self.metrics.note_times(times[0], times[-1], generation.num_completion_tokens // len(generation.requests))
+        return {
+            "model": target.model,
+            "adapter": str(target.version) if target.version is not None else None,
+            "digest": target.version.content_digest if target.version is not None else None,
+            "prompt_tokens": num_prompt,
+            "completion_tokens": generation.num_completion_tokens,
+            "first_token_ms": round(times[0] * 1000, 1) if times else None,
+            "finish_reasons": generation.reasons,
+        }
+
+    def activity(self) -> Activity:
+        """What runs and waits now."""
+        requests = list(self._live.values())
+        names: dict[State, set[str]] = {state: set() for state in State}
+        for request in requests:
+            if request.adapter is not None:
+                use = self._uses.get(request.adapter)
+                names[request.state].add(use.name if use is not None else request.adapter)
+        return Activity(
+            self.engine.snapshot(), tuple(sorted(names[State.RUNNING])), tuple(sorted(names[State.WAITING]))
+        )
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """Every adapter in memory or used since the start, by digest: state, memory, requests and last use."""
+        users = self.engine.pool.users()
+        held = {version.content_digest: name for name, version in self.loaded.versions().items()}
+        running: dict[str, int] = {}
+        for request in list(self._live.values()):
+            if request.adapter is not None and request.state is not State.FINISHED:
+                running[request.adapter] = running.get(request.adapter, 0) + 1
+        entries = []
+        with self._lock:
+            uses = dict(self._uses)
+        for digest in dict.fromkeys([*users, *uses]):
+            use = uses.get(digest)
+            entries.append({
+                "digest": digest,
+                "name": use.name if use is not None else held.get(digest),
+                "state": "absent" if digest not in users else "slot" if digest in self.engine.slots else "memory",
+                "is_held": digest in held,
+                "bytes": self.engine.pool.bytes_of(digest),
+                "requests_now": running.get(digest, 0),
+                "requests": use.num_requests if use is not None else 0,
+                "last_used": _time(use.last_used) if use is not None and use.last_used else None,
+            })  # fmt: skip
+        return entries
+
+    def _prepare(
+        self, body: GenerationRequest, request_id: str
+    ) -> tuple[Target, list[EngineRequest], list[CallReader], list[str]]:
+        """The engine's requests, each holding its adapter. Reads files: not for the event loop."""
+        target = self.choose(body.model, body.user)
+        prompts, texts, tool_format = self._prompts(body)
+        if len(prompts) * body.num_choices > self.engine.scheduler.options.queue_limit:
+            raise Busy(f"{len(prompts)} prompts with {body.num_choices} answers each are more than the queue holds")
+        grammar, param = self._grammar(body, tool_format)
+        requests: list[EngineRequest] = []
+        readers: list[CallReader] = []
+        try:
+            for index, prompt in enumerate(prompts):
+                max_tokens = self._max_tokens(body, len(prompt))
+                for choice in range(body.num_choices):
+                    params = body.sampling_params(choice, max_tokens, self.end_tokens)
+                    self._check_tokens(params)
+                    constraint: Constraint | None = None
+                    if grammar is not None:
+                        constraint = self.grammars.constraint(grammar, param)
+                    if isinstance(body, ChatRequest) and tool_format is not None and body.callable_tools:
+                        names = [tool.function.name for tool in body.callable_tools]
+                        is_parallel = body.parallel_tool_calls is not False
+                        readers.append(CallReader(tool_format, names, is_parallel=is_parallel))
+                    adapter = self._acquire(target)
+                    name = f"{request_id}-{uuid.uuid4().hex[:12]}-{index}.{choice}"
+                    requests.append(EngineRequest(name, prompt, params, adapter, constraint))
+        except BaseException:
+            for request in requests:
+                self._release(request)
+            raise
+        return target, requests, readers, [text for text in texts for _ in range(body.num_choices)]
+
+    def _prompts(self, body: GenerationRequest) -> tuple[list[tuple[int, ...]], list[str], ToolFormat | None]:
+        """Tokens of each prompt, the texts to give back, and how tools are called if they may be."""
+        if isinstance(body, ChatRequest):
+            tools = body.callable_tools
+            tool_format = self.reader.tool_format(body.messages, tools)
+            return [self.reader.chat(body.messages, tools)], [], tool_format
+        assert isinstance(body, CompletionRequest)
+        prompts = [self.reader.plain(prompt) for prompt in body.prompts]
+        texts = [prompt if isinstance(prompt, str) else self.reader.text(prompt) for prompt in body.prompts]
+        return prompts, texts if body.echo else [], None
+
+    def _grammar(self, body: GenerationRequest, tool_format: ToolFormat | None) -> tuple[str | None, str]:
+        """The grammar of the answer, if it has to have a form, and the parameter that asks for it."""
+        form = body.response_format
+        schema = form.schema_of_answer if form is not None and form.is_json else None
+        if not isinstance(body, ChatRequest):
+            return answer_grammar(schema), "response_format"
+        is_parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, ToolChoice)
+        grammar = answer_grammar(schema, body.callable_tools, tool_format, body.must_call, is_parallel)
+        return grammar, "tools" if body.must_call else "response_format"
+
+    def _max_tokens(self, body: GenerationRequest, num_prompt: int) -> int:
+        """The longest answer wanted, by default what the context has room for. Raises ContextTooLong."""
+        wanted = body.max_tokens
+        room = max(1, self.engine.max_length - num_prompt)
+        limit = self.http.max_tokens
+        if isinstance(body, ChatRequest):
+            wanted = body.max_completion_tokens or wanted or min(room, limit or room)
+        wanted = wanted or min(DEFAULT_COMPLETION_TOKENS, limit or DEFAULT_COMPLETION_TOKENS)
+        if limit is not None and wanted > limit:
+            raise BadParameter(f"an answer may have {limit} tokens here, {wanted} were asked for", "max_tokens")
+        self.engine.check_length(num_prompt, wanted)
+        return wanted
+
+    def _check_tokens(self, params: SamplingParams) -> None:
+        """Raise BadParameter about tokens that the base does not have."""
+        for param, tokens in (
+            ("logit_bias", [token for token, _ in params.logit_bias]),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            if any(token >= self.vocabulary_size for token in tokens):
+                message = f"{param}: token {max(tokens)} is not one of the base's {self.vocabulary_size}"
+                raise BadParameter(message, param)
+        if params.min_tokens > params.max_tokens:
+            raise BadParameter(
+                f"min_tokens is {params.min_tokens}, more than max_tokens {params.max_tokens}", "min_tokens"
+            )
+
+    def _acquire(self, target: Target) -> str | None:
+        """Have the target's adapter in memory, held for one request, and remember that it was used."""
+        if target.version is None:
+            return None
+        for version in versions_of(target):
+            self.leases.hold(version)
+        before, start = self.engine.pool.num_loads, time.monotonic()
+        digest = self.engine.pool.acquire(target.version)
+        if self.engine.pool.num_loads > before:
+            self.metrics.note_load(time.monotonic() - start)
+        with self._lock:
+            use = self._uses.setdefault(digest, Use(str(target.version)))
+            use.num_requests += 1
+            use.last_used = time.time()
+            self._uses.move_to_end(digest)
+            while len(self._uses) > MAX_REMEMBERED:
+                self._uses.popitem(last=False)
+        return digest
+
+    def _release(self, request: EngineRequest) -> None:
+        if request.adapter is not None:
+            self.engine.pool.release(request.adapter)
+
+
+def versions_of(target: Target) -> list[Version]:
+    """The versions of the registry that answer for a target: one, or those of a mix."""
+    found = (
+        [target.version]
+        if isinstance(target.version, Version)
+        else [version for version, _ in getattr(target.version, "terms", ())]
+    )
+    return [version for version in found if version.lineage.get("kind") != "load"]
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
