@@ -190,7 +190,7 @@ BAD = {  # arguments, F/ being the folder of files -> what the one line says
     "train F/none.toml": "there is no base 'none'",
     "train F/missing.toml": "there is no recipe",
     "train F/recipe.toml --resume --restart": "exclude each other",
-    "mrge a b": "No such command 'mrge'",
+    "mrge a b": "there is no command 'mrge': did you mean 'merge'",
     "list --jsn": "No such option '--jsn'",
     "alias": "Usage: qhub alias",
     "show": "Missing argument 'REFERENCE'",
