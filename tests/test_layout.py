@@ -144,7 +144,7 @@ LIGHT = [
     *("list --tag x --metric a>1", "search x", "lineage sentiment", "alias log sentiment", "tag sentiment x"),
     *("verify sentiment", "fsck", "gc", "describe sentiment x", "diff --help", "rm nothing@1"),
     *(
-        "recipe init x.toml --base tiny",
+        "recipe init x.toml",
         "recipe show x.toml",
         "recipe check x.toml",
         "recipe schema",

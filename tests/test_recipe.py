@@ -343,7 +343,7 @@ def test_the_starter_recipe_is_a_recipe(write: Write, tmp_path: Path) -> None:
     plain = load_recipe(write(MINIMAL))
 
     assert recipe.to_json() == plain.to_json()
-    defaults = [line[2:] for line in text.splitlines() if re.match(r"# [a-z_]+ = ", line) and line[-5:] != '"..."']
+    defaults = [line[2:] for line in text.splitlines() if re.match(r"# [a-z_]+ = ", line) and line[-4:] != " ..."]
     for line in defaults:
         key, _, value = line.partition(" = ")
         table = next(name for name, keys in recipe.to_json().items() if key in keys)
