@@ -309,6 +309,20 @@ def test_a_sweep_is_every_combination(write: Write) -> None:
     assert "sweep" not in recipe.to_json()
 
 
+def test_a_sweep_can_be_changed_and_extended(write: Write, tmp_path: Path) -> None:
+    """`--set` and a recipe that extends another change single keys of a sweep."""
+    (tmp_path / "far.toml").write_text(MINIMAL + SWEPT)
+    path = write('extends = "far.toml"\n[sweep]\nalias = "winner"\n')
+    sweep = load_recipe(path, ["sweep.metric=loss", "sweep.grid.train.learning_rate=[1e-5]"]).sweep
+
+    assert sweep is not None
+    assert (sweep.alias, sweep.metric, len(sweep.runs)) == ("winner", "loss", 4)
+    assert all("train.learning_rate=1e-05" in changes for changes in sweep.runs)
+    alone = load_recipe(write(MINIMAL), ["sweep.grid.train.seed=[1, 2]"]).sweep
+    assert alone is not None
+    assert alone.runs == (("train.seed=1",), ("train.seed=2",))
+
+
 WRONG_SWEEPS = {
     "[sweep]\n": "nothing to vary",
     "[sweep]\ngrod = 1\n[sweep.grid]\ntrain.seed = [1]\n": "unknown key 'grod' in [sweep]",

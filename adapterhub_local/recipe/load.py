@@ -38,9 +38,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     sweep: Sweep | None = None
     if not reading.problems:
         reading.check_together(values)
-        swept = next((layer for layer in reversed(layers) if SWEEP in layer.tables), None)
-        if swept is not None:
-            sweep = read_sweep(swept, reading.problems)
+        sweep = read_sweep(layers, reading.problems)
     if reading.problems:
         raise BadRecipe("\n".join(dict.fromkeys(reading.problems)))
     return Recipe(**values, text=layers[-2].text, path=path, origins=reading.origins, sweep=sweep)
