@@ -62,9 +62,11 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from adapterhub_local.base.store import find_base
     from adapterhub_local.data.load import read_data
 
+    dataset = read_data(loaded)
     for run in runs:
         check_targets(find_base(run.base.name, home()), run.adapter.target_modules)
-    dataset = read_data(loaded)
+        if run.data != loaded.data:
+            read_data(run)
     from adapterhub_local.train.statistics import describe_data
 
     described = describe_data(loaded, dataset, home())

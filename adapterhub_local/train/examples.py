@@ -88,10 +88,15 @@ def tokenise_data(
     )  # fmt: skip
     if not dataset.test:
         return train, None
-    scored = "last_answer" if data.loss_on == "last_answer" else "answer"
     return train, tokenise_all(
-        dataset.test, tokenizer, data.max_length, loss_on=scored, template=train.template, too_long=data.too_long
-    )
+        dataset.test, tokenizer, data.max_length, loss_on=scored_on(data), template=train.template,
+        too_long=data.too_long,
+    )  # fmt: skip
+
+
+def scored_on(data: Data) -> str:
+    """What of an example is scored: answers, even where every token is learned."""
+    return "last_answer" if data.loss_on == "last_answer" else "answer"
 
 
 def read_chats(source: Path | Sequence[Source], limit: int | None = None) -> list[Chat]:
