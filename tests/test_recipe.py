@@ -238,6 +238,9 @@ def test_a_recipe_extends_others(write: Write, tmp_path: Path) -> None:
     assert (recipe.train.seed, recipe.train.batch_size, recipe.train.epochs, recipe.train.warmup) == (5, 2, 2, 0)
     assert recipe.data.train == (tmp_path / "far" / "x.jsonl",)
     assert recipe.text.startswith("extends")
+    assert recipe.text.index("# middle.toml, which is extended\n") < recipe.text.index(
+        "# far.toml, which is extended\n"
+    )
     assert shown["train"]["seed"] == {"value": 5, "from": f"{recipe.path}:4"}
     assert shown["train"]["batch_size"]["from"] == f"{tmp_path / 'middle.toml'}:4"
     assert shown["base"]["name"] == {"value": "tiny", "from": f"{tmp_path / 'far/far.toml'}:2"}
