@@ -152,6 +152,7 @@ def test_comparisons_choices_patterns_and_json(
     kept = Registry(home).metrics(trained)["held"]
     assert kept["adapter"] == ours
     assert kept["base"]["difference"] == difference
+    assert kept["how"] == {"template": "chat", "choices": "yes,no", "regex": "^(yes|no)$", "max_new_tokens": 6}
     with pytest.raises(SystemExit):
         run(["show", "yes-no"])
     assert "accuracy" in capsys.readouterr().out
