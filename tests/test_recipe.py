@@ -270,6 +270,10 @@ def test_mistakes_of_extended_recipes_name_their_file(write: Write, tmp_path: Pa
     [
         ('extends = "recipe.toml"\n', ":1: recipes extend each other: recipe.toml > recipe.toml"),
         ('\nextends = "none.toml"\n', ":2: extends: there is no recipe"),
+        ('extends = "~nobody-here/x.toml"\n', ":1: extends: there is no recipe"),
+        (f'extends = "{"x" * 5000}"\n', ":1: extends: "),
+        ('extends = "a\\u0000b"\n', ":1: extends: "),
+        ('extends = "."\n', ":1: extends: "),
         ("extends = 3\n", ":1: extends must be the name of another recipe"),
         ('extends = ["a.toml"]\n', ":1: extends must be the name of another recipe"),
     ],
