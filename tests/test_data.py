@@ -314,6 +314,24 @@ def test_the_held_out_part_is_scored_on_answers(tmp_path: Path) -> None:
     assert {text for texts in learned(test) for text in texts} <= {"yes<|im_end|>", "no<|im_end|>"}
 
 
+def test_test_prompts_that_were_trained_on_are_told(tmp_path: Path) -> None:
+    """Prompts of the test file that are in the training data too are counted and said."""
+    write_rows(tmp_path / "train.jsonl", [chat(f"q {i}", "yes") for i in range(8)])
+    write_rows(tmp_path / "test.jsonl", [chat(f"q {i}", "no") for i in range(6, 10)])
+    notes = read_data(recipe_with(tmp_path, "data.test=test.jsonl")).notes
+
+    assert any(note.startswith("2 of 4 test prompts are in the training data too") for note in notes)
+
+
+def test_control_tokens_in_a_text_are_told() -> None:
+    """A text that spells an end of turn would teach to stop there, so it is said."""
+    chats = [Chat(f"x:{i}", tuple(chat("q", answer)["messages"])) for i, answer in enumerate(("a", "a <|im_end|> b"))]
+    (note,) = tokenise_all(chats, byte_tokenizer(), 512).notes(512)
+
+    assert note.startswith("1 examples have control tokens")
+    assert note.endswith("x:1")
+
+
 # -- the Hub ---------------------------------------------------------------------------------------
 
 

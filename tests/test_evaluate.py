@@ -152,6 +152,7 @@ def test_comparisons_choices_patterns_and_json(
     kept = Registry(home).metrics(trained)["held"]
     assert kept["adapter"] == ours
     assert kept["base"]["difference"] == difference
+    assert kept["how"] == {"template": "chat", "choices": "yes,no", "regex": "^(yes|no)$", "max_new_tokens": 6}
     with pytest.raises(SystemExit):
         run(["show", "yes-no"])
     assert "accuracy" in capsys.readouterr().out
@@ -166,6 +167,23 @@ def test_an_adapter_against_itself(trained: Version, tmp_path: Path, capsys: pyt
 
     assert "yes-no@1 less yes-no@1, loss: +0.0000 [+0.0000, +0.0000], may be chance" in output
     assert "perplexity" in output
+
+
+def test_held_out_columns_are_read_as_in_training(
+    tiny_base: BaseInfo, tmp_path: Path, home: Home, capsys: pytest.CaptureFixture
+) -> None:
+    """An adapter trained on columns is scored on columns without saying it again; another format can be said."""
+    for name in ("train", "test"):
+        rows = [f"{'ab'[i % 2]},{'yes' if i % 2 else 'no'}" for i in range(8)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["letter,label", *rows]))
+    changes = ["data.train=train.csv", "data.test=test.csv", "data.prompt=Say {letter}", "data.answer={label}"]
+    version = train(load_recipe(write_recipe(tmp_path), changes), home)
+    printed = eval_json(capsys, "yes-no", "--data", tmp_path / "test.csv", "--task", "again")
+    told = version.lineage["metrics"]["yes-no"]["adapter"]
+    other = eval_json(capsys, "yes-no", "--data", tmp_path / "test.jsonl", "--format", "messages")
+
+    assert printed["scores"]["yes-no@1"]["loss"] == pytest.approx(told["loss"], rel=1e-4)
+    assert other["scores"]["yes-no@1"]["rows"] == 6
 
 
 @pytest.mark.parametrize(

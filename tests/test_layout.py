@@ -148,7 +148,7 @@ LIGHT = [
     *("verify sentiment", "fsck", "gc", "describe sentiment x", "diff --help", "rm nothing@1"),
     *("runs list", "runs list --json", "runs show nothing", "runs rm nothing"),
     *(
-        "recipe init x.toml --base tiny",
+        "recipe init x.toml",
         "recipe show x.toml",
         "recipe check x.toml",
         "recipe schema",

@@ -238,6 +238,9 @@ def test_a_recipe_extends_others(write: Write, tmp_path: Path) -> None:
     assert (recipe.train.seed, recipe.train.batch_size, recipe.train.epochs, recipe.train.warmup) == (5, 2, 2, 0)
     assert recipe.data.train == (tmp_path / "far" / "x.jsonl",)
     assert recipe.text.startswith("extends")
+    assert recipe.text.index("# middle.toml, which is extended\n") < recipe.text.index(
+        "# far.toml, which is extended\n"
+    )
     assert shown["train"]["seed"] == {"value": 5, "from": f"{recipe.path}:4"}
     assert shown["train"]["batch_size"]["from"] == f"{tmp_path / 'middle.toml'}:4"
     assert shown["base"]["name"] == {"value": "tiny", "from": f"{tmp_path / 'far/far.toml'}:2"}
@@ -267,6 +270,10 @@ def test_mistakes_of_extended_recipes_name_their_file(write: Write, tmp_path: Pa
     [
         ('extends = "recipe.toml"\n', ":1: recipes extend each other: recipe.toml > recipe.toml"),
         ('\nextends = "none.toml"\n', ":2: extends: there is no recipe"),
+        ('extends = "~nobody-here/x.toml"\n', ":1: extends: there is no recipe"),
+        (f'extends = "{"x" * 5000}"\n', ":1: extends: "),
+        ('extends = "a\\u0000b"\n', ":1: extends: "),
+        ('extends = "."\n', ":1: extends: "),
         ("extends = 3\n", ":1: extends must be the name of another recipe"),
         ('extends = ["a.toml"]\n', ":1: extends must be the name of another recipe"),
     ],
@@ -309,6 +316,20 @@ def test_a_sweep_is_every_combination(write: Write) -> None:
     assert "sweep" not in recipe.to_json()
 
 
+def test_a_sweep_can_be_changed_and_extended(write: Write, tmp_path: Path) -> None:
+    """`--set` and a recipe that extends another change single keys of a sweep."""
+    (tmp_path / "far.toml").write_text(MINIMAL + SWEPT)
+    path = write('extends = "far.toml"\n[sweep]\nalias = "winner"\n')
+    sweep = load_recipe(path, ["sweep.metric=loss", "sweep.grid.train.learning_rate=[1e-5]"]).sweep
+
+    assert sweep is not None
+    assert (sweep.alias, sweep.metric, len(sweep.runs)) == ("winner", "loss", 4)
+    assert all("train.learning_rate=1e-05" in changes for changes in sweep.runs)
+    alone = load_recipe(write(MINIMAL), ["sweep.grid.train.seed=[1, 2]"]).sweep
+    assert alone is not None
+    assert alone.runs == (("train.seed=1",), ("train.seed=2",))
+
+
 WRONG_SWEEPS = {
     "[sweep]\n": "nothing to vary",
     "[sweep]\ngrod = 1\n[sweep.grid]\ntrain.seed = [1]\n": "unknown key 'grod' in [sweep]",
@@ -343,7 +364,7 @@ def test_the_starter_recipe_is_a_recipe(write: Write, tmp_path: Path) -> None:
     plain = load_recipe(write(MINIMAL))
 
     assert recipe.to_json() == plain.to_json()
-    defaults = [line[2:] for line in text.splitlines() if re.match(r"# [a-z_]+ = ", line) and line[-5:] != '"..."']
+    defaults = [line[2:] for line in text.splitlines() if re.match(r"# [a-z_]+ = ", line) and line[-4:] != " ..."]
     for line in defaults:
         key, _, value = line.partition(" = ")
         table = next(name for name, keys in recipe.to_json().items() if key in keys)

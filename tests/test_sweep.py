@@ -1,6 +1,10 @@
 """Sweeps: every run a version, the best aliased, nothing trained twice."""
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +78,39 @@ def test_a_run_that_fails_does_not_end_the_sweep(
     assert "the loss" in printed["runs"][0]["error"]
     assert printed["best"] == "yes-no@1"
     assert "failed" in capsys.readouterr().out
+
+
+def test_a_sweep_that_is_stopped_goes_on(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Ctrl-C in the second run keeps the first; --resume goes on in the second and makes what was left."""
+    path = write_recipe(tmp_path, RECIPE + "[sweep.grid]\ntrain.epochs = [1, 40, 2]\n")
+
+    def stop_the_second() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            logs = (
+                sorted(home.runs.glob("*/log.jsonl"), key=lambda log: log.stat().st_mtime) if home.runs.exists() else []
+            )
+            if len(logs) == 2 and logs[-1].stat().st_size:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=stop_the_second)
+    watcher.start()
+    with pytest.raises(SystemExit) as exit_info:
+        run(["train", str(path)])
+    watcher.join()
+    assert exit_info.value.code == 130
+    assert "--resume" in capsys.readouterr().err
+    assert len(Registry(home).versions()) == 1
+    printed = sweep_json(capsys, path, "--resume")
+    direct = train(load_recipe(path, ["train.epochs=40", "output.description=direct"]), home)
+
+    assert [entry["was_there"] for entry in printed["runs"]] == [True, False, False]
+    second = Registry(home).resolve(printed["runs"][1]["version"])
+    assert second.content_digest == direct.content_digest
 
 
 @pytest.mark.parametrize(

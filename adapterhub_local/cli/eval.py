@@ -118,7 +118,10 @@ def command(
         scores = {"adapter": results[text]} | {
             "base" if versions[other] is None else shown_names[other]: results[other] for other in compared
         }
-        kept[text] = entry(scores, dataset.test_digest)
+        kept[text] = entry(
+            scores, dataset.test_digest, template=tests.template, limit=limit, choices=choices, regex=regex,
+            max_new_tokens=max_new_tokens if checks.need_text else None,
+        )  # fmt: skip
         if (version := versions[text]) is not None:
             registry.add_evaluation(version, task, kept[text])
     if as_json:

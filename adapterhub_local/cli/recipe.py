@@ -26,14 +26,17 @@ def command() -> None:
 @click.option("--name", help="The adapter's name; that of FILE if not given.")
 def init(file: Path, base: str | None, data: str, name: str | None) -> None:
     """Write a commented recipe to begin with to FILE (recipe.toml)."""
-    from adapterhub_local.base.store import list_bases
-    from adapterhub_local.durable import check_absent
+    from adapterhub_local.base.store import find_base, list_bases
+    from adapterhub_local.errors import InputError, InUse
     from adapterhub_local.recipe.write import starter
     from adapterhub_local.refs import check_name
 
-    check_absent(file)
+    if file.exists():
+        raise InUse(f"{file} exists already: name another file")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"{file.absolute().parent} does not exist: create the folder first")
     bases = [item.name for item in list_bases(home())]
-    chosen = base or (bases[0] if len(bases) == 1 else "BASE")
+    chosen = find_base(base, home()).name if base else bases[0] if len(bases) == 1 else "BASE"
     named = check_name(name or (file.stem if file.stem != "recipe" else "my-adapter"))
     given = {"base.name": chosen, "data.train": data, "output.name": named}
     with open(file, "x", encoding="utf-8") as stream:
@@ -59,9 +62,11 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from adapterhub_local.base.store import find_base
     from adapterhub_local.data.load import read_data
 
+    dataset = read_data(loaded)
     for run in runs:
         check_targets(find_base(run.base.name, home()), run.adapter.target_modules)
-    dataset = read_data(loaded)
+        if run.data != loaded.data:
+            read_data(run)
     from adapterhub_local.train.statistics import describe_data
 
     described = describe_data(loaded, dataset, home())

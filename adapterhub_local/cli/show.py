@@ -44,12 +44,17 @@ def command(reference: str, as_json: bool) -> None:
     ]
     rows += [("parent", f"{parent['reference']} x {parent['weight']:g}") for parent in lineage.get("parents", ())]
     for task, scores in registry.metrics(version).items():
-        rows += [(f"{task}, {who}", _scores(score)) for who, score in scores.items() if isinstance(score, dict)]
+        rows += [(f"{task}, {who}", _scores(score)) for who, score in scores.items() if _is_score(score)]
     rows.append(("size", size_text(sum(file.size for file in version.files))))
     rows.append(("content", version.content_digest))
     rows.append(("manifest", version.manifest_digest))
     rows.append(("created", version.created_at))
     print_table(("adapter", version.name), rows)
+
+
+def _is_score(part: Any) -> bool:
+    """Whether a part of an evaluation is a score, not how it was made."""
+    return isinstance(part, dict) and any(isinstance(value, float) for value in part.values())
 
 
 def _scores(score: dict[str, Any]) -> str:

@@ -89,6 +89,11 @@ def command(
         f"{version}: {training['steps']} steps in {training['seconds']:.0f} s, "
         f"{training['tokens_per_second']:.0f} tokens/s, loss {training['loss']:.4f}"
     )
+    if changed := training.get("examples_cut", 0) + training.get("examples_left_out", 0):
+        click.echo(
+            f"{changed:,} examples were longer than data.max_length: {training['examples_cut']:,} cut, "
+            f"{training['examples_left_out']:,} left out"
+        )
     for task, scores in version.lineage.get("metrics", {}).items():
         base, adapter = scores["base"], scores["adapter"]
         click.echo(

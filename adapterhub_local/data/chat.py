@@ -29,6 +29,11 @@ class Chat:
         """What the last answer answers."""
         return self.messages[:-1]
 
+    @property
+    def texts(self) -> list[str]:
+        """All that is said in it."""
+        return [self.text] if self.text is not None else [message["content"] for message in self.messages]
+
     @cached_property
     def prompt_digest(self) -> str:
         """`sha256:<hex>` of what is asked: equal for examples that differ in their last answer only."""

@@ -99,7 +99,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise InputError(
-            f"{path}: Parquet needs pyarrow: pip install 'adapterhub-local[parquet]', or convert the file to .jsonl"
+            f"{path}: Parquet needs the package pyarrow: pip install pyarrow, or convert the file to .jsonl"
         ) from None
     try:
         with ParquetFile(path) as file:

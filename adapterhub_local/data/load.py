@@ -61,8 +61,18 @@ def read_data(recipe: Recipe) -> Dataset:
             digest = digest_bytes(canonical_json(told))
             records.append({"role": "test", "file": shown, "digest": digest, "rows": len(held_out)})
             notes.append(f"held out: {len(held_out):,} examples, {shown} by hash of the prompt")
+        elif vars(recipe.train).get("eval_every"):
+            raise BadData(
+                f"train.eval_every needs examples to evaluate on, and {data.test_share:.0%} of these by hash is none: "
+                "raise data.test_share, or name a file in data.test"
+            )
         else:
             notes.append(f"held out: nothing, {data.test_share:.0%} of so few examples is none; data.test names a file")
+    asked = {chat.prompt_digest for chats in kept for chat in chats}
+    if shared := sum(chat.prompt_digest in asked for chat in held_out):
+        notes.append(
+            f"{shared:,} of {len(held_out):,} test prompts are in the training data too: scores on them flatter"
+        )
     weights = data.weights or [1.0] * len(kept)
     weighted = [chat for chats, weight in zip(kept, weights, strict=True) for chat in _repeated(chats, weight)]
     if not weighted:

@@ -16,7 +16,7 @@ from adapterhub_local.evaluate.written import is_json, matches, write_answers
 from adapterhub_local.recipe.schema import Data
 from adapterhub_local.registry import Version
 from adapterhub_local.settings import Home
-from adapterhub_local.train.examples import Example, Tokenised, tokenise_all
+from adapterhub_local.train.examples import Example, Tokenised, scored_on, tokenise_all
 from adapterhub_local.train.progress import Counting
 
 
@@ -53,7 +53,7 @@ def data_settings(versions: Sequence[Version], **given: str | None) -> Data:
     recipes = [version.lineage.get("recipe") or {} for version in versions]
     resolved = (recipe.get("resolved") or {} for recipe in recipes)
     known: dict[str, Any] = next((tables["data"] for tables in resolved if tables.get("data")), {})
-    names = ("template",) if given.get("format") else ("template", "prompt", "answer", "system")
+    names = ("template", "loss_on", *(() if given.get("format") else ("prompt", "answer", "system")))
     settings = {name: known[name] for name in names if known.get(name) is not None}
     data = Data(train=(), **{**settings, **{name: value for name, value in given.items() if value is not None}})
     if (data.prompt is None) != (data.answer is None):
@@ -63,7 +63,7 @@ def data_settings(versions: Sequence[Version], **given: str | None) -> Data:
 
 def read_tests(base: LoadedBase, chats: Sequence[Chat], data: Data, max_length: int) -> Tokenised:
     """Held-out chats as tokens; one that is longer than `max_length` tokens is an error."""
-    return tokenise_all(chats, base.tokenizer, max_length, template=data.template)
+    return tokenise_all(chats, base.tokenizer, max_length, loss_on=scored_on(data), template=data.template)
 
 
 def score(
@@ -124,12 +124,12 @@ def _score(
     return replace(result, hits=hits)
 
 
-def entry(scores: Mapping[str, Score], digest: str | None) -> dict[str, Any]:
-    """The form in which a task's scores are kept: the adapter's, and those it was compared with, each with how much
-    the adapter differs from it."""
+def entry(scores: Mapping[str, Score], digest: str | None, **how: Any) -> dict[str, Any]:
+    """The form in which a task's scores are kept: the adapter's, those it was compared with, each with how much the
+    adapter differs from it, and `how` they were asked for."""
     kept: dict[str, Any] = {}
     for who, score in scores.items():
         kept[who] = score.to_json_with_intervals()
         if who != "adapter" and "adapter" in scores:
             kept[who]["difference"] = scores["adapter"].differences(score)
-    return kept | {"data": digest}
+    return kept | {"data": digest, "how": {name: value for name, value in how.items() if value is not None}}

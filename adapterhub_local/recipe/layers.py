@@ -1,5 +1,6 @@
 """The TOML of a recipe as written: the file, those it extends, and `--set`, each value with the place it comes from."""
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,9 @@ def read_layers(path: Path) -> list[Layer]:
     seen: list[Path] = []
     while True:
         layer = _read(path, layers[-1] if layers else None)
+        if path.resolve() in seen:
+            round_trip = " > ".join(item.path.name for item in (*layers, layer))
+            raise BadRecipe(f"{layers[-1].place(EXTENDS, None)}: recipes extend each other: {round_trip}")
         seen.append(path.resolve())
         layers.append(layer)
         parent = layer.tables.get(EXTENDS)
@@ -48,10 +52,7 @@ def read_layers(path: Path) -> list[Layer]:
             return layers[::-1]
         if not isinstance(parent, str) or not parent.strip():
             raise BadRecipe(f"{layer.place(EXTENDS, None)}: extends must be the name of another recipe")
-        path = layer.path.parent / Path(parent).expanduser() if "~" in parent else layer.path.parent / parent
-        if path.resolve() in seen:
-            round_trip = " > ".join([*(item.path.name for item in layers), path.name])
-            raise BadRecipe(f"{layer.place(EXTENDS, None)}: recipes extend each other: {round_trip}")
+        path = layer.path.parent / os.path.expanduser(parent)
 
 
 def _read(path: Path, child: Layer | None) -> Layer:
@@ -62,7 +63,9 @@ def _read(path: Path, child: Layer | None) -> Layer:
             raise NotFound(f"there is no recipe {path}: `qhub recipe init {path}` writes one to begin with") from None
         raise BadRecipe(f"{child.place(EXTENDS, None)}: extends: there is no recipe {path}") from None
     except (OSError, ValueError) as error:
-        raise BadRecipe(f"{path} cannot be read as text: {error}") from None
+        where = f"{child.place(EXTENDS, None)}: extends: " if child else ""
+        shown = str(path).encode("unicode_escape").decode()[:200]
+        raise BadRecipe(f"{where}{shown} cannot be read as text: {str(error)[:200]}") from None
     try:
         return Layer(str(path), path, tomllib.loads(text), text)
     except (ValueError, RecursionError) as error:  # tomllib lets through what int() and the stack refuse

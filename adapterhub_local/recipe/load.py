@@ -38,12 +38,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     sweep: Sweep | None = None
     if not reading.problems:
         reading.check_together(values)
-        swept = next((layer for layer in reversed(layers) if SWEEP in layer.tables), None)
-        if swept is not None:
-            sweep = read_sweep(swept, reading.problems)
+        sweep = read_sweep(layers, reading.problems)
     if reading.problems:
         raise BadRecipe("\n".join(dict.fromkeys(reading.problems)))
-    return Recipe(**values, text=layers[-2].text, path=path, origins=reading.origins, sweep=sweep)
+    return Recipe(**values, text=_whole_text(layers[:-1]), path=path, origins=reading.origins, sweep=sweep)
+
+
+def _whole_text(files: Sequence[Layer]) -> str:
+    """The recipe as written, and behind it those it extends, so that a version keeps all that it was made from."""
+    own, *others = reversed(files)
+    return own.text + "".join(f"\n# {layer.path.name}, which is extended\n{layer.text}" for layer in others)
 
 
 class _Reading:

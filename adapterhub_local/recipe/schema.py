@@ -210,7 +210,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. `text` is the file as written, `path` where it was; neither decides equality.
+    """A checked recipe. `text` is what was written, with what it extends, `path` where; neither decides equality.
 
     `origins` says for each key that was given where it is written: `train.seed` -> `recipe.toml:12`.
     """

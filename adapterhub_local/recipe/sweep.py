@@ -11,7 +11,7 @@ adapter.alpha = [16, 32]
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub_local.errors import BadReference
@@ -24,12 +24,23 @@ KEYS = ("grid", "paired", "metric", "alias", "max_runs")
 METRICS = {"loss": min, "exact_match": max}  # -> which of two is the better
 
 
-def read_sweep(layer: Layer, problems: list[str]) -> Sweep | None:
-    """The sweep of a layer; what is wrong with it is added to `problems`, with its line."""
-    table = layer.tables[SWEEP]
+def read_sweep(layers: Sequence[Layer], problems: list[str]) -> Sweep | None:
+    """The sweep that the layers describe together, None if none does; what is wrong is added to `problems`."""
+    holders = [layer for layer in layers if isinstance(layer.tables.get(SWEEP), Mapping)]
+    if not holders:
+        return None
+    table: dict[str, Any] = {}
+    for layer in holders:
+        for key, value in layer.tables[SWEEP].items():
+            kind, _, varied = key.partition(".")  # as `--set sweep.grid.train.seed=[1,2]` has it
+            given = {varied: value} if varied else value
+            both = isinstance(given, Mapping) and isinstance(table.get(kind), Mapping)
+            table[kind] = {**table[kind], **given} if both else given
 
     def wrong(key: str | None, message: str) -> None:
-        problems.append(f"{layer.place(SWEEP, key)}: {message}")
+        first = (key or "").partition(".")[0]
+        named = [layer for layer in holders if any(given.partition(".")[0] == first for given in layer.tables[SWEEP])]
+        problems.append(f"{(named or holders)[-1].place(SWEEP, key)}: {message}")
 
     before = len(problems)
     for key in table:

@@ -16,6 +16,11 @@ HEADER = """\
 #   qhub data preview {file}       what will be learned, token by token
 #   qhub train {file}
 """
+FOOTER = """\
+# Every combination of these is a run of its own; the best has the alias `best`.
+# [sweep.grid]
+# train.learning_rate = [2e-4, 5e-4, 1e-3]
+"""
 
 
 def starter(given: Mapping[str, Any], file: str = "recipe.toml") -> str:
@@ -27,10 +32,10 @@ def starter(given: Mapping[str, Any], file: str = "recipe.toml") -> str:
             value = given.get(f"{table}.{item.name}", item.default)
             is_set = f"{table}.{item.name}" in given
             lines += _wrapped(item.metadata["meaning"])
-            shown = toml_value("..." if value is MISSING or value is None else value)
+            shown = "..." if value is MISSING or value is None else toml_value(value)
             lines.append(f"{'' if is_set else '# '}{item.name} = {shown}")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, FOOTER])
 
 
 def resolved(recipe: Recipe) -> dict[str, dict[str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ What the assistant wrote is found by prefix difference of the model's own chat t
 turn after the generation prompt. This needs no marks in the template (`{% generation %}`).
 """
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Tokenised:
     cut: list[str] = field(default_factory=list)  # where they stand
     skipped: list[str] = field(default_factory=list)  # the same, of those left out
     num_pieces: int = 0  # of plain texts that were cut
+    special: list[str] = field(default_factory=list)  # where a text holds what is a control token of the model
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -68,6 +70,11 @@ class Tokenised:
             )
         if self.num_pieces:
             told.append(f"plain texts were cut into {self.num_pieces:,} pieces of {max_length:,} tokens or less")
+        if self.special:
+            told.append(
+                f"{len(self.special):,} examples have control tokens of the model, such as its end of turn, in what is "
+                f"said, the first is {self.special[0]}"
+            )
         return told
 
 
@@ -81,10 +88,15 @@ def tokenise_data(
     )  # fmt: skip
     if not dataset.test:
         return train, None
-    scored = "last_answer" if data.loss_on == "last_answer" else "answer"
     return train, tokenise_all(
-        dataset.test, tokenizer, data.max_length, loss_on=scored, template=train.template, too_long=data.too_long
-    )
+        dataset.test, tokenizer, data.max_length, loss_on=scored_on(data), template=train.template,
+        too_long=data.too_long,
+    )  # fmt: skip
+
+
+def scored_on(data: Data) -> str:
+    """What of an example is scored: answers, even where every token is learned."""
+    return "last_answer" if data.loss_on == "last_answer" else "answer"
 
 
 def read_chats(source: Path | Sequence[Source], limit: int | None = None) -> list[Chat]:
@@ -147,7 +159,11 @@ def tokenise_all(
             f"none of {len(chats):,} examples has something to learn within data.max_length = {max_length} tokens, "
             f"the shortest has {shortest:,}: raise it"
         )
-    return Tokenised(examples, template, longest, cut, skipped, num_pieces)
+    control = re.compile(
+        "|".join(map(re.escape, sorted(tokenizer.all_special_tokens, key=len, reverse=True))) or "(?!)"
+    )
+    special = [chat.where for chat in chats if any(control.search(said) for said in chat.texts)]
+    return Tokenised(examples, template, longest, cut, skipped, num_pieces, special)
 
 
 def choose_template(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, wanted: str) -> str:

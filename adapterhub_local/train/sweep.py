@@ -55,8 +55,11 @@ def sweep(
     runs = load_runs(recipe, overrides)
     for _, run in runs:
         check_targets(find_base(run.base.name, home), run.adapter.target_modules)
-    datasets = [read_data(run) for _, run in runs]
-    digests = {dataset.test_digest for dataset in datasets}
+    datasets: dict[Any, Dataset] = {}
+    for _, run in runs:
+        if (run.data, run.eval.limit) not in datasets:
+            datasets[run.data, run.eval.limit] = read_data(run)
+    digests = {dataset.test_digest for dataset in datasets.values()}
     if None in digests or len(digests) > 1:
         raise InputError(
             f"{recipe.path}: a sweep chooses by examples that are held out, the same for all runs: "
@@ -64,9 +67,9 @@ def sweep(
         )
     registry = Registry(home)
     done = []
-    for number, ((changes, run), dataset) in enumerate(zip(runs, datasets, strict=True), 1):
+    for number, (changes, run) in enumerate(runs, 1):
         reporter.note(f"run {number} of {len(runs)}: {' '.join(changes)}")
-        known = None if restart else find_trained(run, dataset, registry)
+        known = None if restart else find_trained(run, datasets[run.data, run.eval.limit], registry)
         if known:
             done.append(SweepRun(changes, known, was_there=True))
         else:
