@@ -2,6 +2,8 @@
 
 QHUB_HOME    the home of registry, bases and runs      default ~/.qhub
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
+RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
+ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
 """
 
 import os
@@ -65,6 +67,50 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be created: {error.strerror}. Set QHUB_HOME to a writable folder") from None
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which of several training processes this is: `rank` of `world_size`, `local_rank` on this machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_leader(self) -> bool:
+        return self.rank == 0
+
+
+def process() -> Process:
+    """This process's place, as torchrun tells it. Raises InputError for what is no number."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    try:
+        rank, local_rank, world_size = (
+            int(os.environ.get(name) or default) for name, default in zip(names, (0, 0, 1), strict=True)
+        )
+    except ValueError:
+        raise InputError(f"{', '.join(names)} must be whole numbers: they are set by torchrun, unset them") from None
+    return Process(rank, local_rank, world_size)
+
+
+def is_sharded() -> bool:
+    """Whether `accelerate launch` was told to shard the model (FSDP)."""
+    return (os.environ.get("ACCELERATE_USE_FSDP") or "false").lower() in ("true", "1", "yes")
+
+
+def environment_of(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The environment of one of several training processes on this machine, in torchrun's words."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // world_size))
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": threads,  # as many processes with all threads each would hinder each other
+    }
 
 
 def device() -> str:

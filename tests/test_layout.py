@@ -143,6 +143,7 @@ LIGHT = [
     *("base show nothing", "base path nothing", "export sentiment -o out.safetensors", "show nothing", "merge --help"),
     *("list --tag x --metric a>1", "search x", "lineage sentiment", "alias log sentiment", "tag sentiment x"),
     *("verify sentiment", "fsck", "gc", "describe sentiment x", "diff --help", "rm nothing@1"),
+    *("runs list", "runs list --json", "runs show nothing", "runs rm nothing"),
     *("train --help", "train none.toml", "merge a.safetensors --weights nan", "base rm nothing"),
 ]
 

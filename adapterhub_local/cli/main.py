@@ -14,6 +14,7 @@ VERBS = {
     "base": "Add, list and show the shared 4-bit bases.",
     "plan": "Say what a recipe takes: memory, time, and whether it fits.",
     "train": "Train an adapter from a recipe and register it as a version.",
+    "runs": "List training runs, show how one went, remove them.",
     "list": "List the adapters and their newest versions.",
     "search": "Find versions by words in names, descriptions, tags and recipes.",
     "show": "Show one version: files, lineage, metrics.",

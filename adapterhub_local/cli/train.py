@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from adapterhub_local.cli.output import print_json
-from adapterhub_local.settings import home
+from adapterhub_local.settings import home, process
 
 
 @click.command(name="train")
@@ -20,8 +20,12 @@ from adapterhub_local.settings import home
 )
 @click.option("--resume", is_flag=True, help="Go on with the stopped run of this recipe.")
 @click.option("--restart", is_flag=True, help="Throw the stopped run of this recipe away and begin anew.")
+@click.option("--nproc", type=click.IntRange(1), default=1, help="Train in so many processes, a GPU each.")
+@click.option("--dry-run", is_flag=True, help="Load, tokenise and try one step; nothing is kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
-def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: bool, as_json: bool) -> None:
+def command(
+    recipe: Path, overrides: tuple[str, ...], resume: bool, restart: bool, nproc: int, dry_run: bool, as_json: bool
+) -> None:
     """Train the adapter that RECIPE describes, evaluate it beside its base, and register it.
 
     Ctrl-C stops after the current step and keeps the state; --resume goes on from there.
@@ -34,10 +38,27 @@ def command(recipe: Path, overrides: tuple[str, ...], resume: bool, restart: boo
         raise InputError("--resume and --restart exclude each other: give one")
     loaded = load_recipe(recipe, overrides)
     find_base(loaded.base.name, home())  # said before anything heavy is loaded
+    if nproc > 1 and not dry_run:
+        from adapterhub_local.train.launch import launch
+
+        flags = [name for name, given in (("--resume", resume), ("--restart", restart), ("--json", as_json)) if given]
+        changes = [part for override in overrides for part in ("--set", override)]
+        sys.exit(launch(["train", str(recipe), *changes, *flags], nproc))
     from adapterhub_local.train.progress import Quiet, Terminal
-    from adapterhub_local.train.run import train
+    from adapterhub_local.train.run import follow, train, try_out
 
     reporter = Terminal() if sys.stderr.isatty() else Quiet()
+    if dry_run:
+        tried = try_out(loaded, home(), reporter).to_json()
+        if as_json:
+            print_json(tried)
+        else:
+            for key, value in tried.items():
+                click.echo(f"{key:16} {value}")
+        return
+    if not process().is_leader:
+        follow(loaded, home(), resume=resume, restart=restart)
+        return
     version = train(loaded, home(), resume=resume, restart=restart, reporter=reporter)
     if as_json:
         from adapterhub_local.cli.show import to_json

@@ -98,6 +98,10 @@ class _Reading:
         if train.micro_batch_size and train.batch_size % train.micro_batch_size:
             self.problem("train", "micro_batch_size", f"micro_batch_size must divide batch_size ({train.batch_size})")
         data = values["data"]
+        if train.eval_every and data.test is None:
+            self.problem("train", "eval_every", "train.eval_every needs data.test: held-out chats to evaluate on")
+        if train.patience and not train.eval_every:
+            self.problem("train", "patience", "train.patience needs train.eval_every: how often to evaluate")
         if data.test is not None and data.test.resolve() == data.train.resolve():
             self.problem("data", "test", "data.test is data.train: hold out other examples to evaluate on")
 

@@ -46,7 +46,7 @@ def _targets(value: str | tuple[str, ...]) -> str | None:
     # PEFT would take any other text as a pattern
     if value and not (isinstance(value, str) and value not in ("all-linear", "attention", "mlp")):
         return None
-    return "must be 'all-linear', 'attention', 'mlp' or a list"
+    return "must be 'all-linear' or a list, or one of the groups 'attention' and 'mlp'"
 
 
 at_least_one = between(1, 2**31, "1 or more")
@@ -117,11 +117,21 @@ class Train:
         "auto",
         one_of(*COMPUTE),
     )
+    eval_every: int | None = key(
+        "evaluate on data.test every so many steps; the adapter of the lowest loss is the result", None, at_least_one
+    )
+    patience: int | None = key(
+        "stop after so many evaluations in a row without a lower loss; needs eval_every", None, at_least_one
+    )
+    save_every: int | None = key("save the state to resume from every so many steps", None, at_least_one)
     seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1, "0 or more"))
 
 
 @dataclass(frozen=True)
 class Eval:
+    samples: int = key(
+        "held-out prompts answered before and after, for the report", 3, between(0, 100, "from 0 to 100")
+    )
     limit: int | None = key("evaluate on the first so many test examples only", None, at_least_one)
     batch_size: int = key("examples per forward pass", 16, at_least_one)
 

@@ -1,15 +1,17 @@
 """The factors that are trained: put on a base by PEFT as a recipe says, and written as the files of an adapter."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import InputError
 from adapterhub_local.lora.config import AdapterConfig
-from adapterhub_local.lora.write import tensor_name, write_adapter
+from adapterhub_local.lora.write import tensor_name, write_adapter, write_safetensors
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.train.targets import target_names
 
@@ -49,6 +51,32 @@ def factors_of(model: Any) -> dict[str, torch.nn.Parameter]:
             module, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
             found[tensor_name(module, factor[0])] = parameter
     return dict(sorted(found.items()))
+
+
+def write_factors(model: Any, path: Path) -> None:
+    """Write the trained factors alone; a reader sees the old file or the new one."""
+    factors = {name: factor.detach().cpu() for name, factor in factors_of(model).items()}
+    shapes = {name: (factor.dtype, tuple(factor.shape)) for name, factor in factors.items()}
+    staged = path.with_name(path.name + ".new")
+    staged.unlink(missing_ok=True)
+    write_safetensors(staged, shapes, factors.items(), {"format": "pt"})
+    staged.replace(path)
+
+
+def read_factors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of a file of factors."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  # not a dict
+            yield name, file.get_tensor(name)
+
+
+def load_factors(model: Any, factors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Give the model's factors these values; every one of them, or it is an error of ours."""
+    wanted = factors_of(model)
+    with torch.no_grad():
+        for name, tensor in factors:
+            wanted.pop(name).copy_(tensor)
+    assert not wanted, f"no value for {next(iter(wanted))}"
 
 
 def save(model: Any, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, Path | bytes]:

@@ -1,36 +1,50 @@
 """A training run from recipe to registered version: the main line of `qhub train`."""
 
-import json
 import platform
+import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.load import choose_device, load_base, quiet_loading
-from adapterhub_local.base.store import BaseInfo, find_base
-from adapterhub_local.durable import canonical_json, digest_bytes, digest_file, staging
-from adapterhub_local.errors import InUse, NotFound, Stopped
+from adapterhub_local.base.store import find_base
+from adapterhub_local.durable import digest_bytes, staging
+from adapterhub_local.errors import InputError, QhubError, Stopped
 from adapterhub_local.evaluate.metrics import Score, evaluate
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
-from adapterhub_local.settings import Home
-from adapterhub_local.train.adapter import save, with_adapter
+from adapterhub_local.settings import Home, is_sharded, process
+from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, with_adapter, write_factors
+from adapterhub_local.train.curve import draw
 from adapterhub_local.train.examples import Example, read_chats, tokenise
+from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.progress import Quiet, Reporter
-from adapterhub_local.train.trainer import Watch, choose_optimizer, make_trainer, steps_of
+from adapterhub_local.train.report import write_report
+from adapterhub_local.train.runs import BEST, CURVE, LAST_GOOD, REPORT, Run, read_log
+from adapterhub_local.train.samples import take_samples
+from adapterhub_local.train.trainer import NotFinite, choose_optimizer, make_trainer, steps_of
+from adapterhub_local.train.watch import Diverged, Watch
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")
 
 
 def train(
-    recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False, reporter: Reporter | None = None
+    recipe: Recipe,
+    home: Home,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    reporter: Reporter | None = None,
 ) -> Version:
     """Train the adapter a recipe describes, evaluate it beside its base, and register it as a version.
 
@@ -38,19 +52,11 @@ def train(
     ends with the same adapter, `restart` throws that state away. Raises Stopped, and the InputErrors of
     recipe, base and data before anything is written.
     """
+    assert process().is_leader, "other processes follow"
     reporter = reporter or Quiet()
-    info = find_base(recipe.base.name, home)
-    chats = read_chats(recipe.data.train, recipe.data.limit)
-    test_chats = read_chats(recipe.data.test, recipe.eval.limit) if recipe.data.test else []
-    run = Run(recipe, info, home)
-    checkpoint = run.find_checkpoint(resume=resume, restart=restart)
-
-    reporter.note(f"base {info.name}: loading")
-    base = load_base(info, dtype=compute_dtype(recipe.train.compute))
-    examples = tokenise(chats, base.tokenizer, recipe.data.max_length, recipe.data.train)
-    tests = tokenise(test_chats, base.tokenizer, recipe.data.max_length, recipe.data.test) if recipe.data.test else []
-    model = with_adapter(base, recipe)
-    statistics = fit(model, examples, recipe, run, checkpoint, reporter)
+    session = prepare(recipe, home, reporter, lambda run: run.find_checkpoint(resume=resume, restart=restart))
+    run, model, tests = session.run, session.model, session.tests
+    statistics = fit(session, reporter)
     model.eval()
     scores = {}
     if tests:
@@ -58,44 +64,153 @@ def train(
             scores["adapter"] = evaluate(model, tests, recipe.eval.batch_size, progress)
         with model.disable_adapter(), reporter.counting("evaluating the base") as progress:
             scores["base"] = evaluate(model, tests, recipe.eval.batch_size, progress)
+    samples = take_samples(model, session.tokenizer, tests, recipe.eval.samples)
     with staging(home.tmp) as folder:
-        files = save(model, recipe, info, folder)
-        lineage = run.lineage(model, scores, statistics, len(examples))
+        files = save(model, recipe, run.info, folder)
+        lineage = lineage_of(run, model, scores, statistics, len(session.examples))
         published = Registry(home).publish(recipe.output.name, files, lineage, alias=recipe.output.alias)
-    run.finish()
+    entries = read_log(run.folder)
+    page = write_report(str(published), lineage, entries, [sample.to_json() for sample in samples])
+    (run.folder / REPORT).write_text(page, encoding="utf-8")
+    (run.folder / CURVE).write_text(draw(entries, str(published)), encoding="utf-8")
+    run.finish(str(published))
     return published
 
 
-def fit(
-    model: Any, examples: list[Example], recipe: Recipe, run: "Run", checkpoint: Path | None, reporter: Reporter
-) -> dict[str, Any]:
+def follow(recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False) -> None:
+    """Take part in the run of another process (rank 0 of several), which evaluates and registers the result."""
+    fit(prepare(recipe, home, Quiet(), lambda run: run.find_checkpoint(resume=resume, restart=restart)), Quiet())
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that a run needs, loaded and checked; nothing has been written."""
+
+    run: Run
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    examples: list[Example]
+    tests: list[Example]
+    checkpoint: Path | None
+
+
+def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Callable[[Run], Path | None]) -> Session:
+    """Read the data, load the base, put the adapter on it."""
+    if is_sharded():
+        raise InputError(
+            "FSDP cannot shard this base: its 4-bit weights are stored as uint8, with which training crashes or has "
+            "a loss of 0 (huggingface/accelerate#3983). Each process holds the whole base: use --nproc or torchrun"
+        )
+    if process().world_size > 1 and choose_device() == "cuda":
+        torch.cuda.set_device(process().local_rank)
+    info = find_base(recipe.base.name, home)
+    chats = read_chats(recipe.data.train, recipe.data.limit)
+    test_chats = read_chats(recipe.data.test, recipe.eval.limit) if recipe.data.test else []
+    run = Run(recipe, info, home)
+    checkpoint = find_checkpoint(run)
+
+    reporter.note(f"base {info.name}: loading")
+    base = load_base(info, dtype=compute_dtype(recipe.train.compute))
+    examples = tokenise(chats, base.tokenizer, recipe.data.max_length, recipe.data.train)
+    tests = tokenise(test_chats, base.tokenizer, recipe.data.max_length, recipe.data.test) if recipe.data.test else []
+    return Session(run, with_adapter(base, recipe), base.tokenizer, examples, tests, checkpoint)
+
+
+def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
+    """Everything up to the first step, and that step; leaves nothing behind."""
+    session = prepare(recipe, home, reporter, lambda run: None)
+    with quiet_loading(), staging(home.tmp) as folder:
+        trainer, _ = make_trainer(session.model, session.examples, recipe.train, folder, lambda entry: None)
+        return preflight(trainer, session.examples, home)
+
+
+def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
     """Run the optimizer over the examples; returns steps, tokens, seconds and the last loss."""
-    steps = steps_of(len(examples), recipe.train)
-    tokens_a_step = sum(len(example.ids) for example in examples) / len(examples) * recipe.train.batch_size
+    run, model, examples, train = session.run, session.model, session.examples, session.run.recipe.train
+    tokens_a_step = sum(len(example.ids) for example in examples) / len(examples) * train.batch_size
+    steps = steps_of(len(examples), train)
     log: list[dict[str, float]] = []
-    with quiet_loading(), reporter.training(steps, tokens_a_step) as report, run.logging() as write:
-
-        def note(entry: dict[str, float]) -> None:
-            log.append(entry)
-            write(entry)
-            report(int(entry["step"]), entry["loss"])
-
-        trainer, watch = make_trainer(model, examples, recipe.train, run.folder, note)
+    with quiet_loading(), reporter.training(steps, tokens_a_step) as report:
+        watch = Watch(
+            lambda entry: None,
+            evaluate=lambda: held_out(model, session.tests, run.recipe.eval.batch_size),
+            eval_every=train.eval_every,
+            patience=train.patience,
+            save_every=train.save_every,
+            keep_best=(lambda: write_factors(model, run.folder / BEST)) if run.leader else None,
+            factors=factors_of(model),
+        )
+        trainer, _ = make_trainer(model, examples, train, run.folder, watch.report, watch)
+        try:
+            preflight(trainer, examples, run.home)
+        except BaseException:
+            with suppress(OSError):  # the Trainer has made an empty folder
+                run.folder.rmdir()
+            raise
+        watch.restore(run.begin(session.checkpoint, steps))
         start = time.perf_counter()
-        with stopping(watch):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            with run.logging() as write, stopping(watch):
+
+                def note(entry: dict[str, Any]) -> None:
+                    entry["seconds"] = round(time.perf_counter() - start, 3)
+                    write(entry)
+                    if "loss" in entry:
+                        log.append(entry)
+                        report(int(entry["step"]), entry["loss"])
+
+                watch.report = note
+                trainer.train(resume_from_checkpoint=str(session.checkpoint) if session.checkpoint else None)
+        except (NotFinite, Diverged) as error:
+            run.note(status="failed", reason=str(error))
+            raise QhubError(f"{error}: {_keep_good(session, watch)}") from None
+        except BaseException as error:
+            run.note(status="failed", reason=f"{type(error).__name__}: {error}"[:300])
+            raise
         seconds = time.perf_counter() - start
-    if trainer.state.global_step < steps:
+    step = trainer.state.global_step
+    if step < steps and not watch.stopped_early:
+        run.note(status="stopped", reason=f"stopped at step {step}")
         raise Stopped(
-            f"stopped at step {trainer.state.global_step} of {steps}; the state is kept in {run.folder}. "
+            f"stopped at step {step} of {steps}; the state is kept in {run.folder}. "
             "Go on: the same command with --resume. Begin anew: with --restart"
         )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if watch.best and watch.best[1] < step and run.leader:
+        load_factors(model, read_factors(run.folder / BEST))
     return {
-        "steps": steps,
+        "steps": step,
         "tokens_per_second": round(len(log) * tokens_a_step / seconds, 1),
         "seconds": round(seconds, 1),
-        "loss": log[-1]["loss"],
+        "loss": log[-1]["loss"] if log else None,
+        "peak_memory_mb": peak_memory_mb(),
+        **({"processes": trainer.args.world_size} if trainer.args.world_size > 1 else {}),
+        **({"best_step": watch.best[1], "stopped_early": watch.stopped_early} if watch.best else {}),
     }
+
+
+def held_out(model: Any, tests: list[Example], batch_size: int) -> dict[str, float]:
+    """The scores of the model as it is, for the log. Draws no random number, so it changes nothing."""
+    model.eval()
+    score = evaluate(model, tests, batch_size)
+    return {"eval_loss": score.loss, "eval_exact_match": score.exact_match}
+
+
+def _keep_good(session: Session, watch: Watch) -> str:
+    """Write the last good factors as an adapter; returns what to tell the user."""
+    advice = "lower train.learning_rate, or look at the data"
+    if not session.run.leader:
+        return advice
+    if watch.good is not None:
+        load_factors(session.model, watch.good.items())
+    elif not all(bool(torch.isfinite(factor).all()) for factor in factors_of(session.model).values()):
+        return advice
+    folder = session.run.folder / LAST_GOOD
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save(session.model, session.run.recipe, session.run.info, folder)
+    return f"{advice}. The last good adapter is kept in {folder} (`qhub add` registers it)"
 
 
 def compute_dtype(wanted: str) -> torch.dtype:
@@ -106,86 +221,50 @@ def compute_dtype(wanted: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-class Run:
-    """The folder of one run, named after all that decides its result, so that only the same run can be resumed."""
-
-    def __init__(self, recipe: Recipe, info: BaseInfo, home: Home) -> None:
-        self.recipe, self.info = recipe, info
-        self.data = [self._record(role, path) for role, path in vars(recipe.data).items() if isinstance(path, Path)]
-        decisive = {"recipe": recipe.to_json(), "data": self.data, "base": info.fingerprint}
-        identity = digest_bytes(canonical_json(decisive)).removeprefix("sha256:")[:12]
-        self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
-
-    def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
-        """The state to go on from, if that is asked for. Raises NotFound, or InUse if the user must choose."""
-        found = sorted(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        if resume and not found:
-            raise NotFound("no stopped run has this recipe, data and base: leave out --resume to begin one")
-        if found and not resume and not restart:
-            step = found[-1].name.rpartition("-")[2]
-            raise InUse(
-                f"a run of this recipe was stopped at step {step}: add --resume to go on or --restart to begin anew"
-            )
-        if restart:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        return found[-1] if resume else None
-
-    @contextmanager
-    def logging(self) -> Iterator[Callable[[dict[str, float]], None]]:
-        """A function that appends one line a step to the run's `log.jsonl`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-
-            def write(entry: dict[str, float]) -> None:
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-
-            yield write
-
-    def lineage(self, model: Any, scores: dict[str, Score], statistics: dict[str, Any], rows: int) -> dict[str, Any]:
-        """Where the version comes from; enough to train it again."""
-        recipe = self.recipe
-        peft_model = model.base_model
-        targeted = recipe.adapter.target_modules
-        lineage: dict[str, Any] = {
-            "kind": "train",
-            "task": recipe.task,
-            "description": recipe.output.description,
-            "base": self.info.lineage(),
-            "adapter": {
-                "rank": recipe.adapter.rank,
-                "alpha": recipe.adapter.alpha,
-                "target_modules": targeted if isinstance(targeted, str) else list(targeted),
-                "num_modules": len(peft_model.targeted_module_names),
-                "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
-            },
-            "recipe": {"text": recipe.text, "digest": digest_bytes(recipe.text.encode()), "resolved": recipe.to_json()},
-            "data": self.data,
-            "seed": recipe.train.seed,
-            "training": {
-                **statistics,
-                "examples": rows,
-                "compute": str(model.dtype).removeprefix("torch."),
-                "optimizer": choose_optimizer(recipe.train.optimizer, model.device.type),
-            },
-            "environment": environment(model.device.type),
+def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Where the version comes from; enough to train it again."""
+    recipe = run.recipe
+    peft_model = model.base_model
+    targeted = recipe.adapter.target_modules
+    lineage: dict[str, Any] = {
+        "kind": "train",
+        "task": recipe.task,
+        "description": recipe.output.description,
+        "base": run.info.lineage(),
+        "adapter": {
+            "rank": recipe.adapter.rank,
+            "alpha": recipe.adapter.alpha,
+            "target_modules": targeted if isinstance(targeted, str) else list(targeted),
+            "num_modules": len(peft_model.targeted_module_names),
+            "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
+        },
+        "recipe": {"text": recipe.text, "digest": digest_bytes(recipe.text.encode()), "resolved": recipe.to_json()},
+        "data": run.data,
+        "seed": recipe.train.seed,
+        "run": run.folder.name,
+        "training": {
+            **statistics,
+            "examples": rows,
+            "compute": str(model.dtype).removeprefix("torch."),
+            "optimizer": choose_optimizer(recipe.train.optimizer, model.device.type),
+        },
+        "environment": environment(model.device.type),
+    }
+    if scores:
+        lineage["metrics"] = {
+            recipe.task: {name: score.to_json() for name, score in scores.items()}
+            | {"data": next(entry["digest"] for entry in run.data if entry["role"] == "test")}
         }
-        if scores:
-            lineage["metrics"] = {
-                recipe.task: {name: score.to_json() for name, score in scores.items()}
-                | {"data": next(entry["digest"] for entry in self.data if entry["role"] == "test")}
-            }
-        return lineage
+    return lineage
 
-    def finish(self) -> None:
-        """Drop the checkpoints of a run whose result is registered; its log stays."""
-        for checkpoint in self.folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
 
-    def _record(self, role: str, path: Path) -> dict[str, Any]:
-        with open(path, "rb") as file:
-            rows = sum(1 for line in file if line.strip())
-        return {"role": role, "file": path.name, "digest": digest_file(path), "rows": rows}
+def peak_memory_mb() -> float:
+    """The most memory this process has held: on the GPU if there is one, else resident."""
+    if torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return round(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, 1
+    )
 
 
 def environment(device: str) -> dict[str, str]:
@@ -200,7 +279,7 @@ def stopping(watch: Watch) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the trainer to stop after the step; a second one stops at once."""
 
     def ask(number: int, frame: Any) -> None:
-        if watch.stop_asked:
+        if watch.stop_asked and process().world_size == 1:  # several would wait for the one that is gone
             raise KeyboardInterrupt
         watch.stop_asked = True
 

@@ -36,6 +36,7 @@ class AdapterTrainer(Trainer):
 
     head: Callable[[torch.Tensor], torch.Tensor] | None = None
     loraplus_ratio: float | None = None
+    watch: Watch
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -61,9 +62,11 @@ class AdapterTrainer(Trainer):
         for factor in factors:
             if factor.grad is None:  # a process that had no row
                 factor.grad = torch.zeros_like(factor)
-        flat = torch.cat([loss.float().reshape(1), *(factor.grad.float().reshape(-1) for factor in factors)])
-        flat = self.accelerator.reduce(flat, reduction="sum")
-        sums = flat[1:].split([factor.numel() for factor in factors])
+        asked = torch.tensor([float(self.watch.stop_asked)], device=loss.device)  # all stop after the same step
+        parts = [loss.float().reshape(1), asked, *(factor.grad.float().reshape(-1) for factor in factors)]
+        flat = self.accelerator.reduce(torch.cat(parts), reduction="sum")
+        self.watch.stop_asked = bool(flat[1] > 0)
+        sums = flat[2:].split([factor.numel() for factor in factors])
         for factor, summed in zip(factors, sums, strict=True):
             factor.grad.copy_(summed.view_as(factor))
         return flat[0].clone()
@@ -95,6 +98,7 @@ class AdapterTrainer(Trainer):
         loader = super().get_train_dataloader()
         if isinstance(loader.batch_sampler, BatchSamplerShard):  # every process has the whole batch
             loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
+            loader.batch_sampler.even_batches = False  # nor is a last small batch filled up
         return loader
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -117,12 +121,14 @@ def steps_of(num_examples: int, train: Train) -> int:
     return max(1, round(math.ceil(num_examples / train.batch_size) * train.epochs))
 
 
-def make_rows(model: Any, examples: Sequence[Example], train: Train) -> Callable[[Sequence[Example]], list[Packed]]:
+def make_rows(
+    model: Any, examples: Sequence[Example], train: Train, world_size: int = 1
+) -> Callable[[Sequence[Example]], list[Packed]]:
     """How this model's batches are cut into rows: packed and with a shared prefix only where that is exact.
 
     One dropout mask for a shared prefix would not be what was asked for, so dropout shares nothing.
     """
-    size = min(train.micro_batch_size or train.batch_size, train.batch_size)
+    size = min(train.micro_batch_size or train.batch_size, math.ceil(train.batch_size / world_size))
     share = not any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
     if train.packed_tokens == 0 or (size > 1 and not is_exact(model.eval(), examples, share=share)):
         size = 1
@@ -140,7 +146,6 @@ def make_trainer(
 
     Model: PEFT over a frozen base. Checkpoints go into `folder`, when the watch says so.
     """
-    rows = make_rows(model, examples, train)
     steps = steps_of(len(examples), train)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -165,6 +170,7 @@ def make_trainer(
         disable_tqdm=True,
         report_to="none",
     )
+    rows = make_rows(model, examples, train, arguments.world_size)
     watch = watch or Watch(report)
     trainer = AdapterTrainer(
         model=model,
@@ -173,6 +179,7 @@ def make_trainer(
         data_collator=lambda batch: {"rows": rows(batch)},
         callbacks=[watch],
     )
+    trainer.watch = watch
     trainer.head = output_head(model.eval(), examples[0])
     trainer.loraplus_ratio = train.loraplus_ratio
     trainer.model_accepts_loss_kwargs = True

@@ -1,0 +1,74 @@
+"""`qhub runs`: what was trained, how it went, and what can be resumed."""
+
+from pathlib import Path
+
+import click
+
+from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.settings import home
+
+
+@click.group(name="runs")
+def command() -> None:
+    """List, show and remove training runs."""
+
+
+@command.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(as_json: bool) -> None:
+    """List all runs, the oldest first."""
+    from adapterhub_local.train.runs import list_runs
+
+    runs = [run.to_json() for run in list_runs(home())]
+    if as_json:
+        print_json(runs)
+        return
+    if not runs:
+        click.echo("No runs yet. Train an adapter: qhub train recipe.toml")
+        return
+    print_table(("run", "status", "step", "loss", "held-out loss", "version", "started"), [_row(run) for run in runs])
+
+
+def _row(run: dict) -> tuple:
+    status = f"{run['status']}, can be resumed" if run["can_resume"] else run["status"]
+    started = (run["started_at"] or "")[:16].replace("T", " ")
+    losses = [None if run[key] is None else f"{run[key]:.4f}" for key in ("loss", "eval_loss")]
+    return (run["id"], status, f"{run['step']}/{run['steps'] or '?'}", *losses, run["version"], started)
+
+
+@command.command(name="show")
+@click.argument("run")
+@click.option("--log", "with_log", is_flag=True, help="With every line of the log, as JSON.")
+@click.option("--curve", type=click.Path(path_type=Path), help="Write the curves to this file, as SVG.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(run: str, with_log: bool, curve: Path | None, as_json: bool) -> None:
+    """Show RUN: an id, its beginning, or an adapter's name for its newest run."""
+    from adapterhub_local.durable import check_absent
+    from adapterhub_local.train.curve import draw, plot
+    from adapterhub_local.train.runs import find_run, read_log
+
+    found = find_run(home(), run)
+    entries = read_log(found.folder)
+    if curve is not None:
+        check_absent(curve).write_text(draw(entries, found.id), encoding="utf-8")
+    fields = found.to_json()
+    if as_json or with_log:
+        print_json({**fields, "log": entries} if with_log else fields)
+        return
+    for key, value in fields.items():
+        if value is not None:
+            click.echo(f"{key:12} {value}")
+    click.echo()
+    click.echo(plot(entries))
+
+
+@command.command(name="rm")
+@click.argument("runs", nargs=-1, required=True)
+def remove(runs: tuple[str, ...]) -> None:
+    """Remove RUNS with their checkpoints and reports; versions they made stay."""
+    from adapterhub_local.train.runs import find_run, remove_run
+
+    found = [find_run(home(), run) for run in runs]
+    for run in found:
+        remove_run(run)
+        click.echo(f"removed {run.id}")

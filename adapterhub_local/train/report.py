@@ -1,0 +1,65 @@
+"""The report of a run as one HTML file that needs nothing else: curves, scores, samples, recipe and lineage."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from adapterhub_local.train.curve import draw
+
+STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;margin:1em 0}td,th{padding:.3em .8em;border-bottom:1px solid #ddd;text-align:left;"
+    "vertical-align:top;white-space:pre-wrap}pre{background:#f5f5f5;padding:1em;overflow:auto}h2{margin-top:2em}"
+)
+
+
+def write_report(
+    title: str, lineage: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, str]]
+) -> str:
+    """The page. `lineage` is the version's, `entries` are the lines of the run's log, `samples` those of `Sample`."""
+    training, adapter = lineage["training"], lineage["adapter"]
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>",
+        f"<h1>{escape(title)}</h1>",
+        _p(lineage.get("description")),
+        _p(
+            f"{training['steps']} steps over {training['examples']} examples in {training['seconds']:.0f} s "
+            f"({training['tokens_per_second']:.0f} tokens/s), {adapter['num_parameters']:,} parameters in "
+            f"{adapter['num_modules']} modules on {lineage['base']['name']}."
+        ),
+        draw(entries, f"{title}: loss and learning rate"),
+    ]
+    for task, scores in lineage.get("metrics", {}).items():
+        names = list(scores["adapter"])
+        rows = [[name, scores["base"].get(name), scores["adapter"][name]] for name in names]
+        parts += [f"<h2>Held-out {escape(task)}</h2>", _table(("", "base", "adapter"), rows)]
+    if samples:
+        rows = [[sample[key] for key in ("prompt", "wanted", "base", "adapter")] for sample in samples]
+        parts += ["<h2>Samples, before and after</h2>", _table(("prompt", "data", "base", "adapter"), rows)]
+    parts += ["<h2>Data</h2>", _table(("role", "file", "rows", "digest"), [_data(entry) for entry in lineage["data"]])]
+    environment = [[name, value] for name, value in lineage["environment"].items()]
+    parts += ["<h2>Environment</h2>", _table(("", ""), [*environment, *_settings(training)])]
+    parts += ["<h2>Recipe</h2>", f"<pre>{escape(lineage['recipe']['text'])}</pre>"]
+    return "\n".join(part for part in parts if part) + "</html>\n"
+
+
+def _data(entry: Mapping[str, Any]) -> list[Any]:
+    return [entry.get("role"), entry.get("file"), entry.get("rows"), str(entry.get("digest"))[:19]]
+
+
+def _settings(training: Mapping[str, Any]) -> list[list[Any]]:
+    return [[name, training[name]] for name in ("compute", "optimizer", "peak_memory_mb") if name in training]
+
+
+def _p(text: str | None) -> str:
+    return f"<p>{escape(text)}</p>" if text else ""
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

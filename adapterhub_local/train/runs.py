@@ -1,0 +1,240 @@
+"""The folders under `runs/`: what decides a run's result, how it went, and which stopped one may be resumed.
+
+A folder is named after all that decides the result (recipe, data digests, base fingerprint), so only the very
+same run goes on. It holds `run.json`, `log.jsonl` (a line a step), checkpoints and the report. Loads no torch.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
+from adapterhub_local.errors import InUse, NotFound
+from adapterhub_local.recipe import Recipe
+from adapterhub_local.registry.registry import now
+from adapterhub_local.settings import Home, process
+
+RECORD, LOG, REPORT, CURVE, BEST, LAST_GOOD = (
+    "run.json", "log.jsonl", "report.html", "curve.svg", "best.safetensors", "last-good",
+)  # fmt: skip
+STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it is not whole
+
+
+class Run:
+    """The folder of the run that a recipe, its data and its base decide."""
+
+    def __init__(self, recipe: Recipe, info: BaseInfo, home: Home) -> None:
+        self.recipe, self.info, self.home = recipe, info, home
+        self.data = [_record(role, path) for role, path in vars(recipe.data).items() if isinstance(path, Path)]
+        self.decisive = {"recipe": recipe.to_json(), "data": self.data, "base": info.fingerprint}
+        identity = digest_bytes(canonical_json(self.decisive)).removeprefix("sha256:")[:12]
+        self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
+        self.leader = process().is_leader  # among several processes the one that writes
+
+    def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
+        """The state to go on from, if that is asked for.
+
+        Raises NotFound with what has changed since a run of this name was stopped, or InUse if the user must choose.
+        """
+        found = checkpoints(self.folder)
+        if resume and not found:
+            raise NotFound(
+                f"no stopped run has this recipe, data and base{self._changed()}: leave out --resume to begin one"
+            )
+        if found and not resume and not restart:
+            raise InUse(
+                f"a run of this recipe was stopped at step {_step(found[-1])}: add --resume to go on or "
+                "--restart to begin anew"
+            )
+        if restart and self.leader:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return found[-1] if resume else None
+
+    def _changed(self) -> str:
+        for other in reversed(list_runs(self.home)):
+            before = other.record.get("decisive")
+            if before and other.record["name"] == self.recipe.output.name and checkpoints(other.folder):
+                changes = ", ".join(_differences(before, self.decisive))
+                return f" ({other.id} was stopped at step {_step(checkpoints(other.folder)[-1])}; since then {changes})"
+        return ""
+
+    def begin(self, checkpoint: Path | None, steps: int) -> list[dict[str, Any]]:
+        """Note that the run goes on; returns the lines its log has up to the checkpoint, and drops those after it."""
+        kept = []
+        if checkpoint is not None:
+            kept = [entry for entry in read_log(self.folder) if entry["step"] <= _step(checkpoint)]
+        if self.leader:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            staged = self.folder / f"{LOG}.new"
+            staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+            staged.replace(self.folder / LOG)  # other processes may be reading it
+            self.note(
+                status="running", started_at=now(), pid=os.getpid(), steps=steps, reason=None, version=None,
+                name=self.recipe.output.name, decisive=self.decisive, base=self.info.name, text=self.recipe.text,
+            )  # fmt: skip
+        return kept
+
+    @contextmanager
+    def logging(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        """A function that appends one line to the run's log."""
+        if not self.leader:
+            yield lambda entry: None
+            return
+        with open(self.folder / LOG, "a", encoding="utf-8") as file:
+
+            def write(entry: Mapping[str, float]) -> None:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+
+            yield write
+
+    def note(self, **changes: Any) -> None:
+        """Change entries of the run's record; a reader sees the old one or the new one."""
+        if not self.leader or not self.folder.is_dir():
+            return
+        record = {**_read_record(self.folder), **changes}
+        staged = self.folder / f"{RECORD}.new"
+        staged.write_bytes(canonical_json(record))
+        staged.replace(self.folder / RECORD)
+
+    def finish(self, version: str) -> None:
+        """Note the registered version and drop the checkpoints; log and report stay."""
+        self.note(status="finished", version=version, finished_at=now())
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        (self.folder / BEST).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """A run as its folder tells it."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def status(self) -> str:
+        """running, finished, stopped, failed, or crashed: said to be running by a process that is gone."""
+        status = self.record.get("status", "crashed")
+        return "crashed" if status == "running" and not _is_alive(self.record.get("pid")) else status
+
+    @property
+    def can_resume(self) -> bool:
+        return self.status in ("stopped", "failed", "crashed") and bool(checkpoints(self.folder))
+
+    def to_json(self) -> dict[str, Any]:
+        losses = [entry for entry in read_log(self.folder) if "loss" in entry]
+        evaluated = [entry for entry in read_log(self.folder) if "eval_loss" in entry]
+        report = self.folder / REPORT
+        return {
+            "id": self.id,
+            "name": self.record.get("name"),
+            "base": self.record.get("base"),
+            "status": self.status,
+            "can_resume": self.can_resume,
+            "step": losses[-1]["step"] if losses else 0,
+            "steps": self.record.get("steps"),
+            "loss": losses[-1]["loss"] if losses else None,
+            "eval_loss": evaluated[-1]["eval_loss"] if evaluated else None,
+            "version": self.record.get("version"),
+            "reason": self.record.get("reason"),
+            "started_at": self.record.get("started_at"),
+            "report": str(report) if report.is_file() else None,
+            "folder": str(self.folder),
+        }
+
+
+def list_runs(home: Home) -> list[PastRun]:
+    """All runs, the oldest first."""
+    folders = [record.parent for record in home.runs.glob(f"*/{RECORD}")]
+    runs = [PastRun(folder, _read_record(folder)) for folder in folders]
+    return sorted(runs, key=lambda run: (run.record.get("started_at") or "", run.id))
+
+
+def find_run(home: Home, wanted: str) -> PastRun:
+    """The run with this id, or the newest whose id or adapter name begins with it. Raises NotFound."""
+    runs = list_runs(home)
+    for run in runs:
+        if run.id == wanted:
+            return run
+    found = [run for run in runs if wanted and (run.id.startswith(wanted) or run.record.get("name") == wanted)]
+    if not found:
+        raise NotFound(f"there is no run '{wanted}': `qhub runs list` shows them")
+    return found[-1]
+
+
+def remove_run(run: PastRun) -> None:
+    """Remove a run's folder; the version it made stays. Raises InUse while it is running."""
+    if run.status == "running":
+        raise InUse(f"{run.id} is running (process {run.record.get('pid')}): stop it first")
+    shutil.rmtree(run.folder)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line that a crash cut off is left out."""
+    entries = []
+    if (folder / LOG).is_file():
+        for line in (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                break
+    return [entry for entry in entries if isinstance(entry, dict) and "step" in entry]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, the oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _record(role: str, path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        rows = sum(1 for line in file if line.strip())
+    return {"role": role, "file": path.name, "digest": digest_file(path), "rows": rows}
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What decides a run and is not the same, in words."""
+    if before["base"] != after["base"]:
+        yield f"the base changed from {before['base'][:19]} to {after['base'][:19]}"
+    known = {entry["role"]: entry for entry in before["data"]}
+    for entry in after["data"]:
+        old = known.get(entry["role"])
+        if old is None or old["digest"] != entry["digest"]:
+            yield f"data.{entry['role']} ({entry['file']}) changed"
+    for table, values in after["recipe"].items():
+        for key, value in values.items():
+            old = before["recipe"].get(table, {}).get(key)
+            if json.dumps(old) != json.dumps(value):
+                yield f"{table}.{key} changed from {old} to {value}"
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (OSError, ValueError, TypeError, OverflowError):
+        return False
+    return True
