@@ -4,6 +4,7 @@ Every write goes to a new name in a staging folder of the same filesystem, is fl
 becomes visible by one rename. A crash leaves files under `tmp/`, never a half-written result.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,9 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.errors import InputError, InUse
+from adapterhub_local.errors import InputError, InUse, QhubError
 
 CHUNK = 1 << 20
+
+
+@contextmanager
+def telling_full(where: Path, what: str = "nothing was stored") -> Iterator[None]:
+    """Raises QhubError that says so if the disk at `where` is full, the quota used up or a file too large."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise QhubError(f"there is no space left at {where}: {what}, free some and try again") from None
 
 
 def canonical_json(value: Any) -> bytes:
@@ -106,3 +118,13 @@ def check_absent(target: Path) -> Path:
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target.absolute().parent} does not exist: create the folder first")
     return target
+
+
+def link(source: Path, target: Path) -> None:
+    """Have the file under a second name; a copy where the filesystem has no links."""
+    try:
+        os.link(source, target)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError:
+        shutil.copyfile(source, target)

@@ -2,6 +2,7 @@
 
     QhubError              exit code 1: something failed although the request was sound
     ├── Corrupt            stored or received bytes are not what they should be
+    ├── RemoteError        a store of versions elsewhere refused or did not answer
     ├── HubError           the Hugging Face Hub refused or did not answer
     ├── Stopped            the user stopped the work; what was done is kept (exit code 130)
     └── InputError         exit code 2: the request itself is wrong
@@ -31,6 +32,10 @@ class QhubError(Exception):
 
 class Corrupt(QhubError):
     """Stored or received bytes are not what they should be."""
+
+
+class RemoteError(QhubError):
+    """A store of versions elsewhere refused a request or did not answer."""
 
 
 class HubError(QhubError):

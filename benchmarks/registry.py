@@ -210,8 +210,8 @@ def many(folder: Path, count: int) -> dict:
                 text = json.dumps(lineage, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
                 insert_version(db, Version(name, number, now(), files, File.of("lineage.json", text), lineage))
         calls = {
-            "list_newest_of_each_name": lambda registry=registry: find(registry),
-            "list_first_50": lambda registry=registry: find(registry, limit=50),
+            "list": lambda registry=registry: find(registry, limit=100),  # what `qhub list` shows
+            "list_all_newest": lambda registry=registry: find(registry),
             "list_metric": lambda registry=registry: find(registry, conditions=[Condition.parse("exact_match>0.99")]),
             "resolve_name": lambda registry=registry: registry.resolve("adapter-42"),
             "resolve_version": lambda registry=registry: registry.resolve("adapter-42@1"),

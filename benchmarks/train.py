@@ -78,7 +78,7 @@ def prepare(examples: int):
 
     recipe = load_recipe(RECIPE, [f"data.limit={examples}"])
     base = load_base(find_base(recipe.base.name, home()))
-    data = tokenise(read_chats(recipe.data.train, examples), base.tokenizer, recipe.data.max_length, recipe.data.train)
+    data = tokenise(read_chats(recipe.data.train, examples), base.tokenizer, recipe.data.max_length)
     return with_adapter(base, recipe), data, recipe
 
 

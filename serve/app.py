@@ -24,6 +24,7 @@ from serve.engine.options import EngineOptions
 from serve.engine.request import Request as EngineRequest
 from serve.errors import ErrorBody, error_body
 from serve.generate import Generation, Piece
+from serve.leases import Leases
 from serve.models import Target, find_target, list_models
 from serve.prompt import PromptReader, end_tokens
 from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
@@ -40,6 +41,7 @@ class Service:
         self.registry = registry
         self.engine = build_engine(base, options)
         self.loop = EngineLoop(self.engine)
+        self.leases = Leases(registry)
         vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
         self.reader = PromptReader(base.tokenizer, vocabulary_size)
         self.end_tokens = end_tokens(base.model, base.tokenizer)
@@ -62,6 +64,8 @@ class Service:
         else:
             assert isinstance(body, CompletionRequest)
             prompts = [self.reader.plain(prompt) for prompt in body.prompts]
+        if target.version is not None:
+            self.leases.hold(target.version)
         requests: list[EngineRequest] = []
         try:
             for prompt in prompts:
@@ -115,8 +119,10 @@ def create_app(base: LoadedBase, *, registry: Registry | None = None, options: E
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.loop.start()
+        service.leases.start()
         yield
         await asyncio.to_thread(service.loop.stop)
+        await asyncio.to_thread(service.leases.stop)
 
     app = FastAPI(title="adapterhub-local", lifespan=lifespan)
     app.state.service = service

@@ -16,18 +16,26 @@ LINEAGE: dict[str, Any] = {
 }
 
 
+MODULE = "model.layers.0.self_attn.q_proj"
+CONFIG = json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}).encode()
+
+
 def weights(values: bytes = bytes(16)) -> bytes:
-    """A sound safetensors file with one tensor of these bytes (a multiple of 4)."""
-    entry = {"dtype": "F32", "shape": [len(values) // 4], "data_offsets": [0, len(values)]}
-    header = json.dumps({"w": entry}).encode()
-    return struct.pack("<Q", len(header)) + header + values
+    """A sound adapter of rank 1 whose A has these bytes (a multiple of 4), and whose B is 1 x 1 and zero."""
+    prefix, end = f"base_model.model.{MODULE}.lora_", len(values)
+    entries = {
+        f"{prefix}A.weight": {"dtype": "F32", "shape": [1, end // 4], "data_offsets": [0, end]},
+        f"{prefix}B.weight": {"dtype": "F32", "shape": [1, 1], "data_offsets": [end, end + 4]},
+    }
+    header = json.dumps(entries).encode()
+    return struct.pack("<Q", len(header)) + header + values + bytes(4)
 
 
 def files(seed: int = 0) -> dict[str, Path | bytes]:
     """The two files of an adapter, different for each seed."""
     return {
         "adapter_model.safetensors": weights(struct.pack("<4f", *range(seed, seed + 4))),
-        "adapter_config.json": b"{}",
+        "adapter_config.json": CONFIG,
     }
 
 

@@ -61,7 +61,7 @@ def save_adapter(path: Path, fingerprint: str | None, *, size: int = 64, module:
     }
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_adapter(path.parent, AdapterConfig(2, 4, ("q_proj",)), shapes, tensors.items(), fingerprint)
+    write_adapter(path.parent, AdapterConfig(2, 4, (module.rpartition(".")[2],)), shapes, tensors.items(), fingerprint)
     (path.parent / CONFIG).unlink()
     return (path.parent / WEIGHTS).rename(path)
 
@@ -256,8 +256,11 @@ def test_a_home_that_is_a_file_is_told(qhub: Qhub, tmp_path: Path, monkeypatch: 
 def test_from_bare_files_to_a_merged_version_and_back(qhub: Qhub, files: Path, tiny_base: BaseInfo) -> None:
     """add, export, merge on bare files and on references, add again: the same content digest at the end."""
     save_adapter(files / "second.safetensors", tiny_base.fingerprint, seed=1)
-    assert qhub("add", files / "good.safetensors", "--name", "one", "--alias", "prod").code == 0
-    assert qhub("add", files / "second.safetensors", "--name", "two", "--base", "tiny").code == 0
+    added = qhub("add", files / "good.safetensors", "--name", "one", "--alias", "prod")
+    assert added.out == "one@1: rank 2, for base tiny (exact base, by fingerprint)\n"
+    added = qhub("add", files / "second.safetensors", "--name", "two", "--base", "tiny", "--json")
+    assert json.loads(added.out)["compatibility"]["level"] == "exact"
+    assert "exact base, by fingerprint" in qhub("show", "two").out
     for name in ("one", "two"):
         assert qhub("export", name, "-o", f"{name}.safetensors").code == 0
     bare = qhub("merge", "one.safetensors", "two.safetensors", "--weights", "0.7,0.3")

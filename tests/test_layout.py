@@ -19,7 +19,7 @@ MAX_LINES = 400
 LEVELS = (
     ("cli",),
     ("serve",),
-    ("hub", "export", "plan", "train", "evaluate"),
+    ("hub", "export", "plan", "train", "evaluate", "data"),
     ("merge",),
     ("base",),
     ("lora", "registry"),
@@ -142,8 +142,17 @@ LIGHT = [
     *("path sentiment@prod", "alias list sentiment", "alias set sentiment prod 1", "base list", "base list --json"),
     *("base show nothing", "base path nothing", "export sentiment -o out.safetensors", "show nothing", "merge --help"),
     *("list --tag x --metric a>1", "search x", "lineage sentiment", "alias log sentiment", "tag sentiment x"),
+    *("remote list", "remote add team shared", "sync push team sentiment", "remote show team"),
+    *("sync pull team sentiment", "sync pull team sentiment@2"),
     *("verify sentiment", "fsck", "gc", "describe sentiment x", "diff --help", "rm nothing@1"),
     *("runs list", "runs list --json", "runs show nothing", "runs rm nothing"),
+    *(
+        "recipe init x.toml --base tiny",
+        "recipe show x.toml",
+        "recipe check x.toml",
+        "recipe schema",
+        "data preview x.toml",
+    ),
     *("train --help", "train none.toml", "merge a.safetensors --weights nan", "base rm nothing"),
 ]
 

@@ -23,6 +23,7 @@ from adapterhub_local.errors import BadFile, Incompatible, InputError, NotFound,
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.lora.adopt import adopt
 from adapterhub_local.lora.config import CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
+from adapterhub_local.lora.finite import check_finite
 from adapterhub_local.lora.header import MAX_HEADER_BYTES, read_header
 from adapterhub_local.lora.write import DTYPE_NAMES, tensor_name, write_adapter, write_safetensors
 from adapterhub_local.registry import Registry
@@ -342,6 +343,9 @@ UNSOUND: dict[str, dict[str, torch.Tensor]] = {
     "[2, 8, 1] F32 is not": changed(lambda tensors: tensors.update({A: torch.zeros(2, 8, 1)})),
     "I32 is not a LoRA factor": changed(lambda tensors: tensors.update({A: torch.zeros(2, 8, dtype=torch.int32)})),
     "cannot be multiplied": changed(lambda tensors: tensors.update({A: torch.zeros(0, 8), B: torch.zeros(6, 0)})),
+    f"factors for {Q.replace('q_proj', 'xq_proj')}, which target_modules": factors(
+        {Q: (8, 6, 2), Q.replace("q_proj", "xq_proj"): (8, 6, 2)}
+    ),
     "is there twice": changed(lambda tensors: tensors.update({f"{PREFIX}.lora_A.default.weight": torch.zeros(2, 8)})),
     "\\x1b[31m": changed(lambda tensors: tensors.update({f"{PREFIX}\x1b[31m.lora_A.weight": torch.zeros(2, 8)})),
     "holds no LoRA factors": {},
@@ -459,7 +463,8 @@ def test_an_adopted_adapter_keeps_its_factors_and_says_what_it_is(tmp_path: Path
     tensors = factors({Q: (8, 6, 2)}, torch.bfloat16) | factors(
         {"model.layers.0.mlp.up_proj": (8, 4, 2)}, torch.float16
     )
-    source = save_peft(tmp_path / "peft", tensors, base_model_name_or_path="/home/me/secret/model")
+    fields = {"base_model_name_or_path": "/home/me/secret/model", "target_modules": ["q_proj", "up_proj"]}
+    source = save_peft(tmp_path / "peft", tensors, **fields)
     version = adopt(source, "a", Registry(), BASE, staging_folder=tmp_path)
     weights = version.path / WEIGHTS
     assert {name: tensor.dtype for name, tensor in load_file(weights).items()} == {
@@ -517,3 +522,70 @@ def test_shapes_of_the_wrong_order_are_not_silently_transposed(tmp_path: Path) -
         else:
             with pytest.raises(BadFile):
                 open_adapter(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_numbers_that_are_not_finite_are_found_by_their_bits(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The check without torch agrees with torch about every 16-bit pattern, and about the edges of other types."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    if dtype.itemsize == 2:
+        values = bits.view(dtype)
+    else:
+        edges = [
+            0.0,
+            -0.0,
+            1.0,
+            float("nan"),
+            float("inf"),
+            -float("inf"),
+            torch.finfo(dtype).max,
+            torch.finfo(dtype).tiny,
+        ]
+        values = torch.tensor(edges, dtype=torch.float64).to(dtype)
+    bad = ~torch.isfinite(values.double())
+    assert bad.any()
+    save_file({"w": values[~bad].clone(), "v": torch.ones(3, dtype=dtype)}, tmp_path / "good")
+    check_finite(tmp_path / "good")
+    indices = bad.nonzero().flatten().tolist()
+    for index in indices[:: max(1, len(indices) // 20)]:
+        save_file({"v": torch.ones(3, dtype=dtype), "w": values[index : index + 1].clone()}, tmp_path / "bad")
+        with pytest.raises(BadFile, match="NaN or infinity in w"):
+            check_finite(tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "module", "fits"),
+    [
+        (["q_proj"], "model.layers.0.self_attn.q_proj", True),
+        (["q_proj"], "q_proj", True),
+        (["q_proj"], "model.layers.0.self_attn.xq_proj", False),
+        (["self_attn.q_proj"], "model.layers.0.self_attn.q_proj", True),
+        (["self_attn.q_proj"], "model.layers.0.cross_attn.q_proj", False),
+        (r".*\.(q|v)_proj", "model.layers.0.self_attn.v_proj", True),
+        (r".*\.(q|v)_proj", "model.layers.0.self_attn.k_proj", False),
+        ("all-linear", "anything", True),
+    ],
+)
+def test_target_modules_are_read_as_peft_reads_them(target_modules: list | str, module: str, fits: bool) -> None:
+    """A list names the ends of modules, a text is a pattern for the whole name; PEFT itself says the same."""
+    targets = tuple(target_modules) if isinstance(target_modules, list) else target_modules
+    assert AdapterConfig(2, 4, targets).targets(module) is fits
+    if target_modules != "all-linear":
+        from peft import LoraConfig
+        from peft.tuners.tuners_utils import check_target_module_exists
+
+        config = LoraConfig(target_modules=target_modules)
+        assert bool(check_target_module_exists(config, module)) is fits
+
+
+@pytest.mark.parametrize(("fingerprint", "level"), [("sha256:" + "1" * 64, "exact"), (None, "shapes")])
+def test_how_far_an_adopted_adapter_fits_is_recorded(tmp_path: Path, fingerprint: str | None, level: str) -> None:
+    """A file that names this very base is an exact fit; for others only shapes are known."""
+    assert BASE["fingerprint"] == "sha256:" + "1" * 64
+    tensors = factors({Q: (8, 6, 2)})
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "staged").mkdir()
+    write_adapter(tmp_path / "a", AdapterConfig(2, 4, ("q_proj",)), shapes, tensors.items(), fingerprint)
+    version = adopt(tmp_path / "a", "a", Registry(), BASE, staging_folder=tmp_path / "staged")
+    assert version.lineage["compatibility"] == {"level": level, "base_fingerprint": fingerprint, "base_model": None}

@@ -1,9 +1,12 @@
 """Recipes: what is wrong is told with file, line and the nearest key, all of it at once."""
 
+import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+import fastjsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +14,9 @@ from hypothesis import strategies as st
 from adapterhub_local.errors import BadRecipe, NotFound
 from adapterhub_local.recipe import Recipe, load_recipe
 from adapterhub_local.recipe.schema import TABLES
+from adapterhub_local.recipe.schema_json import json_schema
+from adapterhub_local.recipe.source import HubFiles, read_source
+from adapterhub_local.recipe.write import resolved, resolved_text, starter
 
 MINIMAL = '[base]\nname = "tiny"\n\n[data]\ntrain = "train.jsonl"\n\n[output]\nname = "sentiment"\n'
 Write = Callable[[str], Path]
@@ -40,7 +46,7 @@ def problems(path: Path, *overrides: str) -> list[str]:
 def test_a_minimal_recipe_has_defaults_for_all_else(write: Write) -> None:
     """Base, training data and output name are enough; data files are found beside the recipe."""
     recipe = load_recipe(write(MINIMAL))
-    assert recipe.data.train == recipe.path.parent / "train.jsonl"
+    assert recipe.data.train == (recipe.path.parent / "train.jsonl",)
     assert recipe.adapter.target_modules == "all-linear"
     assert recipe.task == "sentiment"
     assert recipe.text == MINIMAL
@@ -179,7 +185,7 @@ def test_overrides_change_keys(write: Write) -> None:
     assert (recipe.train.seed, recipe.train.optimizer, recipe.train.learning_rate) == (7, "adamw", 1.0)
     assert recipe.adapter.target_modules == ("q_proj",)
     assert (recipe.output.name, recipe.output.description) == ("b", "a=b, c")
-    assert recipe.data.test == recipe.path.parent / "test.jsonl"
+    assert recipe.data.test == (recipe.path.parent / "test.jsonl",)
     assert recipe.eval.limit == 5
 
 
@@ -213,6 +219,199 @@ def test_shipped_recipes_load() -> None:
         assert recipe.data.test is not None
         assert recipe.output.description
         assert f"qhub train {path.relative_to(folder.parent)}" in recipe.text
+
+
+# -- extends, sweep, show, init, schema --------------------------------------------------------------
+
+WIDE = MINIMAL + "[train]\nseed = 3\nepochs = 2\n"
+
+
+def test_a_recipe_extends_others(write: Write, tmp_path: Path) -> None:
+    """The nearer recipe wins; each value says where it is written; paths are seen from the file that names them."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "x.jsonl").write_text("{}\n")
+    (tmp_path / "far" / "far.toml").write_text(WIDE.replace("train.jsonl", "x.jsonl"))
+    (tmp_path / "middle.toml").write_text('extends = "far/far.toml"\n[train]\nseed = 4\nbatch_size = 2\n')
+    recipe = load_recipe(write('extends = "middle.toml"\n\n[train]\nseed = 5\n'), ["train.warmup=0"])
+    shown = resolved(recipe)
+
+    assert (recipe.train.seed, recipe.train.batch_size, recipe.train.epochs, recipe.train.warmup) == (5, 2, 2, 0)
+    assert recipe.data.train == (tmp_path / "far" / "x.jsonl",)
+    assert recipe.text.startswith("extends")
+    assert shown["train"]["seed"] == {"value": 5, "from": f"{recipe.path}:4"}
+    assert shown["train"]["batch_size"]["from"] == f"{tmp_path / 'middle.toml'}:4"
+    assert shown["base"]["name"] == {"value": "tiny", "from": f"{tmp_path / 'far/far.toml'}:2"}
+    assert (shown["train"]["warmup"]["from"], shown["train"]["schedule"]["from"]) == ("--set", "default")
+    assert load_recipe(write(resolved_text(recipe).replace("x.jsonl", "train.jsonl"))).to_json() == {
+        **recipe.to_json(),
+        "data": {**recipe.to_json()["data"], "train": "train.jsonl"},
+    }
+
+
+def test_mistakes_of_extended_recipes_name_their_file(write: Write, tmp_path: Path) -> None:
+    """A mistake is told with the file and line where it is written, whichever of the recipes that is."""
+    (tmp_path / "other.toml").write_text(MINIMAL.replace('name = "tiny"', 'nam = "tiny"'))
+    with pytest.raises(BadRecipe) as caught:
+        load_recipe(write('extends = "other.toml"\n[train]\nsed = 1\n'), ["train.epochs=0"])
+    lines = str(caught.value).splitlines()
+
+    assert lines[0].startswith(f"{tmp_path / 'other.toml'}:2: unknown key 'nam'")
+    assert lines[1].startswith(f"{tmp_path / 'other.toml'}:1: [base] needs 'name'")
+    assert lines[2].startswith(f"{tmp_path / 'recipe.toml'}:3: unknown key 'sed'")
+    assert lines[3].startswith(f"{tmp_path / 'recipe.toml'}: --set: train.epochs = 0: must be a positive number")
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('extends = "recipe.toml"\n', ":1: recipes extend each other: recipe.toml > recipe.toml"),
+        ('\nextends = "none.toml"\n', ":2: extends: there is no recipe"),
+        ("extends = 3\n", ":1: extends must be the name of another recipe"),
+        ('extends = ["a.toml"]\n', ":1: extends must be the name of another recipe"),
+    ],
+)
+def test_wrong_extends(write: Write, text: str, told: str) -> None:
+    """A recipe that extends itself, nothing, or a list is refused with its line."""
+    (problem,) = problems(write(text + MINIMAL))
+    assert problem.startswith(told)
+
+
+def test_a_circle_of_three_is_found(write: Write, tmp_path: Path) -> None:
+    """Recipes that extend each other in a circle are named in their order."""
+    (tmp_path / "a.toml").write_text('extends = "b.toml"')
+    (tmp_path / "b.toml").write_text('extends = "recipe.toml"')
+    with pytest.raises(BadRecipe, match=r"b\.toml:1: .*recipe\.toml > a\.toml > b\.toml > recipe\.toml"):
+        load_recipe(write('extends = "a.toml"'))
+
+
+SWEPT = """[sweep]
+metric = "exact_match"
+[sweep.grid]
+train.learning_rate = [1e-4, 1e-3]
+"train.schedule" = ["linear", "constant"]
+[sweep.paired]
+adapter.rank = [4, 8]
+adapter.alpha = [8, 16]
+"""
+
+
+def test_a_sweep_is_every_combination(write: Write) -> None:
+    """A grid is multiplied, paired lists go side by side; every run is a whole recipe."""
+    recipe = load_recipe(write(MINIMAL + SWEPT))
+    assert recipe.sweep is not None
+    runs = [load_recipe(recipe.path, run) for run in recipe.sweep.runs]
+    seen = {(r.adapter.rank, r.adapter.alpha, r.train.learning_rate, r.train.schedule) for r in runs}
+
+    assert len(runs) == len(seen) == 8
+    assert {(rank, alpha) for rank, alpha, *_ in seen} == {(4, 8.0), (8, 16.0)}
+    assert (recipe.sweep.metric, recipe.sweep.alias) == ("exact_match", "best")
+    assert "sweep" not in recipe.to_json()
+
+
+WRONG_SWEEPS = {
+    "[sweep]\n": "nothing to vary",
+    "[sweep]\ngrod = 1\n[sweep.grid]\ntrain.seed = [1]\n": "unknown key 'grod' in [sweep]",
+    "[sweep.grid]\ntrain.sed = [1]\n": "'train.sed' is not a key that can be varied",
+    "[sweep.grid]\nseed = [1]\n": "'seed' is not a key that can be varied",
+    "[sweep.grid]\noutput.name = ['a', 'b']\n": "'output.name' is not a key that can be varied",
+    "[sweep.grid]\ntrain.seed = 1\n": "sweep.grid.train.seed must be a list of values",
+    "[sweep.grid]\ntrain.seed = []\n": "sweep.grid.train.seed must be a list of values",
+    "[sweep.paired]\ntrain.seed = [1]\ntrain.epochs = [1, 2]\n": "equally long: train.seed 1, train.epochs 2",
+    "[sweep]\ngrid = [1]\n": "sweep.grid must be a table of lists",
+    "[sweep]\nmetric = 'f1'\n[sweep.grid]\ntrain.seed = [1]\n": "must be one of loss, exact_match",
+    "[sweep]\nalias = 'v3'\n[sweep.grid]\ntrain.seed = [1]\n": "reserved",
+    "[sweep]\nmax_runs = 2\n[sweep.grid]\ntrain.seed = [1, 2, 3]\n": "these are 3 runs, sweep.max_runs is 2",
+    "[sweep.grid]\ntrain.seed = [1]\n[sweep.paired]\ntrain.seed = [2]\n": "is in sweep.grid and in sweep.paired",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_SWEEPS)
+def test_wrong_sweeps(write: Write, text: str) -> None:
+    """What cannot be swept is told with its line, before anything runs."""
+    told = problems(write(MINIMAL + text))
+    assert WRONG_SWEEPS[text] in told[0]
+    assert told[0].startswith(":")
+    assert told[0].split(":")[1].isdigit()
+
+
+def test_the_starter_recipe_is_a_recipe(write: Write, tmp_path: Path) -> None:
+    """`recipe init` writes every key with its meaning, loads as it is, and shows the true defaults."""
+    given = {"base.name": "tiny", "data.train": "train.jsonl", "output.name": "sentiment"}
+    text = starter(given)
+    recipe = load_recipe(write(text))
+    plain = load_recipe(write(MINIMAL))
+
+    assert recipe.to_json() == plain.to_json()
+    defaults = [line[2:] for line in text.splitlines() if re.match(r"# [a-z_]+ = ", line) and line[-5:] != '"..."']
+    for line in defaults:
+        key, _, value = line.partition(" = ")
+        table = next(name for name, keys in recipe.to_json().items() if key in keys)
+        assert load_recipe(recipe.path, [f"{table}.{key}={value}"]).to_json() == plain.to_json(), line
+    assert len(defaults) > 15
+
+
+def test_the_json_schema_knows_what_the_loader_knows(write: Write) -> None:
+    """Shipped recipes are valid by the schema, and what the loader refuses of single values it refuses too."""
+    validate = fastjsonschema.compile(json_schema())
+    folder = Path(__file__).parents[1] / "recipes"
+    for path in folder.rglob("*.toml"):
+        validate(tomllib.loads(path.read_text()))
+    validate(tomllib.loads(MINIMAL + SWEPT))
+    validate(tomllib.loads('extends = "x.toml"'))
+    validate(tomllib.loads(MINIMAL.replace('"train.jsonl"', '["a.jsonl", "b.csv"]\nweights = [1, 0.5]')))
+    refused = 0
+    for line in WRONG:
+        table, _, assignment = line.partition(": ")
+        given = tomllib.loads(MINIMAL)
+        given.setdefault(table, {}).update(tomllib.loads(assignment))
+        try:
+            validate(given)
+        except fastjsonschema.JsonSchemaValueException:
+            refused += 1
+    assert refused > 0.6 * len(WRONG)
+    for text in ("", '[base]\nname = "x"\n', MINIMAL + "[trian]\n", MINIMAL + "[train]\nsed = 1\n"):
+        with pytest.raises(fastjsonschema.JsonSchemaValueException):
+            validate(tomllib.loads(text))
+
+
+def test_sources_of_the_hub(write: Write) -> None:
+    """ORG/NAME is a dataset of the Hub unless it ends as a file does or is there; addresses are always of the Hub."""
+    sources = {
+        "org/name": HubFiles("org/name"),
+        "org/name@main": HubFiles("org/name", "main"),
+        "hf://datasets/org/name@abc/a/b.csv": HubFiles("org/name", "abc", "a/b.csv"),
+    }
+    for text, wanted in sources.items():
+        recipe = load_recipe(write(MINIMAL), [f"data.train={text}"])
+        assert recipe.data.train == (wanted,)
+        assert read_source(str(wanted), Path()) == wanted
+    (problem,) = problems(write(MINIMAL), "data.train=org/name.jsonl")
+    assert "there is no file" in problem
+
+
+WRONG_DATA = {
+    "data.weights=[1, 2]": "data.weights has 2 numbers for 1 files",
+    "data.weights=[0]": "must be numbers above 0",
+    "data.weights=1": "must be a list of numbers",
+    "data.train=[]": "must be a file name or Hub dataset, or a list of them",
+    "data.train=[3]": "must be a file name or Hub dataset, or a list of them",
+    'data.train=["train.jsonl", "x.jsonl"]': "there is no file",
+    "data.train=.": "is a folder",
+    "data.prompt={text}": "data.prompt needs data.answer",
+    "data.system=x": "data.system needs data.prompt",
+    "data.loss_on=answers": "must be one of answer, last_answer, all",
+    "data.too_long=cut": "must be one of error, truncate, skip",
+    "data.format=chatml": "must be one of auto, messages, sharegpt",
+    "data.test_share=1": "must be from 0 to 0.9",
+}
+
+
+@pytest.mark.parametrize("override", WRONG_DATA)
+def test_wrong_data_keys(write: Write, override: str) -> None:
+    """What is wrong with a key of [data] is told before anything is read."""
+    (problem,) = problems(write(MINIMAL), override)
+    assert WRONG_DATA[override] in problem
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

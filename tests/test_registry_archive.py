@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import tarfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.registry.ancestry import ancestry, text
 from adapterhub_local.registry.archive import read_archive, write_archive
 from adapterhub_local.registry.fsck import fsck
-from tests.stores import LINEAGE, files
+from tests.stores import CONFIG, LINEAGE, blob_paths, files, weights
 from tests.test_registry_lineage import merged
 
 
@@ -117,6 +118,32 @@ def test_damaged_and_incomplete_archives_are_refused(archive: Path, tmp_path: Pa
     with pytest.raises(NotFound):
         read_archive(other, tmp_path / "none.tar")
     assert other.versions() == []
+
+
+NAN = struct.pack("<f", float("nan"))
+UNSOUND = {
+    "NaN or infinity": {"adapter_model.safetensors": weights(bytes(12) + NAN)},
+    "damaged header": {"adapter_model.safetensors": weights().replace(b"lora_B", b"lora_A")},
+    "is not a LoRA factor": {"adapter_model.safetensors": weights().replace(b"lora_B", b"lora_C")},
+    "which target_modules": {"adapter_model.safetensors": weights().replace(b"q_proj", b"k_proj")},
+    "has rank 1, its config says 2": {"adapter_config.json": CONFIG.replace(b'"r": 1', b'"r": 2')},
+    "not supported": {"adapter_config.json": CONFIG.replace(b"{", b'{"use_dora": true, ', 1)},
+    "does not carry its config": {"adapter_config.json": None},
+    "extra bytes": {"adapter_model.safetensors": weights() + b"x"},
+}
+
+
+@pytest.mark.parametrize("told", UNSOUND)
+def test_an_adapter_that_is_not_sound_is_not_imported(told: str, tmp_path: Path) -> None:
+    """Digests may be right and the adapter wrong all the same: NaN, foreign tensors, a config that does not fit."""
+    registry, other = Registry(), Registry(tmp_path / "other")
+    changed = {name: data for name, data in {**files(1), **UNSOUND[told]}.items() if data is not None}
+    write_archive(registry, registry.publish("a", changed, LINEAGE), tmp_path / "a.tar")
+    with pytest.raises(BadFile, match=told) as caught:
+        read_archive(other, tmp_path / "a.tar")
+    assert "a.tar, a@1: adapter_" in str(caught.value)
+    assert other.versions() == []
+    assert blob_paths(other.home) == []
 
 
 def test_export_and_import_on_the_command_line(

@@ -1,6 +1,7 @@
 """Finding versions: filters, sorting, words, tags; and the history of aliases."""
 
 import json
+import sys
 
 import pytest
 
@@ -191,3 +192,23 @@ def test_the_verbs_say_it(registry: Registry, capsys: pytest.CaptureFixture[str]
     assert [move["action"] for move in json.loads(qhub("alias log sql prod --json"))] == ["set", "set", "rollback"]
     assert "rollback" in qhub("alias log sql")
     assert qhub("alias rm sql prod") == "removed sql@prod\n"
+
+
+def test_a_long_list_is_cut_and_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`qhub list` shows the first so many adapters; --limit 0, --json and a name show all that were asked for."""
+    monkeypatch.setattr(sys.modules["adapterhub_local.cli.list"], "MAX_ROWS", 3)
+    registry = Registry()
+    for index in range(5):
+        registry.publish(f"n{index}", {"f": b"x"}, {"kind": "train"})
+        registry.publish("n0", {"f": b"x"}, {"kind": "train"})
+    for line, count, told in [
+        (["list"], 3, True), (["list", "--limit", "0"], 5, False), (["list", "--limit", "2"], 2, True),
+        (["list", "--json"], 5, False), (["list", "n0"], 6, False), (["list", "--base", "x"], 0, False),
+    ]:  # fmt: skip
+        with pytest.raises(SystemExit) as caught:
+            run(line)
+        captured = capsys.readouterr()
+        assert caught.value.code == 0
+        shown = captured.out.count('"reference"') if "--json" in line else captured.out.count("@")
+        assert shown == count, line
+        assert ("of 5 adapters: --limit 0" in captured.err) is told, line

@@ -1,13 +1,14 @@
 """fsck finds whatever is wrong, repairs what can be repaired, and makes the database again from the blobs."""
 
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from adapterhub_local.errors import Corrupt
-from adapterhub_local.registry import Registry
-from adapterhub_local.registry.fsck import fsck, verify
+from adapterhub_local.registry import File, Registry
+from adapterhub_local.registry.fsck import Checked, fsck, verify
 from adapterhub_local.registry.rebuild import rebuild
 from adapterhub_local.settings import Home
 from tests.stores import LINEAGE, blob_paths, files, flip, small_store
@@ -40,9 +41,9 @@ def test_every_flipped_bit_is_found(home: Home) -> None:
     sizes = {path: path.stat().st_size * 8 for path in blobs}
     count = 0
     # blobs are independent of each other: one bit of each is flipped at once, and each must be found
-    for turn in range(150):
+    for turn in range(60):
         bits = {
-            path: size * turn // 150 if turn < 142 else size - 150 + turn for path, size in sizes.items() if size >= 16
+            path: size * turn // 60 if turn < 52 else size - 60 + turn for path, size in sizes.items() if size >= 16
         }
         bits |= {path: turn % size for path, size in sizes.items() if size < 16 or turn < 8}
         for path, bit in bits.items():
@@ -52,7 +53,7 @@ def test_every_flipped_bit_is_found(home: Home) -> None:
         for path, bit in bits.items():
             flip(path, bit)
         count += len(bits)
-    assert count == 150 * len(blobs)
+    assert count == 60 * len(blobs)
     for version in versions:
         for file in version.files:
             flip(registry.blobs.path(file.digest), 0)
@@ -60,6 +61,35 @@ def test_every_flipped_bit_is_found(home: Home) -> None:
                 _ = registry.resolve(str(version)).path
             assert verify(registry, version)
             flip(registry.blobs.path(file.digest), 0)
+    assert fsck(registry).is_clean
+
+
+def test_every_single_bit_of_a_small_store(home: Home) -> None:
+    """Each bit of every file, config, lineage and manifest in turn: fsck's judgement is `damaged`, loading refuses."""
+    registry = Registry()
+    version = registry.publish("a", files(1), LINEAGE)
+    own = {registry.blobs.path(file.digest) for file in version.files}
+    bits = 0
+    for path in blob_paths(home):
+        entry = File("x", f"sha256:{path.name}", path.stat().st_size)
+        path.chmod(0o644)
+        with open(path, "r+b", buffering=0) as file:
+            data = file.read()
+            for bit in range(8 * len(data)):
+                position = bit // 8
+                os.pwrite(file.fileno(), bytes([data[position] ^ 1 << bit % 8]), position)
+                assert Checked(registry).state(entry.digest) == "damaged"
+                with pytest.raises(Corrupt, match="damaged"):
+                    registry.blobs.check(entry)
+                if bit % 400 == 0:
+                    assert [problem.subject for problem in fsck(registry).problems] == [entry.digest]
+                    if path in own:
+                        with pytest.raises(Corrupt, match="damaged"):
+                            _ = registry.resolve("a").path
+                os.pwrite(file.fileno(), data[position : position + 1], position)
+            bits += 8 * len(data)
+    assert len(blob_paths(home)) == 4
+    assert bits > 10_000
     assert fsck(registry).is_clean
 
 

@@ -57,7 +57,7 @@ def test_only_answers_are_learned(tmp_path: Path) -> None:
     [
         ("{", "2: not JSON"),
         ("[" * 100_000, "2: not JSON: nested too deeply"),
-        ("[]", '2: write {"messages"'),
+        ("[]", "2: an example must be a table"),
         ('{"messages": []}', '2: write {"messages"'),
         ('{"messages": [{"role": "user"}]}', "2: every message needs"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', "2: role 'robot'"),
@@ -86,7 +86,7 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
 def test_too_long_and_no_template(tmp_path: Path) -> None:
     """A too long example is named, a base without chat template is refused."""
     path = write_chats(tmp_path / "data.jsonl", 3)
-    with pytest.raises(BadData, match=r"example 1 has \d+ tokens"):
+    with pytest.raises(BadData, match=r"data.jsonl:1 has \d+ tokens"):
         tokenise(read_chats(path), byte_tokenizer(), 20, path)
     with pytest.raises(InputError, match="no chat template"):
         tokenise(read_chats(path), byte_tokenizer(None), 512, path)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.show import compatibility_text, to_json
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import home
@@ -16,8 +18,15 @@ from adapterhub_local.settings import home
 @click.option("--alias", help="Alias to point to the new version.")
 @click.option("--alpha", type=float, help="The alpha of a file that does not carry its config.")
 @click.option("--force", is_flag=True, help="Register it although it was made for another base; it is recorded.")
-def command(path: Path, name: str, base_name: str | None, alias: str | None, alpha: float | None, force: bool) -> None:
-    """Register the adapter at PATH, a PEFT folder or one self-describing .safetensors file."""
+@click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
+def command(
+    path: Path, name: str, base_name: str | None, alias: str | None, alpha: float | None, force: bool, as_json: bool
+) -> None:
+    """Register the adapter at PATH, a PEFT folder or one self-describing .safetensors file.
+
+    How far it fits the base is told and kept: `exact` if its file names this very base by fingerprint, `shapes`
+    if all its modules are there in their shapes. One that does not fit, or names another base, is refused.
+    """
     from adapterhub_local.base.store import find_base, list_bases
     from adapterhub_local.durable import staging
     from adapterhub_local.refs import check_alias, check_name
@@ -38,4 +47,8 @@ def command(path: Path, name: str, base_name: str | None, alias: str | None, alp
         version = adopt(
             path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, staging_folder=folder
         )
-    click.echo(f"{version}: rank {version.lineage['adapter']['rank']}, for base {base.name}")
+    rank, said = version.lineage["adapter"]["rank"], version.lineage["compatibility"]
+    if as_json:
+        print_json({**to_json(version), "compatibility": said})
+        return
+    click.echo(f"{version}: rank {rank}, for base {base.name} ({compatibility_text(said)})")

@@ -1,53 +1,89 @@
-"""`qhub eval`: exact match and loss on held-out data, kept with the version."""
+"""`qhub eval`: loss, exact match and other metrics on held-out data, compared, and kept with the version."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
-from adapterhub_local.errors import NotFound
+from adapterhub_local.cli.output import print_json, print_table, score_text
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import home
 
 
 @click.command(name="eval")
 @click.argument("references", nargs=-1, required=True)
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="JSONL file of held-out chats.")
+@click.option("--data", "source", required=True, help="Held-out examples: a file or a Hub dataset, as in a recipe.")
+@click.option("--against", default="", metavar="A,B", help="Compare with these: `base`, adapters, other bases.")
+@click.option("--choices", metavar="A,B", help="Accuracy: which of these answers is the most likely.")
+@click.option("--regex", metavar="PATTERN", help="Share of written answers it matches, groups as in the reference.")
+@click.option("--json-valid", is_flag=True, help="Share of written answers that are JSON.")
 @click.option("--task", help="What to file the scores under; the data file's name if not given.")
 @click.option("--limit", type=click.IntRange(1), help="Score the first so many examples only.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Examples per forward pass.")
 @click.option(
     "--max-length", type=click.IntRange(8), default=1024, show_default=True, help="Longest example in tokens."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer that is written."
+)
+@click.option("--format", "format_", help="What an example looks like, as data.format of a recipe.")
+@click.option(
+    "--template", help="chat or plain, as data.template of a recipe; as the adapter was trained if not given."
+)
+@click.option("--prompt", help="The prompt made of columns, as data.prompt of a recipe.")
+@click.option("--answer", help="The answer made of columns, as data.answer of a recipe.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with 95 % intervals.")
 def command(
     references: tuple[str, ...],
-    data: Path,
+    source: str,
+    against: str,
+    choices: str | None,
+    regex: str | None,
+    json_valid: bool,
     task: str | None,
     limit: int | None,
     batch_size: int,
     max_length: int,
+    max_new_tokens: int,
+    format_: str | None,
+    template: str | None,
+    prompt: str | None,
+    answer: str | None,
     as_json: bool,
 ) -> None:
     """Score REFERENCES, adapters and bases of one base, on held-out data.
 
     \b
     qhub eval both smollm2 --data recipes/data/origin.test.jsonl --task origin
+    qhub eval sentiment --data recipes/data/sentiment.test.jsonl --against base,sentiment@1 --choices positive,negative
 
-    Exact match is the share of answers that greedy decoding writes token for token. Scores of adapters
-    are kept: `qhub list` and `qhub show` tell them.
+    Exact match is the share of answers that greedy decoding writes token for token. With --against, each difference
+    comes with its 95 % interval over the same examples. Scores of adapters are kept: `qhub list` and `qhub show`.
     """
     from adapterhub_local.base.store import find_base, list_bases
-    from adapterhub_local.errors import Incompatible
+    from adapterhub_local.data.load import Dataset, read_parts
+    from adapterhub_local.errors import Incompatible, InputError, NotFound
+    from adapterhub_local.recipe.load import check_data_settings
+    from adapterhub_local.recipe.source import local_problem, read_source
 
     registry = Registry()
     names = {base.name for base in list_bases(home())}
-    versions = {text: None if text in names else registry.resolve(text) for text in references}
-    if not data.is_file():
-        raise NotFound(f"there is no data file {data}")
+    others = [text.strip() for text in against.split(",") if text.strip()]
+    if "base" in references:
+        raise InputError("name the base itself, as `qhub base list` shows it; `base` is for --against")
+    named = dict.fromkeys((*references, *(text for text in others if text != "base")))
+    versions = {text: None if text in names else registry.resolve(text) for text in named}
+    adapters = [version for version in versions.values() if version is not None]
+    place = read_source(source, Path())
+    if isinstance(place, Path) and (wrong := local_problem(place)):
+        raise NotFound(wrong.replace("no file", "no data file"))
+    given = {"format": format_, "template": template, "prompt": prompt, "answer": answer}
+    check_data_settings(given)
     from adapterhub_local.base.load import load_base
-    from adapterhub_local.evaluate.run import base_of, entry, read_tests, score
+    from adapterhub_local.evaluate.choices import with_choices
+    from adapterhub_local.evaluate.run import Checks, base_of, data_settings, entry, read_tests, score
+    from adapterhub_local.evaluate.written import read_pattern
     from adapterhub_local.train.progress import Quiet, Terminal
 
     bases = {
@@ -55,21 +91,58 @@ def command(
     }
     if len({base.fingerprint for base in bases}) > 1:
         raise Incompatible("these are of several bases: score those of one base at a time")
-    from adapterhub_local.train.examples import read_chats
-
-    read_chats(data, limit)  # mistakes are told before the base is loaded
-    base = load_base(bases.pop())
-    tests = read_tests(base, data, limit, max_length)
-    task = task or data.name.partition(".")[0]
+    info = bases.pop()
+    pattern = read_pattern(regex) if regex is not None else None
+    data = data_settings(adapters, **given)
+    parts = read_parts([place], "test", data, limit)  # mistakes are told before the base is loaded
+    dataset = Dataset([], [chat for part in parts for chat in part.chats], [part.record for part in parts], [])
+    base = load_base(info)
+    tests = read_tests(base, dataset.test, data, max_length)
+    asked: tuple[Any, Any] = ((), ())
+    if choices is not None:
+        wanted = [text.strip() for text in choices.split(",")]
+        asked = with_choices(dataset.test, wanted, base.tokenizer, tests.template)
+    checks = Checks(*asked, pattern, json_valid, max_new_tokens)
+    task = task or Path(source).name.partition(".")[0]
     reporter = Terminal() if sys.stderr.isatty() else Quiet()
+    if "base" in others:
+        versions.setdefault(info.name, None)
     results = {}
     for text, version in versions.items():
         with reporter.counting(f"scoring {text}") as progress:
-            results[str(version or text)] = scored = score(base, version, tests, batch_size, progress)
-        if version is not None:
-            registry.add_evaluation(version, task, entry({"adapter": scored}, data))
+            results[text] = score(base, version, tests.examples, batch_size, progress, checks)
+    shown_names = {text: str(version or text) for text, version in versions.items()}
+    compared = dict.fromkeys(info.name if text == "base" else text for text in others)
+    kept = {}
+    for text in references:
+        scores = {"adapter": results[text]} | {
+            "base" if versions[other] is None else shown_names[other]: results[other] for other in compared
+        }
+        kept[text] = entry(scores, dataset.test_digest)
+        if (version := versions[text]) is not None:
+            registry.add_evaluation(version, task, kept[text])
     if as_json:
-        print_json({"task": task, "scores": {name: scored.to_json() for name, scored in results.items()}})
-    else:
-        rows = [(name, s.rows, f"{s.exact_match:.1%}", f"{s.loss:.4f}") for name, s in results.items()]
-        print_table((task, "rows", "exact match", "loss"), rows)
+        found = {shown_names[text]: result.to_json_with_intervals() for text, result in results.items()}
+        differences = {
+            shown_names[text]: {
+                who: part["difference"]
+                for who, part in kept[text].items()
+                if isinstance(part, dict) and "difference" in part
+            }
+            for text in references
+        }
+        print_json({"task": task, "scores": found} | ({"differences": differences} if others else {}))
+        return
+    metrics = list(next(iter(results.values())).hits)
+    rows = [
+        (shown_names[text], s.rows, *(score_text(name, s.shares[name], s.intervals()[name]) for name in metrics),
+         score_text("loss", s.loss, s.intervals()["loss"]), f"{s.perplexity:.3f}")
+        for text, s in results.items()
+    ]  # fmt: skip
+    print_table((task, "rows", *(name.replace("_", " ") for name in metrics), "loss", "perplexity"), rows)
+    for text in references:
+        for who, part in kept[text].items():
+            for name, found in (part.get("difference") or {}).items() if isinstance(part, dict) else ():
+                clear = "" if found["is_clear"] else ", may be chance"
+                value = score_text(name, found["value"], found["interval"], is_signed=True)
+                click.echo(f"{shown_names[text]} less {who}, {name.replace('_', ' ')}: {value}{clear}")

@@ -13,7 +13,7 @@ from adapterhub_local.registry import Registry
 def command(path: Path) -> None:
     """Register the versions of the archive PATH, which `qhub export --oci` wrote, after checking every byte.
 
-    A version keeps its number where that is the next one here, else it gets the next one.
+    A version keeps its number if that was never used here, else it gets the next one.
     """
     from adapterhub_local.registry.archive import read_archive
 

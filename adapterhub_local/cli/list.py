@@ -5,6 +5,8 @@ import click
 from adapterhub_local.cli.output import print_json, print_table
 from adapterhub_local.registry import Registry, Version
 
+MAX_ROWS = 100  # shown where nothing was asked for
+
 
 @click.command(name="list")
 @click.argument("name", required=False)
@@ -13,7 +15,8 @@ from adapterhub_local.registry import Registry, Version
 @click.option("--metric", "metrics", multiple=True, metavar="COND", help="Those that hold, such as 'exact_match>0.8'.")
 @click.option("--task", help="Those trained or scored on this task; --metric is then of this task.")
 @click.option("--sort", default="name", show_default=True, help="name, created, or a metric, the best first.")
-@click.option("--limit", type=click.IntRange(1), help="Show the first so many.")
+@click.option("--limit", type=click.IntRange(0), help="Show the first so many, 0 for all. Default: 100 adapters, "
+              "or all that a name, an option or --json asks for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     name: str | None,
@@ -32,23 +35,31 @@ def command(
     if name is not None:
         name = registry.resolve(name.partition("@")[0]).name  # says so if there is none, with the nearest names
     conditions = [Condition.parse(text) for text in metrics]
-    versions = find(registry, name=name, base=base, tags=tags, conditions=conditions, task=task, sort=sort, limit=limit)
     filtered = base or tags or metrics or task
+    if limit is None:
+        limit = 0 if name or filtered or as_json else MAX_ROWS
+    versions = find(
+        registry, name=name, base=base, tags=tags, conditions=conditions, task=task, sort=sort, limit=limit or None
+    )
     nothing = "No version fits" if filtered else "No adapters yet. Train one: qhub train recipe.toml"
     print_versions(registry, versions, as_json, nothing=nothing)
+    if not (name or filtered or as_json) and len(versions) == limit and (total := len(registry.names())) > limit:
+        click.echo(f"{limit} of {total:,} adapters: --limit 0 shows all, `qhub search WORDS` finds some", err=True)
 
 
 def print_versions(registry: Registry, versions: list[Version], as_json: bool, *, nothing: str) -> None:
     """A table of versions, or JSON; `nothing` is said where there are none."""
-    pointed = {name: registry.aliases(name) for name in {version.name for version in versions}}
+    from adapterhub_local.registry.catalog import aliases_of, metrics_of
+
+    pointed, scored = aliases_of(registry, versions), metrics_of(registry, versions)
     if as_json:
-        print_json([_to_json(version, pointed[version.name], registry.metrics(version)) for version in versions])
+        print_json([_to_json(one, pointed[one.name], scored[one.name, one.number]) for one in versions])
         return
     if not versions:
         click.echo(nothing)
         return
     columns = ("adapter", "aliases", "base", "rank", "metrics", "made by", "created")
-    print_table(columns, [_row(version, pointed[version.name], registry.metrics(version)) for version in versions])
+    print_table(columns, [_row(one, pointed[one.name], scored[one.name, one.number]) for one in versions])
 
 
 def _row(version: Version, aliases: dict[str, int], scored: dict) -> tuple:

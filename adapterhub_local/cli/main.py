@@ -12,6 +12,8 @@ from adapterhub_local.noise import hush
 # verb -> module of this package; the module is imported when the verb is called or its help is asked for
 VERBS = {
     "base": "Add, list and show the shared 4-bit bases.",
+    "recipe": "Write, check and explain recipes.",
+    "data": "Look at what a recipe's data teach, token by token.",
     "plan": "Say what a recipe takes: memory, time, and whether it fits.",
     "train": "Train an adapter from a recipe and register it as a version.",
     "runs": "List training runs, show how one went, remove them.",
@@ -33,6 +35,8 @@ VERBS = {
     "gc": "Give back the space of what no version needs.",
     "export": "Write a version to one self-describing file, or with its lineage to one tar.",
     "import": "Register the versions of such a tar.",
+    "remote": "Name places that keep versions for several homes: a folder, S3.",
+    "sync": "Push versions to a remote, or pull them from it.",
     "serve": "Serve a base and all its adapters, OpenAI-compatible.",
     "push": "Push a version to the Hugging Face Hub.",
     "pull": "Pull an adapter from the Hugging Face Hub.",

@@ -30,16 +30,35 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     Console(width=width, highlight=False, markup=False, emoji=False).print(table)
 
 
+def score_text(metric: str, value: float, interval: Sequence[float] | None = None, *, is_signed: bool = False) -> str:
+    """A score for people, with its interval: `89.5% [84.5, 93.0]`; loss and perplexity as numbers."""
+    is_share = metric not in ("loss", "perplexity")
+    sign = "+" if is_signed else ""
+    text = f"{100 * value:{sign}.1f}%" if is_share else f"{value:{sign}.4f}"
+    if interval is None:
+        return text
+    low, high = (f"{100 * bound:{sign}.1f}" if is_share else f"{bound:{sign}.4f}" for bound in interval)
+    return f"{text} [{low}, {high}]"
+
+
 @contextmanager
-def counting(what: str) -> Iterator[Any]:
+def counting(what: str, *, in_bytes: bool = False) -> Iterator[Any]:
     """A `progress(done, total)` function that draws a bar with rate and time left, on a terminal only."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    count = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn(what), BarColumn(), count, TimeRemainingColumn(elapsed_when_finished=True))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table, size_text
+from adapterhub_local.cli.output import print_json, print_table, score_text, size_text
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.marks import description_of, tags_of
 
@@ -32,6 +32,8 @@ def command(reference: str, as_json: bool) -> None:
     rows.append(
         ("base", f"{base.get('name') or base.get('hub_id') or 'unknown'} {(base.get('fingerprint') or '')[:19]}")
     )
+    if isinstance(lineage.get("compatibility"), dict):
+        rows.append(("fits its base", compatibility_text(lineage["compatibility"])))
     if adapter.keys() >= {"rank", "alpha", "num_parameters"}:  # a version made by another program may say less
         rows.append(
             ("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {adapter['num_parameters']:,} parameters")
@@ -42,19 +44,31 @@ def command(reference: str, as_json: bool) -> None:
     ]
     rows += [("parent", f"{parent['reference']} x {parent['weight']:g}") for parent in lineage.get("parents", ())]
     for task, scores in registry.metrics(version).items():
-        rows += [
-            (
-                f"{task}, {who}",
-                f"exact match {score['exact_match']:.1%}, loss {score['loss']:.4f} on {score['rows']} rows",
-            )
-            for who, score in scores.items()
-            if isinstance(score, dict)
-        ]
+        rows += [(f"{task}, {who}", _scores(score)) for who, score in scores.items() if isinstance(score, dict)]
     rows.append(("size", size_text(sum(file.size for file in version.files))))
     rows.append(("content", version.content_digest))
     rows.append(("manifest", version.manifest_digest))
     rows.append(("created", version.created_at))
     print_table(("adapter", version.name), rows)
+
+
+def _scores(score: dict[str, Any]) -> str:
+    """The metrics of one score: `exact match 89.5% [84.5, 93.0], loss 0.1312 on 200 rows`."""
+    intervals = score.get("intervals") or {}
+    metrics = sorted(
+        (name for name, value in score.items() if isinstance(value, float)), key=lambda name: name == "loss"
+    )
+    told = [f"{name.replace('_', ' ')} {score_text(name, score[name], intervals.get(name))}" for name in metrics]
+    rows = f" on {score['rows']} rows" if "rows" in score else ""
+    return ", ".join(told) + rows
+
+
+def compatibility_text(said: dict[str, Any]) -> str:
+    """How sure it is that an adapter made elsewhere belongs to its base."""
+    if said.get("level") == "exact":
+        return "exact base, by fingerprint"
+    named = said.get("base_fingerprint") or said.get("base_model")
+    return f"same shapes, it says it was made for {str(named)[:60]}" if named else "same shapes, it names no base"
 
 
 def to_json(version: Version) -> dict[str, Any]:

@@ -1,12 +1,19 @@
 """`qhub train`: a recipe becomes a registered version."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import print_json, print_table
 from adapterhub_local.settings import home, process
+
+if TYPE_CHECKING:
+    from adapterhub_local.recipe import Recipe
+    from adapterhub_local.train.sweep import SweepRun
 
 
 @click.command(name="train")
@@ -28,8 +35,10 @@ def command(
 ) -> None:
     """Train the adapter that RECIPE describes, evaluate it beside its base, and register it.
 
-    Ctrl-C stops after the current step and keeps the state; --resume goes on from there.
+    Ctrl-C stops after the current step and keeps the state; --resume goes on from there. A recipe with [sweep] is
+    trained once for each of its runs; those that are registered already are not trained again (but with --restart).
     """
+    from adapterhub_local.base.modules import check_targets
     from adapterhub_local.base.store import find_base
     from adapterhub_local.errors import InputError
     from adapterhub_local.recipe import load_recipe
@@ -37,7 +46,11 @@ def command(
     if resume and restart:
         raise InputError("--resume and --restart exclude each other: give one")
     loaded = load_recipe(recipe, overrides)
-    find_base(loaded.base.name, home())  # said before anything heavy is loaded
+    check_targets(find_base(loaded.base.name, home()), loaded.adapter.target_modules)  # before anything heavy is loaded
+    if loaded.sweep and (nproc > 1 or dry_run or process().world_size > 1):
+        raise InputError(
+            f"{'--dry-run' if dry_run else 'training in several processes'} is for one run: leave out [sweep]"
+        )
     if nproc > 1 and not dry_run:
         from adapterhub_local.train.launch import launch
 
@@ -55,6 +68,12 @@ def command(
         else:
             for key, value in tried.items():
                 click.echo(f"{key:16} {value}")
+        return
+    if loaded.sweep:
+        from adapterhub_local.train.sweep import sweep
+
+        runs, best = sweep(loaded, overrides, home(), resume=resume, restart=restart, reporter=reporter)
+        _print_sweep(loaded, runs, best, as_json)
         return
     if not process().is_leader:
         follow(loaded, home(), resume=resume, restart=restart)
@@ -76,3 +95,39 @@ def command(
             f"{task} on {adapter['rows']} held-out examples: exact match {base['exact_match']:.1%} -> "
             f"{adapter['exact_match']:.1%}, loss {base['loss']:.4f} -> {adapter['loss']:.4f}"
         )
+
+
+def _print_sweep(recipe: Recipe, runs: list[SweepRun], best: SweepRun, as_json: bool) -> None:
+    assert recipe.sweep is not None, "the recipe has a sweep"
+    task = recipe.task
+    if as_json:
+        print_json(
+            {
+                "task": task,
+                "metric": recipe.sweep.metric,
+                "best": str(best.version),
+                "alias": recipe.sweep.alias,
+                "runs": [
+                    {
+                        "version": str(run.version) if run.version else None,
+                        "changes": list(run.overrides),
+                        "scores": run.scores(task),
+                        "error": run.error or None,
+                        "was_there": run.was_there,
+                    }
+                    for run in runs
+                ],
+            }
+        )
+        return
+    keys = [change.partition("=")[0] for change in runs[0].overrides]
+    rows = []
+    for run in runs:
+        scores = run.scores(task)
+        values = [change.partition("=")[2].strip('"') for change in run.overrides]
+        told = (f"{scores['loss']:.4f}", f"{scores['exact_match']:.1%}") if scores else ("", "failed")
+        how = "best" if run is best else "was there" if run.was_there else ""
+        rows.append((run.version or run.error.partition(":")[0], *values, *told, how))
+    print_table((task, *keys, "loss", "exact match", ""), rows)
+    assert best.version is not None, "the best has finished"
+    click.echo(f"{best.version} is the best by {recipe.sweep.metric}: {best.version.name}@{recipe.sweep.alias}")

@@ -1,11 +1,5 @@
-"""Adapter files opened strictly and read one module at a time.
+"""Adapter files opened strictly and read one module at a time; what is in them is told by `layout.py`."""
 
-Three spellings of the same thing are read: a PEFT folder, a single self-describing `.safetensors`
-file, and a single foreign file whose alpha the caller gives.
-"""
-
-import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +7,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from adapterhub_local.errors import BadFile, InputError, NotFound
-from adapterhub_local.lora.config import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
-from adapterhub_local.lora.header import Header, read_header
-from adapterhub_local.lora.write import tensor_name
+from adapterhub_local.errors import BadFile
+from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.lora.layout import Shape, read_layout
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight", re.ASCII)
-_FLOATS = ("F32", "F16", "BF16", "F64")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -41,15 +33,6 @@ class Delta:
         """The delta as a matrix (out_features, in_features), in float32 or wider."""
         wide = torch.promote_types(self.A.dtype, torch.float32)
         return self.scaling * (self.B.to(wide) @ self.A.to(wide))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The size of one module's delta."""
-
-    in_features: int
-    out_features: int
-    rank: int
 
 
 @dataclass(frozen=True)
@@ -94,72 +77,8 @@ class AdapterFile:
 
 
 def open_adapter(path: Path, *, alpha: float | None = None) -> AdapterFile:
-    """Open a PEFT folder or a single file, without reading tensors.
-
-    `alpha` is for a single file that does not carry its config; its rank is read off the shapes.
-    Raises NotFound, or BadFile naming the file and the tensors that are wrong: unknown names, a factor
-    without its partner, shapes that do not fit together or the config, dtypes that are not floats.
-    """
-    weights = path / WEIGHTS if path.is_dir() else path
-    if path.is_dir() and not weights.is_file():
-        pickled = sorted(path.glob("adapter_model.bin"))
-        if pickled:
-            raise BadFile(f"{pickled[0]} is a pickle, which can run code: save the adapter as safetensors with PEFT")
-        raise NotFound(f"{path} is not an adapter folder: it has no {WEIGHTS}")
-    header = read_header(weights)
-    keys = _keys(weights, header)
-    shapes = _shapes(weights, header, keys)
-    config = _config(weights, header, shapes, alpha)
-    for module, shape in shapes.items():
-        if shape.rank != config.rank_of(module):
-            raise BadFile(f"{weights}: {module} has rank {shape.rank}, its config says {config.rank_of(module)}")
-    dtypes = {header.tensors[key].dtype for key in keys.values()}
-    dtype = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    widest = next(dtype[name] for name in ("F64", "F32", "F16", "BF16") if name in dtypes)
-    return AdapterFile(weights, config, header.metadata.get(BASE_KEY), shapes, keys, widest)
-
-
-def _keys(path: Path, header: Header) -> dict[tuple[str, str], str]:
-    keys: dict[tuple[str, str], str] = {}
-    for name, entry in header.tensors.items():
-        match = _KEY.fullmatch(name)
-        if not match or len(entry.shape) != 2 or entry.dtype not in _FLOATS:
-            raise BadFile(f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer")
-        if keys.setdefault((match["module"], match["factor"]), name) != name:
-            raise BadFile(f"{path}: {name} is there twice, with and without '.default'")
-    if not keys:
-        raise BadFile(f"{path} holds no LoRA factors")
-    return keys
-
-
-def _shapes(path: Path, header: Header, keys: Mapping[tuple[str, str], str]) -> dict[str, Shape]:
-    shapes = {}
-    for module in sorted({module for module, _ in keys}):
-        pair = [keys.get((module, factor)) for factor in "AB"]
-        if pair[0] is None or pair[1] is None:
-            missing = "A" if pair[0] is None else "B"
-            raise BadFile(f"{path}: {module} has no {tensor_name(module, missing)}")
-        (rank, in_features), (out_features, rank_of_b) = (header.tensors[key].shape for key in pair if key)
-        if rank != rank_of_b or 0 in (rank, in_features, out_features):
-            raise BadFile(f"{path}: {module} has factors of rank {rank} and {rank_of_b} that cannot be multiplied")
-        shapes[module] = Shape(in_features, out_features, rank)
-    return shapes
-
-
-def _config(weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None) -> AdapterConfig:
-    # a PEFT folder, also when its weights file is what was named
-    beside = weights.parent / CONFIG
-    if weights.name == WEIGHTS and beside.is_file():
-        return AdapterConfig.parse(beside.read_bytes(), str(beside))
-    if CONFIG_KEY in header.metadata:
-        return AdapterConfig.parse(header.metadata[CONFIG_KEY], f"{weights} (its header)")
-    if alpha is None:
-        raise BadFile(
-            f"{weights} does not carry its config: put its {CONFIG} beside it and name the folder, or give --alpha"
-        )
-    if not math.isfinite(alpha):
-        raise InputError(f"alpha is {alpha}: give the finite number the adapter was trained with")
-    ranks = {module: shape.rank for module, shape in shapes.items()}
-    rank = max(ranks.values())
-    patterns = {re.escape(module): value for module, value in ranks.items() if value != rank}
-    return AdapterConfig(rank, alpha, tuple(shapes), rank_pattern=patterns)
+    """Open a PEFT folder or a single file, without reading tensors; see `read_layout` for what it takes and refuses."""
+    layout = read_layout(path, alpha=alpha)
+    return AdapterFile(
+        layout.path, layout.config, layout.base_fingerprint, layout.shapes, layout.keys, _DTYPES[layout.dtype]
+    )

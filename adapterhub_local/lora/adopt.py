@@ -18,8 +18,8 @@ def adopt(
     """Register the adapter at `path` (PEFT folder or single file) as a version of `name` for `base`.
 
     `base` is the lineage entry of the base (name, fingerprint, hub_id, ...). The factors are kept as they
-    are. Raises Incompatible if the adapter says it was made for another base (unless `force`), and what
-    `open_adapter` raises.
+    are; that they have the shapes of the base is the caller's to check. Raises Incompatible if the adapter
+    says it was made for another base (unless `force`), and what `open_adapter` raises.
     """
     adapter = open_adapter(path, alpha=alpha)
     if adapter.base_fingerprint and adapter.base_fingerprint != base["fingerprint"] and not force:
@@ -33,12 +33,19 @@ def adopt(
             f"{path} was made for {said}, not for {base['name']} ({known}): name its base with --base, "
             "or --force registers it anyway"
         )
+    is_exact = adapter.base_fingerprint == base["fingerprint"]
     files = rewrite(adapter, staging_folder, base.get("hub_id"), base["fingerprint"])
     full = {
         "kind": "add",
         "base": dict(base),
         "adapter": describe(adapter),
         "source": {"file": path.name, "base_model": adapter.config.hub_id},
+        # exact: trained on this very base; shapes: every module has its shape there, no more is known
+        "compatibility": {
+            "level": "exact" if is_exact else "shapes",
+            "base_fingerprint": adapter.base_fingerprint,
+            "base_model": said,
+        },
         **({"forced": True} if force else {}),
         **(lineage or {}),
     }

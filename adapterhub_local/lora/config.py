@@ -76,6 +76,13 @@ class AdapterConfig:
     def rank_of(self, module: str) -> int:
         return _match(self.rank_pattern, module, self.rank)
 
+    def targets(self, module: str) -> bool:
+        """Whether `target_modules` names the module, as PEFT reads it: by the ends of names, or one pattern."""
+        named = self.target_modules
+        if isinstance(named, str):
+            return named == "all-linear" or re.fullmatch(named, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in named)
+
     def scaling(self, module: str) -> float:
         """The factor before B @ A in `module`."""
         rank = self.rank_of(module)
@@ -122,7 +129,8 @@ class AdapterConfig:
                 alpha_pattern={key: _finite(alpha) for key, alpha in (fields.get("alpha_pattern") or {}).items()},
                 base_model=_base_model(fields.get("base_model_name_or_path")),
             )
-            for pattern in (*config.rank_pattern, *config.alpha_pattern):
+            own = [config.target_modules] if isinstance(config.target_modules, str) else []
+            for pattern in (*config.rank_pattern, *config.alpha_pattern, *own):
                 re.compile(pattern)
         except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
             raise BadFile(f"{where} has a wrong or missing setting: {error}") from None

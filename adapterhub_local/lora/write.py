@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from adapterhub_local.lora.config import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
+from adapterhub_local.lora.layout import tensor_name
+
+__all__ = ["DTYPE_NAMES", "Shapes", "tensor_name", "write_adapter", "write_safetensors"]
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -76,8 +79,3 @@ def write_adapter(
     write_safetensors(folder / WEIGHTS, shapes, tensors, metadata)
     (folder / CONFIG).write_bytes(config.to_bytes())
     return {WEIGHTS: folder / WEIGHTS, CONFIG: folder / CONFIG}
-
-
-def tensor_name(module: str, factor: str) -> str:
-    """PEFT's name of a factor ("A" or "B") of a module."""
-    return f"base_model.model.{module}.lora_{factor}.weight"

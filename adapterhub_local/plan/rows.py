@@ -6,11 +6,12 @@ Without a tokenizer (a base that is not there) four bytes of text are counted as
 import random
 import statistics
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe import Recipe
 
@@ -46,28 +47,41 @@ class Rows:
 
 def read_examples(recipe: Recipe, folder: Path | None) -> list[Any]:
     """The recipe's training examples, by the tokenizer in `folder`, or estimated without one. Raises BadData."""
-    from adapterhub_local.train.examples import read_chats, tokenise
+    from adapterhub_local.data.load import read_data
+    from adapterhub_local.train.examples import Example, tokenise_data
 
+    dataset = read_data(recipe)
     data = recipe.data
-    chats = read_chats(data.train, data.limit)
     if folder is not None:
         from transformers import AutoTokenizer
 
-        return tokenise(chats, AutoTokenizer.from_pretrained(folder), data.max_length, data.train)
-    examples = [estimated(chat) for chat in chats]
-    longest = max(len(example.ids) for example in examples)
-    if longest > data.max_length:
-        raise BadData(f"{data.train} has an example of about {longest} tokens, data.max_length is {data.max_length}")
-    return examples
+        return tokenise_data(dataset, AutoTokenizer.from_pretrained(folder), data)[0].examples
+    examples = [estimated(chat) for chat in dataset.train]
+    short = [example for example in examples if len(example.ids) <= data.max_length]
+    if len(short) < len(examples) and data.too_long == "error":
+        longest = max(len(example.ids) for example in examples)
+        raise BadData(f"the data have an example of about {longest} tokens, data.max_length is {data.max_length}")
+    if data.too_long == "truncate":
+        return [
+            Example(example.ids[: data.max_length], clipped(example.spans, data.max_length)) for example in examples
+        ]
+    if not short:
+        raise BadData(f"every example has more than data.max_length = {data.max_length} tokens")
+    return short
 
 
-def estimated(chat: Sequence[Mapping[str, str]]) -> Any:
+def clipped(spans: Sequence[tuple[int, int]], length: int) -> tuple[tuple[int, int], ...]:
+    """The parts of [start, end) spans below `length`."""
+    return tuple((start, min(end, length)) for start, end in spans if start < length)
+
+
+def estimated(chat: Chat) -> Any:
     """A chat as an example of about as many tokens as a tokenizer would make; equal beginnings stay equal."""
     from adapterhub_local.train.examples import Example
 
     ids: list[int] = []
     spans = []
-    for message in chat:
+    for message in chat.messages or [{"role": "assistant", "content": chat.text or ""}]:
         text = message["content"].encode()
         pieces = [zlib.crc32(text[at : at + BYTES_PER_TOKEN]) for at in range(0, len(text), BYTES_PER_TOKEN)]
         ids += [0] * TURN_TOKENS

@@ -1,10 +1,7 @@
 """Read a recipe strictly: every mistake at once, each with file, line, key and the nearest known key."""
 
 import difflib
-import os
-import re
 import sys
-import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -12,149 +9,188 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.errors import BadRecipe, NotFound
-from adapterhub_local.recipe.schema import TABLES, Recipe
+from adapterhub_local.errors import BadRecipe
+from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
+from adapterhub_local.recipe.schema import TABLES, Recipe, Sweep
+from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
+from adapterhub_local.recipe.sweep import SWEEP, read_sweep
 
-_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a file name"}
+_TYPE_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Source: "a file name or Hub dataset",
+}
+_PLURALS = {str: "names", int: "whole numbers", float: "numbers", Source: "them"}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in the TOML file at `path`, with `overrides` such as `train.seed=1` applied.
+    """The recipe in the TOML file at `path`, with what it extends, and `overrides` such as `train.seed=1` applied.
 
     Raises NotFound if there is no file, BadRecipe with one line for each thing that is wrong: not
     TOML, unknown tables or keys, wrong types, values out of range, missing data files.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise NotFound(f"there is no recipe {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRecipe(f"{path} cannot be read as text: {error}") from None
-    try:
-        tables = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # tomllib lets through what int() and the stack refuse
-        raise BadRecipe(f"{path}: not TOML: {error}") from None
-    reading = _Reading(path, text)
-    for override in overrides:
-        _apply(override, tables)
-    for name in tables:
-        if name not in TABLES:
-            reading.problem(name, None, f"unknown table [{name}]{_nearest(name, TABLES)}")
-    values = {name: reading.table(name, tables.get(name, {})) for name in TABLES}
+    layers = read_layers(path)
+    layers.append(overriding(overrides, path))
+    reading = _Reading(layers)
+    values = {name: reading.table(name) for name in TABLES}
+    sweep: Sweep | None = None
     if not reading.problems:
         reading.check_together(values)
+        swept = next((layer for layer in reversed(layers) if SWEEP in layer.tables), None)
+        if swept is not None:
+            sweep = read_sweep(swept, reading.problems)
     if reading.problems:
-        raise BadRecipe("\n".join(reading.problems))
-    return Recipe(**values, text=text, path=path)
+        raise BadRecipe("\n".join(dict.fromkeys(reading.problems)))
+    return Recipe(**values, text=layers[-2].text, path=path, origins=reading.origins, sweep=sweep)
 
 
 class _Reading:
-    """One pass over a recipe: the values, and every problem with its line."""
+    """One pass over a recipe's layers: the values, where each was written, and every problem with its line."""
 
-    def __init__(self, path: Path, text: str) -> None:
-        self.path, self.lines = path, text.splitlines()
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
         self.problems: list[str] = []
+        self.origins: dict[str, str] = {}
+        known = {**TABLES, SWEEP: None, EXTENDS: None}
+        for layer in layers:
+            for name, given in layer.tables.items():
+                if name not in known:
+                    self.problem(layer, name, None, f"unknown table [{name}]{nearest(name, known)}")
+                elif name != EXTENDS and not isinstance(given, Mapping):
+                    self.problem(layer, name, None, f"'{name}' must be a table: write [{name}]")
 
-    def problem(self, table: str, key: str | None, message: str) -> None:
-        line = _line_of(self.lines, table, key)
-        self.problems.append(f"{self.path}{f':{line}' if line else ''}: {message}")
+    def problem(self, layer: Layer, table: str, key: str | None, message: str) -> None:
+        place = layer.place(table, key)
+        if layer is self.layers[-1]:  # the command line has no lines to name
+            place = f"{layer.path}: {place}"
+        self.problems.append(f"{place}: {message}")
 
-    def table(self, name: str, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            self.problem(name, None, f"'{name}' must be a table: write [{name}]")
-            return None
+    def table(self, name: str) -> Any:
         known = {item.name: item for item in fields(TABLES[name])}
-        for key in given:
-            if key not in known:
-                self.problem(name, key, f"unknown key '{key}' in [{name}]{_nearest(key, known)}")
+        given: dict[str, tuple[Layer, Any]] = {}
+        holders = [layer for layer in self.layers if isinstance(layer.tables.get(name), Mapping)]
+        for layer in holders:
+            for key, value in layer.tables[name].items():
+                if key not in known:
+                    self.problem(layer, name, key, f"unknown key '{key}' in [{name}]{nearest(key, known)}")
+                given[key] = (layer, value)
         hints = typing.get_type_hints(TABLES[name])
         values = {}
         for key, item in known.items():
             if key in given:
-                values[key] = self._value(name, item, hints[key], given[key])
+                layer, value = given[key]
+                self.origins[f"{name}.{key}"] = layer.place(name, key)
+                values[key] = self._value(layer, name, item, hints[key], value)
             elif item.default is MISSING:
-                self.problem(name, None, f"[{name}] needs '{key}': {item.metadata['meaning']}")
+                files = [layer for layer in holders if layer.lines] or [self.layers[-2]]
+                self.problem(files[-1], name, None, f"[{name}] needs '{key}': {item.metadata['meaning']}")
         return TABLES[name](**values) if not self.problems else None
 
-    def _value(self, table: str, item: Field, hint: Any, value: Any) -> Any:
-        allowed = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-        converted = _convert(value, allowed)
+    def _value(self, layer: Layer, table: str, item: Field, hint: Any, value: Any) -> Any:
+        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType) and hint != Source
+        allowed = typing.get_args(hint) if is_union else (hint,)
+        converted = convert(value, allowed)
         if converted is None:
-            wanted = " or ".join(_type_name(kind) for kind in allowed if kind is not types.NoneType)
-            self.problem(table, item.name, f"{table}.{item.name} must be {wanted}, not {value!r}")
+            wanted = " or ".join(dict.fromkeys(_type_name(kind) for kind in allowed if kind is not types.NoneType))
+            self.problem(layer, table, item.name, f"{table}.{item.name} must be {wanted}, not {value!r}")
             return None
+        if any(_item_type(kind) is Source for kind in allowed):
+            converted = tuple(read_source(text, layer.path.parent) for text in converted)
+            for source in converted:
+                if not isinstance(source, HubFiles) and (wrong := local_problem(source)):
+                    self.problem(layer, table, item.name, f"{table}.{item.name}: {wrong}")
+            return converted
         check = item.metadata["check"]
         if check is not None and (wrong := check(converted)):
-            self.problem(table, item.name, f"{table}.{item.name} = {value!r}: {wrong}")
-        if isinstance(converted, Path):
-            converted = self.path.parent / os.path.expanduser(converted)
-            if not os.path.isfile(converted):  # Path.is_file raises for a name that is too long
-                self.problem(table, item.name, f"{table}.{item.name}: there is no file {converted}")
+            self.problem(layer, table, item.name, f"{table}.{item.name} = {value!r}: {wrong}")
         return converted
 
     def check_together(self, values: Mapping[str, Any]) -> None:
         """What no single key can tell."""
-        train = values["train"]
-        if train.micro_batch_size and train.batch_size % train.micro_batch_size:
-            self.problem("train", "micro_batch_size", f"micro_batch_size must divide batch_size ({train.batch_size})")
-        data = values["data"]
-        if train.eval_every and data.test is None:
-            self.problem("train", "eval_every", "train.eval_every needs data.test: held-out chats to evaluate on")
-        if train.patience and not train.eval_every:
-            self.problem("train", "patience", "train.patience needs train.eval_every: how often to evaluate")
-        if data.test is not None and data.test.resolve() == data.train.resolve():
-            self.problem("data", "test", "data.test is data.train: hold out other examples to evaluate on")
+        for table, check in (("train", _check_train), ("data", _check_data)):
+            for key, message in check(values[table], values):
+                layer = next(layer for layer in reversed(self.layers) if key in layer.tables.get(table, {}))
+                self.problem(layer, table, key, message)
 
 
-def _convert(value: Any, allowed: tuple[Any, ...]) -> Any:
+def _check_train(train: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    problems = []
+    if train.micro_batch_size and train.batch_size % train.micro_batch_size:
+        problems.append(("micro_batch_size", f"micro_batch_size must divide batch_size ({train.batch_size})"))
+    if train.eval_every and values["data"].test is None and not values["data"].test_share:
+        problems.append(("eval_every", "train.eval_every needs data.test: held-out chats to evaluate on"))
+    if train.patience and not train.eval_every:
+        problems.append(("patience", "train.patience needs train.eval_every: how often to evaluate"))
+    return problems
+
+
+def _check_data(data: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    problems = []
+    files = [
+        {item.resolve() if isinstance(item, Path) else item for item in part or ()} for part in (data.train, data.test)
+    ]
+    if files[0] & files[1] and not all(isinstance(item, HubFiles) and not item.path for item in files[0] & files[1]):
+        problems.append(("test", "data.test is data.train: hold out other examples to evaluate on"))
+    if data.weights is not None and len(data.weights) != len(data.train):
+        problems.append(
+            ("weights", f"data.weights has {len(data.weights)} numbers for {len(data.train)} files of train")
+        )
+    if (data.prompt is None) != (data.answer is None):
+        given, missing = ("prompt", "answer") if data.answer is None else ("answer", "prompt")
+        problems.append((given, f"data.{given} needs data.{missing}: both are made of columns"))
+    if data.system is not None and data.prompt is None:
+        problems.append(("system", "data.system needs data.prompt and data.answer"))
+    return problems
+
+
+def check_data_settings(given: Mapping[str, str | None]) -> None:
+    """Values for keys of [data] that were given as options. Raises BadRecipe for one that is not allowed."""
+    checks = {item.name: item.metadata["check"] for item in fields(TABLES["data"])}
+    for name, value in given.items():
+        if value is not None and checks[name] is not None and (wrong := checks[name](value)):
+            raise BadRecipe(f"--{name} {value}: {wrong}")
+
+
+def convert(value: Any, allowed: Sequence[Any]) -> Any:
     """`value` as the first of the types that takes it, or None."""
     for kind in allowed:
-        if kind is Path and isinstance(value, str) and value:
-            return Path(value)
+        item = _item_type(kind)
+        if item is Source and isinstance(value, str) and value.strip():
+            return (value,)
         if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
         if kind in (str, int, bool) and type(value) is kind:
             return value
-        is_list = typing.get_origin(kind) is tuple and isinstance(value, list)
-        if is_list and all(isinstance(item, str) and item for item in value):
-            return tuple(value)
+        if item is not None and typing.get_origin(kind) is tuple and isinstance(value, list) and value is not None:
+            parts = [convert(part, (str if item is Source else item,)) for part in value]
+            if all(part is not None and part != "" for part in parts) and (parts or item is not Source):
+                return tuple(parts)
+        if item is not None and typing.get_origin(kind) is dict and isinstance(value, Mapping):
+            table = {key: convert(part, (item,)) for key, part in value.items()}
+            if all(part is not None for part in table.values()):
+                return table
     return None
 
 
+def _item_type(kind: Any) -> Any:
+    """What a list or table type holds; None for other types."""
+    if typing.get_origin(kind) is tuple:
+        return typing.get_args(kind)[0]
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+
+
 def _type_name(kind: Any) -> str:
-    return _TYPE_NAMES.get(kind, "a list of names")
+    item = _item_type(kind)
+    if item is Source:
+        return f"{_TYPE_NAMES[Source]}, or a list of {_PLURALS[Source]}"
+    if item is not None:
+        return f"a {'table' if typing.get_origin(kind) is dict else 'list'} of {_PLURALS[item]}"
+    return _TYPE_NAMES[kind]
 
 
-def _apply(override: str, tables: dict[str, Any]) -> None:
-    """Set one `table.key=value`; the value is TOML, or plain text if it is none."""
-    target, equals, raw = override.partition("=")
-    table, dot, key = target.strip().partition(".")
-    if not (equals and dot and key):
-        raise BadRecipe(f"--set {override}: write table.key=value, such as train.seed=1")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except (ValueError, RecursionError):
-        value = raw.strip()
-    if not isinstance(tables.setdefault(table, {}), dict):
-        raise BadRecipe(f"--set {override}: '{table}' is not a table in the recipe")
-    tables[table][key] = value
-
-
-def _line_of(lines: Sequence[str], table: str, key: str | None) -> int | None:
-    """The line where a table, or a key in it, is written; tomllib does not tell."""
-    current, header = "", None
-    for number, line in enumerate(lines, 1):
-        if match := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
-            current = match[1].strip("\"'")
-            header = number if current == table else header
-        named = re.match(r"\s*[\"']?([A-Za-z0-9_.-]+)[\"']?\s*=", line)
-        if named and key is not None and (current, named[1]) in ((table, key), ("", f"{table}.{key}")):
-            return number
-        if named and key is None and current == "" and named[1].partition(".")[0] == table:
-            return number
-    return header
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def nearest(name: str, known: Mapping[str, Any]) -> str:
+    """The end of a message about an unknown name."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f": did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"

@@ -3,18 +3,34 @@
 A key is one dataclass field; its metadata feeds the checks and the README's reference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadReference
+from adapterhub_local.recipe.source import Source, shown
 from adapterhub_local.refs import check_alias, check_name
 
 OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 COMPUTE = ("auto", "float32", "bfloat16")
+FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text")
+TEMPLATES = ("auto", "chat", "plain")
+LOSS_ON = ("answer", "last_answer", "all")
+TOO_LONG = ("error", "truncate", "skip")
 REQUIRED: Any = object()  # stands where a recipe must give a value
+
+
+@dataclass(frozen=True)
+class Check:
+    """Says what is wrong with a value of the right type, or None; `schema` is the same for JSON Schema."""
+
+    problem: Callable[[Any], str | None]
+    schema: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, value: Any) -> str | None:
+        return self.problem(value)
 
 
 def key(meaning: str, default: Any = REQUIRED, check: Callable[[Any], str | None] | None = None) -> Any:
@@ -23,12 +39,12 @@ def key(meaning: str, default: Any = REQUIRED, check: Callable[[Any], str | None
     return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
 
 
-def one_of(*choices: str) -> Callable[[str], str | None]:
-    return lambda value: None if value in choices else f"must be one of {', '.join(choices)}"
+def one_of(*choices: str) -> Check:
+    return Check(lambda value: None if value in choices else f"must be one of {', '.join(choices)}", {"enum": choices})
 
 
-def between(low: float, high: float, what: str) -> Callable[[float], str | None]:
-    return lambda value: None if low <= value <= high else f"must be {what}"
+def between(low: float, high: float, what: str) -> Check:
+    return Check(lambda value: None if low <= value <= high else f"must be {what}", {"minimum": low, "maximum": high})
 
 
 def _named(check: Callable[[str], str]) -> Callable[[str], str | None]:
@@ -57,12 +73,51 @@ class Base:
     name: str = key("the base to train against, as `qhub base list` shows it", check=_named(check_name))
 
 
+def _weights(value: tuple[float, ...]) -> str | None:
+    return None if value and all(0 < weight <= 100 for weight in value) else "must be numbers above 0, up to 100"
+
+
 @dataclass(frozen=True)
 class Data:
-    train: Path = key("JSONL file of chats to train on, relative to the recipe")
-    test: Path | None = key("JSONL file of held-out chats to evaluate on, relative to the recipe", None)
-    limit: int | None = key("train on the first so many examples only", None, at_least_one)
-    max_length: int = key("longest example in tokens; a longer one is an error", 1024, between(8, 2**20, "8 or more"))
+    train: tuple[Source, ...] = key(
+        "examples to train on: a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a Hub dataset (ORG/NAME or "
+        "hf://datasets/ORG/NAME@REVISION/FILE), or a list of them; paths are relative to the recipe"
+    )
+    test: tuple[Source, ...] | None = key("held-out examples to evaluate on, as `train`", None)
+    test_share: float = key(
+        "share of `train` that is held out if there is no `test`, chosen by a hash of the prompt; 0 holds out nothing",
+        0.05,
+        between(0, 0.9, "from 0 to 0.9"),
+    )
+    weights: tuple[float, ...] | None = key(
+        "one number for each file of `train`, how often it is seen in an epoch: 2 is twice, 0.5 a half of it",
+        None,
+        Check(_weights, {"items": {"type": "number", "exclusiveMinimum": 0, "maximum": 100}}),
+    )
+    limit: int | None = key("train on the first so many examples of each file only", None, at_least_one)
+    format: str = key(
+        f"what an example looks like: {', '.join(FORMATS)}; auto recognises it and says so", "auto", one_of(*FORMATS)
+    )
+    prompt: str | None = key("the prompt made of columns, such as `Classify: {text}`; needs `answer`", None)
+    answer: str | None = key("the answer made of columns, such as `{label}`; needs `prompt`", None)
+    system: str | None = key("the system message made of columns; needs `prompt` and `answer`", None)
+    template: str = key(
+        "how turns are written: chat (the base's chat template), plain (prompt and answer as they are, one after the "
+        "other), or auto (chat; plain where the base has no template and an example is a prompt and an answer)",
+        "auto",
+        one_of(*TEMPLATES),
+    )
+    loss_on: str = key(
+        "what is learned: answer (every turn of the assistant), last_answer, or all (every token)",
+        "answer",
+        one_of(*LOSS_ON),
+    )
+    max_length: int = key("longest example in tokens", 1024, between(8, 2**20, "8 or more"))
+    too_long: str = key(
+        f"a longer example is: {', '.join(TOO_LONG)}; what was cut is counted and said; plain text is cut in pieces",
+        "error",
+        one_of(*TOO_LONG),
+    )
 
 
 @dataclass(frozen=True)
@@ -145,8 +200,20 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep, each the overrides that make it (`train.seed=1`), and how the best is chosen and named."""
+
+    runs: tuple[tuple[str, ...], ...]
+    metric: str = "loss"
+    alias: str = "best"
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. `text` is the file as written, `path` where it was; neither decides equality."""
+    """A checked recipe. `text` is the file as written, `path` where it was; neither decides equality.
+
+    `origins` says for each key that was given where it is written: `train.seed` -> `recipe.toml:12`.
+    """
 
     base: Base
     data: Data
@@ -156,6 +223,8 @@ class Recipe:
     output: Output
     text: str = field(compare=False, repr=False)
     path: Path = field(compare=False)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    sweep: Sweep | None = field(default=None, compare=False)
 
     @property
     def task(self) -> str:
@@ -163,11 +232,15 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """All tables with all values, defaults included; data files by name, not by path."""
-        tables = {}
-        for table in TABLES:
-            values = vars(getattr(self, table))
-            tables[table] = {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
-        return tables
+        return {table: {name: _plain(value) for name, value in vars(getattr(self, table)).items()} for table in TABLES}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it; a single source as text."""
+    if not isinstance(value, tuple):
+        return value
+    items = [item if isinstance(item, str | int | float) else shown(item) for item in value]
+    return items[0] if len(items) == 1 and isinstance(value[0], Source) else items
 
 
 TABLES: dict[str, type] = {

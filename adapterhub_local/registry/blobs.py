@@ -1,15 +1,14 @@
 """Content-addressed files: `blobs/sha256/ab/<hex>`, read-only, never changed once visible."""
 
 import contextlib
-import errno
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adapterhub_local.durable import CHUNK, digest_file, sync_file, sync_folder
-from adapterhub_local.errors import Corrupt, QhubError
+from adapterhub_local.durable import CHUNK, digest_file, sync_file, sync_folder, telling_full
+from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.version import File
 from adapterhub_local.settings import Home, make_folder
 
@@ -29,43 +28,62 @@ class Blobs:
 
     def put(self, name: str, source: Path | bytes, *, durable: bool = True) -> File:
         """Store a file's bytes and return its entry, named `name`; see `put_all`."""
-        return self.put_all({name: source}, durable=durable)[0]
+        return self.put_all([(name, source)], durable=durable)[0]
 
-    def put_all(self, files: Mapping[str, Path | bytes], *, durable: bool = True) -> tuple[File, ...]:
-        """Store the bytes of several files and return their entries, in the order of their names.
+    def put_all(self, files: Sequence[tuple[str, Path | bytes]], *, durable: bool = True) -> list[File]:
+        """Store the bytes of several named files and return their entries, in the same order.
 
         The bytes are hashed while they are copied to new files in `tmp/`, which are flushed to disk and
         renamed to their digests; the same bytes are stored once. A blob that is there but damaged is
-        replaced, so publishing or pulling again repairs it. Steps are taken for all files together,
-        since a filesystem's journal flushes what came before at no further cost.
+        replaced, so publishing or pulling again repairs it. Each step is taken for all files before the
+        next: the first flush of a filesystem with a journal takes what was written before along, so those
+        that follow have little left to do.
 
         With `durable=False` the blobs are visible to every process but their bytes are not flushed: call `sync`.
         """
         make_folder(self.home.tmp)
         staged: list[tuple[Path | None, File]] = []
         try:
-            for name, source in sorted(files.items()):
-                staged.append(self._stage(name, source, durable))
-            targets = [self.path(file.digest) for _, file in staged]
-            if not all(target.parent.is_dir() for target in targets):
-                self._make_folders()
-            for (temporary, file), target in zip(staged, targets, strict=True):
-                if temporary is not None and not is_sound(target, file.digest, file.size):
-                    temporary.rename(target)
-            for folder in {target.parent for target in targets} if durable else ():
-                sync_folder(folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                where = self.home.root
-                raise QhubError(
-                    f"there is no space left at {where}: nothing was stored, free some and try again"
-                ) from None
-            raise
+            with telling_full(self.home.root):
+                for name, source in files:
+                    staged.append(self._stage(name, source, durable))
+                targets = [self.path(file.digest) for _, file in staged]
+                for temporary, _ in staged if durable else ():
+                    if temporary is not None:
+                        sync_file(temporary)
+                if not all(target.parent.is_dir() for target in targets):
+                    self._make_folders()
+                for (temporary, file), target in zip(staged, targets, strict=True):
+                    if temporary is not None and not is_sound(target, file.digest, file.size):
+                        temporary.rename(target)
+                for folder in {target.parent for target in targets} if durable else ():
+                    sync_folder(folder)
         finally:
             for temporary, _ in staged:
                 if temporary is not None:
                     temporary.unlink(missing_ok=True)
-        return tuple(file for _, file in staged)
+        return [file for _, file in staged]
+
+    def take(self, files: Iterable[tuple[File, Path]]) -> None:
+        """Make files that lie in the home blobs by renaming them; their bytes must have been checked.
+
+        A file whose blob is there and sound stays where it is.
+        """
+        targets = []
+        with telling_full(self.home.root):
+            for file, source in files:
+                target = self.path(file.digest)
+                targets.append(target)
+                if is_sound(target, file.digest, file.size):
+                    sync_file(target)
+                    continue
+                if not target.parent.is_dir():
+                    self._make_folders()
+                source.chmod(READ_ONLY)
+                sync_file(source)
+                source.rename(target)
+            for folder in {target.parent for target in targets}:
+                sync_folder(folder)
 
     def sync(self, file: File) -> None:
         """Make a blob and its name durable."""
@@ -74,7 +92,7 @@ class Blobs:
         sync_folder(path.parent)
 
     def _stage(self, name: str, source: Path | bytes, durable: bool) -> tuple[Path | None, File]:
-        """A temporary file with the bytes, or None if they are a blob already."""
+        """A temporary file with the bytes, not flushed yet, or None if they are a blob already."""
         if isinstance(source, bytes):
             file = File.of(name, source)
             if is_sound(path := self.path(file.digest), file.digest, file.size):
@@ -92,8 +110,6 @@ class Blobs:
                     size += len(chunk)
                 out.flush()
                 os.fchmod(out.fileno(), READ_ONLY)
-                if durable:
-                    os.fsync(out.fileno())
             return temporary, File(name, "sha256:" + hasher.hexdigest(), size)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
 """Find versions: filters, sorting and full text. Conditions run in SQLite, so that only what is shown is parsed."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry.registry import LIVE, Registry
@@ -44,8 +46,8 @@ def find(
     """The versions that fit all of what is given; the newest of each name if nothing is.
 
     `base` is a base's name, Hub id or the first digits of its fingerprint. A condition holds for the scores of
-    `task`, or of any task. `sort` is name, created (newest first) or a metric (highest first, loss lowest first,
-    versions without it last).
+    `task`, or of any task. `sort` is name, created (newest first) or a metric (highest first, loss and perplexity
+    lowest first, versions without it last).
     """
     where: list[str] = []
     values: list[str | int | float] = []
@@ -70,7 +72,7 @@ def find(
         values += [task, task]
     order = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}.get(sort)
     if order is None:
-        best, direction = ("min", "ASC") if "loss" in sort else ("max", "DESC")
+        best, direction = ("min", "ASC") if "loss" in sort or sort == "perplexity" else ("max", "DESC")
         score = f"SELECT {best}(s.value) FROM scores s WHERE {own} AND s.metric = ?"  # noqa: S608
         order = f"({score}) {direction} NULLS LAST, v.name"
         values += [*of_task, sort]
@@ -95,3 +97,26 @@ def search(registry: Registry, text: str, *, limit: int = 50) -> list[Version]:
         " ORDER BY score, rowid DESC LIMIT ?) f JOIN versions v ON v.id = f.rowid ORDER BY f.score, f.rowid DESC"
     )
     return [registry.version(row) for row in registry.database.rows(query, (quoted, limit))]
+
+
+def aliases_of(registry: Registry, versions: Sequence[Version]) -> dict[str, dict[str, int]]:
+    """Name -> alias -> number, of the names of these versions, in one question."""
+    names = sorted({version.name for version in versions})
+    query = "SELECT * FROM aliases WHERE name IN (SELECT value FROM json_each(?)) ORDER BY name, alias"
+    found: dict[str, dict[str, int]] = {name: {} for name in names}
+    for row in registry.database.rows(query, (json.dumps(names),)):
+        found[row["name"]][row["alias"]] = row["number"]
+    return found
+
+
+def metrics_of(registry: Registry, versions: Sequence[Version]) -> dict[tuple[str, int], dict[str, Any]]:
+    """(name, number) -> what `Registry.metrics` says of that version, in one question."""
+    found = {(version.name, version.number): dict(version.lineage.get("metrics", {})) for version in versions}
+    query = (
+        "SELECT name, number, task, evaluation FROM evaluations"
+        " WHERE name IN (SELECT value FROM json_each(?)) ORDER BY id"
+    )
+    for row in registry.database.rows(query, (json.dumps(sorted({name for name, _ in found})),)):
+        if (key := (row["name"], row["number"])) in found:
+            found[key][row["task"]] = json.loads(row["evaluation"])
+    return found

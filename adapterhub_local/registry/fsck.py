@@ -50,7 +50,7 @@ class Report:
 
 
 @dataclass
-class _Store:
+class Checked:
     """One pass over the blobs: the state of each digest, hashed at most once."""
 
     registry: Registry
@@ -71,7 +71,7 @@ class _Store:
 
 def verify(registry: Registry, version: Version) -> list[Problem]:
     """What is wrong with one version: its files, lineage and manifest, byte for byte, and its headers."""
-    store = _Store(registry)
+    store = Checked(registry)
     return list(_version_problems(version, store))
 
 
@@ -83,7 +83,7 @@ def fsck(
     May run while others publish: rows are read before blobs, and blobs are on disk before their rows.
     """
     report = Report()
-    store = _Store(registry)
+    store = Checked(registry)
     if not registry.database.is_sound():
         where = str(registry.home.database)
         report.problems.append(Problem("database", where, "cannot be read: `qhub fsck --rebuild-db` makes it again"))
@@ -198,7 +198,7 @@ def _digests(version: Version) -> tuple[str, ...]:
     return (version.manifest_digest, version.lineage_file.digest, *(file.digest for file in version.files))
 
 
-def _blob_problems(registry: Registry, path: Path, store: _Store, users: dict[str, list[str]]) -> Iterator[Problem]:
+def _blob_problems(registry: Registry, path: Path, store: Checked, users: dict[str, list[str]]) -> Iterator[Problem]:
     digest = f"sha256:{path.name}"
     if not _HEX.fullmatch(path.name) or registry.blobs.path(digest) != path or not path.is_file():
         yield Problem("foreign", str(path), "is no blob: nothing of this registry made it")
@@ -207,7 +207,7 @@ def _blob_problems(registry: Registry, path: Path, store: _Store, users: dict[st
         yield Problem("damaged", digest, f"its bytes have another digest; {needing} needs it: pull or publish it again")
 
 
-def _version_problems(version: Version, store: _Store, headers: set[str] | None = None) -> Iterator[Problem]:
+def _version_problems(version: Version, store: Checked, headers: set[str] | None = None) -> Iterator[Problem]:
     """Missing and damaged blobs of a version, and headers that are not sound; `headers` are those seen before."""
     seen = headers if headers is not None else set()
     names = {version.manifest_digest: "manifest", version.lineage_file.digest: "lineage"}

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +64,16 @@ def remove(registry: Registry, version: Version, *, force: bool = False) -> None
 
 def lease(registry: Registry, version: Version, holder: str, seconds: float) -> None:
     """Keep the content of a version for so many seconds from now, for `holder` (process and host); may be renewed."""
+    renew(registry, {version.content_digest}, holder, seconds)
+
+
+def renew(registry: Registry, digests: Set[str], holder: str, seconds: float) -> None:
+    """Keep these contents for so many seconds from now; leases of others that ended are forgotten."""
+    clock = time.time()
     with registry.database.writing() as db:
-        values = (version.content_digest, holder, time.time() + seconds)
-        db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", values)
+        db.execute("DELETE FROM leases WHERE expires_at < ? AND holder != ?", (clock, holder))
+        rows = [(digest, holder, clock + seconds) for digest in sorted(digests)]
+        db.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", rows)
 
 
 def release(registry: Registry, holder: str) -> None:

@@ -48,14 +48,14 @@ class Registry:
         if alias is not None:
             check_alias(alias)
         while True:
-            stored = self.blobs.put_all(files)
-            lineage_file = self.blobs.put("lineage.json", canonical_json(lineage))
+            named = [*sorted(files.items()), ("lineage.json", canonical_json(lineage))]
+            *stored, lineage_file = self.blobs.put_all(named)
             with self.database.writing() as db:
                 # Bytes that were here already may have been collected meanwhile; not while the lock is held.
                 if not all(self.blobs.path(file.digest).is_file() for file in (*stored, lineage_file)):
                     continue
                 (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
-                version = Version(name, (newest or 0) + 1, now(), stored, lineage_file, lineage, self.folder)
+                version = Version(name, (newest or 0) + 1, now(), tuple(stored), lineage_file, lineage, self.folder)
                 # Visible before the commit, flushed after it: two flushes less while others wait. Should the power
                 # fail between the two, the row holds the manifest, and `fsck --repair` writes it again.
                 manifest = self.blobs.put("manifest.json", version.manifest, durable=False)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.load import choose_device, load_base, quiet_loading
 from adapterhub_local.base.store import find_base
+from adapterhub_local.data.load import read_data
 from adapterhub_local.durable import digest_bytes, staging
 from adapterhub_local.errors import InputError, QhubError, Stopped
 from adapterhub_local.evaluate.metrics import Score, evaluate
@@ -26,7 +27,7 @@ from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, with_adapter, write_factors
 from adapterhub_local.train.curve import draw
-from adapterhub_local.train.examples import Example, read_chats, tokenise
+from adapterhub_local.train.examples import Example, tokenise_data
 from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.progress import Quiet, Reporter
 from adapterhub_local.train.report import write_report
@@ -56,7 +57,7 @@ def train(
     reporter = reporter or Quiet()
     session = prepare(recipe, home, reporter, lambda run: run.find_checkpoint(resume=resume, restart=restart))
     run, model, tests = session.run, session.model, session.tests
-    statistics = fit(session, reporter)
+    statistics = fit(session, reporter) | session.counts
     model.eval()
     scores = {}
     if tests:
@@ -91,6 +92,7 @@ class Session:
     tokenizer: PreTrainedTokenizerBase
     examples: list[Example]
     tests: list[Example]
+    counts: dict[str, Any]  # what became of examples that were too long
     checkpoint: Path | None
 
 
@@ -104,16 +106,21 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
     if process().world_size > 1 and choose_device() == "cuda":
         torch.cuda.set_device(process().local_rank)
     info = find_base(recipe.base.name, home)
-    chats = read_chats(recipe.data.train, recipe.data.limit)
-    test_chats = read_chats(recipe.data.test, recipe.eval.limit) if recipe.data.test else []
-    run = Run(recipe, info, home)
+    dataset = read_data(recipe)
+    for note in dataset.notes:
+        reporter.note(note)
+    run = Run(recipe, info, home, dataset)
     checkpoint = find_checkpoint(run)
 
     reporter.note(f"base {info.name}: loading")
     base = load_base(info, dtype=compute_dtype(recipe.train.compute))
-    examples = tokenise(chats, base.tokenizer, recipe.data.max_length, recipe.data.train)
-    tests = tokenise(test_chats, base.tokenizer, recipe.data.max_length, recipe.data.test) if recipe.data.test else []
-    return Session(run, with_adapter(base, recipe), base.tokenizer, examples, tests, checkpoint)
+    tokenised, held_out = tokenise_data(dataset, base.tokenizer, recipe.data)
+    for part in (tokenised, held_out):
+        for note in part.notes(recipe.data.max_length) if part else ():
+            reporter.note(note)
+    tests = held_out.examples if held_out else []
+    model = with_adapter(base, recipe)
+    return Session(run, model, base.tokenizer, tokenised.examples, tests, tokenised.counts, checkpoint)
 
 
 def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
@@ -252,8 +259,7 @@ def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[
     }
     if scores:
         lineage["metrics"] = {
-            recipe.task: {name: score.to_json() for name, score in scores.items()}
-            | {"data": next(entry["digest"] for entry in run.data if entry["role"] == "test")}
+            recipe.task: {name: score.to_json() for name, score in scores.items()} | {"data": run.test_digest}
         }
     return lineage
 

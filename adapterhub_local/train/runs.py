@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
+from adapterhub_local.data.load import Dataset
+from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry.registry import now
@@ -29,9 +30,9 @@ STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without
 class Run:
     """The folder of the run that a recipe, its data and its base decide."""
 
-    def __init__(self, recipe: Recipe, info: BaseInfo, home: Home) -> None:
+    def __init__(self, recipe: Recipe, info: BaseInfo, home: Home, dataset: Dataset) -> None:
         self.recipe, self.info, self.home = recipe, info, home
-        self.data = [_record(role, path) for role, path in vars(recipe.data).items() if isinstance(path, Path)]
+        self.data, self.test_digest = dataset.records, dataset.test_digest
         self.decisive = {"recipe": recipe.to_json(), "data": self.data, "base": info.fingerprint}
         identity = digest_bytes(canonical_json(self.decisive)).removeprefix("sha256:")[:12]
         self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
@@ -202,12 +203,6 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _record(role: str, path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        rows = sum(1 for line in file if line.strip())
-    return {"role": role, "file": path.name, "digest": digest_file(path), "rows": rows}
-
-
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_bytes())
@@ -220,9 +215,9 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     """What decides a run and is not the same, in words."""
     if before["base"] != after["base"]:
         yield f"the base changed from {before['base'][:19]} to {after['base'][:19]}"
-    known = {entry["role"]: entry for entry in before["data"]}
+    known = {(entry["role"], entry["file"]): entry for entry in before["data"]}
     for entry in after["data"]:
-        old = known.get(entry["role"])
+        old = known.get((entry["role"], entry["file"]))
         if old is None or old["digest"] != entry["digest"]:
             yield f"data.{entry['role']} ({entry['file']}) changed"
     for table, values in after["recipe"].items():

@@ -1,0 +1,87 @@
+"""`qhub data`: preview."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.recipe import RECIPE, SET, print_statistics
+from adapterhub_local.settings import home
+
+
+@click.group(name="data")
+def command() -> None:
+    """Look at training data as the model will see them."""
+
+
+@command.command()
+@RECIPE
+@SET
+@click.option(
+    "-n", "--samples", type=click.IntRange(0), default=3, show_default=True, help="How many examples to show."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: statistics, and each token with whether it is learned."
+)
+def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: bool) -> None:
+    """Show examples of RECIPE in the base's chat template: what is learned, what is not, and how long they are.
+
+    On a terminal what is learned is green; elsewhere it stands between >> and <<.
+    """
+    from adapterhub_local.base.store import find_base
+    from adapterhub_local.data.load import read_data
+    from adapterhub_local.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    info = find_base(loaded.base.name, home())
+    dataset = read_data(loaded)
+    from adapterhub_local.train.examples import tokenise_data
+    from adapterhub_local.train.statistics import load_tokenizer, statistics
+
+    tokenizer = load_tokenizer(info)
+    train, test = tokenise_data(dataset, tokenizer, loaded.data)
+    described = {
+        role: {**statistics(part), "notes": part.notes(loaded.data.max_length)}
+        for role, part in (("train", train), ("test", test))
+        if part is not None
+    }
+    shown = train.examples[:samples]
+    if as_json:
+        tokens = [_tokens(tokenizer, example) for example in shown]
+        print_json({"notes": dataset.notes, "data": described, "samples": tokens})
+        return
+    for note in dataset.notes:
+        click.echo(note)
+    for number, example in enumerate(shown, 1):
+        click.echo(f"\n-- example {number}: {len(example.ids)} tokens, {example.num_labels} learned --")
+        click.echo(_masked(tokenizer, example, is_coloured=sys.stdout.isatty()))
+    click.echo()
+    print_statistics(described)
+
+
+def _masked(tokenizer: Any, example: Any, *, is_coloured: bool) -> str:
+    """The text of an example, what is learned marked."""
+    text, at = "", 0
+    for start, end in (*example.spans, (len(example.ids), len(example.ids))):
+        text += _decoded(tokenizer, example.ids[at:start])
+        learned = _decoded(tokenizer, example.ids[start:end])
+        text += click.style(learned, fg="green") if is_coloured else f">>{learned}<<" if learned else ""
+        at = end
+    return text
+
+
+def _decoded(tokenizer: Any, ids: Any) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _tokens(tokenizer: Any, example: Any) -> dict[str, Any]:
+    """Every token of an example with its text, and whether it is learned."""
+    learned = {position for start, end in example.spans for position in range(start, end)}
+    names = tokenizer.convert_ids_to_tokens(list(example.ids))
+    tokens = [
+        {"id": token, "token": name, "learned": at in learned}
+        for at, (token, name) in enumerate(zip(example.ids, names, strict=True))
+    ]
+    return {"text": _decoded(tokenizer, example.ids), "tokens": tokens}

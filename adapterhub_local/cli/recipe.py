@@ -1,0 +1,121 @@
+"""`qhub recipe`: init, check, show, schema."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.settings import home
+
+RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a key, such as train.seed=1."
+)
+
+
+@click.group(name="recipe")
+def command() -> None:
+    """Write, check and explain recipes: the TOML files that `qhub train` takes."""
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path), default=Path("recipe.toml"))
+@click.option("--base", help="The base to train against; the only one there is if not given.")
+@click.option("--data", default="train.jsonl", show_default=True, help="The file of examples, as seen from FILE.")
+@click.option("--name", help="The adapter's name; that of FILE if not given.")
+def init(file: Path, base: str | None, data: str, name: str | None) -> None:
+    """Write a commented recipe to begin with to FILE (recipe.toml)."""
+    from adapterhub_local.base.store import list_bases
+    from adapterhub_local.durable import check_absent
+    from adapterhub_local.recipe.write import starter
+    from adapterhub_local.refs import check_name
+
+    check_absent(file)
+    bases = [item.name for item in list_bases(home())]
+    chosen = base or (bases[0] if len(bases) == 1 else "BASE")
+    named = check_name(name or (file.stem if file.stem != "recipe" else "my-adapter"))
+    given = {"base.name": chosen, "data.train": data, "output.name": named}
+    with open(file, "x", encoding="utf-8") as stream:
+        stream.write(starter(given, str(file)))
+    hint = "" if chosen != "BASE" else f"; write one of these as base.name: {', '.join(bases) or 'none added yet'}"
+    click.echo(f"{file} is written{hint}. Next: qhub recipe check {file}")
+
+
+@command.command()
+@RECIPE
+@SET
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Check RECIPE, its base and all of its data without training; nothing is written.
+
+    Every mistake is told with its place. Exit code 0: `qhub train` can start.
+    """
+    from adapterhub_local.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    runs = [load_recipe(recipe, (*overrides, *run)) for run in loaded.sweep.runs] if loaded.sweep else [loaded]
+    from adapterhub_local.base.modules import check_targets
+    from adapterhub_local.base.store import find_base
+    from adapterhub_local.data.load import read_data
+
+    for run in runs:
+        check_targets(find_base(run.base.name, home()), run.adapter.target_modules)
+    dataset = read_data(loaded)
+    from adapterhub_local.train.statistics import describe_data
+
+    described = describe_data(loaded, dataset, home())
+    if as_json:
+        print_json({"recipe": loaded.to_json(), "runs": len(runs), "notes": dataset.notes, "data": described})
+        return
+    for note in dataset.notes:
+        click.echo(note)
+    print_statistics(described)
+    swept = f", a sweep of {len(runs)} runs" if loaded.sweep else ""
+    click.echo(f"{recipe} is right{swept}. Next: qhub train {recipe}")
+
+
+@command.command()
+@RECIPE
+@SET
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show RECIPE with every key resolved, and the file and line each value comes from."""
+    from adapterhub_local.recipe import load_recipe
+    from adapterhub_local.recipe.write import resolved, resolved_text
+
+    loaded = load_recipe(recipe, overrides)
+    runs = [list(run) for run in loaded.sweep.runs] if loaded.sweep else []
+    if as_json:
+        print_json({**resolved(loaded), **({"sweep": runs} if runs else {})})
+        return
+    click.echo(resolved_text(loaded).rstrip())
+    for number, run in enumerate(runs, 1):
+        click.echo(f"# run {number}: {' '.join(run)}")
+
+
+@command.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, with which editors complete keys.
+
+    \b
+    qhub recipe schema > recipe.schema.json
+    # and as the first line of a recipe, for Taplo and Even Better TOML:
+    #:schema ./recipe.schema.json
+    """
+    from adapterhub_local.recipe.schema_json import json_schema
+
+    print_json(json_schema())
+
+
+def print_statistics(described: dict[str, Any]) -> None:
+    """A table of what was tokenised, and what became of longer examples."""
+    columns = ("data", "examples", "tokens", "learned", "shortest", "median", "95 %", "longest")
+    rows = [
+        (role, *(f"{part[key]:,}" for key in ("examples", "tokens", "labels", "min", "median", "p95", "max")))
+        for role, part in described.items()
+    ]
+    print_table(columns, rows)
+    for role, part in described.items():
+        for note in part["notes"]:
+            click.echo(f"{role}: {note}")

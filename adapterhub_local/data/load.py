@@ -1,0 +1,120 @@
+"""The data of a recipe: every file read and recognised, weighted, and a part held out where no test file is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.data.chat import Chat
+from adapterhub_local.data.files import read_rows
+from adapterhub_local.data.formats import read_chat, recognise
+from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
+from adapterhub_local.errors import BadData
+from adapterhub_local.recipe.schema import Data, Recipe
+from adapterhub_local.recipe.source import HubFiles, Source
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is trained and evaluated on. `records` is what a lineage keeps of each file, `notes` is for people."""
+
+    train: list[Chat]
+    test: list[Chat]
+    records: list[dict[str, Any]]
+    notes: list[str]
+
+    @property
+    def test_digest(self) -> str | None:
+        """`sha256:<hex>` of what is evaluated on, by which scores can be compared."""
+        digests = [record["digest"] for record in self.records if record["role"] == "test"]
+        return digests[0] if len(digests) == 1 else digest_bytes(canonical_json(digests)) if digests else None
+
+
+@dataclass(frozen=True)
+class Part:
+    """The chats of one file, and its record."""
+
+    chats: list[Chat]
+    record: dict[str, Any]
+
+    @property
+    def note(self) -> str:
+        return f"{self.record['role']}: {self.record['file']}, {len(self.chats):,} examples, {self.record['format']}"
+
+
+def read_data(recipe: Recipe) -> Dataset:
+    """Read all data of a recipe. Raises BadData with file and line, HubError and NotFound for datasets of the Hub."""
+    data = recipe.data
+    train = read_parts(data.train, "train", data, data.limit)
+    test = read_parts(data.test, "test", data, recipe.eval.limit) if data.test else []
+    kept, held_out = [part.chats for part in train], [chat for part in test for chat in part.chats]
+    records = [part.record for part in (*train, *test)]
+    notes = [part.note for part in (*train, *test)]
+    if not test and data.test_share:
+        held_out = [chat for chats in kept for chat in chats if _fraction(chat, 0) < data.test_share]
+        kept = [[chat for chat in chats if _fraction(chat, 0) >= data.test_share] for chats in kept]
+        held_out = held_out[: recipe.eval.limit]
+        if held_out:
+            shown = f"{data.test_share:.0%} of {', '.join(part.record['file'] for part in train)}"
+            told = [list(chat.messages) or chat.text for chat in held_out]
+            digest = digest_bytes(canonical_json(told))
+            records.append({"role": "test", "file": shown, "digest": digest, "rows": len(held_out)})
+            notes.append(f"held out: {len(held_out):,} examples, {shown} by hash of the prompt")
+        else:
+            notes.append(f"held out: nothing, {data.test_share:.0%} of so few examples is none; data.test names a file")
+    weights = data.weights or [1.0] * len(kept)
+    weighted = [chat for chats, weight in zip(kept, weights, strict=True) for chat in _repeated(chats, weight)]
+    if not weighted:
+        raise BadData("no example is left to train on: lower data.test_share, or give more examples")
+    if data.weights:
+        notes.append(f"an epoch has {len(weighted):,} examples by data.weights")
+    return Dataset(weighted, held_out, records, notes)
+
+
+def read_parts(sources: Sequence[Source], role: str, data: Data | None = None, limit: int | None = None) -> list[Part]:
+    """The chats of each file of these sources; `limit` counts in each file. `role` is train or test."""
+    parts = []
+    for source in sources:
+        files, known = ([source], {}) if isinstance(source, Path) else _fetch(source, role)
+        parts += [_read(path, role, data, limit, known) for path in files]
+    return parts
+
+
+def _fetch(source: HubFiles, role: str) -> tuple[list[Path], dict[str, Any]]:
+    from adapterhub_local.hub.dataset import fetch_dataset
+
+    files, commit = fetch_dataset(source.repo, source.revision, source.path, role)
+    return files, {"repo": source.repo, "revision": commit}
+
+
+def _read(path: Path, role: str, data: Data | None, limit: int | None, known: dict[str, Any]) -> Part:
+    wanted = "columns" if data and data.prompt is not None else data.format if data else "auto"
+    chats: list[Chat] = []
+    for where, row in islice(read_rows(path), limit):
+        if wanted == "auto":
+            wanted = recognise(row, where)
+        chats.append(read_chat(row, where, wanted, data))
+    if not chats:
+        raise BadData(f"{path} has no examples")
+    record = {
+        "role": role,
+        "file": path.name,
+        "digest": digest_file(path),
+        "rows": len(chats),
+        "format": wanted,
+        **known,
+    }
+    return Part(chats, record)
+
+
+def _repeated(chats: list[Chat], weight: float) -> list[Chat]:
+    """Each chat `weight` times; of a fraction, those that a hash chooses."""
+    whole = int(weight)
+    return chats * whole + [chat for chat in chats if _fraction(chat, 1) < weight - whole]
+
+
+def _fraction(chat: Chat, draw: int) -> float:
+    """A number from 0 to 1 that only the prompt decides; draws are independent of each other."""
+    digits = chat.prompt_digest.removeprefix("sha256:")[13 * draw : 13 * draw + 13]
+    return int(digits, 16) / 16**13

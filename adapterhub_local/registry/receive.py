@@ -1,0 +1,170 @@
+"""Versions that come from elsewhere, an archive or a remote: checked to the last byte, then registered.
+
+What arrives may be hostile. Nothing is registered before manifest, lineage and files are what their digests
+say, and what a version of this registry can be.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.durable import canonical_json, link, staging
+from adapterhub_local.errors import BadFile, BadReference, Corrupt
+from adapterhub_local.lora.config import WEIGHTS
+from adapterhub_local.lora.header import read_header
+from adapterhub_local.lora.layout import read_layout
+from adapterhub_local.refs import check_name
+from adapterhub_local.registry.registry import Registry, insert_version
+from adapterhub_local.registry.version import File, Version
+
+MAX_JSON_BYTES = 16 << 20
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+
+
+@dataclass(frozen=True)
+class Received:
+    """A version as it was called elsewhere, and what it is here; `is_new` is False if it was here already."""
+
+    reference: str
+    version: Version
+    is_new: bool
+
+
+def with_parents(registry: Registry, version: Version) -> list[Version]:
+    """The version and all it was merged from that is here, parents first."""
+    found: dict[str, Version] = {}
+
+    def visit(one: Version, path: frozenset[str]) -> None:
+        if one.manifest_digest in found or one.manifest_digest in path:
+            return
+        for entry in one.lineage.get("parents") or ():
+            rows = registry.rows("AND v.manifest_digest = ?", (entry.get("manifest_digest"),))
+            for row in rows:
+                visit(registry.version(row), path | {one.manifest_digest})
+        found[one.manifest_digest] = one
+
+    visit(version, frozenset())
+    return list(found.values())
+
+
+def check_digest(digest: Any) -> str:
+    """`digest`, if it is `sha256:<hex>`. Raises ValueError."""
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest!r} is no digest")
+    return digest
+
+
+def parse_manifest(raw: bytes, lineage: bytes, source: object) -> Version:
+    """The version that these two blobs describe. Raises BadFile naming `source` if it cannot be one of ours."""
+    try:
+        version = Version.from_manifest(raw, lineage)
+        check_name(version.name)
+        if not 1 <= version.number < 2**31 or not _TIME.fullmatch(version.created_at) or version.manifest != raw:
+            raise ValueError("it was not made by qhub")
+        if File.of("lineage.json", lineage) != version.lineage_file or canonical_json(version.lineage) != lineage:
+            raise ValueError("its lineage is not what its digest says")
+        if len({file.path for file in version.files}) != len(version.files):
+            raise ValueError("a file occurs twice")
+        _check_lineage(version.lineage)
+    except BadReference as error:
+        raise BadFile(f"{source} holds a version that cannot be here: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, Corrupt, RecursionError) as error:
+        raise BadFile(f"{source} holds a manifest that is none of an adapter version: {error}") from None
+    return version
+
+
+def lineage_digest(raw: bytes, source: object) -> str:
+    """The digest of the lineage that the manifest `raw` names. Raises BadFile."""
+    try:
+        return check_digest(json.loads(raw)["config"]["digest"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise BadFile(f"{source} holds a manifest that is none of an adapter version: {error}") from None
+
+
+def _check_lineage(lineage: Any) -> None:
+    """Raise ValueError unless the parts that are read have the form in which they are read."""
+    tables = all(isinstance(lineage.get(key) or {}, dict) for key in ("base", "adapter", "metrics", "merge", "recipe"))
+    lists = [lineage.get(key) or [] for key in ("parents", "data")]
+    if not tables or not all(isinstance(item, dict) for entries in lists for item in entries):
+        raise ValueError("its lineage has another form")
+    if not isinstance((lineage.get("base") or {}).get("fingerprint"), str | None):
+        raise ValueError("the fingerprint of its base is no text")
+    if not isinstance(lineage.get("imported_from") or {}, dict):
+        raise ValueError("where it was imported from is no table")
+
+
+def check_files(version: Version, folder: Path, source: object) -> None:
+    """Raise Corrupt or BadFile unless `folder` has all blobs of the version, named by their digests, and sound.
+
+    The digests of those blobs were checked when they arrived. The weights must be factors of the modules the
+    config names, and finite.
+    """
+    for file in (version.lineage_file, *version.files):
+        path = folder / file.digest.removeprefix("sha256:")
+        if not path.is_file() or path.stat().st_size != file.size:
+            raise Corrupt(f"{source} does not hold {file.path} of {version}: nothing was registered")
+    with staging(folder) as named:
+        for file in version.files:
+            link(folder / file.digest.removeprefix("sha256:"), named / file.path)
+        try:
+            for file in version.files:
+                if file.path.endswith(".safetensors"):
+                    _check_weights(named / file.path)
+        except BadFile as error:  # the folder is gone when this is read
+            raise BadFile(str(error).replace(str(named), f"{source}, {version}:").replace(":/", ": ")) from None
+
+
+def _check_weights(path: Path) -> None:
+    read_header(path)
+    if path.name == WEIGHTS:
+        read_layout(path.parent)
+    from adapterhub_local.lora.finite import check_finite  # loads numpy
+
+    check_finite(path)
+
+
+def find_same(registry: Registry, version: Version) -> Version | None:
+    """The version here that is this very one: by its manifest, or imported under another number from or to here."""
+    origin = origin_of(version)
+    rows = registry.rows(
+        "AND v.name = ? AND (v.manifest_digest IN (?, ?)"
+        " OR json_extract(v.lineage, '$.imported_from.manifest_digest') IN (?, ?))",
+        (version.name, *(version.manifest_digest, origin) * 2),
+    )
+    same = (registry.version(row) for row in rows)
+    return next((one for one in same if one.content_digest == version.content_digest), None)
+
+
+def origin_of(version: Version) -> str | None:
+    """The digest of the manifest it had under its first number, if it got another."""
+    return (version.lineage.get("imported_from") or {}).get("manifest_digest")
+
+
+def renumbered_lineage(version: Version) -> dict[str, Any]:
+    """The lineage of `version` under another number: it says which one it was."""
+    origin = {"reference": str(version), "manifest_digest": version.manifest_digest}
+    return {**version.lineage, "imported_from": origin}
+
+
+def register(registry: Registry, version: Version, folder: Path) -> Received:
+    """Register a checked version whose blobs lie in `folder`, named by their digests; they are moved from there.
+
+    It keeps its number if that was never used here; else it gets the next one, and its lineage says what it was.
+    """
+    if (same := find_same(registry, version)) is not None:
+        return Received(str(version), same, False)
+    files = [(file, folder / file.digest.removeprefix("sha256:")) for file in (version.lineage_file, *version.files)]
+    registry.blobs.take(files)
+    registry.blobs.put("manifest.json", version.manifest)
+    with registry.database.writing() as db:
+        query = "SELECT 1 FROM versions WHERE name = ? AND number = ?"
+        taken = db.execute(query, (version.name, version.number)).fetchone()
+        if not taken and all(registry.blobs.path(file.digest).is_file() for file, _ in files):
+            insert_version(db, version)
+            row = db.execute("SELECT * FROM versions WHERE manifest_digest = ?", (version.manifest_digest,)).fetchone()
+            return Received(str(version), registry.version(row), True)
+    blobs = {file.path: registry.blobs.path(file.digest) for file in version.files}
+    return Received(str(version), registry.publish(version.name, blobs, renumbered_lineage(version)), True)

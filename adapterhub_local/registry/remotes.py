@@ -1,0 +1,114 @@
+"""Remotes by name: `remotes/<name>.json` in the home says where each is. No secret is kept there."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.durable import canonical_json, place_file, staging, sync_folder
+from adapterhub_local.errors import BadReference, Corrupt, InputError, InUse, NotFound
+from adapterhub_local.refs import check_name
+from adapterhub_local.settings import Home, make_folder
+
+SECRETS = ("key", "secret", "token", "password", "passwd", "sas", "connection_string")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A place outside this home that keeps versions: a folder or any URL fsspec opens, with options for its client."""
+
+    name: str
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is, if it is a folder of this machine."""
+        return None if "://" in self.url else Path(self.url)
+
+
+def add_remote(home: Home, name: str, url: str, options: Mapping[str, Any] | None = None) -> Remote:
+    """Keep where `name` is. A folder is created and made absolute; other places are not contacted.
+
+    Raises InUse if the name is taken, InputError for a URL that cannot be one or that holds a secret.
+    """
+    _check(name)
+    options = dict(options or {})
+    if secret := next((key for key in options if any(word in key.lower() for word in SECRETS)), None):
+        raise InputError(f"'{secret}' is a secret, which is not kept: give it as the store's own tools read it, "
+                         "for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile")  # fmt: skip
+    remote = Remote(name, _check_url(url), options)
+    if remote.folder is not None:
+        if options:
+            raise InputError(f"{url} is a folder, which takes no options")
+        make_folder(remote.folder)
+    path = _path(home, name)
+    make_folder(path.parent)
+    with staging(home.tmp) as stage:
+        (stage / "remote").write_bytes(canonical_json({"options": options, "url": remote.url}))
+        try:
+            place_file(stage / "remote", path)
+        except InUse:
+            raise InUse(f"there is a remote '{name}' already: `qhub remote rm {name}` forgets it") from None
+    return remote
+
+
+def list_remotes(home: Home) -> list[Remote]:
+    """All remotes, by name."""
+    folder = home.root / "remotes"
+    return [_read(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+
+
+def find_remote(home: Home, name: str) -> Remote:
+    """The remote called `name`. Raises NotFound with the nearest names."""
+    path = _path(home, _check(name))
+    if not path.is_file():
+        known = [remote.name for remote in list_remotes(home)]
+        near = difflib.get_close_matches(name, known, n=3) or known[:3]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"`qhub remote add {name} URL` adds it"
+        raise NotFound(f"there is no remote '{name}': {hint}")
+    return _read(path)
+
+
+def remove_remote(home: Home, name: str) -> Remote:
+    """Forget where a remote is; what it keeps stays there. Raises NotFound."""
+    remote = find_remote(home, name)
+    _path(home, name).unlink()
+    sync_folder(home.root / "remotes")
+    return remote
+
+
+def _path(home: Home, name: str) -> Path:
+    return home.root / "remotes" / f"{name}.json"
+
+
+def _check(name: str) -> str:
+    if "/" in check_name(name):
+        raise BadReference(f"'{name}' cannot name a remote: leave out the '/'")
+    return name
+
+
+def _check_url(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if "::" in url or not url.isprintable() or not url.strip() or (separator and not rest.strip("/")):
+        raise InputError(f"'{url.encode('unicode_escape').decode()[:80]}' is no place for versions: give a folder or "
+                         "a URL such as s3://bucket/team")  # fmt: skip
+    if not separator or scheme in ("file", "local"):
+        folder = Path(rest if separator else url).expanduser().absolute()
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file: name a folder or a URL such as s3://bucket/team")
+        return str(folder)
+    if "@" in rest.partition("/")[0]:
+        raise InputError(f"the {scheme} URL has a user or a password in it, which is not kept: give them as the "
+                         "store's own tools read them, for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")  # fmt: skip
+    return url.rstrip("/")
+
+
+def _read(path: Path) -> Remote:
+    try:
+        fields = json.loads(path.read_bytes())
+        return Remote(path.stem, str(fields["url"]), dict(fields["options"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"{path} cannot be read ({error}): remove the file and add the remote again") from None

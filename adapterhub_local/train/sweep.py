@@ -1,0 +1,113 @@
+"""Run every recipe of a sweep, each a version, and point an alias to the best.
+
+What is registered already is not trained again, so a sweep that was stopped goes on by being started again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adapterhub_local.base.modules import check_targets
+from adapterhub_local.base.store import find_base
+from adapterhub_local.data.load import Dataset, read_data
+from adapterhub_local.errors import InputError, NotFound, QhubError, Stopped
+from adapterhub_local.recipe import Recipe, load_recipe
+from adapterhub_local.recipe.sweep import METRICS
+from adapterhub_local.registry import Registry, Version
+from adapterhub_local.settings import Home
+from adapterhub_local.train.progress import Reporter
+from adapterhub_local.train.run import train
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run: what it changes, and its version, or why it failed. `was_there`: it was trained before."""
+
+    overrides: tuple[str, ...]
+    version: Version | None
+    error: str = ""
+    was_there: bool = False
+
+    def scores(self, task: str) -> dict[str, Any]:
+        """The metrics of its adapter on held-out examples; {} for a failed run."""
+        return dict(self.version.lineage["metrics"][task]["adapter"]) if self.version else {}
+
+
+def load_runs(recipe: Recipe, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Recipe]]:
+    """Every run of a recipe's sweep as (what it changes, its recipe). Raises BadRecipe if one of them is wrong.
+
+    The recipe's own alias is left out: it goes to the best.
+    """
+    assert recipe.sweep is not None, "only a recipe with a sweep has runs"
+    loaded = [(changes, load_recipe(recipe.path, (*overrides, *changes))) for changes in recipe.sweep.runs]
+    return [(changes, replace(run, sweep=None, output=replace(run.output, alias=None))) for changes, run in loaded]
+
+
+def sweep(
+    recipe: Recipe, overrides: Sequence[str], home: Home, *, resume: bool, restart: bool, reporter: Reporter
+) -> tuple[list[SweepRun], SweepRun]:
+    """Train all runs of a recipe's sweep in turn; returns them, and the best, to which the aliases point now.
+
+    A run that fails (its loss diverges, say) is told and the others go on. Raises InputError before the first if
+    there is nothing held out to choose by, or not the same for all; QhubError if every run failed.
+    """
+    assert recipe.sweep is not None, "only a recipe with a sweep has runs"
+    runs = load_runs(recipe, overrides)
+    for _, run in runs:
+        check_targets(find_base(run.base.name, home), run.adapter.target_modules)
+    datasets = [read_data(run) for _, run in runs]
+    digests = {dataset.test_digest for dataset in datasets}
+    if None in digests or len(digests) > 1:
+        raise InputError(
+            f"{recipe.path}: a sweep chooses by examples that are held out, the same for all runs: "
+            + ("set data.test or data.test_share" if None in digests else "set data.test")
+        )
+    registry = Registry(home)
+    done = []
+    for number, ((changes, run), dataset) in enumerate(zip(runs, datasets, strict=True), 1):
+        reporter.note(f"run {number} of {len(runs)}: {' '.join(changes)}")
+        known = None if restart else find_trained(run, dataset, registry)
+        if known:
+            done.append(SweepRun(changes, known, was_there=True))
+        else:
+            done.append(_train(changes, run, home, resume, restart, reporter))
+    metric = recipe.sweep.metric
+    better = METRICS[metric]
+    finished = [run for run in done if run.version is not None]
+    if not finished:
+        raise QhubError(f"every run of the sweep failed; the first: {done[0].error}")
+    best = better(finished, key=lambda run: run.scores(recipe.task)[metric])
+    assert best.version is not None, "only finished runs were compared"
+    for alias in dict.fromkeys(alias for alias in (recipe.sweep.alias, recipe.output.alias) if alias):
+        registry.set_alias(best.version.name, alias, best.version.number)
+    return done, best
+
+
+def find_trained(recipe: Recipe, dataset: Dataset, registry: Registry) -> Version | None:
+    """A version that this very recipe, data and base have given before, the newest."""
+    fingerprint = find_base(recipe.base.name, registry.home).fingerprint
+    wanted = recipe.to_json()
+    for version in reversed(registry.versions(recipe.output.name)):
+        lineage = version.lineage
+        same_recipe = (lineage.get("recipe") or {}).get("resolved") == wanted
+        if same_recipe and lineage.get("data") == dataset.records and version.base_fingerprint == fingerprint:
+            return version
+    return None
+
+
+def _train(
+    changes: tuple[str, ...], recipe: Recipe, home: Home, resume: bool, restart: bool, reporter: Reporter
+) -> SweepRun:
+    try:
+        try:
+            version = train(recipe, home, resume=resume, restart=restart, reporter=reporter)
+        except NotFound:
+            if not resume:
+                raise
+            version = train(recipe, home, reporter=reporter)  # this run of the sweep had not begun
+    except (InputError, Stopped):
+        raise
+    except QhubError as error:
+        reporter.note(f"failed: {error}")
+        return SweepRun(changes, None, str(error))
+    return SweepRun(changes, version)

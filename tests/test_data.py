@@ -1,0 +1,376 @@
+"""Data: every format becomes the same chats, what is learned is exactly the answers, and nothing is lost silently."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub_local.data.chat import Chat
+from adapterhub_local.data.files import read_rows
+from adapterhub_local.data.formats import recognise
+from adapterhub_local.data.load import read_data
+from adapterhub_local.errors import BadData, InputError, NotFound
+from adapterhub_local.hub.dataset import choose_files, read_configs
+from adapterhub_local.recipe import Recipe, load_recipe
+from adapterhub_local.train.examples import Tokenised, read_chats, tokenise_all, tokenise_data
+from tests.chats import RECIPE, chat, write_chats
+from tests.hub_server import HubServer, Repo, _Handler
+from tests.tiny import byte_tokenizer
+
+PAIR = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}]
+ROWS: dict[str, dict[str, Any]] = {
+    "messages": {"messages": PAIR},
+    "sharegpt": {"conversations": [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "so"}]},
+    "alpaca": {"instruction": "why?", "input": "", "output": "so"},
+    "prompt-completion": {"prompt": "why?", "completion": "so"},
+    "text": {"text": "why? so"},
+}
+
+
+def recipe_with(folder: Path, *changes: str) -> Recipe:
+    """A recipe in `folder` without a test file, changed."""
+    (folder / "recipe.toml").write_text(RECIPE.replace('test = "test.jsonl"\n', ""))
+    if not (folder / "train.jsonl").exists():
+        write_chats(folder / "train.jsonl", 40)
+    return load_recipe(folder / "recipe.toml", changes)
+
+
+def learned(tokenised: Tokenised) -> list[list[str]]:
+    """The texts that are learned of each example."""
+    tokenizer = byte_tokenizer()
+    return [[tokenizer.decode(e.ids[start:end]) for start, end in e.spans] for e in tokenised.examples]
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as the file type that the suffix names."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t" if name.endswith(".tsv") else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+    if name.endswith(".parquet"):
+        import pyarrow
+        from pyarrow.parquet import write_table
+
+        write_table(pyarrow.Table.from_pylist(rows), path)
+        return path
+    text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.name.endswith(".gz") else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.ndjson", "a.data"]
+)
+def test_every_file_type_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    """Quotes, commas, line ends and other scripts come through every file type, each row with its place."""
+    rows = [{"prompt": 'a "b", c\nd\te', "completion": "ü 日本"}, {"prompt": "x", "completion": "y"}]
+    read = list(read_rows(write_rows(tmp_path / name, rows)))
+
+    assert [row for _, row in read] == rows
+    assert all(where.startswith(str(tmp_path / name)) for where, _ in read)
+    assert read[0][0] != read[1][0]
+
+
+def test_json_files_of_other_shapes(tmp_path: Path) -> None:
+    """A table with one list, JSON lines called .json, and one example alone are read as what they are."""
+    (tmp_path / "table.json").write_text(json.dumps({"data": [{"a": 1}, {"a": 2}]}))
+    (tmp_path / "lines.json").write_text('{"a": 1}\n{"a": 2}\n')
+    (tmp_path / "one.json").write_text(json.dumps({"a": 1}, indent=1))
+
+    assert [row for _, row in read_rows(tmp_path / "table.json")] == [{"a": 1}, {"a": 2}]
+    assert [row for _, row in read_rows(tmp_path / "lines.json")] == [{"a": 1}, {"a": 2}]
+    assert [row for _, row in read_rows(tmp_path / "one.json")] == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.csv", b"a,b\n1\n", r"a.csv:2: this row does not have the 2 columns"),
+        ("a.csv", b"a,b\n1,2,3\n", r"a.csv:2: this row does not have"),
+        ("a.csv", b'a,b\n"1,2\n', r"a.csv:1: not CSV: unexpected end"),
+        ("a.json", b"3", "must hold a list"),
+        ("a.json", b"[1,\n2,\n}", "not JSON: .* at line 3"),
+        ("a.parquet", b"PAR1", "is not Parquet"),
+        ("a.jsonl.gz", b"no", "cannot be read"),
+        ("a.jsonl", b"\xff\xfe", "is not UTF-8"),
+        ("a.jsonl", b"\n \n", "has no examples"),
+        ("a.csv", b"", "has no examples"),
+        ("a.json", b"", "has no examples"),
+        ("a.jsonl", b'{"text": 3}', "'text' must be text, not int"),
+        ("a.jsonl", b'{"text": " "}', "the text is empty"),
+        ("a.jsonl", b'{"prompt": "x", "completion": null}', "'completion' must be text"),
+        ("a.jsonl", b'{"conversations": [{"from": "robot", "value": "x"}]}', "from 'robot', known are human"),
+        ("a.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}', "the last message must be the assistant"),
+        ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}', "nothing to learn"),
+        ("a.jsonl", b'{"text": "x", "label": 1}', "has the columns text, label.*data.prompt and data.answer"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    """A file that cannot be learned from is one sentence with the place and the reason."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadData, match=told):
+        read_chats(tmp_path / name)
+
+
+# -- formats ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format_", ROWS)
+def test_formats_are_recognised_and_learned_alike(tmp_path: Path, format_: str) -> None:
+    """A question and its answer in any format give the same tokens; a plain text is learned whole, with its end."""
+    path = write_rows(tmp_path / "a.jsonl", [ROWS[format_]])
+    tokenised = tokenise_all(read_chats(path), byte_tokenizer(), 512)
+    wanted = "hy? so<|im_end|>" if format_ == "text" else "so<|im_end|>"
+
+    assert recognise(ROWS[format_], "x") == format_
+    assert learned(tokenised) == [[wanted]]
+
+
+def test_columns_make_an_example(tmp_path: Path) -> None:
+    """Templates put any columns together; one that names a column that is not there says which there are."""
+    write_rows(tmp_path / "train.csv", [{"text": f"it is {i}", "label": "good"} for i in range(9)])
+    changes = ["data.train=train.csv", "data.prompt=Good or bad? {text}", "data.answer={label}", "data.test_share=0"]
+    first = read_data(recipe_with(tmp_path, *changes)).train[0]
+
+    assert [message["content"] for message in first.messages] == ["Good or bad? it is 0", "good"]
+    with pytest.raises(BadData, match=r"train.csv:2: there is no column 'lable', the columns are text, label"):
+        read_data(recipe_with(tmp_path, *changes, "data.answer={lable}"))
+
+
+def test_the_format_can_be_said(tmp_path: Path) -> None:
+    """A row that fits two formats is read as the recipe says."""
+    write_rows(tmp_path / "train.jsonl", [{**ROWS["messages"], **ROWS["text"]}] * 3)
+    kinds = {f: read_data(recipe_with(tmp_path, f"data.format={f}", "data.test_share=0")) for f in ("auto", "text")}
+
+    assert kinds["auto"].train[0].text is None
+    assert kinds["text"].train[0].text == "why? so"
+    assert kinds["text"].notes == ["train: train.jsonl, 3 examples, text"]
+
+
+# -- what is learned -------------------------------------------------------------------------------
+
+TURNS = Chat("x:1", (*chat("one?", "first")["messages"], *chat("two?", "second")["messages"]))
+# answers of earlier turns lose their thoughts, as Qwen3's template has it
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think></think>{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHIFTING = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "wanted"),
+    [("answer", ["first<|im_end|>", "second<|im_end|>"]), ("last_answer", ["second<|im_end|>"])],
+)
+def test_what_is_learned_of_a_conversation(loss_on: str, wanted: list[str]) -> None:
+    """Of several turns every answer or the last is learned, each with its end, without marks in the template."""
+    assert learned(tokenise_all([TURNS], byte_tokenizer(), 512, loss_on=loss_on)) == [wanted]
+
+
+def test_all_can_be_learned() -> None:
+    """`loss_on = "all"` learns every token but the first, which nothing predicts."""
+    (example,) = tokenise_all([TURNS], byte_tokenizer(), 512, loss_on="all").examples
+
+    assert example.spans == ((1, len(example.ids)),)
+
+
+def test_a_message_of_weight_zero_is_not_learned() -> None:
+    """OpenAI's `weight` on an answer takes it out of the loss."""
+    messages = tuple({**m, "weight": 0} if m["content"] == "first" else m for m in TURNS.messages)
+
+    assert learned(tokenise_all([Chat("x", messages)], byte_tokenizer(), 512)) == [["second<|im_end|>"]]
+
+
+def test_a_template_that_rewrites_earlier_answers() -> None:
+    """Answers are found where earlier ones are written otherwise; where they cannot be, the template is refused."""
+    assert learned(tokenise_all([TURNS], byte_tokenizer(FORGETFUL), 512)) == [
+        ["first<|im_end|>", "<think></think>second<|im_end|>"]
+    ]
+    with pytest.raises(BadData, match="x:1: the base's chat template rewrites earlier turns"):
+        tokenise_all([TURNS], byte_tokenizer(SHIFTING), 512)
+
+
+def test_a_template_that_refuses() -> None:
+    """What a template raises is told with the place of the example."""
+    with pytest.raises(BadData, match="x:1: the base's chat template refuses this chat: no system please"):
+        tokenise_all([TURNS], byte_tokenizer("{{ raise_exception('no system please') }}"), 512)
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=2, max_size=6)
+)
+def test_exactly_the_answers_are_learned(texts: list[str]) -> None:
+    """Whatever is said in however many turns, the learned tokens decode to the answers and their ends, and no more."""
+    texts = texts[: len(texts) // 2 * 2]
+    roles = ("user", "assistant")
+    messages = tuple({"role": roles[i % 2], "content": text} for i, text in enumerate(texts))
+    tokenised = tokenise_all([Chat("x", messages)], byte_tokenizer(), 100_000)
+
+    assert learned(tokenised) == [[f"{text}<|im_end|>" for text in texts[1::2]]]
+
+
+def test_a_base_without_chat_template(tmp_path: Path) -> None:
+    """Prompts with answers and texts are written as they are; chats are refused, with what to set."""
+    tokenizer = byte_tokenizer(None)
+    pairs = read_chats(write_rows(tmp_path / "a.jsonl", [ROWS["alpaca"]]))
+    chats = read_chats(write_rows(tmp_path / "b.jsonl", [ROWS["messages"]]))
+    (example,) = tokenise_all(pairs, tokenizer, 512).examples
+
+    assert tokenizer.decode(example.ids) == "why?so<|im_end|>"
+    assert learned(tokenise_all(pairs, tokenizer, 512)) == [["so<|im_end|>"]]
+    with pytest.raises(InputError, match=r"no chat template.*data\.template = 'plain'"):
+        tokenise_all(chats, tokenizer, 512)
+    assert learned(tokenise_all(chats, tokenizer, 512, template="plain")) == [["so<|im_end|>"]]
+    with pytest.raises(InputError, match="several turns"):
+        tokenise_all([TURNS], tokenizer, 512, template="plain")
+
+
+# -- length ----------------------------------------------------------------------------------------
+
+
+def test_longer_examples_are_counted(tmp_path: Path) -> None:
+    """An example that is too long is an error, cut or left out, as the recipe says, and told in numbers."""
+    long = chat("q" * 90, "a" * 50)
+    chats = [
+        Chat(f"x:{i}", tuple(row["messages"])) for i, row in enumerate((chat("q", "a"), long, chat("q" * 500, "a")))
+    ]
+    tokenizer = byte_tokenizer()
+    cut = tokenise_all(chats, tokenizer, 140, too_long="truncate")
+    left = tokenise_all(chats, tokenizer, 140, too_long="skip")
+
+    assert [len(example.ids) for example in cut.examples] == [len(left.examples[0].ids), 140]
+    assert (cut.cut, cut.skipped, left.skipped) == (["x:1"], ["x:2"], ["x:1", "x:2"])
+    assert all(example.num_labels for example in cut.examples)
+    assert "1 examples were cut to 140 tokens, the longest has 5" in cut.notes(140)[0]
+    assert "left out" in cut.notes(140)[1]
+    with pytest.raises(BadData, match=r"x:1 has \d+ tokens, data.max_length is 140 \(2 of 3 examples are too long"):
+        tokenise_all(chats, tokenizer, 140)
+    with pytest.raises(BadData, match=r"none of 2 examples has something to learn within data\.max_length = 20"):
+        tokenise_all(chats[1:], tokenizer, 20, too_long="truncate")
+
+
+def test_texts_are_cut_in_pieces() -> None:
+    """A plain text longer than the limit is learned in pieces, none of it lost."""
+    tokenised = tokenise_all([Chat("x", text="abc" * 100)], byte_tokenizer(), 64)
+
+    assert b"".join(bytes(byte_tokenizer().decode(e.ids), "utf-8") for e in tokenised.examples).startswith(b"abc" * 100)
+    assert tokenised.num_pieces == len(tokenised.examples) == 5
+
+
+# -- splits and weights ----------------------------------------------------------------------------
+
+
+def test_a_part_is_held_out_by_hash(tmp_path: Path) -> None:
+    """What is held out is decided by each prompt alone: other examples, another order and doubles change nothing."""
+    rows = [chat(f"question {i}", "yes") for i in range(400)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    first = read_data(recipe_with(tmp_path, "data.test_share=0.2"))
+    write_rows(tmp_path / "train.jsonl", [*rows[::-1], *(chat(f"question {i}", "no") for i in range(400))])
+    second = read_data(recipe_with(tmp_path, "data.test_share=0.2"))
+
+    asked = [{c.prompt[0]["content"] for c in part} for part in (first.train, first.test, second.train, second.test)]
+    assert 50 < len(first.test) < 110
+    assert asked[0] == asked[2]
+    assert asked[1] == asked[3]
+    assert not asked[0] & asked[1]
+    assert [record["role"] for record in first.records] == ["train", "test"]
+    assert first.test_digest != second.test_digest
+
+
+def test_files_are_weighted(tmp_path: Path) -> None:
+    """A file of weight 2 is seen twice an epoch, one of 0.5 by half; the held-out part is taken before."""
+    write_rows(tmp_path / "a.jsonl", [chat(f"a {i}", "yes") for i in range(10)])
+    write_rows(tmp_path / "b.jsonl", [chat(f"b {i}", "yes") for i in range(400)])
+    changes = ['data.train=["a.jsonl", "b.jsonl"]', "data.weights=[2, 0.5]", "data.test_share=0"]
+    dataset = read_data(recipe_with(tmp_path, *changes))
+    names = [c.prompt[0]["content"] for c in dataset.train]
+
+    assert sum(name.startswith("a") for name in names) == 20
+    assert 160 < sum(name.startswith("b") for name in names) < 240
+    assert read_data(recipe_with(tmp_path, *changes)).train == dataset.train
+    assert [(r["file"], r["rows"]) for r in dataset.records] == [("a.jsonl", 10), ("b.jsonl", 400)]
+
+
+def test_the_held_out_part_is_scored_on_answers(tmp_path: Path) -> None:
+    """Where all tokens are learned, held-out examples are still scored on answers."""
+    recipe = recipe_with(tmp_path, "data.loss_on=all", "data.test_share=0.3")
+    train, test = tokenise_data(read_data(recipe), byte_tokenizer(), recipe.data)
+
+    assert {example.spans[0][0] for example in train.examples} == {1}
+    assert test is not None
+    assert {text for texts in learned(test) for text in texts} <= {"yes<|im_end|>", "no<|im_end|>"}
+
+
+# -- the Hub ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A Hub on loopback that has datasets; the client's cache is this test's own."""
+    routes = [(m, p.replace("/api/models/", "/api/datasets/").replace(r"/(?P<repo>", r"(?:/datasets)?/(?P<repo>"), n)
+              for m, p, n in _Handler.ROUTES if n in ("info", "download")]  # fmt: skip
+    monkeypatch.setattr(_Handler, "ROUTES", (*_Handler.ROUTES, *routes))
+    with HubServer() as server:
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield server
+
+
+def test_a_dataset_of_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    """ORG/NAME is its train and test splits; the record names the commit, so that the run can be repeated."""
+    lines = [json.dumps(chat(f"q {i}", "yes")) for i in range(6)]
+    hub.repos["org/set"] = repo = Repo()
+    commit = repo.commit(
+        {
+            "README.md": b"---\nconfigs:\n- config_name: default\n  data_files:\n"
+            b"  - split: train\n    path: data/tr-*\n"
+            b"  - split: test\n    path: data/te.jsonl\n---\n",
+            "data/tr-0.jsonl": "\n".join(lines[:3]).encode(),
+            "data/tr-1.jsonl": lines[3].encode(),
+            "data/te.jsonl": "\n".join(lines[4:]).encode(),
+        }
+    )
+    repo.commit({"data/tr-1.jsonl": None})
+    recipe = recipe_with(tmp_path, f"data.train=org/set@{commit}", f"data.test=org/set@{commit}")
+    dataset = read_data(recipe)
+
+    assert (len(dataset.train), len(dataset.test)) == (4, 2)
+    assert {(record["repo"], record["revision"]) for record in dataset.records} == {("org/set", commit)}
+    one = read_data(recipe_with(tmp_path, "data.train=hf://datasets/org/set/data/te.jsonl", "data.test_share=0"))
+    assert len(one.train) == 2
+    with pytest.raises(NotFound, match=r"org/set has no file x.jsonl .*there is data/te.jsonl, data/tr-0.jsonl"):
+        read_data(recipe_with(tmp_path, "data.train=hf://datasets/org/set/x.jsonl"))
+    with pytest.raises(NotFound, match="org/none"):
+        read_data(recipe_with(tmp_path, "data.train=org/none"))
+
+
+def test_which_files_of_a_dataset_are_a_split() -> None:
+    """The card decides; without one, the name of the split in the path, or the only file there is."""
+    names = ["README.md", "data/train-00000.parquet", "data/validation-0.parquet", "extra/constrained.csv"]
+    other = "- config_name: b\n  data_files: x.csv\n"
+    card = f"---\nconfigs:\n{other}- config_name: a\n  default: true\n  data_files: '*.csv'\n---"
+
+    assert choose_files(names, {}, "train") == ["data/train-00000.parquet"]
+    assert choose_files(names, {}, "test") == ["data/validation-0.parquet"]
+    assert choose_files(names, read_configs(card), "train") == ["extra/constrained.csv"]
+    assert choose_files(["a.json", "b.md"], {}, "train") == ["a.json"]
+    assert choose_files(["a.json", "b.json"], {}, "train") == []
+    assert read_configs("---\n: [\n---") == {}
