@@ -1,7 +1,7 @@
 """What QLoRA does to one real weight matrix, step by step, with its bytes and its error at every step.
 
     python -m examples.understand_qlora                                  # a matrix of the demo base, seconds on a CPU
-    python -m examples.understand_qlora --matrix blk.29.ffn_up    # another one of it
+    python -m examples.understand_qlora --matrix blk.29.ffn_up               # another one of it
     python -m examples.understand_qlora --model FOLDER_OR_GGUF           # of another 16-bit model
 
 Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", https://arxiv.org/abs/2305.14314. Every step
