@@ -21,7 +21,7 @@ CPU_LIBRARIES = 410 * MB  # resident size of torch, transformers, PEFT and bitsa
 HEAP_LOSS = 0.64
 HEAP_CHUNK = 32 << 20
 GPU_CONTEXT = 600 * MB  # CUDA context, workspaces of cuBLAS and bitsandbytes
-GPU_ROUNDING = 0.06  # share of the allocator's memory that is lost between blocks
+GPU_ROUNDING = 0.1  # share of what comes and goes in a step that is lost between the allocator's blocks
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         return Memory(**parts, workspace=workspace, libraries=CPU_LIBRARIES, paged=0)
     largest = max(shape.linears, key=lambda linear: linear.size)
     workspace = _moment(shape, run) + _dequantised(largest, run)
-    workspace += round(GPU_ROUNDING * (sum(parts.values()) + workspace))
+    workspace += round(GPU_ROUNDING * (activations + parts["logits"] + workspace))
     paged = states if optimizer.startswith("paged") else 0
     return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged)
 
