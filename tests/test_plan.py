@@ -172,7 +172,7 @@ def test_any_text_is_a_size_or_an_error(text: str) -> None:
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A card of 24GB has 24 GiB, RAM is decimal; without either it is the free RAM where there is no GPU."""
-    assert find_device("24GB") == Device("cuda", 24 * 2**30, "GPU of 24GB")
+    assert find_device("24GB") == Device("cuda", 24 * 2**30, "GPU of 24GB", 24 * 2**30)
     assert find_device(None, "24GB").memory == 24 * 10**9
     with pytest.raises(InputError, match="exclude each other"):
         find_device("1GB", "1GB")
@@ -181,7 +181,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < find_device().memory <= 1.1 * available_memory()
 
 
-@pytest.mark.parametrize("device", [Device("cuda", 12 * 2**30, ""), Device("cpu", 12 * 10**9, "")])
+@pytest.mark.parametrize(
+    "device", [Device("cuda", 12 * 2**30, "", 12 * 2**30), Device("cpu", 12 * 10**9, "", 12 * 10**9)]
+)
 @pytest.mark.parametrize("checkpointed", [True, False])
 def test_the_largest_row_is_the_largest(device: Device, checkpointed: bool) -> None:
     """The longest row that is promised fits, and one token more does not."""

@@ -46,6 +46,8 @@ def command(
     if as_json:
         print_json(planned.to_json())
         return 0 if planned.fits else 1
+    for choice in planned.choices:
+        click.echo(str(choice))
     memory = planned.memory.to_json()
     rows = [(name, size_text(memory[name]), meaning) for name, meaning in PURPOSES.items()]
     rows += [("total", size_text(memory["total"]), ""), ("device", size_text(device.memory), device.name)]

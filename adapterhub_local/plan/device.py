@@ -15,11 +15,15 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "m
 
 @dataclass(frozen=True)
 class Device:
-    """`kind` is cpu or cuda, `memory` the bytes a run may take, `name` what people call it."""
+    """`kind` is cpu or cuda, `memory` the bytes a run may take, `name` what people call it.
+
+    `whole` is all the memory it has, whatever is free now: what choices rest on that should not change by the hour.
+    """
 
     kind: str
     memory: int
     name: str
+    whole: int
 
 
 def parse_size(text: str) -> int:
@@ -39,15 +43,15 @@ def find_device(gpu: str | None = None, ram: str | None = None) -> Device:
     if gpu and ram:
         raise InputError("--gpu and --ram exclude each other: a run is on one device")
     if gpu:
-        return Device("cuda", _card(gpu), f"GPU of {gpu}")
+        return Device("cuda", _card(gpu), f"GPU of {gpu}", _card(gpu))
     if ram:
-        return Device("cpu", parse_size(ram), f"CPU with {ram}")
+        return Device("cpu", parse_size(ram), f"CPU with {ram}", parse_size(ram))
     wanted = settings.device()
     if wanted != "cpu" and (found := _nvidia()):
         return found
     if wanted == "cuda":
         raise InputError("QHUB_DEVICE is cuda and nvidia-smi shows no GPU: give its memory, such as --gpu 24GB")
-    return Device("cpu", available_memory(), "CPU")
+    return Device("cpu", available_memory(), "CPU", total_memory())
 
 
 def _card(text: str) -> int:
@@ -64,7 +68,7 @@ def _nvidia() -> Device | None:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
         name, _, mebibytes = done.stdout.strip().splitlines()[0].rpartition(",")
-        return Device("cuda", int(mebibytes) * 2**20, name.strip())
+        return Device("cuda", int(mebibytes) * 2**20, name.strip(), int(mebibytes) * 2**20)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 
@@ -85,3 +89,14 @@ def available_memory() -> int:
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return max(free, 0)
+
+
+def total_memory() -> int:
+    """Bytes of RAM this machine or container has."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return total

@@ -15,13 +15,13 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # double quantisation, as base/quantise
 LOGITS_BYTES = 128 << 20  # train/loss.py computes larger logits in chunks
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8}  # bytes a parameter
 
-CPU_LIBRARIES = 430 * MB  # resident size of torch, transformers, PEFT and bitsandbytes, and the tokenizer
-# glibc (2.36) cannot give an aligned chunk that was freed to a request of the same size: each product's dequantised
-# weights take room of their own, and so does a part of what is alive for a moment. Larger chunks are given back
+CPU_LIBRARIES = 410 * MB  # resident size of torch, transformers, PEFT and bitsandbytes, and the tokenizer
+# glibc (2.36) cannot give an aligned chunk that was freed to a request of the same size, so that what a forward and
+# backward pass holds for a moment takes this share of its weights and activations. Larger chunks go back at once
+HEAP_LOSS = 0.64
 HEAP_CHUNK = 32 << 20
-HEAP_LOSS = 0.5  # of activations in float32; half of it in bfloat16, where more of them are kept copies
 GPU_CONTEXT = 600 * MB  # CUDA context, workspaces of cuBLAS and bitsandbytes
-GPU_ROUNDING = 0.06  # share of the allocator's memory that is lost between blocks
+GPU_ROUNDING = 0.1  # share of what comes and goes in a step that is lost between the allocator's blocks
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def base_bytes(shape: Shape, compute: int) -> int:
     return round(shape.linear_size * NF4_BITS / 8) + others * compute
 
 
+def mapped_bytes(shape: Shape, compute: int) -> int:
+    """On the CPU: pages of the base's file that stay resident beside the float32 copy of what is not quantised."""
+    return (shape.num_parameters - shape.linear_size) * 2 if compute == 4 else 0
+
+
 def num_factors(shape: Shape, rank: int, targets: tuple[str, ...]) -> int:
     """Parameters of A and B in all adapted modules."""
     a_rank = sum(linear.in_features + linear.out_features for linear in adapted(shape, targets))
@@ -76,15 +81,15 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         "gradients": factors * run.factor,
         "optimizer": states,
         "activations": activations,
-        # log-softmax and its gradient in float32, and the logits and theirs where they are in 16 bits
-        "logits": 2 * logits + (logits if run.compute == 2 else 0),
+        "logits": 3 * logits,  # log-softmax, its gradient, and that of the logits, in float32
     }
     if device == "cpu":
-        workspace = _heap(shape, run) + round(HEAP_LOSS * activations * run.compute / 4)
+        parts["base"] += mapped_bytes(shape, run.compute)
+        workspace = _heap(shape, replace(run, is_checkpointed=False))
         return Memory(**parts, workspace=workspace, libraries=CPU_LIBRARIES, paged=0)
     largest = max(shape.linears, key=lambda linear: linear.size)
     workspace = _moment(shape, run) + _dequantised(largest, run)
-    workspace += round(GPU_ROUNDING * (sum(parts.values()) + workspace))
+    workspace += round(GPU_ROUNDING * (activations + parts["logits"] + workspace))
     paged = states if optimizer.startswith("paged") else 0
     return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged)
 
@@ -95,12 +100,13 @@ def _dequantised(linear: Linear, run: Pass) -> int:
 
 
 def _heap(shape: Shape, run: Pass) -> int:
-    """Room of the dequantised weights of a step on the CPU: all of them where glibc cannot use a chunk again."""
-    forwards = 2 if run.is_checkpointed else 1
+    """What glibc's heap loses in a step on the CPU, by weights dequantised forward and backward and by activations."""
     small = [linear for linear in shape.linears if linear.size * run.compute < HEAP_CHUNK]
     large = [linear for linear in shape.linears if linear not in small]
-    total = shape.layers * sum(forwards * linear.size * run.compute + linear.size * 2 for linear in small)
-    return total + max((_dequantised(linear, run) for linear in large), default=0)
+    weights = shape.layers * sum(linear.size * (run.compute + 2) for linear in small)
+    # in 16 bits more of what is allocated is kept: the copies that A and B read
+    lost = HEAP_LOSS * (weights + kept(shape, run) * run.compute / 4)
+    return round(lost) + max((_dequantised(linear, run) for linear in large), default=0)
 
 
 def _moment(shape: Shape, run: Pass) -> int:

@@ -35,6 +35,7 @@ class Plan:
     largest_row: int
     largest_batch: int
     duration: Duration
+    choices: tuple[Any, ...] = ()  # what `strategy = "auto"` chose
 
     @property
     def headroom(self) -> int:
@@ -63,6 +64,7 @@ class Plan:
             "largest_batch": self.largest_batch,
             "time": self.duration.to_json(),
             "is_measured": self.device.kind == "cpu",
+            "choices": [choice.to_json() for choice in self.choices],
         }
 
 
@@ -73,8 +75,13 @@ def plan(recipe: Recipe, home: Home, device: Device, base_config: Path | None = 
     """
     folder = None if base_config else find_base(recipe.base.name, home).folder
     shape = read_config(base_config or folder)  # type: ignore[arg-type]  # one of them is a path
-    rows = pack_examples(read_examples(recipe, folder), recipe, folder is None)
-    return plan_rows(recipe, shape, device, rows)
+    examples = read_examples(recipe, folder)
+    if recipe.train.strategy == "auto":
+        from adapterhub_local.plan.auto import choose
+
+        recipe, rows, choices = choose(recipe, shape, device, examples, folder is None)
+        return replace(plan_rows(recipe, shape, device, rows), choices=tuple(choices))
+    return plan_rows(recipe, shape, device, pack_examples(examples, recipe, folder is None))
 
 
 def plan_rows(recipe: Recipe, shape: Shape, device: Device, rows: Rows) -> Plan:

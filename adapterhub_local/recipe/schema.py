@@ -14,6 +14,7 @@ from adapterhub_local.refs import check_alias, check_name
 
 OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
+STRATEGIES = ("manual", "auto")
 COMPUTE = ("auto", "float32", "bfloat16")
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text")
 TEMPLATES = ("auto", "chat", "plain")
@@ -138,6 +139,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Train:
+    strategy: str = key(
+        "auto chooses what the recipe does not give, for model, device and data, and says why: rank, alpha, learning "
+        "rate, batch size, optimizer, packing, checkpointing; manual takes the defaults",
+        "manual",
+        one_of(*STRATEGIES),
+    )
     epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "a positive number"))
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(

@@ -22,6 +22,7 @@ from adapterhub_local.data.load import read_data
 from adapterhub_local.durable import digest_bytes, staging
 from adapterhub_local.errors import InputError, QhubError, Stopped
 from adapterhub_local.evaluate.metrics import Score, evaluate
+from adapterhub_local.plan.auto import settle
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home, is_sharded, process
@@ -55,6 +56,9 @@ def train(
     """
     assert process().is_leader, "other processes follow"
     reporter = reporter or Quiet()
+    recipe, choices = settle(recipe, home)
+    for choice in choices:
+        reporter.note(str(choice))
     session = prepare(recipe, home, reporter, lambda run: run.find_checkpoint(resume=resume, restart=restart))
     run, model, tests = session.run, session.model, session.tests
     statistics = fit(session, reporter) | session.counts
@@ -69,6 +73,8 @@ def train(
     with staging(home.tmp) as folder:
         files = save(model, recipe, run.info, folder)
         lineage = lineage_of(run, model, scores, statistics, len(session.examples))
+        if choices:
+            lineage["strategy"] = [choice.to_json() for choice in choices]
         published = Registry(home).publish(recipe.output.name, files, lineage, alias=recipe.output.alias)
     entries = read_log(run.folder)
     page = write_report(str(published), lineage, entries, [sample.to_json() for sample in samples])
@@ -80,6 +86,7 @@ def train(
 
 def follow(recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False) -> None:
     """Take part in the run of another process (rank 0 of several), which evaluates and registers the result."""
+    recipe, _ = settle(recipe, home)
     fit(prepare(recipe, home, Quiet(), lambda run: run.find_checkpoint(resume=resume, restart=restart)), Quiet())
 
 
@@ -125,6 +132,7 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
 
 def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
     """Everything up to the first step, and that step; leaves nothing behind."""
+    recipe, _ = settle(recipe, home)
     session = prepare(recipe, home, reporter, lambda run: None)
     with quiet_loading(), staging(home.tmp) as folder:
         trainer, _ = make_trainer(session.model, session.examples, recipe.train, folder, lambda entry: None)

@@ -11,6 +11,7 @@ from adapterhub_local.base.modules import check_targets
 from adapterhub_local.base.store import find_base
 from adapterhub_local.data.load import Dataset, read_data
 from adapterhub_local.errors import InputError, NotFound, QhubError, Stopped
+from adapterhub_local.plan.auto import settle
 from adapterhub_local.recipe import Recipe, load_recipe
 from adapterhub_local.recipe.sweep import METRICS
 from adapterhub_local.registry import Registry, Version
@@ -69,7 +70,8 @@ def sweep(
     done = []
     for number, (changes, run) in enumerate(runs, 1):
         reporter.note(f"run {number} of {len(runs)}: {' '.join(changes)}")
-        known = None if restart else find_trained(run, datasets[run.data, run.eval.limit], registry)
+        settled = settle(run, home)[0]
+        known = None if restart else find_trained(settled, datasets[run.data, run.eval.limit], registry)
         if known:
             done.append(SweepRun(changes, known, was_there=True))
         else:
