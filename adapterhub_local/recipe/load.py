@@ -115,6 +115,10 @@ def _convert(value: Any, allowed: tuple[Any, ...]) -> Any:
             return float(value)
         if kind in (str, int, bool) and type(value) is kind:
             return value
+        if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+            items = {name: _convert(item, (typing.get_args(kind)[1],)) for name, item in value.items()}
+            if all(item is not None for item in items.values()):
+                return items
         is_list = typing.get_origin(kind) is tuple and isinstance(value, list)
         if is_list and all(isinstance(item, str) and item for item in value):
             return tuple(value)

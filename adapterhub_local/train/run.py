@@ -106,14 +106,19 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
     info = find_base(recipe.base.name, home)
     chats = read_chats(recipe.data.train, recipe.data.limit)
     test_chats = read_chats(recipe.data.test, recipe.eval.limit) if recipe.data.test else []
-    run = Run(recipe, info, home)
+    reference = recipe.adapter.from_version
+    start = Registry(home).resolve(reference) if reference else None
+    run = Run(recipe, info, home, start)
     checkpoint = find_checkpoint(run)
 
     reporter.note(f"base {info.name}: loading")
     base = load_base(info, dtype=compute_dtype(recipe.train.compute))
     examples = tokenise(chats, base.tokenizer, recipe.data.max_length, recipe.data.train)
     tests = tokenise(test_chats, base.tokenizer, recipe.data.max_length, recipe.data.test) if recipe.data.test else []
-    return Session(run, with_adapter(base, recipe), base.tokenizer, examples, tests, checkpoint)
+    if recipe.train.eval_every and not tests:
+        raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
+    model = with_adapter(base, recipe, start=start, examples=examples)
+    return Session(run, model, base.tokenizer, examples, tests, checkpoint)
 
 
 def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
@@ -226,15 +231,17 @@ def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[
     recipe = run.recipe
     peft_model = model.base_model
     targeted = recipe.adapter.target_modules
+    settings = model.peft_config["default"]
     lineage: dict[str, Any] = {
         "kind": "train",
         "task": recipe.task,
         "description": recipe.output.description,
         "base": run.info.lineage(),
         "adapter": {
-            "rank": recipe.adapter.rank,
-            "alpha": recipe.adapter.alpha,
+            "rank": settings.r,
+            "alpha": settings.lora_alpha,
             "target_modules": targeted if isinstance(targeted, str) else list(targeted),
+            **({"dora": True} if settings.use_dora else {}),
             "num_modules": len(peft_model.targeted_module_names),
             "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
         },
@@ -250,6 +257,14 @@ def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[
         },
         "environment": environment(model.device.type),
     }
+    if run.start is not None:
+        lineage["parents"] = [
+            {
+                "reference": str(run.start),
+                "manifest_digest": run.start.manifest_digest,
+                "content_digest": run.start.content_digest,
+            }
+        ]
     if scores:
         lineage["metrics"] = {
             recipe.task: {name: score.to_json() for name, score in scores.items()}
