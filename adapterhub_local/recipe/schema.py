@@ -111,9 +111,7 @@ class Adapter:
         "default",
         _init,
     )
-    dora: bool = key(
-        "train a magnitude for each row as well (DoRA): slower, and neither merged nor served here", False
-    )
+    dora: bool = key("train a magnitude for each row as well (DoRA): slower, and neither merged nor served here", False)
     rank_pattern: dict[str, int] | None = key(
         "other ranks by end of module name, such as `{ q_proj = 32 }`; regular expressions, as in PEFT", None, _ranks
     )
