@@ -34,6 +34,9 @@ epochs = 2
 batch_size = 8
 learning_rate = 1e-2
 
+[eval]
+samples = 0
+
 [output]
 name = "yes-no"
 """

@@ -33,8 +33,11 @@ def base(request: pytest.FixtureRequest, tmp_path: Path, home: Home) -> LoadedBa
     return load_base(add_base("tiny", save_architecture(request.param, tmp_path / "model"), home))
 
 
-@pytest.mark.parametrize("base", NAMES, indirect=True)
-@pytest.mark.parametrize("share", [True, False], ids=["shared prefix", "side by side"])
+@pytest.mark.parametrize(
+    ("base", "share"),
+    [*((name, True) for name in NAMES), *((name, False) for name in ("llama", "falcon", "gemma2"))],
+    indirect=["base"],
+)
 def test_packing_is_exact(base: LoadedBase, share: bool, tmp_path: Path) -> None:
     """Packed examples have the loss and gradients of each alone, attention windows and soft caps included."""
     recipe = load_recipe(write_recipe(tmp_path))
@@ -62,7 +65,7 @@ def test_packing_is_exact(base: LoadedBase, share: bool, tmp_path: Path) -> None
     assert all((ours - theirs).norm() < 1e-5 * scale for ours, theirs in zip(packed_gradients, gradients, strict=True))
 
 
-@pytest.mark.parametrize("base", ["llama", "falcon", "gemma2", "gpt-neox"], indirect=True)
+@pytest.mark.parametrize("base", ["llama", "gemma2"], indirect=True)
 def test_the_loss_in_chunks(base: LoadedBase, tmp_path: Path) -> None:
     """Cross-entropy over a few tokens at a time has the loss and gradients of all at once, soft caps included."""
     recipe = load_recipe(write_recipe(tmp_path))

@@ -2,66 +2,65 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from adapterhub_local.base.load import load_base
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import InputError
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home, Process, process
+from adapterhub_local.train.adapter import factors_of, with_adapter
+from adapterhub_local.train.examples import read_chats, tokenise
 from adapterhub_local.train.launch import launch
 from adapterhub_local.train.run import train
-from adapterhub_local.train.runs import list_runs
+from adapterhub_local.train.runs import read_log
+from adapterhub_local.train.trainer import make_trainer
 from tests.chats import write_recipe
 
 
-def qhub(*arguments: str, **changes: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "adapterhub_local", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **changes}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
 def test_two_processes_are_one_with_twice_the_accumulation(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
-    """Two processes (gloo) stopped and resumed register once the adapter that one makes with half-size rows."""
+    """Two processes (gloo) register once the very adapter that one makes with half-size rows."""
     path = write_recipe(tmp_path, count=14)  # the last batch is not whole
-    changes = ["train.epochs=30", "train.eval_every=20"]
+    changes = ["train.epochs=4", "train.eval_every=3"]
     one = train(load_recipe(path, [*changes, "train.micro_batch_size=4"]), home)
-    arguments = [
-        "train",
-        str(path),
-        "--nproc",
-        "2",
-        "--json",
-        *(part for change in changes for part in ("--set", change)),
-    ]
-    stopped = qhub(*arguments)
-    folder = None
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and stopped.poll() is None:
-        going = [run for run in list_runs(home) if run.status == "running" and run.to_json()["step"] > 2]
-        if going:
-            folder = going[0].folder
-            break
-        time.sleep(0.05)
-    os.kill(stopped.pid, signal.SIGINT)
-    _, errors = stopped.communicate(timeout=200)
-    assert (stopped.returncode, folder is None) == (130, False), errors
-    assert "--resume" in errors
-    assert "Traceback" not in errors
+    overrides = [part for change in changes for part in ("--set", change)]
+    command = [sys.executable, "-m", "adapterhub_local", "train", str(path), "--nproc", "2", "--json", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
-    resumed = qhub(*arguments, "--resume")
-    output, errors = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, errors
-    assert json.loads(output)["reference"] == "yes-no@2"
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["reference"] == "yes-no@2"
     two = Registry(home).resolve("yes-no@2")
     assert two.lineage["training"]["processes"] == 2
     assert two.content_digest == one.content_digest
+    assert len(read_log(home.runs / two.lineage["run"])) == 8 + 3
+
+
+def test_all_stop_after_the_same_step(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """A stop that another process was asked for comes with the sum of the gradients, in the same step."""
+    recipe = load_recipe(write_recipe(tmp_path))
+    base = load_base(tiny_base)
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512, recipe.data.train)
+    model = with_adapter(base, recipe)
+    trainer, watch = make_trainer(model, examples, recipe.train, tmp_path / "run", lambda entry: None)
+
+    def other(vector: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum"
+        theirs = torch.ones_like(vector)  # a loss of 1, asked to stop, gradients of 1
+        return vector + theirs
+
+    trainer.accelerator.reduce = other
+    loss = trainer._sum_over_processes(model, torch.tensor(2.0))
+
+    assert loss == 3
+    assert watch.stop_asked
+    assert all(torch.equal(factor.grad, torch.ones_like(factor)) for factor in factors_of(model).values())
 
 
 def test_an_error_is_told_once(home: Home, capfd: pytest.CaptureFixture[str]) -> None:

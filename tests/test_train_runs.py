@@ -273,7 +273,7 @@ def test_the_report(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     """The report is one page with curves, scores of base and adapter, samples and the recipe; it loads nothing."""
     text = write_recipe(tmp_path).read_text().replace("[output]", '[output]\ndescription = "<b>yes</b> & no"')
     (tmp_path / "recipe.toml").write_text(text)
-    version = train(load_recipe(tmp_path / "recipe.toml", ["train.eval_every=2"]), home)
+    version = train(load_recipe(tmp_path / "recipe.toml", ["train.eval_every=2", "eval.samples=3"]), home)
     run = find_run(home, "yes-no")
     page = (run.folder / "report.html").read_text()
     tags = Tags()
@@ -295,7 +295,7 @@ def test_runs_are_listed_shown_and_removed(
     """`qhub runs` lists every run with its state, shows its curve, and removes what is not running."""
     path = write_recipe(tmp_path)
     assert "No runs yet" in invoke("runs", "list")
-    train(load_recipe(path, ["eval.samples=0"]), home)
+    train(load_recipe(path), home)
     with monkeypatch.context() as patch:
         stop_at(patch, 1)
         with pytest.raises(Stopped):

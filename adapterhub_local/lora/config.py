@@ -64,6 +64,7 @@ class AdapterConfig:
     alpha: float
     target_modules: tuple[str, ...] | str
     use_rslora: bool = False
+    use_dora: bool = False  # only ever written: what is read is refused, as it is no sum with the base's weight
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str | None = None
@@ -102,6 +103,7 @@ class AdapterConfig:
             "lora_dropout": 0.0,
             "target_modules": targets if isinstance(targets, str) else sorted(targets),
             "use_rslora": self.use_rslora,
+            **({"use_dora": True} if self.use_dora else {}),
             "rank_pattern": dict(sorted(self.rank_pattern.items())),
             "alpha_pattern": dict(sorted(self.alpha_pattern.items())),
             "bias": "none",

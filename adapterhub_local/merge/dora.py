@@ -96,7 +96,12 @@ def _convert(adapter: AdapterFile, info: BaseInfo, rank: int, folder: Path) -> C
         shapes[tensor_name(module, "B")] = (torch.float32, (shape.out_features, ranks[module]))
     narrow = {module: own for module, own in ranks.items() if own != widest}
     config = AdapterConfig(
-        widest, widest, adapter.config.target_modules, False, narrow, dict(narrow), adapter.config.base_model
+        rank=widest,
+        alpha=widest,
+        target_modules=adapter.config.target_modules,
+        rank_pattern=narrow,
+        alpha_pattern=dict(narrow),
+        base_model=adapter.config.base_model,
     )
     write_adapter(folder, config, shapes, factors(), info.fingerprint)
     error = math.sqrt(lost / total) if total else 0.0

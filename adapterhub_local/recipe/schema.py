@@ -10,7 +10,7 @@ from typing import Any
 
 from adapterhub_local.errors import BadReference
 from adapterhub_local.recipe.source import Source, shown
-from adapterhub_local.refs import check_alias, check_name
+from adapterhub_local.refs import Reference, check_alias, check_name
 
 OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -20,6 +20,8 @@ FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"
 TEMPLATES = ("auto", "chat", "plain")
 LOSS_ON = ("answer", "last_answer", "all")
 TOO_LONG = ("error", "truncate", "skip")
+INITS = ("default", "gaussian", "eva")
+MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
 REQUIRED: Any = object()  # stands where a recipe must give a value
 
 
@@ -121,6 +123,31 @@ class Data:
     )
 
 
+def _version(value: str) -> str | None:
+    try:
+        Reference.parse(value)
+    except BadReference as error:
+        return str(error)
+    return None
+
+
+def _init(value: str) -> str | None:
+    if value in MOVES_THE_BASE:
+        return (
+            "starts from a changed base, which is shared here and stays as it is: the residual would be lost with the "
+            "run. Use default, gaussian or eva"
+        )
+    return one_of(*INITS)(value)
+
+
+def _ranks(value: dict[str, int]) -> str | None:
+    return None if value and all(1 <= rank <= 4096 for rank in value.values()) else "must be ranks from 1 to 4096"
+
+
+def _alphas(value: dict[str, float]) -> str | None:
+    return None if value and all(0 < alpha <= 1e6 for alpha in value.values()) else "must be positive numbers"
+
+
 @dataclass(frozen=True)
 class Adapter:
     rank: int = key("rank r of the factors A (r x in) and B (out x r)", 16, between(1, 4096, "from 1 to 4096"))
@@ -134,6 +161,23 @@ class Adapter:
     )
     dtype: str = key(
         "what the factors are trained and stored in: float32 or bfloat16", "float32", one_of("float32", "bfloat16")
+    )
+    init: str = key(
+        "how A begins (B is zero): default (uniform), gaussian, or eva (what explains most of the layers' inputs)",
+        "default",
+        Check(_init, {"enum": INITS}),
+    )
+    dora: bool = key(
+        "train a magnitude for each row as well (DoRA): slower, merged by --with-base only, and not served", False
+    )
+    rank_pattern: dict[str, int] | None = key(
+        "other ranks by end of module name, such as `{ q_proj = 32 }`; regular expressions, as in PEFT", None, _ranks
+    )
+    alpha_pattern: dict[str, float] | None = key("other alphas, in the same way", None, _alphas)
+    from_version: str | None = key(
+        "train on from this version, such as `sql@3`; rank, alpha, rslora, patterns and target_modules are its",
+        None,
+        _version,
     )
 
 

@@ -1,6 +1,8 @@
 """The factors that are trained: put on a base by PEFT as a recipe says, and written as the files of an adapter."""
 
-from collections.abc import Iterable, Iterator
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +11,134 @@ from safetensors import safe_open
 
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import Incompatible, InputError, QhubError
+from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.write import tensor_name, write_adapter, write_safetensors
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.schema import Adapter
+from adapterhub_local.registry import Version
+from adapterhub_local.train.examples import Example
+from adapterhub_local.train.packing import Packed, inputs, pack
 from adapterhub_local.train.targets import target_names
 
+MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT names it in a file
 
-def with_adapter(base: LoadedBase, recipe: Recipe) -> Any:
-    """The base as a PEFT model with fresh factors: A random by the recipe's seed, B zero."""
+
+def with_adapter(
+    base: LoadedBase, recipe: Recipe, *, start: Version | None = None, examples: Sequence[Example] = ()
+) -> Any:
+    """The base as a PEFT model with fresh factors: A random by the recipe's seed, B zero; or those of `start`.
+
+    `examples` are what EVA looks at. Raises InputError for targets and patterns that match nothing, Incompatible
+    for a `start` that was made for another base.
+    """
     import_bitsandbytes()  # before peft imports it
-    from peft import LoraConfig, get_peft_model
+    from peft import EvaConfig, LoraConfig, get_peft_model
     from transformers import set_seed
 
     adapter = recipe.adapter
-    targets = target_names(base.model, adapter.target_modules)
+    opened = _open_start(start, base.info) if start else None
+    config = opened.config if opened else _config_of(base, adapter)
+    targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     set_seed(recipe.train.seed)  # before the factors are drawn
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        use_rslora=adapter.rslora,
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        use_rslora=config.use_rslora,
+        use_dora=adapter.dora,
         lora_dropout=adapter.dropout,
         target_modules=targets,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
+        eva_config=EvaConfig(rho=1.0) if adapter.init == "eva" and not opened else None,  # rank as asked, everywhere
+        init_lora_weights=True if opened else {"default": True}.get(adapter.init, adapter.init),  # type: ignore[arg-type]
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(base.model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")  # of EVA, whose factors fit here
+            model = get_peft_model(base.model, settings)
     except ValueError as error:
         raise InputError(f"adapter.target_modules = {targets!r}: {str(error).split('. ')[0]}") from None
+    if opened:
+        parts = ((tensor_name(module, key), getattr(delta, key)) for module, delta in opened.deltas() for key in "AB")
+        load_factors(model, parts)
+    elif adapter.init == "eva":
+        initialise_eva(model, examples)
     if adapter.dtype == "bfloat16":
-        for factor in factors_of(model).values():
-            factor.data = factor.data.bfloat16()
+        for name, factor in factors_of(model).items():
+            if MAGNITUDE not in name:  # its steps are smaller than bfloat16 can hold
+                factor.data = factor.data.bfloat16()
     return model
+
+
+def _config_of(base: LoadedBase, adapter: Adapter) -> AdapterConfig:
+    """The recipe's shape of an adapter on this base; every pattern matches a module that is adapted."""
+    targets = target_names(base.model, adapter.target_modules)
+    modules = [
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (isinstance(targets, str) or any(name == target or name.endswith("." + target) for target in targets))
+    ]
+    for table in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(adapter, table) or {}:
+            try:
+                matches = any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules)
+            except re.error as error:
+                raise InputError(f"adapter.{table}: '{pattern}' is no regular expression: {error}") from None
+            if not matches:
+                raise InputError(
+                    f"adapter.{table}: '{pattern}' is the end of no module that adapter.target_modules names"
+                )
+    return AdapterConfig(
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
+        use_rslora=adapter.rslora,
+        rank_pattern=adapter.rank_pattern or {},
+        alpha_pattern=adapter.alpha_pattern or {},
+    )
+
+
+def _open_start(start: Version, info: BaseInfo) -> AdapterFile:
+    if start.base_fingerprint != info.fingerprint:
+        raise Incompatible(
+            f"adapter.from_version: {start} was made for another base ({(start.base_fingerprint or 'unknown')[:19]}), "
+            f"not for {info.name} ({info.fingerprint[:19]})"
+        )
+    return open_adapter(start.path)
+
+
+def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
+    """A from the directions that explain most of each layer's inputs (EVA, https://arxiv.org/abs/2410.07170).
+
+    Looks at up to 256 examples, without drawing random numbers. Raises QhubError if they do not settle.
+    """
+    from peft import initialize_lora_eva_weights
+
+    rows = [pack([example]) for example in examples[:256]]
+    passes = 0
+
+    def look(body: Any, row: Packed) -> None:
+        nonlocal passes
+        passes += 1
+        if passes > 20 * len(rows):
+            raise QhubError("adapter.init = 'eva': the layers' inputs do not settle: give more data or a lower rank")
+        body(**inputs(body, row))
+
+    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a row is not moved to the device: `inputs` does
+        initialize_lora_eva_weights(
+            model,
+            dataloader=rows,
+            forward_fn=look,
+            prepare_model_inputs_fn=None,
+            prepare_layer_inputs_fn=lambda given, row, name: given[0].reshape(-1, given[0].shape[-1]).float(),
+            gather_distributed_inputs=False,  # every process looks at the same
+            show_progress_bar=False,
+        )
 
 
 def factors_of(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -49,7 +147,8 @@ def factors_of(model: Any) -> dict[str, torch.nn.Parameter]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             module, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
-            found[tensor_name(module, factor[0])] = parameter
+            key = f"base_model.model.{module}.{MAGNITUDE}" if factor[0] == "m" else tensor_name(module, factor[0])
+            found[key] = parameter
     return dict(sorted(found.items()))
 
 
@@ -82,14 +181,19 @@ def load_factors(model: Any, factors: Iterable[tuple[str, torch.Tensor]]) -> Non
 def save(model: Any, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, Path | bytes]:
     """Write the trained factors as the two files of an adapter; equal factors give equal files."""
     factors = {name: factor.detach().cpu() for name, factor in factors_of(model).items()}
+    settings = model.peft_config["default"]
     modules = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in factors}
-    targets = recipe.adapter.target_modules
-    grouped = isinstance(targets, str)
+    grouped = isinstance(recipe.adapter.target_modules, str)
     config = AdapterConfig(
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in modules})) if grouped else targets,
-        use_rslora=recipe.adapter.rslora,
+        rank=settings.r,
+        alpha=settings.lora_alpha,
+        target_modules=tuple(sorted({name.rsplit(".", 1)[-1] for name in modules}))
+        if isinstance(settings.target_modules, str) or (grouped and recipe.adapter.target_modules == "all-linear")
+        else tuple(sorted(settings.target_modules)),
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern,
         base_model=info.hub_id,
     )
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in factors.items()}

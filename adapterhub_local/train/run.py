@@ -116,7 +116,9 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
     dataset = read_data(recipe)
     for note in dataset.notes:
         reporter.note(note)
-    run = Run(recipe, info, home, dataset)
+    reference = recipe.adapter.from_version
+    start = Registry(home).resolve(reference) if reference else None
+    run = Run(recipe, info, home, dataset, start)
     checkpoint = find_checkpoint(run)
 
     reporter.note(f"base {info.name}: loading")
@@ -126,7 +128,9 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
         for note in part.notes(recipe.data.max_length) if part else ():
             reporter.note(note)
     tests = held_out.examples if held_out else []
-    model = with_adapter(base, recipe)
+    if recipe.train.eval_every and not tests:
+        raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
+    model = with_adapter(base, recipe, start=start, examples=tokenised.examples)
     return Session(run, model, base.tokenizer, tokenised.examples, tests, tokenised.counts, checkpoint)
 
 
@@ -241,15 +245,17 @@ def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[
     recipe = run.recipe
     peft_model = model.base_model
     targeted = recipe.adapter.target_modules
+    settings = model.peft_config["default"]
     lineage: dict[str, Any] = {
         "kind": "train",
         "task": recipe.task,
         "description": recipe.output.description,
         "base": run.info.lineage(),
         "adapter": {
-            "rank": recipe.adapter.rank,
-            "alpha": recipe.adapter.alpha,
+            "rank": settings.r,
+            "alpha": settings.lora_alpha,
             "target_modules": targeted if isinstance(targeted, str) else list(targeted),
+            **({"dora": True} if settings.use_dora else {}),
             "num_modules": len(peft_model.targeted_module_names),
             "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
         },
@@ -266,6 +272,14 @@ def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[
         },
         "environment": environment(model.device.type),
     }
+    if run.start is not None:
+        lineage["parents"] = [
+            {
+                "reference": str(run.start),
+                "manifest_digest": run.start.manifest_digest,
+                "content_digest": run.start.content_digest,
+            }
+        ]
     if scores:
         lineage["metrics"] = {
             recipe.task: {name: score.to_json() for name, score in scores.items()} | {"data": run.test_digest}

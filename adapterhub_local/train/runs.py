@@ -18,6 +18,7 @@ from adapterhub_local.data.load import Dataset
 from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.registry import Version
 from adapterhub_local.registry.registry import now
 from adapterhub_local.settings import Home, process
 
@@ -30,10 +31,14 @@ STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without
 class Run:
     """The folder of the run that a recipe, its data and its base decide."""
 
-    def __init__(self, recipe: Recipe, info: BaseInfo, home: Home, dataset: Dataset) -> None:
-        self.recipe, self.info, self.home = recipe, info, home
+    def __init__(
+        self, recipe: Recipe, info: BaseInfo, home: Home, dataset: Dataset, start: Version | None = None
+    ) -> None:
+        self.recipe, self.info, self.home, self.start = recipe, info, home, start
         self.data, self.test_digest = dataset.records, dataset.test_digest
-        self.decisive = {"recipe": recipe.to_json(), "data": self.data, "base": info.fingerprint}
+        self.decisive: dict[str, Any] = {"recipe": recipe.to_json(), "data": self.data, "base": info.fingerprint}
+        if start is not None:  # an alias may point elsewhere tomorrow
+            self.decisive["from"] = start.content_digest
         identity = digest_bytes(canonical_json(self.decisive)).removeprefix("sha256:")[:12]
         self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
         self.leader = process().is_leader  # among several processes the one that writes
@@ -213,6 +218,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """What decides a run and is not the same, in words."""
+    if before.get("from") != after.get("from"):
+        yield "adapter.from_version is another version"
     if before["base"] != after["base"]:
         yield f"the base changed from {before['base'][:19]} to {after['base'][:19]}"
     known = {(entry["role"], entry["file"]): entry for entry in before["data"]}
