@@ -13,7 +13,11 @@ from adapterhub_local.registry.version import Version
 
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>|=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 _ORDERS = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}
-_NEWEST = f"(v.name, v.number) IN (SELECT v.name, max(v.number) {LIVE} GROUP BY v.name)"
+# probed version by version, so that the first hundred names do not wait for all
+_NEWEST = (
+    "NOT EXISTS (SELECT 1 FROM versions w LEFT JOIN removals x USING (name, number)"
+    " WHERE w.name = v.name AND w.number > v.number AND x.name IS NULL)"
+)
 
 
 @dataclass(frozen=True)
