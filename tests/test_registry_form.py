@@ -65,6 +65,7 @@ def test_our_own_lineage_is_let_in() -> None:
     """The whole of it, the least of it, and what a later version adds."""
     check_lineage(WHOLE)
     check_lineage({})
+    check_lineage({"description": "größer\u00a0als\u3000日本 👩‍💻"})
     check_lineage({**WHOLE, "new": {"x": [1]}, "base": {**WHOLE["base"], "new": 1}})
 
 

@@ -1,6 +1,6 @@
 """The form of a lineage from elsewhere: what is read later must be what it is read as. More may be in it.
 
-What is shown must be printable: a terminal obeys what is not.
+What is shown has no control characters: a terminal would obey them.
 """
 
 from typing import Any
@@ -49,7 +49,7 @@ def _check_metrics(metrics: Any) -> None:
     _require(isinstance(metrics, dict) and all(isinstance(task, dict) for task in metrics.values()), "metrics")
     for task, scored in metrics.items():
         for who, scores in scored.items():
-            _require(task.isprintable() and who.isprintable(), f"metrics.{task}.{who}")
+            _require(_is_plain(task) and _is_plain(who), f"metrics.{task}.{who}")
             where = f"metrics.{task}.{who}"
             if who in ("adapter", "base"):
                 _require(isinstance(scores, dict), where)
@@ -58,7 +58,7 @@ def _check_metrics(metrics: Any) -> None:
             intervals = scores.get("intervals") or {}
             _require(isinstance(intervals, dict), f"{where}.intervals")
             for name, value in scores.items():
-                _require(name.isprintable(), f"{where}.{name}")
+                _require(_is_plain(name), f"{where}.{name}")
                 _require(name == "intervals" or value is None or _is(value, (*NUMBER, str)), f"{where}.{name}")
             for name, pair in intervals.items():
                 is_pair = isinstance(pair, list) and len(pair) == 2 and all(_is(bound, NUMBER) for bound in pair)
@@ -66,7 +66,11 @@ def _check_metrics(metrics: Any) -> None:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and (type(value) is not str or value.isprintable())
+    return isinstance(value, kind) and not isinstance(value, bool) and (type(value) is not str or _is_plain(value))
+
+
+def _is_plain(text: str) -> bool:
+    return not any(ord(letter) < 32 or 127 <= ord(letter) < 160 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
 
 
 def _require(holds: bool, where: str) -> None:
