@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+SHARES = ("exact_match", "accuracy", "regex_match", "json_valid")  # metrics that are shares of examples
+
 
 def print_json(value: Any) -> None:
     """`value` as indented JSON on standard output."""
@@ -28,6 +30,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     width = None if sys.stdout.isatty() else 200
     # a description may hold [brackets] and :colons:, which rich would take for markup
     Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+
+
+def score_text(metric: str, value: float, interval: Sequence[float] | None = None, *, is_signed: bool = False) -> str:
+    """A score for people, with its interval: `89.5% [84.5, 93.0]`; what is no share as a number."""
+    is_share = metric in SHARES
+    sign = "+" if is_signed else ""
+    text = f"{100 * value:{sign}.1f}%" if is_share else f"{value:{sign}.4f}"
+    if interval is None:
+        return text
+    low, high = (f"{100 * bound:{sign}.1f}" if is_share else f"{bound:{sign}.4f}" for bound in interval)
+    return f"{text} [{low}, {high}]"
 
 
 @contextmanager

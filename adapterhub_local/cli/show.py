@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table, size_text
+from adapterhub_local.cli.output import print_json, print_table, score_text, size_text
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.marks import description_of, tags_of
 
@@ -44,19 +44,28 @@ def command(reference: str, as_json: bool) -> None:
     ]
     rows += [("parent", f"{parent['reference']} x {parent['weight']:g}") for parent in lineage.get("parents", ())]
     for task, scores in registry.metrics(version).items():
-        rows += [
-            (
-                f"{task}, {who}",
-                f"exact match {score['exact_match']:.1%}, loss {score['loss']:.4f} on {score['rows']} rows",
-            )
-            for who, score in scores.items()
-            if isinstance(score, dict)
-        ]
+        rows += [(f"{task}, {who}", _scores(score)) for who, score in scores.items() if _is_score(score)]
     rows.append(("size", size_text(sum(file.size for file in version.files))))
     rows.append(("content", version.content_digest))
     rows.append(("manifest", version.manifest_digest))
     rows.append(("created", version.created_at))
     print_table(("adapter", version.name), rows)
+
+
+def _is_score(part: Any) -> bool:
+    """Whether a part of an evaluation is a score, not how it was made."""
+    return isinstance(part, dict) and any(isinstance(value, float) for value in part.values())
+
+
+def _scores(score: dict[str, Any]) -> str:
+    """The metrics of one score: `exact match 89.5% [84.5, 93.0], loss 0.1312 on 200 rows`."""
+    intervals = score.get("intervals") or {}
+    metrics = sorted(
+        (name for name, value in score.items() if isinstance(value, float)), key=lambda name: name == "loss"
+    )
+    told = [f"{name.replace('_', ' ')} {score_text(name, score[name], intervals.get(name))}" for name in metrics]
+    rows = f" on {score['rows']} rows" if "rows" in score else ""
+    return ", ".join(told) + rows
 
 
 def compatibility_text(said: dict[str, Any]) -> str:
