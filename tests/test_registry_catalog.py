@@ -212,3 +212,11 @@ def test_a_long_list_is_cut_and_says_so(capsys: pytest.CaptureFixture[str], monk
         shown = captured.out.count('"reference"') if "--json" in line else captured.out.count("@")
         assert shown == count, line
         assert ("of 5 adapters: --limit 0" in captured.err) is told, line
+
+
+def test_a_metric_that_nobody_has_is_told(registry: Registry) -> None:
+    """A misspelt metric is no empty list: the nearest ones are named; without any scores nothing can be wrong."""
+    for call in ({"sort": "exact_mach"}, {"conditions": [Condition.parse("exact_mach>0.5")]}):
+        with pytest.raises(NotFound, match="did you mean exact_match"):
+            find(registry, **call)
+    assert find(Registry(registry.home.root / "empty"), sort="exact_match") == []

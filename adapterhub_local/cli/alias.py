@@ -38,6 +38,8 @@ def list_(name: str, as_json: bool) -> None:
         registry.resolve(name)
     if as_json:
         print_json(aliases)
+    elif not aliases:
+        click.echo(f"No aliases yet. Set one: qhub alias set {name} prod 1")
     else:
         print_table(
             ("alias", "version"), [(f"{name}@{alias}", f"{name}@{number}") for alias, number in aliases.items()]

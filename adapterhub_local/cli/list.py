@@ -65,7 +65,8 @@ def print_versions(registry: Registry, versions: list[Version], as_json: bool, *
 def _row(version: Version, aliases: dict[str, int], scored: dict) -> tuple:
     lineage = version.lineage
     base = lineage.get("base") or {}
-    metrics = [f"{task} {s['adapter']['exact_match']:.1%}" for task, s in scored.items() if "adapter" in s]
+    shares = {task: scores.get("adapter", {}).get("exact_match") for task, scores in scored.items()}
+    metrics = [f"{task} {share:.1%}" for task, share in shares.items() if isinstance(share, int | float)]
     return (
         version,
         ", ".join(f"{alias}={number}" for alias, number in aliases.items()),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub_local.cli.output import counting, print_table
+from adapterhub_local.cli.output import counting, print_json, print_table
 from adapterhub_local.errors import Corrupt, NotFound
 from adapterhub_local.registry import Registry, Version
 
@@ -15,7 +15,8 @@ from adapterhub_local.registry import Registry, Version
     "--key", "keys", type=click.Path(path_type=Path), multiple=True,
     help="Check the signatures too, made with this public key; may be given again.",
 )  # fmt: skip
-def command(references: tuple[str, ...], keys: tuple[Path, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(references: tuple[str, ...], keys: tuple[Path, ...], as_json: bool) -> None:
     """Hash the files, lineage and manifest of REFERENCES again; of all versions if none is named.
 
     With --key each of them must be signed (`qhub sign`) with one of the keys.
@@ -32,11 +33,17 @@ def command(references: tuple[str, ...], keys: tuple[Path, ...]) -> None:
                 found = _unsigned(registry, version, keys)
             problems += found
             progress(index + 1, len(versions))
+    rows = [(str(version), kind, message) for version, kind, message in problems]
+    if as_json:
+        told = [{"reference": version, "problem": kind, "message": message} for version, kind, message in rows]
+        print_json({"versions": [str(version) for version in versions], "problems": told})
+    elif problems:
+        print_table(("version", "problem", "what"), rows)
     if problems:
-        print_table(("version", "problem", "what"), problems)
-        raise Corrupt(f"{len({str(version) for version, _, _ in problems})} of {len(versions)} versions are not sound")
-    signed = f", signed with {' or '.join(key.name for key in keys)}" if keys else ""
-    click.echo(f"{len(versions)} version{'' if len(versions) == 1 else 's'} verified{signed}")
+        raise Corrupt(f"{len({version for version, *_ in rows})} of {len(versions)} versions are not sound")
+    if not as_json:
+        signed = f", signed with {' or '.join(key.name for key in keys)}" if keys else ""
+        click.echo(f"{len(versions)} version{'' if len(versions) == 1 else 's'} verified{signed}")
 
 
 def _unsigned(registry: Registry, version: Version, keys: tuple[Path, ...]) -> list[tuple[Version, str, str]]:

@@ -1,17 +1,23 @@
 """Find versions: filters, sorting and full text. Conditions run in SQLite, so that only what is shown is parsed."""
 
+import difflib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.registry.registry import LIVE, Registry
 from adapterhub_local.registry.version import Version
 
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>|=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
-_NEWEST = f"(v.name, v.number) IN (SELECT v.name, max(v.number) {LIVE} GROUP BY v.name)"
+_ORDERS = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}
+# probed version by version, so that the first hundred names do not wait for all
+_NEWEST = (
+    "NOT EXISTS (SELECT 1 FROM versions w LEFT JOIN removals x USING (name, number)"
+    " WHERE w.name = v.name AND w.number > v.number AND x.name IS NULL)"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def find(
 
     `base` is a base's name, Hub id or the first digits of its fingerprint. A condition holds for the scores of
     `task`, or of any task. `sort` is name, created (newest first) or a metric (highest first, loss and perplexity
-    lowest first, versions without it last).
+    lowest first, versions without it last). Raises NotFound for a metric that no version has.
     """
     where: list[str] = []
     values: list[str | int | float] = []
@@ -70,7 +76,9 @@ def find(
     if task is not None and not conditions:
         where.append(f"(json_extract(v.lineage, '$.task') = ? OR EXISTS (SELECT 1 FROM scores s WHERE {own}))")  # noqa: S608
         values += [task, task]
-    order = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}.get(sort)
+    order = _ORDERS.get(sort)
+    for metric in [condition.metric for condition in conditions] + ([sort] if order is None else []):
+        _check_metric(registry, metric)
     if order is None:
         best, direction = ("min", "ASC") if "loss" in sort or sort == "perplexity" else ("max", "DESC")
         score = f"SELECT {best}(s.value) FROM scores s WHERE {own} AND s.metric = ?"  # noqa: S608
@@ -81,6 +89,15 @@ def find(
     query = f"SELECT v.* {LIVE} AND {' AND '.join(where)} ORDER BY {order} LIMIT ?"
     rows = registry.database.rows(query, (*values, limit if limit is not None else -1))
     return [registry.version(row) for row in rows]
+
+
+def _check_metric(registry: Registry, metric: str) -> None:
+    """Raise NotFound with the nearest metrics if no version has this one, but others."""
+    known = [row["metric"] for row in registry.database.rows("SELECT DISTINCT metric FROM scores ORDER BY metric")]
+    if known and metric not in known:
+        near = difflib.get_close_matches(metric, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(known[:5])}"
+        raise NotFound(f"no version has a score '{metric}': {hint}")
 
 
 def search(registry: Registry, text: str, *, limit: int = 50) -> list[Version]:

@@ -138,6 +138,8 @@ def read_rows(registry: Registry, report: Report) -> tuple[list[Version], dict[s
                 record = removal_record(version.manifest_digest, removed_at)
                 copies[digest_bytes(record)] = record
         copies |= _evaluations(registry, report)
+        records = [row["record"].encode() for row in registry.database.rows("SELECT record FROM marks")]
+        copies |= {digest_bytes(record): record for record in records}
         report.problems += _alias_problems(registry)
     except QhubError as error:
         if not any(problem.kind == "database" for problem in report.problems):

@@ -17,6 +17,7 @@ from adapterhub_local.durable import sync_folder
 from adapterhub_local.errors import Corrupt, InUse
 from adapterhub_local.registry.ancestry import children
 from adapterhub_local.registry.fsck import Report, read_rows, version_of_row
+from adapterhub_local.registry.journal import marking
 from adapterhub_local.registry.registry import Registry, now, point_alias, removal_record
 from adapterhub_local.registry.version import Version
 from adapterhub_local.settings import make_folder
@@ -44,7 +45,7 @@ def remove(registry: Registry, version: Version, *, force: bool = False) -> None
 
     Its aliases go with it, logged. Its bytes stay until `collect`.
     """
-    with registry.database.writing() as db:
+    with marking(registry.database, registry.blobs) as db:
         values = (version.name, version.number)
         query = "SELECT alias FROM aliases WHERE name = ? AND number = ? ORDER BY alias"
         aliases = [row["alias"] for row in db.execute(query, values)]

@@ -5,7 +5,8 @@ from typing import Any
 
 from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
 from adapterhub_local.refs import check_alias
-from adapterhub_local.registry.registry import Registry, point_alias
+from adapterhub_local.registry.journal import marking, note
+from adapterhub_local.registry.registry import Registry, now, point_alias
 from adapterhub_local.registry.version import Version
 
 MAX_TAG_LENGTH = 64
@@ -29,7 +30,7 @@ def rollback(registry: Registry, name: str, alias: str, *, expect: int | None = 
     NotFound if there is nothing before, InUse if it points elsewhere than expected.
     """
     check_alias(alias)
-    with registry.database.writing() as db:
+    with marking(registry.database, registry.blobs) as db:
         query = "SELECT action, new_number FROM alias_log WHERE name = ? AND alias = ? ORDER BY id"
         removed = {row["number"] for row in db.execute("SELECT number FROM removals WHERE name = ?", (name,))}
         history: list[int] = []
@@ -52,7 +53,7 @@ def rollback(registry: Registry, name: str, alias: str, *, expect: int | None = 
 
 def remove_alias(registry: Registry, name: str, alias: str, *, expect: int | None = None) -> None:
     """Remove `name@alias`; its log stays. Raises NotFound, or InUse if it is not as expected or has traffic."""
-    with registry.database.writing() as db:
+    with marking(registry.database, registry.blobs) as db:
         if db.execute("SELECT 1 FROM splits WHERE name = ? AND alias = ?", (name, alias)).fetchone():
             raise InUse(f"{name}@{alias} answers a part of {name}'s traffic: `qhub alias split {name} ...` first")
         if not db.execute("SELECT 1 FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone():
@@ -72,18 +73,21 @@ def add_tags(registry: Registry, version: Version, tags: tuple[str, ...]) -> Non
     """Give a version these tags, all or none of them."""
     for tag in tags:
         check_tag(tag)
-    with registry.database.writing() as db:
+    with marking(registry.database, registry.blobs) as db:
         for tag in tags:
-            db.execute("INSERT OR IGNORE INTO tags VALUES (?, ?, ?)", (version.name, version.number, tag))
+            values = (version.name, version.number, tag)
+            if db.execute("INSERT OR IGNORE INTO tags VALUES (?, ?, ?)", values).rowcount:
+                note(db, "tag", name=version.name, number=version.number, tag=tag, is_set=True, at=now())
 
 
 def remove_tags(registry: Registry, version: Version, tags: tuple[str, ...]) -> None:
     """Take these tags off a version, all or none of them. Raises NotFound if it has not got one."""
-    with registry.database.writing() as db:
+    with marking(registry.database, registry.blobs) as db:
         for tag in tags:
             values = (version.name, version.number, tag)
             if not db.execute("DELETE FROM tags WHERE name = ? AND number = ? AND tag = ?", values).rowcount:
                 raise NotFound(f"{version} has no tag '{tag}': nothing was changed")
+            note(db, "tag", name=version.name, number=version.number, tag=tag, is_set=False, at=now())
 
 
 def tags_of(registry: Registry, version: Version) -> list[str]:
@@ -96,10 +100,11 @@ def describe(registry: Registry, version: Version, description: str) -> None:
     """Say what a version is, in place of what was said before. Raises InputError for text that is not text."""
     if not description.strip() or not description.isprintable():
         raise InputError("a description is one line of text")
-    with registry.database.writing() as db:
+    with marking(registry.database, registry.blobs) as db:
         values = (version.name, version.number, description)
         db.execute("DELETE FROM descriptions WHERE name = ? AND number = ?", values[:2])
         db.execute("INSERT INTO descriptions VALUES (?, ?, ?)", values)
+        note(db, "description", name=version.name, number=version.number, description=description, at=now())
 
 
 def description_of(registry: Registry, version: Version) -> str | None:

@@ -1,7 +1,7 @@
-"""Make the database again from the manifests among the blobs, and keep what the old one still tells.
+"""Make the database again from the manifests and records among the blobs, and keep what the old one still tells.
 
-Versions and evaluations come from blobs. Aliases, their log, tags, descriptions and removals are in the
-database only: they are taken over as far as the old one can be read, and what is lost is said.
+Versions, evaluations, removals, and what was said about versions (journal.py) come from blobs. What an older
+qhub kept in the database only is taken over as far as it can be read, and what is lost is said.
 """
 
 import json
@@ -17,12 +17,13 @@ from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.blobs import is_sound
 from adapterhub_local.registry.database import apply_migrations
 from adapterhub_local.registry.fsck import version_of_row
+from adapterhub_local.registry.journal import in_order, is_record, parse, replay
 from adapterhub_local.registry.registry import Registry, insert_evaluation, insert_version
 from adapterhub_local.registry.version import ARTIFACT_TYPE, Version
 
 MAX_MANIFEST_BYTES = 16 << 20
-# Tables without a blob behind them, in the order in which rows may refer to each other.
-KEPT = ("removals", "aliases", "alias_log", "tags", "descriptions", "splits")
+# In the order in which rows may refer to each other. All but the first are made from records where there are some.
+KEPT = ("removals", "aliases", "alias_log", "tags", "descriptions", "marks", "splits")
 
 
 @dataclass
@@ -41,7 +42,9 @@ class _Found:
     versions: dict[tuple[str, int], Version] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     removed: dict[str, str] = field(default_factory=dict)  # manifest digest -> when
+    records: list[dict[str, Any]] = field(default_factory=list)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    is_whole: bool = False  # all tables of the old database could be read
     lost: list[str] = field(default_factory=list)
 
 
@@ -56,6 +59,7 @@ def rebuild(registry: Registry) -> Rebuilt:
     if registry.home.database.exists() and registry.database.is_sound():
         with registry.database.writing() as db:
             _salvage(db, found)
+            found.is_whole = True
             _clear(db)
             return _fill(db, found)
     if registry.home.database.exists():
@@ -71,24 +75,28 @@ def rebuild(registry: Registry) -> Rebuilt:
 
 
 def _read_blobs(registry: Registry, found: _Found) -> None:
-    """Every sound manifest and evaluation among the blobs."""
-    manifests: list[dict[str, Any]] = []
-    raw: dict[str, bytes] = {}
-    records = []
+    """Every sound manifest, evaluation, removal and record among the blobs."""
+    manifests: dict[str, dict[str, Any]] = {}
+    others: list[tuple[int, str, dict[str, Any]]] = []
     for path, value in _json_blobs(registry):
         digest = f"sha256:{path.name}"
         if value.get("artifactType") == ARTIFACT_TYPE:
-            manifests.append(value)
-            raw[digest] = path.read_bytes()
-        elif value.keys() == {"evaluation", "manifest", "task"}:
-            records.append((path.stat().st_mtime_ns, {**value, "digest": digest}))
+            manifests[digest] = value
+        else:
+            others.append((path.stat().st_mtime_ns, digest, value))
+    # a file or lineage of a version may look like one of these, whoever wrote it: it is no more than that
+    owned = {digest for manifest in manifests.values() for digest in _owned(manifest)}
+    for _, digest, value in sorted(others, key=lambda item: item[0]):
+        if digest in owned:
+            continue
+        if value.keys() == {"evaluation", "manifest", "task"}:
+            found.evaluations.append({**value, "digest": digest})
         elif value.keys() == {"removed", "removed_at"}:
             found.removed[value["removed"]] = value["removed_at"]
-    # a file of a version may look like a manifest, whoever wrote it: it is a file all the same
-    files = {layer.get("digest") for manifest in manifests for layer in manifest.get("layers", ())}
-    for digest, data in raw.items():
-        if digest in files:
-            continue
+        elif is_record(value):
+            found.records.append(value)
+    for digest in manifests.keys() - owned:
+        data = registry.blobs.path(digest).read_bytes()
         try:
             lineage = registry.blobs.path(json.loads(data)["config"]["digest"])
             version = Version.from_manifest(data, lineage.read_bytes())
@@ -98,7 +106,14 @@ def _read_blobs(registry: Registry, found: _Found) -> None:
             found.lost.append(f"the version of manifest {digest[:19]}: {error}")
             continue
         _add(found, version)
-    found.evaluations = [record for _, record in sorted(records, key=lambda item: item[0])]
+
+
+def _owned(manifest: dict[str, Any]) -> Iterator[str]:
+    """The digests of the lineage and the files that a manifest names, whatever else is in it."""
+    config, layers = manifest.get("config"), manifest.get("layers")
+    for part in (config, *(layers if isinstance(layers, list) else ())):
+        if isinstance(part, dict) and isinstance(part.get("digest"), str):
+            yield part["digest"]
 
 
 def _add(found: _Found, version: Version) -> None:
@@ -183,6 +198,13 @@ def _fill(db: sqlite3.Connection, found: _Found) -> Rebuilt:
     for digest, when in found.removed.items():
         if version := by_manifest.get(digest):
             db.execute("INSERT INTO removals VALUES (?, ?, ?)", (version.name, version.number, when))
+    # rows were committed, so they count before blobs that a crash left behind
+    rows = [said for row in found.tables.get("marks", []) if (said := parse(str(row.get("record"))))]
+    told = {said["id"] for said in rows}
+    records = in_order([said for said in found.records if said["id"] not in told] + rows)
+    if not found.is_whole:
+        found.lost += replay(db, records, set(found.versions))
+        found.tables = _without_records(found.tables, records)
     for table in KEPT:
         for row in found.tables.get(table, []):
             if table != "alias_log" and "number" in row and (row["name"], row["number"]) not in found.versions:
@@ -199,3 +221,26 @@ def _fill(db: sqlite3.Connection, found: _Found) -> Rebuilt:
         gone = sorted(set(range(1, max(present))) - present)
         rebuilt.lost += [f"{name}@{number}: neither its manifest nor its row is left" for number in gone[:20]]
     return rebuilt
+
+
+def _without_records(tables: dict[str, list[dict[str, Any]]], records: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The rows of which no record speaks: those an older qhub wrote."""
+    aliases = {(record["name"], record["alias"]) for record in records if record["mark"] == "alias"}
+    tags = {(record["name"], record["number"], record["tag"]) for record in records if record["mark"] == "tag"}
+    described = {(record["name"], record["number"]) for record in records if record["mark"] == "description"}
+
+    def left(table: str, row: dict[str, Any]) -> bool:
+        match table:
+            case "aliases" | "alias_log":
+                return (row["name"], row["alias"]) not in aliases
+            case "tags":
+                return (row["name"], row["number"], row["tag"]) not in tags
+            case "descriptions":
+                return (row["name"], row["number"]) not in described
+        return table != "marks"
+
+    # ids are given anew: those of rows and of records are not of one row
+    return {
+        table: [{key: value for key, value in row.items() if key != "id"} for row in rows if left(table, row)]
+        for table, rows in tables.items()
+    }

@@ -16,6 +16,7 @@ from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.layout import read_layout
 from adapterhub_local.refs import check_name
+from adapterhub_local.registry.form import check_lineage
 from adapterhub_local.registry.registry import Registry, insert_version
 from adapterhub_local.registry.version import File, Version
 
@@ -68,7 +69,7 @@ def parse_manifest(raw: bytes, lineage: bytes, source: object) -> Version:
             raise ValueError("its lineage is not what its digest says")
         if len({file.path for file in version.files}) != len(version.files):
             raise ValueError("a file occurs twice")
-        _check_lineage(version.lineage)
+        check_lineage(version.lineage)
     except BadReference as error:
         raise BadFile(f"{source} holds a version that cannot be here: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, Corrupt, RecursionError) as error:
@@ -82,18 +83,6 @@ def lineage_digest(raw: bytes, source: object) -> str:
         return check_digest(json.loads(raw)["config"]["digest"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadFile(f"{source} holds a manifest that is none of an adapter version: {error}") from None
-
-
-def _check_lineage(lineage: Any) -> None:
-    """Raise ValueError unless the parts that are read have the form in which they are read."""
-    tables = all(isinstance(lineage.get(key) or {}, dict) for key in ("base", "adapter", "metrics", "merge", "recipe"))
-    lists = [lineage.get(key) or [] for key in ("parents", "data")]
-    if not tables or not all(isinstance(item, dict) for entries in lists for item in entries):
-        raise ValueError("its lineage has another form")
-    if not isinstance((lineage.get("base") or {}).get("fingerprint"), str | None):
-        raise ValueError("the fingerprint of its base is no text")
-    if not isinstance(lineage.get("imported_from") or {}, dict):
-        raise ValueError("where it was imported from is no table")
 
 
 def check_files(version: Version, folder: Path, source: object) -> None:

@@ -21,6 +21,7 @@ from adapterhub_local.errors import BadReference, InUse, NotFound
 from adapterhub_local.refs import Reference, check_alias, check_name
 from adapterhub_local.registry.blobs import Blobs, is_sound
 from adapterhub_local.registry.database import Database
+from adapterhub_local.registry.journal import marking, note
 from adapterhub_local.registry.version import File, Version
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
@@ -50,7 +51,7 @@ class Registry:
         while True:
             named = [*sorted(files.items()), ("lineage.json", canonical_json(lineage))]
             *stored, lineage_file = self.blobs.put_all(named)
-            with self.database.writing() as db:
+            with marking(self.database, self.blobs) as db:
                 # Bytes that were here already may have been collected meanwhile; not while the lock is held.
                 if not all(self.blobs.path(file.digest).is_file() for file in (*stored, lineage_file)):
                     continue
@@ -110,7 +111,7 @@ class Registry:
         """
         check_alias(alias)
         self.resolve(Reference(name, version=number))
-        with self.database.writing() as db:
+        with marking(self.database, self.blobs) as db:
             point_alias(db, name, alias, number, expect=expect)
 
     def add_evaluation(self, version: Version, task: str, evaluation: Mapping[str, Any]) -> None:
@@ -213,7 +214,7 @@ def removal_record(manifest_digest: str, removed_at: str) -> bytes:
 def point_alias(
     db: sqlite3.Connection, name: str, alias: str, number: int | None, *, expect: int | None = None, action: str = "set"
 ) -> None:
-    """Move an alias inside a transaction, or remove it if `number` is None, and log it."""
+    """Move an alias inside a transaction of `marking`, or remove it if `number` is None, and log it."""
     row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
     old = row["number"] if row else None
     if expect is not None and old != expect:
@@ -225,8 +226,9 @@ def point_alias(
         db.execute("INSERT OR REPLACE INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, alias, number))
     db.execute(
         "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at, action) VALUES (?, ?, ?, ?, ?, ?)",
-        (name, alias, old, number, now(), action),
+        (name, alias, old, number, at := now(), action),
     )
+    note(db, "alias", name=name, alias=alias, old=old, new=number, at=at, action=action)
 
 
 def _is_same(path: Path, blob: Path, file: File) -> bool:

@@ -66,8 +66,10 @@ def find_remote(home: Home, name: str) -> Remote:
     path = _path(home, _check(name))
     if not path.is_file():
         known = [remote.name for remote in list_remotes(home)]
-        near = difflib.get_close_matches(name, known, n=3) or known[:3]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"`qhub remote add {name} URL` adds it"
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"`qhub remote add {name} URL` adds it" + (f", there is {', '.join(known[:5])}" if known else "")
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
         raise NotFound(f"there is no remote '{name}': {hint}")
     return _read(path)
 

@@ -193,8 +193,8 @@ def open_store(remote: Remote) -> Store:
         # others write there, too: listings are asked for anew
         fs = filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **remote.options)
     except ImportError as error:
-        extra = f"adapterhub-local[{EXTRAS[scheme]}]" if scheme in EXTRAS else str(error.name)
-        raise InputError(f"{scheme}:// needs a package that is not installed: pip install '{extra}'") from None
+        hint = f"pip install 'adapterhub-local[{EXTRAS[scheme]}]'" if scheme in EXTRAS else str(error)
+        raise InputError(f"{scheme}:// needs a package that is not installed: {hint}") from None
     except Exception as error:
         raise InputError(f"remote '{remote.name}' cannot be opened: {type(error).__name__}: {error}") from None
     # a URL's own form belongs to its client: http keeps the scheme, s3 does not

@@ -4,6 +4,7 @@ A version is at a remote when its slot is, which is created last: two pushers ca
 second gets the next. What comes back may be hostile, and is checked before any of it is registered.
 """
 
+import difflib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from adapterhub_local.registry.receive import (
 from adapterhub_local.registry.registry import Registry
 from adapterhub_local.registry.slots import (
     Slot,
+    all_numbers,
     blob_path,
     check_format,
     find_slot,
@@ -203,11 +205,16 @@ def _wanted(store: Store, reference: Reference, every: bool) -> list[int]:
     else:
         found = [] if reference.version is not None else numbers if every else numbers[-1:]
     if not found:
-        shown = ", ".join(map(str, numbers[-5:]))
-        known = f"it has versions {'... ' if len(numbers) > 5 else ''}{shown}" if numbers else (
-            f"`qhub remote show {store.remote.name}` lists what it has")  # fmt: skip
-        raise NotFound(f"{store.remote.name} has no '{reference}': {known}")
+        raise NotFound(f"{store.remote.name} has no '{reference}': {_hint(store, reference.name, numbers)}")
     return found
+
+
+def _hint(store: Store, name: str, numbers: list[int]) -> str:
+    if numbers:
+        shown = ", ".join(map(str, numbers[-5:]))
+        return f"'{name}' has versions {'... ' if len(numbers) > 5 else ''}{shown}"
+    near = difflib.get_close_matches(name, all_numbers(store), n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"`qhub remote show {store.remote.name}` lists what it has"
 
 
 def _look(

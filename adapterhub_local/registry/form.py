@@ -1,0 +1,79 @@
+"""The form of a lineage from elsewhere: what is read later must be what it is read as. More may be in it.
+
+What is shown has no control characters: a terminal would obey them.
+"""
+
+from typing import Any
+
+NUMBER = (int, float)
+_OPTIONAL: dict[str, dict[str, Any]] = {  # may be absent or null
+    "base": dict.fromkeys(("name", "fingerprint", "hub_id", "revision", "architecture"), str),
+    "adapter": dict.fromkeys(("rank", "alpha", "num_parameters", "num_modules"), NUMBER),
+    "merge": {"method": str},
+    "recipe": {},
+    "imported_from": {"reference": str, "manifest_digest": str},
+    "pulled_from": {"repo_id": str, "commit": str, "manifest_digest": str},
+    "compatibility": {"level": str, "base_fingerprint": str, "base_model": str},
+}
+_REQUIRED: dict[str, dict[str, Any]] = {  # of every entry of a list
+    "parents": {"reference": str, "weight": NUMBER},
+    "data": {"role": str, "file": str, "rows": NUMBER, "digest": str},
+}
+_DIGESTS = ("manifest_digest", "content_digest", "digest")
+
+
+def check_lineage(lineage: Any) -> None:
+    """Raise ValueError naming the part of a lineage that has another form than it is read in."""
+    _require(isinstance(lineage, dict), "it")
+    for key in ("kind", "task", "description"):
+        _require(lineage.get(key) is None or _is(lineage[key], str), key)
+    for key, fields in _OPTIONAL.items():
+        table = lineage.get(key, {})
+        _require(isinstance(table, dict), key)
+        for name, kind in fields.items():
+            is_absent = name not in table or (table[name] is None and kind is str)
+            _require(is_absent or _is(table[name], kind), f"{key}.{name}")
+    for key, fields in _REQUIRED.items():
+        entries = lineage.get(key, [])
+        _require(isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries), key)
+        for entry in entries:
+            for name, kind in fields.items():
+                _require(_is(entry.get(name), kind), f"{key}.{name}")
+            for name in _DIGESTS:
+                _require(entry.get(name) is None or _is(entry[name], str), f"{key}.{name}")
+    _check_metrics(lineage.get("metrics", {}))
+
+
+def _check_metrics(metrics: Any) -> None:
+    """task -> who (adapter, base) -> metric -> number; beside the numbers `intervals`: metric -> [low, high]."""
+    _require(isinstance(metrics, dict) and all(isinstance(task, dict) for task in metrics.values()), "metrics")
+    for task, scored in metrics.items():
+        for who, scores in scored.items():
+            _require(_is_plain(task) and _is_plain(who), f"metrics.{task}.{who}")
+            where = f"metrics.{task}.{who}"
+            if who in ("adapter", "base"):
+                _require(isinstance(scores, dict), where)
+            if not isinstance(scores, dict):
+                continue
+            intervals = scores.get("intervals") or {}
+            _require(isinstance(intervals, dict), f"{where}.intervals")
+            for name, value in scores.items():
+                _require(_is_plain(name), f"{where}.{name}")
+                _require(name == "intervals" or value is None or _is(value, (*NUMBER, str)), f"{where}.{name}")
+            for name, pair in intervals.items():
+                is_pair = isinstance(pair, list) and len(pair) == 2 and all(_is(bound, NUMBER) for bound in pair)
+                _require(is_pair, f"{where}.intervals.{name}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and (type(value) is not str or _is_plain(value))
+
+
+def _is_plain(text: str) -> bool:
+    return not any(ord(letter) < 32 or 127 <= ord(letter) < 160 or 0xD800 <= ord(letter) < 0xE000 for letter in text)
+
+
+def _require(holds: bool, where: str) -> None:
+    if not holds:
+        shown = where.encode("unicode_escape").decode()[:80]
+        raise ValueError(f"its lineage has another form: {shown} is not what it should be")

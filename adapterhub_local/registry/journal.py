@@ -1,0 +1,96 @@
+"""What was said about versions and may change (aliases, tags, descriptions), as records that are never changed.
+
+Each record is a row and a blob, visible before the transaction ends and flushed after it, as manifests are. So
+what the tables say can be made again from the blobs alone: the records in order, the later ones over the earlier.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from adapterhub_local.durable import canonical_json
+from adapterhub_local.registry.blobs import Blobs
+from adapterhub_local.registry.database import Database
+
+KINDS = {
+    "alias": {"action", "alias", "at", "id", "mark", "name", "new", "old"},
+    "tag": {"at", "id", "is_set", "mark", "name", "number", "tag"},
+    "description": {"at", "description", "id", "mark", "name", "number"},
+}
+
+
+@contextmanager
+def marking(database: Database, blobs: Blobs) -> Iterator[sqlite3.Connection]:
+    """A transaction whose notes are blobs, too."""
+    with database.writing() as db:
+        (before,) = db.execute("SELECT coalesce(max(id), 0) FROM marks").fetchone()
+        yield db
+        records = db.execute("SELECT record FROM marks WHERE id > ? ORDER BY id", (before,)).fetchall()
+        stored = blobs.put_all([("mark.json", row["record"].encode()) for row in records], durable=False)
+    for file in stored:
+        with contextlib.suppress(OSError):  # the row holds it, and `fsck --repair` writes it again
+            blobs.sync(file)
+
+
+def note(db: sqlite3.Connection, kind: str, **fields: Any) -> None:
+    """Append a record, inside a transaction of `marking`."""
+    (last,) = db.execute("SELECT coalesce(max(id), 0) FROM marks").fetchone()
+    record = canonical_json({"id": last + 1, "mark": kind, **fields}).decode()
+    db.execute("INSERT INTO marks (id, record) VALUES (?, ?)", (last + 1, record))
+
+
+def is_record(value: dict[str, Any]) -> bool:
+    """Whether a blob's JSON is such a record."""
+    return isinstance(value.get("mark"), str) and value.keys() == KINDS.get(value["mark"]) and type(value["id"]) is int
+
+
+def in_order(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records, one for each id: of two the later counts, the earlier was never committed."""
+    chosen: dict[int, dict[str, Any]] = {}
+    for record in sorted(records, key=lambda record: str(record["at"])):
+        chosen[record["id"]] = record
+    return [chosen[number] for number in sorted(chosen)]
+
+
+def replay(db: sqlite3.Connection, records: list[dict[str, Any]], known: set[tuple[str, int]]) -> list[str]:
+    """Fill the tables from the records, in a database that has the versions `known`; what could not be is told."""
+    lost = []
+    for record in records:
+        kind, name = record["mark"], record["name"]
+        db.execute("INSERT INTO marks (id, record) VALUES (?, ?)", (record["id"], canonical_json(record).decode()))
+        if kind == "alias":
+            values = (name, record["alias"], record["old"], record["new"], record["at"], record["action"])
+            db.execute(
+                "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at, action)"
+                " VALUES (?, ?, ?, ?, ?, ?)", values,
+            )  # fmt: skip
+            number = record["new"]
+            db.execute("DELETE FROM aliases WHERE name = ? AND alias = ?", values[:2])
+        else:
+            number = record["number"]
+        if number is None:
+            continue
+        if (name, number) not in known:
+            lost.append(f"{kind} of {name}@{number}, which is not there any more")
+        elif kind == "alias":
+            db.execute("INSERT INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, record["alias"], number))
+        elif kind == "description":
+            db.execute("DELETE FROM descriptions WHERE name = ? AND number = ?", (name, number))
+            db.execute("INSERT INTO descriptions VALUES (?, ?, ?)", (name, number, record["description"]))
+        elif record["is_set"]:
+            db.execute("INSERT OR IGNORE INTO tags VALUES (?, ?, ?)", (name, number, record["tag"]))
+        else:
+            db.execute("DELETE FROM tags WHERE name = ? AND number = ? AND tag = ?", (name, number, record["tag"]))
+    return lost
+
+
+def parse(text: str) -> dict[str, Any] | None:
+    """The record in a row, None if it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and is_record(value) else None
