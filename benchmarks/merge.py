@@ -277,7 +277,9 @@ def main() -> None:
     document = {
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load:.2f}",
         "versions": {
-            **{"torch": torch.__version__, "peft": peft.__version__, "python": platform.python_version()},
+            "torch": torch.__version__,
+            "peft": peft.__version__,
+            "python": platform.python_version(),
             **({"mergekit": version("mergekit")} if "mergekit ties" in module else {}),
         },
         "workload": (
