@@ -1,27 +1,32 @@
-"""Merging beside PEFT's `add_weighted_adapter` in one run: error, seconds, peak memory. The last line is JSON.
+"""Merging beside PEFT's `add_weighted_adapter` and mergekit: error, seconds, peak memory. The last line is JSON.
 
     python benchmarks/merge.py                       # 224 modules of a 7B model, rank 16, float16
     python benchmarks/merge.py --layers 4 --repeat 1 # a small machine, or a busy one
+    python benchmarks/merge.py --mergekit FOLDER     # pip install --no-deps --target FOLDER mergekit immutables scipy
 
-PEFT works on one 4096 x 4096 module, for on 7B shapes its dense routes take half an hour; ours on that module
-and on all of them. Errors are against the dense sum in float64. Torch's thread count is the machine's default.
+PEFT and mergekit work on one 4096 x 4096 module, for on 7B shapes their dense routes take half an hour; ours on
+that module and on all of them. Errors are against the dense sum in float64. Threads are torch's default. mergekit
+merges models: an adapter is folded into its base, the models are merged, and an adapter is extracted by dense SVD.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-SIZE, RANK, WEIGHTS = 4096, 16, (0.7, 0.3)
+RANK, WEIGHTS = 16, (0.7, 0.3)
 SHAPES = {  # (in, out) of one layer of a 7B Llama with 8 key-value heads
     "self_attn.q_proj": (4096, 4096),
     "self_attn.o_proj": (4096, 4096),
@@ -45,9 +50,22 @@ def seconds(work: Callable[[], Any], repeat: int) -> float:
     return statistics.median(times)
 
 
-def peak_mb() -> float:
-    """The most resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+class Memory:
+    """The most resident memory of this process since this was made, and how much more that is, MB."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(OSError):  # Linux forgets the old peak when 5 is written here
+            Path("/proc/self/clear_refs").write_text("5")
+        self.before = self._status("VmRSS")
+
+    def more(self) -> float:
+        return round(self._status("VmHWM") - self.before, 1)
+
+    def _status(self, key: str) -> float:
+        if not Path("/proc/self/status").exists():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024 / 1e6
 
 
 def save_pair(folder: Path, layers: int) -> list[Path]:
@@ -100,61 +118,70 @@ def whole(folder: Path, layers: int, repeat: int) -> dict[str, Any]:
             reports.append(merge_to_path(plan, target))
             target.unlink()
 
-        before = peak_mb()
+        memory, before = Memory(), time.process_time()
         taken = seconds(work, repeat)
         results[name] = {
             "seconds": taken,
+            "cpu_seconds": (time.process_time() - before) / (repeat + (repeat > 1)),  # the same on a busy machine
             "modules": reports[-1].num_modules,
             "relative_error": reports[-1].relative_error,
             "truncation_error": reports[-1].truncation_error,
             "dtype": reports[-1].dtype,
-            "peak_mb_more_than_before": peak_mb() - before,
+            "peak_mb_more_than_before": memory.more(),
         }
         print(f"{name}: {results[name]}", flush=True)
     return results
 
 
-def one_module(dense_repeat: int, repeat: int) -> dict[str, Any]:
-    """One 4096 x 4096 module: ours beside PEFT's own code on the same factors."""
+def one_module(size: int, dense_repeat: int, repeat: int, mergekit: Path | None) -> dict[str, Any]:
+    """One size x size module: ours beside PEFT's and mergekit's own code on the same factors."""
     from peft import LoraConfig, get_peft_model
 
     from adapterhub_local.lora.adapter import Delta
-    from adapterhub_local.merge.algebra import decompose, weighted_sum
+    from adapterhub_local.merge.algebra import weighted_sum
     from adapterhub_local.merge.entries import ties
     from adapterhub_local.merge.space import merge_in_core
+    from adapterhub_local.merge.stack import Stack
 
     class Linear(torch.nn.Module):
         """A model of one layer, for PEFT to adapt."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.layer = torch.nn.Linear(SIZE, SIZE, bias=False)
+            self.layer = torch.nn.Linear(size, size, bias=False)
 
     generator = torch.Generator().manual_seed(0)
     deltas = [
-        Delta(*(torch.randn(shape, generator=generator) / 64 for shape in ((RANK, SIZE), (SIZE, RANK))), 2.0)
+        Delta(*(torch.randn(shape, generator=generator) / 64 for shape in ((RANK, size), (size, RANK))), 2.0)
         for _ in WEIGHTS
     ]
     truth = sum(w * d.scaling * (d.B.double() @ d.A.double()) for w, d in zip(WEIGHTS, deltas, strict=True))
     assert isinstance(truth, torch.Tensor)
-    size = float(truth.norm())
+    length = float(truth.norm())
 
     def error(matrix: torch.Tensor) -> float:
-        return float((matrix.double() - truth).norm()) / size
+        return float((matrix.double() - truth).norm()) / length
 
     results: dict[str, Any] = {}
 
-    def note(name: str, taken: float, matrix: torch.Tensor | None = None) -> None:
-        results[name] = {"seconds": taken, **({} if matrix is None else {"relative_error": error(matrix)})}
+    def note(name: str, taken: float, matrix: torch.Tensor | None = None, **more: float) -> None:
+        results[name] = {"seconds": taken, **({} if matrix is None else {"relative_error": error(matrix)}), **more}
         print(f"{name}: {results[name]}", flush=True)
 
     exact = weighted_sum(deltas, WEIGHTS)
     note("ours exact", seconds(lambda: weighted_sum(deltas, WEIGHTS), repeat), exact.dense())
-    taken = seconds(lambda: decompose(exact, RANK).truncate(RANK), repeat)
-    note("ours reduced", taken, decompose(exact, RANK).truncate(RANK).dense())
+
+    def reduced() -> Delta:
+        stack = Stack.of(deltas).weighted(WEIGHTS)
+        return stack.decompose(stack.grams(precise=True), RANK).truncate(RANK)
+
+    memory = Memory()
+    taken = seconds(reduced, repeat)
+    note("ours reduced", taken, reduced().dense(), peak_mb=memory.more())
     parameters = {"density": 0.2, "scale": 1.0, "variant": "peft"}
+    memory = Memory()
     core_seconds = seconds(lambda: merge_in_core(deltas, lambda stack: ties(stack, WEIGHTS, parameters, ())), repeat)
-    note("ours ties in core space", core_seconds)
+    note("ours ties in core space", core_seconds, peak_mb=memory.more())
 
     model = get_peft_model(Linear(), LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["layer"]), "first")
     model.add_adapter("second", LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["layer"]))
@@ -176,10 +203,48 @@ def one_module(dense_repeat: int, repeat: int) -> dict[str, Any]:
                 model.delete_adapter(kind)
             model.add_weighted_adapter(["first", "second"], list(WEIGHTS), kind, combination_type=kind, **more)
 
+        memory = Memory()
         with torch.no_grad():
             taken = seconds(work, dense_repeat if "svd" in kind else repeat)
-            note(f"PEFT {kind}", taken, None if "ties" in kind else layer.get_delta_weight(kind))
+            more = memory.more()
+            note(f"PEFT {kind}", taken, None if "ties" in kind else layer.get_delta_weight(kind), peak_mb=more)
+    if mergekit is not None:
+        with_mergekit(mergekit, size, deltas, dense_repeat, note)
     return results
+
+
+def with_mergekit(folder: Path, size: int, deltas: list, repeat: int, note: Callable[..., None]) -> None:
+    """mergekit's own functions on the same module in float32: fold, merge models, extract to the rank."""
+    sys.path.append(str(folder))
+    try:
+        from mergekit.merge_methods import registry
+        from mergekit.merge_methods.base import TensorGroup
+        from mergekit.scripts.extract_lora import TaskVectorDecompositionTask
+    except ImportError as reason:
+        print(f"mergekit is left out: {reason}", flush=True)
+        return
+    base = torch.randn(size, size, generator=torch.Generator().manual_seed(1)) * 0.02
+    extract = TaskVectorDecompositionTask.model_construct(max_rank=RANK, distribute_scale=True, transpose=False)
+    for method, weights, normalize in (("task_arithmetic", WEIGHTS, False), ("ties", (1.0, 1.0), True)):
+        parameters = {"int8_mask": False, "normalize": normalize, "rescale": False, "lambda": 1.0}
+        parameters |= {"weight": {1: weights[0], 2: weights[1]}, "density": {1: 0.2, 2: 0.2}}
+        made: dict[str, Any] = {}
+
+        def merge(method: str = method, parameters: dict = parameters, made: dict = made) -> None:
+            models = [base, *(base + delta.dense() for delta in deltas)]
+            group = TensorGroup.from_tensors(models, ids=(0, 1, 2), base_index=0)
+            made["change"] = registry.get(method).merge_group(group, **parameters) - base
+
+        def reduce(made: dict = made) -> None:
+            made["A"], made["B"] = extract.execute(made["change"])
+
+        is_sum = method == "task_arithmetic"
+        memory = Memory()
+        taken = seconds(merge, repeat)
+        note(f"mergekit {method}", taken, made["change"] if is_sum else None, peak_mb=memory.more())
+        memory = Memory()
+        taken += seconds(reduce, repeat)
+        note(f"mergekit {method}, extracted", taken, made["B"] @ made["A"] if is_sum else None, peak_mb=memory.more())
 
 
 def main() -> None:
@@ -187,13 +252,17 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32, help="layers of 7 modules each; 32 are 224 modules")
     parser.add_argument("--repeat", type=int, default=5, help="timed runs, of which the median is told")
     parser.add_argument("--dense-repeat", type=int, default=1, help="the same for PEFT's dense decompositions")
+    parser.add_argument("--size", type=int, default=4096, help="of the one module that is merged by PEFT too")
+    parser.add_argument("--mergekit", type=Path, help="folder where mergekit is installed")
     arguments = parser.parse_args()
+    if arguments.mergekit is None:
+        print("mergekit is left out: give --mergekit FOLDER, see the docstring", flush=True)
     import peft
 
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         ours = whole(Path(folder), arguments.layers, arguments.repeat)
-    module = one_module(arguments.dense_repeat, arguments.repeat)
+    module = one_module(arguments.size, arguments.dense_repeat, arguments.repeat, arguments.mergekit)
     ratios = {
         "reduced against PEFT svd": module["PEFT svd"]["seconds"] / module["ours reduced"]["seconds"],
         "core-space ties against dense ties": module["PEFT ties_svd"]["seconds"]
@@ -201,10 +270,22 @@ def main() -> None:
         "error of PEFT linear against ours": module["PEFT linear"]["relative_error"]
         / module["ours exact"]["relative_error"],
     }
+    if "mergekit ties, extracted" in module:
+        ratios["core-space ties against mergekit"] = (
+            module["mergekit ties, extracted"]["seconds"] / module["ours ties in core space"]["seconds"]
+        )
     document = {
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load:.2f}",
-        "versions": {"torch": torch.__version__, "peft": peft.__version__, "python": platform.python_version()},
-        "workload": f"2 float16 adapters, {7 * arguments.layers} 7B-shaped modules, rank {RANK}; one {SIZE}^2 module",
+        "versions": {
+            "torch": torch.__version__,
+            "peft": peft.__version__,
+            "python": platform.python_version(),
+            **({"mergekit": version("mergekit")} if "mergekit ties" in module else {}),
+        },
+        "workload": (
+            f"2 float16 adapters, {7 * arguments.layers} 7B-shaped modules, rank {RANK}; "
+            f"one {arguments.size} x {arguments.size} module"
+        ),
         "whole": ours,
         "one_module": module,
         "ratios": ratios,

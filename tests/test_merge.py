@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adapterhub_local import merge as library
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import BadFile, BadReference, Incompatible, InputError, InUse, NotFound
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
@@ -409,3 +411,16 @@ def test_peft_on_the_base_computes_what_the_deltas_say(tiny_base: BaseInfo, tmp_
         found = model(ids).logits
     assert float((wanted - plain).abs().max()) > 0.1
     assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+
+
+def test_the_library_is_documented_and_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that `adapterhub_local.merge` lists has a docstring, and the README's example runs."""
+    for name in library.__all__:
+        assert name == "METHODS" or (getattr(library, name).__doc__ or "").strip(), name
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "make_plan" in code)
+    save_adapter(tmp_path / "a", 1)
+    save_adapter(tmp_path / "b", 2)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert open_adapter(tmp_path / "both.safetensors").config.rank == 3

@@ -1,16 +1,20 @@
 """Merge plans in TOML: what they say is what the options say, and every mistake has its line."""
 
+import importlib
 import os
 from pathlib import Path
 
 import pytest
 
 from adapterhub_local.errors import BadRecipe, NotFound
+from adapterhub_local.hub.client import connect
 from adapterhub_local.merge.load import load_plan
 from adapterhub_local.merge.plan import make_plan
 from adapterhub_local.merge.rank import RankRule
 from adapterhub_local.merge.run import merge_to_path
 from adapterhub_local.registry import Registry
+from adapterhub_local.settings import Home
+from tests.hub_server import HubServer, Repo
 from tests.test_cli import qhub  # noqa: F401
 from tests.test_merge import save_adapter
 
@@ -112,3 +116,37 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe) as caught:
         load_plan(tmp_path / "plan.toml")
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_hub_id_is_pulled_first_and_recorded(
+    qhub,  # noqa: F811
+    tmp_path: Path,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is named ORG/REPO@REVISION and is not here comes from the Hub as a version; a dry run fetches nothing."""
+    folder = tmp_path / "theirs"
+    save_adapter(tmp_path / "made", 3)
+    assert qhub("merge", tmp_path / "made.safetensors", "--weights", "1", "-o", folder).code == 0
+    mine = save_adapter(tmp_path / "mine", 1)
+    line = ("merge", "Someone/Theirs@v1", mine, "--weights", "0.5,0.5")
+    with HubServer() as hub:
+        here = lambda endpoint, token: connect(hub.endpoint, hub.token)  # noqa: E731
+        monkeypatch.setattr(importlib.import_module("adapterhub_local.hub.pull"), "connect", here)
+        hub.repos["Someone/Theirs"] = repo = Repo()
+        commit = repo.commit({path.name: path.read_bytes() for path in folder.iterdir()})
+        repo.tags["v1"] = commit
+        dry = qhub(*line, "--dry-run")
+        assert (dry.code, "a dry run fetches nothing: `qhub pull Someone/Theirs@v1`" in dry.err) == (2, True)
+        assert Registry(home).names() == []
+        done = qhub(*line, "--name", "both")
+        assert done.code == 0, done.err
+        assert "theirs@1 pulled from Someone/Theirs" in done.err
+        again = qhub(*line, "--name", "both")
+        assert "theirs@1 here already" in again.err
+        missing = qhub("merge", "someone/none", mine, "--weights", "1,1", "--name", "x")
+        assert (missing.code, "there is no adapter 'someone/none'" in missing.err) == (2, True)
+        assert "Nor on the Hub: " in missing.err
+    parent = Registry(home).resolve("both@2").lineage["parents"][0]
+    assert (parent["reference"], parent["pulled_from"]["commit"]) == ("theirs@1", commit)
+    assert sorted(Registry(home).names()) == ["both", "theirs"]

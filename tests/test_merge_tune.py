@@ -80,7 +80,7 @@ def test_the_best_weights_are_found_and_kept_with_their_trail(qhub: Qhub, plan: 
     assert again.code == 0, again.err
     assert log.read_text().splitlines()[:9] == lines
     assert len(log.read_text().splitlines()) == 10
-    assert "best of 10" in again.out
+    assert "the best of 10, " in again.out
     assert Registry(home).resolve("tuned@2")
 
 

@@ -1,5 +1,6 @@
 """`qhub merge`: adapters become one adapter; the exact weighted sum if nothing else is said."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ METHODS = (  # the rows of merge.methods, named here so that help loads no torch
 OF_OUTPUT = frozenset(
     ("adapters", "name", "output", "alias", "dry_run", "show_modules", "plot", "as_json", "require", "data", "limit")
 )
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
 @click.command(name="merge")
@@ -87,7 +89,7 @@ def command(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Merge ADAPTERS (files, PEFT folders or references) into one, by exact weighted sum or another method.
+    """Merge ADAPTERS (files, PEFT folders, references or Hub ids) into one, by exact weighted sum or another method.
 
     \b
     qhub merge a.safetensors b.safetensors --weights 0.7,0.3
@@ -165,7 +167,7 @@ def command(
         formula = Formula(method, given, space, rule, dtype or "auto", compact)
         alphas = (alpha,) * len(adapters)
         written = WrittenPlan(adapters, tuple(parsed), alphas, formula, force, None, None, None, with_base, dora_rank)
-    with opening(written, registry) as opened:
+    with opening(written, registry, fetch=not dry_run) as opened:
         plan = opened(written.weights)
         scored = written.evaluate or Scored({})
         requirements += [Requirement.parse(text) for text in scored.require]
@@ -198,22 +200,53 @@ def command(
 
 
 @contextmanager
-def opening(written: Any, registry: Registry) -> Iterator[Callable[[Sequence[float]], Any]]:
-    """A function that makes the plan of a written merge for given weights; what it converts is there in this block."""
+def opening(written: Any, registry: Registry, *, fetch: bool = True) -> Iterator[Callable[[Sequence[float]], Any]]:
+    """A function that makes the plan of a written merge for given weights; what it converts is there in this block.
+
+    References are resolved once; what is on the Hub only is pulled first, unless `fetch` is false.
+    """
     from adapterhub_local.base.store import find_base
     from adapterhub_local.durable import staging
-    from adapterhub_local.merge.plan import make_plan
+    from adapterhub_local.merge.plan import is_path, make_plan
 
     options: dict[str, Any] = {"alpha": written.alphas, "force": written.force, "formula": written.formula}
-    if written.with_base is None:
-        yield lambda weights: make_plan(written.labels, weights, registry, **options)
+    base = find_base(written.with_base, registry.home) if written.with_base is not None else None
+    if len(written.labels) == len(written.weights):  # else refused below, before anything is fetched
+        labels = [label if is_path(label) else _resolved(label, registry, fetch) for label in written.labels]
+    else:
+        labels = list(written.labels)
+    if base is None:
+        yield lambda weights: make_plan(labels, weights, registry, **options)
         return
-    base = find_base(written.with_base, registry.home)
     from adapterhub_local.merge.dora import through_base
 
     with staging(registry.home.tmp) as folder:
         opener = through_base(base, written.dora_rank, folder, force=written.force)
-        yield lambda weights: make_plan(written.labels, weights, registry, opener=opener, **options)
+        yield lambda weights: make_plan(labels, weights, registry, opener=opener, **options)
+
+
+def _resolved(label: str, registry: Registry, fetch: bool) -> str:
+    """The exact reference of a version, pulled first if `label` is a Hub id that names none here."""
+    from adapterhub_local.errors import BadReference, NotFound
+
+    try:
+        return str(registry.resolve(label))
+    except (BadReference, NotFound) as error:
+        if not HUB_ID.fullmatch(label):
+            raise
+        if not fetch:
+            raise NotFound(
+                f"{label} is not here, and a dry run fetches nothing: `qhub pull {label}` if it is a Hub id"
+            ) from None
+        from adapterhub_local.hub import pull
+
+        repo_id, _, revision = label.partition("@")
+        try:
+            result = pull(registry, repo_id, revision=revision or None)
+        except NotFound as missing:
+            raise NotFound(f"{error}. Nor on the Hub: {missing}") from None
+        click.echo(f"{result.version} {'pulled' if result.is_new else 'here already'} from {repo_id}", err=True)
+        return str(result.version)
 
 
 def reporter() -> Any:

@@ -97,8 +97,8 @@ def command(
     rows = [(_weights(trial), *_cells(trial)) for trial in every]
     tasks = [f"{task} {metric}" for task in best.scores for metric in ("loss", "exact match")]
     print_table(("weights", *tasks), rows)
-    begun = f"{_scores(every[0])} with the weights of the plan"
-    click.echo(f"best of {len(every)}: weights {_weights(best)}, {_scores(best)}; it was {begun}")
+    click.echo(f"the plan's weights {_weights(every[0])}: {_scores(every[0])}")
+    click.echo(f"the best of {len(every)}, {_weights(best)}: {_scores(best)}")
     tell(next(iter(made.values())), len(best.weights), report.to_json())
     warn(report.to_json(), list(best.weights))
 

@@ -62,6 +62,7 @@ class Parent:
             "manifest_digest": self.version.manifest_digest,
             "content_digest": self.version.content_digest,
             "weight": self.weight,
+            **({"pulled_from": origin} if (origin := self.version.lineage.get("pulled_from")) else {}),
         }
 
 
