@@ -18,7 +18,7 @@ from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import Incompatible, InUse
 from adapterhub_local.export.divergence import measure
 from adapterhub_local.export.fused import write_fused
-from adapterhub_local.export.gguf import normal_form, permute, write_gguf
+from adapterhub_local.export.gguf import normal_form, permute, unpermute, write_gguf
 from adapterhub_local.export.ollama import learn_template, write_ollama
 from adapterhub_local.lora.adapter import Delta, open_adapter
 from adapterhub_local.registry import Registry
@@ -52,13 +52,11 @@ def test_normal_form_is_the_same_delta() -> None:
     torch.testing.assert_close(normal.dense(), delta.dense())
 
 
-def test_permuted_rows_come_back_by_the_way_a_gguf_base_is_read() -> None:
-    """The order of rows that adapters are written in is the one that `qhub base add` undoes."""
-    from adapterhub_local.base.source import _unpermute
-
+def test_permuted_rows_come_back() -> None:
+    """The order of rows that adapters are written in is undone when they are read."""
     weight = torch.randn(24, 3)
 
-    assert torch.equal(_unpermute(permute(weight, 3), 3), weight)
+    assert torch.equal(unpermute(permute(weight, 3), 3), weight)
     assert not torch.equal(permute(weight, 3), weight)
 
 
@@ -164,7 +162,7 @@ def test_families_that_are_not_known_are_refused(home: Home, registry: Registry,
     config = base.folder / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"olmo"'))
 
-    with pytest.raises(Incompatible, match="GGUF adapters are written for llama, mistral, qwen2, qwen3"):
+    with pytest.raises(Incompatible, match="GGUF adapters are known for llama, mistral, qwen2, qwen3"):
         write_gguf(open_adapter(version.path), base, tmp_path / "a.gguf", name="a")
     assert not (tmp_path / "a.gguf").exists()
 

@@ -17,7 +17,10 @@ from adapterhub_local.settings import home
 @click.option("--alpha", type=float, help="The alpha of a file that does not carry its config.")
 @click.option("--force", is_flag=True, help="Register it although it was made for another base; it is recorded.")
 def command(path: Path, name: str, base_name: str | None, alias: str | None, alpha: float | None, force: bool) -> None:
-    """Register the adapter at PATH, a PEFT folder or one self-describing .safetensors file."""
+    """Register the adapter at PATH: a PEFT folder, a .safetensors file, or a .gguf adapter of llama.cpp.
+
+    A file with kohya's or diffusers' tensor names is taken too, if they are those of a language model's layers.
+    """
     from adapterhub_local.base.store import find_base, list_bases
     from adapterhub_local.durable import staging
     from adapterhub_local.refs import check_alias, check_name
@@ -30,12 +33,17 @@ def command(path: Path, name: str, base_name: str | None, alias: str | None, alp
         raise InputError(f"there are {len(bases)} bases: say with --base which one the adapter was trained for")
     base = find_base(base_name, home()) if base_name is not None else bases[0]
     from adapterhub_local.base.shapes import check_shapes
+    from adapterhub_local.export.foreign import convert, is_foreign
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.lora.adopt import adopt
 
-    check_shapes(open_adapter(path, alpha=alpha), base)
     with staging(home().tmp) as folder:
+        source = {"source": {"file": path.name}} if is_foreign(path) else None
+        if source is not None:
+            path, alpha = convert(path, base, folder / "converted", alpha=alpha), None
+        check_shapes(open_adapter(path, alpha=alpha), base)
         version = adopt(
-            path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, staging_folder=folder
-        )
+            path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, lineage=source,
+            staging_folder=folder,
+        )  # fmt: skip
     click.echo(f"{version}: rank {version.lineage['adapter']['rank']}, for base {base.name}")
