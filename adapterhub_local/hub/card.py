@@ -189,7 +189,8 @@ def _merge(lineage: Mapping[str, Any]) -> str:
     if not parents:
         return ""
     rows = [(parent.get("reference"), parent.get("weight"), _code(parent.get("content_digest"))) for parent in parents]
-    method = [f"- {key}: {_cell(value)}" for key, value in _table(lineage.get("merge")).items()]
+    told = _table(lineage.get("merge")).items()
+    method = [f"- {key}: {_cell(f'{value:.4g}' if isinstance(value, float) else value)}" for key, value in told]
     text = "## Merged from\n\n" + _markdown_table(("Adapter", "Weight", "Content digest"), rows)
     return text + ("\n\n" + "\n".join(method) if method else "")
 
