@@ -87,7 +87,8 @@ def test_command_adds_foreign_adapters(
         CliRunner().invoke(command, [str(tmp_path / file), "--name", name], catch_exceptions=False)
         version = registry.resolve(name)
         same_deltas(open_adapter(version.path), ours)
-        assert version.lineage["source"] == {"file": file}
+        assert version.lineage["source"] == {"file": file, "base_model": tiny_base.hub_id}
+        assert list(registry.home.tmp.iterdir()) == []
         assert version.base_fingerprint == tiny_base.fingerprint
 
 

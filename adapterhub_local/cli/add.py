@@ -17,10 +17,7 @@ from adapterhub_local.settings import home
 @click.option("--alpha", type=float, help="The alpha of a file that does not carry its config.")
 @click.option("--force", is_flag=True, help="Register it although it was made for another base; it is recorded.")
 def command(path: Path, name: str, base_name: str | None, alias: str | None, alpha: float | None, force: bool) -> None:
-    """Register the adapter at PATH: a PEFT folder, a .safetensors file, or a .gguf adapter of llama.cpp.
-
-    A file with kohya's or diffusers' tensor names is taken too, if they are those of a language model's layers.
-    """
+    """Register the adapter at PATH, a PEFT folder or one self-describing .safetensors file."""
     from adapterhub_local.base.store import find_base, list_bases
     from adapterhub_local.durable import staging
     from adapterhub_local.refs import check_alias, check_name
@@ -37,13 +34,12 @@ def command(path: Path, name: str, base_name: str | None, alias: str | None, alp
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.lora.adopt import adopt
 
+    if is_foreign(path):  # GGUF, or other tools' names of tensors; the folder goes when the command is done
+        converted = click.get_current_context().with_resource(staging(home().tmp)) / path.name
+        path, alpha = convert(path, base, converted, alpha=alpha), None
+    check_shapes(open_adapter(path, alpha=alpha), base)
     with staging(home().tmp) as folder:
-        source = {"source": {"file": path.name}} if is_foreign(path) else None
-        if source is not None:
-            path, alpha = convert(path, base, folder / "converted", alpha=alpha), None
-        check_shapes(open_adapter(path, alpha=alpha), base)
         version = adopt(
-            path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, lineage=source,
-            staging_folder=folder,
-        )  # fmt: skip
+            path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, staging_folder=folder
+        )
     click.echo(f"{version}: rank {version.lineage['adapter']['rank']}, for base {base.name}")
