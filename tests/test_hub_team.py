@@ -105,7 +105,7 @@ def test_card_has_later_scores_beside_the_bases(hub: HubServer, registry: Regist
 
     text = hub.repos[REPO].files()[CARD].decode()
 
-    assert "| sentiment | exact_match | 0.25 [0.112\N{EN DASH}0.469] | 0.9 | 20 |" in text
+    assert "| sentiment | exact_match | 0.25 [0.112\N{EN DASH}0.469] | 0.9 [0.699\N{EN DASH}0.972] | 20 |" in text
     assert "| sentiment | loss | 2.5 | 0.2 [0.100\N{EN DASH}0.310] | 20 |" in text
     results = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
     assert results == {"loss": 0.2, "exact_match": 0.9}
