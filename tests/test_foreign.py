@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.cli.add import command
-from adapterhub_local.errors import BadFile, Incompatible, QhubError
+from adapterhub_local.errors import BadFile, Incompatible, NotFound, QhubError
 from adapterhub_local.export.foreign import convert, is_foreign
 from adapterhub_local.export.gguf import write_gguf
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
@@ -125,6 +125,8 @@ def test_what_cannot_be_taken_is_told(tiny_base: BaseInfo, tmp_path: Path) -> No
     (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
     with pytest.raises(BadFile, match="is not a GGUF adapter"):
         convert(tmp_path / "bad.gguf", tiny_base, tmp_path / "bad")
+    with pytest.raises(NotFound, match=r"there is no file .*none\.gguf"):
+        convert(tmp_path / "none.gguf", tiny_base, tmp_path / "none")
     names = "lora_unet_down_blocks_0_attentions_0_proj_in"
     save_file({f"{names}.lora_down.weight": torch.zeros(2, 8), f"{names}.lora_up.weight": torch.zeros(8, 2)},
               tmp_path / "image.safetensors")  # fmt: skip

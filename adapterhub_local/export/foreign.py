@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.errors import BadFile, Incompatible
+from adapterhub_local.errors import BadFile, Incompatible, NotFound
 from adapterhub_local.export.gguf import architecture_of, unpermute
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.header import read_header
@@ -87,6 +87,8 @@ def convert(path: Path, base: BaseInfo, folder: Path, *, alpha: float | None = N
 def _read_gguf(path: Path, base: BaseInfo) -> dict[str, _Layer]:
     import gguf
 
+    if not path.is_file():
+        raise NotFound(f"there is no file {path}")
     try:
         reader = gguf.GGUFReader(path)
         kind, what = (str(reader.fields[key].contents()) for key in ("general.type", "adapter.type"))
