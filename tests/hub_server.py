@@ -463,7 +463,9 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(sibling)
         private = self.hub.repos[repo].private
         info = {"_id": "1", "id": repo, "modelId": repo, "sha": commit.oid, "private": private, "siblings": siblings}
-        return _Answer(200, {**info, "tags": [], "downloads": 0, "likes": 0})
+        card = commit.files.get("README.md", b"").decode()
+        front = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else {}
+        return _Answer(200, {**info, "tags": [], "downloads": 0, "likes": 0, "cardData": front})
 
     def on_download(self, repo: str, revision: str, path: str) -> _Answer:
         commit = self._commit(repo, revision)

@@ -1,25 +1,26 @@
 """Exports are read back by the tools they are for: PEFT, transformers, gguf; templates render as the tokenizer does."""
 
+import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub_local.base.add import add_base
 from adapterhub_local.base.load import load_base
-from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.errors import Incompatible, InUse
+from adapterhub_local.base.source import open_source
+from adapterhub_local.base.store import BaseInfo, find_base
+from adapterhub_local.errors import Incompatible, InputError, InUse
 from adapterhub_local.export.divergence import measure
 from adapterhub_local.export.fused import write_fused
-from adapterhub_local.export.gguf import normal_form, permute, write_gguf
+from adapterhub_local.export.gguf import normal_form, permute, unpermute, write_gguf
 from adapterhub_local.export.ollama import learn_template, write_ollama
+from adapterhub_local.export.requantise import add_requantised
 from adapterhub_local.lora.adapter import Delta, open_adapter
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
@@ -52,13 +53,11 @@ def test_normal_form_is_the_same_delta() -> None:
     torch.testing.assert_close(normal.dense(), delta.dense())
 
 
-def test_permuted_rows_come_back_by_the_way_a_gguf_base_is_read() -> None:
-    """The order of rows that adapters are written in is the one that `qhub base add` undoes."""
-    from adapterhub_local.base.source import _unpermute
-
+def test_permuted_rows_come_back() -> None:
+    """The order of rows that adapters are written in is undone when they are read."""
     weight = torch.randn(24, 3)
 
-    assert torch.equal(_unpermute(permute(weight, 3), 3), weight)
+    assert torch.equal(unpermute(permute(weight, 3), 3), weight)
     assert not torch.equal(permute(weight, 3), weight)
 
 
@@ -164,30 +163,69 @@ def test_families_that_are_not_known_are_refused(home: Home, registry: Registry,
     config = base.folder / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"olmo"'))
 
-    with pytest.raises(Incompatible, match="GGUF adapters are written for llama, mistral, qwen2, qwen3"):
+    with pytest.raises(Incompatible, match="GGUF adapters are known for llama, mistral, qwen2, qwen3"):
         write_gguf(open_adapter(version.path), base, tmp_path / "a.gguf", name="a")
     assert not (tmp_path / "a.gguf").exists()
 
 
-def run_export(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`qhub export` in a process of its own."""
-    code = "from adapterhub_local.cli.main import run; run()"
-    environment = {**os.environ, "QHUB_HOME": str(home.root)}
-    command = [sys.executable, "-c", code, "export", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_command_line_exports(home: Home, tiny_base: BaseInfo, registry: Registry, tmp_path: Path) -> None:
+def test_command_line_exports(tiny_base: BaseInfo, registry: Registry, tmp_path: Path) -> None:
     """Each format is one command; PEFT loads what is for PEFT; a wrong ending is told before anything is done."""
     version = publish(registry, "a", tiny_base, seed=1)
 
-    peft = run_export(home, "a", "--to", "peft", "-o", str(tmp_path / "peft"))
-    fused = run_export(home, "a", "--to", "fused", "-o", str(tmp_path / "fused"), "--json")
-    wrong = run_export(home, "a", "--to", "gguf", "-o", str(tmp_path / "a.bin"))
+    def export(*arguments: str) -> str:
+        command = importlib.import_module("adapterhub_local.cli.export").command
+        return CliRunner().invoke(command, ["a", *arguments], catch_exceptions=False, standalone_mode=False).stdout
 
-    assert peft.returncode == 0, peft.stderr
+    export("--to", "peft", "-o", str(tmp_path / "peft"))
+    said = json.loads(export("--to", "fused", "-o", str(tmp_path / "fused"), "--requantise", "again", "--json"))
+    told = export("--to", "gguf", "-o", str(tmp_path / "a.gguf"))
+
     assert {path.name for path in (tmp_path / "peft").iterdir()} == {file.path for file in version.files}
-    said = json.loads(fused.stdout)
     assert (said["versions"], said["format"], said["base"]) == (["a@1"], "fused", "tiny")
-    assert 0 < said["kl"]["mean"] < 0.02
-    assert (wrong.returncode, "must end in .gguf" in wrong.stderr) == (2, True)
+    assert 0 < said["kl"]["mean"] < 0.02 < said["requantised"]["kl"]["mean"]
+    assert find_base("again", registry.home).source == "a@1 fused"
+    assert told == f"a@1 -> {tmp_path}/a.gguf: rank and alpha 8, for a GGUF of tiny\n"
+    for arguments, reason in (
+        (["--to", "gguf", "-o", str(tmp_path / "a.bin")], r"must end in \.gguf"),
+        (["--to", "peft", "-o", str(tmp_path / "peft")], "exists already"),
+        (["--to", "peft", "--requantise", "x", "-o", str(tmp_path / "x")], "are for --to fused"),
+        (["--to", "fused", "--requantise", "tiny", "-o", str(tmp_path / "x")], "base 'tiny' exists already"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            export(*arguments)
+    assert not (tmp_path / "x").exists()
+
+
+def test_small_delta_does_not_come_through_four_bits(
+    tiny_base: BaseInfo, registry: Registry, home: Home, tmp_path: Path
+) -> None:
+    """Fused and rounded to 4 bits again a weak adapter is mostly lost, a strong one mostly kept."""
+    losses = {}
+    for name, strength in (("weak", 0.02), ("strong", 3.0)):
+        adapter = open_adapter(publish(registry, name, tiny_base, seed=1, strength=strength).path)
+        write_fused(tiny_base, adapter, tmp_path / name)
+        new, losses[name] = add_requantised(name, tmp_path / name, tiny_base, adapter, home, source_name="fused")
+        assert new.num_quantised == tiny_base.num_quantised
+
+    assert losses["weak"].projection < 0.3
+    assert losses["weak"].relative_error > 0.5
+    assert losses["strong"].projection > 0.9
+    assert losses["strong"].relative_error < 0.2
+
+
+def test_fused_onto_the_16_bit_model(
+    tiny_base: BaseInfo, tiny_folder: Path, registry: Registry, tmp_path: Path
+) -> None:
+    """With --onto the delta is added to the model the base was made from; another model is refused."""
+    adapter = open_adapter(publish(registry, "a", tiny_base, seed=1).path)
+    source = open_source(tiny_folder)
+    write_fused(tiny_base, adapter, tmp_path / "fused", onto=source)
+
+    name = "model.layers.0.mlp.up_proj"
+    state = AutoModelForCausalLM.from_pretrained(tmp_path / "fused", dtype=torch.float32).state_dict()
+    wanted = source.read(f"{name}.weight").float() + adapter.delta(name).dense()
+    torch.testing.assert_close(state[f"{name}.weight"], wanted, atol=1e-2, rtol=1e-2)
+    other = open_source(save_tiny_model(tmp_path / "other", num_hidden_layers=1))
+    with pytest.raises(Incompatible, match="it is not what base 'tiny' was made from"):
+        write_fused(tiny_base, adapter, tmp_path / "no", onto=other)
+    assert not (tmp_path / "no").exists()

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
+from adapterhub_local.base.store import find_base
 from adapterhub_local.durable import digest_bytes
 from adapterhub_local.errors import (
     BadFile,
@@ -613,9 +614,12 @@ def test_push_does_not_load_torch() -> None:
 
 
 def test_a_base_from_the_hub(hub: HubServer, home: Home, tiny_folder: Path) -> None:
-    """`qhub base add` takes a Hub id with a revision, records both, and fetches neither pickles nor code."""
+    """`qhub base add` takes a Hub id with a revision, records both, its licence and that it is private, and fetches
+    neither pickles nor code.
+    """
     files = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
-    hub.repos["org/tiny"] = repo = Repo()
+    hub.repos["org/tiny"] = repo = Repo(private=True)
+    files["README.md"] = b"---\nlicense: apache-2.0\n---\n"
     commit = repo.commit({**files, "pytorch_model.bin": b"pickle", "modeling.py": b"raise SystemExit"})
     repo.commit({"config.json": b"{}"})
 
@@ -625,5 +629,7 @@ def test_a_base_from_the_hub(hub: HubServer, home: Home, tiny_folder: Path) -> N
     assert (added.returncode, added.stderr) == (0, "")
     assert (json.loads(added.stdout)["hub_id"], json.loads(added.stdout)["revision"]) == ("org/tiny", commit)
     assert not [call for call in hub.calls(part="resolve") if call.path.endswith((".bin", ".py"))]
+    lineage = find_base("tiny", home).lineage()
+    assert (lineage["license"], lineage["private"]) == ("apache-2.0", True)
     assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
     assert "org/absent" in missing.stderr

@@ -98,13 +98,14 @@ def test_card_has_later_scores_beside_the_bases(hub: HubServer, registry: Regist
     registry.add_evaluation(registry.resolve("sentiment"), "sentiment", {"base": base, "adapter": base, "data": "d1"})
     parents = [{"reference": "sentiment@1", "content_digest": "sha256:aa", "weight": 1.0}]
     merged = publish(registry, "both", seed=5, kind="merge", parents=parents, metrics={})
-    score = {"rows": 20, "loss": 0.2, "exact_match": 0.9}
+    score = {"rows": 20, "loss": 0.2, "exact_match": 0.9, "intervals": {"loss": [0.1, 0.31], "exact_match": "odd"}}
     registry.add_evaluation(merged, "sentiment", {"adapter": score, "data": "d1"})
     pushed(hub, registry, "both")
 
     text = hub.repos[REPO].files()[CARD].decode()
 
     assert "| sentiment | exact_match | 0.25 [0.112\N{EN DASH}0.469] | 0.9 [0.699\N{EN DASH}0.972] | 20 |" in text
+    assert "| sentiment | loss | 2.5 | 0.2 [0.100\N{EN DASH}0.310] | 20 |" in text
     results = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
     assert results == {"loss": 0.2, "exact_match": 0.9}
 

@@ -39,9 +39,13 @@ def command(
         raise InputError(f"there are {len(bases)} bases: say with --base which one the adapter was trained for")
     base = find_base(base_name, home()) if base_name is not None else bases[0]
     from adapterhub_local.base.shapes import check_shapes
+    from adapterhub_local.export.foreign import convert, is_foreign
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.lora.adopt import adopt
 
+    if is_foreign(path):  # GGUF, or other tools' names of tensors; the folder goes when the command is done
+        converted = click.get_current_context().with_resource(staging(home().tmp)) / path.name
+        path, alpha = convert(path, base, converted, alpha=alpha), None
     check_shapes(open_adapter(path, alpha=alpha), base)
     with staging(home().tmp) as folder:
         version = adopt(

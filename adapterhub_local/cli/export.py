@@ -2,14 +2,18 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub_local.cli.output import counting, print_json, size_text
 from adapterhub_local.durable import check_absent, place_file, place_folder, staging
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import InputError, InUse
 from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.registry import Registry, Version
+
+if TYPE_CHECKING:
+    from adapterhub_local.base.source import Source
 
 FORMATS = ("file", "peft", "gguf", "fused", "ollama")
 
@@ -23,6 +27,8 @@ FORMATS = ("file", "peft", "gguf", "fused", "ollama")
 )
 @click.option("--base", "base_name", metavar="BASE", help="The base here, if the version does not know its own.")
 @click.option("--from", "from_model", metavar="MODEL", help="ollama: the base as Ollama names it, not written then.")
+@click.option("--onto", metavar="MODEL", help="fused: add to this 16-bit model (folder, .gguf, Hub id) instead.")
+@click.option("--requantise", metavar="NAME", help="fused: make it a 4-bit base NAME too, and say what that loses.")
 @click.option("--no-check", is_flag=True, help="fused: do not measure how far it is from base and adapter.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -32,6 +38,8 @@ def command(
     oci: Path | None,
     base_name: str | None,
     from_model: str | None,
+    onto: str | None,
+    requantise: str | None,
     no_check: bool,
     as_json: bool,
 ) -> None:
@@ -57,6 +65,8 @@ def command(
         return
     if output is None:
         raise InputError("Missing option '-o' or '--oci': name the file to write")
+    if form != "fused" and (onto or requantise):
+        raise InputError("--onto and --requantise are for --to fused")
     suffix = {"file": ".safetensors", "gguf": ".gguf"}.get(form)
     if suffix and output.suffix != suffix:
         raise InputError(f"{output} must end in {suffix}")
@@ -73,20 +83,24 @@ def command(
             place_folder(Path(shutil.copytree(version.path, stage / "adapter")), output)
         _tell(said, "", as_json)
     else:
-        made = _with_base(version, form, output, base_name, from_model, no_check)
+        made = _with_base(version, form, output, base_name, from_model=from_model, onto=onto, requantise=requantise,
+                          check=not no_check)  # fmt: skip
         _tell({**said, **made}, f": {made.pop('told')}", as_json)
 
 
 def _with_base(
-    version: Version, form: str, output: Path, base_name: str | None, from_model: str | None, no_check: bool
-) -> dict:
+    version: Version, form: str, output: Path, base_name: str | None, *,
+    from_model: str | None, onto: str | None, requantise: str | None, check: bool,
+) -> dict:  # fmt: skip
     """The formats that need to know the base."""
     from adapterhub_local.base.shapes import check_shapes
-    from adapterhub_local.base.store import find_base
+    from adapterhub_local.base.store import check_base_name, find_base
     from adapterhub_local.evaluate.run import base_of
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.settings import home
 
+    if requantise is not None and (home().bases / check_base_name(requantise)).exists():
+        raise InUse(f"base '{requantise}' exists already: choose another name for --requantise")
     base = find_base(base_name, home()) if base_name else base_of(version, home())
     adapter = open_adapter(version.path)
     check_shapes(adapter, base)
@@ -101,22 +115,44 @@ def _with_base(
         digest = version.content_digest
         write_ollama(adapter, base, output, name=str(version), digest=digest, from_model=from_model)
         return {"base": base.name, "told": f"ollama create {version.name.replace('/', '-')} -f {output}/Modelfile"}
+    from adapterhub_local.export.divergence import measure
     from adapterhub_local.export.fused import write_fused
 
+    source = _source(onto) if onto is not None else None
     with counting(f"fusing {version}") as progress:
-        fused = write_fused(base, adapter, output, progress)
-    made = {"base": base.name, "size": fused.size, "relative_rounding": fused.relative_rounding}
+        fused = write_fused(base, adapter, output, progress, onto=source)
+    made: dict = {"base": base.name, "size": fused.size, "relative_rounding": fused.relative_rounding}
     told = f"{size_text(fused.size)}, 16 bits; rounding is {fused.relative_rounding:.1%} of the adapter's size"
-    if not no_check:
-        from adapterhub_local.export.divergence import measure
-
+    if check:
         found = measure(base, version.path, output)
         made["kl"] = vars(found)
-        told += (
-            f"; KL from base and adapter {found.mean:.1e} nats a token (largest {found.largest:.1e}), "
-            f"{found.same_greedy:.1%} of {found.tokens} greedy tokens the same"
-        )
+        told += f"; {found}"
+    if requantise is not None:
+        from adapterhub_local.export.requantise import add_requantised
+
+        new, loss = add_requantised(requantise, output, base, adapter, home(), source_name=f"{version} fused")
+        made["requantised"] = {"base": new.name, **vars(loss)}
+        told += f"\nbase {new.name}: in 4 bits {loss}"
+        if check:
+            found = measure(base, version.path, new)
+            made["requantised"]["kl"] = vars(found)
+            told += f"; {found}"
     return {**made, "told": told}
+
+
+def _source(text: str) -> "Source":
+    """The 16-bit model that --onto names."""
+    import os
+
+    from adapterhub_local.base.source import open_source
+
+    path = Path(os.path.expanduser(text))
+    if not path.exists() and text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        from adapterhub_local.hub.model import fetch_model
+
+        repo_id, _, revision = text.partition("@")
+        path = fetch_model(repo_id, revision or None).folder
+    return open_source(path)
 
 
 def _tell(made: dict, note: str, as_json: bool) -> None:

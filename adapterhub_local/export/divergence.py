@@ -32,9 +32,15 @@ class Divergence:
     same_greedy: float
     tokens: int
 
+    def __str__(self) -> str:
+        return (
+            f"KL from base and adapter {self.mean:.1e} nats a token (largest {self.largest:.1e}), "
+            f"{self.same_greedy:.1%} of {self.tokens} greedy tokens the same"
+        )
 
-def measure(base: BaseInfo, adapter: Path, fused: Path, text: str = PROBE) -> Divergence:
-    """Compare `base` with the PEFT folder `adapter` beside it against the folder `fused`, in float32.
+
+def measure(base: BaseInfo, adapter: Path, fused: Path | BaseInfo, text: str = PROBE) -> Divergence:
+    """Compare `base` with the PEFT folder `adapter` beside it against the folder or base `fused`, in float32.
 
     One model is in memory at a time.
     """
@@ -43,8 +49,11 @@ def measure(base: BaseInfo, adapter: Path, fused: Path, text: str = PROBE) -> Di
     reference = _log_probabilities(_with_adapter(loaded, adapter), ids)
     del loaded
     gc.collect()
-    with quiet_loading():
-        model = AutoModelForCausalLM.from_pretrained(fused, dtype=torch.float32).eval()
+    if isinstance(fused, BaseInfo):
+        model = load_base(fused, dtype=torch.float32).model
+    else:
+        with quiet_loading():
+            model = AutoModelForCausalLM.from_pretrained(fused, dtype=torch.float32).eval()
     ours = _log_probabilities(model, ids)
     each = (reference.exp() * (reference - ours)).sum(-1)
     same = (reference.argmax(-1) == ours.argmax(-1)).double().mean()

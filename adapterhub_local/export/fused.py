@@ -1,7 +1,7 @@
 """A base with an adapter inside it, as a 16-bit transformers folder: no adapter code is needed to load it.
 
-The weights are those that were trained: the NF4 base dequantised, plus the delta, rounded once to 16 bits. Fusing into
-4 bits again is not offered here: its rounding swallows most of a small delta.
+The weights are those that were trained: the NF4 base dequantised, plus the delta, rounded once to 16 bits. Rounding to
+4 bits again swallows most of a small delta, so it is done on request only, and measured (`requantise`).
 """
 
 import json
@@ -16,9 +16,10 @@ from safetensors import safe_open
 
 from adapterhub_local.base.load import import_bitsandbytes
 from adapterhub_local.base.shapes import check_shapes
-from adapterhub_local.base.source import INDEX, SINGLE
+from adapterhub_local.base.source import INDEX, SINGLE, Source
 from adapterhub_local.base.store import RECORD, BaseInfo
 from adapterhub_local.durable import check_absent, place_folder, staging
+from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.write import write_safetensors
@@ -38,11 +39,17 @@ class Fused:
 
 
 def write_fused(
-    base: BaseInfo, adapter: AdapterFile | None, target: Path, progress: Callable[[int, int], None] | None = None
+    base: BaseInfo,
+    adapter: AdapterFile | None,
+    target: Path,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    onto: Source | None = None,
 ) -> Fused:
     """Write `base` with `adapter` added (or alone) to the folder `target`, one tensor at a time.
 
-    Raises InUse if `target` exists, Incompatible if the adapter's modules are not the base's.
+    `onto` is the 16-bit model that the base was made from, to add to instead of the dequantised base. Raises InUse
+    if `target` exists, Incompatible if the adapter's modules are not the base's, or the model is another one.
     """
     check_absent(target)
     if adapter is not None:
@@ -54,12 +61,17 @@ def write_fused(
     weights = BaseWeights(base)
     squares = {"delta": 0.0, "lost": 0.0}
 
+    if onto is not None and (missing := sorted(set(weights.names) - onto.names)):
+        raise Incompatible(f"the model to add to has no {missing[0]}: it is not what base '{base.name}' was made from")
+
     def fuse(name: str) -> torch.Tensor:
-        weight = weights.read(name)
+        weight = (onto or weights).read(name)
         module = name.removesuffix(".weight")
         if adapter is None or module not in adapter.shapes:
             return weight.to(dtype) if weight.is_floating_point() else weight
         delta = adapter.delta(module).dense()
+        if weight.shape != delta.shape:
+            raise Incompatible(f"{name} is {tuple(weight.shape)} there, in base '{base.name}' {tuple(delta.shape)}")
         wanted = weight.to(delta.dtype) + delta
         stored = wanted.to(dtype)
         squares["delta"] += float(delta.double().square().sum())

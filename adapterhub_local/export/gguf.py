@@ -35,9 +35,8 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
     import gguf
 
     check_absent(target)
-    config = json.loads((base.folder / "config.json").read_bytes())
-    architecture, is_permuted = _architecture(config, base)
-    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    tied = json.loads((base.folder / "config.json").read_bytes()).get("tie_word_embeddings")
+    architecture, names, is_permuted, heads = architecture_of(base)
     rank = max(shape.rank for shape in adapter.shapes.values())
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
         writer = gguf.GGUFWriter(stage / "adapter.gguf", gguf.MODEL_ARCH_NAMES[architecture])
@@ -54,13 +53,12 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
             writer.add_string("qhub.content_digest", digest)
         for module, delta in adapter.deltas():
             known = names.get_name(module)
-            if known is None or (module == "lm_head" and config.get("tie_word_embeddings")):
+            if known is None or (module == "lm_head" and tied):
                 raise Incompatible(f"{module} has no tensor of its own in a GGUF of base '{base.name}'")
             normal = normal_form(delta, rank)
             B = normal.B
             if is_permuted and module.endswith(("q_proj", "k_proj")):
-                heads = config["num_attention_heads"]
-                B = permute(B, heads if module.endswith("q_proj") else config.get("num_key_value_heads") or heads)
+                B = permute(B, heads[module.rpartition(".")[2]])
             for factor, tensor in (("a", normal.A), ("b", B)):
                 writer.add_tensor(f"{known}.weight.lora_{factor}", tensor.to(_stored(adapter.dtype)).numpy())
         writer.write_header_to_file()
@@ -82,16 +80,29 @@ def permute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     return weight.reshape(num_heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape).contiguous()
 
 
-def _architecture(config: dict[str, Any], base: BaseInfo) -> tuple[Any, bool]:
+def unpermute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """The inverse of `permute`."""
+    half = weight.shape[0] // num_heads // 2
+    return weight.reshape(num_heads, half, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape).contiguous()
+
+
+def architecture_of(base: BaseInfo) -> tuple[Any, Any, bool, dict[str, int]]:
+    """GGUF's architecture of a base, its names of the base's modules, whether rows of q and k are reordered there, and
+    the heads of each. Raises Incompatible for a family that is not known here.
+    """
     import gguf
 
+    config = json.loads((base.folder / "config.json").read_bytes())
     found = ARCHITECTURES.get(config.get("model_type", ""))
     if found is None:
         raise Incompatible(
             f"base '{base.name}' ({base.architecture}) is of a family whose tensors GGUF names in ways not known here: "
-            f"GGUF adapters are written for {', '.join(ARCHITECTURES)}"
+            f"GGUF adapters are known for {', '.join(ARCHITECTURES)}"
         )
-    return getattr(gguf.MODEL_ARCH, found[0]), found[1]
+    architecture = getattr(gguf.MODEL_ARCH, found[0])
+    heads = config["num_attention_heads"]
+    each = {"q_proj": heads, "k_proj": config.get("num_key_value_heads") or heads}
+    return architecture, gguf.get_tensor_name_map(architecture, config["num_hidden_layers"]), found[1], each
 
 
 def _stored(dtype: torch.dtype) -> torch.dtype:

@@ -153,24 +153,31 @@ vllm serve {base_id} --quantization bitsandbytes --enable-lora --max-lora-rank {
 def _metrics(metrics: Mapping[str, Any]) -> str:
     rows, has_interval = [], False
     for task, scores in metrics.items():
-        tables = [_numbers(_table(_table(scores).get(who))) for who in ("base", "adapter")]
+        kept = [_table(_table(scores).get(who)) for who in ("base", "adapter")]
+        tables = [_numbers(table) for table in kept]
         count = next((table["rows"] for table in reversed(tables) if "rows" in table), _table(scores).get("rows"))
         for name in dict.fromkeys(key for table in tables for key in table if key != "rows"):
-            shown = [_with_interval(name, table.get(name), table.get("rows", count)) for table in tables]
+            shown = [
+                _with_interval(name, table.get(name), table.get("rows", count), _table(all_.get("intervals")).get(name))
+                for table, all_ in zip(tables, kept, strict=True)
+            ]
             has_interval = has_interval or any("\N{EN DASH}" in text for text in shown if text)
             rows.append((task, name, *shown, count))
     if not rows:
         return ""
     head = "## Results\n\nThe base alone against the base with this adapter, on held-out rows."
     if has_interval:
-        head += " In brackets the 95 % interval for so many rows (Wilson)."
+        head += " In brackets the 95 % interval for so many rows."
     return f"{head}\n\n" + _markdown_table(("Task", "Metric", "Base", "Adapter", "Rows"), rows)
 
 
-def _with_interval(name: str, value: float | None, rows: Any) -> str | None:
+def _with_interval(name: str, value: float | None, rows: Any, kept: Any) -> str | None:
+    """A score with the interval that was kept with it, or Wilson's for a share of so many rows."""
     if value is None:
         return None
-    ends = interval(name, value, int(rows) if isinstance(rows, int | float) else None)
+    ends = _list(kept) or interval(name, value, int(rows) if isinstance(rows, int | float) else None)
+    if ends and not (len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
+        ends = None
     return f"{value:.4g}" + (f" [{ends[0]:.3f}\N{EN DASH}{ends[1]:.3f}]" if ends else "")
 
 
@@ -189,7 +196,8 @@ def _merge(lineage: Mapping[str, Any]) -> str:
     if not parents:
         return ""
     rows = [(parent.get("reference"), parent.get("weight"), _code(parent.get("content_digest"))) for parent in parents]
-    method = [f"- {key}: {_cell(value)}" for key, value in _table(lineage.get("merge")).items()]
+    told = _table(lineage.get("merge")).items()
+    method = [f"- {key}: {_cell(f'{value:.4g}' if isinstance(value, float) else value)}" for key, value in told]
     text = "## Merged from\n\n" + _markdown_table(("Adapter", "Weight", "Content digest"), rows)
     return text + ("\n\n" + "\n".join(method) if method else "")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from adapterhub_local.registry import Registry, Version
 
-SHARES = ("exact_match", "accuracy")  # metrics that count successes among rows
+SHARES = ("exact_match", "accuracy", "regex_match", "json_valid")  # metrics that count successes among rows
 _Z = 1.959964  # two-sided 95 %
 
 

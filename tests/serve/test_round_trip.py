@@ -3,16 +3,46 @@
 import shutil
 from pathlib import Path
 
+import torch
+from peft import LoraConfig, get_peft_model
+
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.store import BaseInfo, read_record
 from adapterhub_local.hub import pull, push
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.fsck import verify
 from adapterhub_local.settings import Home
 from adapterhub_local.train.run import train
 from tests.chats import write_recipe
-from tests.hub_server import HubServer
+from tests.hub_server import HubServer, Repo
 from tests.serve.conftest import Server
+
+
+def test_what_peft_saved_is_pulled_and_served(
+    hub: HubServer, registry: Registry, home: Home, tiny_base: BaseInfo, tmp_path: Path
+) -> None:
+    """A repository made by PEFT's own save_pretrained, confirmed to be for a base, answers as PEFT does."""
+    base = load_base(tiny_base, device="cpu")
+    torch.manual_seed(5)
+    model = get_peft_model(base.model, LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", use_rslora=True))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "saved")
+    hub.repos["them/theirs"] = repo = Repo()
+    repo.commit({path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir() if path.is_file()})
+
+    result = pull(registry, "them/theirs", base="tiny", endpoint=hub.endpoint)
+    ids = base.tokenizer("Hello", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        wanted = model.eval().generate(input_ids=ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    server = Server(load_base(tiny_base, device="cpu"), registry)
+    answer = server.complete(model="theirs", prompt="Hello").json()["choices"][0]["text"]
+    server.stop()
+
+    assert (result.matched_by, verify(registry, result.version)) == ("shapes, confirmed", [])
+    assert answer == base.tokenizer.decode(wanted, skip_special_tokens=True)
 
 
 def test_what_was_pushed_comes_back_and_answers_the_same(
