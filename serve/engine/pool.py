@@ -89,6 +89,25 @@ class AdapterPool:
             assert adapter.users > 0, digest
             adapter.users -= 1
 
+    def drop(self, digest: str) -> int:
+        """Take an adapter that nobody holds out of memory; the bytes that are free now, 0 if it is held or not here."""
+        with self._lock:
+            adapter = self._adapters.get(digest)
+            if adapter is None or adapter.users:
+                return 0
+            del self._adapters[digest]
+            return adapter.num_bytes
+
+    def bytes_of(self, digest: str) -> int:
+        """Memory of an adapter, 0 if it is not here."""
+        with self._lock:
+            return self._adapters[digest].num_bytes if digest in self._adapters else 0
+
+    def users(self) -> dict[str, int]:
+        """Digest -> how often it is held, of every adapter in memory, least recently used first."""
+        with self._lock:
+            return {digest: adapter.users for digest, adapter in self._adapters.items()}
+
     def _read(self, version: Version) -> Factors:
         return load_factors(version, self.base, self.shapes, self.dtype)
 

@@ -34,6 +34,9 @@ class Slots:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._slots
+
     @property
     def num_bytes(self) -> int:
         return sum(
@@ -57,11 +60,12 @@ class Slots:
         self.num_loads += 1
         return slot
 
-    def drop(self, digest: str) -> None:
-        """Free the slot of an adapter that no running request uses, and its memory."""
-        slot = self._slots.pop(digest, None)
+    def drop(self, digest: str) -> int:
+        """Free the slot of an adapter that no running request uses; the bytes that are free now."""
+        before, slot = self.num_bytes, self._slots.pop(digest, None)
         if slot is not None:
             self._compact(slot.rank)
+        return before - self.num_bytes
 
     def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         group, rank, capacity = layer.group, slot.rank, self._capacity[slot.rank]
