@@ -167,9 +167,10 @@ class Engine:
     def _acquire_slots(self, batch: Sequence[Scheduled]) -> dict[str, Slot]:
         digests = dict.fromkeys(item.request.adapter for item in batch if item.request.adapter is not None)
         keep = self.scheduler.adapters
-        return {
-            digest: self.slots.get(digest) or self.slots.put(digest, self.pool.get(digest), keep) for digest in digests
-        }
+        for digest in digests:
+            if digest not in self.slots:
+                self.slots.put(digest, self.pool.get(digest), keep)
+        return self.slots.find(digests)  # only now: making room for one may move another
 
     def _update(self, item: Scheduled, result: Sampled | Exception | None) -> list[TokenOutput]:
         """Note one request's result, under the lock."""

