@@ -106,7 +106,10 @@ class Engine:
                 if users and not force:
                     raise InUse(f"{len(users)} requests use this adapter: wait for them to end, or force it")
                 for request in users:
+                    is_aborted = request.id in self._aborted
                     self._leave(request, "error")
+                    if is_aborted:  # nothing more is said of it
+                        continue
                     error = GenerationFailed("the adapter was unloaded before the answer was complete")
                     self._news.append(TokenOutput(request.id, None, error=error))
             return self.slots.drop(digest) + self.pool.drop(digest)
