@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adapterhub_local.errors import InUse, QhubError
+from adapterhub_local.errors import QhubError
 from serve.engine.options import EngineOptions
 from serve.engine.pool import AdapterPool
 from serve.engine.prefix import PrefixCache
@@ -96,15 +96,16 @@ class Engine:
 
     @torch.inference_mode()
     def unload(self, digest: str, *, force: bool = False) -> int:
-        """Free an adapter's slot and memory between two steps; the bytes that are free now, 0 if others hold it.
+        """Free an adapter's slot and memory between two steps; the bytes that are free now.
 
-        Raises InUse while requests use it; with `force` these end with an error.
+        0 while requests use it: they finish, and its memory goes when others need it. With `force` they end with
+        an error.
         """
         with self._between_steps:
             with self._lock:
                 users = [request for request in self._requests.values() if request.adapter == digest]
                 if users and not force:
-                    raise InUse(f"{len(users)} requests use this adapter: wait for them to end, or force it")
+                    return 0
                 for request in users:
                     is_aborted = request.id in self._aborted
                     self._leave(request, "error")

@@ -77,18 +77,6 @@ class AdapterPool:
                 self._loading.pop(digest, None)
         return digest
 
-    def get(self, digest: str) -> Factors:
-        """The factors of an adapter that is held."""
-        with self._lock:
-            return self._adapters[digest].factors
-
-    def release(self, digest: str) -> None:
-        """Undo one `acquire`."""
-        with self._lock:
-            adapter = self._adapters[digest]
-            assert adapter.users > 0, digest
-            adapter.users -= 1
-
     def drop(self, digest: str) -> int:
         """Take an adapter that nobody holds out of memory; the bytes that are free now, 0 if it is held or not here."""
         with self._lock:
@@ -107,6 +95,18 @@ class AdapterPool:
         """Digest -> how often it is held, of every adapter in memory, least recently used first."""
         with self._lock:
             return {digest: adapter.users for digest, adapter in self._adapters.items()}
+
+    def get(self, digest: str) -> Factors:
+        """The factors of an adapter that is held."""
+        with self._lock:
+            return self._adapters[digest].factors
+
+    def release(self, digest: str) -> None:
+        """Undo one `acquire`."""
+        with self._lock:
+            adapter = self._adapters[digest]
+            assert adapter.users > 0, digest
+            adapter.users -= 1
 
     def _read(self, version: Version) -> Factors:
         return load_factors(version, self.base, self.shapes, self.dtype)
