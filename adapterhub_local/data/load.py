@@ -61,7 +61,7 @@ def read_data(recipe: Recipe) -> Dataset:
             digest = digest_bytes(canonical_json(told))
             records.append({"role": "test", "file": shown, "digest": digest, "rows": len(held_out)})
             notes.append(f"held out: {len(held_out):,} examples, {shown} by hash of the prompt")
-        elif vars(recipe.train).get("eval_every"):
+        elif recipe.train.eval_every:
             raise BadData(
                 f"train.eval_every needs examples to evaluate on, and {data.test_share:.0%} of these by hash is none: "
                 "raise data.test_share, or name a file in data.test"

@@ -52,7 +52,9 @@ class Engine:
         self._samplers: dict[str, Sampler] = {}
         self._requests: dict[str, Request] = {}
         self._aborted: set[str] = set()
+        self._news: list[TokenOutput] = []  # of requests that ended outside a step
         self._lock = threading.Lock()
+        self._between_steps = threading.Lock()  # held by a step, and by what must not happen during one
 
     @property
     def max_length(self) -> int:
@@ -62,7 +64,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         with self._lock:
-            return self.scheduler.has_work
+            return self.scheduler.has_work or bool(self._news)
 
     def submit(self, *requests: Request) -> None:
         """Queue requests, all or none. The adapter of each must be acquired; the engine releases it in the end.
@@ -93,16 +95,37 @@ class Engine:
                 self._aborted.add(request_id)
 
     @torch.inference_mode()
+    def unload(self, digest: str, *, force: bool = False) -> int:
+        """Free an adapter's slot and memory between two steps; the bytes that are free now.
+
+        0 while requests use it: they finish, and its memory goes when others need it. With `force` they end with
+        an error.
+        """
+        with self._between_steps:
+            with self._lock:
+                users = [request for request in self._requests.values() if request.adapter == digest]
+                if users and not force:
+                    return 0
+                for request in users:
+                    is_aborted = request.id in self._aborted
+                    self._leave(request, "error")
+                    if is_aborted:  # nothing more is said of it
+                        continue
+                    error = GenerationFailed("the adapter was unloaded before the answer was complete")
+                    self._news.append(TokenOutput(request.id, None, error=error))
+            return self.slots.drop(digest) + self.pool.drop(digest)
+
+    @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """Compute one batch; what is new of every request in it that got a token or failed."""
-        with self._lock:
-            self._reap()
-            batch = self.scheduler.schedule()
-        if not batch:
-            return []
-        results = self._compute(batch)
-        with self._lock:
-            return [output for item in batch for output in self._update(item, results[item.request.id])]
+        with self._between_steps:
+            with self._lock:
+                self._reap()
+                batch = self.scheduler.schedule()
+                news, self._news = self._news, []
+            results = self._compute(batch) if batch else {}
+            with self._lock:
+                return news + [output for item in batch for output in self._update(item, results[item.request.id])]
 
     def fail_all(self) -> list[TokenOutput]:
         """End every request with an error: the last resort after a step that failed for a reason of our own."""
@@ -148,9 +171,10 @@ class Engine:
     def _acquire_slots(self, batch: Sequence[Scheduled]) -> dict[str, Slot]:
         digests = dict.fromkeys(item.request.adapter for item in batch if item.request.adapter is not None)
         keep = self.scheduler.adapters
-        return {
-            digest: self.slots.get(digest) or self.slots.put(digest, self.pool.get(digest), keep) for digest in digests
-        }
+        for digest in digests:
+            if digest not in self.slots:
+                self.slots.put(digest, self.pool.get(digest), keep)
+        return self.slots.find(digests)  # only now: making room for one may move another
 
     def _update(self, item: Scheduled, result: Sampled | Exception | None) -> list[TokenOutput]:
         """Note one request's result, under the lock."""

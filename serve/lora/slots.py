@@ -4,7 +4,7 @@ Adapters of one rank share a stack, so that none is padded to another's rank. Kn
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 
@@ -34,6 +34,9 @@ class Slots:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._slots
+
     @property
     def num_bytes(self) -> int:
         return sum(
@@ -45,13 +48,19 @@ class Slots:
     def __contains__(self, digest: str) -> bool:
         return digest in self._slots
 
-    def get(self, digest: str) -> Slot | None:
-        if digest in self._slots:
+    def find(self, digests: Iterable[str]) -> dict[str, Slot]:
+        """Where these adapters are, until the next `put` or `drop`; they count as used."""
+        found = {}
+        for digest in digests:
             self._slots.move_to_end(digest)
-        return self._slots.get(digest)
+            found[digest] = self._slots[digest]
+        return found
 
     def put(self, digest: str, factors: Factors, keep: Set[str]) -> Slot:
-        """Copy an adapter's factors into a slot, freeing the least recently used that is not in `keep` if need be."""
+        """Copy an adapter's factors into a slot, freeing the least recently used that is not in `keep` if need be.
+
+        Others may be moved to make room: what `find` said before is no longer so.
+        """
         rank = max(a.shape[1] for a, _ in factors.values())
         slot = Slot(rank, self._find_room(rank, keep))
         for name, layer in self.layers.items():
@@ -60,11 +69,12 @@ class Slots:
         self.num_loads += 1
         return slot
 
-    def drop(self, digest: str) -> None:
-        """Free the slot of an adapter that no running request uses, and its memory."""
-        slot = self._slots.pop(digest, None)
+    def drop(self, digest: str) -> int:
+        """Free the slot of an adapter that no running request uses; the bytes that are free now."""
+        before, slot = self.num_bytes, self._slots.pop(digest, None)
         if slot is not None:
             self._compact(slot.rank)
+        return before - self.num_bytes
 
     def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, torch.Tensor] | None) -> None:
         group, rank, capacity = layer.group, slot.rank, self._capacity[slot.rank]

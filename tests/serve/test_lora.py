@@ -44,18 +44,19 @@ def test_each_token_gets_its_delta(counts: tuple[int, ...], ranks: tuple[int, ..
     held = {str(index): factors(index, rank, ("q", "v", "o")[: 1 + index]) for index, rank in enumerate(ranks)}
     segments, end = [], 2
     for index, count in enumerate(counts):
-        slot = slots.put(str(index), held[str(index)], keep=held.keys())
+        slots.put(str(index), held[str(index)], keep=held.keys())
         if count:
-            segments.append((Segment(end, end + count, slot), held[str(index)]))
+            segments.append((end, end + count, str(index)))
         end += count
     x = torch.randn(1, end + 3, IN)
-    context.tokens = lora_batch([segment for segment, _ in segments], CPU, max_grid)
+    places = slots.find(each for _, _, each in segments)
+    context.tokens = lora_batch([Segment(start, stop, places[each]) for start, stop, each in segments], CPU, max_grid)
     for name, layer in layers.items():
         expected = layer.base(x)
-        for segment, own in segments:
-            if name in own:
-                a, b = own[name]
-                expected[0, segment.start : segment.end] += x[0, segment.start : segment.end] @ a @ b
+        for start, stop, each in segments:
+            if name in held[each]:
+                a, b = held[each][name]
+                expected[0, start:stop] += x[0, start:stop] @ a @ b
         torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-5)
 
 
@@ -127,13 +128,12 @@ def test_slots_never_mix(uses, dropped) -> None:
             for digest in sorted(keep)
         }
         for digest, own in owners.items():
-            if slots.get(digest) is None:
+            if digest not in slots:
                 slots.put(digest, own, keep)
-        held = {digest: slots.get(digest) for digest in owners}
+        held = slots.find(owners)
         assert len(set(held.values())) == len(held)
         for digest, own in owners.items():
             slot = held[digest]
-            assert slot is not None
             for name, layer in layers.items():
                 stack = layer.group.b[layer.place].get(slot.rank)
                 if stack is None:
@@ -148,11 +148,27 @@ def test_slots_never_mix(uses, dropped) -> None:
                     assert not stack[slot.index].any()
         if step < len(dropped) and str(dropped[step]) not in keep:
             slots.drop(str(dropped[step]))
-            assert slots.get(str(dropped[step])) is None
+            assert str(dropped[step]) not in slots
         assert sum(slots._capacity.values()) <= 4
     for digest in list(slots._slots):
         slots.drop(digest)
     assert slots.num_bytes == 0
+
+
+@torch.inference_mode()
+def test_slots_move_when_others_make_room() -> None:
+    """Where an adapter is changes when another rank needs its stack's spare places, and `find` says where to."""
+    layers, slots, _ = layers_and_slots(max_slots=3)
+    own = {name: factors(index, rank) for index, (name, rank) in enumerate((("a", 2), ("b", 2), ("c", 2), ("d", 4)))}
+    for name in "abc":
+        slots.put(name, own[name], set("abc"))
+    before = slots.find("bc")
+    slots.put("d", own["d"], set("bcd"))
+    after = slots.find("bcd")
+    assert after["b"] != before["b"]
+    for name, slot in after.items():
+        group = layers["q"].group
+        assert torch.equal(group.a[slot.rank][slot.index][:, : slot.rank], own[name]["q"][0])
 
 
 def test_shared_inputs_are_found() -> None:
