@@ -1,6 +1,7 @@
 """The HTTP application: OpenAI's endpoints over one engine, and those that operate it."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -141,24 +142,20 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 def _handle_errors(app: FastAPI) -> None:
-    """Every error as an OpenAI error body."""
+    """Every error that is expected as an OpenAI error body; `Front` answers the others."""
 
     @app.exception_handler(QhubError)
-    async def known(_: Request, error: QhubError) -> JSONResponse:
+    async def known(_: Request, error: QhubError) -> Response:
         return _error_response(error_body(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
         return _error_response(_invalid_body(error))
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
         return _error_response(ErrorBody(error.status_code, message, "invalid_request_error"), error.headers)
-
-    @app.exception_handler(Exception)
-    async def unknown(_: Request, error: Exception) -> JSONResponse:
-        return _error_response(error_body(error))
 
 
 def _invalid_body(error: RequestValidationError) -> ErrorBody:
@@ -173,5 +170,7 @@ def _invalid_body(error: RequestValidationError) -> ErrorBody:
     return ErrorBody(400, message, "invalid_request_error", param)
 
 
-def _error_response(body: ErrorBody, headers: Any = None) -> JSONResponse:
-    return JSONResponse(body.to_json(), body.status, {**(headers or {}), **dict(body.headers)})
+def _error_response(body: ErrorBody, headers: Any = None) -> Response:
+    # escaped: what an error quotes may be half a character
+    content = json.dumps(body.to_json())
+    return Response(content, body.status, {**(headers or {}), **dict(body.headers)}, "application/json")

@@ -1,9 +1,9 @@
 """Who may ask: keys, their scopes and adapters, and how often and how much at once each may ask."""
 
 import threading
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
+from time import monotonic
 
 from adapterhub_local.keys import Key, Keys
 from serve.errors import Forbidden, Throttled, Unauthorized
@@ -60,7 +60,7 @@ class Gate:
                 del self._running[key.id]
 
     def _count(self, identity: str, limit: int, seconds: int, *, rate: str) -> None:
-        now = time.monotonic()
+        now = monotonic()
         times = self._times[identity]
         while times and times[0] <= now - seconds:
             times.popleft()

@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub_local.errors import QhubError
 from serve.auth import Gate
 from serve.errors import TimedOut, TooLarge, error_body
 from serve.metrics import Metrics
@@ -51,6 +52,11 @@ class Front:
 
         try:
             await self._admit(scope, receive, send_named, headers)
+        except Exception as error:
+            if status:  # the answer has begun: all that is left is to break it off
+                raise
+            logger.error("a request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
+            await _refuse(error, send_named)
         finally:
             self._note(scope, status)
 
@@ -60,9 +66,7 @@ class Front:
             key = state["key"] = self.gate.identify(path, headers.get("authorization"))
             body = await self._body(receive, headers)
             self.gate.enter(path, key)
-        except Exception as error:
-            if error_body(error).status >= 500:
-                logger.error("a request could not be admitted", exc_info=error)
+        except QhubError as error:
             await _refuse(error, send)
             return
         try:
@@ -127,7 +131,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 async def _refuse(error: Exception, send: Send) -> None:
     body = error_body(error)
-    content = json.dumps(body.to_json(), ensure_ascii=False).encode()
+    content = json.dumps(body.to_json()).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(content))), *body.headers]
     if body.status in (408, 413):  # the rest of the body is not read
         headers.append(("Connection", "close"))
@@ -149,4 +153,4 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             entry["error"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        return json.dumps(entry, default=str)

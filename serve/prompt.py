@@ -40,7 +40,9 @@ class PromptReader:
                 text = self.tokenizer.apply_chat_template(
                     turns, tools=_schemas(tools), tokenize=False, add_generation_prompt=True
                 )
-                return self._checked(self.tokenizer.encode(text, add_special_tokens=False), "messages")
+                assert isinstance(text, str)
+                tokens = self.tokenizer.encode(_whole(text, "messages"), add_special_tokens=False)
+                return self._checked(tokens, "messages")
         except (TemplateError, TypeError) as error:  # templates refuse conversations they were not made for
             raise BadParameter(f"the base's chat template refuses these messages: {error}", "messages") from None
 
@@ -53,7 +55,7 @@ class PromptReader:
         if not isinstance(prompt, str):
             return self._checked(prompt, "prompt")
         with self._lock:
-            return self._checked(self.tokenizer.encode(prompt), "prompt")
+            return self._checked(self.tokenizer.encode(_whole(prompt, "prompt")), "prompt")
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of token ids."""
@@ -68,6 +70,17 @@ class PromptReader:
         if max(tokens) >= self.vocabulary_size:
             raise BadParameter(f"token {max(tokens)} is not one of the base's {self.vocabulary_size}", param)
         return tuple(tokens)
+
+
+def _whole(text: str, param: str) -> str:
+    """`text`, if it is of whole characters: JSON can spell halves that no tokenizer reads. Raises BadParameter."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadParameter(
+            f"character {error.start + 1} is half of a surrogate pair, which is no text", param
+        ) from None
+    return text
 
 
 def _schemas(tools: Sequence[Tool]) -> list[Any] | None:

@@ -115,7 +115,7 @@ async def _events(answer: Answer, generation: Generation, body: GenerationReques
     except Exception as error:
         if not isinstance(error, QhubError):
             logger.exception("a stream failed")
-        yield _event(error_body(error).to_json())
+        yield f"data: {json.dumps(error_body(error).to_json())}\n\n"
     yield "data: [DONE]\n\n"
 
 

@@ -24,6 +24,7 @@ from serve.front import JsonLines
 from serve.options import HttpOptions
 
 DRAIN_SECONDS = 10  # how long running answers may go on when the server stops
+KEEP_ALIVE_SECONDS = 60  # longer than clients keep idle connections, or they send into one that is being closed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -98,7 +99,12 @@ def run_server(
             count = len({version.name for version in registry.versions_on_base(info.fingerprint)})
             announce(f"Serving {info.name} with {count} adapter{'' if count == 1 else 's'} on {url}")
 
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * DRAIN_SECONDS)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            timeout_graceful_shutdown=2 * DRAIN_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
         # uvicorn raises the signals it caught once more when it is done: by then they have done their work
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)

@@ -13,7 +13,7 @@ from typing import Any
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import BadReference
 from adapterhub_local.keys import Key
-from adapterhub_local.refs import Mix
+from adapterhub_local.refs import Mix, check_name
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.split import side_of, split_of
 from serve.auth import check_models
@@ -93,9 +93,10 @@ class Service:
     def choose(self, model: str, user: str | None) -> Target:
         """What answers `model` now; of a name whose traffic is split, the side of `user`. Raises as `find`."""
         name = model.removeprefix(f"{self.base.info.name}:")
-        if model != self.base.info.name and (split := split_of(self.registry, name)) and not self.loaded.find(name):
-            return replace(self.find(f"{name}@{side_of(split, name, user)}"), model=model)
-        return self.find(model)
+        if model == self.base.info.name or not is_name(name) or self.loaded.find(name):
+            return self.find(model)
+        split = split_of(self.registry, name)
+        return replace(self.find(f"{name}@{side_of(split, name, user)}"), model=model) if split else self.find(model)
 
     def names(self, model: str) -> list[str]:
         """The names that `model` speaks of, as far as it can be read: keys are for names."""
@@ -285,6 +286,14 @@ class Service:
     def _release(self, request: EngineRequest) -> None:
         if request.adapter is not None:
             self.engine.pool.release(request.adapter)
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` is an adapter's name and nothing else."""
+    try:
+        return bool(check_name(text))
+    except BadReference:
+        return False
 
 
 def versions_of(target: Target) -> list[Version]:

@@ -102,7 +102,7 @@ def test_gate(home: Home) -> None:
 def test_rate_and_concurrency(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """No window of the period has more requests than the rate, and no more run at once than the key may."""
     now = [1000.0]
-    monkeypatch.setattr("serve.auth.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("serve.auth.monotonic", lambda: now[0])
     gate = Gate(Keys(home))
     key, _ = Keys(home).create(rate="3/min", concurrency=2)
     gate.enter(CHAT, key)

@@ -315,3 +315,17 @@ def test_slow_reader(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert operated.service.engine.stats.num_sampled - before < 600, "the answers were computed to the end"
     assert operated.service.activity().running == ()
     assert all(not users for users in operated.service.engine.pool.users().values())
+
+
+def test_unexpected_errors(operated: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A mistake of ours is a 500 that shows nothing of the inside, with the request's id, which the log has, too."""
+
+    def broken() -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(operated.service, "adapters", broken)
+    response = operated.http.get("/v1/adapters", headers={"X-Request-Id": "broken-1"})
+    assert (response.status_code, response.headers["X-Request-Id"]) == (500, "broken-1")
+    assert response.json()["error"]["type"] == "server_error"
+    assert "secret" not in response.text
+    assert any(getattr(record, "fields", {}).get("request_id") == "broken-1" for record in caplog.records)
