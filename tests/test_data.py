@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub_local.data.chat import Chat
@@ -121,6 +121,46 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, to
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadData, match=told):
         read_chats(tmp_path / name)
+
+
+FRAGMENTS = [
+    *(
+        '{"messages": [',
+        '{"role": "user", "content": "x"}',
+        '{"role": "assistant", "content": "y"}',
+        "]}",
+        ",",
+        "\n",
+        "[",
+        "{",
+    ),
+    *(
+        '{"text": "x"}',
+        '{"prompt": 1, "completion": null}',
+        '{"conversations": [{"from": []}]}',
+        '"',
+        "1e999",
+        "\0",
+        "\ufeff",
+    ),
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join),
+    st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".jsonl.gz"]),
+)
+def test_any_file_is_data_or_refused(tmp_path: Path, text: str, suffix: str) -> None:
+    """No file makes reading data end in anything but chats or BadData."""
+    path = tmp_path / f"any{suffix}"
+    path.write_text(text, encoding="utf-8")
+    told = str(path)
+    try:
+        assert read_chats(path)
+    except BadData as error:
+        told = str(error)
+    assert str(path) in told
 
 
 # -- formats ---------------------------------------------------------------------------------------
