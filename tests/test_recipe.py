@@ -213,7 +213,7 @@ def test_shipped_recipes_load() -> None:
     """Every recipe that is shipped is valid, has its data, and names its command in its header."""
     folder = Path(__file__).parents[1] / "recipes"
     paths = sorted(folder.rglob("*.toml"))
-    assert len(paths) >= 2
+    assert len(paths) >= 5
     for path in paths:
         recipe = load_recipe(path)
         assert recipe.data.test is not None

@@ -19,9 +19,10 @@ TFLOPS = {
 UNKNOWN_GPU = 70
 # share of the peak that remains after dequantising, attention and small operations: on the CPU as seen with the demo
 # base (benchmarks/RESULTS.md), on a GPU what QLoRA trainers report; the latter was not measured here
-CPU_EFFICIENCY = 0.35
+CPU_EFFICIENCY = 0.5
 GPU_EFFICIENCY = 0.3
 DEQUANTISED_PER_SECOND = {"cpu": 4e8, "cuda": 2e11}  # weights
+SECONDS_A_LAYER = 1.2e-3  # of Python and kernel launches, a pass of one row: what small rows and models wait for
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,27 @@ def duration(shape: Shape, rows: Rows, run: Pass, steps: int, epochs: float, dev
         rate, basis = peak * 1e12 * GPU_EFFICIENCY, f"{peak} TFLOP/s in bf16 from the data sheet"
     one_epoch = (rows.computed * a_token + head) / rate
     one_epoch += rows.rows * passes * shape.linear_size / DEQUANTISED_PER_SECOND[device.kind]
+    one_epoch += rows.rows * passes * shape.layers * SECONDS_A_LAYER
     seconds = one_epoch * epochs
     return Duration(round(seconds, 3), steps, round(rows.epoch_tokens * epochs / seconds, 1), basis)
 
 
 def _cpu_flops() -> float:
-    """Floating-point operations a second of a float32 matrix product on this machine."""
+    """Floating-point operations a second of float32 matrix products on this machine's cores.
+
+    Measured on one core in processor time, so that other work on the machine counts little.
+    """
     import torch  # loaded already by the tokenizer; numpy's BLAS may have other threads
 
-    matrix = torch.rand(768, 768)
-    with torch.inference_mode():
-        matrix @ matrix
-        best = float("inf")
-        for _ in range(8):
-            start = time.perf_counter()
-            matrix @ matrix
-            best = min(best, time.perf_counter() - start)
-    return 2 * 768**3 / best
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    matrix, best = torch.rand(768, 768), float("inf")
+    try:
+        with torch.inference_mode():
+            for _ in range(8):
+                start = time.thread_time()
+                matrix @ matrix
+                best = min(best, time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * 768**3 / best * threads
