@@ -22,7 +22,7 @@ from adapterhub_local.settings import home
 def command(
     path: Path, name: str, base_name: str | None, alias: str | None, alpha: float | None, force: bool, as_json: bool
 ) -> None:
-    """Register the adapter at PATH, a PEFT folder or one self-describing .safetensors file.
+    """Register the adapter at PATH: a PEFT folder, one .safetensors file (kohya's and diffusers' names too), or GGUF.
 
     How far it fits the base is told and kept: `exact` if its file names this very base by fingerprint, `shapes`
     if all its modules are there in their shapes. One that does not fit, or names another base, is refused.

@@ -1,13 +1,11 @@
 """The scores a model card shows: of the lineage and later evaluations, with the base's where another version has it."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_local.registry import Registry, Version
 
 SHARES = ("exact_match", "accuracy", "regex_match", "json_valid")  # metrics that count successes among rows
-_Z = 1.959964  # two-sided 95 %
 
 
 def with_base_scores(registry: Registry, version: Version) -> dict[str, Any]:
@@ -39,10 +37,9 @@ def interval(metric: str, value: float, rows: Any) -> tuple[float, float] | None
     """
     if metric not in SHARES or not isinstance(rows, int) or rows < 1 or not 0 <= value <= 1:
         return None
-    shrunk = 1 + _Z**2 / rows
-    middle = (value + _Z**2 / (2 * rows)) / shrunk
-    half = _Z / shrunk * math.sqrt(value * (1 - value) / rows + _Z**2 / (4 * rows**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from adapterhub_local.evaluate.intervals import wilson
+
+    return wilson(round(value * rows), rows)
 
 
 def _table(value: Any) -> Mapping[str, Any]:

@@ -45,9 +45,6 @@ class Slots:
             for stack in (*group.a.values(), *(b for one in group.b for b in one.values()))
         )
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._slots
-
     def find(self, digests: Iterable[str]) -> dict[str, Slot]:
         """Where these adapters are, until the next `put` or `drop`; they count as used."""
         found = {}
