@@ -11,7 +11,7 @@ CHUNK = 1 << 22  # indices drawn at once
 Interval = tuple[float, float]
 
 
-def wilson(successes: int, total: int) -> Interval:
+def wilson(successes: float, total: int) -> Interval:
     """The interval of a share (Wilson 1927), sound near 0 and 1 and for few examples, unlike the normal one."""
     share, shrink = successes / total, 1 + Z * Z / total
     centre = share + Z * Z / (2 * total)

@@ -39,7 +39,7 @@ def interval(metric: str, value: float, rows: Any) -> tuple[float, float] | None
         return None
     from adapterhub_local.evaluate.intervals import wilson
 
-    return wilson(round(value * rows), rows)
+    return wilson(value * rows, rows)
 
 
 def _table(value: Any) -> Mapping[str, Any]:
