@@ -53,7 +53,8 @@ def save_adapter(
         tensors[tensor_name(module, "A")] = torch.randn(rank, size_in, generator=generator).to(dtype)
         tensors[tensor_name(module, "B")] = torch.randn(size_out, rank, generator=generator).to(dtype)
     rank = max(ranks.values())
-    config = AdapterConfig(rank, alpha, tuple(sorted(ranks)), rslora, ranks, alphas or {}, hub_id)
+    patterns: dict[str, Any] = {"rank_pattern": ranks, "alpha_pattern": alphas or {}}
+    config = AdapterConfig(rank, alpha, tuple(sorted(ranks)), use_rslora=rslora, **patterns, base_model=hub_id)
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).unlink(missing_ok=True)
