@@ -136,7 +136,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.post("/v1/unload_lora_adapter")
     def unload(body: UnloadRequest) -> Response:
         """Hold an adapter no longer; requests that use it go on."""
-        freed = service.loaded.unload(body.lora_name, service.engine.pool.drop)
+        freed = service.loaded.unload(body.lora_name, service.engine.unload)
         text = f"Success: LoRA adapter '{body.lora_name}' removed successfully."
         return PlainTextResponse(text, headers={"X-Qhub-Freed-Bytes": str(freed)})
 
