@@ -1,4 +1,4 @@
-"""The table of all recipe keys in the README: `python -m adapterhub_local.recipe.reference` prints it."""
+"""The table of all recipe keys in recipes/README.md: `python -m adapterhub_local.recipe.reference` prints it."""
 
 import sys
 from dataclasses import MISSING, fields
