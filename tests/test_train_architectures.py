@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from adapterhub_local.base.add import add_base
 from adapterhub_local.base.load import LoadedBase, load_base
-from adapterhub_local.evaluate.run import read_tests, score
+from adapterhub_local.evaluate.run import score
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.settings import Home
 from adapterhub_local.train.examples import read_chats, tokenise
@@ -102,7 +102,7 @@ def test_train_and_load_with_peft(base: LoadedBase, home: Home, tmp_path: Path, 
     recipe = load_recipe(write_recipe(tmp_path, count=8))
     version = train(recipe, home)
     measured = version.lineage["metrics"]["yes-no"]
-    tests = read_tests(base, recipe.data.test, None, 512)
+    tests = tokenise(read_chats(recipe.data.test), base.tokenizer, 512)
 
     assert measured["adapter"]["loss"] < measured["base"]["loss"]
     assert score(base, version, tests, 16).loss == pytest.approx(measured["adapter"]["loss"], rel=1e-5)

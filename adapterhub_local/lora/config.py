@@ -64,10 +64,10 @@ class AdapterConfig:
     alpha: float
     target_modules: tuple[str, ...] | str
     use_rslora: bool = False
-    use_dora: bool = False  # only ever written: what is read is refused, as it is no sum with the base's weight
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str | None = None
+    use_dora: bool = False  # only ever written: what is read is refused, as it is no sum with the base's weight
 
     @property
     def hub_id(self) -> str | None:
