@@ -17,7 +17,7 @@ from serve.engine.pool import AdapterPool
 from serve.engine.prefix import PrefixCache
 from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
-from serve.engine.sampler import NotFinite, Sampler
+from serve.engine.sampler import NotFinite, Sampler, choose
 from serve.engine.scheduler import Scheduler
 from serve.errors import ContextTooLong, GenerationFailed
 from serve.lora.product import Slot
@@ -154,12 +154,8 @@ class Engine:
         batch = in_segments(batch, slots)
         logits = self.runner.forward(batch, slots)
         results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
-        wanting = [item.request for item in batch if item.wants_token]
-        for request, row in zip(wanting, logits, strict=True):
-            try:
-                results[request.id] = self._samplers[request.id].sample(row)
-            except (QhubError, RuntimeError) as error:
-                results[request.id] = error
+        wanting = [item.request.id for item in batch if item.wants_token]
+        results.update(zip(wanting, choose([self._samplers[key] for key in wanting], logits), strict=True))
         self.stats.num_steps += 1
         self.stats.num_tokens += sum(item.num_tokens for item in batch)
         self.stats.num_sampled += len(wanting)
