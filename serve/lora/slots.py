@@ -11,8 +11,9 @@ import torch
 from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.product import Slot
 
-# module -> (A (in_features, rank), B (rank, out_features) with the scaling in it)
-Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+# module -> (A (in_features, rank), B (rank, out_features) with the scaling in it), and with DoRA a third tensor: by how
+# much more than once W x counts (out_features)
+Factors = Mapping[str, tuple[torch.Tensor, ...]]
 
 
 class Slots:
@@ -29,6 +30,7 @@ class Slots:
         self.num_loads = 0
         self.num_evictions = 0
         self._slots: OrderedDict[str, Slot] = OrderedDict()  # digest -> slot, least recently used first
+        self._scaled: set[str] = set()  # digests of adapters with DoRA
         self._capacity: dict[int, int] = {}  # rank -> slots in its stack
 
     def __len__(self) -> int:
@@ -42,7 +44,8 @@ class Slots:
         return sum(
             stack.nbytes
             for group in self.groups
-            for stack in (*group.a.values(), *(b for one in group.b for b in one.values()))
+            for stacks in (group.a, *group.b, *group.scales)
+            for stack in stacks.values()
         )
 
     def find(self, digests: Iterable[str]) -> dict[str, Slot]:
@@ -51,6 +54,9 @@ class Slots:
         for digest in digests:
             self._slots.move_to_end(digest)
             found[digest] = self._slots[digest]
+        scaled = frozenset(slot for digest, slot in found.items() if digest in self._scaled)
+        for context in {id(group.context): group.context for group in self.groups}.values():
+            context.scaled = scaled
         return found
 
     def put(self, digest: str, factors: Factors, keep: Set[str]) -> Slot:
@@ -58,22 +64,25 @@ class Slots:
 
         Others may be moved to make room: what `find` said before is no longer so.
         """
-        rank = max(a.shape[1] for a, _ in factors.values())
+        rank = max(factor[0].shape[1] for factor in factors.values())
         slot = Slot(rank, self._find_room(rank, keep))
         for name, layer in self.layers.items():
             self._fill(layer, slot, factors.get(name))
         self._slots[digest] = slot
+        if any(len(factor) > 2 for factor in factors.values()):
+            self._scaled.add(digest)
         self.num_loads += 1
         return slot
 
     def drop(self, digest: str) -> int:
         """Free the slot of an adapter that no running request uses; the bytes that are free now."""
         before, slot = self.num_bytes, self._slots.pop(digest, None)
+        self._scaled.discard(digest)
         if slot is not None:
             self._compact(slot.rank)
         return before - self.num_bytes
 
-    def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+    def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, ...] | None) -> None:
         group, rank, capacity = layer.group, slot.rank, self._capacity[slot.rank]
         stacks = group.b[layer.place]
         if factors is not None and rank not in stacks:
@@ -91,12 +100,22 @@ class Slots:
             b[:filled].copy_(factors[1], non_blocking=True)
         a[:, filled:].zero_()  # what was there before is nobody's now
         b[filled:].zero_()
+        scales = group.scales[layer.place]
+        scale = factors[2] if factors is not None and len(factors) > 2 else None
+        if scale is not None:
+            if rank not in scales:
+                scales[rank] = self._zeros(capacity, layer.out_features)
+            scales[rank][slot.index].copy_(scale, non_blocking=True)
+        elif rank in scales:
+            scales[rank][slot.index].zero_()
 
     def _find_room(self, rank: int, keep: Set[str]) -> int:
         """A free place in the stack of `rank`: the lowest, so that those in use stay close together."""
         if self._free(rank) is None and sum(self._capacity.values()) >= self.max_slots:
             if len(self._slots) >= self.max_slots:
-                del self._slots[next(digest for digest in self._slots if digest not in keep)]
+                evicted = next(digest for digest in self._slots if digest not in keep)
+                del self._slots[evicted]
+                self._scaled.discard(evicted)
                 self.num_evictions += 1
             for other in self._capacity.keys() - {rank}:
                 self._compact(other)
@@ -125,7 +144,7 @@ class Slots:
     def _resize(self, rank: int, capacity: int, places: Sequence[int] | None = None) -> None:
         """Give the stack of `rank` room for `capacity` adapters; `places` are taken over, by default all."""
         order = list(range(self._capacity.get(rank, 0)) if places is None else places)
-        for stacks in (each for group in self.groups for each in (group.a, *group.b)):
+        for stacks in (each for group in self.groups for each in (group.a, *group.b, *group.scales)):
             if rank not in stacks:
                 continue
             old = stacks.pop(rank)
