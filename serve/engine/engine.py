@@ -5,7 +5,8 @@ Knows nothing of text, names and HTTP. `submit` and `abort` may be called from a
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import NotFinite, Sampler
 from serve.engine.scheduler import Scheduler
-from serve.errors import ContextTooLong, GenerationFailed
+from serve.errors import AdapterUnloaded, ContextTooLong, GenerationFailed
 from serve.lora.product import Slot
 from serve.lora.slots import Slots
 
@@ -54,7 +55,8 @@ class Engine:
         self._aborted: set[str] = set()
         self._news: list[TokenOutput] = []  # of requests that ended outside a step
         self._lock = threading.Lock()
-        self._between_steps = threading.Lock()  # held by a step, and by what must not happen during one
+        self._exclusive = threading.Lock()  # held by a step, and by what must not happen during one
+        self._next = threading.Lock()  # who comes next: without it the next step could always be first
 
     @property
     def max_length(self) -> int:
@@ -101,7 +103,7 @@ class Engine:
         0 while requests use it: they finish, and its memory goes when others need it. With `force` they end with
         an error.
         """
-        with self._between_steps:
+        with self._between_steps():
             with self._lock:
                 users = [request for request in self._requests.values() if request.adapter == digest]
                 if users and not force:
@@ -111,14 +113,25 @@ class Engine:
                     self._leave(request, "error")
                     if is_aborted:  # nothing more is said of it
                         continue
-                    error = GenerationFailed("the adapter was unloaded before the answer was complete")
+                    error = AdapterUnloaded("the adapter was unloaded before the answer was complete")
                     self._news.append(TokenOutput(request.id, None, error=error))
             return self.slots.drop(digest) + self.pool.drop(digest)
 
     @torch.inference_mode()
+    def pin(self, digests: frozenset[str]) -> None:
+        """Keep these adapters, which somebody holds in memory, in slots of their own from now on, and no others."""
+        with self._between_steps():
+            with self._lock:
+                self.scheduler.pinned = digests
+                keep = self.scheduler.adapters
+            for digest in digests if len(keep) <= self.scheduler.options.max_adapters else ():
+                if digest not in self.slots:  # otherwise with the first request, when others have left
+                    self.slots.put(digest, self.pool.get(digest), keep)
+
+    @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """Compute one batch; what is new of every request in it that got a token or failed."""
-        with self._between_steps:
+        with self._between_steps():
             with self._lock:
                 self._reap()
                 batch = self.scheduler.schedule()
@@ -135,6 +148,15 @@ class Engine:
                 self._leave(request, "error")
         error = GenerationFailed("the server failed on this request; its log says why")
         return [TokenOutput(request.id, None, error=error) for request in requests]
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        with self._next:
+            self._exclusive.acquire()
+        try:
+            yield
+        finally:
+            self._exclusive.release()
 
     def _compute(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
         """What came of every request: a token, none yet, or an error. A failing batch is tried one by one."""
@@ -213,6 +235,7 @@ class Engine:
                 "adapter_evictions": self.pool.num_evictions,
                 "slots_used": len(self.slots),
                 "slots_total": self.scheduler.options.max_adapters,
+                "slot_bytes": self.slots.num_bytes,
                 "running": len(self.scheduler.running),
                 "waiting": len(self.scheduler.waiting),
                 "adapters_loaded": len(self.pool),

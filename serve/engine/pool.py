@@ -104,6 +104,11 @@ class AdapterPool:
         with self._lock:
             return self._adapters[digest].num_bytes if digest in self._adapters else 0
 
+    def loading(self) -> list[str]:
+        """Digests of adapters that are being read."""
+        with self._lock:
+            return [digest for digest in self._loading if digest not in self._adapters]
+
     def users(self) -> dict[str, int]:
         """Digest -> how often it is held, of every adapter in memory, least recently used first."""
         with self._lock:

@@ -36,6 +36,7 @@ class Scheduler:
         self.running: list[Request] = []  # in order of admission
         self._free_rows = list(range(options.max_rows))  # a heap: low rows first keeps the used ones together
         self._adapters: Counter[str] = Counter()  # running requests of each adapter
+        self.pinned: frozenset[str] = frozenset()  # adapters whose places are theirs even if no request runs
         self._num_passes = 0  # requests that passed the present head of the queue
 
     @property
@@ -44,8 +45,8 @@ class Scheduler:
 
     @property
     def adapters(self) -> frozenset[str]:
-        """The adapters of the running requests."""
-        return frozenset(self._adapters)
+        """The adapters of the running requests, and those that are pinned."""
+        return self.pinned | self._adapters.keys()
 
     def can_submit(self, count: int = 1) -> bool:
         return len(self.waiting) + count <= self.options.queue_limit
@@ -61,7 +62,7 @@ class Scheduler:
         return bool(self._free_rows) and (
             request.adapter is None
             or request.adapter in self._adapters
-            or len(self._adapters) < self.options.max_adapters
+            or len(self.adapters | {request.adapter}) <= self.options.max_adapters
         )
 
     def schedule(self) -> list[Scheduled]:
