@@ -6,6 +6,7 @@ batch's adapters, a bounded number of requests that need no new place may pass i
 
 import heapq
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Protocol
 
 from serve.engine.options import EngineOptions
@@ -36,6 +37,7 @@ class Scheduler:
         self.running: list[Request] = []  # in order of admission
         self._free_rows = list(range(options.max_rows))  # a heap: low rows first keeps the used ones together
         self._adapters: Counter[str] = Counter()  # running requests of each adapter
+        self.is_ready: Callable[[str], bool] = lambda _: True  # whether an adapter is where a batch can use it
         self.pinned: frozenset[str] = frozenset()  # adapters whose places are theirs even if no request runs
         self._num_passes = 0  # requests that passed the present head of the queue
 
@@ -62,7 +64,7 @@ class Scheduler:
         return bool(self._free_rows) and (
             request.adapter is None
             or request.adapter in self._adapters
-            or len(self.adapters | {request.adapter}) <= self.options.max_adapters
+            or (len(self.adapters | {request.adapter}) <= self.options.max_adapters and self.is_ready(request.adapter))
         )
 
     def schedule(self) -> list[Scheduled]:
