@@ -46,7 +46,7 @@ def test_all_stop_after_the_same_step(tiny_base: BaseInfo, home: Home, tmp_path:
     """A stop that another process was asked for comes with the sum of the gradients, in the same step."""
     recipe = load_recipe(write_recipe(tmp_path))
     base = load_base(tiny_base)
-    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512, recipe.data.train)
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
     model = with_adapter(base, recipe)
     trainer, watch = make_trainer(model, examples, recipe.train, tmp_path / "run", lambda entry: None)
 

@@ -180,7 +180,7 @@ def test_what_is_no_number_is_found(tiny_base: BaseInfo, home: Home, tmp_path: P
 
     recipe = load_recipe(write_recipe(tmp_path))
     base = load_base(tiny_base)
-    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512, recipe.data.train)
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
     model = with_adapter(base, recipe)
     trainer, _ = make_trainer(model, examples, recipe.train, tmp_path / "run", lambda entry: None)
     next(p for name, p in model.named_parameters() if "lora_B" in name).data.fill_(math.inf)

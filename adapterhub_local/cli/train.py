@@ -38,15 +38,14 @@ def command(
     Ctrl-C stops after the current step and keeps the state; --resume goes on from there. A recipe with [sweep] is
     trained once for each of its runs; those that are registered already are not trained again (but with --restart).
     """
-    from adapterhub_local.base.modules import check_targets
-    from adapterhub_local.base.store import find_base
     from adapterhub_local.errors import InputError
-    from adapterhub_local.recipe import load_recipe
+    from adapterhub_local.recipe import load_recipe, load_runs
+    from adapterhub_local.train.check import check_runs
 
     if resume and restart:
         raise InputError("--resume and --restart exclude each other: give one")
     loaded = load_recipe(recipe, overrides)
-    check_targets(find_base(loaded.base.name, home()), loaded.adapter.target_modules)  # before anything heavy is loaded
+    check_runs(load_runs(loaded, overrides), home())  # before anything heavy is loaded
     if loaded.sweep and (nproc > 1 or dry_run or process().world_size > 1):
         raise InputError(
             f"{'--dry-run' if dry_run else 'training in several processes'} is for one run: leave out [sweep]"

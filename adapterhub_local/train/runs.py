@@ -55,8 +55,8 @@ class Run:
             )
         if found and not resume and not restart:
             raise InUse(
-                f"a run of this recipe was stopped at step {_step(found[-1])}: add --resume to go on or "
-                "--restart to begin anew"
+                f"a run of this recipe has its state of step {_step(found[-1])} kept: add --resume to go on "
+                "or --restart to begin anew"
             )
         if restart and self.leader:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -66,7 +66,7 @@ class Run:
         for other in reversed(list_runs(self.home)):
             before = other.record.get("decisive")
             if before and other.record["name"] == self.recipe.output.name and checkpoints(other.folder):
-                changes = ", ".join(_differences(before, self.decisive))
+                changes = ", ".join(_differences(before, self.decisive)) or "the keys of recipes changed"
                 return f" ({other.id} was stopped at step {_step(checkpoints(other.folder)[-1])}; since then {changes})"
         return ""
 
@@ -219,7 +219,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """What decides a run and is not the same, in words."""
     if before.get("from") != after.get("from"):
-        yield "adapter.from_version is another version"
+        yield "adapter.from is another version"
     if before["base"] != after["base"]:
         yield f"the base changed from {before['base'][:19]} to {after['base'][:19]}"
     known = {(entry["role"], entry["file"]): entry for entry in before["data"]}

@@ -4,18 +4,19 @@ What is registered already is not trained again, so a sweep that was stopped goe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_local.base.modules import check_targets
 from adapterhub_local.base.store import find_base
-from adapterhub_local.data.load import Dataset, read_data
+from adapterhub_local.data.load import Dataset
 from adapterhub_local.errors import InputError, NotFound, QhubError, Stopped
 from adapterhub_local.plan.auto import settle
-from adapterhub_local.recipe import Recipe, load_recipe
+from adapterhub_local.recipe import Recipe, load_runs
+from adapterhub_local.recipe.schema import as_called_now
 from adapterhub_local.recipe.sweep import METRICS
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
+from adapterhub_local.train.check import check_comparable, check_runs, data_of, read_all
 from adapterhub_local.train.progress import Reporter
 from adapterhub_local.train.run import train
 
@@ -34,16 +35,6 @@ class SweepRun:
         return dict(self.version.lineage["metrics"][task]["adapter"]) if self.version else {}
 
 
-def load_runs(recipe: Recipe, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Recipe]]:
-    """Every run of a recipe's sweep as (what it changes, its recipe). Raises BadRecipe if one of them is wrong.
-
-    The recipe's own alias is left out: it goes to the best.
-    """
-    assert recipe.sweep is not None, "only a recipe with a sweep has runs"
-    loaded = [(changes, load_recipe(recipe.path, (*overrides, *changes))) for changes in recipe.sweep.runs]
-    return [(changes, replace(run, sweep=None, output=replace(run.output, alias=None))) for changes, run in loaded]
-
-
 def sweep(
     recipe: Recipe, overrides: Sequence[str], home: Home, *, resume: bool, restart: bool, reporter: Reporter
 ) -> tuple[list[SweepRun], SweepRun]:
@@ -54,24 +45,15 @@ def sweep(
     """
     assert recipe.sweep is not None, "only a recipe with a sweep has runs"
     runs = load_runs(recipe, overrides)
-    for _, run in runs:
-        check_targets(find_base(run.base.name, home), run.adapter.target_modules)
-    datasets: dict[Any, Dataset] = {}
-    for _, run in runs:
-        if (run.data, run.eval.limit) not in datasets:
-            datasets[run.data, run.eval.limit] = read_data(run)
-    digests = {dataset.test_digest for dataset in datasets.values()}
-    if None in digests or len(digests) > 1:
-        raise InputError(
-            f"{recipe.path}: a sweep chooses by examples that are held out, the same for all runs: "
-            + ("set data.test or data.test_share" if None in digests else "set data.test")
-        )
+    check_runs(runs, home)
+    datasets = read_all(runs)
+    check_comparable(recipe, datasets.values())
     registry = Registry(home)
     done = []
     for number, (changes, run) in enumerate(runs, 1):
         reporter.note(f"run {number} of {len(runs)}: {' '.join(changes)}")
         settled = settle(run, home)[0]
-        known = None if restart else find_trained(settled, datasets[run.data, run.eval.limit], registry)
+        known = None if restart else find_trained(settled, datasets[data_of(run)], registry)
         if known:
             done.append(SweepRun(changes, known, was_there=True))
         else:
@@ -94,7 +76,8 @@ def find_trained(recipe: Recipe, dataset: Dataset, registry: Registry) -> Versio
     wanted = recipe.to_json()
     for version in reversed(registry.versions(recipe.output.name)):
         lineage = version.lineage
-        same_recipe = (lineage.get("recipe") or {}).get("resolved") == wanted
+        resolved = (lineage.get("recipe") or {}).get("resolved")
+        same_recipe = resolved is not None and as_called_now(resolved) == wanted
         if same_recipe and lineage.get("data") == dataset.records and version.base_fingerprint == fingerprint:
             return version
     return None
