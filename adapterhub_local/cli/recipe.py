@@ -58,7 +58,7 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from adapterhub_local.train.check import check_comparable, check_runs, read_all
 
     loaded = load_recipe(recipe, overrides)
-    runs = load_runs(loaded, overrides)
+    runs = load_runs(loaded)
     check_runs(runs, home())
     datasets = read_all(runs)
     if loaded.sweep:

@@ -43,10 +43,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, run: tuple[str, Se
     sweep = read_sweep(layers, reading.problems)
     if reading.problems:
         raise BadRecipe("\n".join(dict.fromkeys(reading.problems)))
-    return Recipe(**values, text=_whole_text(files), path=path, origins=reading.origins, sweep=sweep)
+    text = _whole_text(files)
+    return Recipe(**values, text=text, path=path, origins=reading.origins, sweep=sweep, overrides=tuple(overrides))
 
 
-def load_runs(recipe: Recipe, overrides: Sequence[str] = ()) -> list[tuple[tuple[str, ...], Recipe]]:
+def load_runs(recipe: Recipe) -> list[tuple[tuple[str, ...], Recipe]]:
     """Every run of a recipe's sweep as (what it changes, its recipe); of one without a sweep, itself.
 
     The recipe's own alias is left out: it goes to the best. Raises BadRecipe with what is wrong with any of them.
@@ -56,7 +57,7 @@ def load_runs(recipe: Recipe, overrides: Sequence[str] = ()) -> list[tuple[tuple
     loaded, problems = [], []
     for number, changes in enumerate(recipe.sweep.runs, 1):
         try:
-            run = load_recipe(recipe.path, overrides, run=(f"run {number} of [sweep]", changes))
+            run = load_recipe(recipe.path, recipe.overrides, run=(f"run {number} of [sweep]", changes))
         except BadRecipe as error:
             problems += str(error).splitlines()
             continue

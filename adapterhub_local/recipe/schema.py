@@ -277,7 +277,8 @@ class Sweep:
 class Recipe:
     """A checked recipe. `text` is what was written, with what it extends, `path` where; neither decides equality.
 
-    `origins` says for each key that was given where it is written: `train.seed` -> `recipe.toml:12`.
+    `origins` says for each key that was given where it is written: `train.seed` -> `recipe.toml:12`. `overrides` are
+    those it was loaded with.
     """
 
     base: Base
@@ -290,6 +291,7 @@ class Recipe:
     path: Path = field(compare=False)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     sweep: Sweep | None = field(default=None, compare=False)
+    overrides: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def task(self) -> str:

@@ -29,7 +29,7 @@ from adapterhub_local.train.lineage import lineage_of, peak_memory_mb
 from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.progress import Quiet, Reporter
 from adapterhub_local.train.report import write_report
-from adapterhub_local.train.runs import BEST, CURVE, LAST_GOOD, REPORT, Run, checkpoints, read_log
+from adapterhub_local.train.runs import BEST, CURVE, LAST_GOOD, RECORD, REPORT, Run, checkpoints, differences, read_log
 from adapterhub_local.train.samples import take_samples
 from adapterhub_local.train.trainer import NotFinite, NotSaved, make_trainer, steps_of
 from adapterhub_local.train.watch import Diverged, Watch
@@ -121,7 +121,10 @@ def _told(error: OSError) -> str:
 def follow(recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False) -> None:
     """Take part in the run of another process (rank 0 of several), which evaluates and registers the result."""
     recipe, _ = settle(recipe, home)
-    fit(prepare(recipe, home, Quiet(), lambda run: run.find_checkpoint(resume=resume, restart=restart)), Quiet())
+    session = prepare(recipe, home, Quiet(), lambda run: run.find_checkpoint(resume=resume, restart=restart))
+    fit(session, Quiet())
+    if not (session.run.folder / RECORD).exists():  # a machine with a home of its own: the leader's has the run
+        shutil.rmtree(session.run.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
             "a loss of 0 (huggingface/accelerate#3983). Each process holds the whole base: use --nproc or torchrun"
         )
     if process().world_size > 1 and choose_device() == "cuda":
+        if process().local_rank >= torch.cuda.device_count():
+            raise InputError(f"--nproc asks for more GPUs than the {torch.cuda.device_count()} of this machine")
         torch.cuda.set_device(process().local_rank)
     info, start = check_run(recipe, home)
     dataset = read_data(recipe)
@@ -200,6 +205,7 @@ def fit(session: Session, reporter: Reporter) -> Fitted:
         )
         trainer, _ = make_trainer(model, examples, train, run.folder, watch.report, watch)
         try:
+            agree(run)
             preflight(trainer, examples, run.home)
         except BaseException:
             with suppress(OSError):  # the Trainer has made an empty folder
@@ -262,6 +268,21 @@ def fit(session: Session, reporter: Reporter) -> Fitted:
             trainer._save_checkpoint(model, None)
 
     return Fitted(statistics, save_state)
+
+
+def agree(run: Run) -> None:
+    """Hold what decides the run against that of the other processes, which may be on other machines.
+
+    Raises InputError in all of them, with what differs from the first.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    told: list[Any] = [None] * process().world_size
+    torch.distributed.all_gather_object(told, run.decisive)
+    for rank, other in enumerate(told):
+        if other != told[0]:
+            changes = ", ".join(differences(told[0], other))
+            raise InputError(f"process {rank} does not train the same: {changes}; give every machine the same files")
 
 
 def held_out(model: Any, tests: list[Example], batch_size: int) -> dict[str, float]:

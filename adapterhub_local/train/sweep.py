@@ -3,8 +3,9 @@
 What is registered already is not trained again, so a sweep that was stopped goes on by being started again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from adapterhub_local.base.store import find_base
@@ -16,9 +17,11 @@ from adapterhub_local.recipe.schema import as_called_now
 from adapterhub_local.recipe.sweep import METRICS
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
-from adapterhub_local.train.check import check_comparable, check_runs, data_of, read_all
+from adapterhub_local.train.check import check_comparable, check_run, check_runs, data_of, read_all
+from adapterhub_local.train.launch import launch
 from adapterhub_local.train.progress import Reporter
 from adapterhub_local.train.run import train
+from adapterhub_local.train.runs import Run, read_record
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,16 @@ class SweepRun:
 
 
 def sweep(
-    recipe: Recipe, overrides: Sequence[str], home: Home, *, resume: bool, restart: bool, reporter: Reporter
+    recipe: Recipe, home: Home, *, resume: bool, restart: bool, reporter: Reporter, num_processes: int = 1
 ) -> tuple[list[SweepRun], SweepRun]:
     """Train all runs of a recipe's sweep in turn; returns them, and the best, to which the aliases point now.
 
-    A run that fails (its loss diverges, say) is told and the others go on. Raises InputError before the first if
-    there is nothing held out to choose by, or not the same for all; QhubError if every run failed.
+    Each run is `num_processes` processes. One that fails (its loss diverges, say) is told and the others go on.
+    Raises InputError before the first if there is nothing held out to choose by, or not the same for all; QhubError
+    if every run failed.
     """
     assert recipe.sweep is not None, "only a recipe with a sweep has runs"
-    runs = load_runs(recipe, overrides)
+    runs = load_runs(recipe)
     check_runs(runs, home)
     datasets = read_all(runs)
     check_comparable(recipe, datasets.values())
@@ -57,7 +61,8 @@ def sweep(
         if known:
             done.append(SweepRun(changes, known, was_there=True))
         else:
-            done.append(_train(changes, run, home, resume, restart, reporter))
+            one = partial(_launch, number, num_processes, datasets[data_of(run)])
+            done.append(_train(changes, run, home, resume, restart, reporter, one if num_processes > 1 else train))
     metric = recipe.sweep.metric
     better = METRICS[metric]
     finished = [run for run in done if run.version is not None]
@@ -83,16 +88,51 @@ def find_trained(recipe: Recipe, dataset: Dataset, registry: Registry) -> Versio
     return None
 
 
+def _launch(
+    number: int,
+    num_processes: int,
+    dataset: Dataset,
+    recipe: Recipe,
+    home: Home,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    reporter: Reporter,
+) -> Version:
+    """Run `number` of a sweep in several processes. Raises what `train` does."""
+    recipe, _ = settle(recipe, home)
+    info, start = check_run(recipe, home)
+    run = Run(recipe, info, home, dataset, start)
+    run.find_checkpoint(resume=resume, restart=restart)  # told here, where it can be acted on
+    flags = [name for name, given in (("--resume", resume), ("--restart", restart)) if given]
+    changes = [part for override in recipe.overrides for part in ("--set", override)]
+    command = ["train", str(recipe.path), *changes, "--only-run", str(number), *flags]
+    code = launch(command, num_processes, is_quiet=True)
+    if code == Stopped.exit_code:
+        raise Stopped(f"stopped in run {number} of the sweep. Go on: the same command with --resume")
+    version = find_trained(recipe, dataset, Registry(home)) if code == 0 else None
+    if version is None:
+        reason = read_record(run.folder).get("reason") or f"exit code {code}"
+        raise InputError(reason) if code == InputError.exit_code else QhubError(reason)
+    return version
+
+
 def _train(
-    changes: tuple[str, ...], recipe: Recipe, home: Home, resume: bool, restart: bool, reporter: Reporter
+    changes: tuple[str, ...],
+    recipe: Recipe,
+    home: Home,
+    resume: bool,
+    restart: bool,
+    reporter: Reporter,
+    train_one: Callable[..., Version],
 ) -> SweepRun:
     try:
         try:
-            version = train(recipe, home, resume=resume, restart=restart, reporter=reporter)
+            version = train_one(recipe, home, resume=resume, restart=restart, reporter=reporter)
         except NotFound:
             if not resume:
                 raise
-            version = train(recipe, home, reporter=reporter)  # this run of the sweep had not begun
+            version = train_one(recipe, home, reporter=reporter)  # this run of the sweep had not begun
     except (InputError, Stopped):
         raise
     except QhubError as error:
