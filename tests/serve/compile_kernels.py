@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from serve.kernels import attention, lora
+from serve.kernels import attention, lora, nf4
 
 SLOTS, TOKENS, HIDDEN = 4, 6, 512
 
@@ -42,7 +42,7 @@ def compile_for(capability: int, calls: list[Callable[[], object]]) -> dict[str,
             call()
     finally:
         JITFunction.run = ordinary
-    for each in (*vars(lora).values(), *vars(attention).values()):
+    for each in (*vars(lora).values(), *vars(attention).values(), *vars(nf4).values()):
         if isinstance(each, JITFunction):
             each.device_caches.clear()  # what was compiled is for this capability
     return shared
@@ -68,6 +68,9 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
                 query, *cache, tables, lengths, scale=0.1, window=window, softcap=softcap
             )
         )
+    packed, absmax, code = torch.zeros(64 * HIDDEN // 2, 1, dtype=torch.uint8), torch.empty(64 * 8), torch.empty(16)
+    for few in (torch.empty(1, HIDDEN, dtype=dtype), torch.empty(64, HIDDEN, dtype=dtype)):
+        found.append(lambda few=few: nf4.multiply(few, packed, absmax, code, 64))
     return found
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from adapterhub_local.errors import InputError
 from serve.engine.options import EngineOptions
-from serve.kernels import attention, launch, lora, reference
+from serve.kernels import attention, launch, lora, nf4, reference
 from serve.kernels.choose import Kernels, choose_kernels
 from serve.lora import product
 from serve.lora.product import Segment, lora_batch
@@ -221,5 +221,39 @@ def test_kernels_compile_for_a_gpu() -> None:
 
     assert done.returncode == 0, done.stderr[-2000:]
     shared = json.loads(done.stdout.splitlines()[-1])["shared"]
-    assert shared.keys() == {"_shrink", "_expand", "_attend", "_join"}
+    assert shared.keys() == {"_shrink", "_expand", "_attend", "_join", "_multiply"}
     assert max(shared.values()) <= 99 * 1024  # what a program may have on an RTX 3090 or 4090
+
+
+@quick
+@given(
+    dtype=DTYPES,
+    tokens=st.integers(1, 70),
+    size=st.integers(1, 130),
+    blocks=st.sampled_from([1, 2, 9]),
+    nested=st.booleans(),
+    kind=st.sampled_from(["nf4", "fp4"]),
+)
+def test_four_bit_product(dtype: torch.dtype, tokens: int, size: int, blocks: int, nested: bool, kind: str) -> None:
+    """Any number of tokens and outputs: the product with what bitsandbytes dequantises the weights to."""
+    from bitsandbytes import functional
+
+    torch.manual_seed(tokens)
+    weight, x = torch.randn(size, 64 * blocks).to(dtype), torch.randn(tokens, 64 * blocks).to(dtype)
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=nested)
+    absmax = nf4.plain_absmax(state)
+    got = nf4.multiply(x, packed, absmax, state.code, size)
+    wanted = x.float() @ functional.dequantize_4bit(packed, state).float().T
+
+    assert absmax.dtype == torch.float32
+    assert_same(got, wanted.to(dtype))
+
+
+def test_which_weights_can_be_multiplied() -> None:
+    """Blocks must be of 64 and end with the rows; a plain weight is none of our business."""
+    from bitsandbytes.nn import Params4bit
+
+    good = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=64).to("cpu")
+    odd = Params4bit(torch.randn(8, 96), requires_grad=False, quant_type="nf4", blocksize=64).to("cpu")
+    wide = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=128).to("cpu")
+    assert [nf4.is_supported(each) for each in (good, odd, wide, torch.randn(8, 128))] == [True, False, False, False]
