@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from serve.kernels.choose import Kernels
 from serve.lora.product import LoraBatch, Segment, Slot, add_by_grid, add_by_segment, lora_batch
 
 
@@ -27,11 +28,13 @@ class LoraContext:
     """The batch being computed, set by the runner before a forward pass and read by all wrapped layers.
 
     `logits` is the same for the layer that makes logits, which sees only the tokens that need some. `scaled` are
-    the slots of adapters with DoRA, `scaled_tokens` and `scaled_logits` their tokens.
+    the slots of adapters with DoRA, `scaled_tokens` and `scaled_logits` their tokens. `kernels`, if there are any,
+    compute the batch's tiles.
     """
 
     tokens: LoraBatch | None = None
     logits: LoraBatch | None = None
+    kernels: Kernels | None = None
     scaled: frozenset[Slot] = frozenset()
     scaled_tokens: tuple[ScaledTokens, ...] = ()
     scaled_logits: tuple[ScaledTokens, ...] = ()
@@ -124,6 +127,11 @@ class LinearGroup:
             rank = segment.slot.rank
             if rank in self.a:
                 add_by_segment(flat_outs, flat_x, self.a[rank], [b.get(rank) for b in self.b], segment)
+        for tiles in batch.tiles:
+            if tiles.rank in self.a:
+                assert self.context.kernels is not None
+                bs = [b.get(tiles.rank) for b in self.b]
+                self.context.kernels.add_lora(flat_outs, flat_x, self.a[tiles.rank], bs, tiles.table)
         return outs
 
     def _rescale(self, outs: Sequence[torch.Tensor], scaled: ScaledTokens) -> None:
