@@ -30,6 +30,7 @@ def test_adapters_come_and_go(built_base: Path, tmp_path: Path) -> None:
         asyncio.run(churn.run(4.0, 0.2, lambda: seen.append(server.service.engine.pool.num_bytes)))
         numbers = server.wait_until_idle()
         pool = server.service.engine.pool
+        seen.append(pool.num_bytes)  # on a busy machine perhaps the only look
         assert churn.problems == []
         assert churn.counts["200"] > 5
         assert churn.counts["published"] > 2
