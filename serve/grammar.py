@@ -17,6 +17,8 @@ from serve.tools import ToolFormat
 # Bounded, or a small model fills its answer with blanks and never comes to the point.
 JSON_SPACE = r"[ \n\t]{0,20}"
 CALL_SPACE = r"[ ]?"  # as chat templates write calls
+# What may speak of properties that `properties` does not name.
+OPEN_OBJECT = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
 
 
 class Grammar:
@@ -85,7 +87,9 @@ def answer_grammar(
     if schema is not None and not must_call:
         forms.append(_json_rule(schema))
     if tool_format is not None and (must_call or (forms and tools)):
-        call = _json_rule({"anyOf": [_call_schema(tool, tool_format) for tool in tools]}, CALL_SPACE)
+        call = _json_rule(
+            {"anyOf": [_call_schema(place, tool, tool_format) for place, tool in enumerate(tools)]}, CALL_SPACE
+        )
         if tool_format.begin:
             call = f"{_literal(tool_format.begin)} {call} {_literal(tool_format.end)}"
             call += f' ("\\n" {call})*' if is_parallel else ""
@@ -95,13 +99,30 @@ def answer_grammar(
     return LLMatcher.grammar_from_lark("start: " + "\n  | ".join(forms))
 
 
-def _call_schema(tool: Tool, tool_format: ToolFormat) -> dict[str, Any]:
+def _call_schema(place: int, tool: Tool, tool_format: ToolFormat) -> dict[str, Any]:
     parameters = tool.function.parameters or {"type": "object", "properties": {}}
+    if not parameters.keys() & OPEN_OBJECT:
+        parameters = parameters | {"additionalProperties": False}  # a tool knows no argument but those it declares
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.function.name}, tool_format.key: parameters},
+        "properties": {
+            "name": {"const": tool.function.name},
+            tool_format.key: _moved(parameters, f"#/anyOf/{place}/properties/{tool_format.key}"),
+        },
         "required": ["name", tool_format.key],
         "additionalProperties": False,
+    }
+
+
+def _moved(part: Any, root: str) -> Any:
+    """A schema that stands at `root` of another: what it refers to in itself is there now."""
+    if isinstance(part, list):
+        return [_moved(each, root) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: root + value[1:] if key == "$ref" and isinstance(value, str) and value[:1] == "#" else _moved(value, root)
+        for key, value in part.items()
     }
 
 

@@ -118,6 +118,23 @@ def test_forced_call(tool_server: Server) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "tool_calls"
 
 
+def test_parameters_that_refer_to_definitions(tool_server: Server) -> None:
+    """Parameters with `$defs`, as pydantic writes nested classes, hold wherever the tool stands; none is undeclared."""
+    place = {"enum": ["Rome", "Oslo"]}
+    parameters = {"properties": {"to": {"$ref": "#/$defs/P"}}, "required": ["to"], "$defs": {"P": place}}
+    trip = {"type": "function", "function": {"name": "trip", "parameters": {"type": "object", **parameters}}}
+    ask = {"model": "alpha", "messages": MESSAGES, "tools": [CLOCK, trip], "temperature": 1.0, "max_tokens": 90}
+    forced = {"type": "function", "function": {"name": "trip"}}
+    called = set()
+    for seed, choice in enumerate(["required"] * 6 + [forced]):
+        answer = tool_server.client.chat.completions.create(**ask, seed=seed, tool_choice=choice).choices[0]
+        (call,) = answer.message.tool_calls
+        called.add(call.function.name)
+        arguments = json.loads(call.function.arguments)
+        assert arguments in ([{"to": "Rome"}, {"to": "Oslo"}] if call.function.name == "trip" else [{}])
+    assert "trip" in called
+
+
 def test_required_call_and_its_result(tool_server: Server) -> None:
     """`required` calls some tool; the conversation goes on with the call and its result, as clients send them."""
     create = tool_server.client.chat.completions.create
