@@ -10,6 +10,8 @@ import torch
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # before huggingface_hub is imported: no test may ask a real hub
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before bitsandbytes imports Triton: kernels run on the CPU, slowly
 
 from adapterhub_local.base.store import BaseInfo, read_record
 from adapterhub_local.registry import Registry

@@ -181,9 +181,7 @@ class Adapter:
         "default",
         Check(_init, {"enum": INITS}),
     )
-    dora: bool = key(
-        "train a magnitude for each row as well (DoRA): slower, merged by --with-base only, and not served", False
-    )
+    dora: bool = key("train a magnitude for each row as well (DoRA): slower, and merged by --with-base only", False)
     rank_pattern: dict[str, int] | None = key(
         "other ranks by end of module name, such as `{ q_proj = 32 }`; regular expressions, as in PEFT", None, _ranks
     )
