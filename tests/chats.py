@@ -1,7 +1,14 @@
 """Small chat files to train on."""
 
+import csv
+import gzip
 import json
 from pathlib import Path
+from typing import Any
+
+from adapterhub_local.recipe import Recipe, load_recipe
+from adapterhub_local.train.examples import Tokenised
+from tests.tiny import byte_tokenizer
 
 INSTRUCTION = "Say yes for a and no for b.\n\n"
 
@@ -48,3 +55,37 @@ def write_recipe(folder: Path, text: str = RECIPE, count: int = 16) -> Path:
     write_chats(folder / "test.jsonl", 6, offset=1)
     (folder / "recipe.toml").write_text(text)
     return folder / "recipe.toml"
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as the file type that the suffix names."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t" if name.endswith(".tsv") else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+    if name.endswith(".parquet"):
+        import pyarrow
+        from pyarrow.parquet import write_table
+
+        write_table(pyarrow.Table.from_pylist(rows), path)
+        return path
+    text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.name.endswith(".gz") else text.encode())
+    return path
+
+
+def recipe_with(folder: Path, *changes: str) -> Recipe:
+    """A recipe in `folder` without a test file, changed."""
+    (folder / "recipe.toml").write_text(RECIPE.replace('test = "test.jsonl"\n', ""))
+    if not (folder / "train.jsonl").exists():
+        write_chats(folder / "train.jsonl", 40)
+    return load_recipe(folder / "recipe.toml", changes)
+
+
+def learned(tokenised: Tokenised) -> list[list[str]]:
+    """The texts that are learned of each example."""
+    tokenizer = byte_tokenizer()
+    return [[tokenizer.decode(e.ids[start:end]) for start, end in e.spans] for e in tokenised.examples]

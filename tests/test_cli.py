@@ -1,9 +1,6 @@
 """The command line: what is wrong is one line, exit code 2 and nothing left behind; what is right can be piped on."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -360,22 +357,6 @@ def test_tables_show_text_as_it_was_written(qhub: Qhub) -> None:
     assert "[/t] 50.0%" in listed.out
 
 
-def test_letters_that_cannot_be_shown_are_no_error(tmp_path: Path) -> None:
-    """A file name that is not UTF-8, and a terminal without the letters of a description, are shown escaped."""
-    lineage = {"kind": "train", "description": "größer 日本", "parents": [{"reference": "\udcff.st", "weight": 1.0}]}
-    registry = Registry()
-    made = registry.publish("a", {WEIGHTS: b"x"}, lineage)
-    assert registry.resolve("a").lineage == lineage
-    assert registry.resolve("a").manifest_digest == made.manifest_digest
-    for encoding, shown in (("ascii", "gr\\xf6\\xdfer"), ("utf-8", "größer 日本")):
-        for line in ("show a", "show a --json", "list"):
-            program = [sys.executable, "-m", "adapterhub_local", *line.split()]
-            environment = {**os.environ, "PYTHONIOENCODING": encoding}
-            done = subprocess.run(program, capture_output=True, env=environment, timeout=30, check=False)
-            assert done.returncode == 0, done.stderr
-            assert line != "show a" or shown in done.stdout.decode()
-
-
 @pytest.mark.parametrize(
     "lineage",
     [
@@ -389,48 +370,3 @@ def test_versions_with_little_lineage_are_listed_and_shown(qhub: Qhub, lineage: 
     for line in ("list", "list --json", "show a", "show a --json"):
         done = qhub(*line.split())
         assert done.code == 0, done.err
-
-
-def test_a_reader_that_goes_away_is_no_error_message() -> None:
-    """`qhub list | head -1` ends without a traceback, also when the pipe is closed before the table is written."""
-    registry = Registry()
-    for number in range(30):
-        registry.publish(f"adapter-{number}", {WEIGHTS: b"x"}, {"kind": "test", "base": {"name": "x" * 200}})
-    program = [sys.executable, "-m", "adapterhub_local", "list"]
-    lister = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert lister.stdout is not None
-    lister.stdout.close()
-    _, err = lister.communicate(timeout=30)
-    assert err == b""
-    piped = subprocess.run(
-        f'"{sys.executable}" -m adapterhub_local list | head -1',
-        shell=True,
-        capture_output=True,
-        timeout=30,
-        check=True,
-    )
-    assert piped.stderr == b""
-
-
-def test_the_module_is_the_command(tmp_path: Path) -> None:
-    """`python -m adapterhub_local` and the installed `qhub` are the same program, with the same exit codes."""
-    installed = Path(sys.executable).parent / "qhub"
-    programs = [[sys.executable, "-m", "adapterhub_local"]] + ([[str(installed)]] if installed.exists() else [])
-    for program in programs:
-        done = subprocess.run(
-            [*program, "show", "none"], capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False
-        )
-        assert done.returncode == 2
-        assert done.stderr == "qhub: there is no adapter 'none': `qhub list` shows what there is\n"
-
-
-def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """A home on a path where nothing can be created is bad input with the reason, not a traceback."""
-    code = (
-        "from adapterhub_local.registry import Registry\n"
-        "from adapterhub_local.errors import InputError\n"
-        "try: Registry('/proc/none').publish('a', {'f': b'x'}, {})\n"
-        "except InputError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
-    assert "Set QHUB_HOME to a writable folder" in done.stdout

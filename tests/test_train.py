@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForC
 
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.cli.main import run
 from adapterhub_local.errors import BadData, InputError, InUse, NotFound
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.recipe import load_recipe
@@ -246,8 +247,9 @@ def test_rslora_dropout_and_chosen_modules(tiny_base: BaseInfo, home: Home, tmp_
     assert {delta.scaling for _, delta in adapter.deltas()} == {8 / 4**0.5}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_32bit"])
-@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"), [("adamw", "linear"), ("adamw_8bit", "constant"), ("paged_adamw_32bit", "linear")]
+)
 def test_optimizers_and_schedules(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, optimizer: str, schedule: str
 ) -> None:
@@ -279,11 +281,13 @@ def qhub(*arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_and_go_on(tiny_base: BaseInfo, home: Home, tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C keeps the state and says how to go on; going on gives the very adapter of an undisturbed run."""
+def test_stop_and_go_on(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """SIGTERM keeps the state and says how to go on; going on gives the very adapter of an undisturbed run.
+
+    Ctrl-C is the same handler: tests/test_sweep.py.
+    """
     path = str(write_recipe(tmp_path))
-    change = ("--set", "train.epochs=60")
+    change = ("--set", "train.epochs=30")
     process = qhub("train", path, *change)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -291,7 +295,7 @@ def test_stop_and_go_on(tiny_base: BaseInfo, home: Home, tmp_path: Path, number:
         if logs and logs[0].stat().st_size:
             break
         time.sleep(0.05)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
 
     assert process.returncode == 130, errors
@@ -299,7 +303,7 @@ def test_stop_and_go_on(tiny_base: BaseInfo, home: Home, tmp_path: Path, number:
     assert "Traceback" not in errors
     assert Registry(home).versions() == []
 
-    recipe = load_recipe(Path(path), ["train.epochs=60"])
+    recipe = load_recipe(Path(path), ["train.epochs=30"])
     with pytest.raises(InUse, match="--restart"):
         train(recipe, home)
     resumed = train(recipe, home, resume=True)
@@ -319,13 +323,17 @@ def test_stop_and_go_on(tiny_base: BaseInfo, home: Home, tmp_path: Path, number:
         (["--resume"], "no stopped run"),
     ],
 )
-def test_bad_input(tiny_base: BaseInfo, home: Home, tmp_path: Path, changes: list[str], message: str) -> None:
+def test_bad_input(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, capfd: pytest.CaptureFixture[str], changes: list[str], message: str
+) -> None:
     """A mistake is one line on standard error with exit code 2, and leaves nothing behind."""
     before = sorted(home.root.rglob("*"))
-    process = qhub("train", str(write_recipe(tmp_path)), *changes)
-    output, errors = process.communicate(timeout=120)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        run(["train", str(write_recipe(tmp_path)), *changes])
+    output, errors = capfd.readouterr()
 
-    assert process.returncode == 2
+    assert exit_info.value.code == 2
     assert output == ""
     assert errors.count("\n") == 1
     assert message in errors

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.errors import BadReference, Corrupt, InUse, NotFound
+from adapterhub_local.errors import BadReference, Corrupt, InputError, InUse, NotFound
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
@@ -76,6 +76,16 @@ def find_base(name: str, home: Home) -> BaseInfo:
         hint = f"did you mean {' or '.join(near)}?" if near else f"add it with `qhub base add {name} SOURCE`"
         raise NotFound(f"there is no base '{name}': {hint}")
     return read_record(folder)
+
+
+def choose_base(name: str | None, home: Home, what: str) -> BaseInfo:
+    """The base called `name`, or the only one there is. Raises InputError if there are several: which is `what` for?"""
+    if name is not None:
+        return find_base(name, home)
+    bases = list_bases(home)
+    if len(bases) != 1:
+        raise InputError(f"there are {len(bases)} bases: say with --base which one {what} is for")
+    return bases[0]
 
 
 def find_by_fingerprint(fingerprint: str, home: Home) -> BaseInfo | None:

@@ -6,7 +6,6 @@ import click
 
 from adapterhub_local.cli.output import print_json
 from adapterhub_local.cli.show import compatibility_text, to_json
-from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import home
 
@@ -27,17 +26,14 @@ def command(
     How far it fits the base is told and kept: `exact` if its file names this very base by fingerprint, `shapes`
     if all its modules are there in their shapes. One that does not fit, or names another base, is refused.
     """
-    from adapterhub_local.base.store import find_base, list_bases
+    from adapterhub_local.base.store import choose_base
     from adapterhub_local.durable import staging
     from adapterhub_local.refs import check_alias, check_name
 
     check_name(name)
     if alias is not None:
         check_alias(alias)
-    bases = list_bases(home())
-    if base_name is None and len(bases) != 1:
-        raise InputError(f"there are {len(bases)} bases: say with --base which one the adapter was trained for")
-    base = find_base(base_name, home()) if base_name is not None else bases[0]
+    base = choose_base(base_name, home(), "the adapter")
     from adapterhub_local.base.shapes import check_shapes
     from adapterhub_local.export.foreign import convert, is_foreign
     from adapterhub_local.lora.adapter import open_adapter

@@ -1,19 +1,30 @@
 """`qhub eval`: loss, exact match and other metrics on held-out data, compared, and kept with the version."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub_local.cli.output import print_json, print_table, score_text
-from adapterhub_local.registry import Registry
+from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import home
+
+if TYPE_CHECKING:
+    from adapterhub_local.base.store import BaseInfo
 
 
 @click.command(name="eval")
 @click.argument("references", nargs=-1, required=True)
-@click.option("--data", "source", required=True, help="Held-out examples: a file or a Hub dataset, as in a recipe.")
+@click.option("--data", "source", help="Held-out examples: a file or a Hub dataset, as in a recipe.")
+@click.option(
+    "--lm-eval",
+    type=click.Path(path_type=Path),
+    help="Instead of --data: tasks of lm-evaluation-harness, file or folder.",
+)
 @click.option("--against", default="", metavar="A,B", help="Compare with these: `base`, adapters, other bases.")
 @click.option("--choices", metavar="A,B", help="Accuracy: which of these answers is the most likely.")
 @click.option("--regex", metavar="PATTERN", help="Share of written answers it matches, groups as in the reference.")
@@ -36,7 +47,8 @@ from adapterhub_local.settings import home
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with 95 % intervals.")
 def command(
     references: tuple[str, ...],
-    source: str,
+    source: str | None,
+    lm_eval: Path | None,
     against: str,
     choices: str | None,
     regex: str | None,
@@ -57,16 +69,19 @@ def command(
     \b
     qhub eval both smollm2 --data recipes/data/origin.test.jsonl --task origin
     qhub eval sentiment --data recipes/data/sentiment.test.jsonl --against base,sentiment@1 --choices positive,negative
+    qhub eval sentiment --lm-eval tasks/ --against base
 
     Exact match is the share of answers that greedy decoding writes token for token. With --against, each difference
     comes with its 95 % interval over the same examples. Scores of adapters are kept: `qhub list` and `qhub show`.
     """
-    from adapterhub_local.base.store import find_base, list_bases
+    from adapterhub_local.base.store import list_bases
     from adapterhub_local.data.load import Dataset, read_parts
-    from adapterhub_local.errors import Incompatible, InputError, NotFound
+    from adapterhub_local.errors import InputError, NotFound
     from adapterhub_local.recipe.load import check_data_settings
     from adapterhub_local.recipe.source import local_problem, read_source
 
+    if (source is None) == (lm_eval is None):
+        raise InputError("give --data with held-out examples, or --lm-eval with tasks of lm-evaluation-harness")
     registry = Registry()
     names = {base.name for base in list_bases(home())}
     others = [text.strip() for text in against.split(",") if text.strip()]
@@ -75,6 +90,15 @@ def command(
     named = dict.fromkeys((*references, *(text for text in others if text != "base")))
     versions = {text: None if text in names else registry.resolve(text) for text in named}
     adapters = [version for version in versions.values() if version is not None]
+    if lm_eval is not None:
+        unused = {"choices": choices, "regex": regex, "json-valid": json_valid or None, "format": format_}
+        unused |= {"prompt": prompt, "answer": answer, "task": task}
+        if excluded := [f"--{name}" for name, value in unused.items() if value is not None]:
+            raise InputError(f"{', '.join(excluded)} and --lm-eval exclude each other: the task files say it")
+        check_data_settings({"template": template})
+        _harness(references, others, versions, lm_eval, template, limit, batch_size, as_json)
+        return
+    assert source is not None, "one of the two was given"
     place = read_source(source, Path())
     if isinstance(place, Path) and (wrong := local_problem(place)):
         raise NotFound(wrong.replace("no file", "no data file"))
@@ -82,16 +106,11 @@ def command(
     check_data_settings(given)
     from adapterhub_local.base.load import load_base
     from adapterhub_local.evaluate.choices import with_choices
-    from adapterhub_local.evaluate.run import Checks, base_of, data_settings, entry, read_tests, score
+    from adapterhub_local.evaluate.run import Checks, data_settings, entry, read_tests, score
     from adapterhub_local.evaluate.written import read_pattern
     from adapterhub_local.train.progress import Quiet, Terminal
 
-    bases = {
-        find_base(text, home()) if version is None else base_of(version, home()) for text, version in versions.items()
-    }
-    if len({base.fingerprint for base in bases}) > 1:
-        raise Incompatible("these are of several bases: score those of one base at a time")
-    info = bases.pop()
+    info = _one_base(versions)
     pattern = read_pattern(regex) if regex is not None else None
     data = data_settings(adapters, **given)
     parts = read_parts([place], "test", data, limit)  # mistakes are told before the base is loaded
@@ -144,8 +163,84 @@ def command(
     ]  # fmt: skip
     print_table((task, "rows", *(name.replace("_", " ") for name in metrics), "loss", "perplexity"), rows)
     for text in references:
-        for who, part in kept[text].items():
-            for name, found in (part.get("difference") or {}).items() if isinstance(part, dict) else ():
-                clear = "" if found["is_clear"] else ", may be chance"
-                value = score_text(name, found["value"], found["interval"], is_signed=True)
-                click.echo(f"{shown_names[text]} less {who}, {name.replace('_', ' ')}: {value}{clear}")
+        _print_differences(shown_names[text], kept[text])
+
+
+def _one_base(versions: Mapping[str, Version | None]) -> BaseInfo:
+    """The base of all that is scored. Raises Incompatible if there are several."""
+    from adapterhub_local.base.store import find_base
+    from adapterhub_local.errors import Incompatible
+    from adapterhub_local.evaluate.run import base_of
+
+    bases = {
+        find_base(text, home()) if version is None else base_of(version, home()) for text, version in versions.items()
+    }
+    if len({base.fingerprint for base in bases}) > 1:
+        raise Incompatible("these are of several bases: score those of one base at a time")
+    return bases.pop()
+
+
+def _harness(
+    references: tuple[str, ...],
+    others: list[str],
+    versions: dict[str, Version | None],
+    path: Path,
+    template: str | None,
+    limit: int | None,
+    batch_size: int,
+    as_json: bool,
+) -> None:
+    """Score on the tasks at `path`, keep the results with the versions, and print them."""
+    from adapterhub_local.evaluate.harness import find_tasks, harness, run_tasks
+
+    tasks = find_tasks(path)  # mistakes are told before the base is loaded
+    info = _one_base(versions)
+    from adapterhub_local.base.load import load_base
+    from adapterhub_local.evaluate.run import adapted
+    from adapterhub_local.train.progress import Quiet, Terminal
+
+    base = load_base(info)
+    reporter = Terminal() if sys.stderr.isatty() else Quiet()
+    if "base" in others:
+        versions.setdefault(info.name, None)
+    results = {}
+    for text, version in versions.items():
+        with reporter.counting(f"scoring {text}"), adapted(base, version.path if version else None) as model:
+            results[text] = run_tasks(base, model, tasks, batch_size, limit=limit, is_chat=template == "chat")
+    names = {text: str(version or text) for text, version in versions.items()}
+    compared = dict.fromkeys(info.name if text == "base" else text for text in others)
+    how = {"harness": harness(), "template": template or "plain", "limit": limit}
+    said: dict[str, Any] = {}
+    for task in tasks.names:
+        for text in references:
+            ours = results[text][task]
+            kept: dict[str, Any] = {"adapter": ours.to_json(), "data": ours.data, "how": how}
+            for other in compared:
+                who = "base" if versions[other] is None else names[other]
+                kept[who] = results[other][task].to_json() | {"difference": ours.differences(results[other][task])}
+            said.setdefault(task, {})[names[text]] = kept
+            if (version := versions[text]) is not None:
+                Registry().add_evaluation(version, task, kept)
+    if as_json:
+        print_json({"scores": {task: {names[text]: results[text][task].to_json() for text in results} for task in said},
+                    "kept": said})  # fmt: skip
+        return
+    for task in tasks.names:
+        metrics = list(results[references[0]][task].metrics)
+        rows = []
+        for text in results:
+            scored = results[text][task]
+            intervals = scored.intervals()
+            cells = [score_text(name, scored.metrics[name], intervals.get(name)) for name in metrics]
+            rows.append((names[text], scored.rows, *cells))
+        print_table((task, "rows", *(name.replace("_", " ") for name in metrics)), rows)
+        for who, kept in said[task].items():
+            _print_differences(who, kept)
+
+
+def _print_differences(name: str, kept: Mapping[str, Any]) -> None:
+    for who, part in kept.items():
+        for metric, found in (part.get("difference") or {}).items() if isinstance(part, dict) else ():
+            clear = "" if found["is_clear"] else ", may be chance"
+            value = score_text(metric, found["value"], found["interval"], is_signed=True)
+            click.echo(f"{name} less {who}, {metric.replace('_', ' ')}: {value}{clear}")

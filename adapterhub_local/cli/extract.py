@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub_local.cli.output import counting, print_json, print_table
-from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import home
 
@@ -34,17 +33,14 @@ def command(
     BASE and TUNED are full models of one shape: Hub ids, transformers folders or .gguf files. Give the 16-bit
     model as BASE; the name of a base here stands for its 4-bit weights, whose rounding is then extracted too.
     """
-    from adapterhub_local.base.store import find_base, list_bases
+    from adapterhub_local.base.store import choose_base
     from adapterhub_local.durable import staging
     from adapterhub_local.refs import check_alias, check_name
 
     check_name(name)
     if alias is not None:
         check_alias(alias)
-    bases = list_bases(home())
-    if base_name is None and len(bases) != 1:
-        raise InputError(f"there are {len(bases)} bases: say with --base which one the LoRA is for")
-    base = find_base(base_name, home()) if base_name is not None else bases[0]
+    base = choose_base(base_name, home(), "the LoRA")
     from adapterhub_local.base.shapes import linear_shapes
     from adapterhub_local.merge.extract import extract
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-SHARES = ("exact_match", "accuracy", "regex_match", "json_valid")  # metrics that are shares of examples
+from adapterhub_local.registry.catalog import SHARES
 
 
 def print_json(value: Any) -> None:

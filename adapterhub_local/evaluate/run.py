@@ -1,7 +1,8 @@
 """Score a base or a registered version on a file of held-out chats, and keep the result with the version."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,22 @@ def score_folder(
     checks: Checks | None = None,
 ) -> Score:
     """Score the base with the adapter in a PEFT folder on it."""
+    with adapted(base, folder) as model:
+        return _score(base, model, tests, batch_size, progress, checks or Checks())
+
+
+@contextmanager
+def adapted(base: LoadedBase, folder: Path | None) -> Iterator[Any]:
+    """The base's model with the adapter in a PEFT folder on it, for as long as the block; without one as it is."""
+    if folder is None:
+        yield base.model
+        return
     import_bitsandbytes()  # before peft imports it
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(base.model, str(folder)).eval()
     try:
-        return _score(base, model, tests, batch_size, progress, checks or Checks())
+        yield model
     finally:
         model.unload()
 

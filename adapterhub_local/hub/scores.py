@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_local.registry import Registry, Version
-
-SHARES = ("exact_match", "accuracy", "regex_match", "json_valid")  # metrics that count successes among rows
+from adapterhub_local.registry.catalog import SHARES
 
 
 def with_base_scores(registry: Registry, version: Version) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import Delta
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.write import tensor_name, write_adapter
-from adapterhub_local.merge.algebra import Spectrum, canonical_signs, pad_rank
+from adapterhub_local.merge.algebra import pad_rank
+from adapterhub_local.merge.space import leading
 
-OVERSAMPLING, POWER_ITERATIONS, SEED = 8, 4, 0
-SMALL = 256  # matrices whose smaller side is no more are decomposed exactly
+SEED = 0  # of the random projections by which large matrices are decomposed
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def extract(
         if module not in linears or not name.endswith(".weight"):
             report.left_out[name] = math.sqrt(energy) / max(float(old.double().norm()), 1e-30)
             continue
-        kept = decompose_dense(change, rank)
+        kept = leading(change, rank, torch.Generator().manual_seed(SEED))
         deltas[module] = kept.truncate(min(rank, len(kept.values)))
         missing = kept.lost(rank)
         total, lost = total + energy, lost + missing
@@ -92,28 +92,6 @@ def extract(
     factors = {tensor_name(module, f): getattr(delta, f) for module, delta in padded.items() for f in "AB"}
     shapes = {name: (factor.dtype, tuple(factor.shape)) for name, factor in factors.items()}
     return write_adapter(folder, config, shapes, factors.items(), fingerprint), report
-
-
-def decompose_dense(matrix: torch.Tensor, rank: int) -> Spectrum:
-    """The first `rank` singular values and vectors of a whole matrix (out x in), signs canonical.
-
-    Small matrices by their SVD; others by randomised subspace iteration (https://arxiv.org/abs/0909.4061) with a
-    fixed seed. The energy that is lost is known exactly either way: `|D|^2 - sum of the kept squares`.
-    """
-    total = float(matrix.double().square().sum())
-    if min(matrix.shape) <= SMALL:
-        U, values, Vt = torch.linalg.svd(matrix, full_matrices=False)
-    else:
-        generator = torch.Generator().manual_seed(SEED)
-        width = min(rank + OVERSAMPLING, *matrix.shape)
-        Q = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator)).Q
-        for _ in range(POWER_ITERATIONS):
-            Q = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ Q).Q).Q
-        inner, values, Vt = torch.linalg.svd(Q.T @ matrix, full_matrices=False)
-        U = Q @ inner
-    kept = min(rank, len(values))
-    signs = canonical_signs(U[:, :kept])
-    return Spectrum(U[:, :kept] * signs, values, Vt[:kept] * signs[:, None], total)
 
 
 def _check(before: Weights, after: Weights, linears: Mapping[str, tuple[int, int]]) -> list[str]:
