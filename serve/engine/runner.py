@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from serve.engine.cache import KVCache
-from serve.engine.packed import PackedBatch, Row
+from serve.engine.packed import Group, PackedBatch, Row
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
@@ -24,6 +24,7 @@ class Runner:
         self.cache = cache
         self.context = context
         self.windows: dict[int, int | None] = {}  # layer -> the sliding window it asked for
+        self._kept: list[Group] = []  # what the last step has kept copies of
         self.device = model.get_input_embeddings().weight.device
 
     @torch.inference_mode()
@@ -35,6 +36,7 @@ class Runner:
         ends = list(_ends(batch))
         last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
         packed = self._pack(batch, ends)
+        self._kept = []  # of a step that fails nothing can be said
         self.context.tokens = self._lora_batch(batch, slots, [item.num_tokens for item in batch])
         self.context.logits = self._lora_batch(batch, slots, [int(item.wants_token) for item in batch])
         try:
@@ -49,6 +51,7 @@ class Runner:
             ).logits
         finally:
             self.context.tokens = self.context.logits = None
+        self._kept = [group for group, _ in packed.answers if group.kept is not None]
         return logits[0, : len(last)].float()
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
@@ -58,7 +61,7 @@ class Runner:
         ]
         self.cache.reserve(max(max(row.pages) for row in rows))
         positions = [position for item in batch for position in range(item.start, item.end)]
-        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows)
+        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, self._kept)
 
     def _lora_batch(
         self, batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]
