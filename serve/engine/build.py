@@ -16,7 +16,7 @@ from serve.engine.pool import AdapterPool
 from serve.engine.runner import Runner
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.slots import Slots
-from serve.lora.weights import use_dense
+from serve.lora.weights import own_weight, use_dense
 
 DEFAULT_MAX_LENGTH = 4096
 KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
@@ -33,7 +33,13 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     layers = wrap_linears(model, context, shared)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
     device = model.get_input_embeddings().weight.device
-    pool = AdapterPool(base.info, shapes, dtype=model.dtype, max_bytes=options.adapter_bytes)
+    pool = AdapterPool(
+        base.info,
+        shapes,
+        lambda name: own_weight(layers[name].base),
+        dtype=model.dtype,
+        max_bytes=options.adapter_bytes,
+    )
     slots = Slots(layers, model.dtype, device, options.max_adapters)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)

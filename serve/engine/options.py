@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from adapterhub_local.errors import InputError
 
 BASE_EXEC = ("auto", "nf4", "dequant-cache")
+KERNELS = ("auto", "triton", "torch")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class EngineOptions:
     base_exec        `nf4`: multiply with the 4-bit weights; `dequant-cache`: with a dequantised copy of them, as far as
                      base_bytes goes; `auto`: whichever was measured to be faster
     base_bytes       memory for that copy; None: a quarter of what is free
+    kernels          `triton`: our kernels for adapters and attention; `torch`: none; `auto`: on a GPU where they work
     """
 
     max_rows: int = 16
@@ -35,6 +37,7 @@ class EngineOptions:
     prefix_bytes: int = 256 << 20
     base_exec: str = "auto"
     base_bytes: int | None = None
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         positive = "max_rows max_length kv_bytes tokens_per_step max_adapters queue_limit adapter_bytes"
@@ -44,8 +47,9 @@ class EngineOptions:
                 raise InputError(f"{name} is {value}: it must be at least 1")
         if self.prefix_bytes < 0:
             raise InputError(f"prefix_bytes is {self.prefix_bytes}: it must be at least 0")
-        if self.base_exec not in BASE_EXEC:
-            raise InputError(f"base_exec is {self.base_exec!r}: it must be {', '.join(BASE_EXEC)}")
+        for name, choices in (("base_exec", BASE_EXEC), ("kernels", KERNELS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is {getattr(self, name)!r}: it must be {', '.join(choices)}")
         if self.tokens_per_step < self.max_rows:
             raise InputError(
                 f"tokens_per_step is {self.tokens_per_step}, fewer than max_rows {self.max_rows}: "

@@ -10,7 +10,7 @@ from serve.engine.packed import Group, PackedBatch, Row
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
-from serve.lora.product import LoraBatch, Segment, Slot, lora_batch
+from serve.lora.product import Segment, Slot
 
 # Up to this many places, padding included, one batched product is faster than one product an adapter.
 MAX_GRID = 128
@@ -37,8 +37,9 @@ class Runner:
         last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
         packed = self._pack(batch, ends)
         self._kept = []  # of a step that fails nothing can be said
-        self.context.tokens = self._lora_batch(batch, slots, [item.num_tokens for item in batch])
-        self.context.logits = self._lora_batch(batch, slots, [int(item.wants_token) for item in batch])
+        segments = _segments(batch, slots, [item.num_tokens for item in batch])
+        wanting = _segments(batch, slots, [int(item.wants_token) for item in batch])
+        self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
             tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
             logits = self.model(
@@ -50,7 +51,7 @@ class Runner:
                 packed=packed,
             ).logits
         finally:
-            self.context.tokens = self.context.logits = None
+            self.context.end()
         self._kept = [group for group, _ in packed.answers if group.kept is not None]
         return logits[0, : len(last)].float()
 
@@ -63,25 +64,24 @@ class Runner:
         positions = [position for item in batch for position in range(item.start, item.end)]
         return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, self._kept)
 
-    def _lora_batch(
-        self, batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]
-    ) -> LoraBatch | None:
-        """Segments of neighbours with the same adapter, `counts` tokens an item."""
-        segments: list[Segment] = []
-        end = 0
-        for item, count in zip(batch, counts, strict=True):
-            end += count
-            if item.request.adapter is None or count == 0:
-                continue
-            slot = slots[item.request.adapter]
-            if segments and segments[-1].slot == slot:
-                segments[-1] = Segment(segments[-1].start, end, slot)
-            else:
-                segments.append(Segment(end - count, end, slot))
-        return lora_batch(segments, self.device, MAX_GRID)
-
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+
+
+def _segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]) -> list[Segment]:
+    """Segments of neighbours with the same adapter, `counts` tokens an item."""
+    segments: list[Segment] = []
+    end = 0
+    for item, count in zip(batch, counts, strict=True):
+        end += count
+        if item.request.adapter is None or count == 0:
+            continue
+        slot = slots[item.request.adapter]
+        if segments and segments[-1].slot == slot:
+            segments[-1] = Segment(segments[-1].start, end, slot)
+        else:
+            segments.append(Segment(end - count, end, slot))
+    return segments
 
 
 def in_segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> list[Scheduled]:
