@@ -72,8 +72,8 @@ class PackedBatch:
     rows: Sequence[Row]
     positions: torch.Tensor
     windows: dict[int, int | None] = field(default_factory=dict)  # what each layer asked for, for the check at load
-    before: Sequence[Group] = ()  # whose copies the step before has kept
     _made: dict = field(default_factory=dict)  # indices and masks
+    before: Sequence[Group] = ()  # whose copies the step before has kept
 
     @cached_property
     def pages(self) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Runner:
         ]
         self.cache.reserve(max(max(row.pages) for row in rows))
         positions = [position for item in batch for position in range(item.start, item.end)]
-        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, self._kept)
+        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, before=self._kept)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
