@@ -52,7 +52,8 @@ class Runner:
             ).logits
         finally:
             self.context.end()
-        self._kept = [group for group, _ in packed.answers if group.kept is not None]
+        if self.cache.max_kept:
+            self._kept = [group for group, _ in packed.answers if group.kept is not None]
         return logits[0, : len(last)].float()
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
