@@ -63,9 +63,8 @@ def packed_attention(
         mask = packed.mask(group, query.dtype, sliding_window, repeats)
         if added is not None:
             mask = mask + added[:, :, None, : mask.shape[-1]].expand(-1, -1, spread, -1).flatten(1, 2)
-        read = packed.cache.read(index, packed.index(group, kv_heads))
-        held = [each.view(len(group.rows), kv_heads, -1, each.shape[-1]) for each in read]
-        return _attend(queries, held[0], held[1], mask, scale, softcap)
+        read = packed.read(index, group, (key[0], value[0]))
+        return _attend(queries, read[0], read[1], mask, scale, softcap)
 
     # Every row that has one token. A kernel that reads pages where they lie belongs here: it wants
     # `grouped`, `keys`, `values`, `group.table()`, `positions` + 1, scale, window and softcap.

@@ -19,6 +19,7 @@ from serve.lora.slots import Slots
 from serve.lora.weights import own_weight, use_dense
 
 DEFAULT_MAX_LENGTH = 4096
+KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
 
 
 def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engine:
@@ -44,7 +45,8 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
     num_pages = _num_pages(options, max_length, page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
-    runner = Runner(model, KVCache(num_pages), context)
+    max_kept = min(num_pages, KEPT_BYTES // page_bytes) if device.type == "cpu" else 0
+    runner = Runner(model, KVCache(num_pages, max_kept), context)
     return Engine(runner, slots, pool, options, pages, max_length)
 
 

@@ -11,23 +11,28 @@ class KVCache:
     """Per layer two tensors (pages, kv_heads, PAGE, head_dim), made when the layer is first written.
 
     On the CPU they grow with the highest page in use, up to `num_pages` and page 0; elsewhere they are made whole at
-    once and stay where they are. Unwritten places hold zeros, so that what is masked out is always finite.
+    once and stay where they are. Unwritten places hold zeros, so that what is masked out is always finite. Each of two
+    copies that `read` keeps may have `max_kept` pages.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, max_kept: int = 0) -> None:
         self.num_pages = num_pages
+        self.max_kept = max_kept
         self._capacity = 0
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._copies: list[torch.Tensor] = []  # what `read` fills, again and again: new memory costs more than copying
+        # what `read` fills, again and again: memory that is new costs more than the copying
+        self._copies: dict[tuple[int | None, int | None, int], torch.Tensor] = {}
+        self._kept: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for layer in self._layers.values() for tensor in layer)
+        """Memory of the pages and of the copies that are read."""
+        return self.page_bytes * self._capacity + sum(copy.nbytes for copy in self._copies.values())
 
     @property
     def page_bytes(self) -> int:
         """Memory of one page in all layers written so far."""
-        return self.num_bytes // max(1, self._capacity)
+        return sum(tensor[0].nbytes for layer in self._layers.values() for tensor in layer)
 
     def reserve(self, last: int) -> None:
         """Make room for page `last` and all before it."""
@@ -51,19 +56,27 @@ class KVCache:
         all_values[pages, :, offsets] = values.transpose(0, 1)
         return all_keys, all_values
 
-    def read(self, layer: int, index: torch.Tensor) -> list[torch.Tensor]:
-        """Copies of keys and values (n, PAGE, head_dim) of n pairs page * kv_heads + head, good until the next call."""
+    def read(self, layer: int, index: torch.Tensor, keep: int | None = None) -> list[torch.Tensor]:
+        """Copies of keys and values (n, PAGE, head_dim) of n pairs page * kv_heads + head.
+
+        They are good until the next call, or until the next with the same layer and `keep`, a place for them.
+        """
         found = []
         for which, tensor in enumerate(self._layers[layer]):
             flat = tensor.view(-1, PAGE * tensor.shape[3])
             count = len(index) * flat.shape[1]
-            if which == len(self._copies):
-                self._copies.append(flat.new_empty(0))
-            if self._copies[which].numel() < count:
-                self._copies[which] = flat.new_empty(count)
-            copy = self._copies[which][:count].view(len(index), -1)
+            key = (None if keep is None else layer, keep, which)
+            if key not in self._copies or self._copies[key].numel() < count:
+                self._copies[key] = flat.new_empty(count + count // 4)
+            copy = self._copies[key][:count].view(len(index), -1)
             found.append(torch.index_select(flat, 0, index, out=copy).view(len(index), PAGE, -1))
+        if keep is not None:
+            self._kept[layer, keep] = found
         return found
+
+    def kept(self, layer: int, keep: int) -> list[torch.Tensor]:
+        """What `read` gave with that layer and `keep`."""
+        return self._kept[layer, keep]
 
     def clear(self, pages: list[int]) -> None:
         """Zero pages that may hold NaN or infinity."""

@@ -14,7 +14,8 @@ class EngineOptions:
 
     max_rows         requests that run at once
     max_length       tokens of one request, prompt and answer; None: the model's context, at most 4096
-    kv_bytes         memory for keys and values; None: max_rows requests of max_length, or half of what is free
+    kv_bytes         memory for keys and values; None: max_rows requests of max_length, or half of what is free. On the
+                     CPU copies of what is read may take twice that again, but no more than 512 MB
     tokens_per_step  tokens of one forward pass; longer prompts are read in chunks
     max_adapters     different adapters in one batch
     queue_limit      requests that may wait; more are refused

@@ -30,23 +30,38 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Rows that are read together: one token each, or one row with several."""
+    """Rows that are read together: one token each, or one row with several.
+
+    A copy of what answering rows read may be kept in place `kept` of the cache, with room for `room` pages a row;
+    when the same rows come again (`goes_on`) only their newest token is added to it.
+    """
 
     rows: Sequence[Row]
+    kept: int | None = None
+    room: int = 0
+    goes_on: bool = False
 
     @property
     def is_answers(self) -> bool:
         return self.rows[0].end - self.rows[0].start == 1
 
     @property
-    def num_pages(self) -> int:
-        return max(len(row.pages) for row in self.rows)
+    def num_places(self) -> int:
+        """Of the longest row, in whole pages."""
+        return max(len(row.pages) for row in self.rows) * PAGE
 
     def table(self, device: torch.device) -> torch.Tensor:
-        """(rows, num_pages) int64; shorter rows are filled up with page 0."""
-        width = self.num_pages
+        """(rows, pages) int64; shorter rows are filled up with page 0."""
+        width = max(self.room, self.num_places // PAGE)
         table = [[*row.pages, *[0] * (width - len(row.pages))] for row in self.rows]
         return torch.tensor(table, dtype=torch.int64).to(device, non_blocking=True)
+
+    def is_next(self, rows: Sequence[Row]) -> bool:
+        """Whether `rows` are these, a token later, and there is room for it."""
+        return len(rows) == len(self.rows) and all(
+            new.first == old.num_places and new.pages[: len(old.pages)] == old.pages and len(new.pages) <= self.room
+            for old, new in zip(self.rows, rows, strict=True)
+        )
 
 
 @dataclass
@@ -58,6 +73,7 @@ class PackedBatch:
     positions: torch.Tensor
     windows: dict[int, int | None] = field(default_factory=dict)  # what each layer asked for, for the check at load
     _made: dict = field(default_factory=dict)  # indices and masks
+    before: Sequence[Group] = ()  # whose copies the step before has kept
 
     @cached_property
     def pages(self) -> torch.Tensor:
@@ -91,9 +107,47 @@ class PackedBatch:
                 groups.append([])
                 waste = 0
             groups[-1].append(row)
-        return [(Group(rows), self._tensor([row.start for row in rows])) for rows in groups]
+        before = [next((old for old in self.before if old.is_next(rows)), None) for rows in groups]
+        free = list({0, 1} - {old.kept for old in before if old})
+        return [
+            (
+                Group(rows, old.kept, old.room, goes_on=True) if old else self._new_group(rows, free),
+                self._tensor([row.start for row in rows]),
+            )
+            for rows, old in zip(groups, before, strict=True)
+        ]
 
-    def index(self, group: Group, kv_heads: int) -> torch.Tensor:
+    def _new_group(self, rows: Sequence[Row], free: list[int]) -> Group:
+        num_pages = len(rows[0].pages)
+        room = num_pages + num_pages // 4 + 1
+        is_kept = free and len(rows) * room <= self.cache.max_kept
+        return Group(rows, free.pop(), room) if is_kept else Group(rows)
+
+    def read(self, layer: int, group: Group, written: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies of keys and values (rows, kv_heads, places, head_dim) for a group, good until the next call.
+
+        `written`: this step's keys and values (kv_heads, tokens, head_dim), which are in their pages already.
+        """
+        kv_heads = written[0].shape[0]
+        if group.goes_on and group.kept is not None:
+            copies = self.cache.kept(layer, group.kept)
+        else:
+            copies = self.cache.read(layer, self._index(group, kv_heads), group.kept)
+        copies = [copy.view(len(group.rows), kv_heads, -1, copy.shape[-1]) for copy in copies]
+        if group.goes_on:
+            rows, tokens, positions = self._newest(group)
+            for copy, new in zip(copies, written, strict=True):
+                copy[rows, :, positions] = new[:, tokens].transpose(0, 1)
+        return [copy[:, :, : group.num_places] for copy in copies]
+
+    def _newest(self, group: Group) -> tuple[torch.Tensor, ...]:
+        """Of each answering row its number, the place of its token in the batch and in the row."""
+        if group not in self._made:
+            tokens = self._tensor([row.start for row in group.rows])
+            self._made[group] = (torch.arange(len(tokens)), tokens, self.positions[tokens])
+        return self._made[group]
+
+    def _index(self, group: Group, kv_heads: int) -> torch.Tensor:
         """Which (page, head) the rows of a group read, (rows * kv_heads * pages,) in the order of the result."""
         key = (group, kv_heads)
         if key not in self._made:
@@ -106,7 +160,7 @@ class PackedBatch:
         """Additive: (rows, 1, 1, places) of rows with one token, (repeats * tokens, places) of one with several."""
         key = (group, dtype, window, repeats)
         if key not in self._made:
-            places = torch.arange(group.num_pages * PAGE, device=self.positions.device)
+            places = torch.arange(group.num_places, device=self.positions.device)
             last = self._tensor([place for row in group.rows for place in range(row.first, row.num_places)])[:, None]
             visible = places <= last  # itself and before, at most `window` of them
             if window is not None:

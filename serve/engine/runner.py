@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from serve.engine.cache import KVCache
-from serve.engine.packed import PackedBatch, Row
+from serve.engine.packed import Group, PackedBatch, Row
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
@@ -24,6 +24,7 @@ class Runner:
         self.cache = cache
         self.context = context
         self.windows: dict[int, int | None] = {}  # layer -> the sliding window it asked for
+        self._kept: list[Group] = []  # what the last step has kept copies of
         self.device = model.get_input_embeddings().weight.device
 
     @torch.inference_mode()
@@ -35,6 +36,7 @@ class Runner:
         ends = list(_ends(batch))
         last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
         packed = self._pack(batch, ends)
+        self._kept = []  # of a step that fails nothing can be said
         segments = _segments(batch, slots, [item.num_tokens for item in batch])
         wanting = _segments(batch, slots, [int(item.wants_token) for item in batch])
         self.context.begin(segments, wanting, self.device, MAX_GRID)
@@ -50,6 +52,8 @@ class Runner:
             ).logits
         finally:
             self.context.end()
+        if self.cache.max_kept:
+            self._kept = [group for group, _ in packed.answers if group.kept is not None]
         return logits[0, : len(last)].float()
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
@@ -59,7 +63,7 @@ class Runner:
         ]
         self.cache.reserve(max(max(row.pages) for row in rows))
         positions = [position for item in batch for position in range(item.start, item.end)]
-        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows)
+        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, before=self._kept)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)

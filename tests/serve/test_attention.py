@@ -105,16 +105,17 @@ def test_packed_equals_plain(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_answer_token_equals_plain(name: str) -> None:
-    """Fed one token at a time, each step's logits are those of the whole sequence so far."""
+@pytest.mark.parametrize("max_kept", [0, 4])
+def test_every_answer_token_equals_plain(name: str, max_kept: int) -> None:
+    """Fed one token at a time, each step's logits are those of the sequence so far, be its copy kept or not."""
     model = make_model(CONFIGS[name])
-    tokens = torch.randint(128, (14,), generator=torch.Generator().manual_seed(2)).tolist()
+    tokens = torch.randint(128, (36,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = plain_logits(model, tokens)
     use_packed_attention(model)
-    runner = Runner(model, KVCache(1), LoraContext())
-    request = Request("r", tuple(tokens[:4]), SamplingParams(max_tokens=99), pages=[1])
+    runner = Runner(model, KVCache(3, max_kept), LoraContext())
+    request = Request("r", tuple(tokens[:4]), SamplingParams(max_tokens=99), pages=[2, 1, 3])
     got = [runner.forward([Scheduled(request, 0, 4)], {})[0]]
-    for position in range(4, 14):
+    for position in range(4, 36):
         request.output.append(tokens[position])
         got.append(runner.forward([Scheduled(request, position, 1)], {})[0])
     torch.testing.assert_close(torch.stack(got), expected[3:], atol=2e-4 * float(expected.abs().max()), rtol=0)
