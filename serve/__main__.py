@@ -38,10 +38,15 @@ from adapterhub_local.errors import QhubError
 )
 @click.option("--queue", "queue_limit", default=256, type=click.IntRange(1), help="Requests that may wait.")
 @click.option(
+    "--kv-cache-mb",
+    type=click.IntRange(1),
+    help="Memory for keys and values. Default: what --max-rows requests of --max-length need, or half of what is free.",
+)
+@click.option(
     "--prefix-cache-mb",
     default=256,
     type=click.IntRange(0),
-    help="Memory for the beginnings of prompts, so that what requests share is computed once; 0: none.",
+    help="Of it, what may hold ended prompts and answers, so that what others begin with is computed once; 0: none.",
 )
 @click.option(
     "--base-exec",
@@ -69,6 +74,7 @@ def command(
     max_adapters: int,
     adapter_memory_mb: int,
     queue_limit: int,
+    kv_cache_mb: int | None,
     prefix_cache_mb: int,
     base_exec: str,
     base_cache_mb: int | None,
@@ -92,6 +98,7 @@ def command(
         adapter_bytes=adapter_memory_mb * 1_000_000,
         queue_limit=queue_limit,
         tokens_per_step=max(max_rows, EngineOptions.tokens_per_step),
+        kv_bytes=None if kv_cache_mb is None else kv_cache_mb * 1_000_000,
         prefix_bytes=prefix_cache_mb * 1_000_000,
         base_exec=base_exec,
         base_bytes=None if base_cache_mb is None else base_cache_mb * 1_000_000,

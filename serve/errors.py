@@ -44,7 +44,7 @@ class ModelNotFound(NotFound):
 
 
 class ContextTooLong(InputError):
-    """Prompt and answer do not fit into one row of the KV cache."""
+    """Prompt and answer do not fit into the context, or into the KV cache."""
 
 
 class BadParameter(InputError):

@@ -73,7 +73,7 @@ class Service:
         self.http = http or HttpOptions()
         self.engine = build_engine(base, options)
         self.loop = EngineLoop(self.engine)
-        self.leases = Leases(registry)
+        self.leases = Leases(registry, in_memory=lambda: self.engine.pool.users().keys())
         self.vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
         self.reader = PromptReader(base.tokenizer, self.vocabulary_size)
         self.end_tokens = end_tokens(base.model, base.tokenizer)

@@ -1,4 +1,4 @@
-"""Engine: one step is schedule, acquire, forward, sample, update. Owns the rows, the slots and the adapters' leases.
+"""Engine: one step is schedule, acquire, forward, sample, update. Owns the pages, the slots and the adapters' leases.
 
 Knows nothing of text, names and HTTP. `submit` and `abort` may be called from any thread, `step` from one.
 """
@@ -15,11 +15,11 @@ import torch
 from adapterhub_local.errors import QhubError
 from serve.engine.loader import SlotLoader
 from serve.engine.options import EngineOptions
+from serve.engine.pages import PAGE, PagePool
 from serve.engine.pool import AdapterPool
-from serve.engine.prefix import PrefixCache
 from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
-from serve.engine.sampler import NotFinite, Sampler
+from serve.engine.sampler import Sampler, choose
 from serve.engine.scheduler import Scheduler
 from serve.errors import AdapterUnloaded, ContextTooLong, GenerationFailed
 from serve.lora.product import Slot
@@ -35,8 +35,9 @@ class Stats:
 
     num_steps: int = 0
     num_tokens: int = 0  # computed, prompts included
-    num_cached: int = 0  # taken over from earlier requests instead
+    num_cached: int = 0  # not computed, because another request had computed the same
     num_sampled: int = 0
+    num_preemptions: int = 0
     num_failed_steps: int = 0
     max_rows: int = 0
     max_adapters: int = 0
@@ -45,12 +46,15 @@ class Stats:
 class Engine:
     """Answers requests, many in one batch, each with its own adapter."""
 
-    def __init__(self, runner: Runner, slots: Slots, pool: AdapterPool, options: EngineOptions) -> None:
+    def __init__(
+        self, runner: Runner, slots: Slots, pool: AdapterPool, options: EngineOptions, pages: PagePool, max_length: int
+    ) -> None:
         self.runner = runner
         self.slots = slots
         self.pool = pool
-        self.prefixes = PrefixCache(runner.cache, pool.base.fingerprint, options.prefix_bytes)
-        self.scheduler = Scheduler(options, self.prefixes)
+        self.pages = pages
+        self.max_length = min(max_length, pages.num_pages * PAGE)  # tokens of prompt and answer together
+        self.scheduler = Scheduler(options, pages)
         self.stats = Stats()
         self._samplers: dict[str, Sampler] = {}
         self._requests: dict[str, Request] = {}
@@ -61,11 +65,6 @@ class Engine:
         self.loader = SlotLoader(slots, pool, self._wanted, self._lock, self._between_steps)
         self.scheduler.is_ready = slots.__contains__
         self._next = threading.Lock()  # who comes next: without it the next step could always be first
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self.runner.cache.max_length
 
     @property
     def has_work(self) -> bool:
@@ -88,11 +87,13 @@ class Engine:
             self._prefetch()
 
     def check_length(self, num_prompt: int, max_tokens: int) -> None:
-        """Raise ContextTooLong unless prompt and answer fit into a row."""
+        """Raise ContextTooLong unless prompt and answer fit into the model's context and the KV cache."""
         if num_prompt + max_tokens > self.max_length:
+            is_small = self.max_length == self.pages.num_pages * PAGE
             raise ContextTooLong(
-                f"the context is {self.max_length} tokens: the prompt has {num_prompt} and {max_tokens} more were "
-                "asked for. Shorten the prompt or lower max_tokens"
+                f"the context is {self.max_length} tokens{', all that the KV cache holds' if is_small else ''}: the "
+                f"prompt has {num_prompt} and {max_tokens} more were asked for. Shorten the prompt or lower max_tokens"
+                f"{', or start the server with a larger --kv-cache-mb' if is_small else ''}"
             )
 
     def abort(self, request_id: str) -> None:
@@ -136,6 +137,8 @@ class Engine:
                 self._prefetch()
                 batch = self.scheduler.schedule()
                 news, self._news = self._news, []
+                if dirty := self.pages.take_dirty():
+                    self.runner.cache.clear(dirty)
             results = self._compute(batch) if batch else {}
             with self._lock:
                 news += [output for item in batch for output in self._update(item, results[item.request.id])]
@@ -179,16 +182,13 @@ class Engine:
         batch = in_segments(batch, slots)
         logits = self.runner.forward(batch, slots)
         results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
-        wanting = [item.request for item in batch if item.wants_token]
-        for request, row in zip(wanting, logits, strict=True):
-            try:
-                results[request.id] = self._samplers[request.id].sample(row)
-            except (QhubError, RuntimeError) as error:
-                results[request.id] = error
+        wanting = [item.request.id for item in batch if item.wants_token]
+        results.update(zip(wanting, choose([self._samplers[key] for key in wanting], logits), strict=True))
         self.stats.num_steps += 1
         self.stats.num_tokens += sum(item.num_tokens for item in batch)
         self.stats.num_sampled += len(wanting)
-        self.stats.num_cached += sum(item.start for item in batch if item.start == item.request.num_cached)
+        self.stats.num_cached = self.scheduler.num_cached
+        self.stats.num_preemptions = self.scheduler.num_preemptions
         self.stats.max_rows = max(self.stats.max_rows, len(batch))
         self.stats.max_adapters = max(self.stats.max_adapters, len({item.request.adapter for item in batch} - {None}))
         return results
@@ -219,9 +219,6 @@ class Engine:
         """Note one request's result, under the lock."""
         request = item.request
         if isinstance(result, Exception):
-            if isinstance(result, NotFinite):
-                assert request.row is not None
-                self.runner.cache.clear(request.row)  # the next owner of the row must not meet its NaN
             self._leave(request, "error")
             error = result if isinstance(result, QhubError) else GenerationFailed("the model failed on this request")
             return [TokenOutput(request.id, None, error=error)]
@@ -247,7 +244,7 @@ class Engine:
         """Numbers for people and tests: what runs, waits and is held."""
         with self._lock:
             return {
-                "kv_usage": self._kv_usage(),
+                "kv_usage": self.pages.num_used / self.pages.num_pages,
                 "adapter_loads": self.pool.num_loads,
                 "adapter_evictions": self.pool.num_evictions,
                 "slots_used": len(self.slots),
@@ -258,11 +255,6 @@ class Engine:
                 "adapters_loaded": len(self.pool),
                 "adapter_bytes": self.pool.num_bytes,
                 "kv_bytes": self.runner.cache.num_bytes,
-                "prefix_bytes": self.prefixes.num_bytes,
+                "prefix_bytes": self.pages.num_idle * self.runner.cache.page_bytes,
                 **vars(self.stats),
             }
-
-    def _kv_usage(self) -> float:
-        """Share of the cache that holds tokens of running requests."""
-        held = sum(request.num_computed for request in self.scheduler.running)
-        return held / (self.scheduler.options.max_rows * self.max_length)

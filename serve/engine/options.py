@@ -11,13 +11,14 @@ BASE_EXEC = ("auto", "nf4", "dequant-cache")
 class EngineOptions:
     """Limits of one engine; each is checked here, so that the engine need not.
 
-    max_rows         requests that run at once, each with one row of the KV cache
-    max_length       tokens of one row, prompt and answer; None: the model's context, at most 4096
+    max_rows         requests that run at once
+    max_length       tokens of one request, prompt and answer; None: the model's context, at most 4096
+    kv_bytes         memory for keys and values; None: max_rows requests of max_length, or half of what is free
     tokens_per_step  tokens of one forward pass; longer prompts are read in chunks
     max_adapters     different adapters in one batch
     queue_limit      requests that may wait; more are refused
     adapter_bytes    memory for adapters kept ready, those in use included
-    prefix_bytes     memory for the beginnings of prompts and answers that later requests may share; 0: none
+    prefix_bytes     of kv_bytes, what may hold prompts and answers that ended; 0: no request shares with another
     base_exec        `nf4`: multiply with the 4-bit weights; `dequant-cache`: with a dequantised copy of them, as far as
                      base_bytes goes; `auto`: whichever was measured to be faster
     base_bytes       memory for that copy; None: a quarter of what is free
@@ -25,6 +26,7 @@ class EngineOptions:
 
     max_rows: int = 16
     max_length: int | None = None
+    kv_bytes: int | None = None
     tokens_per_step: int = 512
     max_adapters: int = 16
     queue_limit: int = 256
@@ -34,7 +36,8 @@ class EngineOptions:
     base_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_length", "tokens_per_step", "max_adapters", "queue_limit", "adapter_bytes"):
+        positive = "max_rows max_length kv_bytes tokens_per_step max_adapters queue_limit adapter_bytes"
+        for name in positive.split():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: it must be at least 1")

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from serve.engine.attention import PackedBatch, Prompt
 from serve.engine.cache import KVCache
+from serve.engine.packed import PackedBatch, Row
+from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
 from serve.lora.product import Segment, Slot
@@ -31,7 +32,6 @@ class Runner:
 
         Items with the same adapter must be neighbours (`in_segments`).
         """
-        self.cache.reserve(max(item.start + item.num_tokens for item in batch))
         ends = list(_ends(batch))
         last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
         packed = self._pack(batch, ends)
@@ -53,29 +53,13 @@ class Runner:
         return logits[0, : len(last)].float()
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
-        rows: list[int] = []
-        positions: list[int] = []
-        single: list[int] = []
-        prompts = []
-        for item, end in zip(batch, ends, strict=True):
-            row = item.request.row
-            assert row is not None, item.request.id
-            rows.extend([row] * item.num_tokens)
-            positions.extend(range(item.start, item.start + item.num_tokens))
-            if item.num_tokens == 1:
-                single.append(end - 1)
-            else:
-                prompts.append(Prompt(end - item.num_tokens, end, row, item.start))
-        return PackedBatch(
-            self.cache,
-            self._tensor(rows),
-            self._tensor(positions),
-            self._tensor(single),
-            [rows[index] for index in single],
-            [positions[index] for index in single],
-            prompts,
-            self.windows,
-        )
+        rows = [
+            Row(end - item.num_tokens, end, item.start, tuple(item.request.pages[: pages_for(item.end)]))
+            for item, end in zip(batch, ends, strict=True)
+        ]
+        self.cache.reserve(max(max(row.pages) for row in rows))
+        positions = [position for item in batch for position in range(item.start, item.end)]
+        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)

@@ -42,7 +42,7 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
     """The engine, which must be as empty after a test as before it."""
     yield shared_engine
     assert not shared_engine.has_work
-    assert sorted(shared_engine.scheduler._free_rows) == [0, 1, 2, 3]
+    assert shared_engine.pages.num_used == 0
     assert not shared_engine._requests
     assert not shared_engine._samplers
     assert all(adapter.users == 0 for adapter in shared_engine.pool._adapters.values())
@@ -95,7 +95,7 @@ def test_fault_stays_with_its_request(engine: Engine, served_registry: Registry)
 
 
 def test_adapter_that_overflows(engine: Engine, base: BaseInfo, served_registry: Registry) -> None:
-    """An adapter that leads to NaN fails its own request, and leaves nothing behind in its row."""
+    """An adapter that leads to NaN fails its own request, and leaves nothing behind in its pages."""
     wild = publish(served_registry, "wild", base, seed=9, strength=1e25)
     good = request(engine, "good", length=20, seed=3)
     expected = alone(engine, good)
@@ -104,12 +104,12 @@ def test_adapter_that_overflows(engine: Engine, base: BaseInfo, served_registry:
     assert [output.request_id for output in failed] == ["wild"]
     assert isinstance(failed[0].error, NotFinite)
     assert good.output == expected
-    for number in range(4):  # whoever gets the row next
+    for number in range(4):  # whoever gets the pages next
         assert alone(engine, request(engine, f"next{number}", length=20, seed=3)) == expected
 
 
 def test_abort(engine: Engine, served_registry: Registry) -> None:
-    """Aborted requests, running or waiting, say nothing more and give back row and adapter."""
+    """Aborted requests, running or waiting, say nothing more and give back pages and adapter."""
     alpha = served_registry.resolve("alpha")
     requests = [request(engine, f"r{number}", alpha, max_tokens=30, seed=number) for number in range(7)]
     engine.submit(*requests)
@@ -125,7 +125,7 @@ def test_abort(engine: Engine, served_registry: Registry) -> None:
 
 
 def test_too_long(engine: Engine) -> None:
-    """What does not fit into a row is refused before it is queued."""
+    """What does not fit into the context is refused before it is queued."""
     with pytest.raises(ContextTooLong, match="512 tokens"):
         engine.submit(request(engine, "long", length=500, max_tokens=13))
 
