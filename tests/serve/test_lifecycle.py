@@ -17,7 +17,7 @@ from adapterhub_local.base.store import read_record
 from adapterhub_local.errors import NotFound
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
 from adapterhub_local.lora.write import write_safetensors
-from adapterhub_local.registry import Registry
+from adapterhub_local.registry import Registry, Version
 from serve.app import create_app
 from serve.engine.options import EngineOptions
 from serve.options import HttpOptions
@@ -161,6 +161,31 @@ def test_draining(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text == expected
     assert (response.status_code, int(response.headers["X-Qhub-Freed-Bytes"]) > 0) == (200, True)
     assert entry(living, "v5")["state"] == "absent"
+
+
+def test_loading(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an adapter's files are read it is listed as loading, by its name, and others answer."""
+    read, may_read = living.service.engine.pool._read, threading.Event()
+
+    def slow(version: Version) -> object:
+        assert may_read.wait(20)
+        return read(version)
+
+    monkeypatch.setattr(living.service.engine.pool, "_read", slow)
+    unload(living, "v9")
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(living.complete, model="v9", prompt="Hello")
+        deadline = time.monotonic() + 20
+        while not any(
+            (one["name"], one["state"]) == ("v9@1", "loading") for one in living.http.get("/v1/adapters").json()["data"]
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert living.complete(model="v0", prompt="Hello").status_code == 200
+        assert not answer.done()
+        may_read.set()
+        assert answer.result(20).status_code == 200
+    assert entry(living, "v9")["state"] == "ready"
 
 
 def test_a_version_comes_back(living: Server) -> None:
