@@ -65,7 +65,7 @@ def test_answers_do_not_change(built_base, served_registry: Registry, prefix_byt
                 streamed[output.request_id].append(output.sampled.token)
             assert engine.snapshot()["kv_usage"] <= 1
         assert streamed == {request.id: request.output for request in requests}
-        assert (engine.snapshot()["num_preemptions"] > 5) == (rows == 4)
+        assert (engine.snapshot()["num_preemptions"] > 2) == (rows == 4)
         assert engine.snapshot()["kv_usage"] == 0
         assert not any(engine.pool.users().values())
         answers.append(streamed)
