@@ -307,11 +307,20 @@ class Service:
         for version in versions_of(target):
             self.leases.hold(version)
         before, start = self.engine.pool.num_loads, time.monotonic()
-        digest = self.engine.pool.acquire(target.version)
+        digest = target.version.content_digest
+        with self._lock:  # while it is read, too, there is a name to show
+            use = self._uses.setdefault(digest, Use(str(target.version)))
+        try:
+            self.engine.pool.acquire(target.version)
+        except BaseException:
+            with self._lock:
+                if not use.num_requests:
+                    self._uses.pop(digest, None)
+            raise
         if self.engine.pool.num_loads > before:
             self.metrics.note_load(time.monotonic() - start)
         with self._lock:
-            use = self._uses.setdefault(digest, Use(str(target.version)))
+            use = self._uses.setdefault(digest, use)
             use.num_requests += 1
             use.last_used = time.time()
             self._uses.move_to_end(digest)

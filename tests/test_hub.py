@@ -374,6 +374,27 @@ def test_manifest_that_is_not_json_is_refused(hub: HubServer, registry: Registry
     assert is_untouched(registry)
 
 
+def test_dora_is_pulled_whole(hub: HubServer, registry: Registry, tmp_path: Path) -> None:
+    """The lengths of DoRA come along with its factors."""
+    files = peft_files(tmp_path / "peft", use_dora=True)
+    folder = tmp_path / "dora"
+    folder.mkdir()
+    lengths = {write.tensor_name(module, "A"): rows for module, rows in zip(MODULES, (64, 32), strict=True)}
+    lengths = {name.replace("lora_A.weight", "lora_magnitude_vector"): torch.rand(n) for name, n in lengths.items()}
+    save_file({**tensors(3), **lengths}, folder / WEIGHTS, metadata={"format": "pt"})
+    hub.repos[REPO] = repo = Repo()
+    repo.commit({**files, WEIGHTS: (folder / WEIGHTS).read_bytes()})
+
+    version = pulled(hub, registry, name="dora").version
+
+    (folder / CONFIG).write_bytes(files[CONFIG])
+    there, here = (open_adapter(path, dora=True) for path in (folder, version.path))
+    assert here.config.use_dora
+    for module, delta in there.deltas():
+        assert torch.equal(here.magnitude(module), there.magnitude(module))
+        assert torch.equal(here.delta(module).A, delta.A)
+
+
 def test_what_is_no_adapter_is_refused(hub: HubServer, registry: Registry, tmp_path: Path) -> None:
     """Repositories without an adapter, with a pickle, or with what we do not support are refused with the reason."""
     hub.repos[REPO] = repo = Repo()
@@ -383,7 +404,7 @@ def test_what_is_no_adapter_is_refused(hub: HubServer, registry: Registry, tmp_p
         "it has no adapter_model.safetensors and no adapter_config.json": {"config.json": b"{}"},
         "it has no adapter_config.json": {WEIGHTS: peft[WEIGHTS]},
         "a pickle, which can run code": {"adapter_model.bin": b"\x80", CONFIG: peft[CONFIG]},
-        f"^{REPO}@.{{12}}/{CONFIG} sets use_dora": dora,
+        f"^{REPO}@.{{12}}/{WEIGHTS}: its config sets use_dora": dora,
         f"^{REPO}@.{{12}}/{WEIGHTS} is not a safetensors file": {**peft, WEIGHTS: b"\x80\x04pickle"},
         "needs that many": {**peft, CONFIG: b" " * (17 << 20)},
     }

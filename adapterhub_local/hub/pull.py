@@ -200,10 +200,11 @@ def _check_download(path: Path, listed: _Listed, where: str) -> None:
 def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "AdapterFile":
     """Open the adapter strictly and read every tensor once. Raises BadFile, or Corrupt if its base is another."""
     from adapterhub_local.lora.adapter import open_adapter  # loads torch
+    from adapterhub_local.lora.adopt import tensors_of
 
     try:
-        adapter = open_adapter(folder)
-        for _ in adapter.deltas():  # refuses NaN and infinity
+        adapter = open_adapter(folder, dora=True)
+        for _ in tensors_of(adapter):  # refuses NaN and infinity
             pass
     except BadFile as error:
         raise BadFile(str(error).replace(str(folder), where)) from None  # the folder is gone when this is read
@@ -230,7 +231,9 @@ def _converted(
     adapter: "AdapterFile", folder: Path, revision: str | None
 ) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
     """A plain PEFT adapter in our self-describing form, and what is known of where it came from."""
+    from adapterhub_local.lora.adopt import tensors_of
     from adapterhub_local.lora.header import read_header
+    from adapterhub_local.lora.layout import magnitude_name
     from adapterhub_local.lora.write import DTYPE_NAMES, tensor_name, write_adapter
 
     dtypes = {spelled: dtype for dtype, spelled in DTYPE_NAMES.items()}
@@ -240,15 +243,13 @@ def _converted(
         for factor in "AB":
             entry = entries[adapter.keys[module, factor]]
             shapes[tensor_name(module, factor)] = (dtypes[entry.dtype], entry.shape)
-    tensors = (
-        (tensor_name(module, factor), tensor)
-        for module, delta in adapter.deltas()
-        for factor, tensor in (("A", delta.A), ("B", delta.B))
-    )
+        if module in adapter.magnitudes:
+            dtype = dtypes[entries[adapter.magnitudes[module]].dtype]
+            shapes[magnitude_name(module)] = (dtype, (adapter.shapes[module].out_features,))
     config = adapter.config
     base_id = config.base_model if is_model_id(config.base_model) else None  # a path of someone's machine is dropped
     folder.mkdir()
-    files = write_adapter(folder, replace(config, base_model=base_id), shapes, tensors, None)
+    files = write_adapter(folder, replace(config, base_model=base_id), shapes, tensors_of(adapter), None)
     targets = config.target_modules
     lineage = {
         "kind": "pull",

@@ -9,6 +9,7 @@ import torch
 
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
+from adapterhub_local.lora.layout import magnitude_name
 from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.registry import Registry, Version
 
@@ -57,17 +58,18 @@ def adopt(
 def rewrite(adapter: AdapterFile, folder: Path, hub_id: str | None, fingerprint: str | None) -> dict[str, Path | bytes]:
     """The adapter's two files with PEFT's names and its config in the header; factors unchanged, finite."""
     # dtypes are kept tensor by tensor, so shapes are taken from the factors themselves, read twice
-    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in _tensors(adapter)}
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors_of(adapter)}
     config = replace(adapter.config, base_model=hub_id or adapter.config.hub_id)
-    return write_adapter(folder, config, shapes, _tensors(adapter), fingerprint)
+    return write_adapter(folder, config, shapes, tensors_of(adapter), fingerprint)
 
 
-def _tensors(adapter: AdapterFile) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_of(adapter: AdapterFile) -> Iterator[tuple[str, torch.Tensor]]:
+    """PEFT's names and the tensors, finite, module by module: A, B, and with DoRA the lengths of the rows."""
     for module, delta in adapter.deltas():
         yield tensor_name(module, "A"), delta.A
         yield tensor_name(module, "B"), delta.B
         if module in adapter.magnitudes:
-            yield tensor_name(module, "A").replace("lora_A.weight", "lora_magnitude_vector"), adapter.magnitude(module)
+            yield magnitude_name(module), adapter.magnitude(module)
 
 
 def describe(adapter: AdapterFile) -> dict[str, Any]:

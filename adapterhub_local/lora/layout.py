@@ -86,6 +86,11 @@ def tensor_name(module: str, factor: str) -> str:
     return f"base_model.model.{module}.lora_{factor}.weight"
 
 
+def magnitude_name(module: str) -> str:
+    """PEFT's name for DoRA's lengths of a module."""
+    return f"base_model.model.{module}.lora_magnitude_vector"
+
+
 def _magnitudes(path: Path, header: Header) -> dict[str, str]:
     names = ((name, _MAGNITUDE.fullmatch(name)) for name, entry in header.tensors.items() if entry.dtype in FLOATS)
     found: dict[str, str] = {}

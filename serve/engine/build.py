@@ -39,6 +39,7 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
         lambda name: own_weight(layers[name].base),
         dtype=model.dtype,
         max_bytes=options.adapter_bytes,
+        pin_memory=device.type == "cuda",
     )
     slots = Slots(layers, model.dtype, device, options.max_adapters)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes

@@ -1,5 +1,6 @@
 """AdapterPool: adapters read, checked and kept in host memory, by content digest. Names are none of its business."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.errors import Incompatible
+from adapterhub_local.errors import BadFile, Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.merge.dora import row_scales
 from adapterhub_local.registry import Version
@@ -16,6 +17,7 @@ from serve.engine.mixture import Mixture, mixed_factors
 from serve.errors import Busy
 from serve.lora.slots import Factors
 
+logger = logging.getLogger(__name__)
 # module -> its weight (out_features, in_features), in the dtype that DoRA takes norms in
 WeightOf = Callable[[str], torch.Tensor]
 # how far from 1 the scales of a DoRA adapter may be that was never trained: PEFT begins with lengths in 16 bits
@@ -49,12 +51,14 @@ class AdapterPool:
         *,
         dtype: torch.dtype,
         max_bytes: int,
+        pin_memory: bool = False,
     ) -> None:
         self.base = base
         self.shapes = shapes  # module -> (in_features, out_features)
         self.weight = weight
         self.dtype = dtype
         self.max_bytes = max_bytes
+        self.pin_memory = pin_memory  # for copies to a GPU that run beside its work
         self.num_loads = 0
         self.num_evictions = 0
         self._adapters: OrderedDict[str, PooledAdapter] = OrderedDict()
@@ -84,7 +88,7 @@ class AdapterPool:
             with loading:  # the same adapter is read once, different ones side by side
                 if not self._hold(digest):
                     factors = self._mix(version) if isinstance(version, Mixture) else self._read(version)
-                    self._add(PooledAdapter(digest, factors), str(version))
+                    self._add(PooledAdapter(digest, _pinned(factors) if self.pin_memory else factors), str(version))
         finally:
             with self._lock:
                 self._loading.pop(digest, None)
@@ -127,7 +131,10 @@ class AdapterPool:
             adapter.users -= 1
 
     def _read(self, version: Version) -> Factors:
-        return load_factors(version, self.base, self.shapes, self.weight, self.dtype)
+        try:
+            return load_factors(version, self.base, self.shapes, self.weight, self.dtype)
+        except BadFile as error:  # clients read this: where the file is they need not know
+            raise BadFile(str(error).replace(str(version.path), f"'{version}'")) from None
 
     def _mix(self, mixture: Mixture) -> Factors:
         """The mixture's factors, made of those of its parts, which are held only while that takes."""
@@ -173,6 +180,15 @@ class AdapterPool:
 
     def _num_bytes(self) -> int:
         return sum(adapter.num_bytes for adapter in self._adapters.values())
+
+
+def _pinned(factors: Factors) -> Factors:
+    """The factors in pages that the system does not move, if it has enough of such."""
+    try:
+        return {module: tuple(tensor.pin_memory() for tensor in own) for module, own in factors.items()}
+    except RuntimeError as error:
+        logger.warning("an adapter is kept in memory that is not pinned: %s", error)
+        return factors
 
 
 def check_base(version: Version, base: BaseInfo) -> None:

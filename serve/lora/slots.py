@@ -187,8 +187,9 @@ class Slots:
         """For each stack of `rank` one with room for `capacity` adapters, those at `places` in front."""
         for stacks in (each for group in self.groups for each in (group.a, *group.b, *group.scales)):
             if rank in stacks:
-                stack = self._zeros(capacity, *stacks[rank].shape[1:])
+                stack = torch.empty((capacity, *stacks[rank].shape[1:]), dtype=self.dtype, device=self.device)
                 stack[: len(places)] = stacks[rank][list(places)]
+                stack[len(places) :].zero_()  # a layer that no adapter has had is not filled, and must be nothing
                 yield stacks, stack
 
     @contextmanager

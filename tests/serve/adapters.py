@@ -1,13 +1,14 @@
 """Random adapters for a base, strong enough to change its answers, published the ordinary way."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig
 
 from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.weights import dequantised
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.registry import Registry, Version
@@ -43,9 +44,13 @@ def write_random(
     modules: Sequence[str] = LINEARS,
     strength: float = 0.5,
     fingerprint: str | None = None,
+    norms: Mapping[str, torch.Tensor] | None = None,
     **config,
 ) -> dict[str, Path | bytes]:
-    """The files of an adapter with random factors in the layers whose names end in one of `modules`."""
+    """The files of an adapter with random factors in the layers whose names end in one of `modules`.
+
+    With `norms` of the base's rows (out_features) it has DoRA.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for module, (in_features, out_features) in shapes.items():
@@ -53,14 +58,22 @@ def write_random(
             scale = strength / (rank * in_features) ** 0.5
             tensors[tensor_name(module, "A")] = torch.randn(rank, in_features, generator=generator)
             tensors[tensor_name(module, "B")] = torch.randn(out_features, rank, generator=generator) * scale
-    settings = AdapterConfig(**{"rank": rank, "alpha": 2.0 * rank, "target_modules": tuple(modules), **config})
+            if norms is not None:
+                noise = 1 + 0.3 * torch.randn(out_features, generator=generator)
+                tensors[f"base_model.model.{module}.lora_magnitude_vector"] = norms[module] * noise
+    settings = AdapterConfig(
+        **{"rank": rank, "alpha": 2.0 * rank, "target_modules": tuple(modules), "use_dora": bool(norms), **config}
+    )
     entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     return write_adapter(folder, settings, entries, tensors.items(), fingerprint)
 
 
-def publish(registry: Registry, name: str, base: BaseInfo, *, alias: str | None = None, **settings) -> Version:
+def publish(
+    registry: Registry, name: str, base: BaseInfo, *, alias: str | None = None, dora: bool = False, **settings
+) -> Version:
     """A random adapter for a Llama base as the next version of `name`."""
     with tempfile.TemporaryDirectory() as folder:
         shapes = llama_shapes(AutoConfig.from_pretrained(base.folder))
-        files = write_random(Path(folder), shapes, fingerprint=base.fingerprint, **settings)
+        norms = {module: weight.norm(dim=1) for module, weight, _ in dequantised(base, shapes)} if dora else None
+        files = write_random(Path(folder), shapes, fingerprint=base.fingerprint, norms=norms, **settings)
         return registry.publish(name, files, {"base": base.lineage()}, alias=alias)

@@ -34,6 +34,7 @@ SHARED = tuple(
     random.Random(0).choices(range(250), k=70)
 )  # prompts are beginnings of it, some with an end of their own
 RANKS = (3, 3, 8, 8, 1, 5)  # of the contents that names may point to
+DORA = (1, 5)  # of these, those that rescale the base
 NAMES = 4
 PAGE_BYTES = PAGE * 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, head_dim, float32
 
@@ -43,7 +44,8 @@ class World:
 
     def __init__(self, base: BaseInfo, registry: Registry) -> None:
         self.versions = [
-            publish(registry, f"s{seed}", base, seed=80 + seed, rank=rank) for seed, rank in enumerate(RANKS)
+            publish(registry, f"s{seed}", base, seed=80 + seed, rank=rank, dora=seed in DORA)
+            for seed, rank in enumerate(RANKS)
         ]
         limits = EngineOptions(max_rows=4, tokens_per_step=24, max_adapters=3, queue_limit=12, max_length=128)
         limits = replace(limits, kv_bytes=8 * PAGE_BYTES)  # the longest request needs all of them
@@ -78,7 +80,7 @@ def make_request(engine: Engine, name: str, source, prompt: tuple[int, ...], max
 
 
 class Schedules(RuleBasedStateMachine):
-    """Submit, step, abort, swap, evict, preempt, unload and republish in any order."""
+    """Submit, step, abort, swap, evict, pin, preempt, unload and republish in any order."""
 
     world: ClassVar[World]
 
@@ -89,9 +91,11 @@ class Schedules(RuleBasedStateMachine):
         self.names: list = list(range(NAMES))  # name -> the content it points to
         self.live: dict[str, tuple[Request, tuple]] = {}
         self.unloaded: set[str] = set()  # requests that ended with their adapter
+        self.pinned: str | None = None
         self.count = 0
 
     def clear(self) -> None:
+        self.engine.pin(frozenset())
         for request_id in list(self.engine._requests):
             self.engine.abort(request_id)
         while self.engine.has_work:
@@ -148,6 +152,8 @@ class Schedules(RuleBasedStateMachine):
         users = {request.id for request, _ in self.live.values() if request.adapter == digest}
         holders = [request for request in self.engine._requests.values() if request.adapter == digest]
         freed = self.engine.unload(digest, force=force)
+        if digest == self.pinned:  # the server keeps this from being asked for; it is to be survived
+            digest = ""
         if holders and not force:
             assert freed == 0
             return
@@ -156,6 +162,18 @@ class Schedules(RuleBasedStateMachine):
         self.unloaded |= users
         for request_id in users:
             del self.live[request_id]
+
+    @rule(content=st.integers(0, len(RANKS) - 1), is_pinned=st.booleans())
+    def pin(self, content: int, is_pinned: bool) -> None:
+        """Pin one content, in place of another, or none."""
+        try:
+            digest = self.engine.pool.acquire(self.world.versions[content]) if is_pinned else None
+        except Busy:
+            return
+        self.engine.pin(frozenset([digest] if digest else []))
+        if self.pinned:
+            self.engine.pool.release(self.pinned)
+        self.pinned = digest
 
     @rule(share=st.sampled_from([0, 3, 1000]))
     def evict(self, share: int) -> None:
@@ -169,7 +187,7 @@ class Schedules(RuleBasedStateMachine):
         check_pages(self.engine.pages, self.engine.scheduler.running)
         holders = [request.adapter for request in self.engine._requests.values() if request.adapter]
         for digest, users in self.engine.pool.users().items():
-            assert users == holders.count(digest)
+            assert users == holders.count(digest) + (digest == self.pinned)
         assert len(self.engine.slots) <= 3
 
     def teardown(self) -> None:
@@ -177,6 +195,7 @@ class Schedules(RuleBasedStateMachine):
             self.step(1)
         assert not self.live
         assert not self.engine._requests
+        self.pin(0, is_pinned=False)
         assert not any(self.engine.pool.users().values())
         assert self.engine.pages.num_used == 0
 
