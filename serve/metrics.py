@@ -15,12 +15,14 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 ENGINE: dict[str, tuple[str, type, str]] = {
     "qhub_requests_running": ("running", GaugeMetricFamily, "Requests in the batch"),
     "qhub_requests_waiting": ("waiting", GaugeMetricFamily, "Requests in the queue"),
-    "qhub_kv_usage_ratio": ("kv_usage", GaugeMetricFamily, "Share of the KV cache that holds tokens"),
+    "qhub_kv_usage_ratio": ("kv_usage", GaugeMetricFamily, "Share of the KV cache's pages in use"),
+    "qhub_preemptions": ("num_preemptions", CounterMetricFamily, "Requests put back into the queue for lack of pages"),
     "qhub_kv_bytes": ("kv_bytes", GaugeMetricFamily, "Memory of the KV cache"),
     "qhub_adapters_loaded": ("adapters_loaded", GaugeMetricFamily, "Adapters in memory"),
     "qhub_adapter_bytes": ("adapter_bytes", GaugeMetricFamily, "Memory of the adapters"),
     "qhub_adapter_slots_used": ("slots_used", GaugeMetricFamily, "Adapters that a batch can use without copying"),
     "qhub_adapter_slots_total": ("slots_total", GaugeMetricFamily, "Adapters that may be in one batch"),
+    "qhub_adapter_slot_bytes": ("slot_bytes", GaugeMetricFamily, "Memory of the slots"),
     "qhub_adapter_loads": ("adapter_loads", CounterMetricFamily, "Adapters read from the registry"),
     "qhub_adapter_evictions": ("adapter_evictions", CounterMetricFamily, "Adapters dropped to make room"),
     "qhub_engine_steps": ("num_steps", CounterMetricFamily, "Forward passes"),
@@ -29,7 +31,7 @@ ENGINE: dict[str, tuple[str, type, str]] = {
     # the names that the Kubernetes gateway's model server protocol asks for
     "vllm:num_requests_running": ("running", GaugeMetricFamily, "Requests in the batch"),
     "vllm:num_requests_waiting": ("waiting", GaugeMetricFamily, "Requests in the queue"),
-    "vllm:kv_cache_usage_perc": ("kv_usage", GaugeMetricFamily, "Share of the KV cache that holds tokens"),
+    "vllm:kv_cache_usage_perc": ("kv_usage", GaugeMetricFamily, "Share of the KV cache's pages in use"),
 }
 
 

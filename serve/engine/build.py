@@ -11,11 +11,12 @@ from serve.engine.cache import KVCache
 from serve.engine.check import use_packed_attention
 from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
+from serve.engine.pages import PAGE, PagePool, pages_for
 from serve.engine.pool import AdapterPool
 from serve.engine.runner import Runner
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.slots import Slots
-from serve.lora.weights import use_dense
+from serve.lora.weights import own_weight, use_dense
 
 DEFAULT_MAX_LENGTH = 4096
 
@@ -26,16 +27,34 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     model = base.model
     max_length = _max_length(base, options.max_length)
     shared = shared_inputs(model)
-    use_packed_attention(model)
+    page_bytes = use_packed_attention(model)
     context = LoraContext()
     layers = wrap_linears(model, context, shared)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-    runner = Runner(model, KVCache(options.max_rows, max_length), context)
-    pool = AdapterPool(base.info, shapes, dtype=model.dtype, max_bytes=options.adapter_bytes)
-    slots = Slots(layers, model.dtype, runner.device, options.max_adapters)
-    max_bytes = free_bytes(runner.device) // 4 if options.base_bytes is None else options.base_bytes
+    device = model.get_input_embeddings().weight.device
+    pool = AdapterPool(
+        base.info,
+        shapes,
+        lambda name: own_weight(layers[name].base),
+        dtype=model.dtype,
+        max_bytes=options.adapter_bytes,
+    )
+    slots = Slots(layers, model.dtype, device, options.max_adapters)
+    max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
-    return Engine(runner, slots, pool, options)
+    num_pages = _num_pages(options, max_length, page_bytes, device)
+    pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
+    runner = Runner(model, KVCache(num_pages), context)
+    return Engine(runner, slots, pool, options, pages, max_length)
+
+
+def _num_pages(options: EngineOptions, max_length: int, page_bytes: int, device: torch.device) -> int:
+    """Pages of the KV cache: as many as were allowed, at most what all rows can use."""
+    limit = free_bytes(device) // 2 if options.kv_bytes is None else options.kv_bytes
+    if limit < page_bytes:
+        raise InputError(f"{limit} bytes are too few for a KV cache: {PAGE} tokens take {page_bytes}")
+    idle = options.prefix_bytes // page_bytes
+    return min(options.max_rows * pages_for(max_length) + idle, limit // page_bytes)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,76 +1,81 @@
-"""KVCache: keys and values of every row, one pair of tensors a layer. Which row is whose the scheduler knows."""
+"""KVCache: keys and values in pages, one pair of tensors a layer. Which page is whose the PagePool knows."""
 
 import torch
 
-STEP = 256  # rows grow in steps of this many tokens
+from serve.engine.pages import PAGE
+
+FIRST = 64  # pages to begin with
 
 
 class KVCache:
-    """Per layer two tensors (rows, kv_heads, length, head_dim), made when the layer is first written.
+    """Per layer two tensors (pages, kv_heads, PAGE, head_dim), made when the layer is first written.
 
-    `length` grows with the longest row, up to `max_length`. Unwritten places hold zeros, so that what is
-    masked out is always finite.
+    On the CPU they grow with the highest page in use, up to `num_pages` and page 0; elsewhere they are made whole at
+    once and stay where they are. Unwritten places hold zeros, so that what is masked out is always finite.
     """
 
-    def __init__(self, num_rows: int, max_length: int) -> None:
-        self.num_rows = num_rows
-        self.max_length = max_length
-        self.length = 0
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self._capacity = 0
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._copies: list[torch.Tensor] = []  # what `read` fills, again and again: new memory costs more than copying
 
     @property
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for layer in self._layers.values() for tensor in layer)
 
-    def reserve(self, length: int) -> None:
-        """Make room for rows of `length` tokens."""
-        assert length <= self.max_length, (length, self.max_length)
-        if length <= self.length:
+    @property
+    def page_bytes(self) -> int:
+        """Memory of one page in all layers written so far."""
+        return self.num_bytes // max(1, self._capacity)
+
+    def reserve(self, last: int) -> None:
+        """Make room for page `last` and all before it."""
+        assert last <= self.num_pages, (last, self.num_pages)
+        if last < self._capacity:
             return
-        wanted = max(length, self.length + self.length // 2)
-        self.length = min(self.max_length, -(-wanted // STEP) * STEP)
+        self._capacity = min(self.num_pages + 1, max(last + 1, self._capacity * 3 // 2, FIRST))
         for index, (keys, values) in self._layers.items():
             self._layers[index] = (self._grown(keys), self._grown(values))
 
     def write(
-        self, layer: int, rows: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+        self, layer: int, pages: torch.Tensor, offsets: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put keys and values (kv_heads, tokens, head_dim) at (rows, positions); the layer's two tensors."""
+        """Put keys and values (kv_heads, tokens, head_dim) at (pages, offsets); the layer's two tensors."""
         if layer not in self._layers:
+            if keys.device.type != "cpu":
+                self._capacity = self.num_pages + 1
             self._layers[layer] = (self._zeros(keys), self._zeros(values))
         all_keys, all_values = self._layers[layer]
-        all_keys[rows, :, positions] = keys.transpose(0, 1)
-        all_values[rows, :, positions] = values.transpose(0, 1)
+        all_keys[pages, :, offsets] = keys.transpose(0, 1)
+        all_values[pages, :, offsets] = values.transpose(0, 1)
         return all_keys, all_values
 
-    @property
-    def is_uniform(self) -> bool:
-        """Whether keys and values have one shape in all layers."""
-        return len({tensor.shape for layer in self._layers.values() for tensor in layer}) == 1
+    def read(self, layer: int, index: torch.Tensor) -> list[torch.Tensor]:
+        """Copies of keys and values (n, PAGE, head_dim) of n pairs page * kv_heads + head, good until the next call."""
+        found = []
+        for which, tensor in enumerate(self._layers[layer]):
+            flat = tensor.view(-1, PAGE * tensor.shape[3])
+            count = len(index) * flat.shape[1]
+            if which == len(self._copies):
+                self._copies.append(flat.new_empty(0))
+            if self._copies[which].numel() < count:
+                self._copies[which] = flat.new_empty(count)
+            copy = self._copies[which][:count].view(len(index), -1)
+            found.append(torch.index_select(flat, 0, index, out=copy).view(len(index), PAGE, -1))
+        return found
 
-    def read(self, row: int, start: int, end: int) -> torch.Tensor:
-        """A copy of places [start, end) of a row: (2 * layers, kv_heads, places, head_dim), layers in their order."""
-        return torch.stack([tensor[row, :, start:end] for tensor in self._in_order()])
-
-    def fill(self, row: int, places: torch.Tensor) -> None:
-        """Write what `read` gave to the beginning of a row."""
-        self.reserve(places.shape[2])
-        for tensor, own in zip(self._in_order(), places, strict=True):
-            tensor[row, :, : own.shape[1]] = own
-
-    def _in_order(self) -> list[torch.Tensor]:
-        return [tensor for index in sorted(self._layers) for tensor in self._layers[index]]
-
-    def clear(self, row: int) -> None:
-        """Zero a row that may hold NaN or infinity."""
+    def clear(self, pages: list[int]) -> None:
+        """Zero pages that may hold NaN or infinity."""
+        made = [page for page in pages if page < self._capacity]
         for keys, values in self._layers.values():
-            keys[row].zero_()
-            values[row].zero_()
+            keys[made] = 0
+            values[made] = 0
 
     def _zeros(self, like: torch.Tensor) -> torch.Tensor:
-        return like.new_zeros(self.num_rows, like.shape[0], self.length, like.shape[2])
+        return like.new_zeros(self._capacity, like.shape[0], PAGE, like.shape[2])
 
     def _grown(self, old: torch.Tensor) -> torch.Tensor:
-        new = old.new_zeros(*old.shape[:2], self.length, old.shape[3])
-        new[:, :, : old.shape[2]] = old
+        new = old.new_zeros(self._capacity, *old.shape[1:])
+        new[: len(old)] = old
         return new

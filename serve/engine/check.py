@@ -16,37 +16,42 @@ from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.lora.linear import LoraContext
 
-LENGTHS = (11, 6)
+LENGTHS = (20, 6)  # two pages, and one
 # of the norm of the logits; half precision rounds to 3 or 4 digits in every layer
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
-def use_packed_attention(model: Any) -> None:
-    """Give `model` the packed attention, after checking that it is right. Raises Incompatible, model unchanged."""
+def use_packed_attention(model: Any) -> int:
+    """Give `model` the packed attention, after checking that it is right; the bytes of a page of its KV cache.
+
+    Raises Incompatible, and leaves the model as it was.
+    """
     register()
     before = model.config._attn_implementation
     sequences = _sequences(model)
     expected = [_plain_logits(model, sequence) for sequence in sequences]
+    cache = KVCache(4)
     reason, undo = _unknown_layers(model), lambda: None
     if reason is None:
         model.set_attn_implementation(NAME)
         undo = replace_attention(model)
-        reason = _difference(model, sequences, expected)
+        reason = _difference(model, cache, sequences, expected)
     if reason is not None:
         undo()
         model.set_attn_implementation(before)
         raise Incompatible(f"{type(model).__name__} cannot be served with mixed adapters: {reason}")
+    return cache.page_bytes
 
 
-def _difference(model: Any, sequences: list[list[int]], expected: list[torch.Tensor]) -> str | None:
+def _difference(model: Any, cache: KVCache, sequences: list[list[int]], expected: list[torch.Tensor]) -> str | None:
     """Why the packed model is not the plain model, or None. The long sequence comes in two chunks and a token."""
-    runner = Runner(model, KVCache(len(sequences), 64), LoraContext())
-    requests = [
-        Request(str(row), tuple(sequence), SamplingParams(max_tokens=1), row=row)
-        for row, sequence in enumerate(sequences)
-    ]
-    first, second = requests
-    steps = [[(first, 0, 5)], [(first, 5, 5), (second, 0, 5)], [(first, 10, 1), (second, 5, 1)]]
+    runner = Runner(model, cache, LoraContext())
+    params = SamplingParams(max_tokens=1)
+    first, second = (
+        Request(str(pages), tuple(sequence), params, pages=pages)
+        for sequence, pages in zip(sequences, ([3, 1], [4]), strict=True)
+    )
+    steps = [[(first, 0, 9)], [(first, 9, 10), (second, 0, 5)], [(first, 19, 1), (second, 5, 1)]]
     try:
         for step in steps:
             logits = runner.forward([Scheduled(*item) for item in step], {})

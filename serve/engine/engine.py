@@ -1,29 +1,32 @@
-"""Engine: one step is schedule, acquire, forward, sample, update. Owns the rows, the slots and the adapters' leases.
+"""Engine: one step is schedule, acquire, forward, sample, update. Owns the pages, the slots and the adapters' leases.
 
 Knows nothing of text, names and HTTP. `submit` and `abort` may be called from any thread, `step` from one.
 """
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from adapterhub_local.errors import QhubError
+from serve.engine.loader import SlotLoader
 from serve.engine.options import EngineOptions
+from serve.engine.pages import PAGE, PagePool
 from serve.engine.pool import AdapterPool
-from serve.engine.prefix import PrefixCache
 from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
-from serve.engine.sampler import NotFinite, Sampler
+from serve.engine.sampler import Sampler, choose
 from serve.engine.scheduler import Scheduler
-from serve.errors import ContextTooLong, GenerationFailed
+from serve.errors import AdapterUnloaded, ContextTooLong, GenerationFailed
 from serve.lora.product import Slot
 from serve.lora.slots import Slots
 
 logger = logging.getLogger(__name__)
+LOAD_WAIT = 0.1  # seconds that a step without work waits for an adapter, before it looks whether there is other work
 
 
 @dataclass
@@ -32,8 +35,9 @@ class Stats:
 
     num_steps: int = 0
     num_tokens: int = 0  # computed, prompts included
-    num_cached: int = 0  # taken over from earlier requests instead
+    num_cached: int = 0  # not computed, because another request had computed the same
     num_sampled: int = 0
+    num_preemptions: int = 0
     num_failed_steps: int = 0
     max_rows: int = 0
     max_adapters: int = 0
@@ -42,24 +46,25 @@ class Stats:
 class Engine:
     """Answers requests, many in one batch, each with its own adapter."""
 
-    def __init__(self, runner: Runner, slots: Slots, pool: AdapterPool, options: EngineOptions) -> None:
+    def __init__(
+        self, runner: Runner, slots: Slots, pool: AdapterPool, options: EngineOptions, pages: PagePool, max_length: int
+    ) -> None:
         self.runner = runner
         self.slots = slots
         self.pool = pool
-        self.prefixes = PrefixCache(runner.cache, pool.base.fingerprint, options.prefix_bytes)
-        self.scheduler = Scheduler(options, self.prefixes)
+        self.pages = pages
+        self.max_length = min(max_length, pages.num_pages * PAGE)  # tokens of prompt and answer together
+        self.scheduler = Scheduler(options, pages)
         self.stats = Stats()
         self._samplers: dict[str, Sampler] = {}
         self._requests: dict[str, Request] = {}
         self._aborted: set[str] = set()
         self._news: list[TokenOutput] = []  # of requests that ended outside a step
         self._lock = threading.Lock()
-        self._between_steps = threading.Lock()  # held by a step, and by what must not happen during one
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return self.runner.cache.max_length
+        self._exclusive = threading.Lock()  # held by a step, and by what must not happen during one
+        self.loader = SlotLoader(slots, pool, self._wanted, self._lock, self._between_steps)
+        self.scheduler.is_ready = slots.__contains__
+        self._next = threading.Lock()  # who comes next: without it the next step could always be first
 
     @property
     def has_work(self) -> bool:
@@ -79,13 +84,16 @@ class Engine:
                 assert request.id not in self._requests, request.id
                 self._requests[request.id] = request
                 self._samplers[request.id] = Sampler(request)
+            self._prefetch()
 
     def check_length(self, num_prompt: int, max_tokens: int) -> None:
-        """Raise ContextTooLong unless prompt and answer fit into a row."""
+        """Raise ContextTooLong unless prompt and answer fit into the model's context and the KV cache."""
         if num_prompt + max_tokens > self.max_length:
+            is_small = self.max_length == self.pages.num_pages * PAGE
             raise ContextTooLong(
-                f"the context is {self.max_length} tokens: the prompt has {num_prompt} and {max_tokens} more were "
-                "asked for. Shorten the prompt or lower max_tokens"
+                f"the context is {self.max_length} tokens{', all that the KV cache holds' if is_small else ''}: the "
+                f"prompt has {num_prompt} and {max_tokens} more were asked for. Shorten the prompt or lower max_tokens"
+                f"{', or start the server with a larger --kv-cache-mb' if is_small else ''}"
             )
 
     def abort(self, request_id: str) -> None:
@@ -101,31 +109,42 @@ class Engine:
         0 while requests use it: they finish, and its memory goes when others need it. With `force` they end with
         an error.
         """
-        with self._between_steps:
-            with self._lock:
-                users = [request for request in self._requests.values() if request.adapter == digest]
-                if users and not force:
-                    return 0
-                for request in users:
-                    is_aborted = request.id in self._aborted
-                    self._leave(request, "error")
-                    if is_aborted:  # nothing more is said of it
-                        continue
-                    error = GenerationFailed("the adapter was unloaded before the answer was complete")
-                    self._news.append(TokenOutput(request.id, None, error=error))
-            return self.slots.drop(digest) + self.pool.drop(digest)
+        with self._between_steps(), self._lock:
+            users = [request for request in self._requests.values() if request.adapter == digest]
+            if users and not force:
+                return 0
+            for request in users:
+                is_aborted = request.id in self._aborted
+                self._leave(request, "error")
+                if is_aborted:  # nothing more is said of it
+                    continue
+                error = AdapterUnloaded("the adapter was unloaded before the answer was complete")
+                self._news.append(TokenOutput(request.id, None, error=error))
+        return self.loader.drop(digest, lambda: any(each.adapter == digest for each in self._requests.values()))
+
+    def pin(self, digests: frozenset[str]) -> None:
+        """Keep these adapters, which somebody holds in memory, in slots of their own from now on, and no others."""
+        with self._lock:
+            self.scheduler.pinned = digests
+            self._prefetch()
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """Compute one batch; what is new of every request in it that got a token or failed."""
-        with self._between_steps:
+        with self._between_steps():
             with self._lock:
                 self._reap()
+                self._prefetch()
                 batch = self.scheduler.schedule()
                 news, self._news = self._news, []
+                if dirty := self.pages.take_dirty():
+                    self.runner.cache.clear(dirty)
             results = self._compute(batch) if batch else {}
             with self._lock:
-                return news + [output for item in batch for output in self._update(item, results[item.request.id])]
+                news += [output for item in batch for output in self._update(item, results[item.request.id])]
+        if not batch and not news:
+            self.loader.wait(LOAD_WAIT)
+        return news
 
     def fail_all(self) -> list[TokenOutput]:
         """End every request with an error: the last resort after a step that failed for a reason of our own."""
@@ -135,6 +154,15 @@ class Engine:
                 self._leave(request, "error")
         error = GenerationFailed("the server failed on this request; its log says why")
         return [TokenOutput(request.id, None, error=error) for request in requests]
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        with self._next:
+            self._exclusive.acquire()
+        try:
+            yield
+        finally:
+            self._exclusive.release()
 
     def _compute(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
         """What came of every request: a token, none yet, or an error. A failing batch is tried one by one."""
@@ -154,35 +182,43 @@ class Engine:
         batch = in_segments(batch, slots)
         logits = self.runner.forward(batch, slots)
         results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
-        wanting = [item.request for item in batch if item.wants_token]
-        for request, row in zip(wanting, logits, strict=True):
-            try:
-                results[request.id] = self._samplers[request.id].sample(row)
-            except (QhubError, RuntimeError) as error:
-                results[request.id] = error
+        wanting = [item.request.id for item in batch if item.wants_token]
+        results.update(zip(wanting, choose([self._samplers[key] for key in wanting], logits), strict=True))
         self.stats.num_steps += 1
         self.stats.num_tokens += sum(item.num_tokens for item in batch)
         self.stats.num_sampled += len(wanting)
-        self.stats.num_cached += sum(item.start for item in batch if item.start == item.request.num_cached)
+        self.stats.num_cached = self.scheduler.num_cached
+        self.stats.num_preemptions = self.scheduler.num_preemptions
         self.stats.max_rows = max(self.stats.max_rows, len(batch))
         self.stats.max_adapters = max(self.stats.max_adapters, len({item.request.adapter for item in batch} - {None}))
         return results
 
     def _acquire_slots(self, batch: Sequence[Scheduled]) -> dict[str, Slot]:
-        digests = dict.fromkeys(item.request.adapter for item in batch if item.request.adapter is not None)
-        keep = self.scheduler.adapters
-        for digest in digests:
-            if digest not in self.slots:
-                self.slots.put(digest, self.pool.get(digest), keep)
-        return self.slots.find(digests)  # only now: making room for one may move another
+        return self.slots.find(item.request.adapter for item in batch if item.request.adapter is not None)
+
+    def _wanted(self) -> dict[str, None]:
+        """Adapters that should be in slots, under the lock: of running requests, pinned, of waiting ones in order."""
+        wanted = dict.fromkeys(self.scheduler.adapters)
+        for request in self.scheduler.waiting:
+            if len(wanted) >= self.scheduler.options.max_adapters:
+                break
+            if request.adapter is not None:
+                wanted[request.adapter] = None
+        return wanted
+
+    def _prefetch(self) -> None:
+        """Have the wanted adapters put into slots; requests whose adapter cannot be end, under the lock."""
+        for digest, reason in self.loader.prefetch().items():
+            logger.error("adapter %s could not be put into a slot", digest, exc_info=reason)
+            for request in [each for each in self._requests.values() if each.adapter == digest]:
+                self._leave(request, "error")
+                error = GenerationFailed("there is no memory for the adapter on this device")
+                self._news.append(TokenOutput(request.id, None, error=error))
 
     def _update(self, item: Scheduled, result: Sampled | Exception | None) -> list[TokenOutput]:
         """Note one request's result, under the lock."""
         request = item.request
         if isinstance(result, Exception):
-            if isinstance(result, NotFinite):
-                assert request.row is not None
-                self.runner.cache.clear(request.row)  # the next owner of the row must not meet its NaN
             self._leave(request, "error")
             error = result if isinstance(result, QhubError) else GenerationFailed("the model failed on this request")
             return [TokenOutput(request.id, None, error=error)]
@@ -208,21 +244,17 @@ class Engine:
         """Numbers for people and tests: what runs, waits and is held."""
         with self._lock:
             return {
-                "kv_usage": self._kv_usage(),
+                "kv_usage": self.pages.num_used / self.pages.num_pages,
                 "adapter_loads": self.pool.num_loads,
                 "adapter_evictions": self.pool.num_evictions,
                 "slots_used": len(self.slots),
                 "slots_total": self.scheduler.options.max_adapters,
+                "slot_bytes": self.slots.num_bytes,
                 "running": len(self.scheduler.running),
                 "waiting": len(self.scheduler.waiting),
                 "adapters_loaded": len(self.pool),
                 "adapter_bytes": self.pool.num_bytes,
                 "kv_bytes": self.runner.cache.num_bytes,
-                "prefix_bytes": self.prefixes.num_bytes,
+                "prefix_bytes": self.pages.num_idle * self.runner.cache.page_bytes,
                 **vars(self.stats),
             }
-
-    def _kv_usage(self) -> float:
-        """Share of the cache that holds tokens of running requests."""
-        held = sum(request.num_computed for request in self.scheduler.running)
-        return held / (self.scheduler.options.max_rows * self.max_length)

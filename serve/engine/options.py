@@ -5,26 +5,30 @@ from dataclasses import dataclass
 from adapterhub_local.errors import InputError
 
 BASE_EXEC = ("auto", "nf4", "dequant-cache")
+KERNELS = ("auto", "triton", "torch")
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """Limits of one engine; each is checked here, so that the engine need not.
 
-    max_rows         requests that run at once, each with one row of the KV cache
-    max_length       tokens of one row, prompt and answer; None: the model's context, at most 4096
+    max_rows         requests that run at once
+    max_length       tokens of one request, prompt and answer; None: the model's context, at most 4096
+    kv_bytes         memory for keys and values; None: max_rows requests of max_length, or half of what is free
     tokens_per_step  tokens of one forward pass; longer prompts are read in chunks
     max_adapters     different adapters in one batch
     queue_limit      requests that may wait; more are refused
     adapter_bytes    memory for adapters kept ready, those in use included
-    prefix_bytes     memory for the beginnings of prompts and answers that later requests may share; 0: none
+    prefix_bytes     of kv_bytes, what may hold prompts and answers that ended; 0: no request shares with another
     base_exec        `nf4`: multiply with the 4-bit weights; `dequant-cache`: with a dequantised copy of them, as far as
                      base_bytes goes; `auto`: whichever was measured to be faster
     base_bytes       memory for that copy; None: a quarter of what is free
+    kernels          `triton`: our kernels for adapters and attention; `torch`: none; `auto`: on a GPU where they work
     """
 
     max_rows: int = 16
     max_length: int | None = None
+    kv_bytes: int | None = None
     tokens_per_step: int = 512
     max_adapters: int = 16
     queue_limit: int = 256
@@ -32,16 +36,19 @@ class EngineOptions:
     prefix_bytes: int = 256 << 20
     base_exec: str = "auto"
     base_bytes: int | None = None
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_length", "tokens_per_step", "max_adapters", "queue_limit", "adapter_bytes"):
+        positive = "max_rows max_length kv_bytes tokens_per_step max_adapters queue_limit adapter_bytes"
+        for name in positive.split():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: it must be at least 1")
         if self.prefix_bytes < 0:
             raise InputError(f"prefix_bytes is {self.prefix_bytes}: it must be at least 0")
-        if self.base_exec not in BASE_EXEC:
-            raise InputError(f"base_exec is {self.base_exec!r}: it must be {', '.join(BASE_EXEC)}")
+        for name, choices in (("base_exec", BASE_EXEC), ("kernels", KERNELS)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is {getattr(self, name)!r}: it must be {', '.join(choices)}")
         if self.tokens_per_step < self.max_rows:
             raise InputError(
                 f"tokens_per_step is {self.tokens_per_step}, fewer than max_rows {self.max_rows}: "

@@ -8,7 +8,7 @@ GREEDY_BELOW = 1e-5  # a temperature so low that dividing by it would only overf
 
 
 class State(Enum):
-    """WAITING for a row, RUNNING with one, FINISHED for whatever reason."""
+    """WAITING for pages of the KV cache, RUNNING with some, FINISHED for whatever reason."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -69,8 +69,9 @@ class Constraint(Protocol):
 class Request:
     """One answer being made. `adapter` is a content digest, or None for the bare base.
 
-    `num_computed` tokens of prompt and output are in row `row` of the KV cache, the first `num_cached` of them taken
-    over from earlier requests.
+    `num_computed` tokens of prompt and output are in `pages` of the KV cache; the first `num_cached` of them were taken
+    over from other requests when it was admitted first. The rest is the scheduler's and the page pool's: keys of the
+    whole pages, those among them that others may wait for, and how long it stood at the head of the queue.
     """
 
     id: str
@@ -82,8 +83,12 @@ class Request:
     state: State = State.WAITING
     num_computed: int = 0
     num_cached: int = 0
-    row: int | None = None
+    pages: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    page_keys: list[bytes] = field(default_factory=list)
+    promised: tuple[bytes, ...] = ()
+    num_passed: int = 0  # requests that went before
+    num_waited: int = 0  # steps
 
     @property
     def num_tokens(self) -> int:
@@ -106,9 +111,13 @@ class Scheduled:
     num_tokens: int
 
     @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
     def wants_token(self) -> bool:
         """Whether the last token known so far is among them, so that the next one can be sampled."""
-        return self.start + self.num_tokens == self.request.num_tokens
+        return self.end == self.request.num_tokens
 
 
 @dataclass(frozen=True)

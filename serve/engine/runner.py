@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from serve.engine.attention import PackedBatch, Prompt
 from serve.engine.cache import KVCache
+from serve.engine.packed import PackedBatch, Row
+from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
-from serve.lora.product import LoraBatch, Segment, Slot, lora_batch
+from serve.lora.product import Segment, Slot
 
 # Up to this many places, padding included, one batched product is faster than one product an adapter.
 MAX_GRID = 128
@@ -31,12 +32,12 @@ class Runner:
 
         Items with the same adapter must be neighbours (`in_segments`).
         """
-        self.cache.reserve(max(item.start + item.num_tokens for item in batch))
         ends = list(_ends(batch))
         last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
         packed = self._pack(batch, ends)
-        self.context.tokens = self._lora_batch(batch, slots, [item.num_tokens for item in batch])
-        self.context.logits = self._lora_batch(batch, slots, [int(item.wants_token) for item in batch])
+        segments = _segments(batch, slots, [item.num_tokens for item in batch])
+        wanting = _segments(batch, slots, [int(item.wants_token) for item in batch])
+        self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
             tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
             logits = self.model(
@@ -48,53 +49,36 @@ class Runner:
                 packed=packed,
             ).logits
         finally:
-            self.context.tokens = self.context.logits = None
+            self.context.end()
         return logits[0, : len(last)].float()
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
-        rows: list[int] = []
-        positions: list[int] = []
-        single: list[int] = []
-        prompts = []
-        for item, end in zip(batch, ends, strict=True):
-            row = item.request.row
-            assert row is not None, item.request.id
-            rows.extend([row] * item.num_tokens)
-            positions.extend(range(item.start, item.start + item.num_tokens))
-            if item.num_tokens == 1:
-                single.append(end - 1)
-            else:
-                prompts.append(Prompt(end - item.num_tokens, end, row, item.start))
-        return PackedBatch(
-            self.cache,
-            self._tensor(rows),
-            self._tensor(positions),
-            self._tensor(single),
-            [rows[index] for index in single],
-            [positions[index] for index in single],
-            prompts,
-            self.windows,
-        )
-
-    def _lora_batch(
-        self, batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]
-    ) -> LoraBatch | None:
-        """Segments of neighbours with the same adapter, `counts` tokens an item."""
-        segments: list[Segment] = []
-        end = 0
-        for item, count in zip(batch, counts, strict=True):
-            end += count
-            if item.request.adapter is None or count == 0:
-                continue
-            slot = slots[item.request.adapter]
-            if segments and segments[-1].slot == slot:
-                segments[-1] = Segment(segments[-1].start, end, slot)
-            else:
-                segments.append(Segment(end - count, end, slot))
-        return lora_batch(segments, self.device, MAX_GRID)
+        rows = [
+            Row(end - item.num_tokens, end, item.start, tuple(item.request.pages[: pages_for(item.end)]))
+            for item, end in zip(batch, ends, strict=True)
+        ]
+        self.cache.reserve(max(max(row.pages) for row in rows))
+        positions = [position for item in batch for position in range(item.start, item.end)]
+        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+
+
+def _segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]) -> list[Segment]:
+    """Segments of neighbours with the same adapter, `counts` tokens an item."""
+    segments: list[Segment] = []
+    end = 0
+    for item, count in zip(batch, counts, strict=True):
+        end += count
+        if item.request.adapter is None or count == 0:
+            continue
+        slot = slots[item.request.adapter]
+        if segments and segments[-1].slot == slot:
+            segments[-1] = Segment(segments[-1].start, end, slot)
+        else:
+            segments.append(Segment(end - count, end, slot))
+    return segments
 
 
 def in_segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> list[Scheduled]:

@@ -1,14 +1,18 @@
-"""Choosing the next token of one request from its logits.
+"""Choosing the next token of every request in the batch from its logits.
 
-In this order: bias, penalties and what the answer may look like; temperature; then the cuts min_p, top_k and top_p.
+In this order: bias, penalties and what the answer may look like; then the likeliest, or one drawn at random.
 """
 
+import hashlib
+import math
 import secrets
+from collections.abc import Sequence
 
 import torch
 
 from adapterhub_local.errors import InputError, QhubError
-from serve.engine.request import Request, Sampled, SamplingParams
+from serve.engine.draw import draw
+from serve.engine.request import Request, Sampled
 
 
 class NotFinite(QhubError):
@@ -19,44 +23,82 @@ class NothingAllowed(InputError):
     """No token may come next: the answer cannot be completed in the form that was asked for."""
 
 
+def choose(samplers: Sequence["Sampler"], logits: torch.Tensor) -> list[Sampled | Exception]:
+    """The next token of each request from logits (n, vocabulary) in float32, or NotFinite, NothingAllowed.
+
+    What one request gets does not depend on the others. Log-probabilities are of the model's own distribution, before
+    everything that is done to it here.
+    """
+    values, best = (each.tolist() for each in logits.max(dim=-1))  # finds NaN before any number
+    results: list[Sampled | Exception | None] = [None] * len(samplers)
+    tokens: dict[int, int] = {}
+    drawn: dict[int, torch.Tensor] = {}
+    for row, (sampler, value) in enumerate(zip(samplers, values, strict=True)):
+        try:
+            if not math.isfinite(value):
+                raise NotFinite("the model gave no finite logits for this request: the adapter may be damaged")
+            own = logits[row]
+            adjusted = sampler.adjust(own)
+        except (QhubError, RuntimeError) as error:
+            results[row] = error
+            continue
+        if not sampler.request.params.is_greedy:
+            drawn[row] = adjusted
+        else:
+            tokens[row] = best[row] if adjusted is own else int(adjusted.argmax())
+    if drawn:
+        chosen = [samplers[row] for row in drawn]
+        params, uniforms = [each.request.params for each in chosen], [each.uniform() for each in chosen]
+        tokens |= zip(drawn, draw(torch.stack(list(drawn.values())), params, uniforms), strict=True)
+    for row, token in tokens.items():
+        results[row] = sampled(token, logits[row], samplers[row].request.params.logprobs)
+    return [result for result in results if result is not None]
+
+
+def sampled(token: int, logits: torch.Tensor, num_alternatives: int | None) -> Sampled:
+    """The token with its log-probability and the likeliest alternatives, if they are wanted."""
+    if num_alternatives is None:
+        return Sampled(token)
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values, tokens = logprobs.topk(min(num_alternatives, len(logprobs)))
+    alternatives = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
+    return Sampled(token, float(logprobs[token]), alternatives)
+
+
 class Sampler:
-    """One request's choices. Tokens that came are read from the request, so choosing again changes nothing but luck."""
+    """What one request's choices depend on. Asking for one again changes nothing: what came is in the request."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self._generator = make_generator(request.params)
+        seed = request.params.seed
+        self._seed = secrets.randbits(63) if seed is None else seed
         self._num_seen = 0  # tokens of the answer that are counted below
         self._counts: torch.Tensor | None = None  # (vocabulary,) how often each token is in the answer
         self._in_prompt: torch.Tensor | None = None  # (vocabulary,)
 
-    def sample(self, logits: torch.Tensor) -> Sampled:
-        """The next token from logits (vocabulary,) in float32. Raises NotFinite, NothingAllowed.
-
-        Log-probabilities are of the model's own distribution, before everything that is done to it here.
-        """
-        params = self.request.params
-        top = int(logits.argmax())
-        # argmax finds NaN before any number, and minus infinity only if there is nothing else
-        if not torch.isfinite(logits[top]):
-            raise NotFinite("the model gave no finite logits for this request: the adapter may be damaged")
-        adjusted = self._adjust(logits)
-        if self._generator is not None:
-            token = draw(adjusted, params, self._generator)
-        else:
-            token = top if adjusted is logits else int(adjusted.argmax())
-        if params.logprobs is None:
-            return Sampled(token)
-        logprobs = torch.log_softmax(logits, dim=-1)
-        values, tokens = logprobs.topk(min(params.logprobs, len(logprobs)))
-        alternatives = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
-        return Sampled(token, float(logprobs[token]), alternatives)
-
-    def _adjust(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits with bias, penalties and constraint; the very same tensor if there are none."""
+    @property
+    def adjusts(self) -> bool:
+        """Whether the next choice is made from other logits than the model's."""
         request, params = self.request, self.request.params
         is_short = len(request.output) < params.min_tokens and params.stop_token_ids
-        if not (params.logit_bias or params.is_penalised or request.constraint or is_short):
+        return bool(params.logit_bias or params.is_penalised or request.constraint or is_short)
+
+    def uniform(self) -> float:
+        """The random number from [0, 1) for the request's next token, the same however often it is asked for.
+
+        Of the request's own seed, so that its tokens depend neither on its neighbours nor on the device.
+        """
+        digest = hashlib.sha256(f"{self._seed} {len(self.request.output)}".encode()).digest()
+        return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+    def adjust(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (vocabulary,) with bias, penalties and constraint; the very same tensor if there are none.
+
+        Raises NothingAllowed.
+        """
+        if not self.adjusts:
             return logits
+        request, params = self.request, self.request.params
         logits = logits.clone()
         new = request.output[self._num_seen :]
         self._num_seen = len(request.output)
@@ -64,7 +106,7 @@ class Sampler:
             self._penalise(logits, new)
         for token, bias in params.logit_bias:
             logits[token] += bias
-        if is_short:
+        if len(request.output) < params.min_tokens and params.stop_token_ids:
             logits[list(params.stop_token_ids)] = -torch.inf
         if request.constraint is not None:
             for token in new:
@@ -89,35 +131,3 @@ class Sampler:
             scaled = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
             logits.copy_(torch.where(repeated, scaled, logits))
         logits -= params.presence_penalty * (self._counts > 0) + params.frequency_penalty * self._counts
-
-
-def make_generator(params: SamplingParams) -> torch.Generator | None:
-    """A generator of the request's own, so that its tokens do not depend on its neighbours; None if greedy.
-
-    On the CPU wherever the model is: the same seed then gives the same tokens on every device.
-    """
-    if params.is_greedy:
-        return None
-    seed = secrets.randbits(63) if params.seed is None else params.seed % 2**63
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator) -> int:
-    """One token at random from logits (vocabulary,): temperature, then min_p, top_k, and top_p of what is left."""
-    logits = logits.cpu().double() / params.temperature
-    tokens = None
-    if params.min_p > 0:
-        # of probabilities: p < min_p * p_max; a few likeliest that tie for the first place all stay
-        logits = logits.masked_fill(logits - logits.max() < torch.tensor(params.min_p).double().log(), -torch.inf)
-    if params.top_k is not None and params.top_k < len(logits):
-        logits, tokens = logits.topk(params.top_k)
-    probabilities = torch.softmax(logits, dim=-1)
-    if params.top_p < 1:
-        probabilities, order = probabilities.sort(descending=True, stable=True)
-        tokens = order if tokens is None else tokens[order]
-        # a token stays if those before it do not fill the nucleus yet; the first always stays
-        before = probabilities.cumsum(0) - probabilities
-        probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
-        probabilities[0] = max(float(probabilities[0]), torch.finfo(torch.float64).tiny)
-    choice = int(torch.multinomial(probabilities, 1, generator=generator))
-    return choice if tokens is None else int(tokens[choice])

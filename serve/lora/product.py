@@ -1,4 +1,7 @@
-"""Adding low-rank deltas to the tokens of a packed batch: two ways with the same answer. Pure functions."""
+"""Adding low-rank deltas to the tokens of a packed batch: ways with the same answer. Pure functions.
+
+Grids and segments are for torch, tiles for the kernels of a GPU (`serve.kernels`).
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,11 +47,38 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """Few tokens in a row with one slot each: `table` (n, 3) int32, first token, number of tokens, slot."""
+
+    rank: int
+    table: torch.Tensor
+
+
+@dataclass(frozen=True)
 class LoraBatch:
-    """Which tokens have which adapter, as grids and segments; tokens in neither have none."""
+    """Which tokens have which adapter, as grids, segments and tiles; tokens in none of them have none."""
 
     grids: tuple[Grid, ...]
     segments: tuple[Segment, ...]
+    tiles: tuple[Tiles, ...] = ()
+
+
+TILE = 16  # tokens of a tile: what one product of a tensor core takes
+LONG = 64  # a segment of more tokens is no work for tiles, each of which reads the factors
+
+
+def tiled_batch(segments: Sequence[Segment], device: torch.device) -> LoraBatch | None:
+    """The batch of `segments` for the kernels: long segments one product each, the others in tiles."""
+    if not segments:
+        return None
+    tables: dict[int, list[tuple[int, int, int]]] = {}
+    for each in segments:
+        if each.end - each.start <= LONG:
+            table = tables.setdefault(each.slot.rank, [])
+            for start in range(each.start, each.end, TILE):
+                table.append((start, min(TILE, each.end - start), each.slot.index))
+    tiles = [Tiles(rank, torch.tensor(table, dtype=torch.int32).to(device)) for rank, table in sorted(tables.items())]
+    return LoraBatch((), tuple(each for each in segments if each.end - each.start > LONG), tuple(tiles))
 
 
 def lora_batch(segments: Sequence[Segment], device: torch.device, max_grid: int) -> LoraBatch | None:

@@ -30,6 +30,12 @@ def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     return import_bitsandbytes().functional.dequantize_4bit(layer.weight.data, state)
 
 
+def own_weight(layer: nn.Linear) -> torch.Tensor:
+    """W (out_features, in_features) as PEFT's DoRA takes its norms: rounded to what the base was quantised from."""
+    state = getattr(layer.weight, "quant_state", None)
+    return dense_weight(layer, layer.weight.dtype if state is None else state.dtype)
+
+
 def dense_product(bases: Sequence[nn.Linear], dtype: torch.dtype) -> Product:
     """x -> W x + bias of all `bases`, one behind the other, from a copy of their weights."""
     weight = torch.cat([dense_weight(base, dtype) for base in bases])

@@ -22,6 +22,8 @@ from adapterhub_local.errors import Incompatible
 from serve.engine.attention import NAME
 from serve.engine.cache import KVCache
 from serve.engine.check import use_packed_attention
+from serve.engine.packed import PackedBatch, Row
+from serve.engine.pages import pages_for
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.lora.linear import LoraContext
@@ -69,17 +71,19 @@ def plain_logits(model, tokens: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_equals_plain(name: str) -> None:
-    """Chunks, single tokens and rows of any order, beyond the sliding window: the logits are those of each alone."""
+    """Chunks, single tokens, pages in any order, beyond the sliding window: the logits are those of each alone."""
     model = make_model(CONFIGS[name])
     generator = torch.Generator().manual_seed(1)
     sequences = {
         row: torch.randint(128, (length,), generator=generator).tolist() for row, length in ((0, 19), (3, 9), (2, 14))
     }
+    pages = {0: [7, 2], 3: [5], 2: [1, 3]}  # the last of them is never reached
+
     expected = {row: plain_logits(model, tokens) for row, tokens in sequences.items()}
     use_packed_attention(model)
-    runner = Runner(model, KVCache(5, 32), LoraContext())  # row 1 and 4 stay empty
+    runner = Runner(model, KVCache(8), LoraContext())
     requests = {
-        row: Request(str(row), tuple(tokens), SamplingParams(max_tokens=1), row=row)
+        row: Request(str(row), tuple(tokens), SamplingParams(max_tokens=1), pages=pages[row])
         for row, tokens in sequences.items()
     }
     steps = [  # (row, start, number of tokens)
@@ -96,7 +100,7 @@ def test_packed_equals_plain(name: str) -> None:
         wanting = [item for item in items if item.wants_token]
         assert len(logits) == len(wanting)
         for item, result in zip(wanting, logits, strict=True):
-            wanted = expected[item.request.row][-1]
+            wanted = expected[int(item.request.id)][-1]
             torch.testing.assert_close(result, wanted, atol=2e-4 * float(wanted.abs().max()), rtol=0)
 
 
@@ -107,8 +111,8 @@ def test_every_answer_token_equals_plain(name: str) -> None:
     tokens = torch.randint(128, (14,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = plain_logits(model, tokens)
     use_packed_attention(model)
-    runner = Runner(model, KVCache(1, 16), LoraContext())
-    request = Request("r", tuple(tokens[:4]), SamplingParams(max_tokens=99), row=0)
+    runner = Runner(model, KVCache(1), LoraContext())
+    request = Request("r", tuple(tokens[:4]), SamplingParams(max_tokens=99), pages=[1])
     got = [runner.forward([Scheduled(request, 0, 4)], {})[0]]
     for position in range(4, 14):
         request.output.append(tokens[position])
@@ -134,17 +138,55 @@ def test_refused_architectures(config, reason: str) -> None:
     assert torch.equal(plain_logits(model, [1, 2, 3]), before)
 
 
-def test_rows_survive_growth_of_the_cache() -> None:
-    """A cache that grows keeps what is in it."""
-    cache = KVCache(2, 1000)
-    cache.reserve(10)
-    rows, positions = torch.tensor([0, 1]), torch.tensor([3, 200])
+def test_rows_of_all_lengths() -> None:
+    """One long row beside many short ones is read by itself, and the answers are those of each alone."""
+    model = make_model(CONFIGS["gemma2"])
+    generator = torch.Generator().manual_seed(3)
+    lengths = [30, 700, 5, 17, 250, 33]
+    sequences = [torch.randint(128, (length,), generator=generator).tolist() for length in lengths]
+    expected = [plain_logits(model, tokens)[-1] for tokens in sequences]
+    use_packed_attention(model)
+    runner = Runner(model, KVCache(100), LoraContext())
+    numbers = iter(torch.randperm(100, generator=generator).tolist())
+    requests = [
+        Request(
+            str(row), tuple(tokens), SamplingParams(1), pages=[1 + next(numbers) for _ in range(pages_for(len(tokens)))]
+        )
+        for row, tokens in enumerate(sequences)
+    ]
+    for request in requests:
+        runner.forward([Scheduled(request, 0, request.num_tokens - 1)], {})
+    got = runner.forward([Scheduled(request, request.num_tokens - 1, 1) for request in requests], {})
+    for logits, wanted in zip(got, expected, strict=True):
+        torch.testing.assert_close(logits, wanted, atol=2e-4 * float(wanted.abs().max()), rtol=0)
+
+
+def test_groups_of_like_length() -> None:
+    """Rows are read with others of like length: no group reads far more places than its rows have."""
+    lengths = [4000, *[100] * 15, 130, 90, 1000, 900, 700]
+    rows = [
+        Row(place, place + 1, length - 1, tuple(range(1, pages_for(length) + 1)))
+        for place, length in enumerate(lengths)
+    ]
+    positions = torch.tensor([length - 1 for length in lengths])
+    answers = PackedBatch(KVCache(1), rows, positions).answers
+    assert sorted(place for _, tokens in answers for place in tokens.tolist()) == list(range(len(lengths)))
+    found = [[row.num_places for row in group.rows] for group, _ in answers]
+    assert found == [[4000], [1000, 900], [700], [130, *[100] * 8], [*[100] * 7, 90]]
+
+
+def test_pages_survive_growth_of_the_cache() -> None:
+    """A cache that grows keeps what is in it, and page 0 stays zero."""
+    cache = KVCache(1000)
+    cache.reserve(2)
     keys = torch.randn(4, 2, 8)
-    cache.write(0, rows, positions, keys, keys)
+    before, _ = cache.write(0, torch.tensor([1, 2]), torch.tensor([3, 15]), keys, keys)
     cache.reserve(300)
-    held, _ = cache.write(0, torch.tensor([0]), torch.tensor([299]), keys[:, :1], keys[:, :1])
-    assert held.shape[2] >= 300
-    assert torch.equal(held[0, :, 3], keys[:, 0])
-    assert torch.equal(held[1, :, 200], keys[:, 1])
-    cache.clear(1)
-    assert not held[1].any()
+    held, _ = cache.write(0, torch.tensor([299]), torch.tensor([0]), keys[:, :1], keys[:, :1])
+    assert len(before) < 300 <= len(held) <= 1001
+    assert torch.equal(held[1, :, 3], keys[:, 0])
+    assert torch.equal(held[2, :, 15], keys[:, 1])
+    assert not held[0].any()
+    cache.clear([2, 999])  # one of them was never made
+    assert not held[2].any()
+    assert held[1].any()

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,7 @@ from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
-from serve.engine.request import Request, SamplingParams, TokenOutput
+from serve.engine.request import Request, SamplingParams, State, TokenOutput
 from serve.engine.sampler import NotFinite
 from serve.errors import Busy, ContextTooLong, GenerationFailed
 from tests.serve.adapters import publish
@@ -41,7 +42,7 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
     """The engine, which must be as empty after a test as before it."""
     yield shared_engine
     assert not shared_engine.has_work
-    assert sorted(shared_engine.scheduler._free_rows) == [0, 1, 2, 3]
+    assert shared_engine.pages.num_used == 0
     assert not shared_engine._requests
     assert not shared_engine._samplers
     assert all(adapter.users == 0 for adapter in shared_engine.pool._adapters.values())
@@ -94,7 +95,7 @@ def test_fault_stays_with_its_request(engine: Engine, served_registry: Registry)
 
 
 def test_adapter_that_overflows(engine: Engine, base: BaseInfo, served_registry: Registry) -> None:
-    """An adapter that leads to NaN fails its own request, and leaves nothing behind in its row."""
+    """An adapter that leads to NaN fails its own request, and leaves nothing behind in its pages."""
     wild = publish(served_registry, "wild", base, seed=9, strength=1e25)
     good = request(engine, "good", length=20, seed=3)
     expected = alone(engine, good)
@@ -103,12 +104,12 @@ def test_adapter_that_overflows(engine: Engine, base: BaseInfo, served_registry:
     assert [output.request_id for output in failed] == ["wild"]
     assert isinstance(failed[0].error, NotFinite)
     assert good.output == expected
-    for number in range(4):  # whoever gets the row next
+    for number in range(4):  # whoever gets the pages next
         assert alone(engine, request(engine, f"next{number}", length=20, seed=3)) == expected
 
 
 def test_abort(engine: Engine, served_registry: Registry) -> None:
-    """Aborted requests, running or waiting, say nothing more and give back row and adapter."""
+    """Aborted requests, running or waiting, say nothing more and give back pages and adapter."""
     alpha = served_registry.resolve("alpha")
     requests = [request(engine, f"r{number}", alpha, max_tokens=30, seed=number) for number in range(7)]
     engine.submit(*requests)
@@ -124,7 +125,7 @@ def test_abort(engine: Engine, served_registry: Registry) -> None:
 
 
 def test_too_long(engine: Engine) -> None:
-    """What does not fit into a row is refused before it is queued."""
+    """What does not fit into the context is refused before it is queued."""
     with pytest.raises(ContextTooLong, match="512 tokens"):
         engine.submit(request(engine, "long", length=500, max_tokens=13))
 
@@ -222,3 +223,63 @@ def test_model_keeps_its_answers(engine: Engine, base: BaseInfo) -> None:
     with torch.inference_mode():
         tokens = model.generate(torch.tensor([each.prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None)
     assert alone(engine, each) == tokens[0, len(each.prompt) :].tolist()
+
+
+def test_a_cold_adapter_stalls_nobody(engine: Engine, base: BaseInfo, served_registry: Registry) -> None:
+    """While an adapter is copied into its slot, however long that takes, all that run get a token each step."""
+    alpha, cold = served_registry.resolve("alpha"), publish(served_registry, "cold", base, seed=31, rank=5)
+    expected = alone(engine, request(engine, "cold", seed=5), cold)
+    engine.unload(cold.content_digest)
+    copy, may_copy = engine.slots._fill, threading.Event()
+
+    def slow(*args) -> None:
+        assert may_copy.wait(20)
+        copy(*args)
+
+    running = [request(engine, f"run{number}", alpha, max_tokens=40, seed=number) for number in range(3)]
+    engine.submit(*running)
+    while not all(each.output for each in running):
+        engine.step()
+    engine.slots._fill = slow
+    try:
+        late = request(engine, "late", cold, seed=5)
+        engine.submit(late)
+        for _ in range(10):
+            outputs = engine.step()
+            assert {output.request_id for output in outputs} == {each.id for each in running}
+            assert cold.content_digest not in engine.slots
+        assert late.state is State.WAITING
+        may_copy.set()
+        engine.loader.wait(20)
+    finally:
+        del engine.slots._fill
+    engine.step()
+    assert late.state is State.RUNNING
+    drain(engine)
+    assert late.output == expected
+    assert [len(each.output) for each in running] == [40] * 3
+
+
+def test_a_slot_that_cannot_be_had(engine: Engine, base: BaseInfo, served_registry: Registry) -> None:
+    """An adapter that the device has no memory for fails its own requests; those that run, and later ones, go on."""
+    wide = publish(served_registry, "wide", base, seed=32, rank=7)
+    expected = alone(engine, request(engine, "wide", seed=6), wide)
+    engine.unload(wide.content_digest)
+    good = request(engine, "good", served_registry.resolve("alpha"), seed=1)
+    whole = alone(engine, good, served_registry.resolve("alpha"))
+
+    def fail(*_) -> None:
+        raise RuntimeError("out of memory")
+
+    engine.slots._fill = fail
+    try:
+        engine.submit(good, request(engine, "bad", wide, seed=6))
+        outputs = []
+        while not any(output.error for output in outputs):
+            outputs += engine.step()
+    finally:
+        del engine.slots._fill
+    outputs += drain(engine)
+    assert [output.request_id for output in outputs if output.error] == ["bad"]
+    assert good.output == whole
+    assert alone(engine, request(engine, "again", seed=6), wide) == expected

@@ -1,16 +1,14 @@
 """Prefix reuse: the beginning of a prompt is computed once, for one adapter's content only, with the same answers."""
 
 import pytest
-import torch
 
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.store import read_record
 from adapterhub_local.registry import Registry, Version
 from serve.engine.build import build_engine
-from serve.engine.cache import KVCache
 from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
-from serve.engine.prefix import PAGE, PrefixCache, page_keys
+from serve.engine.pages import PAGE, PagePool, page_key, root_key
 from serve.engine.request import Request, SamplingParams
 from tests.serve.adapters import publish
 
@@ -98,40 +96,60 @@ def test_no_adapter_finds_what_another_computed(engine: Engine, cold: Engine, se
         assert request.output == answer(cold, PROMPT, version)[0].output
 
 
+def test_answers_to_one_prompt_share_it(engine: Engine, cold: Engine) -> None:
+    """Four requests at once with one prompt, as `n` makes them, compute it once, and each gets its own answer."""
+    params = SamplingParams(max_tokens=8, temperature=0)
+    requests = [Request(str(number), PROMPT, params) for number in range(4)]
+    engine.submit(*requests)
+    while engine.has_work:
+        assert not any(output.error for output in engine.step())
+    wanted = answer(cold, PROMPT)[0].output
+    assert [request.output for request in requests] == [wanted] * 4
+    assert [request.num_cached for request in requests] == [0, 3 * PAGE, 3 * PAGE, 3 * PAGE]
+    assert engine.stats.num_tokens == len(PROMPT) + 3 * 5 + 4 * 7
+
+
 def test_names_of_pages() -> None:
     """A page's name depends on base, adapter, kind and every token before it; an empty digest is not base."""
-    names = [
-        tuple(page_keys(base, adapter, tokens))
-        for base in ("x", "y")
-        for adapter in (None, "", "a")
-        for tokens in (PROMPT, PROMPT[1:])
-    ]
-    assert len({page for pages in names for page in pages}) == sum(map(len, names)) == 12 * 3
-    assert list(page_keys("x", None, PROMPT[: PAGE - 1])) == []
+    names = set()
+    for base in ("x", "y"):
+        for adapter in (None, "", "a"):
+            for tokens in (PROMPT[:PAGE], PROMPT[1 : PAGE + 1]):
+                first = page_key(root_key(base, adapter), tokens)
+                names |= {first, page_key(first, tokens)}
+    assert len(names) == 2 * 3 * 2 * 2
 
 
 def test_budget() -> None:
-    """The least recently used sequence leaves first, its end before its beginning; nothing is kept beyond the bytes."""
-    cache = KVCache(2, 256)
-    cache.reserve(128)
-    keys = torch.arange(2.0 * 128 * 4).view(2, 128, 4)
-    cache.write(0, torch.zeros(128, dtype=torch.int64), torch.arange(128), keys, -keys)
-    page = 2 * 2 * PAGE * 4 * 4
-    prefixes = PrefixCache(cache, "base", 4 * page)
+    """The least recently used sequence leaves first, its end before its beginning; pages in use never do."""
+    pages = PagePool(6, max_idle=4)
 
-    def request(first: int, length: int) -> Request:
-        tokens = tuple(range(first, first + length))
-        return Request("r", tokens, SamplingParams(1), row=0, num_computed=length)
+    def use(first: int, length: int) -> Request:
+        request = Request("r", tuple(range(first, first + length)), SamplingParams(1))
+        assert pages.open(request, spare=0)
+        found = request.num_computed
+        request.num_computed = length
+        pages.learn(request)
+        request.num_cached = found
+        return request
 
-    prefixes.keep(request(0, 3 * PAGE))
-    prefixes.keep(request(500, PAGE))
-    assert (len(prefixes), prefixes.num_bytes) == (4, 4 * page)
-    prefixes.keep(request(900, PAGE + 3))
-    assert (len(prefixes), prefixes.num_bytes) == (4, 4 * page)
-    again = request(0, 3 * PAGE + 1)
-    again.row = 1
-    assert prefixes.restore(again) == 2 * PAGE
-    held, _ = cache.write(0, torch.tensor([0]), torch.tensor([127]), keys[:, :1], keys[:, :1])
-    assert torch.equal(held[1, :, : 2 * PAGE], keys[:, : 2 * PAGE])
-    assert not held[1, :, 2 * PAGE :].any()
-    PrefixCache(cache, "base", 0).keep(request(0, 64))
+    for first, length in ((0, 3 * PAGE), (500, PAGE), (900, PAGE + 3)):
+        pages.close(use(first, length), is_clean=True)
+    assert (pages.num_used, pages.num_idle, pages.num_available) == (0, 4, 6)
+    again = use(0, 3 * PAGE + 1)  # its third page had to go
+    assert again.num_cached == 2 * PAGE
+    assert (pages.num_used, pages.num_idle) == (4, 2)
+    assert not pages.open(Request("r", tuple(range(3 * PAGE)), SamplingParams(1)), spare=2)
+    last = use(100, 2 * PAGE)  # takes what is idle, not what is used
+    assert (pages.num_used, pages.num_idle, pages.num_available) == (6, 0, 0)
+    pages.close(last, is_clean=True)
+    assert use(0, 2 * PAGE + 5).num_cached == 2 * PAGE  # shared while the other still uses it
+    nothing = PagePool(6)
+    again = Request("r", PROMPT, SamplingParams(1))
+    assert nothing.open(again, spare=0)
+    again.num_computed = len(PROMPT)
+    nothing.learn(again)
+    nothing.close(again, is_clean=False)
+    assert nothing.num_available == 6
+    assert sorted(nothing.take_dirty()) == [1, 2, 3, 4]
+    assert nothing.take_dirty() == []

@@ -5,9 +5,21 @@ import math
 import pytest
 import torch
 
-from serve.engine.request import Request, SamplingParams
-from serve.engine.sampler import NotFinite, NothingAllowed, Sampler
+from serve.engine.draw import CANDIDATES, nucleus
+from serve.engine.request import Request, Sampled, SamplingParams
+from serve.engine.sampler import NotFinite, NothingAllowed, Sampler, choose
 
+KINDS = (
+    {},
+    {"temperature": 0},
+    {"temperature": 0.7, "top_p": 0.9},
+    {"top_k": 40},
+    {"top_k": 7, "top_p": 0.5},
+    {"min_p": 0.2},
+    {"temperature": 5.0, "top_p": 0.99},
+    {"logit_bias": ((3, 5.0),)},
+    {"temperature": 0, "presence_penalty": 1.0, "output": (1, 2)},
+)
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]))
 
 
@@ -17,11 +29,27 @@ def sampler(*, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = (), con
     return Sampler(Request("r", prompt, params, constraint=constraint, output=list(output)))
 
 
+def sample(one: Sampler, logits: torch.Tensor) -> Sampled:
+    """What a request gets that is alone in its batch."""
+    (result,) = choose([one], logits[None])
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
 def draws(count: int = 4000, **settings) -> torch.Tensor:
-    """How often each token is drawn with one seed, as fractions."""
-    one = sampler(**{"seed": 1, **settings})
-    tokens = [one.sample(LOGITS).token for _ in range(count)]
+    """How often each token is drawn, as fractions of as many requests in one batch."""
+    samplers = [sampler(**{"seed": seed, **settings}) for seed in range(count)]
+    tokens = [result.token for result in choose(samplers, LOGITS.expand(count, -1))]
     return torch.bincount(torch.tensor(tokens), minlength=5) / count
+
+
+def answer(count: int, logits: torch.Tensor = LOGITS, **settings) -> list[int]:
+    """So many tokens of one request, one after the other."""
+    one = sampler(**settings)
+    for _ in range(count):
+        one.request.output.append(sample(one, logits).token)
+    return one.request.output
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 2.0, "top_k": 1}, {"top_p": 1e-9}])
@@ -59,24 +87,52 @@ def test_top_k_and_top_p_together() -> None:
 def test_seed() -> None:
     """The same seed gives the same tokens, another one others, none a fresh one each time; negative ones are seeds."""
 
-    def tokens(seed: int | None) -> list[int]:
-        one = sampler(seed=seed)
-        return [one.sample(LOGITS).token for _ in range(40)]
+    assert answer(40, seed=3) == answer(40, seed=3)
+    assert answer(40, seed=3) != answer(40, seed=4)
+    assert answer(40, seed=None) != answer(40, seed=None)  # equal by chance: 0.29^40
+    assert answer(40, seed=-1) == answer(40, seed=-1)
 
-    assert tokens(3) == tokens(3)
-    assert tokens(3) != tokens(4)
-    assert tokens(None) != tokens(None)  # equal by chance: 0.29^40
-    assert tokens(-1) == tokens(-1)
+
+def test_tokens_of_one_answer_are_independent() -> None:
+    """One request's tokens come as often as they are likely, and a token says nothing of the next."""
+    tokens = torch.tensor(answer(4000, seed=7))
+    torch.testing.assert_close(torch.bincount(tokens, minlength=5) / 4000, LOGITS.exp(), atol=0.04, rtol=0)
+    after_likeliest = tokens[1:][tokens[:-1] == 1]
+    assert float((after_likeliest == 1).double().mean()) == pytest.approx(0.4, abs=0.06)  # of 1,600: 5 deviations
+
+
+def test_neighbours_change_nothing() -> None:
+    """A request's token is the one it gets alone, whatever settings the others of its batch have."""
+    logits = torch.randn(len(KINDS), 3000, generator=torch.Generator().manual_seed(0)) * 2
+    samplers = [sampler(seed=seed, **settings) for seed, settings in enumerate(KINDS)]
+    alone = [sample(one, own).token for one, own in zip(samplers, logits, strict=True)]
+    assert [result.token for result in choose(samplers, logits)] == alone
+    assert [sample(one, own).token for one, own in zip(samplers, logits, strict=True)] == alone, (
+        "asking changes nothing"
+    )
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
+def test_nucleus_is_exact(scale: float) -> None:
+    """What the shortcut over the likeliest tokens keeps is what sorting all of them keeps, however flat they are."""
+    weights = torch.softmax(torch.randn(6, 5 * CANDIDATES, dtype=torch.float64) * scale, dim=-1).float()
+    top_p = torch.tensor([0.01, 0.3, 0.5, 0.9, 0.99, 1 - 1e-9], dtype=torch.float64)[:, None]
+    values, order = weights.sort(dim=-1, descending=True)
+    total = weights.double().sum(-1, keepdim=True)
+    kept = torch.zeros_like(weights, dtype=torch.bool).scatter(
+        1, order, values.double().cumsum(-1) - values < top_p * total
+    )
+    torch.testing.assert_close(nucleus(weights, top_p), weights.where(kept, 0.0), rtol=0, atol=0)
 
 
 def test_logprobs() -> None:
     """Log-probabilities are of the model's distribution, whatever the temperature."""
-    chosen = sampler(temperature=0, logprobs=2).sample(LOGITS + 5)
+    chosen = sample(sampler(temperature=0, logprobs=2), LOGITS + 5)
     assert chosen.logprob == pytest.approx(math.log(0.4), abs=1e-6)
     assert [token for token, _ in chosen.top_logprobs] == [1, 3]
-    assert sampler(temperature=0).sample(LOGITS).logprob is None
-    assert sampler(temperature=0, logprobs=0).sample(LOGITS).top_logprobs == ()
-    assert sampler(temperature=0, logprobs=1, logit_bias=((2, 50.0),)).sample(LOGITS).logprob == pytest.approx(
+    assert sample(sampler(temperature=0), LOGITS).logprob is None
+    assert sample(sampler(temperature=0, logprobs=0), LOGITS).top_logprobs == ()
+    assert sample(sampler(temperature=0, logprobs=1, logit_bias=((2, 50.0),)), LOGITS).logprob == pytest.approx(
         math.log(0.05), abs=1e-6
     ), "log-probabilities are the model's own, before the bias"
 
@@ -87,9 +143,9 @@ def test_not_finite(bad: float) -> None:
     logits = LOGITS.clone()
     logits[2] = bad
     with pytest.raises(NotFinite):
-        sampler(temperature=0).sample(logits)
+        sample(sampler(temperature=0), logits)
     with pytest.raises(NotFinite):
-        sampler().sample(torch.full((5,), -math.inf))
+        sample(sampler(), torch.full((5,), -math.inf))
 
 
 def test_min_p() -> None:
@@ -107,7 +163,7 @@ def test_logit_bias() -> None:
     """A bias is added to the logit: enough of it forces a token, and -100 rules it out."""
     assert draws(20, logit_bias=((2, 100.0),))[2] == 1
     assert draws(200, logit_bias=((1, -100.0),))[1] == 0
-    assert sampler(temperature=0, logit_bias=((1, -100.0),)).sample(LOGITS).token == 3
+    assert sample(sampler(temperature=0, logit_bias=((1, -100.0),)), LOGITS).token == 3
 
 
 def test_penalties_follow_their_formulas() -> None:
@@ -115,18 +171,18 @@ def test_penalties_follow_their_formulas() -> None:
     logits = torch.tensor([2.0, 1.0, -1.0, 0.5, 3.0])
     one = sampler(prompt=(0, 2), output=(3, 3, 4), presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=2.0)
     wanted = torch.tensor([1.0, 1.0, -2.0, 0.25 - 0.5 - 0.5, 1.5 - 0.5 - 0.25])
-    torch.testing.assert_close(one._adjust(logits), wanted)
-    torch.testing.assert_close(one._adjust(logits), wanted, msg="tokens are counted once, however often one asks")
+    torch.testing.assert_close(one.adjust(logits), wanted)
+    torch.testing.assert_close(one.adjust(logits), wanted, msg="tokens are counted once, however often one asks")
     one.request.output.append(1)
-    assert one._adjust(logits)[1] == pytest.approx(0.5 - 0.5 - 0.25)
+    assert one.adjust(logits)[1] == pytest.approx(0.5 - 0.5 - 0.25)
     assert logits.tolist() == [2.0, 1.0, -1.0, 0.5, 3.0], "the model's logits are left alone"
 
 
 def test_min_tokens() -> None:
     """Before so many tokens none that ends the answer is chosen."""
     settings = {"temperature": 0, "stop_token_ids": frozenset([1]), "min_tokens": 2}
-    assert sampler(**settings, output=(0,)).sample(LOGITS).token == 3
-    assert sampler(**settings, output=(0, 0)).sample(LOGITS).token == 1
+    assert sample(sampler(**settings, output=(0,)), LOGITS).token == 3
+    assert sample(sampler(**settings, output=(0, 0)), LOGITS).token == 1
 
 
 class Alternating:
@@ -145,15 +201,15 @@ class Alternating:
 def test_constraint() -> None:
     """Only allowed tokens are chosen, those that the constraint does not know never, and it sees each token once."""
     one = sampler(temperature=0, constraint=Alternating())
-    assert one.sample(LOGITS).token == one.sample(LOGITS).token == 0
+    assert sample(one, LOGITS).token == sample(one, LOGITS).token == 0
     one.request.output.append(0)
-    assert one.sample(LOGITS).token == one.sample(LOGITS).token == 1
+    assert sample(one, LOGITS).token == sample(one, LOGITS).token == 1
     assert one.request.constraint.seen == [0]
-    assert {sampler(constraint=Alternating()).sample(LOGITS).token for _ in range(50)} == {0, 2}
+    assert {sample(sampler(constraint=Alternating()), LOGITS).token for _ in range(50)} == {0, 2}
 
 
 def test_nothing_allowed() -> None:
     """An answer that cannot go on is an error, not a forbidden token."""
     bias = tuple((token, -math.inf) for token in range(4))
     with pytest.raises(NothingAllowed):
-        sampler(constraint=Alternating(), logit_bias=bias).sample(LOGITS)
+        sample(sampler(constraint=Alternating(), logit_bias=bias), LOGITS)

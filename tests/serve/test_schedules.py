@@ -6,6 +6,7 @@ python -m tests.serve.test_schedules 100000    # so many random events, about ha
 import random
 import sys
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -23,15 +24,18 @@ from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.mixture import Mixture, mixture
 from serve.engine.options import EngineOptions
+from serve.engine.pages import PAGE
 from serve.engine.request import Request, SamplingParams
 from serve.errors import Busy
 from tests.serve.adapters import publish
+from tests.serve.test_scheduler import check_pages
 
 SHARED = tuple(
     random.Random(0).choices(range(250), k=70)
 )  # prompts are beginnings of it, some with an end of their own
 RANKS = (3, 3, 8, 8, 1, 5)  # of the contents that names may point to
 NAMES = 4
+PAGE_BYTES = PAGE * 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, head_dim, float32
 
 
 class World:
@@ -42,6 +46,7 @@ class World:
             publish(registry, f"s{seed}", base, seed=80 + seed, rank=rank) for seed, rank in enumerate(RANKS)
         ]
         limits = EngineOptions(max_rows=4, tokens_per_step=24, max_adapters=3, queue_limit=12, max_length=128)
+        limits = replace(limits, kv_bytes=8 * PAGE_BYTES)  # of which the longest request needs 7: many are preempted
         alone = EngineOptions(max_rows=1, prefix_bytes=0, max_length=128)
         self.engine = build_engine(load_base(base, device="cpu"), limits)
         self.oracle = build_engine(load_base(base, device="cpu"), alone)
@@ -73,7 +78,7 @@ def make_request(engine: Engine, name: str, source, prompt: tuple[int, ...], max
 
 
 class Schedules(RuleBasedStateMachine):
-    """Submit, step, abort, swap, evict, unload and republish in any order."""
+    """Submit, step, abort, swap, evict, preempt, unload and republish in any order."""
 
     world: ClassVar[World]
 
@@ -98,7 +103,7 @@ class Schedules(RuleBasedStateMachine):
         name=st.one_of(st.none(), st.integers(0, NAMES - 1)),
         length=st.integers(1, len(SHARED)),
         end=st.sampled_from([(), (7,), (9, 9)]),
-        max_tokens=st.sampled_from([1, 3, 18]),
+        max_tokens=st.sampled_from([1, 3, 18, 34]),
     )
     def submit(self, name: int | None, length: int, end: tuple[int, ...], max_tokens: int) -> None:
         which = None if name is None else self.names[name]
@@ -154,14 +159,14 @@ class Schedules(RuleBasedStateMachine):
 
     @rule(share=st.sampled_from([0, 3, 1000]))
     def evict(self, share: int) -> None:
-        """Less memory for what is remembered, from now on."""
-        self.engine.prefixes.max_bytes = share * 20_000
+        """Fewer pages for what is remembered, from now on."""
+        self.engine.pages.max_idle = share
+        self.engine.pages.trim()
 
     @invariant()
     def rows_and_leases_are_right(self) -> None:
         self.world.num_events += 1
-        rows = [request.row for request in self.engine.scheduler.running]
-        assert len(set(rows)) == len(rows)
+        check_pages(self.engine.pages, self.engine.scheduler.running)
         holders = [request.adapter for request in self.engine._requests.values() if request.adapter]
         for digest, users in self.engine.pool.users().items():
             assert users == holders.count(digest)
@@ -173,7 +178,7 @@ class Schedules(RuleBasedStateMachine):
         assert not self.live
         assert not self.engine._requests
         assert not any(self.engine.pool.users().values())
-        assert sorted(self.engine.scheduler._free_rows) == [0, 1, 2, 3]
+        assert self.engine.pages.num_used == 0
 
 
 def run(world: World, examples: int, steps: int) -> None:

@@ -1,0 +1,169 @@
+"""PagePool: which pages of the KV cache are whose, and which are kept for requests that begin with the same tokens.
+
+A page is known by the base, the adapter's digest and all tokens up to its end: what one adapter computed can never be
+found by a request for another, nor for a changed one. Known pages are shared by reference and never written to again.
+No torch.
+"""
+
+import hashlib
+import heapq
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+
+from serve.engine.request import Request
+
+PAGE = 16  # tokens
+
+
+def pages_for(num_tokens: int) -> int:
+    """How many pages hold that many tokens."""
+    return -(-num_tokens // PAGE)
+
+
+class PagePool:
+    """Pages 1 to `num_pages`; page 0 belongs to nobody and fills up tables.
+
+    A page is free, or used by one or more running requests, or idle: known, used by none. Idle pages are at most
+    `max_idle` (0: nothing is known), and make room when pages are needed, the least recently used first and the
+    ends of sequences before their beginnings.
+    """
+
+    def __init__(self, num_pages: int, base: str = "", max_idle: int = 0) -> None:
+        self.num_pages = num_pages
+        self.base = base  # fingerprint
+        self.max_idle = max_idle
+        self._free = list(range(1, num_pages + 1))  # a heap: low numbers first keeps what is used together
+        self._users: Counter[int] = Counter()  # page -> requests that use it
+        self._known: dict[bytes, int] = {}  # key -> page
+        self._keys: dict[int, bytes] = {}  # the other way round
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._promised: set[bytes] = set()  # keys of pages that running requests are about to compute
+        self._dirty: list[int] = []
+
+    @property
+    def num_used(self) -> int:
+        return len(self._users)
+
+    @property
+    def num_idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def num_available(self) -> int:
+        return len(self._free) + len(self._idle)
+
+    def open(self, request: Request, spare: int) -> bool:
+        """Give the request pages for all of its tokens, known ones where there are some; whether there was room.
+
+        At least the last token is left to compute: its logits are needed. `spare` pages must be left over.
+        """
+        found = self._find(request)
+        num_new = pages_for(request.num_tokens) - len(found)
+        if num_new + spare > self.num_available - sum(page in self._idle for page in found):
+            return False
+        for page in found:
+            self._users[page] += 1
+            self._idle.pop(page, None)
+        request.pages = found + [self._take() for _ in range(num_new)]
+        request.num_computed = len(found) * PAGE
+        if self.max_idle:
+            keys = self._keys_of(request, request.num_tokens // PAGE)[len(found) :]
+            request.promised = tuple(key for key in keys if key not in self._known)
+            self._promised.update(request.promised)
+        return True
+
+    def extend(self, request: Request) -> bool:
+        """Have a page for the next token of a request whose others are computed; whether there was one."""
+        if pages_for(request.num_tokens) > len(request.pages):
+            if not self.num_available:
+                return False
+            request.pages.append(self._take())
+        return True
+
+    def close(self, request: Request, *, is_clean: bool) -> None:
+        """Take the request's pages back. Unless `is_clean` there may be NaN in those that are not known."""
+        self._forget_promises(request)
+        for page in reversed(request.pages):
+            self._users[page] -= 1
+            if self._users[page]:
+                continue
+            del self._users[page]
+            if page in self._keys:
+                self._idle[page] = None
+            else:
+                heapq.heappush(self._free, page)
+                if not is_clean:
+                    self._dirty.append(page)
+        request.pages = []
+        self.trim()
+
+    def learn(self, request: Request) -> None:
+        """Know the whole pages of what the request has computed, now that its logits were found to be finite."""
+        self._forget_promises(request)
+        if not self.max_idle:
+            return
+        count = request.num_computed // PAGE
+        for key, page in zip(self._keys_of(request, count), request.pages, strict=False):
+            if key not in self._known and page not in self._keys:
+                self._known[key] = page
+                self._keys[page] = key
+
+    def is_coming(self, request: Request) -> bool:
+        """Whether a running request is about to compute the first page that this one would have to compute."""
+        keys = self._findable(request) if self._promised else ()
+        return next((key in self._promised for key in keys if key not in self._known), False)
+
+    def trim(self) -> None:
+        """Free what is idle beyond `max_idle`."""
+        while len(self._idle) > self.max_idle:
+            heapq.heappush(self._free, self._evict())
+
+    def take_dirty(self) -> list[int]:
+        """Pages that must be zeroed before they are used again; they are not named twice."""
+        dirty, self._dirty = self._dirty, []
+        return dirty
+
+    def _find(self, request: Request) -> list[int]:
+        pages: list[int] = []
+        for key in self._findable(request) if self._known else ():
+            if key not in self._known:
+                break
+            pages.append(self._known[key])
+        return pages
+
+    def _findable(self, request: Request) -> Sequence[bytes]:
+        return self._keys_of(request, (request.num_tokens - 1) // PAGE) if self.max_idle else ()
+
+    def _keys_of(self, request: Request, count: int) -> list[bytes]:
+        """The keys of the request's first `count` pages, each computed once."""
+        keys = request.page_keys
+        while len(keys) < count:
+            before = keys[-1] if keys else root_key(self.base, request.adapter)
+            keys.append(page_key(before, request.tokens(len(keys) * PAGE, PAGE)))
+        return keys[:count]
+
+    def _take(self) -> int:
+        page = heapq.heappop(self._free) if self._free else self._evict()
+        self._users[page] = 1
+        return page
+
+    def _evict(self) -> int:
+        page, _ = self._idle.popitem(last=False)
+        del self._known[self._keys.pop(page)]
+        return page
+
+    def _forget_promises(self, request: Request) -> None:
+        self._promised.difference_update(request.promised)
+        request.promised = ()
+
+
+def root_key(base: str, adapter: str | None) -> bytes:
+    """What stands before the first page of every sequence under this adapter's digest, or none."""
+    kind = "base" if adapter is None else "adapter"
+    return hashlib.sha256(f"{base}\0{kind}\0{adapter or ''}".encode()).digest()
+
+
+def page_key(before: bytes, tokens: Sequence[int]) -> bytes:
+    """The name of a page, made of its tokens and all that comes before it."""
+    return hashlib.sha256(before + array("q", tokens).tobytes()).digest()

@@ -1,0 +1,1 @@
+"""Triton kernels for one GPU, each beside its reference in torch and checked against it before it is used."""

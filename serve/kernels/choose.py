@@ -1,0 +1,145 @@
+"""Whether the kernels are used: only where they run, and only after they gave what plain torch gives.
+
+A kernel that fails later, on a shape not seen before, is dropped for its reference with one warning; no request and
+no answer depends on a kernel.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from adapterhub_local.errors import InputError
+from serve.kernels import reference
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}  # of the largest entry
+
+
+class Kernels:
+    """The kernels in use, by name; those that failed are replaced by plain torch."""
+
+    def __init__(self, own: dict[str, Callable[..., Any]]) -> None:
+        self._own = own
+
+    def has(self, name: str) -> bool:
+        """Whether the kernel of this name is still used."""
+        return name in self._own
+
+    def drop(self, name: str, reason: str) -> None:
+        """Use plain torch from now on."""
+        if self._own.pop(name, None) is not None:
+            logger.warning(
+                "the GPU kernel %s is not used: %s. Plain torch computes the same, more slowly", name, reason
+            )
+
+    def add_lora(self, *args: Any) -> None:
+        """See `reference.add_lora`."""
+        self._call("add_lora", args, {})
+
+    def paged_attention(self, *args: Any, **options: Any) -> torch.Tensor:
+        """See `reference.paged_attention`."""
+        return self._call("paged_attention", args, options)
+
+    def _call(self, name: str, args: tuple, options: dict[str, Any]) -> Any:
+        own = self._own.get(name)
+        if own is not None:
+            try:
+                return own(*args, **options)
+            except torch.OutOfMemoryError:
+                raise  # not the kernel's fault
+            except Exception as error:
+                # a compiler for a GPU that nobody tried may raise anything
+                self.drop(name, _line(error))
+        return getattr(reference, name)(*args, **options)
+
+
+def choose_kernels(
+    wanted: str, device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int], *, check: bool = True
+) -> Kernels | None:
+    """The kernels to use with a model of this device, dtype and (heads, kv_heads, head_dim); None: plain torch.
+
+    `auto` takes those that work on a GPU. `triton` is the same, but raises InputError where they cannot run at all.
+    """
+    reason = None if wanted != "torch" else "kernels are off"
+    if reason is None and device.type != "cuda" and wanted == "auto":
+        reason = "they are for a GPU"
+    if reason is None:
+        reason, own = _load(device)
+    if reason is not None:
+        if wanted == "triton":
+            raise InputError(f"--kernels triton cannot be had here: {reason}. Leave it out, or say --kernels torch")
+        logger.debug("no GPU kernels: %s", reason)
+        return None
+    kernels = Kernels(own)
+    checks = (("add_lora", _check_lora), ("paged_attention", _check_attention)) if check else ()
+    for name, compare in checks:
+        try:
+            difference = compare(own[name], dtype, device, heads)
+        except Exception as error:
+            kernels.drop(name, _line(error))
+            continue
+        if not difference <= TOLERANCE.get(dtype, 2e-2):
+            kernels.drop(name, f"its results differ from plain torch's by {difference:.1e} of the largest")
+    return kernels if kernels.has("add_lora") or kernels.has("paged_attention") else None
+
+
+def _load(device: torch.device) -> tuple[str | None, dict[str, Callable[..., Any]]]:
+    """Why there are no kernels, or the kernels."""
+    try:
+        from serve.kernels import attention, launch, lora
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})", {}
+    if device.type != "cuda" and not launch.INTERPRETED:
+        return f"they are for a GPU, the model is on the {device.type}", {}
+    return None, {"add_lora": lora.add_lora, "paged_attention": attention.paged_attention}
+
+
+def _check_lora(
+    kernel: Callable[..., None], dtype: torch.dtype, device: torch.device, heads: tuple[int, int, int]
+) -> float:
+    """The largest difference from the reference, of its largest entry, over a few ranks and layers."""
+    worst = 0.0
+    for rank, sizes in ((16, (160, 96, 96)), (8, (200, 200)), (64, (130,))):
+        draw = _draw(dtype, device)
+        x, outs = draw(20, 320), [draw(20, size) for size in sizes]
+        a, bs = draw(3, 320, len(sizes) * rank) / 18, [draw(3, rank, size) for size in sizes]
+        tiles = torch.tensor([[0, 1, 2], [1, 1, 0], [2, 1, -1], [3, 16, 1]], dtype=torch.int32, device=device)
+        wanted = [out.clone() for out in outs]
+        kernel(outs, x, a, bs, tiles)
+        reference.add_lora(wanted, x, a, bs, tiles)
+        worst = max(worst, *(_difference(got, one) for got, one in zip(outs, wanted, strict=True)))
+    return worst
+
+
+def _check_attention(
+    kernel: Callable[..., torch.Tensor], dtype: torch.dtype, device: torch.device, heads: tuple[int, int, int]
+) -> float:
+    """The same for attention with the model's own heads, over short and long rows, with a window and a cap."""
+    num_heads, kv_heads, head_dim = heads
+    worst = 0.0
+    for window, softcap in ((None, None), (20, None), (None, 5.0)):
+        draw = _draw(dtype, device)
+        keys, values = draw(2, 80, kv_heads, 16, head_dim)
+        tables = torch.randperm(80, generator=torch.Generator().manual_seed(0)).view(4, 20).int().to(device)
+        lengths = torch.tensor([320, 1, 0, 45], dtype=torch.int32, device=device)
+        tensors = draw(4, num_heads, head_dim), keys, values, tables, lengths
+        options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
+        worst = max(worst, _difference(kernel(*tensors, **options), reference.paged_attention(*tensors, **options)))
+    return worst
+
+
+def _draw(dtype: torch.dtype, device: torch.device) -> Callable[..., torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return lambda *size: torch.randn(*size, generator=generator).to(device, dtype)
+
+
+def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

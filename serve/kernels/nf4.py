@@ -1,0 +1,89 @@
+"""x @ W^T straight from the 4-bit weights of bitsandbytes, for more tokens than its own fused product takes.
+
+Beyond a few tokens bitsandbytes writes the whole weight out in 16 bits and reads it again; here each weight is expanded
+in registers, once for every 64 tokens. Rounded as its `dequantize_4bit` rounds, so it is the same function.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from serve.kernels.launch import BUSY, dot, precision
+
+BLOCK = 64  # weights with one absmax, and what a program takes of a row at a time
+BLOCK_OUT = 64
+
+
+@triton.jit
+def _multiply(
+    x, packed, absmax, code, out, x_stride, part_stride, tokens, in_features, out_features, span,
+    BLOCK: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_TOKENS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out[part] = x[:, part] @ W[:, part]^T for a block of outputs and of tokens; (outputs, tokens, part)."""
+    outputs = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    rows = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    part = tl.program_id(2)
+    is_output = outputs < out_features
+    is_row = (rows < tokens)[:, None]
+    pairs = tl.arange(0, BLOCK // 2)  # two weights a byte, the first in its high half
+    bytes_ = packed + outputs.to(tl.int64)[:, None] * (in_features // 2) + pairs[None, :]
+    scales = absmax + outputs.to(tl.int64) * (in_features // BLOCK)
+    own_x = x + rows.to(tl.int64)[:, None] * x_stride + 2 * pairs[None, :]
+    total = tl.zeros((BLOCK_TOKENS, BLOCK_OUT), dtype=tl.float32)
+    for begin in range(part * span, tl.minimum((part + 1) * span, in_features), BLOCK):
+        both = tl.load(bytes_ + begin // 2, mask=is_output[:, None], other=0).to(tl.int32)
+        scale = tl.load(scales + begin // BLOCK, mask=is_output, other=0.0)[:, None]
+        first = (tl.load(code + (both >> 4)) * scale).to(x.dtype.element_ty)
+        second = (tl.load(code + (both & 15)) * scale).to(x.dtype.element_ty)
+        total = dot(tl.load(own_x + begin, mask=is_row, other=0.0), tl.trans(first), total, PRECISION)
+        total = dot(tl.load(own_x + begin + 1, mask=is_row, other=0.0), tl.trans(second), total, PRECISION)
+    target = out + part * part_stride + rows.to(tl.int64)[:, None] * out_features + outputs[None, :]
+    tl.store(target, total.to(out.dtype.element_ty), mask=is_row & is_output[None, :])
+
+
+def is_supported(weight: Any) -> bool:
+    """Whether `weight` is NF4 or FP4 in blocks of 64 that do not run from one row into the next."""
+    state = getattr(weight, "quant_state", None)
+    return (
+        state is not None
+        and len(state.shape) == 2
+        and state.blocksize == BLOCK
+        and state.shape[1] % BLOCK == 0
+        and weight.dtype == torch.uint8
+    )
+
+
+def plain_absmax(state: Any) -> torch.Tensor:
+    """The absmax of each block in float32, freed of its own quantisation: half a bit a weight instead of an eighth."""
+    if not state.nested:
+        return state.absmax.float()
+    from adapterhub_local.base.load import import_bitsandbytes
+
+    absmax = import_bitsandbytes().functional.dequantize_blockwise(state.absmax, state.state2)
+    return (absmax + state.offset).float()
+
+
+def multiply(
+    x: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, out_features: int
+) -> torch.Tensor:
+    """x (tokens, in_features) @ W^T: (tokens, out_features), like x.
+
+    `packed` is W as bitsandbytes holds it, `absmax` (blocks,) and `code` (16,), what 4 bits stand for, are float32.
+    """
+    tokens, in_features = x.shape
+    out = torch.empty(tokens, out_features, dtype=x.dtype, device=x.device)
+    if not tokens:
+        return out
+    block_tokens = min(64, max(16, triton.next_power_of_2(tokens)))
+    blocks = triton.cdiv(out_features, BLOCK_OUT), triton.cdiv(tokens, block_tokens)
+    parts = max(1, min(triton.cdiv(BUSY, blocks[0] * blocks[1]), in_features // (4 * BLOCK)))
+    span = triton.cdiv(triton.cdiv(in_features, parts), BLOCK) * BLOCK
+    parts = triton.cdiv(in_features, span)
+    sums = out[None] if parts == 1 else out.new_empty(parts, tokens, out_features, dtype=torch.float32)
+    _multiply[(*blocks, parts)](
+        x, packed, absmax, code, sums, x.stride(0), sums.stride(0), tokens, in_features, out_features, span,
+        BLOCK=BLOCK, BLOCK_OUT=BLOCK_OUT, BLOCK_TOKENS=block_tokens, PRECISION=precision(x.dtype),
+    )  # fmt: skip
+    return out if parts == 1 else sums.sum(0).to(x.dtype)

@@ -1,0 +1,67 @@
+"""What the kernels compute, in plain torch: what each is checked against, here and when a server starts."""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def add_lora(
+    outs: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    a: torch.Tensor,
+    bs: Sequence[torch.Tensor | None],
+    tiles: torch.Tensor,
+) -> None:
+    """out[token] += x[token] @ A_slot @ B_slot in place, for the tokens of each tile.
+
+    outs (tokens, out_features) and bs (slots, rank, out_features) of each layer that is given x, b with the scaling in
+    it, None for a layer that no adapter of this rank changes; x (tokens, in_features); a (slots, in_features,
+    layers * rank); tiles (n, 3) int32: first token, number of tokens, slot; a tile without tokens or with slot -1 adds
+    nothing.
+    """
+    for start, count, slot in tiles.tolist():
+        if count == 0 or slot < 0:
+            continue
+        tokens = slice(start, start + count)
+        inner = x[tokens] @ a[slot]
+        for out, b, part in zip(outs, bs, inner.chunk(len(outs), dim=-1), strict=True):
+            if b is not None:
+                out[tokens] += part @ b[slot]
+
+
+def paged_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tables: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """softmax(cap(scale * query @ keys^T)) @ values of one token a row, over the last `window` places of the row.
+
+    query (n, heads, head_dim); keys and values (pages, kv_heads, page, head_dim); tables (n, max_pages) int32, the
+    pages of each row in order; lengths (n,) int32, the places of each row, its own token included. The result is
+    (n, heads, head_dim), zeros for a row of length 0. `softcap` as Gemma 2 has it: cap * tanh(score / cap).
+    """
+    num_rows, heads, _ = query.shape
+    kv_heads, page = keys.shape[1:3]
+    places = torch.arange(tables.shape[1] * page, device=query.device)
+    visible = places < lengths[:, None]
+    if window is not None:
+        visible &= places >= lengths[:, None] - window
+    pages = torch.where(visible.unflatten(1, (-1, page)).any(-1), tables, 0).long()
+
+    def gathered(cache: torch.Tensor) -> torch.Tensor:  # (n, kv_heads, places, head_dim), what is not visible zero
+        rows = cache[pages].transpose(1, 2).flatten(2, 3)
+        return torch.where(visible[:, None, :, None], rows, 0).float()
+
+    grouped = query.float().view(num_rows, kv_heads, heads // kv_heads, -1)
+    scores = scale * (grouped @ gathered(keys).transpose(-1, -2))
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
+    weights = torch.softmax(scores, dim=-1).nan_to_num(0.0) if num_rows else scores
+    return (weights @ gathered(values)).view(num_rows, heads, -1).to(query.dtype)
