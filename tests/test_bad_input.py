@@ -10,7 +10,7 @@ from adapterhub_local.cli.main import run
 from adapterhub_local.registry import Registry
 from tests.stores import LINEAGE, files
 
-BAD = [
+MISTYPED = [
     ("serve --base nobase", "there is no base 'nobase'"),
     ("serve --host no.such.host.invalid", "'no.such.host.invalid' has no address"),
     ("serve --host 0.0.0.0", "make one with `qhub key create`"),
@@ -71,7 +71,7 @@ def place(tiny_base: BaseInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_one_sentence_and_exit_code_2(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is written, nothing waits, and there is no traceback, whatever is wrong."""
     wrong = []
-    for line, said in BAD:
+    for line, said in MISTYPED:
         with pytest.raises(SystemExit) as caught:
             run(line.split())
         captured = capsys.readouterr()
