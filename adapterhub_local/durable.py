@@ -112,11 +112,13 @@ def place_file(staged: Path, target: Path) -> None:
 
 
 def check_absent(target: Path) -> Path:
-    """`target` as a path that can be created. Raises InUse if it exists, InputError without its folder."""
+    """`target` as a path that can be created. InUse if it exists, InputError if its folder does not or is closed."""
     if target.exists():
         raise InUse(f"{target} exists already: remove it or choose another name with -o")
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target.absolute().parent} does not exist: create the folder first")
+    if not os.access(target.absolute().parent, os.W_OK):
+        raise InputError(f"{target.absolute().parent} cannot be written to: choose another folder with -o")
     return target
 
 

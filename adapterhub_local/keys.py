@@ -27,6 +27,7 @@ MAX_RATE = 100_000
 _RATE = re.compile(r"([0-9]{1,6})/(s|min|h|day)")
 _AGE = re.compile(r"([0-9]{1,5})([hd])")
 _TOKEN = re.compile(r"qhub-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
+_PATTERN = re.compile(r"[a-z0-9._/*?\[\]!-]+")  # what a name may be made of, and what fnmatch reads
 _NOBODY = hashlib.sha256(b"").hexdigest()
 
 
@@ -113,8 +114,8 @@ class Keys:
             parse_rate(rate)
         if concurrency is not None and concurrency < 1:
             raise InputError("concurrency is the number of requests at once: at least 1")
-        if any(not pattern or not pattern.isprintable() for pattern in adapters):
-            raise InputError("an adapter pattern is a name, or part of one with *: sql*")
+        if bad := next((one for one in adapters if not _PATTERN.fullmatch(one) or ".." in one), None):
+            raise InputError(f"{bad!r} fits no name: an adapter pattern is a name, or part of one with *: sql*")
         secret = secrets.token_urlsafe(32)
         with self._changing() as keys:
             identity = secrets.token_hex(4)
@@ -173,7 +174,7 @@ def _expiry(age: str | None) -> str | None:
     if age is None:
         return None
     match = _AGE.fullmatch(age)
-    if match is None:
+    if match is None or not int(match[1]):
         raise InputError(f"'{age}' is no time: write hours or days, such as 12h or 30d")
     return _now(timedelta(hours=int(match[1])) if match[2] == "h" else timedelta(days=int(match[1])))
 

@@ -82,6 +82,7 @@ def run_server(
     """
     info = choose_base(base_name)
     if not is_loopback(host):
+        resolve(host, port)  # a name that means nothing is told as such
         http = dataclasses.replace(http, require_keys=True)
         if not any(key.is_valid() for key in Keys(settings.home()).all()):
             raise InputError(
@@ -129,7 +130,7 @@ def is_loopback(host: str) -> bool:
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
         return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
-    except OSError:
+    except (OSError, UnicodeError):
         return False
 
 
@@ -143,10 +144,20 @@ def log_json(*, access: bool) -> None:
         log.setLevel(level)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises InputError if the address cannot be used."""
+def resolve(host: str, port: int) -> tuple:
+    """Family, kind, protocol and address to bind. Raises InputError if `host` has no address."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"'{host}' has no address ({reason}): give another with --host") from None
+    return family, kind, protocol, address
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises InputError if the address cannot be used."""
+    family, kind, protocol, address = resolve(host, port)
+    try:
         listener = socket.socket(family, kind, protocol)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -14,10 +14,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before bitsandbytes imports Triton: kernels run on the CPU, slowly
 
 from adapterhub_local.base.store import BaseInfo, read_record
+from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
+from adapterhub_local.lora.write import write_adapter
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
+from tests.adapter_files import factors
 from tests.hub_server import HubServer
+from tests.synced import folder_store, merge, s3_server, store  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -85,3 +89,13 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return to_file
+
+
+@pytest.fixture(scope="session")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sound adapter in one file."""
+    folder = tmp_path_factory.mktemp("small")
+    tensors = factors({"m.q": (3, 2, 2)})
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_adapter(folder, AdapterConfig(2, 4, ("q",)), shapes, tensors.items(), None)
+    return folder / WEIGHTS

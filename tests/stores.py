@@ -60,3 +60,15 @@ def flip(path: Path, bit: int) -> None:
     path.chmod(0o644)
     path.write_bytes(data)
     path.chmod(0o444)
+
+
+def merged(registry: Registry, name: str, *parents: tuple[Version, float]) -> Version:
+    """A version that says it was merged from these."""
+    entries = [
+        {"reference": str(parent), "manifest_digest": parent.manifest_digest,
+         "content_digest": parent.content_digest, "weight": weight}
+        for parent, weight in parents
+    ]  # fmt: skip
+    return registry.publish(
+        name, files(len(name)), {"kind": "merge", "merge": {"method": "weighted_sum"}, "parents": entries}
+    )

@@ -15,8 +15,8 @@ from adapterhub_local.merge.run import merge_to_path
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from tests.hub_server import HubServer, Repo
+from tests.merges import save_adapter
 from tests.test_cli import qhub  # noqa: F401
-from tests.test_merge import save_adapter
 
 PLAN = """\
 [merge]

@@ -19,7 +19,7 @@ from adapterhub_local.merge.report import MergeReport
 from adapterhub_local.merge.run import merge_to_path
 from adapterhub_local.merge.space import merge_aligned, merge_in_core, merge_whole
 from adapterhub_local.registry import Registry
-from tests.test_merge import MODULES, SIZES, dense, dense_sum, frobenius, gap, save_adapter
+from tests.merges import MODULES, SIZES, dense, dense_sum, frobenius, gap, save_adapter
 
 ENTRYWISE = sorted(name for name, row in METHODS.items() if row.elementwise is not None)
 TIES = {"density": 0.4, "scale": 1.0, "variant": "mergekit"}

@@ -10,7 +10,7 @@ from adapterhub_local.merge.plan import make_plan
 from adapterhub_local.merge.plot import draw, write_plot
 from adapterhub_local.merge.run import dry_run
 from adapterhub_local.registry import Registry
-from tests.test_merge import MODULES, save_adapter
+from tests.merges import MODULES, save_adapter
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -11,7 +11,7 @@ from adapterhub_local.merge.plan import make_plan
 from adapterhub_local.merge.rank import RankRule
 from adapterhub_local.merge.run import merge_to_path
 from adapterhub_local.registry import Registry
-from tests.test_merge import MODULES, SIZES, dense_sum, gap, save_adapter
+from tests.merges import MODULES, SIZES, dense_sum, gap, save_adapter
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from adapterhub_local.merge.rank import RankRule, check_kept, parse_rule
 from adapterhub_local.merge.report import MergeReport
 from adapterhub_local.merge.run import dry_run, merge_to_path
 from adapterhub_local.registry import Registry
-from tests.test_merge import MODULES, adapters, dense, dense_sum, frobenius, gap, quick, save_adapter
+from tests.merges import MODULES, adapters, dense, dense_sum, frobenius, gap, quick, save_adapter
 
 
 def run(paths: list[Path], weights: list[float], target: Path, **formula: Any) -> MergeReport:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adapterhub_local.lora.adapter import Delta
 from adapterhub_local.merge.algebra import decompose, inner
 from adapterhub_local.merge.stack import Stack
-from tests.test_merge import WEIGHT, quick
+from tests.merges import WEIGHT, quick
 
 SIZES = st.sampled_from([1e-28, 1e-12, 1e-3, 1.0, 1e6, 1e17])  # of entries: squares of the outer ones leave float32
 

@@ -14,8 +14,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.registry.ancestry import ancestry, text
 from adapterhub_local.registry.archive import read_archive, write_archive
 from adapterhub_local.registry.fsck import fsck
-from tests.stores import CONFIG, LINEAGE, blob_paths, files, weights
-from tests.test_registry_lineage import merged
+from tests.stores import CONFIG, LINEAGE, blob_paths, files, merged, weights
 
 
 @pytest.fixture

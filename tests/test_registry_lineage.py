@@ -13,21 +13,9 @@ from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.ancestry import ancestry, children, dot, mermaid, text
 from adapterhub_local.registry.gc import remove
-from tests.stores import LINEAGE, files
+from tests.stores import LINEAGE, files, merged
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
-
-
-def merged(registry: Registry, name: str, *parents: tuple[Version, float]) -> Version:
-    """A version that says it was merged from these."""
-    entries = [
-        {"reference": str(parent), "manifest_digest": parent.manifest_digest,
-         "content_digest": parent.content_digest, "weight": weight}
-        for parent, weight in parents
-    ]  # fmt: skip
-    return registry.publish(
-        name, files(len(name)), {"kind": "merge", "merge": {"method": "weighted_sum"}, "parents": entries}
-    )
 
 
 def family(registry: Registry) -> Version:

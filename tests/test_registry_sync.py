@@ -1,6 +1,5 @@
 """Remotes: a folder, and a real S3-speaking server. Nothing is sent twice, overwritten, or believed unchecked."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,67 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fsspec.registry import known_implementations
 
-from adapterhub_local.cli.main import run
-from adapterhub_local.durable import canonical_json, digest_bytes
-from adapterhub_local.errors import Corrupt, InputError, InUse, NotFound, QhubError, RemoteError
-from adapterhub_local.refs import Reference
+from adapterhub_local.durable import digest_bytes
+from adapterhub_local.errors import Corrupt, InputError, NotFound, QhubError, RemoteError
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry import sync as module
 from adapterhub_local.registry.fsck import fsck
 from adapterhub_local.registry.gc import remove
-from adapterhub_local.registry.remotes import add_remote, find_remote, list_remotes, remove_remote
-from adapterhub_local.registry.slots import MARKER, all_numbers, blob_path, read_slot, slot_path
+from adapterhub_local.registry.remotes import add_remote
+from adapterhub_local.registry.slots import MARKER, all_numbers, blob_path, read_slot
 from adapterhub_local.registry.store import Store, open_store
 from adapterhub_local.registry.sync import pull, push
 from adapterhub_local.settings import Home
-from tests.stores import CONFIG, LINEAGE, blob_paths, files, flip, weights
-from tests.test_registry_lineage import merged
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The address of a server that speaks S3."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A new remote called `team`."""
-    if request.param == "folder":
-        return open_store(add_remote(home, "team", str(tmp_path / "remote")))
-    endpoint = request.getfixturevalue("s3_server")
-    for key, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
-        monkeypatch.setenv(f"AWS_{key}", value)
-    bucket = f"bucket-{os.urandom(6).hex()}"
-    opened = open_store(add_remote(home, "team", f"s3://{bucket}/some/where/", {"endpoint_url": endpoint}))
-    opened.fs.mkdir(bucket)
-    return opened
-
-
-@pytest.fixture
-def folder_store(home: Home, tmp_path: Path) -> Store:
-    """A remote called `team` that is a folder."""
-    return open_store(add_remote(home, "team", str(tmp_path / "remote")))
-
-
-@pytest.fixture
-def merge() -> Version:
-    """A merge whose two parents are here."""
-    registry = Registry()
-    first, second = (registry.publish(name, files(seed), LINEAGE) for seed, name in ((1, "a"), (2, "team/b")))
-    return merged(registry, "top", (first, 0.5), (second, 0.5))
-
-
-def named(text: str) -> Reference:
-    return Reference.parse(text)
+from tests.stores import CONFIG, LINEAGE, files, flip, weights
+from tests.synced import named
 
 
 def test_what_is_pushed_can_be_pulled(store: Store, merge: Version, tmp_path: Path) -> None:
@@ -268,123 +220,6 @@ def test_pulling_again_repairs(folder_store: Store, merge: Version) -> None:
         assert fsck(registry).is_clean
 
 
-def hostile(registry: Registry, store: Store, **changes: object) -> None:
-    """Put `evil@1` at the remote, sound but for the changes, whose keys are paths of the manifest."""
-    version = registry.publish("evil", files(7), LINEAGE)
-    push(registry, store, [version])
-    manifest = json.loads(version.manifest)
-    for key, value in changes.items():
-        table, *rest = key.split("__")
-        part = manifest[table]
-        for step in rest[:-1]:
-            part = part[int(step) if step.isdigit() else step]
-        part[rest[-1]] = value
-    raw = canonical_json(manifest)
-    store.put(blob_path(digest_bytes(raw)), raw)
-    store.put(slot_path("evil", 1), canonical_json({"manifest": digest_bytes(raw), "origin": None}))
-
-
-TITLE = "org.opencontainers.image.title"
-LIES: list[dict[str, object]] = [
-    {"layers__0__annotations": {TITLE: "../../escaped"}},
-    {"layers__0__annotations": {TITLE: "/tmp/escaped"}},
-    {"layers__0__digest": "sha256:../../../../etc/passwd"},
-    {"layers__0__digest": "sha256:" + "0" * 64},
-    {"layers__0__size": 10**15},
-    {"layers__0__size": 1},
-    {"layers__0__size": -1},
-    {"layers__0__size": "9"},
-    {"config__digest": "sha256:" + "0" * 64},
-    {"config__digest": "../x"},
-    {"annotations__org.qhub.name": "../evil"},
-    {"annotations__org.qhub.name": "other"},
-    {"annotations__org.qhub.version": "2"},
-    {"annotations__org.opencontainers.image.created": "\u001b[31m"},
-]
-
-
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: str(lie)[2:40])
-def test_a_manifest_that_lies_is_refused(lie: dict[str, object], home: Home, tmp_path: Path) -> None:
-    """Paths out of the folder, foreign digests, wrong and huge sizes: refused, and nothing is registered or left."""
-    store = open_store(add_remote(home, "team", str(tmp_path / "remote")))
-    hostile(Registry(), store, **lie)
-    other = Registry(tmp_path / "other")
-    with pytest.raises(QhubError):
-        pull(other, store, named("evil"))
-    assert other.versions() == []
-    assert blob_paths(other.home) == []
-    assert list(other.home.tmp.iterdir()) == []
-    assert not list(tmp_path.rglob("escaped"))
-
-
-def test_objects_that_lie_are_refused(folder_store: Store, tmp_path: Path) -> None:
-    """Changed, grown, cut and missing objects and slots, and a version in another's place: refused, nothing left."""
-    store = folder_store
-    registry, other = Registry(), Registry(tmp_path / "other")
-    version, decoy = registry.publish("a", files(1), LINEAGE), registry.publish("b", files(2), LINEAGE)
-    push(registry, store, [version, decoy])
-    paths = [blob_path(digest) for digest in (version.manifest_digest, version.lineage_file.digest,
-                                              *(file.digest for file in version.files))]  # fmt: skip
-    slot = store.read(slot_path("a", 1), 1000)
-    other_slot = store.read(slot_path("b", 1), 1000)
-    for path in [*paths, slot_path("a", 1)]:
-        good = store.read(path, 10_000)
-        lies = [good[:-1], good + b"x", bytes([good[0] ^ 1]) + good[1:], b"", b"x" * 5000]
-        for lie in [*lies, *([other_slot, b"[]"] if path == slot_path("a", 1) else [])]:
-            store.put(path, lie)
-            with pytest.raises(QhubError):
-                pull(other, store, named("a"))
-        store.remove(path)
-        with pytest.raises(QhubError):
-            pull(other, store, named("a"))
-        store.put(path, good)
-    assert store.read(slot_path("a", 1), 1000) == slot
-    assert other.versions() == []
-    assert blob_paths(other.home) == []
-    assert list(other.home.tmp.iterdir()) == []
-    store.put("versions/UPPER/@1", slot)
-    store.put("versions/a/@0", slot)
-    assert all_numbers(store) == {"a": [1], "b": [1]}
-    assert [one.is_new for one in pull(other, store, named("a"))] == [True]
-
-
-def test_a_remote_that_sends_more_than_it_said_is_cut_off(
-    folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An object without end is not read to its end: the fetch stops when there is more than the manifest says."""
-    store = folder_store
-    registry, other = Registry(), Registry(tmp_path / "other")
-    push(registry, store, [registry.publish("a", files(1), LINEAGE)])
-    given = 0
-
-    def endless(self: Store, path: str, start: int = 0) -> Iterator[bytes]:
-        nonlocal given
-        while True:
-            given += 1
-            yield b"x" * 50
-
-    monkeypatch.setattr(Store, "blocks", endless)
-    with pytest.raises(Corrupt, match="other bytes"):
-        pull(other, store, named("a"))
-    assert given < 20
-    assert list(other.home.tmp.iterdir()) == []
-
-
-def test_parents_without_end_are_refused(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A remote whose versions have ever more parents is cut off."""
-    registry, other = Registry(), Registry(tmp_path / "other")
-    store = open_store(add_remote(home, "team", str(tmp_path / "remote")))
-    top = registry.publish("a", files(0), LINEAGE)
-    for seed in range(1, 6):
-        top = merged(registry, f"m{seed}", (top, 1.0))
-    push(registry, store, [top])
-    monkeypatch.setattr(module, "MAX_VERSIONS", 4)
-    with pytest.raises(Corrupt, match="more than 4"):
-        pull(other, store, named("m5"))
-    monkeypatch.setattr(module, "MAX_VERSIONS", 6)
-    assert len(pull(other, store, named("m5"))) == 6
-
-
 FULL = """
 import resource, sys
 from adapterhub_local.cli.main import run
@@ -476,134 +311,3 @@ def test_numbers_with_gaps_are_kept(folder_store: Store, tmp_path: Path) -> None
     assert rebuild(other).num_versions == 2
     assert [one.target for one in pull(other, store, named("a"), every=True)] == ["a@1", "a@2", "a@3"]
     assert fsck(other).is_clean
-
-
-def test_remotes_have_names(home: Home, tmp_path: Path) -> None:
-    """Adding, listing, finding with the nearest name, and forgetting; what cannot be a remote is refused."""
-    assert list_remotes(home) == []
-    add_remote(home, "team", "s3://bucket/path/", {"endpoint_url": "http://x"})
-    add_remote(home, "disk", str(tmp_path / "there" / ".."))
-    assert [(one.name, one.url) for one in list_remotes(home)][1] == ("team", "s3://bucket/path")
-    with pytest.raises(InUse, match="already"):
-        add_remote(home, "team", "s3://other")
-    with pytest.raises(NotFound, match="did you mean team"):
-        find_remote(home, "taem")
-    (tmp_path / "file").write_text("x")
-    for name, url, options in [
-        ("../x", "s3://b", {}), ("a/b", "s3://b", {}), ("x", "", {}), ("x", "s3://", {}), ("x", "zip::s3://b", {}),
-        ("x", "s3://id:secret@bucket", {}), ("x", str(tmp_path / "file"), {}), ("x", "s3://b", {"secret": "1"}),
-        ("x", "s3://b\n", {}), ("x", str(tmp_path), {"a": 1}),
-    ]:  # fmt: skip
-        with pytest.raises(InputError):
-            add_remote(home, name, url, options)
-    with pytest.raises(InputError, match="overwrite one another"):
-        push(Registry(), open_store(add_remote(home, "odd", "memory://b")), [])
-    remove_remote(home, "odd")
-    remove_remote(home, "team")
-    assert [one.name for one in list_remotes(home)] == ["disk"]
-    remote = add_remote(home, "gone", str(tmp_path / "gone"))
-    (tmp_path / "gone").rmdir()
-    with pytest.raises(NotFound, match="is its disk mounted"):
-        open_store(remote)
-
-
-@pytest.mark.parametrize(("url", "said"), [
-    ("bogus://x", "write a folder or s3://bucket/team"), ("s3n://x", "did you mean s3://"),
-    ("S3://x", "did you mean s3://"),
-    ("zip://x", "no kind of place"),
-    ("s3", "s3://bucket/team, or ./s3 to make that folder"),
-    ("s3:/bucket/team", "write s3://bucket/team"), ("ftp", "write ftp://"),
-    ("missing://x", "pip install missing-store"),
-])  # fmt: skip
-def test_a_kind_of_place_that_cannot_be_opened_is_refused(
-    url: str, said: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An unknown or mistyped protocol, or one whose client is not installed, is told at once, not when it is used."""
-    monkeypatch.setitem(
-        known_implementations, "missing", {"class": "no_such_store.X", "err": "pip install missing-store"}
-    )
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        run(["remote", "add", "team", url])
-    assert caught.value.code == 2
-    assert said in capsys.readouterr().err
-    assert list_remotes(home) == []
-    assert not (tmp_path / url).exists()
-
-
-def test_a_relative_folder_is_kept_as_absolute(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The folder is made below where the command ran, which is said; one that is called as a protocol is, is taken."""
-    monkeypatch.chdir(tmp_path)
-    for name, url, folder in (("one", "shared", "shared"), ("two", "./ftp", "ftp"), ("three", "ftp", "ftp")):
-        with pytest.raises(SystemExit) as caught:
-            run(["remote", "add", name, url])
-        assert caught.value.code == 0
-        assert find_remote(home, name).folder == tmp_path / folder
-        note = "" if name == "three" else " (a new folder)"
-        assert capsys.readouterr().out == f"{name}: {tmp_path / folder}{note}\n"
-
-
-def test_remotes_on_the_command_line(
-    store: Store, merge: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """add, list, push, show and pull from one home to another, with JSON; what is wrong is one line and a code."""
-    options = [part for key, value in store.remote.options.items() for part in ("--option", f"{key}={value}")]
-    other = str(tmp_path / "other")
-    here = os.environ["QHUB_HOME"]
-    for where, line, code, said in [
-        (here, ["remote", "list"], 0, store.url[:10]),
-        (here, ["remote", "list", "--json"], 0, '"name": "team"'),
-        (here, ["remote", "show", "team"], 0, "Nothing there yet"),
-        (here, ["sync", "push", "team", "top", "--dry-run"], 0, "top@1 would be sent"),
-        (here, ["sync", "push", "team", "top"], 0, "top@1 sent (3 objects"),
-        (here, ["sync", "push", "team", "top", "--json"], 0, '"is_new": false'),
-        (here, ["sync", "push", "tema", "top"], 2, "did you mean team"),
-        (here, ["sync", "push", "team", "tpo"], 2, "did you mean top"),
-        (here, ["sync", "push", "team", "top@1", "--all"], 2, "--all takes a name"),
-        (here, ["remote", "show", "team"], 0, "team/b"),
-        (here, ["remote", "show", "team", "none"], 2, "has no 'none'"),
-        (other, ["sync", "pull", "team", "top"], 2, "there is no remote 'team'"),
-        (other, ["remote", "add", "team", store.url, *options], 0, "team: "),
-        (other, ["sync", "pull", "team", "top", "--dry-run", "--json"], 0, '"dry_run": true'),
-        (other, ["sync", "pull", "team", "top"], 0, "top@1 fetched (1 object,"),
-        (other, ["sync", "pull", "team", "top"], 0, "top@1 was there already"),
-        (other, ["sync", "pull", "team", "../x"], 2, "is not a name"),
-        (other, ["remote", "rm", "team"], 0, "removed team"),
-    ]:
-        if store.remote.folder is None and said not in ("Nothing there yet", "top@1 sent (3 objects", "team: ",
-                                                        "top@1 fetched (1 object,"):  # fmt: skip
-            continue  # the same on S3, where making a client takes long
-        monkeypatch.setenv("QHUB_HOME", where)
-        with pytest.raises(SystemExit) as caught:
-            run(line)
-        captured = capsys.readouterr()
-        assert caught.value.code == code, (line, captured.err)
-        assert said in captured.out + captured.err, (line, captured)
-        if "--json" in line:
-            json.loads(captured.out)
-    assert Registry(other).versions() == Registry(here).versions()
-
-
-def test_a_server_that_is_not_there_is_told(home: Home, merge: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No bucket, no server, no credentials: one error that names the remote."""
-    for key, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "secret"), ("MAX_ATTEMPTS", "1")):
-        monkeypatch.setenv(f"AWS_{key}", value)
-    dead = add_remote(home, "dead", "s3://bucket", {"endpoint_url": "http://127.0.0.1:9", "client_kwargs": {}})
-    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
-    with pytest.raises(RemoteError, match="s3://bucket refused or did not answer"):
-        push(Registry(), open_store(dead), [merge])
-
-
-def test_a_bucket_that_is_not_there_is_told(
-    s3_server: str, home: Home, merge: Version, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Buckets are never created: they cost, and a name may be a typing error."""
-    for key, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "secret")):
-        monkeypatch.setenv(f"AWS_{key}", value)
-    store = open_store(add_remote(home, "typo", "s3://no-such-bucket/x", {"endpoint_url": s3_server}))
-    with pytest.raises(NotFound, match="create the bucket"):
-        push(Registry(), store, [merge])
-    with pytest.raises(NotFound):
-        pull(Registry(), store, named("a"))

@@ -44,6 +44,7 @@ def command(
     """
     import httpx
 
+    _check_url(url)
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     host = urlsplit(url).hostname or ""
     key = settings.api_key()
@@ -59,6 +60,17 @@ def command(
         if system:
             chat.start(system)
         _talk(chat, is_terminal=sys.stdin.isatty())
+
+
+def _check_url(url: str) -> None:
+    """Raise InputError for what cannot be a server's address."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        is_address = False
+    if not is_address:
+        raise InputError(f"'{_shown(url)}' is no server's address: write it as http://127.0.0.1:8000/v1")
 
 
 @dataclass

@@ -35,10 +35,11 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """Metadata and tensor entries of one file, in the order of their bytes."""
+    """Metadata and tensor entries of one file, in the order of their bytes; `start` is where the data part begins."""
 
     metadata: Mapping[str, str]
     tensors: Mapping[str, TensorEntry]
+    start: int
 
 
 def read_header(path: Path) -> Header:
@@ -79,7 +80,7 @@ def read_header(path: Path) -> Header:
         raise BadFile(
             f"{path} is truncated or has extra bytes: {8 + length + position:,} bytes expected, {size:,} there"
         )
-    return Header(metadata, tensors)
+    return Header(metadata, tensors, 8 + length)
 
 
 def _entry(path: Path, name: str, value: Any) -> TensorEntry:

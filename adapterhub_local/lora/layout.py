@@ -35,6 +35,7 @@ class Layout:
     """A weights file, its config, and the shapes of its modules; `dtype` is the widest, as safetensors spells it."""
 
     path: Path
+    header: Header
     config: AdapterConfig
     base_fingerprint: str | None
     shapes: Mapping[str, Shape]
@@ -78,7 +79,7 @@ def read_layout(path: Path, *, alpha: float | None = None, dora: bool = False) -
             raise BadFile(f"{weights} has factors for {module}, which target_modules of its config does not name")
     dtypes = {header.tensors[key].dtype for key in keys.values()}
     dtype = next(name for name in FLOATS if name in dtypes)
-    return Layout(weights, config, header.metadata.get(BASE_KEY), shapes, keys, dtype, magnitudes)
+    return Layout(weights, header, config, header.metadata.get(BASE_KEY), shapes, keys, dtype, magnitudes)
 
 
 def tensor_name(module: str, factor: str) -> str:

@@ -76,7 +76,8 @@ def read_archive(registry: Registry, source: Path) -> list[Received]:
     are not what a digest says; then nothing is registered.
     """
     if not source.is_file():
-        raise NotFound(f"there is no file {source}")
+        what = "is a folder, not a tar of `qhub export --oci`" if source.is_dir() else "is no file that can be read"
+        raise NotFound(f"{source} {what}" if source.exists() else f"there is no file {source}")
     with telling_full(registry.home.root, "nothing was imported"), staging(registry.home.tmp) as folder:
         index = _unpack(source, folder)
         parsed = [_parse(folder, descriptor, source) for descriptor in index]

@@ -52,7 +52,10 @@ def add_remote(home: Home, name: str, url: str, options: Mapping[str, Any] | Non
     if remote.folder is not None:
         if options:
             raise InputError(f"{url} is a folder, which takes no options")
-        make_folder(remote.folder)
+        try:
+            remote.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{remote.folder} cannot be made ({error.strerror}): name another folder") from None
     path = _path(home, name)
     make_folder(path.parent)
     with staging(home.tmp) as stage:
