@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 from serve.engine.cache import KVCache
+from serve.engine.graphs import Graphs
 from serve.engine.packed import PackedBatch, Row
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
-from serve.lora.product import LoraBatch, Segment, Slot, lora_batch
+from serve.lora.product import LoraBatch, Segment, Slot, lora_batch, tiled_batch
 
 # Up to this many places, padding included, one batched product is faster than one product an adapter.
 MAX_GRID = 128
@@ -23,8 +24,14 @@ class Runner:
         self.model = model
         self.cache = cache
         self.context = context
+        self.graphs: Graphs | None = None
         self.windows: dict[int, int | None] = {}  # layer -> the sliding window it asked for
         self.device = model.get_input_embeddings().weight.device
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels that are in use."""
+        return self.context.kernels.names if self.context.kernels is not None else []
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:
@@ -32,11 +39,17 @@ class Runner:
 
         Items with the same adapter must be neighbours (`in_segments`).
         """
+        segments = self._segments(batch, slots, [item.num_tokens for item in batch])
+        if self.graphs is not None:
+            replayed = self.graphs.forward(batch, segments)
+            if replayed is not None:
+                return replayed
         ends = list(_ends(batch))
         last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
         packed = self._pack(batch, ends)
-        self.context.tokens = self._lora_batch(batch, slots, [item.num_tokens for item in batch])
-        self.context.logits = self._lora_batch(batch, slots, [int(item.wants_token) for item in batch])
+        self.context.tokens = self._lora_batch(segments)
+        wanting = [int(item.wants_token) for item in batch]
+        self.context.logits = self._lora_batch(self._segments(batch, slots, wanting))
         try:
             tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
             logits = self.model(
@@ -58,11 +71,18 @@ class Runner:
         ]
         self.cache.reserve(max(max(row.pages) for row in rows))
         positions = [position for item in batch for position in range(item.start, item.end)]
-        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows)
+        kernels = self.context.kernels
+        in_place = kernels if kernels is not None and kernels.has("paged_attention") else None
+        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, in_place)
 
-    def _lora_batch(
-        self, batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]
-    ) -> LoraBatch | None:
+    def _lora_batch(self, segments: Sequence[Segment]) -> LoraBatch | None:
+        kernels = self.context.kernels
+        if kernels is not None and kernels.has("add_lora"):
+            return tiled_batch(segments, self.device)
+        return lora_batch(segments, self.device, MAX_GRID)
+
+    @staticmethod
+    def _segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]) -> list[Segment]:
         """Segments of neighbours with the same adapter, `counts` tokens an item."""
         segments: list[Segment] = []
         end = 0
@@ -75,7 +95,7 @@ class Runner:
                 segments[-1] = Segment(segments[-1].start, end, slot)
             else:
                 segments.append(Segment(end - count, end, slot))
-        return lora_batch(segments, self.device, MAX_GRID)
+        return segments
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)

@@ -24,6 +24,11 @@ class Kernels:
     def __init__(self, own: dict[str, Callable[..., Any]]) -> None:
         self._own = own
 
+    @property
+    def names(self) -> list[str]:
+        """Which are still used."""
+        return sorted(self._own)
+
     def has(self, name: str) -> bool:
         """Whether the kernel of this name is still used."""
         return name in self._own

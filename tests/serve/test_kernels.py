@@ -1,9 +1,10 @@
-"""The GPU kernels, interpreted on the CPU: what they compute is what plain torch computes, of their own data only."""
+"""The kernels compute what plain torch computes, of their own data only: on a GPU, or interpreted on the CPU."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,19 @@ from serve.lora.product import Segment, lora_batch
 from tests.serve.test_lora import factors, layers_and_slots
 
 ROOT = Path(__file__).parents[2]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAN = float("nan")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 DTYPES = st.sampled_from(list(TOLERANCE))
 # a smaller failing case would take the interpreter minutes to find
 quick = settings(deadline=None, max_examples=12, phases=(Phase.explicit, Phase.generate))
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[None]:
+    """Tensors are made where the kernels run."""
+    with DEVICE:
+        yield
 
 
 def assert_same(got: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -125,6 +134,7 @@ def test_split_attention(window: int | None) -> None:
     assert_same(got, reference.paged_attention(query, keys, values, tables, lengths, **options))
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="the layers of this test are on the CPU, where no GPU kernel runs")
 @quick
 @given(
     counts=st.lists(st.tuples(st.integers(0, 40), st.integers(-1, 4)), min_size=1, max_size=5),
@@ -157,8 +167,7 @@ def test_layers_with_tiles(counts: list[tuple[int, int]], long: bool) -> None:
 
 def test_kernels_are_checked_before_use(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Kernels that give what torch gives are taken; one that errs or fails is left out, and a warning says why."""
-    cpu = torch.device("cpu")
-    kernels = choose_kernels("triton", cpu, torch.bfloat16, (7, 1, 48))
+    kernels = choose_kernels("triton", DEVICE, torch.bfloat16, (7, 1, 48))
     assert kernels is not None
     assert kernels.has("add_lora")
     assert kernels.has("paged_attention")
@@ -166,7 +175,7 @@ def test_kernels_are_checked_before_use(monkeypatch: pytest.MonkeyPatch, caplog:
 
     monkeypatch.setattr(lora, "add_lora", lambda outs, *_: outs[0].add_(1))
     monkeypatch.setattr(attention, "paged_attention", lambda *_, **__: torch.zeros(()).view(3))
-    assert choose_kernels("triton", cpu, torch.float32, (4, 2, 16)) is None
+    assert choose_kernels("triton", DEVICE, torch.float32, (4, 2, 16)) is None
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 2
     assert "add_lora is not used: its results differ" in warnings[0]
@@ -196,6 +205,7 @@ def test_a_kernel_that_fails_later_is_replaced(caplog: pytest.LogCaptureFixture)
     ]
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="asks for kernels on a CPU without an interpreter")
 def test_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU or without Triton `auto` is plain torch; asking for the kernels all the same is an error."""
     cpu = torch.device("cpu")
@@ -253,7 +263,7 @@ def test_which_weights_can_be_multiplied() -> None:
     """Blocks must be of 64 and end with the rows; a plain weight is none of our business."""
     from bitsandbytes.nn import Params4bit
 
-    good = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=64).to("cpu")
-    odd = Params4bit(torch.randn(8, 96), requires_grad=False, quant_type="nf4", blocksize=64).to("cpu")
-    wide = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=128).to("cpu")
+    good = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=64).to(DEVICE)
+    odd = Params4bit(torch.randn(8, 96), requires_grad=False, quant_type="nf4", blocksize=64).to(DEVICE)
+    wide = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=128).to(DEVICE)
     assert [nf4.is_supported(each) for each in (good, odd, wide, torch.randn(8, 128))] == [True, False, False, False]
