@@ -116,15 +116,16 @@ def is_sharded() -> bool:
     return (os.environ.get("ACCELERATE_USE_FSDP") or "false").lower() in ("true", "1", "yes")
 
 
-def environment_of(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """The environment of one of several training processes on this machine, in torchrun's words."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // world_size))
+def environment_of(place: Process, num_here: int, host: str, port: int) -> dict[str, str]:
+    """The environment of one of several training processes, of which `num_here` are on this machine, in torchrun's
+    words; the first of all listens at host and port."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // num_here))
     return {
         **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(place.rank),
+        "LOCAL_RANK": str(place.local_rank),
+        "WORLD_SIZE": str(place.world_size),
+        "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": threads,  # as many processes with all threads each would hinder each other
     }

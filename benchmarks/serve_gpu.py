@@ -63,7 +63,7 @@ class Load:
 
 
 REAL = Load(BATCHES, (0, 1, 8, 64), 128, 64)
-SMALL = Load((1, 3), (0, 1, 2), 18, 4)
+SMALL = Load((2,), (0, 1, 2), 5, 3)
 
 
 class DrawnPool:
@@ -117,7 +117,7 @@ def engine_for(case: Case, shape: dict[str, Any], load: Load, device: str, tiny:
         for name, layer in engine.slots.layers.items()
         if layer.base is not base.model.get_output_embeddings()
     }
-    engine.pool = DrawnPool(shapes, case.rank, base.model.dtype, torch.device(device))  # type: ignore[assignment]
+    engine.pool = engine.loader.pool = DrawnPool(shapes, case.rank, base.model.dtype, torch.device(device))  # type: ignore[assignment]
     return engine
 
 
@@ -159,7 +159,8 @@ def ours(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
     for adapters in load.adapters:
         speeds[str(adapters)] = {}
         for batch in load.batches:
-            decode(engine, batch, adapters, load, meter)  # fills slots, compiles, captures
+            if not tiny:
+                decode(engine, batch, adapters, load, meter)  # fills slots, compiles, captures
             runs = [decode(engine, batch, adapters, load, meter) for _ in range(1 if tiny else 3)]
             speeds[str(adapters)][batch] = round(statistics.median(runs), 1)
     many, most = str(max(load.adapters)), max(load.batches)
@@ -183,7 +184,7 @@ def peft(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
     model = get_peft_model(random_base(shape, device), config, adapter_name="0")
     for number in range(1, max(load.adapters)):
         model.add_adapter(str(number), config)
-    model.to(random_base_dtype()).eval()
+    model.eval()
     meter.reset()
     speeds: dict[str, dict[int, float]] = {}
     for adapters in load.adapters:
@@ -208,19 +209,14 @@ def peft(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
     return {**meter.peak(), "tokens_per_second": speeds}
 
 
-def random_base_dtype() -> Any:
-    """What everything but the 4-bit weights of a random base is in."""
-    import torch
-
-    return torch.bfloat16
-
-
 def kernels(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool) -> dict[str, Any]:
     """Each kernel on the layers of this shape: microseconds, and how many times its floor in bytes that is."""
     import torch
 
-    from serve.kernels import attention, lora
+    from adapterhub_local.base.load import import_bitsandbytes
+    from serve.kernels import attention, lora, nf4
 
+    bitsandbytes = import_bitsandbytes()
     dtype = torch.bfloat16
     speed = _copy_speed(device, 1 << (20 if tiny else 30))
     hidden, inside = shape["hidden_size"], shape["intermediate_size"]
@@ -245,7 +241,7 @@ def kernels(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bo
                 "microseconds": round(took, 1),
                 "floor": round(floor, 2),
                 "times_floor": round(took / floor, 1),
-            }  # fmt: skip
+            }
         )
 
     for batch, adapters in itertools.product(load.batches, (each for each in load.adapters if each)):
@@ -264,6 +260,22 @@ def kernels(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bo
                 moved,
                 lambda o=outs, x=x, a=a, b=bs, t=tiles: lora.add_lora(o, x, a, b, t),
             )
+    for batch, (name, (in_features, sizes)) in itertools.product(load.batches, groups.items()):
+        weights = [_four_bit(size, in_features, device) for size in sizes]
+        states = [(packed, nf4.plain_absmax(state), state.code) for packed, state in weights]
+        x = torch.randn(batch, in_features, device=device, dtype=dtype)
+        moved = sum(packed.nbytes + absmax.nbytes for packed, absmax, _ in states) + x.nbytes + batch * sum(sizes) * 2
+
+        def own(x: Any = x, states: list = states, sizes: tuple[int, ...] = sizes) -> None:
+            for state, size in zip(states, sizes, strict=True):
+                nf4.multiply(x, *state, size)
+
+        def theirs(x: Any = x, weights: list = weights) -> None:
+            for packed, state in weights:
+                bitsandbytes.matmul_4bit(x, packed, state)
+
+        add(f"nf4 {name}", batch, 0, moved, own)
+        add(f"nf4 {name}, bitsandbytes", batch, 0, moved, theirs)
     length = 64 if tiny else 2048
     for batch in load.batches:
         num_pages = length // 16
@@ -277,6 +289,18 @@ def kernels(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bo
             lambda t=(query, keys, values, tables, lengths): attention.paged_attention(*t, scale=0.1),
         )  # fmt: skip
     return {"copy_bytes_per_second": round(speed), "kernels": found}
+
+
+def _four_bit(out_features: int, in_features: int, device: str) -> tuple[Any, Any]:
+    """A random weight as a base holds it: NF4 in blocks of 64 with double quantisation."""
+    import torch
+
+    from adapterhub_local.base.load import import_bitsandbytes
+
+    weight = torch.randn(out_features, in_features, device=device, dtype=torch.bfloat16)
+    return import_bitsandbytes().functional.quantize_4bit(
+        weight, blocksize=64, quant_type="nf4", compress_statistics=True
+    )
 
 
 def _copy_speed(device: str, size: int) -> float:
@@ -322,7 +346,6 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run the cases whose name begins so")
     parser.add_argument("--case", help="one measurement, for the parent process")
     arguments = parser.parse_args()
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # before torch looks for the GPU
     if arguments.device == "cpu":
         if not arguments.tiny:
             parser.error("these shapes are for a GPU: add --tiny")

@@ -24,12 +24,18 @@ from adapterhub_local.errors import QhubError
 @click.option("--max-body", default=4 << 20, type=click.IntRange(1), help="Bytes of a request's body.")
 @click.option("--timeout", default=600.0, type=click.FloatRange(0, min_open=True), help="Seconds a request may take.")
 @click.option("--lora-root", type=click.Path(path_type=Path), help="Folder below which /v1/load_lora_adapter may read.")
+@click.option(
+    "--pin", "pins", metavar="REF", multiple=True, help="Keep this adapter in memory and in a slot. Repeatable."
+)
 @click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
 @click.option("--max-rows", default=16, type=click.IntRange(1), help="Requests that run at once.")
 @click.option(
     "--max-length", type=click.IntRange(1), help="Tokens of prompt and answer. Default: the base's, up to 4096."
 )
 @click.option("--max-adapters", default=16, type=click.IntRange(1), help="Different adapters in one batch.")
+@click.option(
+    "--adapter-memory-mb", default=2000, type=click.IntRange(1), help="Memory for adapters kept ready, slots apart."
+)
 @click.option("--queue", "queue_limit", default=256, type=click.IntRange(1), help="Requests that may wait.")
 @click.option(
     "--kv-cache-mb",
@@ -68,10 +74,12 @@ def command(
     max_body: int,
     timeout: float,
     lora_root: Path | None,
+    pins: tuple[str, ...],
     access_log: bool,
     max_rows: int,
     max_length: int | None,
     max_adapters: int,
+    adapter_memory_mb: int,
     queue_limit: int,
     kv_cache_mb: int | None,
     prefix_cache_mb: int,
@@ -96,6 +104,7 @@ def command(
         max_rows=max_rows,
         max_length=max_length,
         max_adapters=max_adapters,
+        adapter_bytes=adapter_memory_mb * 1_000_000,
         queue_limit=queue_limit,
         tokens_per_step=max(max_rows, EngineOptions.tokens_per_step),
         kv_bytes=None if kv_cache_mb is None else kv_cache_mb * 1_000_000,
@@ -105,7 +114,7 @@ def command(
         kernels=kernels,
         cuda_graphs=cuda_graphs,
     )
-    http = HttpOptions(max_body=max_body, max_tokens=max_tokens, timeout=timeout, lora_root=lora_root)
+    http = HttpOptions(max_body=max_body, max_tokens=max_tokens, timeout=timeout, lora_root=lora_root, pins=pins)
     run_server(
         base,
         host,

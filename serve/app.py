@@ -128,15 +128,15 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.post("/v1/load_lora_adapter")
     def load(body: LoadRequest) -> Response:
         """Hold an adapter in memory until it is unloaded: a reference, or a folder below the configured root."""
-        version = service.loaded.load(body.lora_name, body.lora_path, replace=body.load_inplace)
+        version = service.loaded.load(body.lora_name, body.lora_path, replace=body.load_inplace, pinned=body.pinned)
         headers = weights_headers(service.find(body.lora_name))
         text = f"Success: LoRA adapter '{body.lora_name}' added successfully."
         return PlainTextResponse(text, headers=headers | {"X-Qhub-Digest": version.content_digest})
 
     @app.post("/v1/unload_lora_adapter")
-    def unload(body: UnloadRequest) -> Response:
-        """Hold an adapter no longer; requests that use it go on."""
-        freed = service.loaded.unload(body.lora_name, service.engine.unload)
+    async def unload(body: UnloadRequest) -> Response:
+        """Hold an adapter no longer, and free it when the requests that use it are done, or end them by `force`."""
+        freed = await service.unload(body.lora_name, force=body.force)
         text = f"Success: LoRA adapter '{body.lora_name}' removed successfully."
         return PlainTextResponse(text, headers={"X-Qhub-Freed-Bytes": str(freed)})
 

@@ -55,6 +55,10 @@ class BadParameter(InputError):
         self.param = param
 
 
+class AdapterUnloaded(QhubError):
+    """The adapter of a running request was taken away by force."""
+
+
 class GenerationFailed(QhubError):
     """The model could not go on with a request that was admitted."""
 
@@ -90,6 +94,8 @@ def error_body(error: Exception) -> ErrorBody:
             return ErrorBody(429, str(error), "rate_limit_error", None, "rate_limit_exceeded", wait)
         case Busy():
             return ErrorBody(429, str(error), "rate_limit_error", None, "engine_overloaded", (("Retry-After", "1"),))
+        case AdapterUnloaded():
+            return ErrorBody(503, str(error), "server_error", "model", "adapter_unloaded", (("Retry-After", "1"),))
         case Unauthorized():
             challenge = (("WWW-Authenticate", "Bearer"),)
             return ErrorBody(401, str(error), "invalid_request_error", None, "invalid_api_key", challenge)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapterhub_local.durable import canonical_json, digest_file
-from adapterhub_local.errors import BadFile, InUse, NotFound
+from adapterhub_local.errors import BadFile, InUse, NotFound, QhubError
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry import File, Registry, Version
 from adapterhub_local.registry.registry import now
@@ -16,13 +16,26 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class Loaded:
-    """Names that were loaded by hand. Each holds its adapter in the pool until it is unloaded."""
+    """Names that were loaded by hand. Each holds its adapter in the pool until it is unloaded.
 
-    def __init__(self, registry: Registry, pool: AdapterPool, root: Path | None) -> None:
+    Those that are pinned hold a slot too: `pin` is told their digests whenever they change, at most `max_pins`.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        pool: AdapterPool,
+        root: Path | None,
+        pin: Callable[[frozenset[str]], None],
+        max_pins: int,
+    ) -> None:
         self.registry = registry
         self.pool = pool
         self.root = root.resolve() if root is not None else None
+        self.pin = pin
+        self.max_pins = max_pins
         self._held: dict[str, Version] = {}
+        self._pinned: set[str] = set()  # names
         self._numbers: dict[str, int] = {}  # of names that were loaded from folders, how often
         self._lock = threading.Lock()
 
@@ -34,11 +47,15 @@ class Loaded:
         """Name -> what is held under it."""
         return dict(self._held)
 
-    def load(self, name: str, path: str | None, *, replace: bool = False) -> Version:
+    def pinned(self) -> frozenset[str]:
+        """Digests of what is pinned."""
+        return frozenset(self._held[name].content_digest for name in self._pinned)
+
+    def load(self, name: str, path: str | None, *, replace: bool = False, pinned: bool = False) -> Version:
         """Hold the adapter `name`: a reference of the registry, or, with `path`, a folder below the root.
 
         Raises BadParameter if the name is taken and `replace` is not set, Forbidden and NotFound about the
-        path, Busy if so much is held already, and what reading an adapter raises.
+        path, Busy if so much is held or pinned already, and what reading an adapter raises.
         """
         with self._lock:
             before = self._held.get(name)
@@ -51,24 +68,35 @@ class Loaded:
             digest = self.pool.acquire(version)
             try:
                 self._check_room(digest)
-            except Busy:
+                if pinned:
+                    self._check_pins(digest, name)
+            except QhubError:
                 self.pool.release(digest)
                 raise
             if path is not None:
                 self._numbers[name] = version.number
             self._held[name] = version
+            self._note_pin(name, pinned=pinned)
         if before is not None:
             self.pool.release(before.content_digest)
         return version
 
-    def unload(self, name: str, free: Callable[[str], int]) -> int:
-        """Hold `name` no longer; the bytes that `free` gave back, 0 while requests still use it. Raises NotFound."""
+    def unload(self, name: str) -> str:
+        """Hold `name` no longer; its content digest. Raises NotFound."""
         with self._lock:
-            version = self._held.pop(name, None)
+            version = self._held.get(name)
             if version is None:
                 raise NotFound(f"the lora adapter '{name}' cannot be found: /v1/adapters lists what is held")
+            self._note_pin(name, pinned=False)
+            del self._held[name]
         self.pool.release(version.content_digest)
-        return free(version.content_digest)
+        return version.content_digest
+
+    def _note_pin(self, name: str, *, pinned: bool) -> None:
+        before = self.pinned()
+        (self._pinned.add if pinned else self._pinned.discard)(name)
+        if self.pinned() != before:
+            self.pin(self.pinned())
 
     def _from_folder(self, name: str, path: str) -> Version:
         """The folder as a version that is in no registry; its content is its identity, as everywhere."""
@@ -97,6 +125,16 @@ class Loaded:
         return Version(
             name, number, now(), files, File.of("lineage.json", canonical_json(lineage)), lineage, lambda _: folder
         )
+
+    def _check_pins(self, digest: str, name: str) -> None:
+        """One slot must stay free, or no other adapter could answer."""
+        others = {self._held[other].content_digest for other in self._pinned - {name}}
+        if len(others | {digest}) > self.max_pins:
+            raise BadParameter(
+                f"'{name}' cannot be pinned: {len(others)} are, of {self.max_pins + 1} slots, and one must stay free "
+                "for all others. Unload a pinned one, or start the server with more --max-adapters",
+                "pinned",
+            )
 
     def _check_room(self, digest: str) -> None:
         """What is held for good may take half of the memory, or nothing else could be served."""

@@ -22,6 +22,7 @@ ENGINE: dict[str, tuple[str, type, str]] = {
     "qhub_adapter_bytes": ("adapter_bytes", GaugeMetricFamily, "Memory of the adapters"),
     "qhub_adapter_slots_used": ("slots_used", GaugeMetricFamily, "Adapters that a batch can use without copying"),
     "qhub_adapter_slots_total": ("slots_total", GaugeMetricFamily, "Adapters that may be in one batch"),
+    "qhub_adapter_slot_bytes": ("slot_bytes", GaugeMetricFamily, "Memory of the slots"),
     "qhub_adapter_loads": ("adapter_loads", CounterMetricFamily, "Adapters read from the registry"),
     "qhub_adapter_evictions": ("adapter_evictions", CounterMetricFamily, "Adapters dropped to make room"),
     "qhub_engine_steps": ("num_steps", CounterMetricFamily, "Forward passes"),

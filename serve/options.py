@@ -16,6 +16,7 @@ class HttpOptions:
     body_timeout    seconds in which a body must have come
     send_timeout    seconds in which a client must have taken what it was sent
     lora_root       the folder below which `/v1/load_lora_adapter` may read; None: it loads from the registry alone
+    pins            references of adapters that are in memory and in a slot from the start, and stay there
     require_keys    refuse requests without an API key even if there is no key
     """
 
@@ -25,6 +26,7 @@ class HttpOptions:
     body_timeout: float = 30.0
     send_timeout: float = 30.0
     lora_root: Path | None = None
+    pins: tuple[str, ...] = ()
     require_keys: bool = False
 
     def __post_init__(self) -> None:

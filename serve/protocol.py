@@ -227,6 +227,7 @@ class LoadRequest(BaseModel):
     lora_name: str = Field(min_length=1)
     lora_path: str | None = Field(None, min_length=1)
     load_inplace: bool = False
+    pinned: bool = False  # as SGLang has it
     base_model_name: str | None = None
 
 
@@ -236,3 +237,4 @@ class UnloadRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     lora_name: str = Field(min_length=1)
     lora_int_id: int | None = None
+    force: bool = False

@@ -4,14 +4,14 @@ import asyncio
 import threading
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from adapterhub_local.base.load import LoadedBase
-from adapterhub_local.errors import BadReference
+from adapterhub_local.errors import BadReference, NotFound
 from adapterhub_local.keys import Key
 from adapterhub_local.refs import Mix, check_name
 from adapterhub_local.registry import Registry, Version
@@ -35,6 +35,7 @@ from serve.prompt import PromptReader, end_tokens
 from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from serve.tools import CallReader, ToolFormat
 
+DRAIN_INTERVAL = 0.02  # seconds between looks at whether requests are done
 MAX_REMEMBERED = 10_000  # adapters whose last use is remembered
 
 
@@ -72,14 +73,18 @@ class Service:
         self.http = http or HttpOptions()
         self.engine = build_engine(base, options)
         self.loop = EngineLoop(self.engine)
-        self.leases = Leases(registry)
+        self.leases = Leases(registry, in_memory=lambda: self.engine.pool.users().keys())
         self.vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
         self.reader = PromptReader(base.tokenizer, self.vocabulary_size)
         self.end_tokens = end_tokens(base.model, base.tokenizer)
         self.grammars = GrammarReader(base.tokenizer, self.vocabulary_size, self.end_tokens)
-        self.loaded = Loaded(registry, self.engine.pool, self.http.lora_root)
+        max_pins = self.engine.scheduler.options.max_adapters - 1
+        self.loaded = Loaded(registry, self.engine.pool, self.http.lora_root, self.engine.pin, max_pins)
+        for reference in dict.fromkeys(self.http.pins):
+            self.loaded.load(reference, None, pinned=True)
         self.metrics = Metrics(self.activity)
         self._live: dict[str, EngineRequest] = {}
+        self._draining: Counter[str] = Counter()  # digests that are being unloaded
         self._uses: OrderedDict[str, Use] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -158,9 +163,38 @@ class Service:
             self.engine.snapshot(), tuple(sorted(names[State.RUNNING])), tuple(sorted(names[State.WAITING]))
         )
 
+    async def unload(self, name: str, *, force: bool = False) -> int:
+        """Hold `name` no longer, and free its adapter when the requests that use it now are done; the bytes freed.
+
+        With `force` these requests end with an error, at once. 0 if other names or later requests keep the adapter:
+        a name of the registry still resolves. Raises NotFound if nothing of that name is in memory.
+        """
+        if name in self.loaded.versions():
+            digest = await asyncio.to_thread(self.loaded.unload, name)
+        else:
+            version = await asyncio.to_thread(lambda: self.find(name).version)
+            if version is None or version.content_digest not in self.engine.pool.users():
+                raise NotFound(f"the lora adapter '{name}' cannot be found: /v1/adapters lists what is in memory")
+            digest = version.content_digest
+        self._draining[digest] += 1
+        try:
+            using = {request.id for request in list(self._live.values()) if request.adapter == digest}
+            while not force and any(request_id in self._live for request_id in using):
+                await asyncio.sleep(DRAIN_INTERVAL)
+            if digest in {version.content_digest for version in self.loaded.versions().values()}:
+                return 0
+            return await asyncio.to_thread(self.engine.unload, digest, force=force)
+        finally:
+            self._draining -= Counter([digest])
+
+    def _state(self, digest: str, users: dict[str, int], loading: list[str]) -> str:
+        if digest in self._draining:
+            return "draining"
+        return "loading" if digest in loading else "ready" if digest in users else "absent"
+
     def adapters(self) -> list[dict[str, Any]]:
         """Every adapter in memory or used since the start, by digest: state, memory, requests and last use."""
-        users = self.engine.pool.users()
+        users, loading, pinned = self.engine.pool.users(), self.engine.pool.loading(), self.loaded.pinned()
         held = {version.content_digest: name for name, version in self.loaded.versions().items()}
         running: dict[str, int] = {}
         for request in list(self._live.values()):
@@ -169,13 +203,15 @@ class Service:
         entries = []
         with self._lock:
             uses = dict(self._uses)
-        for digest in dict.fromkeys([*users, *uses]):
+        for digest in dict.fromkeys([*users, *loading, *uses]):
             use = uses.get(digest)
             entries.append({
                 "digest": digest,
                 "name": use.name if use is not None else held.get(digest),
-                "state": "absent" if digest not in users else "slot" if digest in self.engine.slots else "memory",
+                "state": self._state(digest, users, loading),
+                "in_slot": digest in self.engine.slots,
                 "is_held": digest in held,
+                "is_pinned": digest in pinned,
                 "bytes": self.engine.pool.bytes_of(digest),
                 "requests_now": running.get(digest, 0),
                 "requests": use.num_requests if use is not None else 0,

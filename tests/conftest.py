@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,3 +71,17 @@ def tiny_base(built_base: Path, home: Home) -> BaseInfo:
     """The base `tiny` in this test's home."""
     shutil.copytree(built_base, home.bases / "tiny")
     return read_record(home.bases / "tiny")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a recipe beside a training and a test file, and returns its path."""
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    (tmp_path / "test.jsonl").write_text("{}\n")
+
+    def to_file(text: str) -> Path:
+        path = tmp_path / "recipe.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return to_file

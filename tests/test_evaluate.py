@@ -30,7 +30,7 @@ def test_exact_match_is_greedy_decoding(tiny_base: BaseInfo, home: Home, tmp_pat
     version = train(load_recipe(write_recipe(tmp_path), ["train.epochs=12"]), home)
     base = load_base(tiny_base)
     path = write_chats(tmp_path / "more.jsonl", 12, offset=2)
-    tests = tokenise(read_chats(path), base.tokenizer, 512, path)
+    tests = tokenise(read_chats(path), base.tokenizer, 512)
     reported = score(base, version, tests, 5)
 
     from peft import PeftModel
@@ -58,7 +58,7 @@ def test_batch_size_changes_nothing(tiny_base: BaseInfo, tmp_path: Path) -> None
     """Scores do not depend on how many examples share a forward pass."""
     base = load_base(tiny_base)
     path = write_chats(tmp_path / "data.jsonl", 7)
-    tests = tokenise(read_chats(path), base.tokenizer, 512, path)
+    tests = tokenise(read_chats(path), base.tokenizer, 512)
     scores = [evaluate(base.model, tests, size) for size in (1, 3, 7)]
 
     assert [score.loss for score in scores] == pytest.approx([scores[0].loss] * 3, rel=1e-5)
@@ -70,7 +70,7 @@ def test_scoring_leaves_the_base_as_it_was(tiny_base: BaseInfo, home: Home, tmp_
     version = train(load_recipe(write_recipe(tmp_path)), home)
     base = load_base(tiny_base)
     path = tmp_path / "test.jsonl"
-    tests = tokenise(read_chats(path), base.tokenizer, 512, path)
+    tests = tokenise(read_chats(path), base.tokenizer, 512)
     before = score(base, None, tests, 4)
     with_adapter = score(base, version, tests, 4)
 

@@ -24,6 +24,7 @@ LEVELS = (
     ("base",),
     ("lora", "registry"),
     ("recipe", "refs", "settings", "keys"),
+    ("curve",),
     ("errors", "durable", "noise"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

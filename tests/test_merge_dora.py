@@ -147,5 +147,17 @@ def test_what_cannot_be_converted_is_refused(qhub: Qhub, dora: tuple[Path, Any],
         done = qhub("merge", path, "--weights", "1", "--with-base", name, "--dry-run")
         assert (done.code, told in done.err) == (2, True), done.err
     assert qhub("merge", folder, "--weights", "1", "--dora-rank", "3").code == 2
-    assert qhub("add", folder, "--name", "x", "--base", "tiny").code == 2
-    assert open_adapter(folder, dora=True).magnitudes
+
+
+def test_qhub_add_keeps_dora(qhub: Qhub, tiny_base: BaseInfo, dora: tuple[Path, Any], home: Home) -> None:  # noqa: F811
+    """A DoRA folder becomes a version with the same factors and lengths; what takes deltas still refuses it."""
+    folder, _ = dora
+    assert qhub("add", folder, "--name", "x", "--base", "tiny").code == 0
+    version = Registry(home).resolve("x")
+    there, here = (open_adapter(path, dora=True) for path in (folder, version.path))
+    assert version.lineage["adapter"]["dora"] is True
+    assert here.config.use_dora
+    for module, delta in there.deltas():
+        assert torch.equal(here.magnitude(module), there.magnitude(module))
+        assert torch.equal(here.delta(module).B, delta.B)
+    assert qhub("merge", "x", "--weights", "1", "--dry-run").code == 2

@@ -10,7 +10,7 @@ from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.cli.main import run
 from adapterhub_local.errors import InputError
 from adapterhub_local.settings import Home
-from tests.chats import write_recipe
+from tests.chats import RECIPE, write_recipe
 
 
 def qhub(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, str]:
@@ -66,6 +66,9 @@ def test_preview_marks_what_is_learned(tiny_base: BaseInfo, tmp_path: Path, caps
         (["--set", "data.format=alpaca"], "train.jsonl:1: the column 'instruction' must be text"),
         (["--set", "adapter.rank=0"], "must be from 1 to 4096"),
         (["--set", "train.optimizer=sgd"], "must be one of auto, paged_adamw_8bit"),
+        (["--set", "adapter.rank_pattern={ qproj = 2 }"], "adapter.rank_pattern: 'qproj' is the end of no module"),
+        (["--set", "adapter.alpha_pattern={ '(' = 2 }"], "adapter.alpha_pattern: '(' is no regular expression"),
+        (["--set", "adapter.from=sql@3"], "recipe.toml: --set: adapter.from = 'sql@3': there is no adapter 'sql'"),
     ],
 )
 def test_check_tells_what_training_would(
@@ -82,6 +85,47 @@ def test_check_tells_what_training_would(
         assert errors.count("\n") == 1
         assert message in errors
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_gpu_that_is_not_there(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is asked for and not there is told by the check, the dry run and the training, with what to set."""
+    monkeypatch.setenv("QHUB_DEVICE", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path = write_recipe(tmp_path)
+    for verb in (["recipe", "check", path], ["train", path], ["train", path, "--dry-run"]):
+        code, _, errors = qhub(capsys, *verb)
+
+        assert (code, errors) == (
+            2, "qhub: a GPU was asked for (cuda) and torch sees none: set QHUB_DEVICE to auto or cpu\n"
+        )  # fmt: skip
+    assert not home.runs.exists()
+
+
+def test_all_runs_of_a_sweep_are_checked(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The check names what is wrong in every run: values, modules, data and lengths, each line as `qhub: ...`."""
+    paired = "[sweep.paired]\n"
+    paired += "base.name = ['tiny', 'tiny', 'b']\nadapter.target_modules = [['v_proj'], ['q_porj'], ['x']]\n"
+    code, _, errors = qhub(capsys, "recipe", "check", write_recipe(tmp_path, RECIPE + paired))
+    lines = errors.splitlines()
+
+    assert code == 2
+    assert [line.partition(" of [sweep]: ")[2] for line in lines] == [
+        "adapter.target_modules: base 'tiny' has no linear module 'q_porj': did you mean 'q_proj'?",
+        "base.name: there is no base 'b': did you mean tiny?",
+    ]
+    assert all(line.startswith(f"qhub: {tmp_path}/recipe.toml: run ") for line in lines)
+    code, _, errors = qhub(
+        capsys, "recipe", "check", write_recipe(tmp_path, RECIPE + "[sweep.grid]\ndata.max_length = [100, 20, 30]")
+    )
+    assert code == 2
+    assert [int(line.partition("data.max_length is ")[2][:2]) for line in errors.splitlines()] == [20, 30]
+    ok = qhub(capsys, "recipe", "check", write_recipe(tmp_path, RECIPE + "[sweep.grid]\ntrain.seed = [1, 2]"))
+    assert ok[0] == 0
+    assert "is right, a sweep of 2 runs" in ok[1]
 
 
 def test_modules_of_a_base(tiny_base: BaseInfo) -> None:

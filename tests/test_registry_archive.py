@@ -127,7 +127,8 @@ UNSOUND = {
     "is not a LoRA factor": {"adapter_model.safetensors": weights().replace(b"lora_B", b"lora_C")},
     "which target_modules": {"adapter_model.safetensors": weights().replace(b"q_proj", b"k_proj")},
     "has rank 1, its config says 2": {"adapter_config.json": CONFIG.replace(b'"r": 1', b'"r": 2')},
-    "not supported": {"adapter_config.json": CONFIG.replace(b"{", b'{"use_dora": true, ', 1)},
+    "not supported": {"adapter_config.json": CONFIG.replace(b"{", b'{"lora_bias": true, ', 1)},
+    "sets use_dora, but there are no": {"adapter_config.json": CONFIG.replace(b"{", b'{"use_dora": true, ', 1)},
     "does not carry its config": {"adapter_config.json": None},
     "extra bytes": {"adapter_model.safetensors": weights() + b"x"},
 }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fsspec.registry import known_implementations
 
 from adapterhub_local.cli.main import run
 from adapterhub_local.durable import canonical_json, digest_bytes
@@ -495,16 +496,53 @@ def test_remotes_have_names(home: Home, tmp_path: Path) -> None:
     ]:  # fmt: skip
         with pytest.raises(InputError):
             add_remote(home, name, url, options)
-    for url, said in (("nosuch://b", "nothing that can be opened"), ("memory://b", "overwrite one another")):
-        with pytest.raises(InputError, match=said):
-            push(Registry(), open_store(add_remote(home, "odd", url)), [])
-        remove_remote(home, "odd")
+    with pytest.raises(InputError, match="overwrite one another"):
+        push(Registry(), open_store(add_remote(home, "odd", "memory://b")), [])
+    remove_remote(home, "odd")
     remove_remote(home, "team")
     assert [one.name for one in list_remotes(home)] == ["disk"]
     remote = add_remote(home, "gone", str(tmp_path / "gone"))
     (tmp_path / "gone").rmdir()
     with pytest.raises(NotFound, match="is its disk mounted"):
         open_store(remote)
+
+
+@pytest.mark.parametrize(("url", "said"), [
+    ("bogus://x", "write a folder or s3://bucket/team"), ("s3n://x", "did you mean s3://"),
+    ("S3://x", "did you mean s3://"),
+    ("zip://x", "no kind of place"),
+    ("s3", "s3://bucket/team, or ./s3 to make that folder"),
+    ("s3:/bucket/team", "write s3://bucket/team"), ("ftp", "write ftp://"),
+    ("missing://x", "pip install missing-store"),
+])  # fmt: skip
+def test_a_kind_of_place_that_cannot_be_opened_is_refused(
+    url: str, said: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown or mistyped protocol, or one whose client is not installed, is told at once, not when it is used."""
+    monkeypatch.setitem(
+        known_implementations, "missing", {"class": "no_such_store.X", "err": "pip install missing-store"}
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run(["remote", "add", "team", url])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+    assert list_remotes(home) == []
+    assert not (tmp_path / url).exists()
+
+
+def test_a_relative_folder_is_kept_as_absolute(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder is made below where the command ran, which is said; one that is called as a protocol is, is taken."""
+    monkeypatch.chdir(tmp_path)
+    for name, url, folder in (("one", "shared", "shared"), ("two", "./ftp", "ftp"), ("three", "ftp", "ftp")):
+        with pytest.raises(SystemExit) as caught:
+            run(["remote", "add", name, url])
+        assert caught.value.code == 0
+        assert find_remote(home, name).folder == tmp_path / folder
+        note = "" if name == "three" else " (a new folder)"
+        assert capsys.readouterr().out == f"{name}: {tmp_path / folder}{note}\n"
 
 
 def test_remotes_on_the_command_line(

@@ -33,7 +33,7 @@ from tests.tiny import VOCABULARY, byte_tokenizer
 
 def examples_of(folder: Path, count: int = 6) -> list[Example]:
     path = write_chats(folder / "data.jsonl", count)
-    return tokenise(read_chats(path), byte_tokenizer(), 512, path)
+    return tokenise(read_chats(path), byte_tokenizer(), 512)
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_only_answers_are_learned(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(rows))
     tokenizer = byte_tokenizer()
-    (example,) = tokenise(read_chats(path), tokenizer, 512, path)
+    (example,) = tokenise(read_chats(path), tokenizer, 512)
     learned = [tokenizer.decode(example.ids[start:end]) for start, end in example.spans]
 
     assert learned == ["first<|im_end|>", "second<|im_end|>"]
@@ -87,9 +87,9 @@ def test_too_long_and_no_template(tmp_path: Path) -> None:
     """A too long example is named, a base without chat template is refused."""
     path = write_chats(tmp_path / "data.jsonl", 3)
     with pytest.raises(BadData, match=r"data.jsonl:1 has \d+ tokens"):
-        tokenise(read_chats(path), byte_tokenizer(), 20, path)
+        tokenise(read_chats(path), byte_tokenizer(), 20)
     with pytest.raises(InputError, match="no chat template"):
-        tokenise(read_chats(path), byte_tokenizer(None), 512, path)
+        tokenise(read_chats(path), byte_tokenizer(None), 512)
 
 
 # -- packing ---------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path, home: Home) -> LoadedBa
 def test_packing_is_exact(base: LoadedBase, share: bool, tmp_path: Path) -> None:
     """Packed examples have the loss and gradients of each alone, attention windows and soft caps included."""
     recipe = load_recipe(write_recipe(tmp_path))
-    examples = tokenise(read_chats(recipe.data.train, 4), base.tokenizer, 512, recipe.data.train)
+    examples = tokenise(read_chats(recipe.data.train, 4), base.tokenizer, 512)
     assert min(len(example.ids) for example in examples) > WINDOW
     model = with_adapter(base, recipe)
     for name, parameter in model.named_parameters():
@@ -69,7 +69,7 @@ def test_packing_is_exact(base: LoadedBase, share: bool, tmp_path: Path) -> None
 def test_the_loss_in_chunks(base: LoadedBase, tmp_path: Path) -> None:
     """Cross-entropy over a few tokens at a time has the loss and gradients of all at once, soft caps included."""
     recipe = load_recipe(write_recipe(tmp_path))
-    examples = tokenise(read_chats(recipe.data.train, 3), base.tokenizer, 512, recipe.data.train)
+    examples = tokenise(read_chats(recipe.data.train, 3), base.tokenizer, 512)
     base.model.config.final_logit_softcapping = getattr(base.model.config, "final_logit_softcapping", None)
     model = with_adapter(base, recipe)
     factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -89,7 +89,7 @@ def test_a_head_that_is_not_understood_is_not_used(tiny_base, tmp_path: Path) ->
     """Where logits are more than the head's product, the model's own code computes them."""
     recipe = load_recipe(write_recipe(tmp_path))
     base = load_base(tiny_base)
-    (example,) = tokenise(read_chats(recipe.data.train, 1), base.tokenizer, 512, recipe.data.train)
+    (example,) = tokenise(read_chats(recipe.data.train, 1), base.tokenizer, 512)
     assert output_head(base.model, example) is not None
     base.model.register_forward_hook(lambda module, given, output: output.__setitem__("logits", output.logits * 2))
 

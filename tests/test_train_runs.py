@@ -20,7 +20,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.train import preflight as preflight_module
 from adapterhub_local.train import run as run_module
-from adapterhub_local.train.curve import plot
+from adapterhub_local.train.curve import terminal_plot
 from adapterhub_local.train.run import train, with_adapter
 from adapterhub_local.train.runs import checkpoints, find_run, list_runs, read_log, remove_run
 from adapterhub_local.train.trainer import AdapterTrainer, NotFinite
@@ -180,7 +180,7 @@ def test_what_is_no_number_is_found(tiny_base: BaseInfo, home: Home, tmp_path: P
 
     recipe = load_recipe(write_recipe(tmp_path))
     base = load_base(tiny_base)
-    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512, recipe.data.train)
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
     model = with_adapter(base, recipe)
     trainer, _ = make_trainer(model, examples, recipe.train, tmp_path / "run", lambda entry: None)
     next(p for name, p in model.named_parameters() if "lora_B" in name).data.fill_(math.inf)
@@ -280,13 +280,13 @@ def test_the_report(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     tags.feed(page)
     loss = version.lineage["metrics"]["yes-no"]["adapter"]["loss"]
 
-    assert {"svg", "path", "table", "pre"} <= set(tags.seen)
+    assert {"svg", "polyline", "table", "pre"} <= set(tags.seen)
     assert tags.loads == []
     assert "&lt;b&gt;yes&lt;/b&gt; &amp; no" in page
     assert f"{loss:.4f}" in page
     assert page.count("Say yes for a and no for b") == 3
     drawn = ElementTree.parse(run.folder / "curve.svg").getroot()
-    assert sum(element.tag.endswith("path") and element.get("stroke-width") == "1.5" for element in drawn.iter()) == 3
+    assert sum(element.tag.endswith("polyline") for element in drawn.iter()) == 4  # loss, its mean, held-out, rate
 
 
 def test_runs_are_listed_shown_and_removed(
@@ -307,7 +307,7 @@ def test_runs_are_listed_shown_and_removed(
         ("other", "stopped", 1),
     ]
     assert "other" in invoke("runs", "list")
-    shown = invoke("runs", "show", "yes-no", "--curve", str(tmp_path / "curve.svg"))
+    shown = invoke("runs", "show", "yes-no", "--plot", str(tmp_path / "curve.svg"))
     assert "yes-no@1" in shown
     assert "training loss" in shown
     assert ElementTree.parse(tmp_path / "curve.svg").getroot().tag.endswith("svg")
@@ -333,9 +333,11 @@ def test_a_running_run_is_not_removed(tiny_base: BaseInfo, home: Home, tmp_path:
 
 def test_the_terminal_plot() -> None:
     """The first loss is at the top left, the last at the bottom right."""
-    lines = plot([{"step": step, "loss": 10.0 - step} for step in range(1, 10)], width=20, height=5).splitlines()
+    lines = terminal_plot(
+        [{"step": step, "loss": 10.0 - step} for step in range(1, 10)], width=20, height=5
+    ).splitlines()
 
     assert lines[0].startswith("  9.0000 |")
     assert lines[0].index("·") < 14
     assert lines[4].endswith("·")
-    assert plot([]) == "no step has been made"
+    assert terminal_plot([]) == "no step has been made"

@@ -28,7 +28,7 @@ from tests.tiny import save_tiny_model
 def peft_loss(info: BaseInfo, folder: Path, data: Path) -> float:
     """The held-out loss with the adapter loaded by plain PEFT."""
     base = load_base(info)
-    tests = tokenise(read_chats(data), base.tokenizer, 512, data)
+    tests = tokenise(read_chats(data), base.tokenizer, 512)
     return evaluate(PeftModel.from_pretrained(base.model, str(folder)).eval(), tests, 1).loss
 
 
@@ -83,7 +83,7 @@ def test_eva_explains_the_inputs(tiny_base: BaseInfo, home: Home, tmp_path: Path
     """EVA's A keeps more of a layer's inputs than a random A of the same rank, and begins with no change."""
     recipe = load_recipe(write_recipe(tmp_path), ["adapter.init=eva"])
     base = load_base(tiny_base)
-    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512, recipe.data.train)
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
     seen: list[torch.Tensor] = []
     layer = base.model.model.layers[1].mlp.down_proj
     handle = layer.register_forward_hook(lambda module, given, output: seen.append(given[0].flatten(0, -2)))
@@ -108,7 +108,7 @@ def test_loraplus_rates(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None
     """LoRA+ gives every B, and only B, its multiple of A's learning rate."""
     recipe = load_recipe(write_recipe(tmp_path), ["train.loraplus_ratio=8"])
     base = load_base(tiny_base)
-    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512, recipe.data.train)
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
     model = with_adapter(base, recipe)
     trainer, _ = make_trainer(model, examples, recipe.train, tmp_path / "run", lambda entry: None)
     rates = {id(factor): group["lr"] for group in trainer.create_optimizer().param_groups for factor in group["params"]}
@@ -127,13 +127,11 @@ def test_what_moves_the_base_is_refused(tmp_path: Path, init: str) -> None:
 
 
 def test_train_on(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
-    """`adapter.from_version` goes on from a version: its factors, shape and scaling; the lineage names it."""
+    """`adapter.from` goes on from a version: its factors, shape and scaling; the lineage names it."""
     path = write_recipe(tmp_path)
     first = train(load_recipe(path, ["adapter.rank_pattern={ q_proj = 2 }", "output.alias=prod"]), home)
-    still = train(
-        load_recipe(path, ["adapter.from_version=yes-no@prod", "train.learning_rate=0", "adapter.rank=7"]), home
-    )
-    on = train(load_recipe(path, ["adapter.from_version=yes-no@1", "output.name=more"]), home)
+    still = train(load_recipe(path, ["adapter.from=yes-no@prod", "train.learning_rate=0", "adapter.rank=7"]), home)
+    on = train(load_recipe(path, ["adapter.from=yes-no@1", "output.name=more"]), home)
     scores = [version.lineage["metrics"]["yes-no"]["adapter"]["loss"] for version in (first, still)]
 
     assert open_adapter(still.path).config.rank_of("model.layers.0.self_attn.q_proj") == 2
@@ -153,12 +151,12 @@ def test_from_another_base(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> N
     train(load_recipe(path, ["base.name=other"]), home)
 
     assert other.fingerprint != tiny_base.fingerprint
-    with pytest.raises(Incompatible, match=r"adapter\.from_version: yes-no@1 was made for another base"):
-        train(load_recipe(path, ["adapter.from_version=yes-no@1"]), home)
+    with pytest.raises(Incompatible, match=r"adapter\.from = 'yes-no@1': yes-no@1 was made for another base"):
+        train(load_recipe(path, ["adapter.from=yes-no@1"]), home)
     with pytest.raises(InputError, match="nothing"):
-        train(load_recipe(path, ["adapter.from_version=nothing@1"]), home)
-    with pytest.raises(BadRecipe, match=r"adapter\.from_version = 'a\*0\.5\+b'"):
-        load_recipe(path, ["adapter.from_version=a*0.5+b"])
+        train(load_recipe(path, ["adapter.from=nothing@1"]), home)
+    with pytest.raises(BadRecipe, match=r"adapter\.from = 'a\*0\.5\+b'"):
+        load_recipe(path, ["adapter.from=a*0.5+b"])
 
 
 def test_dora_is_said_to_be_what_it_is(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def choose_device(device: str | None = None) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("a GPU was asked for (cuda) and torch sees none: use cpu or auto")
+        raise InputError("a GPU was asked for (cuda) and torch sees none: set QHUB_DEVICE to auto or cpu")
     return wanted
 
 

@@ -1,12 +1,20 @@
 """Which modules of a base are quantised linear layers, by the file's header; checks a recipe's targets. No torch."""
 
 import difflib
+import re
+from collections.abc import Iterable, Sequence
 
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import BadFile, Corrupt, InputError, NotFound
 from adapterhub_local.lora.header import read_header
 
-GROUPS = ("all-linear", "attention", "mlp")  # names for many modules
+# what the architectures call the parts of a layer: self_attn (Llama, Mistral, Qwen, Gemma, Phi-3),
+# self_attention (Falcon), attention (GPT-NeoX), attn (GPT-2); feed_forward in a few
+GROUPS = {
+    "attention": re.compile(r"(^|\.)(self_attn|self_attention|attention|attn)\."),
+    "mlp": re.compile(r"(^|\.)(mlp|feed_forward)\."),
+}
+ALL_LINEAR = "all-linear"
 MARK = ".weight.quant_state.bitsandbytes__nf4"
 
 
@@ -19,14 +27,34 @@ def linear_modules(info: BaseInfo) -> list[str]:
     return [name.removesuffix(MARK) for header in headers for name in header.tensors if name.endswith(MARK)]
 
 
+def chosen_modules(modules: Sequence[str], target: str) -> list[str]:
+    """Those of `modules` that one target names: `all-linear`, a group, or the end of a name."""
+    if target == ALL_LINEAR:
+        return list(modules)
+    group = GROUPS.get(target)
+    return [name for name in modules if (group.search(name) if group else f".{name}".endswith(f".{target}"))]
+
+
 def check_targets(info: BaseInfo, targets: str | tuple[str, ...]) -> None:
-    """Raises InputError for a target that is the end of no module's name: PEFT would say so only if none is."""
-    if isinstance(targets, str):
-        return
+    """Raises InputError for a target that names no module: PEFT would say so only if none does."""
     modules = linear_modules(info)
     ends = sorted({module.rpartition(".")[2] for module in modules})
-    for target in sorted(set(targets) - set(GROUPS)):
-        if not any(module == target or module.endswith(f".{target}") for module in modules):
+    for target in sorted({targets} if isinstance(targets, str) else set(targets)):
+        if not chosen_modules(modules, target):
             near = difflib.get_close_matches(target, ends, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(ends)}"
-            raise InputError(f"adapter.target_modules: base '{info.name}' has no linear module '{target}': {hint}")
+            raise InputError(f"base '{info.name}' has no linear module '{target}': {hint}")
+
+
+def check_patterns(info: BaseInfo, targets: str | tuple[str, ...], patterns: Iterable[str]) -> None:
+    """Raises InputError for a pattern (PEFT's: a regular expression for the end of a name) that matches no module that
+    `targets` name, or is no regular expression."""
+    named = [targets] if isinstance(targets, str) else targets
+    modules = {module for target in named for module in chosen_modules(linear_modules(info), target)}
+    for pattern in patterns:
+        try:
+            matches = any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules)
+        except re.error as error:
+            raise InputError(f"'{pattern}' is no regular expression: {error}") from None
+        if not matches:
+            raise InputError(f"'{pattern}' is the end of no module that adapter.target_modules names")

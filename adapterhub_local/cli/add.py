@@ -46,7 +46,7 @@ def command(
     if is_foreign(path):  # GGUF, or other tools' names of tensors; the folder goes when the command is done
         converted = click.get_current_context().with_resource(staging(home().tmp)) / path.name
         path, alpha = convert(path, base, converted, alpha=alpha), None
-    check_shapes(open_adapter(path, alpha=alpha), base)
+    check_shapes(open_adapter(path, alpha=alpha, dora=True), base)
     with staging(home().tmp) as folder:
         version = adopt(
             path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, staging_folder=folder

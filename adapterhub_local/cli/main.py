@@ -134,5 +134,6 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"qhub: {message}", err=True)
+    for line in message.splitlines() or [""]:  # a recipe is told all its mistakes, a line each
+        click.echo(f"qhub: {line}", err=True)
     sys.exit(code)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from adapterhub_local.cli.output import print_json, print_table
-from adapterhub_local.settings import home
+from adapterhub_local.settings import device, home
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 SET = click.option(
@@ -54,22 +54,23 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
     Every mistake is told with its place. Exit code 0: `qhub train` can start.
     """
-    from adapterhub_local.recipe import load_recipe
+    from adapterhub_local.recipe import load_recipe, load_runs
+    from adapterhub_local.train.check import check_comparable, check_runs, read_all
 
     loaded = load_recipe(recipe, overrides)
-    runs = [load_recipe(recipe, (*overrides, *run)) for run in loaded.sweep.runs] if loaded.sweep else [loaded]
-    from adapterhub_local.base.modules import check_targets
-    from adapterhub_local.base.store import find_base
-    from adapterhub_local.data.load import read_data
+    runs = load_runs(loaded)
+    check_runs(runs, home())
+    datasets = read_all(runs)
+    if loaded.sweep:
+        check_comparable(loaded, datasets.values())
+    from adapterhub_local.train.statistics import describe_runs
 
-    dataset = read_data(loaded)
-    for run in runs:
-        check_targets(find_base(run.base.name, home()), run.adapter.target_modules)
-        if run.data != loaded.data:
-            read_data(run)
-    from adapterhub_local.train.statistics import describe_data
+    described = describe_runs(runs, datasets, home())  # tokenised as the run will
+    if device() == "cuda":
+        from adapterhub_local.base.load import choose_device
 
-    described = describe_data(loaded, dataset, home())
+        choose_device()
+    dataset = next(iter(datasets.values()))
     if as_json:
         print_json({"recipe": loaded.to_json(), "runs": len(runs), "notes": dataset.notes, "data": described})
         return

@@ -1,6 +1,7 @@
 """`qhub remote`: places outside this home that keep versions."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,11 +28,17 @@ def command() -> None:
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE",
               help="A setting of the store's client, such as endpoint_url=https://...; repeatable.")  # fmt: skip
 def add(name: str, url: str, options: tuple[str, ...]) -> None:
-    """Call the place at URL, or a folder, NAME. Secrets are not kept: they come from where the store's tools look."""
+    """Call the place at URL, or a folder, NAME.
+
+    A folder is made if there is none, and kept with its absolute path. Secrets are not kept: they come from where
+    the store's tools look.
+    """
     from adapterhub_local.registry.remotes import add_remote
 
+    is_there = Path(url.removeprefix("file://")).expanduser().exists()
     remote = add_remote(home(), name, url, dict(_setting(text) for text in options))
-    click.echo(f"{remote.name}: {remote.url}")
+    is_new = remote.folder is not None and not is_there
+    click.echo(f"{remote.name}: {remote.url}{' (a new folder)' if is_new else ''}")
 
 
 @command.command(name="list")

@@ -39,18 +39,18 @@ def _row(run: dict) -> tuple:
 @command.command(name="show")
 @click.argument("run")
 @click.option("--log", "with_log", is_flag=True, help="With every line of the log, as JSON.")
-@click.option("--curve", type=click.Path(path_type=Path), help="Write the curves to this file, as SVG.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the curves to a .svg or .png file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(run: str, with_log: bool, curve: Path | None, as_json: bool) -> None:
+def show(run: str, with_log: bool, plot: Path | None, as_json: bool) -> None:
     """Show RUN: an id, its beginning, or an adapter's name for its newest run."""
-    from adapterhub_local.durable import check_absent
-    from adapterhub_local.train.curve import draw, plot
+    from adapterhub_local.curve import write_picture
+    from adapterhub_local.train.curve import panels, terminal_plot
     from adapterhub_local.train.runs import find_run, read_log
 
     found = find_run(home(), run)
     entries = read_log(found.folder)
-    if curve is not None:
-        check_absent(curve).write_text(draw(entries, found.id), encoding="utf-8")
+    if plot is not None:
+        write_picture(panels(entries), str(found.record.get("version") or found.id), plot)
     fields = found.to_json()
     if as_json or with_log:
         print_json({**fields, "log": entries} if with_log else fields)
@@ -59,7 +59,7 @@ def show(run: str, with_log: bool, curve: Path | None, as_json: bool) -> None:
         if value is not None:
             click.echo(f"{key:12} {value}")
     click.echo()
-    click.echo(plot(entries))
+    click.echo(terminal_plot(entries))
 
 
 @command.command(name="rm")

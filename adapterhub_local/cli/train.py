@@ -28,35 +28,56 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with the stopped run of this recipe.")
 @click.option("--restart", is_flag=True, help="Throw the stopped run of this recipe away and begin anew.")
 @click.option("--nproc", type=click.IntRange(1), default=1, help="Train in so many processes, a GPU each.")
+@click.option("--nnodes", type=click.IntRange(1), default=1, help="Train on so many machines, --nproc on each.")
+@click.option("--node-rank", type=int, help="Which of the machines this is, from 0.")
+@click.option("--rendezvous", metavar="HOST:PORT", help="Where machine 0 is reached by all of them.")
+@click.option(
+    "--only-run", type=click.IntRange(1), help="Train one run of [sweep], by its number in `qhub recipe show`."
+)
 @click.option("--dry-run", is_flag=True, help="Load, tokenise and try one step; nothing is kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
 def command(
-    recipe: Path, overrides: tuple[str, ...], resume: bool, restart: bool, nproc: int, dry_run: bool, as_json: bool
+    recipe: Path,
+    overrides: tuple[str, ...],
+    resume: bool,
+    restart: bool,
+    nproc: int,
+    nnodes: int,
+    node_rank: int | None,
+    rendezvous: str | None,
+    only_run: int | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Train the adapter that RECIPE describes, evaluate it beside its base, and register it.
 
     Ctrl-C stops after the current step and keeps the state; --resume goes on from there. A recipe with [sweep] is
     trained once for each of its runs; those that are registered already are not trained again (but with --restart).
     """
-    from adapterhub_local.base.modules import check_targets
-    from adapterhub_local.base.store import find_base
     from adapterhub_local.errors import InputError
-    from adapterhub_local.recipe import load_recipe
+    from adapterhub_local.recipe import load_recipe, load_runs
+    from adapterhub_local.train.check import check_runs
+    from adapterhub_local.train.launch import launch, read_nodes
 
     if resume and restart:
         raise InputError("--resume and --restart exclude each other: give one")
+    nodes = read_nodes(nnodes, node_rank, rendezvous)
     loaded = load_recipe(recipe, overrides)
-    check_targets(find_base(loaded.base.name, home()), loaded.adapter.target_modules)  # before anything heavy is loaded
-    if loaded.sweep and (nproc > 1 or dry_run or process().world_size > 1):
-        raise InputError(
-            f"{'--dry-run' if dry_run else 'training in several processes'} is for one run: leave out [sweep]"
-        )
-    if nproc > 1 and not dry_run:
-        from adapterhub_local.train.launch import launch
-
+    runs = load_runs(loaded)
+    check_runs(runs, home())  # before anything heavy is loaded
+    if only_run is not None:
+        if loaded.sweep is None or only_run > len(runs):
+            there = f"has {len(runs)} runs" if loaded.sweep else "has no [sweep]"
+            raise InputError(f"--only-run {only_run}: {recipe} {there}")
+        loaded = runs[only_run - 1][1]
+    if loaded.sweep and (dry_run or nnodes > 1 or process().world_size > 1):
+        option = "--dry-run" if dry_run else "--nnodes" if nnodes > 1 else "torchrun"
+        raise InputError(f"{option} is for one run, and {recipe} has [sweep]: choose one with --only-run 1")
+    if nproc * nnodes > 1 and not (dry_run or loaded.sweep):
         flags = [name for name, given in (("--resume", resume), ("--restart", restart), ("--json", as_json)) if given]
         changes = [part for override in overrides for part in ("--set", override)]
-        sys.exit(launch(["train", str(recipe), *changes, *flags], nproc))
+        chosen = ["--only-run", str(only_run)] if only_run else []
+        sys.exit(launch(["train", str(recipe), *changes, *chosen, *flags], nproc, nodes))
     from adapterhub_local.train.progress import Quiet, Terminal
     from adapterhub_local.train.run import follow, train, try_out
 
@@ -72,8 +93,8 @@ def command(
     if loaded.sweep:
         from adapterhub_local.train.sweep import sweep
 
-        runs, best = sweep(loaded, overrides, home(), resume=resume, restart=restart, reporter=reporter)
-        _print_sweep(loaded, runs, best, as_json)
+        done, best = sweep(loaded, home(), resume=resume, restart=restart, reporter=reporter, num_processes=nproc)
+        _print_sweep(loaded, done, best, as_json)
         return
     if not process().is_leader:
         follow(loaded, home(), resume=resume, restart=restart)

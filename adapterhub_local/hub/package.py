@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.curve import loss_panel, svg
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
 from adapterhub_local.errors import Corrupt, Incompatible
 from adapterhub_local.hub.card import card
-from adapterhub_local.hub.curve import draw_curve
 from adapterhub_local.hub.scrub import machine_roots, without_paths
 from adapterhub_local.lora.config import CONFIG, SERVER_RANKS, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import read_header
@@ -90,7 +90,8 @@ def pack(
     if config != original:
         fields["adapter_config"] = original.decode()
     text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    drawn = draw_curve(_curve_of(lineage), str(version))
+    curve = _curve_of(lineage)
+    drawn = svg([loss_panel(curve)], str(version)) if len(curve) > 1 else None
     said = {**lineage, "metrics": without_paths(metrics, roots)[0]} if metrics is not None else lineage
     readme = card(
         replace(version, lineage=said), base_id, repo_id, picture=CURVE if drawn else None, licence=licence,

@@ -1,9 +1,11 @@
 """Take in an adapter made elsewhere: read strictly, check it against a base, write it self-describing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
@@ -21,7 +23,7 @@ def adopt(
     are; that they have the shapes of the base is the caller's to check. Raises Incompatible if the adapter
     says it was made for another base (unless `force`), and what `open_adapter` raises.
     """
-    adapter = open_adapter(path, alpha=alpha)
+    adapter = open_adapter(path, alpha=alpha, dora=True)
     if adapter.base_fingerprint and adapter.base_fingerprint != base["fingerprint"] and not force:
         raise Incompatible(
             f"{path} was made for another base ({adapter.base_fingerprint[:19]}), not for {base['name']} "
@@ -55,17 +57,17 @@ def adopt(
 def rewrite(adapter: AdapterFile, folder: Path, hub_id: str | None, fingerprint: str | None) -> dict[str, Path | bytes]:
     """The adapter's two files with PEFT's names and its config in the header; factors unchanged, finite."""
     # dtypes are kept tensor by tensor, so shapes are taken from the factors themselves, read twice
-    shapes = {}
-    for module, delta in adapter.deltas():
-        for factor, tensor in (("A", delta.A), ("B", delta.B)):
-            shapes[tensor_name(module, factor)] = (tensor.dtype, tuple(tensor.shape))
-    tensors = (
-        (tensor_name(module, factor), tensor)
-        for module, delta in adapter.deltas()
-        for factor, tensor in (("A", delta.A), ("B", delta.B))
-    )
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in _tensors(adapter)}
     config = replace(adapter.config, base_model=hub_id or adapter.config.hub_id)
-    return write_adapter(folder, config, shapes, tensors, fingerprint)
+    return write_adapter(folder, config, shapes, _tensors(adapter), fingerprint)
+
+
+def _tensors(adapter: AdapterFile) -> Iterator[tuple[str, torch.Tensor]]:
+    for module, delta in adapter.deltas():
+        yield tensor_name(module, "A"), delta.A
+        yield tensor_name(module, "B"), delta.B
+        if module in adapter.magnitudes:
+            yield tensor_name(module, "A").replace("lora_A.weight", "lora_magnitude_vector"), adapter.magnitude(module)
 
 
 def describe(adapter: AdapterFile) -> dict[str, Any]:
@@ -73,6 +75,7 @@ def describe(adapter: AdapterFile) -> dict[str, Any]:
     targets = adapter.config.target_modules
     return {
         "rank": adapter.config.rank,
+        **({"dora": True} if adapter.magnitudes else {}),
         "alpha": adapter.config.alpha,
         "target_modules": targets if isinstance(targets, str) else list(targets),
         "num_modules": len(adapter.shapes),

@@ -67,7 +67,7 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str | None = None
-    use_dora: bool = False  # only ever written: what is read is refused, as it is no sum with the base's weight
+    use_dora: bool = False  # https://arxiv.org/abs/2402.09353; read only where it was asked for
 
     @property
     def hub_id(self) -> str | None:
@@ -130,7 +130,8 @@ class AdapterConfig:
                 rank=_positive_int(fields["r"]),
                 alpha=_finite(fields["lora_alpha"]),
                 target_modules=_targets(fields.get("target_modules")),
-                use_rslora=_flag(fields.get("use_rslora")),
+                use_rslora=_flag(fields, "use_rslora"),
+                use_dora=_flag(fields, "use_dora"),
                 rank_pattern={key: _positive_int(rank) for key, rank in (fields.get("rank_pattern") or {}).items()},
                 alpha_pattern={key: _finite(alpha) for key, alpha in (fields.get("alpha_pattern") or {}).items()},
                 base_model=_base_model(fields.get("base_model_name_or_path")),
@@ -191,9 +192,10 @@ def _finite(value: Any) -> float:
     return value
 
 
-def _flag(value: Any) -> bool:
+def _flag(fields: Mapping[str, Any], key: str) -> bool:
+    value = fields.get(key)
     if value not in (True, False, None):
-        raise ValueError(f"use_rslora is {value!r}, neither true nor false")
+        raise ValueError(f"{key} is {value!r}, neither true nor false")
     return bool(value)
 
 

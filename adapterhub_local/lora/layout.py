@@ -59,10 +59,15 @@ def read_layout(path: Path, *, alpha: float | None = None, dora: bool = False) -
             raise BadFile(f"{pickled[0]} is a pickle, which can run code: save the adapter as safetensors with PEFT")
         raise NotFound(f"{path} is not an adapter folder: it has no {WEIGHTS}")
     header = read_header(weights)
-    magnitudes = _magnitudes(header) if dora else {}
+    magnitudes = _magnitudes(weights, header) if dora else {}
     keys = _keys(weights, header, set(magnitudes.values()))
     shapes = _shapes(weights, header, keys)
-    config = _config(weights, header, shapes, alpha, dora)
+    config = _config(weights, header, shapes, alpha, dora, bool(magnitudes))
+    if bool(magnitudes) != config.use_dora:
+        said = "sets use_dora, but there are no magnitudes" if config.use_dora else "does not set use_dora"
+        raise BadFile(f"{weights}: its config {said}" + (f" as {min(magnitudes.values())} is" if magnitudes else ""))
+    if magnitudes and (plain := sorted(shapes.keys() - magnitudes.keys())):
+        raise BadFile(f"{weights}: {plain[0]} has no lora_magnitude_vector, as the others have: DoRA is all or nothing")
     for module, name in magnitudes.items():
         if module not in shapes or math.prod(header.tensors[name].shape) != shapes[module].out_features:
             raise BadFile(f"{weights}: {name} {list(header.tensors[name].shape)} does not fit the factors of {module}")
@@ -81,9 +86,13 @@ def tensor_name(module: str, factor: str) -> str:
     return f"base_model.model.{module}.lora_{factor}.weight"
 
 
-def _magnitudes(header: Header) -> dict[str, str]:
+def _magnitudes(path: Path, header: Header) -> dict[str, str]:
     names = ((name, _MAGNITUDE.fullmatch(name)) for name, entry in header.tensors.items() if entry.dtype in FLOATS)
-    return {match["module"]: name for name, match in names if match}
+    found: dict[str, str] = {}
+    for name, match in names:
+        if match and found.setdefault(match["module"], name) != name:
+            raise BadFile(f"{path}: {name} is there twice, with and without '.default'")
+    return found
 
 
 def _keys(path: Path, header: Header, besides: Set[str]) -> dict[tuple[str, str], str]:
@@ -121,7 +130,7 @@ def _shapes(path: Path, header: Header, keys: Mapping[tuple[str, str], str]) -> 
 
 
 def _config(
-    weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None, dora: bool
+    weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None, dora: bool, has_dora: bool
 ) -> AdapterConfig:
     # a PEFT folder, also when its weights file is what was named
     beside = weights.parent / CONFIG
@@ -138,4 +147,4 @@ def _config(
     ranks = {module: shape.rank for module, shape in shapes.items()}
     rank = max(ranks.values())
     patterns = {re.escape(module): value for module, value in ranks.items() if value != rank}
-    return AdapterConfig(rank, alpha, tuple(shapes), rank_pattern=patterns)
+    return AdapterConfig(rank, alpha, tuple(shapes), rank_pattern=patterns, use_dora=has_dora)

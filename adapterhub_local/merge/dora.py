@@ -21,18 +21,30 @@ from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.merge.plan import Opener
 from adapterhub_local.merge.space import leading
 
+ROWS = 1024  # of a weight, looked at at a time
 Converted = tuple[AdapterFile, dict[str, Any] | None]
 
 
-def dora_delta(weight: torch.Tensor, delta: Delta, magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`diag(m / |W + D|) (W + D) - W` (out x in) in float32, |.| the norm of each row, m (out).
+def row_scales(weight: torch.Tensor, delta: Delta, magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`m / |W + D|` (out) in float32 on the weight's device, |.| the norm of each row, m (out).
 
-    PEFT, which learned m, takes the norms with W rounded to the base's 16-bit `dtype`.
+    PEFT, which learned m, takes the norms with W rounded to the base's 16-bit `dtype`. At no time is there more in
+    float32 than some rows of the weight.
     """
-    change = delta.dense().float()
-    norms = torch.linalg.vector_norm(weight.to(dtype).float() + change, dim=1)
-    changed = weight + change
-    return changed * (magnitude.float() / norms.clamp(min=torch.finfo(torch.float32).tiny))[:, None] - weight
+    A, B, lengths = (each.to(weight.device, torch.float32) for each in (delta.A, delta.B, magnitude))
+    scales = torch.empty_like(lengths)
+    for start in range(0, len(scales), ROWS):
+        part = slice(start, start + ROWS)
+        changed = torch.addmm(weight[part].to(dtype).float(), B[part], A, alpha=delta.scaling)
+        norms = torch.linalg.vector_norm(changed, dim=1)
+        scales[part] = lengths[part] / norms.clamp(min=torch.finfo(torch.float32).tiny)
+    return scales
+
+
+def dora_delta(weight: torch.Tensor, delta: Delta, magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`diag(m / |W + D|) (W + D) - W` (out x in) in float32; m and `dtype` as in `row_scales`."""
+    changed = weight + delta.dense().float()
+    return changed * row_scales(weight, delta, magnitude, dtype)[:, None] - weight
 
 
 def through_base(info: BaseInfo, rank: int | None, folder: Path, *, force: bool = False) -> Opener:

@@ -27,6 +27,11 @@ class Layer:
     def lines(self) -> list[str]:
         return self.text.splitlines()
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file's: what the command line or a sweep changes has no lines to name."""
+        return self.label == str(self.path)
+
     def place(self, table: str, key: str | None) -> str:
         """`recipe.toml:12`, or the label alone where there is no line."""
         line = line_of(self.lines, table, key)
@@ -72,7 +77,7 @@ def _read(path: Path, child: Layer | None) -> Layer:
         raise BadRecipe(f"{path}: not TOML: {error}") from None
 
 
-def overriding(overrides: Sequence[str], path: Path) -> Layer:
+def overriding(overrides: Sequence[str], path: Path, label: str = "--set") -> Layer:
     """The layer of overrides such as `train.seed=1`; a value is TOML, or plain text if it is none. Raises BadRecipe."""
     tables: dict[str, Any] = {}
     for override in overrides:
@@ -85,7 +90,7 @@ def overriding(overrides: Sequence[str], path: Path) -> Layer:
         except (ValueError, RecursionError):
             value = raw.strip()
         tables.setdefault(table, {})[key] = value
-    return Layer("--set", path, tables)
+    return Layer(label, path, tables)
 
 
 def line_of(lines: Sequence[str], table: str, key: str | None) -> int | None:

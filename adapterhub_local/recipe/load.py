@@ -5,13 +5,13 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, replace
 from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadRecipe
 from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
-from adapterhub_local.recipe.schema import TABLES, Recipe, Sweep
+from adapterhub_local.recipe.schema import RENAMED, TABLES, Recipe, keys
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
 
@@ -25,23 +25,46 @@ _TYPE_NAMES = {
 _PLURALS = {str: "names", int: "whole numbers", float: "numbers", Source: "them"}
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, run: tuple[str, Sequence[str]] | None = None) -> Recipe:
     """The recipe in the TOML file at `path`, with what it extends, and `overrides` such as `train.seed=1` applied.
+
+    `run` is one of a sweep: what messages call it, and what it changes.
 
     Raises NotFound if there is no file, BadRecipe with one line for each thing that is wrong: not
     TOML, unknown tables or keys, wrong types, values out of range, missing data files.
     """
-    layers = read_layers(path)
-    layers.append(overriding(overrides, path))
+    files = read_layers(path)
+    layers = [*files, overriding(overrides, path)]
+    if run is not None:
+        layers.append(overriding(run[1], path, run[0]))
     reading = _Reading(layers)
     values = {name: reading.table(name) for name in TABLES}
-    sweep: Sweep | None = None
-    if not reading.problems:
-        reading.check_together(values)
-        sweep = read_sweep(layers, reading.problems)
+    reading.check_together(values)
+    sweep = read_sweep(layers, reading.problems)
     if reading.problems:
         raise BadRecipe("\n".join(dict.fromkeys(reading.problems)))
-    return Recipe(**values, text=_whole_text(layers[:-1]), path=path, origins=reading.origins, sweep=sweep)
+    text = _whole_text(files)
+    return Recipe(**values, text=text, path=path, origins=reading.origins, sweep=sweep, overrides=tuple(overrides))
+
+
+def load_runs(recipe: Recipe) -> list[tuple[tuple[str, ...], Recipe]]:
+    """Every run of a recipe's sweep as (what it changes, its recipe); of one without a sweep, itself.
+
+    The recipe's own alias is left out: it goes to the best. Raises BadRecipe with what is wrong with any of them.
+    """
+    if recipe.sweep is None:
+        return [((), recipe)]
+    loaded, problems = [], []
+    for number, changes in enumerate(recipe.sweep.runs, 1):
+        try:
+            run = load_recipe(recipe.path, recipe.overrides, run=(f"run {number} of [sweep]", changes))
+        except BadRecipe as error:
+            problems += str(error).splitlines()
+            continue
+        loaded.append((changes, replace(run, sweep=None, output=replace(run.output, alias=None))))
+    if problems:
+        raise BadRecipe("\n".join(dict.fromkeys(problems)))
+    return loaded
 
 
 def _whole_text(files: Sequence[Layer]) -> str:
@@ -67,17 +90,21 @@ class _Reading:
 
     def problem(self, layer: Layer, table: str, key: str | None, message: str) -> None:
         place = layer.place(table, key)
-        if layer is self.layers[-1]:  # the command line has no lines to name
+        if not layer.is_file:
             place = f"{layer.path}: {place}"
         self.problems.append(f"{place}: {message}")
 
     def table(self, name: str) -> Any:
-        known = {item.name: item for item in fields(TABLES[name])}
+        """The table of this name, None if something in it is wrong."""
+        before = len(self.problems)
+        known = keys(TABLES[name])
         given: dict[str, tuple[Layer, Any]] = {}
         holders = [layer for layer in self.layers if isinstance(layer.tables.get(name), Mapping)]
         for layer in holders:
             for key, value in layer.tables[name].items():
-                if key not in known:
+                if (name, key) in RENAMED:
+                    self.problem(layer, name, key, f"'{key}' in [{name}] is called '{RENAMED[name, key]}' now")
+                elif key not in known:
                     self.problem(layer, name, key, f"unknown key '{key}' in [{name}]{nearest(key, known)}")
                 given[key] = (layer, value)
         hints = typing.get_type_hints(TABLES[name])
@@ -86,35 +113,35 @@ class _Reading:
             if key in given:
                 layer, value = given[key]
                 self.origins[f"{name}.{key}"] = layer.place(name, key)
-                values[key] = self._value(layer, name, item, hints[key], value)
+                values[item.name] = self._value(layer, name, key, item, hints[item.name], value)
             elif item.default is MISSING:
-                files = [layer for layer in holders if layer.lines] or [self.layers[-2]]
+                files = [layer for layer in (*self.layers, *holders) if layer.is_file]
                 self.problem(files[-1], name, None, f"[{name}] needs '{key}': {item.metadata['meaning']}")
-        return TABLES[name](**values) if not self.problems else None
+        return TABLES[name](**values) if len(self.problems) == before else None
 
-    def _value(self, layer: Layer, table: str, item: Field, hint: Any, value: Any) -> Any:
+    def _value(self, layer: Layer, table: str, key: str, item: Field, hint: Any, value: Any) -> Any:
         is_union = typing.get_origin(hint) in (typing.Union, types.UnionType) and hint != Source
         allowed = typing.get_args(hint) if is_union else (hint,)
         converted = convert(value, allowed)
         if converted is None:
             wanted = " or ".join(dict.fromkeys(_type_name(kind) for kind in allowed if kind is not types.NoneType))
-            self.problem(layer, table, item.name, f"{table}.{item.name} must be {wanted}, not {value!r}")
+            self.problem(layer, table, key, f"{table}.{key} must be {wanted}, not {value!r}")
             return None
         if any(_item_type(kind) is Source for kind in allowed):
             converted = tuple(read_source(text, layer.path.parent) for text in converted)
             for source in converted:
                 if not isinstance(source, HubFiles) and (wrong := local_problem(source)):
-                    self.problem(layer, table, item.name, f"{table}.{item.name}: {wrong}")
+                    self.problem(layer, table, key, f"{table}.{key}: {wrong}")
             return converted
         check = item.metadata["check"]
         if check is not None and (wrong := check(converted)):
-            self.problem(layer, table, item.name, f"{table}.{item.name} = {value!r}: {wrong}")
+            self.problem(layer, table, key, f"{table}.{key} = {value!r}: {wrong}")
         return converted
 
     def check_together(self, values: Mapping[str, Any]) -> None:
-        """What no single key can tell."""
+        """What no single key can tell, as far as the tables are right in themselves."""
         for table, check in (("train", _check_train), ("data", _check_data)):
-            for key, message in check(values[table], values):
+            for key, message in check(values[table], values) if values[table] else ():
                 layer = next(layer for layer in reversed(self.layers) if key in layer.tables.get(table, {}))
                 self.problem(layer, table, key, message)
 
@@ -123,7 +150,7 @@ def _check_train(train: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]
     problems = []
     if train.micro_batch_size and train.batch_size % train.micro_batch_size:
         problems.append(("micro_batch_size", f"micro_batch_size must divide batch_size ({train.batch_size})"))
-    if train.eval_every and values["data"].test is None and not values["data"].test_share:
+    if train.eval_every and values["data"] and values["data"].test is None and not values["data"].test_share:
         problems.append(("eval_every", "train.eval_every needs data.test: held-out chats to evaluate on"))
     if train.patience and not train.eval_every:
         problems.append(("patience", "train.patience needs train.eval_every: how often to evaluate"))
@@ -151,7 +178,7 @@ def _check_data(data: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def check_data_settings(given: Mapping[str, str | None]) -> None:
     """Values for keys of [data] that were given as options. Raises BadRecipe for one that is not allowed."""
-    checks = {item.name: item.metadata["check"] for item in fields(TABLES["data"])}
+    checks = {key: item.metadata["check"] for key, item in keys(TABLES["data"]).items()}
     for name, value in given.items():
         if value is not None and checks[name] is not None and (wrong := checks[name](value)):
             raise BadRecipe(f"--{name} {value}: {wrong}")

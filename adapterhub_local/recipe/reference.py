@@ -1,19 +1,19 @@
 """The table of all recipe keys in recipes/README.md: `python -m adapterhub_local.recipe.reference` prints it."""
 
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any
 
-from adapterhub_local.recipe.schema import TABLES
+from adapterhub_local.recipe.schema import TABLES, keys
 
 
 def reference() -> str:
     """A Markdown table: key, default, meaning."""
     lines = ["| key | default | meaning |", "| --- | --- | --- |"]
     for table, schema in TABLES.items():
-        for item in fields(schema):
+        for key, item in keys(schema).items():
             default = "required" if item.default is MISSING else _shown(item.default)
-            lines.append(f"| `{table}.{item.name}` | {default} | {item.metadata['meaning']} |")
+            lines.append(f"| `{table}.{key}` | {default} | {item.metadata['meaning']} |")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ A key is one dataclass field; its metadata feeds the checks and the README's ref
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ LOSS_ON = ("answer", "last_answer", "all")
 TOO_LONG = ("error", "truncate", "skip")
 INITS = ("default", "gaussian", "eva")
 MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
+RENAMED = {("adapter", "from_version"): "from"}  # table and key as recipes had it -> what it is called now
 REQUIRED: Any = object()  # stands where a recipe must give a value
 
 
@@ -40,6 +41,19 @@ def key(meaning: str, default: Any = REQUIRED, check: Callable[[Any], str | None
     """A recipe key: `check` returns what is wrong with a value of the right type, or None."""
     metadata = {"meaning": meaning, "check": check}
     return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
+
+
+def keys(table: Any) -> dict[str, Field]:
+    """The fields of a table, or of its class, by the name of their key: a field `from_` is the key `from`."""
+    return {item.name.removesuffix("_"): item for item in fields(table)}
+
+
+def as_called_now(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A resolved recipe that a version keeps, with its keys called what they are called now."""
+    return {
+        table: {RENAMED.get((table, name), name): value for name, value in values.items()}
+        for table, values in tables.items()
+    }
 
 
 def one_of(*choices: str) -> Check:
@@ -167,14 +181,12 @@ class Adapter:
         "default",
         Check(_init, {"enum": INITS}),
     )
-    dora: bool = key(
-        "train a magnitude for each row as well (DoRA): slower, merged by --with-base only, and not served", False
-    )
+    dora: bool = key("train a magnitude for each row as well (DoRA): slower, and merged by --with-base only", False)
     rank_pattern: dict[str, int] | None = key(
         "other ranks by end of module name, such as `{ q_proj = 32 }`; regular expressions, as in PEFT", None, _ranks
     )
     alpha_pattern: dict[str, float] | None = key("other alphas, in the same way", None, _alphas)
-    from_version: str | None = key(
+    from_: str | None = key(
         "train on from this version, such as `sql@3`; rank, alpha, rslora, patterns and target_modules are its",
         None,
         _version,
@@ -263,7 +275,8 @@ class Sweep:
 class Recipe:
     """A checked recipe. `text` is what was written, with what it extends, `path` where; neither decides equality.
 
-    `origins` says for each key that was given where it is written: `train.seed` -> `recipe.toml:12`.
+    `origins` says for each key that was given where it is written: `train.seed` -> `recipe.toml:12`. `overrides` are
+    those it was loaded with.
     """
 
     base: Base
@@ -276,6 +289,7 @@ class Recipe:
     path: Path = field(compare=False)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     sweep: Sweep | None = field(default=None, compare=False)
+    overrides: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def task(self) -> str:
@@ -283,7 +297,18 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """All tables with all values, defaults included; data files by name, not by path."""
-        return {table: {name: _plain(value) for name, value in vars(getattr(self, table)).items()} for table in TABLES}
+        tables = {name: getattr(self, name) for name in TABLES}
+        return {
+            name: {key: _plain(getattr(table, item.name)) for key, item in keys(table).items()}
+            for name, table in tables.items()
+        }
+
+    def place(self, key: str) -> str:
+        """What a message about a key such as `train.seed` begins with: where it is written, and its name."""
+        origin = self.origins.get(key, "")
+        if origin.rpartition(":")[2].isdigit():
+            return f"{origin}: {key}"
+        return f"{self.path}: {origin}: {key}" if origin else f"{self.path}: {key}"
 
 
 def _plain(value: Any) -> Any:

@@ -3,10 +3,10 @@
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from typing import Any
 
-from adapterhub_local.recipe.schema import TABLES, Check
+from adapterhub_local.recipe.schema import TABLES, Check, keys
 from adapterhub_local.recipe.source import Source
 from adapterhub_local.recipe.sweep import KEYS, METRICS
 
@@ -40,9 +40,9 @@ def json_schema() -> dict[str, Any]:
 
 def _table(schema: type) -> dict[str, Any]:
     hints = typing.get_type_hints(schema)
-    keys = {item.name: _key(item, hints[item.name]) for item in fields(schema)}
-    table = {"type": "object", "additionalProperties": False, "properties": keys}
-    required = [item.name for item in fields(schema) if item.default is MISSING]
+    properties = {name: _key(item, hints[item.name]) for name, item in keys(schema).items()}
+    table = {"type": "object", "additionalProperties": False, "properties": properties}
+    required = [name for name, item in keys(schema).items() if item.default is MISSING]
     return {**table, "required": required} if required else table
 
 
@@ -74,11 +74,11 @@ def _sweep() -> dict[str, Any]:
         table: {
             "type": "object",
             "additionalProperties": False,
-            "properties": {item.name: {"type": "array", "minItems": 1} for item in fields(schema)},
+            "properties": {name: {"type": "array", "minItems": 1} for name in keys(schema)},
         }
         for table, schema in TABLES.items()
     }
-    dotted = {f"{table}.{item.name}": {"type": "array"} for table, schema in TABLES.items() for item in fields(schema)}
+    dotted = {f"{table}.{name}": {"type": "array"} for table, schema in TABLES.items() for name in keys(schema)}
     varied: Mapping[str, Any] = {"type": "object", "additionalProperties": False, "properties": {**lists, **dotted}}
     meanings = {
         "grid": {**varied, "description": "keys with lists of values: every combination is a run"},

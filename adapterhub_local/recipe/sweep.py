@@ -16,7 +16,7 @@ from typing import Any
 
 from adapterhub_local.errors import BadReference
 from adapterhub_local.recipe.layers import Layer, nested_keys
-from adapterhub_local.recipe.schema import TABLES, Sweep
+from adapterhub_local.recipe.schema import TABLES, Sweep, keys
 from adapterhub_local.refs import check_alias
 
 SWEEP = "sweep"
@@ -95,7 +95,7 @@ def _runs(grid: Mapping[str, list], paired: Mapping[str, list]) -> tuple[tuple[s
 
 def _check_key(where: str, key: str, values: Any, wrong: Any) -> None:
     table, _, name = key.partition(".")
-    known = getattr(TABLES.get(table), "__dataclass_fields__", {})
+    known = keys(TABLES[table]) if table in TABLES else {}
     if name not in known or key == "output.name":
         wrong(where, f"'{key}' is not a key that can be varied: write table.key, such as train.learning_rate")
     elif not isinstance(values, list) or not values:

@@ -3,10 +3,10 @@
 import json
 import textwrap
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any
 
-from adapterhub_local.recipe.schema import TABLES, Recipe
+from adapterhub_local.recipe.schema import TABLES, Recipe, keys
 
 WIDTH = 110
 HEADER = """\
@@ -28,12 +28,12 @@ def starter(given: Mapping[str, Any], file: str = "recipe.toml") -> str:
     lines = [HEADER.format(file=file)]
     for table, schema in TABLES.items():
         lines.append(f"[{table}]")
-        for item in fields(schema):
-            value = given.get(f"{table}.{item.name}", item.default)
-            is_set = f"{table}.{item.name}" in given
+        for key, item in keys(schema).items():
+            value = given.get(f"{table}.{key}", item.default)
+            is_set = f"{table}.{key}" in given
             lines += _wrapped(item.metadata["meaning"])
             shown = "..." if value is MISSING or value is None else toml_value(value)
-            lines.append(f"{'' if is_set else '# '}{item.name} = {shown}")
+            lines.append(f"{'' if is_set else '# '}{key} = {shown}")
         lines.append("")
     return "\n".join([*lines, FOOTER])
 
@@ -52,9 +52,9 @@ def resolved(recipe: Recipe) -> dict[str, dict[str, dict[str, Any]]]:
 def resolved_text(recipe: Recipe) -> str:
     """The resolved recipe as TOML, each line with its origin; what has no value is a comment."""
     lines = []
-    for table, keys in resolved(recipe).items():
+    for table, entries in resolved(recipe).items():
         lines.append(f"[{table}]")
-        for key, entry in keys.items():
+        for key, entry in entries.items():
             value = entry["value"]
             line = f"{key} = {toml_value(value)}" if value is not None else f"# {key} is not set"
             lines.append(f"{line:<40}  # {entry['from']}")

@@ -69,10 +69,10 @@ def lease(registry: Registry, version: Version, holder: str, seconds: float) -> 
 
 
 def renew(registry: Registry, digests: Set[str], holder: str, seconds: float) -> None:
-    """Keep these contents for so many seconds from now; leases of others that ended are forgotten."""
+    """Keep these contents for so many seconds from now; leases that ended are forgotten."""
     clock = time.time()
     with registry.database.writing() as db:
-        db.execute("DELETE FROM leases WHERE expires_at < ? AND holder != ?", (clock, holder))
+        db.execute("DELETE FROM leases WHERE expires_at < ?", (clock,))
         rows = [(digest, holder, clock + seconds) for digest in sorted(digests)]
         db.executemany("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", rows)
 

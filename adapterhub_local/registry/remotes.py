@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fsspec.registry import get_filesystem_class, known_implementations
+
 from adapterhub_local.durable import canonical_json, place_file, staging, sync_folder
 from adapterhub_local.errors import BadReference, Corrupt, InputError, InUse, NotFound
 from adapterhub_local.refs import check_name
 from adapterhub_local.settings import Home, make_folder
 
+EXTRAS = {"s3": "s3", "s3a": "s3"}  # scheme -> the extra of this package that brings its client
+# what opens nothing by itself but something inside another place, or only what this process has in memory
+WRAPPERS = frozenset(
+    ("async_wrapper", "asyncwrapper", "asynclocal", "blockcache", "cached", "dask", "data", "dir", "filecache",
+     "generic", "libarchive", "reference", "simplecache", "tar", "zip")
+)  # fmt: skip
 SECRETS = ("key", "secret", "token", "password", "passwd", "sas", "connection_string")
 
 
@@ -32,7 +40,8 @@ class Remote:
 def add_remote(home: Home, name: str, url: str, options: Mapping[str, Any] | None = None) -> Remote:
     """Keep where `name` is. A folder is created and made absolute; other places are not contacted.
 
-    Raises InUse if the name is taken, InputError for a URL that cannot be one or that holds a secret.
+    Raises InUse if the name is taken, InputError for a URL that cannot be one, that holds a secret or that nothing
+    installed here opens.
     """
     _check(name)
     options = dict(options or {})
@@ -82,6 +91,25 @@ def remove_remote(home: Home, name: str) -> Remote:
     return remote
 
 
+def check_kind(scheme: str) -> None:
+    """Raise InputError, saying what to install or write instead, unless something installed opens `scheme`://."""
+    kinds = sorted(known_implementations.keys() - WRAPPERS)
+    if scheme not in kinds:
+        near = difflib.get_close_matches(scheme.lower(), kinds, n=1)
+        hint = (
+            f"did you mean {near[0]}://?"
+            if near
+            else "write a folder or s3://bucket/team to push and to pull, or "
+            "to pull only what fsspec opens, such as gs://, az://, sftp:// or https://"
+        )
+        raise InputError(f"'{scheme}://' is no kind of place that can be opened: {hint}")
+    try:
+        get_filesystem_class(scheme)
+    except ImportError as error:
+        hint = f"pip install 'adapterhub-local[{EXTRAS[scheme]}]'" if scheme in EXTRAS else str(error)
+        raise InputError(f"{scheme}:// needs a package that is not installed: {hint}") from None
+
+
 def _path(home: Home, name: str) -> Path:
     return home.root / "remotes" / f"{name}.json"
 
@@ -97,6 +125,8 @@ def _check_url(url: str) -> str:
     if "::" in url or not url.isprintable() or not url.strip() or (separator and not rest.strip("/")):
         raise InputError(f"'{url.encode('unicode_escape').decode()[:80]}' is no place for versions: give a folder or "
                          "a URL such as s3://bucket/team")  # fmt: skip
+    if not separator:
+        _check_folder(url)
     if not separator or scheme in ("file", "local"):
         folder = Path(rest if separator else url).expanduser().absolute()
         if folder.exists() and not folder.is_dir():
@@ -105,7 +135,19 @@ def _check_url(url: str) -> str:
     if "@" in rest.partition("/")[0]:
         raise InputError(f"the {scheme} URL has a user or a password in it, which is not kept: give them as the "
                          "store's own tools read them, for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")  # fmt: skip
+    check_kind(scheme)
     return url.rstrip("/")
+
+
+def _check_folder(path: str) -> None:
+    """Raise InputError for what was hardly meant as a folder: `s3`, `s3:bucket/team` and `s3:/bucket`."""
+    scheme, _, rest = path.partition(":")
+    kinds = known_implementations.keys() - WRAPPERS - {"file", "local"}
+    if scheme.lower() in kinds and not Path(path).exists():
+        meant = f"{scheme.lower()}://{rest.strip('/') or 'bucket/team'}"
+        raise InputError(
+            f"'{path}' is no folder here and looks like a kind of place: write {meant}, or ./{path} to make that folder"
+        )
 
 
 def _read(path: Path) -> Remote:

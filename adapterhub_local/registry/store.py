@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from fsspec import filesystem
-from fsspec.registry import known_implementations
 
 from adapterhub_local.durable import sync_file, sync_folder, telling_full
 from adapterhub_local.errors import Corrupt, InputError, NotFound, QhubError, RemoteError
-from adapterhub_local.registry.remotes import Remote
+from adapterhub_local.registry.remotes import Remote, check_kind
 
 BLOCK = 8 << 20  # bytes asked for at once
-EXTRAS = {"s3": "s3", "s3a": "s3"}  # scheme -> the extra of this package that brings its client
 CONDITIONAL = ("s3", "s3a")  # stores whose client refuses to write what exists, in one step
 
 
@@ -187,14 +185,10 @@ def open_store(remote: Remote) -> Store:
             raise NotFound(f"the folder {folder} of remote '{remote.name}' is not there: is its disk mounted?")
         return Store(remote, filesystem("file"), os.fspath(folder))
     scheme = remote.url.partition("://")[0]
-    if scheme not in known_implementations:
-        raise InputError(f"'{scheme}://' of remote '{remote.name}' is nothing that can be opened: s3, gs, az, sftp ...")
+    check_kind(scheme)
     try:
         # others write there, too: listings are asked for anew
         fs = filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **remote.options)
-    except ImportError as error:
-        hint = f"pip install 'adapterhub-local[{EXTRAS[scheme]}]'" if scheme in EXTRAS else str(error)
-        raise InputError(f"{scheme}:// needs a package that is not installed: {hint}") from None
     except Exception as error:
         raise InputError(f"remote '{remote.name}' cannot be opened: {type(error).__name__}: {error}") from None
     # a URL's own form belongs to its client: http keeps the scheme, s3 does not

@@ -1,6 +1,5 @@
 """The factors that are trained: put on a base by PEFT as a recipe says, and written as the files of an adapter."""
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from safetensors import safe_open
 
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.errors import Incompatible, InputError, QhubError
-from adapterhub_local.lora.adapter import AdapterFile, open_adapter
+from adapterhub_local.errors import InputError, QhubError
+from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.write import tensor_name, write_adapter, write_safetensors
 from adapterhub_local.recipe import Recipe
@@ -30,15 +29,15 @@ def with_adapter(
 ) -> Any:
     """The base as a PEFT model with fresh factors: A random by the recipe's seed, B zero; or those of `start`.
 
-    `examples` are what EVA looks at. Raises InputError for targets and patterns that match nothing, Incompatible
-    for a `start` that was made for another base.
+    `examples` are what EVA looks at; `check_run` has seen that targets and patterns match, and that `start` fits.
+    Raises InputError for targets that PEFT does not take.
     """
     import_bitsandbytes()  # before peft imports it
     from peft import EvaConfig, LoraConfig, get_peft_model
     from transformers import set_seed
 
     adapter = recipe.adapter
-    opened = _open_start(start, base.info) if start else None
+    opened = open_adapter(start.path) if start else None
     config = opened.config if opened else _config_of(base, adapter)
     targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     set_seed(recipe.train.seed)  # before the factors are drawn
@@ -74,24 +73,8 @@ def with_adapter(
 
 
 def _config_of(base: LoadedBase, adapter: Adapter) -> AdapterConfig:
-    """The recipe's shape of an adapter on this base; every pattern matches a module that is adapted."""
+    """The recipe's shape of an adapter on this base."""
     targets = target_names(base.model, adapter.target_modules)
-    modules = [
-        name
-        for name, module in base.model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and (isinstance(targets, str) or any(name == target or name.endswith("." + target) for target in targets))
-    ]
-    for table in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(adapter, table) or {}:
-            try:
-                matches = any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules)
-            except re.error as error:
-                raise InputError(f"adapter.{table}: '{pattern}' is no regular expression: {error}") from None
-            if not matches:
-                raise InputError(
-                    f"adapter.{table}: '{pattern}' is the end of no module that adapter.target_modules names"
-                )
     return AdapterConfig(
         rank=adapter.rank,
         alpha=adapter.alpha,
@@ -100,15 +83,6 @@ def _config_of(base: LoadedBase, adapter: Adapter) -> AdapterConfig:
         rank_pattern=adapter.rank_pattern or {},
         alpha_pattern=adapter.alpha_pattern or {},
     )
-
-
-def _open_start(start: Version, info: BaseInfo) -> AdapterFile:
-    if start.base_fingerprint != info.fingerprint:
-        raise Incompatible(
-            f"adapter.from_version: {start} was made for another base ({(start.base_fingerprint or 'unknown')[:19]}), "
-            f"not for {info.name} ({info.fingerprint[:19]})"
-        )
-    return open_adapter(start.path)
 
 
 def initialise_eva(model: Any, examples: Sequence[Example]) -> None:

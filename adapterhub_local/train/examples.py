@@ -105,9 +105,7 @@ def read_chats(source: Path | Sequence[Source], limit: int | None = None) -> lis
     return [chat for part in read_parts(sources, "train", None, limit) for chat in part.chats]
 
 
-def tokenise(
-    chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, max_length: int, path: object = None
-) -> list[Example]:
+def tokenise(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[Example]:
     """Chats as the model's own chat template spells them, answers learned. Raises BadData for one that is too long."""
     return tokenise_all(chats, tokenizer, max_length).examples
 
@@ -174,15 +172,17 @@ def choose_template(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, w
         if tokenizer.chat_template is None:
             raise InputError("data.template = 'chat': the base has no chat template: use an instruction-tuned base")
         return "chat"
-    if wanted == "auto" and not all(chat.is_pair or chat.text is not None for chat in chats):
+    talk = next((chat for chat in chats if not (chat.is_pair or chat.text is not None)), None)
+    if wanted == "auto" and talk is not None:
         raise InputError(
-            "the base has no chat template, which chat data needs: use an instruction-tuned base, or set "
+            f"{talk.where} is a chat, and the base has no chat template: use an instruction-tuned base, or set "
             "data.template = 'plain' if every example is one prompt with one answer"
         )
-    if not all(len(chat.messages) in (0, 2) for chat in chats):
+    longer = next((chat for chat in chats if len(chat.messages) not in (0, 2)), None)
+    if longer is not None:
         raise InputError(
-            "data.template = 'plain' has no way to write several turns or a system message: every example must be one "
-            "prompt with one answer; or use an instruction-tuned base and data.template = 'chat'"
+            f"{longer.where}: data.template = 'plain' has no way to write several turns or a system message: every "
+            "example must be one prompt with one answer; or use an instruction-tuned base and data.template = 'chat'"
         )
     return "plain"
 

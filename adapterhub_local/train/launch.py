@@ -1,4 +1,4 @@
-"""Several training processes on this machine: the same command once a process, each told its rank as torchrun does."""
+"""Several training processes, here and on other machines: the same command in each, told its rank as torchrun does."""
 
 import signal
 import socket
@@ -6,31 +6,64 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_local.settings import environment_of
+from adapterhub_local.errors import InputError
+from adapterhub_local.settings import Process, environment_of
 
 
-def launch(arguments: Sequence[str], num_processes: int) -> int:
-    """Run `qhub ARGUMENTS` in `num_processes` processes; returns the exit code of the first that failed, or 0.
+@dataclass(frozen=True)
+class Nodes:
+    """The machines that train together: how many, which of them this is (from 0), and where the first one listens."""
 
-    Rank 0 speaks for all. Ctrl-C and SIGTERM are handed on, so that every process saves and stops after the
-    same step. When one fails, the others, which would wait for it, are stopped.
+    count: int = 1
+    rank: int = 0
+    host: str = "127.0.0.1"
+    port: int | None = None  # None: one that is free, which only this machine knows
+
+
+def read_nodes(count: int, rank: int | None, rendezvous: str | None) -> Nodes:
+    """The machines as the options of `qhub train` say. Raises InputError with what is missing or makes no sense."""
+    if count == 1:
+        if rank is not None or rendezvous is not None:
+            raise InputError("--node-rank and --rendezvous are for several machines: say with --nnodes how many")
+        return Nodes()
+    if rank is None or rendezvous is None:
+        raise InputError(
+            f"--nnodes {count} needs --node-rank (0 to {count - 1}, another on each machine) and "
+            "--rendezvous HOST:PORT (of machine 0, the same on each)"
+        )
+    if not 0 <= rank < count:
+        raise InputError(f"--node-rank {rank}: with --nnodes {count} it is from 0 to {count - 1}")
+    host, _, port = rendezvous.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"--rendezvous {rendezvous}: write HOST:PORT, such as 10.0.0.1:29500")
+    return Nodes(count, rank, host.strip("[]"), int(port))
+
+
+def launch(arguments: Sequence[str], num_processes: int, nodes: Nodes = Nodes(), *, is_quiet: bool = False) -> int:
+    """Run `qhub ARGUMENTS` in `num_processes` processes here; returns the exit code of the first that failed, or 0.
+
+    The first process here speaks for all, on standard error alone if `is_quiet`. Ctrl-C and SIGTERM are handed on, so
+    that every process saves and stops after the same step. When one fails, the others, which would wait for it, are
+    stopped.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = nodes.port or _free_port()
     command = [sys.executable, "-m", "adapterhub_local", *arguments]
     children = [
         subprocess.Popen(
             command,
-            env=environment_of(rank, num_processes, port),
-            stdout=None if rank == 0 else subprocess.DEVNULL,
-            stderr=None if rank == 0 else subprocess.DEVNULL,
+            env=environment_of(
+                Process(nodes.rank * num_processes + local, local, nodes.count * num_processes),
+                num_processes, nodes.host, port,
+            ),
+            stdout=None if local == 0 and not is_quiet else subprocess.DEVNULL,
+            stderr=None if local == 0 else subprocess.DEVNULL,
             start_new_session=True,  # so that Ctrl-C reaches them once, from here
         )
-        for rank in range(num_processes)
-    ]
+        for local in range(num_processes)
+    ]  # fmt: skip
 
     def hand_on(number: int, frame: Any) -> None:
         for child in children:
@@ -47,6 +80,12 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
             if child.poll() is None:
                 child.kill()
             child.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _wait(children: Sequence[subprocess.Popen]) -> int:

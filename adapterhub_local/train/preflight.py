@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import BadData, Corrupt, InputError, QhubError
@@ -49,10 +50,11 @@ def preflight(trainer: AdapterTrainer, examples: Sequence[Example], home: Home) 
     model: Any = trainer.model
     factors = factors_of(model)
     size = sum(factor.numel() * 4 for factor in factors.values())
-    make_folder(home.runs)
-    if shutil.disk_usage(home.runs).free < COPIES * size:
+    make_folder(home.root)
+    room = shutil.disk_usage(home.runs if home.runs.is_dir() else home.root).free
+    if room < COPIES * size:
         raise InputError(
-            f"{home.runs} has {shutil.disk_usage(home.runs).free >> 20} MB left, the run needs up to "
+            f"{home.runs} has {room >> 20} MB left, the run needs up to "
             f"{(COPIES * size >> 20) + 1} MB for checkpoints: free some space or set QHUB_HOME to another disk"
         )
     for number, example in enumerate(examples, 1):
@@ -85,8 +87,14 @@ def preflight(trainer: AdapterTrainer, examples: Sequence[Example], home: Home) 
         )
     if total == 0:
         raise QhubError("the first gradient is zero: nothing would be learned with these target modules")
-    with staging(home.tmp) as folder:
-        _round_trip(factors, folder / "factors.safetensors")
+    try:
+        with staging(home.tmp) as folder:
+            _round_trip(factors, folder / "factors.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise QhubError(
+            f"{home.tmp} cannot hold the factors ({(size >> 20) + 1} MB): {getattr(error, 'strerror', None) or error}: "
+            "free some space or set QHUB_HOME to another disk"
+        ) from None
     tokens = sum(len(example.ids) for example in examples)
     steps = trainer.args.max_steps
     return Preflight(

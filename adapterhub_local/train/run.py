@@ -1,15 +1,11 @@
 """A training run from recipe to registered version: the main line of `qhub train`."""
 
-import platform
-import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +13,26 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.load import choose_device, load_base, quiet_loading
-from adapterhub_local.base.store import find_base
 from adapterhub_local.data.load import read_data
-from adapterhub_local.durable import digest_bytes, staging
+from adapterhub_local.durable import staging
 from adapterhub_local.errors import InputError, QhubError, Stopped
-from adapterhub_local.evaluate.metrics import Score, evaluate
+from adapterhub_local.evaluate.metrics import evaluate
 from adapterhub_local.plan.auto import settle
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, with_adapter, write_factors
-from adapterhub_local.train.curve import draw, short_curve
+from adapterhub_local.train.check import check_run
+from adapterhub_local.train.curve import draw
 from adapterhub_local.train.examples import Example, tokenise_data
+from adapterhub_local.train.lineage import lineage_of, peak_memory_mb
 from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.progress import Quiet, Reporter
 from adapterhub_local.train.report import write_report
-from adapterhub_local.train.runs import BEST, CURVE, LAST_GOOD, REPORT, Run, read_log
+from adapterhub_local.train.runs import BEST, CURVE, LAST_GOOD, RECORD, REPORT, Run, checkpoints, differences, read_log
 from adapterhub_local.train.samples import take_samples
-from adapterhub_local.train.trainer import NotFinite, choose_optimizer, make_trainer, steps_of
+from adapterhub_local.train.trainer import NotFinite, NotSaved, make_trainer, steps_of
 from adapterhub_local.train.watch import Diverged, Watch
-
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")
 
 
 def train(
@@ -61,33 +56,75 @@ def train(
         reporter.note(str(choice))
     session = prepare(recipe, home, reporter, lambda run: run.find_checkpoint(resume=resume, restart=restart))
     run, model, tests = session.run, session.model, session.tests
-    statistics = fit(session, reporter) | session.counts
-    model.eval()
-    scores = {}
-    if tests:
-        with reporter.counting("evaluating the adapter") as progress:
-            scores["adapter"] = evaluate(model, tests, recipe.eval.batch_size, progress)
-        with model.disable_adapter(), reporter.counting("evaluating the base") as progress:
-            scores["base"] = evaluate(model, tests, recipe.eval.batch_size, progress)
-    samples = take_samples(model, session.tokenizer, tests, recipe.eval.samples)
-    with staging(home.tmp) as folder:
-        files = save(model, recipe, run.info, folder)
-        lineage = lineage_of(run, model, scores, statistics, len(session.examples))
-        if choices:
-            lineage["strategy"] = [choice.to_json() for choice in choices]
-        published = Registry(home).publish(recipe.output.name, files, lineage, alias=recipe.output.alias)
+    fitted = fit(session, reporter)
+    with keeping(run, fitted.save_state):
+        model.eval()
+        scores = {}
+        if tests:
+            with reporter.counting("evaluating the adapter") as progress:
+                scores["adapter"] = evaluate(model, tests, recipe.eval.batch_size, progress)
+            with model.disable_adapter(), reporter.counting("evaluating the base") as progress:
+                scores["base"] = evaluate(model, tests, recipe.eval.batch_size, progress)
+        samples = take_samples(model, session.tokenizer, tests, recipe.eval.samples)
+        with staging(home.tmp) as folder:
+            files = save(model, recipe, run.info, folder)
+            statistics = fitted.statistics | session.counts
+            lineage = lineage_of(run, model, scores, statistics, len(session.examples))
+            if choices:
+                lineage["strategy"] = [choice.to_json() for choice in choices]
+            published = Registry(home).publish(recipe.output.name, files, lineage, alias=recipe.output.alias)
     entries = read_log(run.folder)
     page = write_report(str(published), lineage, entries, [sample.to_json() for sample in samples])
-    (run.folder / REPORT).write_text(page, encoding="utf-8")
-    (run.folder / CURVE).write_text(draw(entries, str(published)), encoding="utf-8")
-    run.finish(str(published))
+    try:
+        (run.folder / REPORT).write_text(page, encoding="utf-8")
+        (run.folder / CURVE).write_text(draw(entries, str(published)), encoding="utf-8")
+        run.finish(str(published))
+    except OSError as error:
+        raise QhubError(f"{published} is registered, but its report cannot be written: {_told(error)}") from None
     return published
+
+
+@contextmanager
+def keeping(run: Run, save_state: Callable[[], None]) -> Iterator[None]:
+    """What follows the last step: stopped or failed, it keeps the trained factors, and --resume goes on from there."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        before = None
+    try:
+        yield
+    except BaseException as error:
+        save_state()
+        by_user = isinstance(error, KeyboardInterrupt)
+        reason = "stopped after the last step" if by_user else f"{type(error).__name__}: {error}"[:300]
+        run.note(status="stopped" if by_user else "failed", reason=reason)
+        if by_user:
+            raise Stopped(
+                f"stopped after the last step, before the adapter was registered; the state is kept in {run.folder}. "
+                "Go on: the same command with --resume"
+            ) from None
+        raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _told(error: OSError) -> str:
+    """An error of the system as a person reads it."""
+    return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
 
 
 def follow(recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False) -> None:
     """Take part in the run of another process (rank 0 of several), which evaluates and registers the result."""
     recipe, _ = settle(recipe, home)
-    fit(prepare(recipe, home, Quiet(), lambda run: run.find_checkpoint(resume=resume, restart=restart)), Quiet())
+    session = prepare(recipe, home, Quiet(), lambda run: run.find_checkpoint(resume=resume, restart=restart))
+    fit(session, Quiet())
+    if not (session.run.folder / RECORD).exists():  # a machine with a home of its own: the leader's has the run
+        shutil.rmtree(session.run.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -111,13 +148,13 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
             "a loss of 0 (huggingface/accelerate#3983). Each process holds the whole base: use --nproc or torchrun"
         )
     if process().world_size > 1 and choose_device() == "cuda":
+        if process().local_rank >= torch.cuda.device_count():
+            raise InputError(f"--nproc asks for more GPUs than the {torch.cuda.device_count()} of this machine")
         torch.cuda.set_device(process().local_rank)
-    info = find_base(recipe.base.name, home)
+    info, start = check_run(recipe, home)
     dataset = read_data(recipe)
     for note in dataset.notes:
         reporter.note(note)
-    reference = recipe.adapter.from_version
-    start = Registry(home).resolve(reference) if reference else None
     run = Run(recipe, info, home, dataset, start)
     checkpoint = find_checkpoint(run)
 
@@ -143,12 +180,19 @@ def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
         return preflight(trainer, session.examples, home)
 
 
-def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
-    """Run the optimizer over the examples; returns steps, tokens, seconds and the last loss."""
+@dataclass(frozen=True)
+class Fitted:
+    """Steps, tokens, seconds and the last loss of a run; and how to keep its state, from which it can be resumed."""
+
+    statistics: dict[str, Any]
+    save_state: Callable[[], None]
+
+
+def fit(session: Session, reporter: Reporter) -> Fitted:
+    """Run the optimizer over the examples. Raises Stopped, and QhubError for a run gone wrong."""
     run, model, examples, train = session.run, session.model, session.examples, session.run.recipe.train
     tokens_a_step = sum(len(example.ids) for example in examples) / len(examples) * train.batch_size
     steps = steps_of(len(examples), train)
-    log: list[dict[str, float]] = []
     with quiet_loading(), reporter.training(steps, tokens_a_step) as report:
         watch = Watch(
             lambda entry: None,
@@ -161,13 +205,16 @@ def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
         )
         trainer, _ = make_trainer(model, examples, train, run.folder, watch.report, watch)
         try:
+            agree(run)
             preflight(trainer, examples, run.home)
         except BaseException:
             with suppress(OSError):  # the Trainer has made an empty folder
                 run.folder.rmdir()
             raise
-        watch.restore(run.begin(session.checkpoint, steps))
-        start = time.perf_counter()
+        entries = run.begin(session.checkpoint, steps)
+        watch.restore(entries)
+        log = [entry for entry in entries if "loss" in entry]
+        start = time.perf_counter() - (log[-1].get("seconds", 0.0) if log else 0.0)
         try:
             with run.logging() as write, stopping(watch):
 
@@ -179,15 +226,23 @@ def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
                         report(int(entry["step"]), entry["loss"])
 
                 watch.report = note
-                trainer.train(resume_from_checkpoint=str(session.checkpoint) if session.checkpoint else None)
+                if not watch.stopped_early:  # else it was resumed after its end
+                    trainer.train(resume_from_checkpoint=str(session.checkpoint) if session.checkpoint else None)
         except (NotFinite, Diverged) as error:
             run.note(status="failed", reason=str(error))
             raise QhubError(f"{error}: {_keep_good(session, watch)}") from None
         except BaseException as error:
-            run.note(status="failed", reason=f"{type(error).__name__}: {error}"[:300])
+            with suppress(OSError):  # of a full disk
+                run.note(status="failed", reason=f"{type(error).__name__}: {error}"[:300])
+            found = checkpoints(run.folder)
+            hint = f"; --resume goes on from {found[-1].name}" if found else ""
+            if isinstance(error, NotSaved):
+                raise NotSaved(f"{error}{hint}") from None
+            if isinstance(error, OSError):
+                raise QhubError(f"the run cannot go on: {_told(error)}{hint}") from None
             raise
         seconds = time.perf_counter() - start
-    step = trainer.state.global_step
+    step = int(log[-1]["step"]) if watch.stopped_early else trainer.state.global_step
     if step < steps and not watch.stopped_early:
         run.note(status="stopped", reason=f"stopped at step {step}")
         raise Stopped(
@@ -198,7 +253,7 @@ def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
         torch.distributed.destroy_process_group()
     if watch.best and watch.best[1] < step and run.leader:
         load_factors(model, read_factors(run.folder / BEST))
-    return {
+    statistics = {
         "steps": step,
         "tokens_per_second": round(len(log) * tokens_a_step / seconds, 1),
         "seconds": round(seconds, 1),
@@ -207,6 +262,27 @@ def fit(session: Session, reporter: Reporter) -> dict[str, Any]:
         **({"processes": trainer.args.world_size} if trainer.args.world_size > 1 else {}),
         **({"best_step": watch.best[1], "stopped_early": watch.stopped_early} if watch.best else {}),
     }
+
+    def save_state() -> None:
+        if trainer.args.world_size == 1 and checkpoints(run.folder)[-1:] != [run.folder / f"checkpoint-{step}"]:
+            trainer._save_checkpoint(model, None)
+
+    return Fitted(statistics, save_state)
+
+
+def agree(run: Run) -> None:
+    """Hold what decides the run against that of the other processes, which may be on other machines.
+
+    Raises InputError in all of them, with what differs from the first.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    told: list[Any] = [None] * process().world_size
+    torch.distributed.all_gather_object(told, run.decisive)
+    for rank, other in enumerate(told):
+        if other != told[0]:
+            changes = ", ".join(differences(told[0], other))
+            raise InputError(f"process {rank} does not train the same: {changes}; give every machine the same files")
 
 
 def held_out(model: Any, tests: list[Example], batch_size: int) -> dict[str, float]:
@@ -238,69 +314,6 @@ def compute_dtype(wanted: str) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     fast = torch.cuda.is_bf16_supported() if choose_device() == "cuda" else torch.cpu.get_capabilities().get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
-
-
-def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[str, Any], rows: int) -> dict[str, Any]:
-    """Where the version comes from; enough to train it again."""
-    recipe = run.recipe
-    peft_model = model.base_model
-    targeted = recipe.adapter.target_modules
-    settings = model.peft_config["default"]
-    lineage: dict[str, Any] = {
-        "kind": "train",
-        "task": recipe.task,
-        "description": recipe.output.description,
-        "base": run.info.lineage(),
-        "adapter": {
-            "rank": settings.r,
-            "alpha": settings.lora_alpha,
-            "target_modules": targeted if isinstance(targeted, str) else list(targeted),
-            **({"dora": True} if settings.use_dora else {}),
-            "num_modules": len(peft_model.targeted_module_names),
-            "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
-        },
-        "recipe": {"text": recipe.text, "digest": digest_bytes(recipe.text.encode()), "resolved": recipe.to_json()},
-        "data": run.data,
-        "seed": recipe.train.seed,
-        "run": run.folder.name,
-        "training": {
-            **statistics,
-            "curve": short_curve(read_log(run.folder)),
-            "examples": rows,
-            "compute": str(model.dtype).removeprefix("torch."),
-            "optimizer": choose_optimizer(recipe.train.optimizer, model.device.type),
-        },
-        "environment": environment(model.device.type),
-    }
-    if run.start is not None:
-        lineage["parents"] = [
-            {
-                "reference": str(run.start),
-                "manifest_digest": run.start.manifest_digest,
-                "content_digest": run.start.content_digest,
-            }
-        ]
-    if scores:
-        lineage["metrics"] = {
-            recipe.task: {name: score.to_json() for name, score in scores.items()} | {"data": run.test_digest}
-        }
-    return lineage
-
-
-def peak_memory_mb() -> float:
-    """The most memory this process has held: on the GPU if there is one, else resident."""
-    if torch.cuda.is_initialized():
-        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    return round(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, 1
-    )
-
-
-def environment(device: str) -> dict[str, str]:
-    """The versions that decide a result, by package."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
-    versions = {name: installed(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "device": device, **gpu, **versions}
 
 
 @contextmanager

@@ -55,8 +55,8 @@ class Run:
             )
         if found and not resume and not restart:
             raise InUse(
-                f"a run of this recipe was stopped at step {_step(found[-1])}: add --resume to go on or "
-                "--restart to begin anew"
+                f"a run of this recipe has its state of step {_step(found[-1])} kept: add --resume to go on "
+                "or --restart to begin anew"
             )
         if restart and self.leader:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -66,7 +66,7 @@ class Run:
         for other in reversed(list_runs(self.home)):
             before = other.record.get("decisive")
             if before and other.record["name"] == self.recipe.output.name and checkpoints(other.folder):
-                changes = ", ".join(_differences(before, self.decisive))
+                changes = ", ".join(differences(before, self.decisive)) or "the keys of recipes changed"
                 return f" ({other.id} was stopped at step {_step(checkpoints(other.folder)[-1])}; since then {changes})"
         return ""
 
@@ -104,7 +104,7 @@ class Run:
         """Change entries of the run's record; a reader sees the old one or the new one."""
         if not self.leader or not self.folder.is_dir():
             return
-        record = {**_read_record(self.folder), **changes}
+        record = {**read_record(self.folder), **changes}
         staged = self.folder / f"{RECORD}.new"
         staged.write_bytes(canonical_json(record))
         staged.replace(self.folder / RECORD)
@@ -163,7 +163,7 @@ class PastRun:
 def list_runs(home: Home) -> list[PastRun]:
     """All runs, the oldest first."""
     folders = [record.parent for record in home.runs.glob(f"*/{RECORD}")]
-    runs = [PastRun(folder, _read_record(folder)) for folder in folders]
+    runs = [PastRun(folder, read_record(folder)) for folder in folders]
     return sorted(runs, key=lambda run: (run.record.get("started_at") or "", run.id))
 
 
@@ -208,7 +208,8 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of it; {} if nothing can be read."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
     except (OSError, ValueError):
@@ -216,10 +217,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """What decides a run and is not the same, in words."""
     if before.get("from") != after.get("from"):
-        yield "adapter.from_version is another version"
+        yield "adapter.from is another version"
     if before["base"] != after["base"]:
         yield f"the base changed from {before['base'][:19]} to {after['base'][:19]}"
     known = {(entry["role"], entry["file"]): entry for entry in before["data"]}

@@ -1,15 +1,16 @@
 """What a recipe's data are as tokens: how many, how long, how many are learned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapterhub_local.base.store import BaseInfo, find_base
 from adapterhub_local.data.load import Dataset
-from adapterhub_local.errors import Corrupt
+from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.settings import Home
+from adapterhub_local.train.check import Runs, data_of, gathering, raise_all
 from adapterhub_local.train.examples import Tokenised, tokenise_data
 
 
@@ -18,6 +19,18 @@ def describe_data(recipe: Recipe, dataset: Dataset, home: Home) -> dict[str, dic
     train, test = tokenise_data(dataset, load_tokenizer(find_base(recipe.base.name, home)), recipe.data)
     parts = {"train": train, **({"test": test} if test else {})}
     return {role: {**statistics(part), "notes": part.notes(recipe.data.max_length)} for role, part in parts.items()}
+
+
+def describe_runs(runs: Runs, datasets: Mapping[Any, Dataset], home: Home) -> dict[str, dict[str, Any]]:
+    """`describe_data` of the first run, when all have been tokenised. Raises InputError with what is wrong in any."""
+    described: list[dict[str, dict[str, Any]]] = []
+    problems: list[InputError] = []
+    different = {(run.base.name, data_of(run)): run for _, run in reversed(runs)}
+    for run in reversed(different.values()):
+        with gathering(problems):
+            described.append(describe_data(run, datasets[data_of(run)], home))
+    raise_all(problems)
+    return described[0]
 
 
 def load_tokenizer(info: BaseInfo) -> PreTrainedTokenizerBase:

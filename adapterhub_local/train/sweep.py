@@ -3,21 +3,25 @@
 What is registered already is not trained again, so a sweep that was stopped goes on by being started again.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from adapterhub_local.base.modules import check_targets
 from adapterhub_local.base.store import find_base
-from adapterhub_local.data.load import Dataset, read_data
+from adapterhub_local.data.load import Dataset
 from adapterhub_local.errors import InputError, NotFound, QhubError, Stopped
 from adapterhub_local.plan.auto import settle
-from adapterhub_local.recipe import Recipe, load_recipe
+from adapterhub_local.recipe import Recipe, load_runs
+from adapterhub_local.recipe.schema import as_called_now
 from adapterhub_local.recipe.sweep import METRICS
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
+from adapterhub_local.train.check import check_comparable, check_run, check_runs, data_of, read_all
+from adapterhub_local.train.launch import launch
 from adapterhub_local.train.progress import Reporter
 from adapterhub_local.train.run import train
+from adapterhub_local.train.runs import Run, read_record
 
 
 @dataclass(frozen=True)
@@ -34,48 +38,31 @@ class SweepRun:
         return dict(self.version.lineage["metrics"][task]["adapter"]) if self.version else {}
 
 
-def load_runs(recipe: Recipe, overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Recipe]]:
-    """Every run of a recipe's sweep as (what it changes, its recipe). Raises BadRecipe if one of them is wrong.
-
-    The recipe's own alias is left out: it goes to the best.
-    """
-    assert recipe.sweep is not None, "only a recipe with a sweep has runs"
-    loaded = [(changes, load_recipe(recipe.path, (*overrides, *changes))) for changes in recipe.sweep.runs]
-    return [(changes, replace(run, sweep=None, output=replace(run.output, alias=None))) for changes, run in loaded]
-
-
 def sweep(
-    recipe: Recipe, overrides: Sequence[str], home: Home, *, resume: bool, restart: bool, reporter: Reporter
+    recipe: Recipe, home: Home, *, resume: bool, restart: bool, reporter: Reporter, num_processes: int = 1
 ) -> tuple[list[SweepRun], SweepRun]:
     """Train all runs of a recipe's sweep in turn; returns them, and the best, to which the aliases point now.
 
-    A run that fails (its loss diverges, say) is told and the others go on. Raises InputError before the first if
-    there is nothing held out to choose by, or not the same for all; QhubError if every run failed.
+    Each run is `num_processes` processes. One that fails (its loss diverges, say) is told and the others go on.
+    Raises InputError before the first if there is nothing held out to choose by, or not the same for all; QhubError
+    if every run failed.
     """
     assert recipe.sweep is not None, "only a recipe with a sweep has runs"
-    runs = load_runs(recipe, overrides)
-    for _, run in runs:
-        check_targets(find_base(run.base.name, home), run.adapter.target_modules)
-    datasets: dict[Any, Dataset] = {}
-    for _, run in runs:
-        if (run.data, run.eval.limit) not in datasets:
-            datasets[run.data, run.eval.limit] = read_data(run)
-    digests = {dataset.test_digest for dataset in datasets.values()}
-    if None in digests or len(digests) > 1:
-        raise InputError(
-            f"{recipe.path}: a sweep chooses by examples that are held out, the same for all runs: "
-            + ("set data.test or data.test_share" if None in digests else "set data.test")
-        )
+    runs = load_runs(recipe)
+    check_runs(runs, home)
+    datasets = read_all(runs)
+    check_comparable(recipe, datasets.values())
     registry = Registry(home)
     done = []
     for number, (changes, run) in enumerate(runs, 1):
         reporter.note(f"run {number} of {len(runs)}: {' '.join(changes)}")
         settled = settle(run, home)[0]
-        known = None if restart else find_trained(settled, datasets[run.data, run.eval.limit], registry)
+        known = None if restart else find_trained(settled, datasets[data_of(run)], registry)
         if known:
             done.append(SweepRun(changes, known, was_there=True))
         else:
-            done.append(_train(changes, run, home, resume, restart, reporter))
+            one = partial(_launch, number, num_processes, datasets[data_of(run)])
+            done.append(_train(changes, run, home, resume, restart, reporter, one if num_processes > 1 else train))
     metric = recipe.sweep.metric
     better = METRICS[metric]
     finished = [run for run in done if run.version is not None]
@@ -94,22 +81,58 @@ def find_trained(recipe: Recipe, dataset: Dataset, registry: Registry) -> Versio
     wanted = recipe.to_json()
     for version in reversed(registry.versions(recipe.output.name)):
         lineage = version.lineage
-        same_recipe = (lineage.get("recipe") or {}).get("resolved") == wanted
+        resolved = (lineage.get("recipe") or {}).get("resolved")
+        same_recipe = resolved is not None and as_called_now(resolved) == wanted
         if same_recipe and lineage.get("data") == dataset.records and version.base_fingerprint == fingerprint:
             return version
     return None
 
 
+def _launch(
+    number: int,
+    num_processes: int,
+    dataset: Dataset,
+    recipe: Recipe,
+    home: Home,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    reporter: Reporter,
+) -> Version:
+    """Run `number` of a sweep in several processes. Raises what `train` does."""
+    recipe, _ = settle(recipe, home)
+    info, start = check_run(recipe, home)
+    run = Run(recipe, info, home, dataset, start)
+    run.find_checkpoint(resume=resume, restart=restart)  # told here, where it can be acted on
+    flags = [name for name, given in (("--resume", resume), ("--restart", restart)) if given]
+    changes = [part for override in recipe.overrides for part in ("--set", override)]
+    command = ["train", str(recipe.path), *changes, "--only-run", str(number), *flags]
+    code = launch(command, num_processes, is_quiet=True)
+    if code == Stopped.exit_code:
+        raise Stopped(f"stopped in run {number} of the sweep. Go on: the same command with --resume")
+    version = find_trained(recipe, dataset, Registry(home)) if code == 0 else None
+    if version is None:
+        reason = read_record(run.folder).get("reason") or f"exit code {code}"
+        raise InputError(reason) if code == InputError.exit_code else QhubError(reason)
+    return version
+
+
 def _train(
-    changes: tuple[str, ...], recipe: Recipe, home: Home, resume: bool, restart: bool, reporter: Reporter
+    changes: tuple[str, ...],
+    recipe: Recipe,
+    home: Home,
+    resume: bool,
+    restart: bool,
+    reporter: Reporter,
+    train_one: Callable[..., Version],
 ) -> SweepRun:
     try:
         try:
-            version = train(recipe, home, resume=resume, restart=restart, reporter=reporter)
+            version = train_one(recipe, home, resume=resume, restart=restart, reporter=reporter)
         except NotFound:
             if not resume:
                 raise
-            version = train(recipe, home, reporter=reporter)  # this run of the sweep had not begun
+            version = train_one(recipe, home, reporter=reporter)  # this run of the sweep had not begun
     except (InputError, Stopped):
         raise
     except QhubError as error:

@@ -1,19 +1,12 @@
 """Which linear layers an adapter changes: all, those of attention, those of the MLPs, or a list of names."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from adapterhub_local.base.modules import ALL_LINEAR, GROUPS, chosen_modules
 from adapterhub_local.errors import InputError
-
-# what the architectures call the parts of a layer: self_attn (Llama, Mistral, Qwen, Gemma, Phi-3),
-# self_attention (Falcon), attention (GPT-NeoX), attn (GPT-2); feed_forward in a few
-GROUPS = {
-    "attention": re.compile(r"(^|\.)(self_attn|self_attention|attention|attn)\."),
-    "mlp": re.compile(r"(^|\.)(mlp|feed_forward)\."),
-}
 
 
 def target_names(model: Any, wanted: str | Sequence[str]) -> str | list[str]:
@@ -22,7 +15,7 @@ def target_names(model: Any, wanted: str | Sequence[str]) -> str | list[str]:
     model: a causal language model without an adapter. A group becomes the ends of its modules' names, as
     short as they can be without matching a module outside it.
     """
-    if wanted == "all-linear":
+    if wanted == ALL_LINEAR:
         return wanted
     head = model.get_output_embeddings()
     linear = [
@@ -31,15 +24,14 @@ def target_names(model: Any, wanted: str | Sequence[str]) -> str | list[str]:
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     found: set[str] = set()
     for name in names:
-        group = GROUPS.get(name)
-        chosen = [module for module in linear if (group.search(module) if group else _ends(module, name))]
+        chosen = chosen_modules(linear, name)
         if not chosen:
             leaves = sorted({module.rpartition(".")[2] for module in linear})
             raise InputError(
                 f"adapter.target_modules: '{name}' is no linear layer of the base ({type(model).__name__}); "
                 f"it has {', '.join(leaves)}, and the groups {', '.join(GROUPS)}"
             )
-        found |= _short(chosen, set(linear) - set(chosen)) if group else {name}
+        found |= _short(chosen, set(linear) - set(chosen)) if name in GROUPS else {name}
     return sorted(found)
 
 

@@ -1,12 +1,14 @@
 """The optimisation: transformers' Trainer with our rows, our loss, and the step shared by several processes."""
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -94,6 +96,17 @@ class AdapterTrainer(Trainer):
         )
         return self.optimizer
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError to torch
+            folder = Path(str(self.args.output_dir))
+            shutil.rmtree(folder / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+            reason = getattr(error, "strerror", None) or "it could not be written whole"
+            raise NotSaved(
+                f"the state of step {self.state.global_step} cannot be saved in {folder}: {reason}. Free some space"
+            ) from error
+
     def get_train_dataloader(self) -> DataLoader:
         loader = super().get_train_dataloader()
         if isinstance(loader.batch_sampler, BatchSamplerShard):  # every process has the whole batch
@@ -107,6 +120,10 @@ class AdapterTrainer(Trainer):
 
 class NotFinite(QhubError):
     """The loss or the gradient is no number; the factors are still those of the step before."""
+
+
+class NotSaved(QhubError):
+    """A checkpoint could not be written; those before it are whole."""
 
 
 def choose_optimizer(wanted: str, device: str) -> str:

@@ -53,6 +53,7 @@ class Watch(TrainerCallback):
                 self.losses.append(entry["loss"])
             if "eval_loss" in entry:
                 self._judge(entry["eval_loss"], entry["step"])
+        self.stopped_early = bool(self.patience and self.worse >= self.patience)
 
     def on_log(self, args, state, control, logs=None, **_):
         if not logs or "loss" not in logs:
@@ -83,6 +84,8 @@ class Watch(TrainerCallback):
                 self.stopped_early = control.should_training_stop = True
                 return
         if self.save_every and step % self.save_every == 0 and not last:
+            control.should_save = True
+        if last and args.world_size > 1:  # nobody can save it any more once the other processes have gone
             control.should_save = True
         if self.stop_asked and not last:
             control.should_save = control.should_training_stop = True

@@ -19,7 +19,7 @@ from serve.engine.runner import Runner
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.slots import Slots
-from serve.lora.weights import use_dense
+from serve.lora.weights import own_weight, use_dense
 
 DEFAULT_MAX_LENGTH = 4096
 
@@ -36,7 +36,13 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     context = LoraContext(kernels=kernels)
     layers = wrap_linears(model, context, shared)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-    pool = AdapterPool(base.info, shapes, dtype=model.dtype, max_bytes=options.adapter_bytes)
+    pool = AdapterPool(
+        base.info,
+        shapes,
+        lambda name: own_weight(layers[name].base),
+        dtype=model.dtype,
+        max_bytes=options.adapter_bytes,
+    )
     slots = Slots(layers, model.dtype, device, options.max_adapters)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)

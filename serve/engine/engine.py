@@ -5,13 +5,15 @@ Knows nothing of text, names and HTTP. `submit` and `abort` may be called from a
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from adapterhub_local.errors import QhubError
+from serve.engine.loader import SlotLoader
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
 from serve.engine.pool import AdapterPool
@@ -19,11 +21,12 @@ from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import Sampler, choose
 from serve.engine.scheduler import Scheduler
-from serve.errors import ContextTooLong, GenerationFailed
+from serve.errors import AdapterUnloaded, ContextTooLong, GenerationFailed
 from serve.lora.product import Slot
 from serve.lora.slots import Slots
 
 logger = logging.getLogger(__name__)
+LOAD_WAIT = 0.1  # seconds that a step without work waits for an adapter, before it looks whether there is other work
 
 
 @dataclass
@@ -58,7 +61,10 @@ class Engine:
         self._aborted: set[str] = set()
         self._news: list[TokenOutput] = []  # of requests that ended outside a step
         self._lock = threading.Lock()
-        self._between_steps = threading.Lock()  # held by a step, and by what must not happen during one
+        self._exclusive = threading.Lock()  # held by a step, and by what must not happen during one
+        self.loader = SlotLoader(slots, pool, self._wanted, self._lock, self._between_steps)
+        self.scheduler.is_ready = slots.__contains__
+        self._next = threading.Lock()  # who comes next: without it the next step could always be first
 
     @property
     def has_work(self) -> bool:
@@ -78,6 +84,7 @@ class Engine:
                 assert request.id not in self._requests, request.id
                 self._requests[request.id] = request
                 self._samplers[request.id] = Sampler(request)
+            self._prefetch()
 
     def check_length(self, num_prompt: int, max_tokens: int) -> None:
         """Raise ContextTooLong unless prompt and answer fit into the model's context and the KV cache."""
@@ -102,33 +109,42 @@ class Engine:
         0 while requests use it: they finish, and its memory goes when others need it. With `force` they end with
         an error.
         """
-        with self._between_steps:
-            with self._lock:
-                users = [request for request in self._requests.values() if request.adapter == digest]
-                if users and not force:
-                    return 0
-                for request in users:
-                    is_aborted = request.id in self._aborted
-                    self._leave(request, "error")
-                    if is_aborted:  # nothing more is said of it
-                        continue
-                    error = GenerationFailed("the adapter was unloaded before the answer was complete")
-                    self._news.append(TokenOutput(request.id, None, error=error))
-            return self.slots.drop(digest) + self.pool.drop(digest)
+        with self._between_steps(), self._lock:
+            users = [request for request in self._requests.values() if request.adapter == digest]
+            if users and not force:
+                return 0
+            for request in users:
+                is_aborted = request.id in self._aborted
+                self._leave(request, "error")
+                if is_aborted:  # nothing more is said of it
+                    continue
+                error = AdapterUnloaded("the adapter was unloaded before the answer was complete")
+                self._news.append(TokenOutput(request.id, None, error=error))
+        return self.loader.drop(digest, lambda: any(each.adapter == digest for each in self._requests.values()))
+
+    def pin(self, digests: frozenset[str]) -> None:
+        """Keep these adapters, which somebody holds in memory, in slots of their own from now on, and no others."""
+        with self._lock:
+            self.scheduler.pinned = digests
+            self._prefetch()
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
         """Compute one batch; what is new of every request in it that got a token or failed."""
-        with self._between_steps:
+        with self._between_steps():
             with self._lock:
                 self._reap()
+                self._prefetch()
                 batch = self.scheduler.schedule()
                 news, self._news = self._news, []
                 if dirty := self.pages.take_dirty():
                     self.runner.cache.clear(dirty)
             results = self._compute(batch) if batch else {}
             with self._lock:
-                return news + [output for item in batch for output in self._update(item, results[item.request.id])]
+                news += [output for item in batch for output in self._update(item, results[item.request.id])]
+        if not batch and not news:
+            self.loader.wait(LOAD_WAIT)
+        return news
 
     def fail_all(self) -> list[TokenOutput]:
         """End every request with an error: the last resort after a step that failed for a reason of our own."""
@@ -138,6 +154,15 @@ class Engine:
                 self._leave(request, "error")
         error = GenerationFailed("the server failed on this request; its log says why")
         return [TokenOutput(request.id, None, error=error) for request in requests]
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        with self._next:
+            self._exclusive.acquire()
+        try:
+            yield
+        finally:
+            self._exclusive.release()
 
     def _compute(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
         """What came of every request: a token, none yet, or an error. A failing batch is tried one by one."""
@@ -169,12 +194,26 @@ class Engine:
         return results
 
     def _acquire_slots(self, batch: Sequence[Scheduled]) -> dict[str, Slot]:
-        digests = dict.fromkeys(item.request.adapter for item in batch if item.request.adapter is not None)
-        keep = self.scheduler.adapters
-        for digest in digests:
-            if digest not in self.slots:
-                self.slots.put(digest, self.pool.get(digest), keep)
-        return self.slots.find(digests)  # only now: making room for one may move another
+        return self.slots.find(item.request.adapter for item in batch if item.request.adapter is not None)
+
+    def _wanted(self) -> dict[str, None]:
+        """Adapters that should be in slots, under the lock: of running requests, pinned, of waiting ones in order."""
+        wanted = dict.fromkeys(self.scheduler.adapters)
+        for request in self.scheduler.waiting:
+            if len(wanted) >= self.scheduler.options.max_adapters:
+                break
+            if request.adapter is not None:
+                wanted[request.adapter] = None
+        return wanted
+
+    def _prefetch(self) -> None:
+        """Have the wanted adapters put into slots; requests whose adapter cannot be end, under the lock."""
+        for digest, reason in self.loader.prefetch().items():
+            logger.error("adapter %s could not be put into a slot", digest, exc_info=reason)
+            for request in [each for each in self._requests.values() if each.adapter == digest]:
+                self._leave(request, "error")
+                error = GenerationFailed("there is no memory for the adapter on this device")
+                self._news.append(TokenOutput(request.id, None, error=error))
 
     def _update(self, item: Scheduled, result: Sampled | Exception | None) -> list[TokenOutput]:
         """Note one request's result, under the lock."""
@@ -210,6 +249,7 @@ class Engine:
                 "adapter_evictions": self.pool.num_evictions,
                 "slots_used": len(self.slots),
                 "slots_total": self.scheduler.options.max_adapters,
+                "slot_bytes": self.slots.num_bytes,
                 "running": len(self.scheduler.running),
                 "waiting": len(self.scheduler.waiting),
                 "adapters_loaded": len(self.pool),

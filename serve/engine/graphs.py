@@ -113,7 +113,7 @@ class StaticStep:
                 packed=self.batch,
             ).logits[0]
         finally:
-            context.tokens = context.logits = None
+            context.end()
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,7 @@ class Graphs:
             self.reason is None
             and len(batch) <= SIZES[-1]
             and all(item.num_tokens == 1 and item.wants_token for item in batch)
+            and not self.context.scaled  # DoRA's tokens are gathered by tensors of no fixed size
             and (not self.is_captured or (self.kernels.has("add_lora") and self.kernels.has("paged_attention")))
         )
 

@@ -59,12 +59,14 @@ def mixture(terms: Sequence[tuple[Version, float]]) -> Version | Mixture | None:
 def mixed_factors(parts: Sequence[tuple[Factors, float]], dtype: torch.dtype) -> Factors:
     """The factors of a weighted sum: side by side, the weight in B, so that there are no cross terms.
 
-    A (in_features, sum of ranks), B (sum of ranks, out_features); exact for any ranks and modules, and signs.
+    A (in_features, sum of ranks), B (sum of ranks, out_features); exact for any ranks and modules, and signs, and for
+    DoRA too: W + sum of w_i (W_i - W), whose scales of W x are the weighted sum of those of the parts.
     """
-    mixed = {}
+    mixed: dict[str, tuple[torch.Tensor, ...]] = {}
     for module in dict.fromkeys(module for factors, _ in parts for module in factors):
-        own = [(*factors[module], weight) for factors, weight in parts if module in factors]
-        a = torch.cat([a for a, _, _ in own], dim=1)
-        b = torch.cat([(b.float() * weight).to(dtype) for _, b, weight in own])
-        mixed[module] = (a, b)
+        own = [(factors[module], weight) for factors, weight in parts if module in factors]
+        a = torch.cat([each[0] for each, _ in own], dim=1)
+        b = torch.cat([(each[1].float() * weight).to(dtype) for each, weight in own])
+        scales = [each[2].float() * weight for each, weight in own if len(each) > 2]
+        mixed[module] = (a, b, torch.stack(scales).sum(0).to(dtype)) if scales else (a, b)
     return mixed

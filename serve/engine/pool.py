@@ -2,23 +2,29 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import Incompatible
-from adapterhub_local.lora.adapter import AdapterFile, open_adapter
+from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
+from adapterhub_local.merge.dora import row_scales
 from adapterhub_local.registry import Version
 from serve.engine.mixture import Mixture, mixed_factors
 from serve.errors import Busy
 from serve.lora.slots import Factors
 
+# module -> its weight (out_features, in_features), in the dtype that DoRA takes norms in
+WeightOf = Callable[[str], torch.Tensor]
+# how far from 1 the scales of a DoRA adapter may be that was never trained: PEFT begins with lengths in 16 bits
+UNTRAINED = 2.0**-8
+
 
 @dataclass(eq=False)
 class PooledAdapter:
-    """An adapter in memory: module -> (A (in, rank), B (rank, out) with the scaling in it). `users` hold it there."""
+    """An adapter in memory, its factors as slots take them. `users` hold it there."""
 
     digest: str
     factors: Factors
@@ -26,7 +32,7 @@ class PooledAdapter:
     num_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.num_bytes = sum(a.nbytes + b.nbytes for a, b in self.factors.values())
+        self.num_bytes = sum(tensor.nbytes for factor in self.factors.values() for tensor in factor)
 
 
 class AdapterPool:
@@ -36,10 +42,17 @@ class AdapterPool:
     """
 
     def __init__(
-        self, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], *, dtype: torch.dtype, max_bytes: int
+        self,
+        base: BaseInfo,
+        shapes: Mapping[str, tuple[int, int]],
+        weight: WeightOf,
+        *,
+        dtype: torch.dtype,
+        max_bytes: int,
     ) -> None:
         self.base = base
         self.shapes = shapes  # module -> (in_features, out_features)
+        self.weight = weight
         self.dtype = dtype
         self.max_bytes = max_bytes
         self.num_loads = 0
@@ -91,6 +104,11 @@ class AdapterPool:
         with self._lock:
             return self._adapters[digest].num_bytes if digest in self._adapters else 0
 
+    def loading(self) -> list[str]:
+        """Digests of adapters that are being read."""
+        with self._lock:
+            return [digest for digest in self._loading if digest not in self._adapters]
+
     def users(self) -> dict[str, int]:
         """Digest -> how often it is held, of every adapter in memory, least recently used first."""
         with self._lock:
@@ -109,7 +127,7 @@ class AdapterPool:
             adapter.users -= 1
 
     def _read(self, version: Version) -> Factors:
-        return load_factors(version, self.base, self.shapes, self.dtype)
+        return load_factors(version, self.base, self.shapes, self.weight, self.dtype)
 
     def _mix(self, mixture: Mixture) -> Factors:
         """The mixture's factors, made of those of its parts, which are held only while that takes."""
@@ -166,25 +184,40 @@ def check_base(version: Version, base: BaseInfo) -> None:
 
 
 def load_factors(
-    version: Version, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], dtype: torch.dtype
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    version: Version, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], weight: WeightOf, dtype: torch.dtype
+) -> dict[str, tuple[torch.Tensor, ...]]:
     """Read and check a version's adapter: every module must be a linear layer of the base with that very shape.
 
     Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
     """
-    adapter = open_adapter(version.path)
+    adapter = open_adapter(version.path, dora=True)
     _check_origin(adapter, version, base)
     _check_modules(adapter, str(version), base, shapes)
-    factors = {}
+    factors: dict[str, tuple[torch.Tensor, ...]] = {}
     has_effect = False
     for module, delta in adapter.deltas():
         a = delta.A.T.to(dtype).contiguous()  # each slot's product reads it row by row
-        b = (delta.B.T.float() * delta.scaling).to(dtype).contiguous()
+        b = delta.B.T.float() * delta.scaling
+        scale: tuple[torch.Tensor, ...] = ()
+        if module in adapter.magnitudes:
+            # g (W x + s B A x) = W x + (g - 1) W x + (s B g) A x
+            g = _dora_scales(adapter, module, delta, weight(module), str(version))
+            b *= g
+            scale = ((g - 1).to(dtype),)
+            has_effect = has_effect or bool(((g - 1).abs() > UNTRAINED).any())
+        factors[module] = (a, b.to(dtype).contiguous(), *scale)
         has_effect = has_effect or bool(a.any() and b.any())
-        factors[module] = (a, b)
     if not has_effect:
         raise Incompatible(f"'{version}' changes nothing: one factor of every module is zero. Was it trained?")
     return factors
+
+
+def _dora_scales(adapter: AdapterFile, module: str, delta: Delta, weight: torch.Tensor, name: str) -> torch.Tensor:
+    """DoRA's factor of each row (out_features), float32 on the CPU. Raises Incompatible if a row has none."""
+    scales = row_scales(weight, delta, adapter.magnitude(module), weight.dtype).cpu()
+    if not torch.isfinite(scales).all():
+        raise Incompatible(f"'{name}' rescales a row of {module} that is zero, by no finite number: train it anew")
+    return scales
 
 
 def _check_origin(adapter: AdapterFile, version: Version, base: BaseInfo) -> None:

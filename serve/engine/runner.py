@@ -11,7 +11,7 @@ from serve.engine.packed import PackedBatch, Row
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
-from serve.lora.product import LoraBatch, Segment, Slot, lora_batch, tiled_batch
+from serve.lora.product import Segment, Slot
 
 # Up to this many places, padding included, one batched product is faster than one product an adapter.
 MAX_GRID = 128
@@ -39,7 +39,7 @@ class Runner:
 
         Items with the same adapter must be neighbours (`in_segments`).
         """
-        segments = self._segments(batch, slots, [item.num_tokens for item in batch])
+        segments = _segments(batch, slots, [item.num_tokens for item in batch])
         if self.graphs is not None:
             replayed = self.graphs.forward(batch, segments)
             if replayed is not None:
@@ -47,9 +47,8 @@ class Runner:
         ends = list(_ends(batch))
         last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
         packed = self._pack(batch, ends)
-        self.context.tokens = self._lora_batch(segments)
-        wanting = [int(item.wants_token) for item in batch]
-        self.context.logits = self._lora_batch(self._segments(batch, slots, wanting))
+        wanting = _segments(batch, slots, [int(item.wants_token) for item in batch])
+        self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
             tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
             logits = self.model(
@@ -61,7 +60,7 @@ class Runner:
                 packed=packed,
             ).logits
         finally:
-            self.context.tokens = self.context.logits = None
+            self.context.end()
         return logits[0, : len(last)].float()
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
@@ -75,30 +74,24 @@ class Runner:
         in_place = kernels if kernels is not None and kernels.has("paged_attention") else None
         return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, in_place)
 
-    def _lora_batch(self, segments: Sequence[Segment]) -> LoraBatch | None:
-        kernels = self.context.kernels
-        if kernels is not None and kernels.has("add_lora"):
-            return tiled_batch(segments, self.device)
-        return lora_batch(segments, self.device, MAX_GRID)
-
-    @staticmethod
-    def _segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]) -> list[Segment]:
-        """Segments of neighbours with the same adapter, `counts` tokens an item."""
-        segments: list[Segment] = []
-        end = 0
-        for item, count in zip(batch, counts, strict=True):
-            end += count
-            if item.request.adapter is None or count == 0:
-                continue
-            slot = slots[item.request.adapter]
-            if segments and segments[-1].slot == slot:
-                segments[-1] = Segment(segments[-1].start, end, slot)
-            else:
-                segments.append(Segment(end - count, end, slot))
-        return segments
-
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
+
+
+def _segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Sequence[int]) -> list[Segment]:
+    """Segments of neighbours with the same adapter, `counts` tokens an item."""
+    segments: list[Segment] = []
+    end = 0
+    for item, count in zip(batch, counts, strict=True):
+        end += count
+        if item.request.adapter is None or count == 0:
+            continue
+        slot = slots[item.request.adapter]
+        if segments and segments[-1].slot == slot:
+            segments[-1] = Segment(segments[-1].start, end, slot)
+        else:
+            segments.append(Segment(end - count, end, slot))
+    return segments
 
 
 def in_segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> list[Scheduled]:

@@ -6,6 +6,7 @@ out, the request admitted last gives back its own and goes to the head of the qu
 """
 
 from collections import Counter, deque
+from collections.abc import Callable
 
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
@@ -27,6 +28,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_cached = 0  # tokens that were not computed because their pages were known
         self._adapters: Counter[str] = Counter()  # running requests of each adapter
+        self.is_ready: Callable[[str], bool] = lambda _: True  # whether an adapter is where a batch can use it
+        self.pinned: frozenset[str] = frozenset()  # adapters whose places are theirs even if no request runs
 
     @property
     def has_work(self) -> bool:
@@ -34,8 +37,8 @@ class Scheduler:
 
     @property
     def adapters(self) -> frozenset[str]:
-        """The adapters of the running requests."""
-        return frozenset(self._adapters)
+        """The adapters of the running requests, and those that are pinned."""
+        return self.pinned | self._adapters.keys()
 
     def can_submit(self, count: int = 1) -> bool:
         return len(self.waiting) + count <= self.options.queue_limit
@@ -133,11 +136,11 @@ class Scheduler:
                 head.num_passed += 1
 
     def _has_place(self, request: Request) -> bool:
-        """Whether there is a place among the batch's adapters, if the request needs one."""
+        """Whether the request's adapter, if it has one, runs already, or is ready and has a place."""
         return (
             request.adapter is None
             or request.adapter in self._adapters
-            or len(self._adapters) < self.options.max_adapters
+            or (len(self.adapters | {request.adapter}) <= self.options.max_adapters and self.is_ready(request.adapter))
         )
 
     def _admit(self, request: Request) -> None:

@@ -11,28 +11,72 @@ import torch
 from torch import nn
 
 from serve.kernels.choose import Kernels
-from serve.lora.product import LoraBatch, add_by_grid, add_by_segment
+from serve.lora.product import LoraBatch, Segment, Slot, add_by_grid, add_by_segment, lora_batch, tiled_batch
+
+
+@dataclass(frozen=True)
+class ScaledTokens:
+    """Tokens (n,) whose adapters rescale the rows of the base's weights, and their places (n,) in a rank's stack."""
+
+    rank: int
+    tokens: torch.Tensor
+    places: torch.Tensor
 
 
 @dataclass
 class LoraContext:
     """The batch being computed, set by the runner before a forward pass and read by all wrapped layers.
 
-    `logits` is the same for the layer that makes logits, which sees only the tokens that need some. `kernels`, if
-    there are any, compute the batch's tiles.
+    `logits` is the same for the layer that makes logits, which sees only the tokens that need some. `scaled` are
+    the slots of adapters with DoRA, `scaled_tokens` and `scaled_logits` their tokens. `kernels`, if there are any,
+    compute the batch's tiles.
     """
 
     tokens: LoraBatch | None = None
     logits: LoraBatch | None = None
     kernels: Kernels | None = None
+    scaled: frozenset[Slot] = frozenset()
+    scaled_tokens: tuple[ScaledTokens, ...] = ()
+    scaled_logits: tuple[ScaledTokens, ...] = ()
+
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], device: torch.device, max_grid: int) -> None:
+        """Note which tokens of the batch have which adapter, and the same of the tokens that need logits."""
+        is_tiled = self.kernels is not None and self.kernels.has("add_lora")
+        self.tokens, self.logits = (
+            tiled_batch(segments, device) if is_tiled else lora_batch(segments, device, max_grid)
+            for segments in (tokens, logits)
+        )
+        if self.scaled:
+            self.scaled_tokens, self.scaled_logits = (
+                _scaled_tokens(segments, self.scaled, device) for segments in (tokens, logits)
+            )
+
+    def end(self) -> None:
+        """The batch is computed."""
+        self.tokens = self.logits = None
+        self.scaled_tokens = self.scaled_logits = ()
+
+
+def _scaled_tokens(
+    segments: Sequence[Segment], scaled: frozenset[Slot], device: torch.device
+) -> tuple[ScaledTokens, ...]:
+    by_rank: dict[int, list[tuple[int, int]]] = {}
+    for segment in segments:
+        if segment.slot in scaled:
+            pairs = ((token, segment.slot.index) for token in range(segment.start, segment.end))
+            by_rank.setdefault(segment.slot.rank, []).extend(pairs)
+    return tuple(
+        ScaledTokens(rank, *torch.tensor(pairs, device=device).unbind(1)) for rank, pairs in sorted(by_rank.items())
+    )
 
 
 class LinearGroup:
     """Layers with one input: their base products, and the stacked factors of all slots.
 
-    `a`: rank -> (slots, in_features, layers * rank); `b`: for each layer rank -> (slots, rank, out_features); a rank
-    is missing where no adapter of that rank has the layer. `dense` computes the base products of `min_tokens` or
-    more from dequantised weights; without it the layers do so themselves.
+    `a`: rank -> (slots, in_features, layers * rank); `b`: for each layer rank -> (slots, rank, out_features); `scales`:
+    for each layer rank -> (slots, out_features), by how much more than once W x counts (DoRA, else 0). A rank is
+    missing where no adapter of that rank has the layer, or has DoRA there. `dense` computes the base products of
+    `min_tokens` or more from dequantised weights; without it the layers do so themselves.
     """
 
     def __init__(self, bases: Sequence[nn.Linear], context: LoraContext, *, makes_logits: bool = False) -> None:
@@ -43,6 +87,7 @@ class LinearGroup:
         self.min_tokens = 1
         self.a: dict[int, torch.Tensor] = {}
         self.b: list[dict[int, torch.Tensor]] = [{} for _ in bases]
+        self.scales: list[dict[int, torch.Tensor]] = [{} for _ in bases]
         self._x: torch.Tensor | None = None  # the input whose outputs are held for layers that have not asked yet
         self._outs: dict[int, torch.Tensor] = {}
 
@@ -77,6 +122,8 @@ class LinearGroup:
             return outs
         flat_x = x.reshape(-1, x.shape[-1])
         flat_outs = [out.view(-1, out.shape[-1]) for out in outs]
+        for scaled in self.context.scaled_logits if self.makes_logits else self.context.scaled_tokens:
+            self._rescale(flat_outs, scaled)  # before anything is added to what is W x
         for grid in batch.grids:
             if grid.rank in self.a:
                 add_by_grid(flat_outs, flat_x, self.a[grid.rank], [b.get(grid.rank) for b in self.b], grid)
@@ -90,6 +137,16 @@ class LinearGroup:
                 bs = [b.get(tiles.rank) for b in self.b]
                 self.context.kernels.add_lora(flat_outs, flat_x, self.a[tiles.rank], bs, tiles.table)
         return outs
+
+    def _rescale(self, outs: Sequence[torch.Tensor], scaled: ScaledTokens) -> None:
+        """out += scale * W x in place, for the tokens of adapters with DoRA; the layer's bias is not W x."""
+        for out, base, scales in zip(outs, self.bases, self.scales, strict=True):
+            if scaled.rank in scales:
+                products = out.index_select(0, scaled.tokens)
+                if base.bias is not None:
+                    products -= base.bias
+                products *= scales[scaled.rank].index_select(0, scaled.places)
+                out.index_add_(0, scaled.tokens, products)
 
 
 class MultiLoraLinear(nn.Module):

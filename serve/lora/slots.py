@@ -3,16 +3,19 @@
 Adapters of one rank share a stack, so that none is padded to another's rank. Knows nothing of requests.
 """
 
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.product import Slot
 
-# module -> (A (in_features, rank), B (rank, out_features) with the scaling in it)
-Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+# module -> (A (in_features, rank), B (rank, out_features) with the scaling in it), and with DoRA a third tensor: by how
+# much more than once W x counts (out_features)
+Factors = Mapping[str, tuple[torch.Tensor, ...]]
 
 
 class Slots:
@@ -29,7 +32,9 @@ class Slots:
         self.num_loads = 0
         self.num_evictions = 0
         self._slots: OrderedDict[str, Slot] = OrderedDict()  # digest -> slot, least recently used first
+        self._scaled: set[str] = set()  # digests of adapters with DoRA
         self._capacity: dict[int, int] = {}  # rank -> slots in its stack
+        self._lock = threading.Lock()  # of who is where; the stacks need none
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -42,38 +47,90 @@ class Slots:
         return sum(
             stack.nbytes
             for group in self.groups
-            for stack in (*group.a.values(), *(b for one in group.b for b in one.values()))
+            for stacks in (group.a, *group.b, *group.scales)
+            for stack in list(stacks.values())
         )
 
     def find(self, digests: Iterable[str]) -> dict[str, Slot]:
-        """Where these adapters are, until the next `put` or `drop`; they count as used."""
+        """Where these adapters are in the step that begins now; they count as used."""
         found = {}
-        for digest in digests:
-            self._slots.move_to_end(digest)
-            found[digest] = self._slots[digest]
+        with self._lock:
+            for digest in digests:
+                self._slots.move_to_end(digest)
+                found[digest] = self._slots[digest]
+            scaled = frozenset(slot for digest, slot in found.items() if digest in self._scaled)
+        for context in {id(group.context): group.context for group in self.groups}.values():
+            context.scaled = scaled
         return found
 
-    def put(self, digest: str, factors: Factors, keep: Set[str]) -> Slot:
-        """Copy an adapter's factors into a slot, freeing the least recently used that is not in `keep` if need be.
+    def make_room(self, factors: Factors, keep: Set[str]) -> bool:
+        """Forget the least recently used adapter that is not in `keep`, if the new one needs its place.
 
-        Others may be moved to make room: what `find` said before is no longer so.
+        Whether there is room now, or can be made by moving adapters together.
         """
-        rank = max(a.shape[1] for a, _ in factors.values())
-        slot = Slot(rank, self._find_room(rank, keep))
-        for name, layer in self.layers.items():
-            self._fill(layer, slot, factors.get(name))
-        self._slots[digest] = slot
+        with self._lock:
+            if self._free(_rank(factors)) is not None or len(self._slots) < self.max_slots:
+                return True
+            idle = next((digest for digest in self._slots if digest not in keep), None)
+            if idle is None:
+                return False
+            del self._slots[idle]
+            self._scaled.discard(idle)
+            self.num_evictions += 1
+            return True
+
+    def put(
+        self,
+        digest: str,
+        factors: Factors,
+        keep: Set[str],
+        between_steps: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Slot:
+        """Copy an adapter's factors into a slot, freeing one that is not in `keep` if need be.
+
+        To be called by one thread at a time, which may be another than the one that computes: stacks grow beside
+        those in use, and only `between_steps` are adapters moved.
+        """
+        has_room = self.make_room(factors, keep)
+        assert has_room, "more adapters run than there are slots"
+        rank = _rank(factors)
+        if self._free(rank) is None and sum(self._capacity.values()) >= self.max_slots:
+            for other in self._capacity.keys() - {rank}:
+                self.compact(other, between_steps)
+        if self._free(rank) is None:
+            held = self._capacity.get(rank, 0)
+            spare = self.max_slots - sum(self._capacity.values())
+            for stacks, stack in self._resized(rank, range(held), held + min(max(1, held), spare)):
+                stacks[rank] = stack  # the same at every place that is in use
+            self._capacity[rank] = held + min(max(1, held), spare)
+        place = self._free(rank)
+        assert place is not None
+        slot = Slot(rank, place)
+        with self._copying():
+            for name, layer in self.layers.items():
+                self._fill(layer, slot, factors.get(name))
+        with self._lock:
+            self._slots[digest] = slot
+            if any(len(factor) > 2 for factor in factors.values()):
+                self._scaled.add(digest)
         self.num_loads += 1
         return slot
 
     def drop(self, digest: str) -> int:
         """Free the slot of an adapter that no running request uses; the bytes that are free now."""
-        before, slot = self.num_bytes, self._slots.pop(digest, None)
-        if slot is not None:
-            self._compact(slot.rank)
+        before, rank = self.num_bytes, self.forget(digest)
+        if rank is not None:
+            self.compact(rank)
         return before - self.num_bytes
 
-    def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+    def forget(self, digest: str) -> int | None:
+        """Take an adapter that no running request uses out of its slot, which stays; its rank, None if it has none."""
+        with self._lock:
+            slot = self._slots.pop(digest, None)
+            self._scaled.discard(digest)
+            return None if slot is None else slot.rank
+
+    def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, ...] | None) -> None:
         group, rank, capacity = layer.group, slot.rank, self._capacity[slot.rank]
         stacks = group.b[layer.place]
         if factors is not None and rank not in stacks:
@@ -91,51 +148,64 @@ class Slots:
             b[:filled].copy_(factors[1], non_blocking=True)
         a[:, filled:].zero_()  # what was there before is nobody's now
         b[filled:].zero_()
-
-    def _find_room(self, rank: int, keep: Set[str]) -> int:
-        """A free place in the stack of `rank`: the lowest, so that those in use stay close together."""
-        if self._free(rank) is None and sum(self._capacity.values()) >= self.max_slots:
-            if len(self._slots) >= self.max_slots:
-                del self._slots[next(digest for digest in self._slots if digest not in keep)]
-                self.num_evictions += 1
-            for other in self._capacity.keys() - {rank}:
-                self._compact(other)
-        if self._free(rank) is None:
-            held = self._capacity.get(rank, 0)
-            spare = self.max_slots - sum(self._capacity.values())
-            assert spare > 0, "more adapters run than there are slots"
-            self._resize(rank, held + min(max(1, held), spare))
-        place = self._free(rank)
-        assert place is not None
-        return place
+        scales = group.scales[layer.place]
+        scale = factors[2] if factors is not None and len(factors) > 2 else None
+        if scale is not None:
+            if rank not in scales:
+                scales[rank] = self._zeros(capacity, layer.out_features)
+            scales[rank][slot.index].copy_(scale, non_blocking=True)
+        elif rank in scales:
+            scales[rank][slot.index].zero_()
 
     def _free(self, rank: int) -> int | None:
+        """A free place in the stack of `rank`: the lowest, so that those in use stay close together."""
         taken = {slot.index for slot in self._slots.values() if slot.rank == rank}
         return next((place for place in range(self._capacity.get(rank, 0)) if place not in taken), None)
 
-    def _compact(self, rank: int) -> None:
+    def compact(self, rank: int, between_steps: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Move the adapters of a rank together and give back the memory of the rest."""
-        held = sorted((slot.index, digest) for digest, slot in self._slots.items() if slot.rank == rank)
+        held = sorted((slot.index, digest) for digest, slot in list(self._slots.items()) if slot.rank == rank)
         if len(held) == self._capacity.get(rank, 0):
             return
-        self._resize(rank, len(held), [index for index, _ in held])
-        for place, (_, digest) in enumerate(held):
-            self._slots[digest] = Slot(rank, place)
+        moved = list(self._resized(rank, [index for index, _ in held], len(held)))
+        with between_steps(), self._lock:
+            for stacks, stack in moved:
+                if held:
+                    stacks[rank] = stack
+                else:
+                    del stacks[rank]
+            for place, (_, digest) in enumerate(held):
+                self._slots[digest] = Slot(rank, place)
+            if held:
+                self._capacity[rank] = len(held)
+            else:
+                del self._capacity[rank]
 
-    def _resize(self, rank: int, capacity: int, places: Sequence[int] | None = None) -> None:
-        """Give the stack of `rank` room for `capacity` adapters; `places` are taken over, by default all."""
-        order = list(range(self._capacity.get(rank, 0)) if places is None else places)
-        for stacks in (each for group in self.groups for each in (group.a, *group.b)):
-            if rank not in stacks:
-                continue
-            old = stacks.pop(rank)
-            if capacity:
-                stacks[rank] = self._zeros(capacity, *old.shape[1:])
-                stacks[rank][: len(order)] = old[order]
-        if capacity:
-            self._capacity[rank] = capacity
-        else:
-            self._capacity.pop(rank, None)
+    def _resized(
+        self, rank: int, places: Sequence[int], capacity: int
+    ) -> Iterator[tuple[dict[int, torch.Tensor], torch.Tensor]]:
+        """For each stack of `rank` one with room for `capacity` adapters, those at `places` in front."""
+        for stacks in (each for group in self.groups for each in (group.a, *group.b, *group.scales)):
+            if rank in stacks:
+                stack = self._zeros(capacity, *stacks[rank].shape[1:])
+                stack[: len(places)] = stacks[rank][list(places)]
+                yield stacks, stack
+
+    @contextmanager
+    def _copying(self) -> Iterator[None]:
+        """On a GPU copies run beside the step that is computed, and are done at the end."""
+        if self.device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))  # a new stack must have been zeroed
+        with torch.cuda.stream(stream):
+            yield
+        stream.synchronize()
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+
+def _rank(factors: Factors) -> int:
+    return max(factor[0].shape[1] for factor in factors.values())

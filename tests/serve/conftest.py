@@ -22,6 +22,16 @@ from tests.serve.adapters import publish
 
 OPTIONS = EngineOptions(max_rows=8, tokens_per_step=64, queue_limit=32)
 
+# In the manner of Qwen 2.5: tools in the system's turn, calls and results in tags.
+TOOL_TEMPLATE = (
+    "{%- if tools %}<|im_start|>system\nYou may call:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n"
+    "Answer with <tool_call>{...}</tool_call><|im_end|>\n{% endif -%}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    '{% for call in message.tool_calls or [] %}<tool_call>\n{"name": "{{ call.function.name }}", '
+    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}'
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 class Server:
     """A running server, the registry it asks and clients for it."""
@@ -98,5 +108,15 @@ def served_registry(built_base: Path, tmp_path_factory: pytest.TempPathFactory) 
 def server(built_base: Path, served_registry: Registry) -> Iterator[Server]:
     """A server for all tests of the session; those that publish use names of their own."""
     running = Server(load_base(read_record(built_base), device="cpu"), served_registry)
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def tool_server(built_base: Path, served_registry: Registry) -> Iterator[Server]:
+    """A server whose base's chat template has tools."""
+    base = load_base(read_record(built_base), device="cpu")
+    base.tokenizer.chat_template = TOOL_TEMPLATE
+    running = Server(base, served_registry)
     yield running
     running.stop()

@@ -1,5 +1,6 @@
 """Every architecture that is served: rows of a mixed batch on its NF4 base equal plain PEFT for each adapter alone."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,14 +84,16 @@ def nf4_base(config, name: str, folder: Path) -> LoadedBase:
     return LoadedBase(info, model.eval(), byte_tokenizer())
 
 
-def adapted(model, seed: int, rank: int) -> PeftModel:
+def adapted(model, seed: int, rank: int, **settings) -> PeftModel:
     """The model with a random adapter on every linear layer but the output head, made by PEFT itself."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
     peft = get_peft_model(model, config).eval()
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.2 / rank)
+        elif "lora_magnitude" in name:
+            parameter.data *= 1 + 0.2 * torch.randn_like(parameter)
     return peft
 
 
@@ -107,16 +110,17 @@ def answer_alone(model, prompt: list[int]) -> tuple[list[int], list[float]]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_mixed_batch_equals_peft(name: str, home: Home, tmp_path: Path) -> None:
-    """Greedy tokens are the same, all of them, and log-probabilities within 1e-4, in float32."""
+    """Greedy tokens are the same, all of them, and log-probabilities within 1e-4, in float32: base, LoRA and DoRA."""
     config = CONFIGS[name]
     lineage = {"base": nf4_base(config, name, tmp_path).info.lineage()}
     prompts = [list(range(3, 12)), [7], [40, 3, 9, 120, 33]]
     expected = {}
     registry = Registry(home)
-    for index, rank in enumerate((None, 2, 5)):
+    dora = {"use_dora": True, "use_rslora": True}  # of a rank that a plain adapter has, too
+    for index, (rank, settings) in enumerate([(None, {}), (2, {}), (5, {}), (5, dora)]):
         model = nf4_base(config, name, tmp_path).model
         if rank is not None:
-            model = adapted(model, index, rank)
+            model = adapted(model, index, rank, **settings)
             model.save_pretrained(tmp_path / f"a{index}")
             files = {each.name: each for each in (tmp_path / f"a{index}").iterdir() if each.name.startswith("adapter_")}
             registry.publish(f"a{index}", files, lineage)
@@ -146,5 +150,7 @@ def test_mixed_batch_equals_peft(name: str, home: Home, tmp_path: Path) -> None:
         tokens, values = expected[key]
         assert request.output == tokens, key
         assert logprobs[request.id] == pytest.approx(values, abs=1e-4), key
-    first = [expected[index, 0][1][0] for index in range(3)]
-    assert min(abs(first[i] - first[i - 1]) for i in range(3)) > 1e-3, "adapters must matter, or this shows nothing"
+    first = sorted(expected[index, 0][1][0] for index in range(4))
+    assert min(after - before for before, after in pairwise(first)) > 1e-3, (
+        "all four must differ, or this shows nothing"
+    )

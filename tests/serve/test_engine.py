@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,7 @@ from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
-from serve.engine.request import Request, SamplingParams, TokenOutput
+from serve.engine.request import Request, SamplingParams, State, TokenOutput
 from serve.engine.sampler import NotFinite
 from serve.errors import Busy, ContextTooLong, GenerationFailed
 from tests.serve.adapters import publish
@@ -222,3 +223,63 @@ def test_model_keeps_its_answers(engine: Engine, base: BaseInfo) -> None:
     with torch.inference_mode():
         tokens = model.generate(torch.tensor([each.prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None)
     assert alone(engine, each) == tokens[0, len(each.prompt) :].tolist()
+
+
+def test_a_cold_adapter_stalls_nobody(engine: Engine, base: BaseInfo, served_registry: Registry) -> None:
+    """While an adapter is copied into its slot, however long that takes, all that run get a token each step."""
+    alpha, cold = served_registry.resolve("alpha"), publish(served_registry, "cold", base, seed=31, rank=5)
+    expected = alone(engine, request(engine, "cold", seed=5), cold)
+    engine.unload(cold.content_digest)
+    copy, may_copy = engine.slots._fill, threading.Event()
+
+    def slow(*args) -> None:
+        assert may_copy.wait(20)
+        copy(*args)
+
+    running = [request(engine, f"run{number}", alpha, max_tokens=40, seed=number) for number in range(3)]
+    engine.submit(*running)
+    while not all(each.output for each in running):
+        engine.step()
+    engine.slots._fill = slow
+    try:
+        late = request(engine, "late", cold, seed=5)
+        engine.submit(late)
+        for _ in range(10):
+            outputs = engine.step()
+            assert {output.request_id for output in outputs} == {each.id for each in running}
+            assert cold.content_digest not in engine.slots
+        assert late.state is State.WAITING
+        may_copy.set()
+        engine.loader.wait(20)
+    finally:
+        del engine.slots._fill
+    engine.step()
+    assert late.state is State.RUNNING
+    drain(engine)
+    assert late.output == expected
+    assert [len(each.output) for each in running] == [40] * 3
+
+
+def test_a_slot_that_cannot_be_had(engine: Engine, base: BaseInfo, served_registry: Registry) -> None:
+    """An adapter that the device has no memory for fails its own requests; those that run, and later ones, go on."""
+    wide = publish(served_registry, "wide", base, seed=32, rank=7)
+    expected = alone(engine, request(engine, "wide", seed=6), wide)
+    engine.unload(wide.content_digest)
+    good = request(engine, "good", served_registry.resolve("alpha"), seed=1)
+    whole = alone(engine, good, served_registry.resolve("alpha"))
+
+    def fail(*_) -> None:
+        raise RuntimeError("out of memory")
+
+    engine.slots._fill = fail
+    try:
+        engine.submit(good, request(engine, "bad", wide, seed=6))
+        outputs = []
+        while not any(output.error for output in outputs):
+            outputs += engine.step()
+    finally:
+        del engine.slots._fill
+    outputs += drain(engine)
+    assert [output.request_id for output in outputs if output.error] == ["bad"]
+    assert good.output == whole
+    assert alone(engine, request(engine, "again", seed=6), wide) == expected

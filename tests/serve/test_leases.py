@@ -69,6 +69,25 @@ def test_leases_of_a_server_that_crashed_end(version: Version) -> None:
     assert [digest for digest, _ in rows(registry)] == [other.content_digest]
 
 
+def test_leases_end_for_what_is_used_no_more(version: Version) -> None:
+    """What is in memory stays leased; what left it and was not asked for since is given up while the server runs."""
+    registry = Registry()
+    other = registry.publish("b", files(2), LINEAGE)
+    leases = Leases(registry, seconds=0.3, in_memory=lambda: {version.content_digest})
+    leases.start()
+    leases.hold(version)
+    leases.hold(other)
+    assert {digest for digest, _ in rows(registry)} == {version.content_digest, other.content_digest}
+    deadline = time.monotonic() + 20
+    while len(rows(registry)) != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert rows(registry)[0][0] == version.content_digest
+    leases.hold(other)
+    assert len(rows(registry)) == 2
+    leases.stop()
+
+
 def test_a_registry_that_cannot_be_written_is_served(
     version: Version, home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,19 +2,16 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_local.base.load import load_base
-from adapterhub_local.base.store import read_record
-from adapterhub_local.registry import Registry
 from serve.tools import HERMES, LLAMA, CallReader, format_of
-from tests.serve.conftest import Server
+from tests.serve.conftest import TOOL_TEMPLATE, Server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 SCHEMA = {
@@ -36,25 +33,6 @@ WEATHER = {
     },
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
-# In the manner of Qwen 2.5: tools in the system's turn, calls and results in tags.
-TOOL_TEMPLATE = (
-    "{%- if tools %}<|im_start|>system\nYou may call:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n"
-    "Answer with <tool_call>{...}</tool_call><|im_end|>\n{% endif -%}"
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
-    '{% for call in message.tool_calls or [] %}<tool_call>\n{"name": "{{ call.function.name }}", '
-    '"arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}'
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-@pytest.fixture(scope="module")
-def tool_server(built_base, served_registry: Registry) -> Iterator[Server]:
-    """A server whose base's chat template has tools."""
-    base = load_base(read_record(built_base), device="cpu")
-    base.tokenizer.chat_template = TOOL_TEMPLATE
-    running = Server(base, served_registry)
-    yield running
-    running.stop()
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
@@ -281,3 +259,21 @@ def test_curl_with_a_schema(server: Server) -> None:
     command += ["-H", "Content-Type: application/json", "-H", "Authorization: Bearer none", "-d", body]
     answer = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout)
     assert json.loads(answer["choices"][0]["message"]["content"])["mood"] in ("good", "bad")
+
+
+def test_curl_as_the_readme_shows(server: Server) -> None:
+    """The README's own curl command is answered, and with a stream asked for each line is an event, the last [DONE]."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    command = readme[readme.index("curl -s localhost:8000") :].partition("\n$ ")[0].partition("\n```")[0]
+    command = command.replace("localhost:8000", f"--noproxy '*' {server.url}").replace("sentiment@1", "alpha@1")
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert answer["model"] == "alpha@1"
+    streaming = command.replace("curl -s", "curl -sN").replace('{"model"', '{"stream": true, "max_tokens": 5, "model"')
+    done = subprocess.run(streaming, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    events = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line]
+    assert events.pop() == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert chunks[-1]["choices"][0]["finish_reason"]

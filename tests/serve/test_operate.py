@@ -160,7 +160,7 @@ def test_adapters(operated: Server) -> None:
     operated.complete(model="alpha", prompt="Hello")
     entry = next(one for one in operated.http.get("/v1/adapters").json()["data"] if one["name"] == "alpha@1")
     assert entry["digest"] == operated.registry.resolve("alpha").content_digest
-    assert entry["state"] == "slot"
+    assert (entry["state"], entry["in_slot"], entry["is_pinned"]) == ("ready", True, False)
     assert entry["bytes"] > 0
     assert entry["requests"] >= 1
     assert entry["requests_now"] == 0

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.weights import dequantised
 from adapterhub_local.errors import BadFile, Corrupt, Incompatible
 from adapterhub_local.registry import Registry
 from serve.engine.pool import AdapterPool
@@ -30,7 +31,8 @@ def registry(home) -> Registry:
 
 
 def make_pool(base: BaseInfo, shapes, max_bytes: int = 1 << 30) -> AdapterPool:
-    return AdapterPool(base, shapes, dtype=torch.float32, max_bytes=max_bytes)
+    weights = {name: weight for name, weight, _ in dequantised(base, shapes)}
+    return AdapterPool(base, shapes, weights.__getitem__, dtype=torch.float32, max_bytes=max_bytes)
 
 
 def test_factors_are_the_files(tiny_base: BaseInfo, shapes, registry: Registry) -> None:

@@ -11,7 +11,7 @@ from serve.engine.build import build_engine, free_bytes
 from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request, SamplingParams
-from serve.lora.weights import dense_bytes, dense_product, dense_weight, gain, use_dense
+from serve.lora.weights import dense_bytes, dense_product, dense_weight, gain, padded_count, use_dense
 
 LENGTHS = (3, 17, 40)
 
@@ -110,3 +110,25 @@ def test_unknown_way_is_refused() -> None:
     """Only the three ways there are can be asked for."""
     with pytest.raises(InputError, match="nf4"):
         EngineOptions(base_exec="fast")
+
+
+def test_every_number_of_tokens_is_multiplied(engines: dict[str, Engine]) -> None:
+    """Padding to one of few numbers of tokens changes no product, whatever the number."""
+    group = engines["nf4"].slots.groups[0]
+    product = dense_product(group.bases, torch.float32)
+    weight = torch.cat([dense_weight(base, torch.float32) for base in group.bases])
+    x = torch.randn(1, 300, group.in_features, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        for count in (*range(1, 70), 129, 255, 256, 257, 300):
+            out = product(x[:, :count])
+            assert out.shape == (1, count, sum(group.sizes))
+            torch.testing.assert_close(out, torch.nn.functional.linear(x[:, :count], weight))
+
+
+def test_few_numbers_of_tokens() -> None:
+    """So that oneDNN keeps little code: 36 numbers up to 512, each at most a quarter more than asked for."""
+    padded = [padded_count(count) for count in range(1, 513)]
+    assert len(set(padded)) == 36
+    assert all(count <= more < 1.25 * count for count, more in enumerate(padded, 1))
+    assert padded[:16] == list(range(1, 17))
+    assert padded_count(512) == 512

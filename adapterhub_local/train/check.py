@@ -1,0 +1,102 @@
+"""What must be so before a run, or every run of a sweep, begins, and needs no torch to be known."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from adapterhub_local.base.modules import check_patterns, check_targets
+from adapterhub_local.base.store import BaseInfo, find_base
+from adapterhub_local.data.load import Dataset, read_data
+from adapterhub_local.errors import Incompatible, InputError
+from adapterhub_local.recipe import Recipe
+from adapterhub_local.registry import Registry, Version
+from adapterhub_local.settings import Home
+
+Runs = Sequence[tuple[tuple[str, ...], Recipe]]  # of a sweep: what each changes, and its recipe
+
+
+@contextmanager
+def gathering(problems: list[InputError], place: str = "") -> Iterator[None]:
+    """Keep the mistakes of a block, behind their place, so that the next is looked for too."""
+    try:
+        yield
+    except InputError as error:
+        lines = [f"{place}: {line}" if place else line for line in str(error).splitlines()]
+        problems.append(type(error)("\n".join(lines)))
+
+
+def raise_all(problems: Sequence[InputError]) -> None:
+    """Raise one error, of the kind of the first, that says each mistake once, a line each; nothing if there is none."""
+    if problems:
+        raise type(problems[0])(
+            "\n".join(dict.fromkeys(line for error in problems for line in str(error).splitlines()))
+        )
+
+
+def check_run(recipe: Recipe, home: Home) -> tuple[BaseInfo, Version | None]:
+    """The base of a recipe, and the version it trains on from.
+
+    Raises InputError (NotFound, Incompatible) with file, line and key of all that does not fit.
+    """
+    adapter, problems = recipe.adapter, list[InputError]()
+    info: BaseInfo | None = None
+    start: Version | None = None
+    with gathering(problems, recipe.place("base.name")):
+        info = find_base(recipe.base.name, home)
+    if info is not None:
+        with gathering(problems, recipe.place("adapter.target_modules")):
+            check_targets(info, adapter.target_modules)
+        for key in ("rank_pattern", "alpha_pattern") if not problems else ():
+            with gathering(problems, recipe.place(f"adapter.{key}")):
+                check_patterns(info, adapter.target_modules, getattr(adapter, key) or ())
+    if adapter.from_ is not None:
+        with gathering(problems, f"{recipe.place('adapter.from')} = '{adapter.from_}'"):
+            start = Registry(home).resolve(adapter.from_)
+            if info is not None:
+                _check_start(start, info)
+    raise_all(problems)
+    assert info is not None, "a base that is not there is a problem"
+    return info, start
+
+
+def _check_start(start: Version, info: BaseInfo) -> None:
+    if start.base_fingerprint != info.fingerprint:
+        raise Incompatible(
+            f"{start} was made for another base ({(start.base_fingerprint or 'unknown')[:19]}), "
+            f"not for {info.name} ({info.fingerprint[:19]})"
+        )
+
+
+def check_runs(runs: Runs, home: Home) -> None:
+    """`check_run` of each. Raises InputError with what does not fit in any of them."""
+    problems: list[InputError] = []
+    for _, run in runs:
+        with gathering(problems):
+            check_run(run, home)
+    raise_all(problems)
+
+
+def data_of(recipe: Recipe) -> Any:
+    """What decides a recipe's examples: equal for runs that have the same."""
+    return recipe.data, recipe.eval.limit
+
+
+def read_all(runs: Runs) -> dict[Any, Dataset]:
+    """The data of every run, by `data_of`, each read once. Raises InputError with what is wrong in any of them."""
+    datasets: dict[Any, Dataset] = {}
+    problems: list[InputError] = []
+    for which, run in {data_of(run): run for _, run in runs}.items():
+        with gathering(problems):
+            datasets[which] = read_data(run)
+    raise_all(problems)
+    return datasets
+
+
+def check_comparable(recipe: Recipe, datasets: Iterable[Dataset]) -> None:
+    """Raises InputError if the runs of a sweep have nothing held out to choose by, or not the same."""
+    digests = {dataset.test_digest for dataset in datasets}
+    if None in digests or len(digests) > 1:
+        raise InputError(
+            f"{recipe.path}: a sweep chooses by examples that are held out, the same for all runs: "
+            + ("set data.test or data.test_share" if None in digests else "set data.test")
+        )

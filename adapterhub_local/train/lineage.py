@@ -1,0 +1,80 @@
+"""Where a trained version comes from: recipe, data, base, run and environment, enough to train it again."""
+
+import platform
+import resource
+import sys
+from importlib.metadata import version as installed
+from typing import Any
+
+import torch
+
+from adapterhub_local.durable import digest_bytes
+from adapterhub_local.evaluate.metrics import Score
+from adapterhub_local.train.curve import short_curve
+from adapterhub_local.train.runs import Run, read_log
+from adapterhub_local.train.trainer import choose_optimizer
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")
+
+
+def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Where the version comes from; enough to train it again."""
+    recipe = run.recipe
+    peft_model = model.base_model
+    targeted = recipe.adapter.target_modules
+    settings = model.peft_config["default"]
+    lineage: dict[str, Any] = {
+        "kind": "train",
+        "task": recipe.task,
+        "description": recipe.output.description,
+        "base": run.info.lineage(),
+        "adapter": {
+            "rank": settings.r,
+            "alpha": settings.lora_alpha,
+            "target_modules": targeted if isinstance(targeted, str) else list(targeted),
+            **({"dora": True} if settings.use_dora else {}),
+            "num_modules": len(peft_model.targeted_module_names),
+            "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
+        },
+        "recipe": {"text": recipe.text, "digest": digest_bytes(recipe.text.encode()), "resolved": recipe.to_json()},
+        "data": run.data,
+        "seed": recipe.train.seed,
+        "run": run.folder.name,
+        "training": {
+            **statistics,
+            "curve": short_curve(read_log(run.folder)),
+            "examples": rows,
+            "compute": str(model.dtype).removeprefix("torch."),
+            "optimizer": choose_optimizer(recipe.train.optimizer, model.device.type),
+        },
+        "environment": environment(model.device.type),
+    }
+    if run.start is not None:
+        lineage["parents"] = [
+            {
+                "reference": str(run.start),
+                "manifest_digest": run.start.manifest_digest,
+                "content_digest": run.start.content_digest,
+            }
+        ]
+    if scores:
+        lineage["metrics"] = {
+            recipe.task: {name: score.to_json() for name, score in scores.items()} | {"data": run.test_digest}
+        }
+    return lineage
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held: on the GPU if there is one, else resident."""
+    if torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    return round(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6, 1
+    )
+
+
+def environment(device: str) -> dict[str, str]:
+    """The versions that decide a result, by package."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+    versions = {name: installed(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "device": device, **gpu, **versions}

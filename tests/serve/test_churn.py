@@ -1,0 +1,51 @@
+"""A few seconds of the churn that benchmarks/serve_churn.py keeps up for an hour, and the line it fits."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from adapterhub_local.base.load import load_base
+from adapterhub_local.base.store import read_record
+from adapterhub_local.registry import Registry
+from benchmarks.serve_churn import RANKS, Churn, slope
+from serve.engine.options import EngineOptions
+from tests.serve.adapters import publish
+from tests.serve.conftest import Server
+
+
+def test_adapters_come_and_go(built_base: Path, tmp_path: Path) -> None:
+    """More adapters than fit, republished, moved and removed all the time: every request is answered, none is held."""
+    registry = Registry(tmp_path / "home")
+    base = read_record(built_base)
+    names = [f"adapter-{number}" for number in range(12)]
+    for number, name in enumerate(names):
+        last = publish(registry, name, base, seed=number, rank=RANKS[number % len(RANKS)], alias="prod")
+    largest = sum(file.size for file in last.files)
+    options = EngineOptions(max_rows=4, max_adapters=2, max_length=256, adapter_bytes=6 * largest)
+    server = Server(load_base(base, device="cpu"), registry, options=options)
+    churn = Churn(server.url, registry, base, names, rate=20.0, seed=1)
+    seen: list[int] = []
+    try:
+        asyncio.run(churn.run(4.0, 0.2, lambda: seen.append(server.service.engine.pool.num_bytes)))
+        numbers = server.wait_until_idle()
+        pool = server.service.engine.pool
+        assert churn.problems == []
+        assert churn.counts["200"] > 5
+        assert churn.counts["published"] > 2
+        assert numbers["adapter_evictions"] > 2
+        assert 0 < max(seen) <= pool.max_bytes
+        assert not any(pool.users().values())
+        assert not pool._loading
+        assert len(server.service.engine.slots) <= 2
+    finally:
+        server.stop()
+
+
+def test_the_fitted_line() -> None:
+    """Growth an hour of a straight line is its slope, without error; noise without growth is within its error."""
+    growth, error = slope([(at, 100 + at / 60) for at in range(0, 600, 5)])
+    assert growth == pytest.approx(60)
+    assert error == pytest.approx(0, abs=1e-6)
+    growth, error = slope([(at, 100 + (-1) ** at) for at in range(0, 600, 3)])
+    assert abs(growth) < 3 * error
