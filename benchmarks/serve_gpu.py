@@ -63,7 +63,7 @@ class Load:
 
 
 REAL = Load(BATCHES, (0, 1, 8, 64), 128, 64)
-SMALL = Load((2,), (0, 1, 2), 5, 3)
+SMALL = Load((2,), (0, 2), 4, 2)
 
 
 class DrawnPool:
@@ -334,7 +334,7 @@ def measure(case: Case, device: str, tiny: bool) -> dict[str, Any]:
     from adapterhub_local.noise import hush
 
     hush()
-    shape, load = (TINY, SMALL) if tiny else (BASES[case.base], REAL)
+    shape, load = ({**TINY, "num_hidden_layers": 1}, SMALL) if tiny else (BASES[case.base], REAL)
     work = {"ours": ours, "plain": ours, "peft": peft, "kernels": kernels}[case.kind]
     return {"case": case.name, **work(case, shape, load, device, tiny)}
 
