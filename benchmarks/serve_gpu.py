@@ -215,6 +215,7 @@ def kernels(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bo
 
     from adapterhub_local.base.load import import_bitsandbytes
     from serve.kernels import attention, lora, nf4
+    from serve.lora.weights import plain_absmax
 
     bitsandbytes = import_bitsandbytes()
     dtype = torch.bfloat16
@@ -262,7 +263,7 @@ def kernels(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bo
             )
     for batch, (name, (in_features, sizes)) in itertools.product(load.batches, groups.items()):
         weights = [_four_bit(size, in_features, device) for size in sizes]
-        states = [(packed, nf4.plain_absmax(state), state.code) for packed, state in weights]
+        states = [(packed, plain_absmax(state), state.code) for packed, state in weights]
         x = torch.randn(batch, in_features, device=device, dtype=dtype)
         moved = sum(packed.nbytes + absmax.nbytes for packed, absmax, _ in states) + x.nbytes + batch * sum(sizes) * 2
 

@@ -49,4 +49,4 @@ def test_serving_on_a_gpu(kind: str) -> None:
     assert speeds.keys() == {"0", "2"}
     assert all(speed > 0 for by_batch in speeds.values() for speed in by_batch.values())
     if kind != "peft":
-        assert result["kernels"] == (["add_lora", "paged_attention"] if kind == "ours" else [])
+        assert result["kernels"] == (["add_lora", "multiply", "paged_attention"] if kind == "ours" else [])

@@ -19,7 +19,7 @@ from serve.engine.runner import Runner
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.slots import Slots
-from serve.lora.weights import own_weight, use_dense
+from serve.lora.weights import own_weight, use_dense, use_four_bit
 
 DEFAULT_MAX_LENGTH = 4096
 
@@ -46,6 +46,8 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     slots = Slots(layers, model.dtype, device, options.max_adapters)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
+    if options.base_exec == "auto" and device.type == "cuda" and kernels is not None and kernels.has("multiply"):
+        use_four_bit(slots.groups, model.dtype, kernels)
     num_pages = _num_pages(options, max_length, page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
     runner = Runner(model, KVCache(num_pages), context)

@@ -3,6 +3,7 @@
 Layers that are given the same tensor (query, key and value; gate and up) are computed together, once.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ class LinearGroup:
     `a`: rank -> (slots, in_features, layers * rank); `b`: for each layer rank -> (slots, rank, out_features); `scales`:
     for each layer rank -> (slots, out_features), by how much more than once W x counts (DoRA, else 0). A rank is
     missing where no adapter of that rank has the layer, or has DoRA there. `dense` computes the base products of
-    `min_tokens` or more from dequantised weights; without it the layers do so themselves.
+    `min_tokens` to `max_tokens` in another way than the layers do themselves.
     """
 
     def __init__(self, bases: Sequence[nn.Linear], context: LoraContext, *, makes_logits: bool = False) -> None:
@@ -84,7 +85,7 @@ class LinearGroup:
         self.context = context
         self.makes_logits = makes_logits
         self.dense: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self.min_tokens = 1
+        self.min_tokens, self.max_tokens = 1, sys.maxsize
         self.a: dict[int, torch.Tensor] = {}
         self.b: list[dict[int, torch.Tensor]] = [{} for _ in bases]
         self.scales: list[dict[int, torch.Tensor]] = [{} for _ in bases]
@@ -111,7 +112,7 @@ class LinearGroup:
 
     def base_products(self, x: torch.Tensor) -> list[torch.Tensor]:
         """W x of each layer."""
-        if self.dense is not None and x.numel() // x.shape[-1] >= self.min_tokens:
+        if self.dense is not None and self.min_tokens <= x.numel() // x.shape[-1] <= self.max_tokens:
             return list(self.dense(x).split(self.sizes, dim=-1))
         return [base(x) for base in self.bases]
 

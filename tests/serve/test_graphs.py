@@ -87,7 +87,7 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
     """With the kernels, interpreted here, and static steps on top, mixed adapters get the tokens that torch gives."""
     pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
     engine = engine_of(built_base, kernels="triton")
-    assert engine.snapshot()["kernels"] == ["add_lora", "paged_attention"]
+    assert engine.snapshot()["kernels"] == ["add_lora", "multiply", "paged_attention"]
     assert answers(engine, served_registry, ADAPTERS, tokens=4) == [each[:4] for each in wanted["mixed"]]
 
     runner = engine.runner
@@ -98,7 +98,7 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
     )  # fmt: skip
     assert answers(engine, served_registry, ADAPTERS, tokens=3) == [each[:3] for each in wanted["mixed"]]
     assert len(runner.graphs)
-    assert engine.snapshot()["kernels"] == ["add_lora", "paged_attention"]
+    assert engine.snapshot()["kernels"] == ["add_lora", "multiply", "paged_attention"]
 
 
 def test_a_wrong_kernel_is_found_by_the_check_at_load(

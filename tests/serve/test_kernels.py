@@ -20,6 +20,7 @@ from serve.kernels import attention, launch, lora, nf4, reference
 from serve.kernels.choose import Kernels, choose_kernels
 from serve.lora import product
 from serve.lora.product import Segment, lora_batch
+from serve.lora.weights import is_four_bit, plain_absmax
 from tests.serve.test_lora import factors, layers_and_slots
 
 ROOT = Path(__file__).parents[2]
@@ -175,9 +176,11 @@ def test_kernels_are_checked_before_use(monkeypatch: pytest.MonkeyPatch, caplog:
 
     monkeypatch.setattr(lora, "add_lora", lambda outs, *_: outs[0].add_(1))
     monkeypatch.setattr(attention, "paged_attention", lambda *_, **__: torch.zeros(()).view(3))
+    monkeypatch.setattr(nf4, "multiply", lambda *_: torch.full((), NAN))
     assert choose_kernels("triton", DEVICE, torch.float32, (4, 2, 16)) is None
     warnings = [record.getMessage() for record in caplog.records]
-    assert len(warnings) == 2
+    assert len(warnings) == 3
+    assert "multiply is not used: its results differ from plain torch's by inf" in warnings[2]
     assert "add_lora is not used: its results differ" in warnings[0]
     assert "paged_attention is not used: RuntimeError: shape" in warnings[1]
 
@@ -251,12 +254,13 @@ def test_four_bit_product(dtype: torch.dtype, tokens: int, size: int, blocks: in
     torch.manual_seed(tokens)
     weight, x = torch.randn(size, 64 * blocks).to(dtype), torch.randn(tokens, 64 * blocks).to(dtype)
     packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=nested)
-    absmax = nf4.plain_absmax(state)
+    absmax = plain_absmax(state)
     got = nf4.multiply(x, packed, absmax, state.code, size)
     wanted = x.float() @ functional.dequantize_4bit(packed, state).float().T
 
     assert absmax.dtype == torch.float32
     assert_same(got, wanted.to(dtype))
+    assert_same(reference.multiply(x, packed, absmax, state.code, size), wanted.to(dtype))
 
 
 def test_which_weights_can_be_multiplied() -> None:
@@ -266,4 +270,4 @@ def test_which_weights_can_be_multiplied() -> None:
     good = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=64).to(DEVICE)
     odd = Params4bit(torch.randn(8, 96), requires_grad=False, quant_type="nf4", blocksize=64).to(DEVICE)
     wide = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=128).to(DEVICE)
-    assert [nf4.is_supported(each) for each in (good, odd, wide, torch.randn(8, 128))] == [True, False, False, False]
+    assert [is_four_bit(each) for each in (good, odd, wide, torch.randn(8, 128))] == [True, False, False, False]
