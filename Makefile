@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-hub1 clean
+.PHONY: install demo test lint format check check-gpu check-hub1 clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,10 @@ lint: $(INSTALLED)
 
 check: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# What only a GPU can show: kernels compiled and run, graphs captured, the engine's answers with and without them.
+check-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -rs tests/gpu tests/serve/test_kernels.py
 
 # The Hub's tests once more, with the 1.x line of its client; constraints.txt has 2.x.
 check-hub1: $(INSTALLED)

@@ -80,7 +80,7 @@ def random_base(shape: dict[str, Any], device: str) -> Any:
     """A model of this shape with random NF4 weights, never whole in 16 bits."""
     import torch
     from torch import nn
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from adapterhub_local.base.load import close_packing_trap, import_bitsandbytes
     from adapterhub_local.base.quantise import quantised_modules
@@ -88,7 +88,9 @@ def random_base(shape: dict[str, Any], device: str) -> Any:
     bnb = import_bitsandbytes().nn
     dtype = torch.bfloat16
     keys = {key: value for key, value in shape.items() if key != "model_type"}
-    config = LlamaConfig(**keys, max_position_embeddings=2**20, pad_token_id=0, bos_token_id=None, eos_token_id=1)
+    config = AutoConfig.for_model(
+        shape["model_type"], **keys, max_position_embeddings=2**20, pad_token_id=0, bos_token_id=None, eos_token_id=1
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(0)
@@ -115,6 +117,7 @@ def random_base(shape: dict[str, Any], device: str) -> Any:
                 else drawn(*parameter.shape)
             )
             setattr(model.get_submodule(parent), own, nn.Parameter(one, requires_grad=False))
+    model.tie_weights()  # the head of a shape whose embeddings it shares was left where it was
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     model.is_loaded_in_4bit = True
     close_packing_trap(model, dtype)

@@ -57,6 +57,13 @@ from adapterhub_local.errors import QhubError
 @click.option(
     "--base-cache-mb", type=click.IntRange(0), help="Memory for that copy. Default: a quarter of what is free."
 )
+@click.option(
+    "--kernels",
+    default="auto",
+    type=click.Choice(["auto", "triton", "torch"]),
+    help="On a GPU: adapters and attention by Triton kernels where they work, or by plain torch.",
+)
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="With kernels: replay steps as CUDA graphs.")
 def command(
     base: str | None,
     host: str,
@@ -78,6 +85,8 @@ def command(
     prefix_cache_mb: int,
     base_exec: str,
     base_cache_mb: int | None,
+    kernels: str,
+    cuda_graphs: bool,
 ) -> None:
     """Serve a base and all its adapters, OpenAI-compatible.
 
@@ -102,6 +111,8 @@ def command(
         prefix_bytes=prefix_cache_mb * 1_000_000,
         base_exec=base_exec,
         base_bytes=None if base_cache_mb is None else base_cache_mb * 1_000_000,
+        kernels=kernels,
+        cuda_graphs=cuda_graphs,
     )
     http = HttpOptions(max_body=max_body, max_tokens=max_tokens, timeout=timeout, lora_root=lora_root, pins=pins)
     run_server(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import serve_gpu
 from benchmarks.train_gpu import CASES, SHAPES, UNSLOTH, measure, planned_gib
 
 
@@ -29,3 +30,23 @@ def test_the_plan_of_the_cases() -> None:
     for case in named:
         assert case.card is not None
         assert case.card / 10 < planned_gib(case, SHAPES[case.shape], case.length) < case.card, case.name
+
+
+@pytest.mark.parametrize("kind", ["ours", "plain", "peft", "kernels"])
+def test_serving_on_a_gpu(kind: str) -> None:
+    """Engine, PEFT and kernels answer on a random base of tiny shape, with each number of adapters."""
+    if kind in ("ours", "kernels"):
+        pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+    case = next(case for case in serve_gpu.CASES if case.kind == kind)
+    result = serve_gpu.measure(case, "cpu", tiny=True)
+
+    assert result["case"] == case.name
+    if kind == "kernels":
+        assert {entry["kernel"].split()[0] for entry in result["kernels"]} == {"lora", "nf4", "attention"}
+        assert all(entry["times_floor"] > 0 for entry in result["kernels"])
+        return
+    speeds = result["tokens_per_second"]
+    assert speeds.keys() == {"0", "2"}
+    assert all(speed > 0 for by_batch in speeds.values() for speed in by_batch.values())
+    if kind != "peft":
+        assert result["kernels"] == (["add_lora", "multiply", "paged_attention"] if kind == "ours" else [])

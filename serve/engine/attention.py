@@ -66,9 +66,19 @@ def packed_attention(
         read = packed.read(index, group, (key[0], value[0]))
         return _attend(queries, read[0], read[1], mask, scale, softcap)
 
-    # Every row that has one token. A kernel that reads pages where they lie belongs here: it wants
-    # `grouped`, `keys`, `values`, `group.table()`, `positions` + 1, scale, window and softcap.
-    for group, tokens in packed.answers:
+    # every row that has one token
+    in_place = packed.kernels is not None and added is None and values.shape[-1] == head_dim
+    if packed.kernels is not None and in_place and packed.single is not None:
+        single = packed.single
+        queries = query[0].transpose(0, 1)
+        result = packed.kernels.paged_attention(
+            queries if single.tokens is None else queries[single.tokens], keys, values, single.tables, single.lengths,
+            scale=scale, window=sliding_window, softcap=softcap,
+        )  # fmt: skip
+        if single.tokens is None:
+            return result[None], None
+        out[single.tokens] = result.view(-1, kv_heads, repeats, head_dim)
+    for group, tokens in () if in_place else packed.answers:
         out[tokens] = attend(grouped[:, :, tokens].permute(2, 0, 1, 3), group, 1)
     for group in packed.prompts:
         row = group.rows[0]

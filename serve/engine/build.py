@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,13 +11,15 @@ from adapterhub_local.errors import InputError
 from serve.engine.cache import KVCache
 from serve.engine.check import use_packed_attention
 from serve.engine.engine import Engine
+from serve.engine.graphs import Graphs
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool, pages_for
 from serve.engine.pool import AdapterPool
 from serve.engine.runner import Runner
+from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.slots import Slots
-from serve.lora.weights import own_weight, use_dense
+from serve.lora.weights import own_weight, use_dense, use_four_bit
 
 DEFAULT_MAX_LENGTH = 4096
 KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
@@ -28,11 +31,12 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     model = base.model
     max_length = _max_length(base, options.max_length)
     shared = shared_inputs(model)
-    page_bytes = use_packed_attention(model)
-    context = LoraContext()
+    device = model.get_input_embeddings().weight.device
+    kernels = choose_kernels(options.kernels, device, model.dtype, _heads(model))
+    page_bytes = use_packed_attention(model, kernels)
+    context = LoraContext(kernels=kernels)
     layers = wrap_linears(model, context, shared)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-    device = model.get_input_embeddings().weight.device
     pool = AdapterPool(
         base.info,
         shapes,
@@ -44,11 +48,23 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     slots = Slots(layers, model.dtype, device, options.max_adapters)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
+    if options.base_exec == "auto" and device.type == "cuda" and kernels is not None and kernels.has("multiply"):
+        use_four_bit(slots.groups, model.dtype, kernels)
     num_pages = _num_pages(options, max_length, page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
     max_kept = min(num_pages, KEPT_BYTES // page_bytes) if device.type == "cpu" else 0
     runner = Runner(model, KVCache(num_pages, max_kept), context)
+    if options.cuda_graphs and kernels is not None and device.type == "cuda":
+        runner.graphs = Graphs(model, runner.cache, context, slots, kernels, runner.windows, max_length)
     return Engine(runner, slots, pool, options, pages, max_length)
+
+
+def _heads(model: Any) -> tuple[int, int, int]:
+    """Heads, heads of keys and values, and the size of one."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads, head_dim
 
 
 def _num_pages(options: EngineOptions, max_length: int, page_bytes: int, device: torch.device) -> int:

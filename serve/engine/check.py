@@ -14,6 +14,7 @@ from serve.engine.cache import KVCache
 from serve.engine.falcon import replace_attention
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
+from serve.kernels.choose import Kernels
 from serve.lora.linear import LoraContext
 
 LENGTHS = (20, 6)  # two pages, and one
@@ -21,10 +22,10 @@ LENGTHS = (20, 6)  # two pages, and one
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
-def use_packed_attention(model: Any) -> int:
+def use_packed_attention(model: Any, kernels: Kernels | None = None) -> int:
     """Give `model` the packed attention, after checking that it is right; the bytes of a page of its KV cache.
 
-    Raises Incompatible, and leaves the model as it was.
+    Raises Incompatible, and leaves the model as it was. Should only the kernel be wrong, it is dropped.
     """
     register()
     before = model.config._attn_implementation
@@ -40,12 +41,22 @@ def use_packed_attention(model: Any) -> int:
         undo()
         model.set_attn_implementation(before)
         raise Incompatible(f"{type(model).__name__} cannot be served with mixed adapters: {reason}")
+    if kernels is not None and kernels.has("paged_attention"):
+        reason = _difference(model, KVCache(4), sequences, expected, kernels)
+        if reason is not None:
+            kernels.drop("paged_attention", reason)
     return cache.page_bytes
 
 
-def _difference(model: Any, cache: KVCache, sequences: list[list[int]], expected: list[torch.Tensor]) -> str | None:
+def _difference(
+    model: Any,
+    cache: KVCache,
+    sequences: list[list[int]],
+    expected: list[torch.Tensor],
+    kernels: Kernels | None = None,
+) -> str | None:
     """Why the packed model is not the plain model, or None. The long sequence comes in two chunks and a token."""
-    runner = Runner(model, cache, LoraContext())
+    runner = Runner(model, cache, LoraContext(kernels=kernels))
     params = SamplingParams(max_tokens=1)
     first, second = (
         Request(str(pages), tuple(sequence), params, pages=pages)

@@ -255,6 +255,8 @@ class Engine:
                 "adapters_loaded": len(self.pool),
                 "adapter_bytes": self.pool.num_bytes,
                 "kv_bytes": self.runner.cache.num_bytes,
+                "kernels": self.runner.kernels,
+                "cuda_graphs": len(self.runner.graphs or ()),
                 "prefix_bytes": self.pages.num_idle * self.runner.cache.page_bytes,
                 **vars(self.stats),
             }

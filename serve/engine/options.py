@@ -25,6 +25,7 @@ class EngineOptions:
                      base_bytes goes; `auto`: whichever was measured to be faster
     base_bytes       memory for that copy; None: a quarter of what is free
     kernels          `triton`: our kernels for adapters and attention; `torch`: none; `auto`: on a GPU where they work
+    cuda_graphs      on a GPU with kernels, replay decode steps that come often as CUDA graphs
     """
 
     max_rows: int = 16
@@ -38,6 +39,7 @@ class EngineOptions:
     base_exec: str = "auto"
     base_bytes: int | None = None
     kernels: str = "auto"
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         positive = "max_rows max_length kv_bytes tokens_per_step max_adapters queue_limit adapter_bytes"

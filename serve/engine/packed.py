@@ -8,6 +8,7 @@ import torch
 
 from serve.engine.cache import KVCache
 from serve.engine.pages import PAGE
+from serve.kernels.choose import Kernels
 
 # A group takes in shorter rows until they make it read this many places too many: about what one more group costs.
 MAX_WASTE = 256
@@ -64,14 +65,28 @@ class Group:
         )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Rows with one token, for a kernel: which tokens of the batch (n,), all if None; their pages (n, most) and their
+    lengths (n,), the token included, as int32."""
+
+    tokens: torch.Tensor | None
+    tables: torch.Tensor
+    lengths: torch.Tensor
+
+
 @dataclass
 class PackedBatch:
-    """The rows of a batch in their order. `positions`: (tokens,) int64, of each token in its sequence."""
+    """The rows of a batch in their order. `positions`: (tokens,) int64, of each token in its sequence.
+
+    `kernels`, if there are any, read the pages of rows with one token where they lie.
+    """
 
     cache: KVCache
     rows: Sequence[Row]
     positions: torch.Tensor
     windows: dict[int, int | None] = field(default_factory=dict)  # what each layer asked for, for the check at load
+    kernels: Kernels | None = None
     _made: dict = field(default_factory=dict)  # indices and masks
     before: Sequence[Group] = ()  # whose copies the step before has kept
 
@@ -116,6 +131,17 @@ class PackedBatch:
             )
             for rows, old in zip(groups, before, strict=True)
         ]
+
+    @cached_property
+    def single(self) -> Answers | None:
+        """The rows with one token all at once; None if there are none."""
+        rows = [row for row in self.rows if row.end - row.start == 1]
+        if not rows:
+            return None
+        device = self.positions.device
+        tokens = None if len(rows) == len(self.positions) else self._tensor([row.start for row in rows])
+        lengths = torch.tensor([row.num_places for row in rows], dtype=torch.int32).to(device, non_blocking=True)
+        return Answers(tokens, Group(rows).table(device).int(), lengths)
 
     def _new_group(self, rows: Sequence[Row], free: list[int]) -> Group:
         num_pages = len(rows[0].pages)

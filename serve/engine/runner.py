@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from serve.engine.cache import KVCache
+from serve.engine.graphs import Graphs
 from serve.engine.packed import Group, PackedBatch, Row
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
@@ -23,9 +24,15 @@ class Runner:
         self.model = model
         self.cache = cache
         self.context = context
+        self.graphs: Graphs | None = None
         self.windows: dict[int, int | None] = {}  # layer -> the sliding window it asked for
         self._kept: list[Group] = []  # what the last step has kept copies of
         self.device = model.get_input_embeddings().weight.device
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels that are in use."""
+        return self.context.kernels.names if self.context.kernels is not None else []
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:
@@ -33,11 +40,15 @@ class Runner:
 
         Items with the same adapter must be neighbours (`in_segments`).
         """
+        segments = _segments(batch, slots, [item.num_tokens for item in batch])
+        if self.graphs is not None:
+            replayed = self.graphs.forward(batch, segments)
+            if replayed is not None:
+                return replayed
         ends = list(_ends(batch))
         last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
         packed = self._pack(batch, ends)
         self._kept = []  # of a step that fails nothing can be said
-        segments = _segments(batch, slots, [item.num_tokens for item in batch])
         wanting = _segments(batch, slots, [int(item.wants_token) for item in batch])
         self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
@@ -63,7 +74,9 @@ class Runner:
         ]
         self.cache.reserve(max(max(row.pages) for row in rows))
         positions = [position for item in batch for position in range(item.start, item.end)]
-        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, before=self._kept)
+        kernels = self.context.kernels
+        in_place = kernels if kernels is not None and kernels.has("paged_attention") else None
+        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, in_place, before=self._kept)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)

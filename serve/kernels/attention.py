@@ -11,7 +11,6 @@ import triton.language as tl
 from serve.kernels.launch import BUSY, dot, precision
 
 MIN_SPAN = 256  # places that one program should at least have
-LARGEST_HEAD = 256
 
 
 @triton.jit

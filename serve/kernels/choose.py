@@ -5,6 +5,7 @@ no answer depends on a kernel.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,11 @@ class Kernels:
     def __init__(self, own: dict[str, Callable[..., Any]]) -> None:
         self._own = own
 
+    @property
+    def names(self) -> list[str]:
+        """Which are still used."""
+        return sorted(self._own)
+
     def has(self, name: str) -> bool:
         """Whether the kernel of this name is still used."""
         return name in self._own
@@ -42,6 +48,10 @@ class Kernels:
     def paged_attention(self, *args: Any, **options: Any) -> torch.Tensor:
         """See `reference.paged_attention`."""
         return self._call("paged_attention", args, options)
+
+    def multiply(self, *args: Any) -> torch.Tensor:
+        """See `reference.multiply`."""
+        return self._call("multiply", args, {})
 
     def _call(self, name: str, args: tuple, options: dict[str, Any]) -> Any:
         own = self._own.get(name)
@@ -74,8 +84,12 @@ def choose_kernels(
         logger.debug("no GPU kernels: %s", reason)
         return None
     kernels = Kernels(own)
-    checks = (("add_lora", _check_lora), ("paged_attention", _check_attention)) if check else ()
-    for name, compare in checks:
+    checks: dict[str, Callable[..., float]] = {
+        "add_lora": _check_lora,
+        "paged_attention": _check_attention,
+        "multiply": _check_multiply,
+    }
+    for name, compare in checks.items() if check else ():
         try:
             difference = compare(own[name], dtype, device, heads)
         except Exception as error:
@@ -83,18 +97,22 @@ def choose_kernels(
             continue
         if not difference <= TOLERANCE.get(dtype, 2e-2):
             kernels.drop(name, f"its results differ from plain torch's by {difference:.1e} of the largest")
-    return kernels if kernels.has("add_lora") or kernels.has("paged_attention") else None
+    return kernels if kernels.names else None
 
 
 def _load(device: torch.device) -> tuple[str | None, dict[str, Callable[..., Any]]]:
     """Why there are no kernels, or the kernels."""
     try:
-        from serve.kernels import attention, launch, lora
+        from serve.kernels import attention, launch, lora, nf4
     except ImportError as error:
         return f"Triton cannot be imported ({error})", {}
     if device.type != "cuda" and not launch.INTERPRETED:
         return f"they are for a GPU, the model is on the {device.type}", {}
-    return None, {"add_lora": lora.add_lora, "paged_attention": attention.paged_attention}
+    return None, {
+        "add_lora": lora.add_lora,
+        "multiply": nf4.multiply,
+        "paged_attention": attention.paged_attention,
+    }
 
 
 def _check_lora(
@@ -131,13 +149,27 @@ def _check_attention(
     return worst
 
 
+def _check_multiply(
+    kernel: Callable[..., torch.Tensor], dtype: torch.dtype, device: torch.device, heads: tuple[int, int, int]
+) -> float:
+    """The same for products with 4-bit weights, for few and for many tokens."""
+    worst = 0.0
+    for tokens in (1, 20, 70):
+        packed = torch.randint(256, (100 * 320 // 2, 1), generator=torch.Generator().manual_seed(0)).byte().to(device)
+        code, absmax = torch.linspace(-1, 1, 16, device=device), torch.linspace(0.5, 2, 500, device=device)
+        tensors = _draw(dtype, device)(tokens, 320), packed, absmax, code, 100
+        worst = max(worst, _difference(kernel(*tensors), reference.multiply(*tensors)))
+    return worst
+
+
 def _draw(dtype: torch.dtype, device: torch.device) -> Callable[..., torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return lambda *size: torch.randn(*size, generator=generator).to(device, dtype)
 
 
 def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+    found = float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+    return found if math.isfinite(found) else math.inf  # NaN would be lost in a maximum
 
 
 def _line(error: Exception) -> str:

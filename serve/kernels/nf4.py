@@ -4,8 +4,6 @@ Beyond a few tokens bitsandbytes writes the whole weight out in 16 bits and read
 in registers, once for every 64 tokens. Rounded as its `dequantize_4bit` rounds, so it is the same function.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -43,35 +41,10 @@ def _multiply(
     tl.store(target, total.to(out.dtype.element_ty), mask=is_row & is_output[None, :])
 
 
-def is_supported(weight: Any) -> bool:
-    """Whether `weight` is NF4 or FP4 in blocks of 64 that do not run from one row into the next."""
-    state = getattr(weight, "quant_state", None)
-    return (
-        state is not None
-        and len(state.shape) == 2
-        and state.blocksize == BLOCK
-        and state.shape[1] % BLOCK == 0
-        and weight.dtype == torch.uint8
-    )
-
-
-def plain_absmax(state: Any) -> torch.Tensor:
-    """The absmax of each block in float32, freed of its own quantisation: half a bit a weight instead of an eighth."""
-    if not state.nested:
-        return state.absmax.float()
-    from adapterhub_local.base.load import import_bitsandbytes
-
-    absmax = import_bitsandbytes().functional.dequantize_blockwise(state.absmax, state.state2)
-    return (absmax + state.offset).float()
-
-
 def multiply(
     x: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, out_features: int
 ) -> torch.Tensor:
-    """x (tokens, in_features) @ W^T: (tokens, out_features), like x.
-
-    `packed` is W as bitsandbytes holds it, `absmax` (blocks,) and `code` (16,), what 4 bits stand for, are float32.
-    """
+    """`reference.multiply` on the GPU; the last dimension of x must be contiguous."""
     tokens, in_features = x.shape
     out = torch.empty(tokens, out_features, dtype=x.dtype, device=x.device)
     if not tokens:

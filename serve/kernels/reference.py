@@ -29,6 +29,19 @@ def add_lora(
                 out[tokens] += part @ b[slot]
 
 
+def multiply(
+    x: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, out_features: int
+) -> torch.Tensor:
+    """x (tokens, in_features) @ W^T: (tokens, out_features), like x.
+
+    `packed` is W as bitsandbytes holds it, two weights a byte, the first in its high half; `absmax` (blocks,) of 64
+    weights and `code` (16,), what 4 bits stand for, are float32.
+    """
+    both = packed.flatten().int()
+    weight = code[torch.stack([both >> 4, both & 15], dim=1)].view(-1, 64) * absmax[:, None]
+    return x @ weight.view(out_features, -1).to(x.dtype).T
+
+
 def paged_attention(
     query: torch.Tensor,
     keys: torch.Tensor,

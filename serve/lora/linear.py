@@ -3,6 +3,7 @@
 Layers that are given the same tensor (query, key and value; gate and up) are computed together, once.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from serve.kernels.choose import Kernels
-from serve.lora.product import LoraBatch, Segment, Slot, add_by_grid, add_by_segment, lora_batch
+from serve.lora.product import LoraBatch, Segment, Slot, add_by_grid, add_by_segment, lora_batch, tiled_batch
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class LoraContext:
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], device: torch.device, max_grid: int) -> None:
         """Note which tokens of the batch have which adapter, and the same of the tokens that need logits."""
-        self.tokens, self.logits = (lora_batch(segments, device, max_grid) for segments in (tokens, logits))
+        is_tiled = self.kernels is not None and self.kernels.has("add_lora")
+        self.tokens, self.logits = (
+            tiled_batch(segments, device) if is_tiled else lora_batch(segments, device, max_grid)
+            for segments in (tokens, logits)
+        )
         if self.scaled:
             self.scaled_tokens, self.scaled_logits = (
                 _scaled_tokens(segments, self.scaled, device) for segments in (tokens, logits)
@@ -72,7 +77,7 @@ class LinearGroup:
     `a`: rank -> (slots, in_features, layers * rank); `b`: for each layer rank -> (slots, rank, out_features); `scales`:
     for each layer rank -> (slots, out_features), by how much more than once W x counts (DoRA, else 0). A rank is
     missing where no adapter of that rank has the layer, or has DoRA there. `dense` computes the base products of
-    `min_tokens` or more from dequantised weights; without it the layers do so themselves.
+    `min_tokens` to `max_tokens` in another way than the layers do themselves.
     """
 
     def __init__(self, bases: Sequence[nn.Linear], context: LoraContext, *, makes_logits: bool = False) -> None:
@@ -80,7 +85,7 @@ class LinearGroup:
         self.context = context
         self.makes_logits = makes_logits
         self.dense: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self.min_tokens = 1
+        self.min_tokens, self.max_tokens = 1, sys.maxsize
         self.a: dict[int, torch.Tensor] = {}
         self.b: list[dict[int, torch.Tensor]] = [{} for _ in bases]
         self.scales: list[dict[int, torch.Tensor]] = [{} for _ in bases]
@@ -107,7 +112,7 @@ class LinearGroup:
 
     def base_products(self, x: torch.Tensor) -> list[torch.Tensor]:
         """W x of each layer."""
-        if self.dense is not None and x.numel() // x.shape[-1] >= self.min_tokens:
+        if self.dense is not None and self.min_tokens <= x.numel() // x.shape[-1] <= self.max_tokens:
             return list(self.dense(x).split(self.sizes, dim=-1))
         return [base(x) for base in self.bases]
 

@@ -71,14 +71,20 @@ def tiled_batch(segments: Sequence[Segment], device: torch.device) -> LoraBatch 
     """The batch of `segments` for the kernels: long segments one product each, the others in tiles."""
     if not segments:
         return None
-    tables: dict[int, list[tuple[int, int, int]]] = {}
+    long = tuple(each for each in segments if each.end - each.start > LONG)
+    tables = tile_rows([each for each in segments if each.end - each.start <= LONG])
+    tiles = [Tiles(rank, torch.tensor(rows, dtype=torch.int32).to(device)) for rank, rows in sorted(tables.items())]
+    return LoraBatch((), long, tuple(tiles))
+
+
+def tile_rows(segments: Sequence[Segment]) -> dict[int, list[tuple[int, int, int]]]:
+    """Rank -> (first token, number of tokens, index of the slot) of each of its tiles."""
+    rows: dict[int, list[tuple[int, int, int]]] = {}
     for each in segments:
-        if each.end - each.start <= LONG:
-            table = tables.setdefault(each.slot.rank, [])
-            for start in range(each.start, each.end, TILE):
-                table.append((start, min(TILE, each.end - start), each.slot.index))
-    tiles = [Tiles(rank, torch.tensor(table, dtype=torch.int32).to(device)) for rank, table in sorted(tables.items())]
-    return LoraBatch((), tuple(each for each in segments if each.end - each.start > LONG), tuple(tiles))
+        for start in range(each.start, each.end, TILE):
+            tile = (start, min(TILE, each.end - start), each.slot.index)
+            rows.setdefault(each.slot.rank, []).append(tile)
+    return rows
 
 
 def lora_batch(segments: Sequence[Segment], device: torch.device, max_grid: int) -> LoraBatch | None:

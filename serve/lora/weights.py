@@ -7,12 +7,14 @@ Which is faster depends on the processor, the shape and the number of tokens, an
 import copy
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear, pad
 
 from adapterhub_local.base.load import import_bitsandbytes
+from serve.kernels.choose import Kernels
 from serve.lora.linear import LinearGroup
 
 # numbers of tokens at which `auto` measures; beyond the largest the winner there stays the winner
@@ -115,11 +117,70 @@ def use_dense(groups: Sequence[LinearGroup], dtype: torch.dtype, mode: str, max_
     return taken
 
 
+def use_four_bit(groups: Sequence[LinearGroup], dtype: torch.dtype, kernels: Kernels) -> int:
+    """Let the kernel multiply where there is no copy and it was measured to be faster; how many groups it does.
+
+    For up to the largest probe's tokens: beyond, expanding the weights once and for all tokens is the better way.
+    """
+    fewest: dict[tuple, tuple[float, int]] = {}
+    count = 0
+    for group in groups:
+        if group.dense is not None or not all(is_four_bit(base.weight) for base in group.bases):
+            continue
+        product = four_bit_product(group.bases, kernels)
+        key = (group.in_features, *group.sizes)
+        if key not in fewest:
+            fewest[key] = gain(group, dtype, product)
+        saved, min_tokens = fewest[key]
+        if saved > 0:
+            group.dense, group.min_tokens, group.max_tokens = product, min_tokens, PROBES[-1]
+            count += 1
+    return count
+
+
+def is_four_bit(weight: torch.Tensor) -> bool:
+    """Whether a weight is held in 4 bits, in blocks of 64 that do not run from one row into the next."""
+    state = getattr(weight, "quant_state", None)
+    return (
+        state is not None
+        and len(state.shape) == 2
+        and state.blocksize == 64
+        and state.shape[1] % 64 == 0
+        and weight.dtype == torch.uint8
+    )
+
+
+def plain_absmax(state: Any) -> torch.Tensor:
+    """The absmax of each block in float32, freed of its own quantisation: half a bit a weight instead of an eighth."""
+    if not state.nested:
+        return state.absmax.float()
+    absmax = import_bitsandbytes().functional.dequantize_blockwise(state.absmax, state.state2)
+    return (absmax + state.offset).float()
+
+
+def four_bit_product(bases: Sequence[nn.Linear], kernels: Kernels) -> Product:
+    """x -> W x + bias of all `bases`, one behind the other, by the kernel that reads their 4-bit weights."""
+    parts = []
+    for base in bases:
+        state: Any = getattr(base.weight, "quant_state")  # noqa: B009 (mypy knows of no such attribute)
+        parts.append((base.weight.data, plain_absmax(state), state.code.float(), base.out_features, base.bias))
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        outs = []
+        for packed, absmax, code, out_features, bias in parts:
+            out = kernels.multiply(flat, packed, absmax, code, out_features)
+            outs.append(out if bias is None else out + bias)
+        return torch.cat(outs, dim=-1).view(*x.shape[:-1], -1)
+
+    return product
+
+
 @torch.inference_mode()
-def gain(group: LinearGroup, dtype: torch.dtype) -> tuple[float, int]:
-    """Seconds saved by a copy over all probes at which it pays, and the least number of tokens from which it does."""
+def gain(group: LinearGroup, dtype: torch.dtype, dense: Product | None = None) -> tuple[float, int]:
+    """Seconds saved by a copy, or `dense`, over all probes where it pays, and the least tokens from which it does."""
     assert group.dense is None, "what is measured here is the layers' own way"
-    dense = dense_product(group.bases, dtype)
+    dense = dense or dense_product(group.bases, dtype)
     saved, min_tokens = 0.0, PROBES[-1] + 1
     for count in reversed(PROBES):
         x = torch.zeros(1, count, group.in_features, dtype=dtype, device=group.bases[0].weight.device)

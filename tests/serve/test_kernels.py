@@ -1,9 +1,10 @@
-"""The GPU kernels, interpreted on the CPU: what they compute is what plain torch computes, of their own data only."""
+"""The kernels compute what plain torch computes, of their own data only: on a GPU, or interpreted on the CPU."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,23 @@ from serve.kernels import attention, launch, lora, nf4, reference
 from serve.kernels.choose import Kernels, choose_kernels
 from serve.lora import product
 from serve.lora.product import Segment, lora_batch
+from serve.lora.weights import is_four_bit, plain_absmax
 from tests.serve.test_lora import factors, layers_and_slots
 
 ROOT = Path(__file__).parents[2]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAN = float("nan")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 DTYPES = st.sampled_from(list(TOLERANCE))
 # a smaller failing case would take the interpreter minutes to find
 quick = settings(deadline=None, max_examples=12, phases=(Phase.explicit, Phase.generate))
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[None]:
+    """Tensors are made where the kernels run."""
+    with DEVICE:
+        yield
 
 
 def assert_same(got: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -125,6 +135,7 @@ def test_split_attention(window: int | None) -> None:
     assert_same(got, reference.paged_attention(query, keys, values, tables, lengths, **options))
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="the layers of this test are on the CPU, where no GPU kernel runs")
 @quick
 @given(
     counts=st.lists(st.tuples(st.integers(0, 40), st.integers(-1, 4)), min_size=1, max_size=5),
@@ -157,8 +168,7 @@ def test_layers_with_tiles(counts: list[tuple[int, int]], long: bool) -> None:
 
 def test_kernels_are_checked_before_use(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Kernels that give what torch gives are taken; one that errs or fails is left out, and a warning says why."""
-    cpu = torch.device("cpu")
-    kernels = choose_kernels("triton", cpu, torch.bfloat16, (7, 1, 48))
+    kernels = choose_kernels("triton", DEVICE, torch.bfloat16, (7, 1, 48))
     assert kernels is not None
     assert kernels.has("add_lora")
     assert kernels.has("paged_attention")
@@ -166,9 +176,11 @@ def test_kernels_are_checked_before_use(monkeypatch: pytest.MonkeyPatch, caplog:
 
     monkeypatch.setattr(lora, "add_lora", lambda outs, *_: outs[0].add_(1))
     monkeypatch.setattr(attention, "paged_attention", lambda *_, **__: torch.zeros(()).view(3))
-    assert choose_kernels("triton", cpu, torch.float32, (4, 2, 16)) is None
+    monkeypatch.setattr(nf4, "multiply", lambda *_: torch.full((), NAN))
+    assert choose_kernels("triton", DEVICE, torch.float32, (4, 2, 16)) is None
     warnings = [record.getMessage() for record in caplog.records]
-    assert len(warnings) == 2
+    assert len(warnings) == 3
+    assert "multiply is not used: its results differ from plain torch's by inf" in warnings[2]
     assert "add_lora is not used: its results differ" in warnings[0]
     assert "paged_attention is not used: RuntimeError: shape" in warnings[1]
 
@@ -196,6 +208,7 @@ def test_a_kernel_that_fails_later_is_replaced(caplog: pytest.LogCaptureFixture)
     ]
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="asks for kernels on a CPU without an interpreter")
 def test_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU or without Triton `auto` is plain torch; asking for the kernels all the same is an error."""
     cpu = torch.device("cpu")
@@ -241,19 +254,20 @@ def test_four_bit_product(dtype: torch.dtype, tokens: int, size: int, blocks: in
     torch.manual_seed(tokens)
     weight, x = torch.randn(size, 64 * blocks).to(dtype), torch.randn(tokens, 64 * blocks).to(dtype)
     packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=nested)
-    absmax = nf4.plain_absmax(state)
+    absmax = plain_absmax(state)
     got = nf4.multiply(x, packed, absmax, state.code, size)
     wanted = x.float() @ functional.dequantize_4bit(packed, state).float().T
 
     assert absmax.dtype == torch.float32
     assert_same(got, wanted.to(dtype))
+    assert_same(reference.multiply(x, packed, absmax, state.code, size), wanted.to(dtype))
 
 
 def test_which_weights_can_be_multiplied() -> None:
     """Blocks must be of 64 and end with the rows; a plain weight is none of our business."""
     from bitsandbytes.nn import Params4bit
 
-    good = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=64).to("cpu")
-    odd = Params4bit(torch.randn(8, 96), requires_grad=False, quant_type="nf4", blocksize=64).to("cpu")
-    wide = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=128).to("cpu")
-    assert [nf4.is_supported(each) for each in (good, odd, wide, torch.randn(8, 128))] == [True, False, False, False]
+    good = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=64).to(DEVICE)
+    odd = Params4bit(torch.randn(8, 96), requires_grad=False, quant_type="nf4", blocksize=64).to(DEVICE)
+    wide = Params4bit(torch.randn(8, 128), requires_grad=False, quant_type="nf4", blocksize=128).to(DEVICE)
+    assert [is_four_bit(each) for each in (good, odd, wide, torch.randn(8, 128))] == [True, False, False, False]

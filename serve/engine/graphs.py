@@ -1,0 +1,235 @@
+"""Decode steps as CUDA graphs: captured once for a batch size, then replayed without Python between the kernels.
+
+What differs from step to step lies in tensors that stay where they are. Steps without adapters have graphs of their
+own, so that adapters cost nothing where none is used. A graph is used only after it gave what its step gave.
+"""
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from adapterhub_local.errors import Incompatible
+from serve.engine.cache import KVCache
+from serve.engine.packed import Answers
+from serve.engine.pages import PAGE, pages_for
+from serve.engine.request import Scheduled
+from serve.kernels.choose import Kernels
+from serve.lora.linear import LoraContext
+from serve.lora.product import LoraBatch, Segment, Tiles, tile_rows
+from serve.lora.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # rows of a graph; smaller batches are filled up
+SETTLED = 16  # steps of one kind before it is captured, which takes as long as many steps
+MAX_GRAPHS = 32
+TOLERANCE = 2e-2  # of the largest logit, between a step and its graph: the same kernels, but other sums in libraries
+
+
+@dataclass
+class StaticBatch:
+    """What attention reads of a batch (as `PackedBatch`): one token a row, everything in place."""
+
+    cache: KVCache
+    kernels: Kernels
+    positions: torch.Tensor
+    pages: torch.Tensor
+    offsets: torch.Tensor
+    single: Answers
+    windows: dict[int, int | None]
+    prompts: tuple = ()
+
+    @property
+    def answers(self) -> Any:
+        """Only asked for by attention that the kernel does not compute."""
+        raise Incompatible("its attention is not the kernel's kind")
+
+    num_places = answers
+
+
+class StaticStep:
+    """One token for each of at most `size` rows, with adapters of `ranks`, as a function of its own tensors."""
+
+    def __init__(self, graphs: "Graphs", size: int, ranks: tuple[int, ...]) -> None:
+        self.graphs = graphs
+        self.size = size
+        width = graphs.max_pages
+        device, is_pinned = graphs.device, graphs.device.type == "cuda"
+        # one tensor for each type, so that a step is sent in two copies
+        self._long = torch.zeros(4 * size, dtype=torch.int64, pin_memory=is_pinned)
+        self._int = torch.zeros(size * (1 + width + 3 * len(ranks)), dtype=torch.int32, pin_memory=is_pinned)
+        self._long_there, self._int_there = self._long.to(device), self._int.to(device)
+        parts = [size, size * width] + [3 * size] * len(ranks)
+        lengths, tables, *tiles = self._int_there.split(parts)
+        self._lengths, self._tables, *self._tiles = (part.numpy() for part in self._int.split(parts))
+        self.tokens, positions, pages, offsets = self._long_there.split(size)
+        self.batch = StaticBatch(
+            graphs.cache,
+            graphs.kernels,
+            positions,
+            pages,
+            offsets,
+            Answers(None, tables.view(size, width), lengths),
+            graphs.windows,
+        )
+        self.ranks = ranks
+        self.lora = None
+        if ranks:
+            tables_of = zip(ranks, tiles, strict=True)
+            self.lora = LoraBatch((), (), tuple(Tiles(rank, part.view(size, 3)) for rank, part in tables_of))
+
+    def fill(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> None:
+        """Send what these rows are; those beyond are nobody's and write to page 0."""
+        width, long = self.graphs.max_pages, self._long.numpy().reshape(4, self.size)
+        long[:] = 0
+        self._lengths[:] = 0
+        for row, item in enumerate(batch):
+            page, offset = divmod(item.start, PAGE)
+            pages = item.request.pages[: page + 1]
+            long[:, row] = item.request.tokens(item.start, 1)[0], item.start, pages[page], offset
+            self._lengths[row] = item.start + 1
+            self._tables[row * width : row * width + len(pages)] = pages
+        rows = tile_rows(segments)
+        for rank, table in zip(self.ranks, self._tiles, strict=True):
+            flat = [number for tile in rows.get(rank, ()) for number in tile]
+            table[:] = 0
+            table[: len(flat)] = flat
+        self._long_there.copy_(self._long, non_blocking=True)
+        self._int_there.copy_(self._int, non_blocking=True)
+
+    def run(self) -> torch.Tensor:
+        """Logits (size, vocabulary) of what was filled in."""
+        context = self.graphs.context
+        context.tokens = context.logits = self.lora
+        try:
+            return self.graphs.model(
+                input_ids=self.tokens[None],
+                position_ids=self.batch.positions[None],
+                use_cache=False,
+                packed=self.batch,
+            ).logits[0]
+        finally:
+            context.end()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step that can be replayed while the factors of its ranks lie where they were."""
+
+    step: StaticStep
+    replay: Callable[[], torch.Tensor]
+    addresses: tuple[int, ...]
+
+
+@dataclass
+class Graphs:
+    """The steps that were made, by size and ranks. `is_captured` is False in tests, where steps just run."""
+
+    model: Any
+    cache: KVCache
+    context: LoraContext
+    slots: Slots
+    kernels: Kernels
+    windows: dict[int, int | None]
+    max_length: int
+    is_captured: bool = True
+    settled: int = SETTLED
+    reason: str | None = None  # why there are no graphs any more
+    _made: OrderedDict[tuple, "Made"] = field(default_factory=OrderedDict)
+    _seen: Counter[tuple] = field(default_factory=Counter)
+    _pool: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.slots.device
+
+    @property
+    def max_pages(self) -> int:
+        return pages_for(self.max_length)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def forward(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
+        """Logits (rows, vocabulary), float32; None where the batch has to go the ordinary way."""
+        if not self._is_for_graphs(batch):
+            return None
+        size = next(size for size in SIZES if size >= len(batch))
+        key = (size, tuple(sorted({segment.slot.rank for segment in segments})))
+        made = self._made.get(key)
+        if made is not None and made.addresses != self._addresses(key[1]):
+            del self._made[key]
+            self._seen[key], made = 0, None
+        if made is None:
+            self._seen[key] += 1
+            if self._seen[key] <= self.settled:
+                return None
+            return self._make(key, batch, segments)
+        self._made.move_to_end(key)
+        self._reserve(batch)
+        made.step.fill(batch, segments)
+        return made.replay()[: len(batch)].to(torch.float32, copy=True)
+
+    def _is_for_graphs(self, batch: Sequence[Scheduled]) -> bool:
+        return (
+            self.reason is None
+            and len(batch) <= SIZES[-1]
+            and all(item.num_tokens == 1 and item.wants_token for item in batch)
+            and not self.context.scaled  # DoRA's tokens are gathered by tensors of no fixed size
+            and (not self.is_captured or (self.kernels.has("add_lora") and self.kernels.has("paged_attention")))
+        )
+
+    def _addresses(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
+        """Where the factors of these ranks lie: a stack that grows or shrinks moves."""
+        return tuple(
+            stacks[rank].data_ptr()
+            for rank in ranks
+            for group in self.slots.groups
+            for stacks in (group.a, *group.b)
+            if rank in stacks
+        )
+
+    def _reserve(self, batch: Sequence[Scheduled]) -> None:
+        self.cache.reserve(max(max(item.request.pages) for item in batch))
+
+    def _make(self, key: tuple, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
+        """Capture a step, and its logits for this batch; None and a warning if it cannot be captured."""
+        try:
+            step = StaticStep(self, *key)
+            self._reserve(batch)
+            step.fill(batch, segments)
+            logits = step.run()  # compiles what is to be captured
+            replay = self._capture(step, logits) if self.is_captured else step.run
+        except torch.OutOfMemoryError:
+            self.reason = "there was no memory for them"
+        except Exception as error:
+            # models and libraries that wait for the GPU in a forward pass say so in many ways
+            self.reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason'}"
+        if self.reason is not None:
+            logger.warning("steps are not captured as CUDA graphs: %s. They go on without, more slowly", self.reason)
+            self._made.clear()
+            return None
+        self._made[key] = Made(step, replay, self._addresses(key[1]))
+        while len(self._made) > MAX_GRAPHS:
+            self._made.popitem(last=False)
+        return logits[: len(batch)].to(torch.float32, copy=True)
+
+    def _capture(self, step: StaticStep, wanted: torch.Tensor) -> Callable[[], torch.Tensor]:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # adapters are read on other threads meanwhile: what these do is no fault of the capture
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = step.run()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return logits
+
+        difference = float((replay() - wanted).abs().max() / wanted.abs().max())
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"a replayed step gives other logits (by {difference:.1e} of the largest)")
+        return replay

@@ -1,0 +1,54 @@
+"""On a GPU: kernels and graphs in the engine answer as plain torch does."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapterhub_local.base.load import load_base
+from adapterhub_local.base.store import read_record
+from adapterhub_local.registry import Registry
+from serve.engine.build import build_engine
+from serve.engine.options import EngineOptions
+from serve.kernels.choose import choose_kernels
+from tests.serve.conftest import served_registry
+from tests.serve.test_graphs import ADAPTERS, answers
+
+__all__ = ["served_registry"]
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("heads", [(32, 8, 128), (14, 2, 64), (8, 4, 256), (32, 32, 80)], ids=str)
+def test_kernels_work_here(dtype: torch.dtype, heads: tuple[int, int, int], caplog: pytest.LogCaptureFixture) -> None:
+    """This GPU compiles and runs every kernel for the heads of common models, with torch's results."""
+    kernels = choose_kernels("auto", torch.device("cuda"), dtype, heads)
+
+    assert not [record.getMessage() for record in caplog.records]
+    assert kernels is not None
+
+
+def test_the_engine_answers_the_same(built_base: Path, served_registry: Registry) -> None:
+    """Kernels alone and with graphs, in float32: the tokens of plain torch, for mixed adapters and for none."""
+    answered = []
+    for options in (
+        EngineOptions(kernels="torch", cuda_graphs=False),
+        EngineOptions(kernels="auto", cuda_graphs=False),
+        EngineOptions(kernels="auto"),
+    ):
+        base = load_base(read_record(built_base), device="cuda", dtype=torch.float32)
+        engine = build_engine(base, options)
+        mixed = answers(engine, served_registry, ADAPTERS, tokens=48)
+        alone = answers(engine, served_registry, [None] * 5, tokens=48)
+        answered.append((mixed, alone))
+        if options.kernels == "auto":
+            assert engine.runner.context.kernels is not None
+    assert engine.runner.graphs is not None
+    assert engine.runner.graphs.reason is None
+    assert len(engine.runner.graphs) >= 2  # with adapters and without
+    assert answered[1] == answered[0]
+    assert answered[2] == answered[0]
