@@ -101,6 +101,11 @@ class LinearGroup:
         """out_features of each layer."""
         return [base.out_features for base in self.bases]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the layers alone do all that is to be done now: nothing is shared, nothing added."""
+        return self.dense is None and (self.context.logits if self.makes_logits else self.context.tokens) is None
+
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """What layer number `place` makes of x (..., in_features)."""
         if self._x is not x or place not in self._outs:
@@ -179,7 +184,7 @@ class MultiLoraLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.group.output(self.place, x)
+        return self.base(x) if self.group.is_plain else self.group.output(self.place, x)
 
 
 def wrap_linears(model: Any, context: LoraContext, shared: Sequence[Sequence[str]] = ()) -> dict[str, MultiLoraLinear]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from serve.lora.linear import LinearGroup, LoraContext, MultiLoraLinear, shared_inputs, unwrap_linears, wrap_linears
-from serve.lora.product import Segment, lora_batch
+from serve.lora.product import Segment, Slot, lora_batch
 from serve.lora.slots import Slots
 
 IN, OUT = 24, 16
@@ -76,7 +76,8 @@ def test_no_adapter_is_the_base() -> None:
 @torch.inference_mode()
 def test_layers_with_one_input_are_computed_once() -> None:
     """The second layer asked takes what the first one's call computed, for that very tensor only."""
-    layers, _, _ = layers_and_slots()
+    layers, _, context = layers_and_slots()
+    context.tokens = lora_batch([Segment(0, 1, Slot(4, 0))], CPU, 64)  # without adapters each is a layer like any other
     calls = []
     for name in "qv":
         layers[name].base.register_forward_hook(lambda module, *_: calls.append(module))
