@@ -34,8 +34,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread a process: with more, the threads of several processes wait for each other at every product.
 check: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # What only a GPU can show: kernels compiled and run, graphs captured, the engine's answers with and without them.
 check-gpu: $(INSTALLED)
