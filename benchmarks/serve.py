@@ -293,10 +293,13 @@ def closed_loop(engine: Any, texts: Sequence[list[int]], versions: Sequence[Any]
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from serve.engine.request import Request, SamplingParams
+    from serve.engine.threads import compute_alone
 
     params = SamplingParams(max_tokens=options.tokens, temperature=0)
     start = time.perf_counter()
-    with ThreadPoolExecutor(2) as loaders:  # adapters are read beside the steps, as in the server
+    with ThreadPoolExecutor(
+        2, initializer=compute_alone
+    ) as loaders:  # adapters are read beside the steps, as in the server
         todo = list(enumerate(zip(texts, versions, strict=True)))[::-1]
         loading: list[tuple[int, list[int], Future]] = []
         live = 0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ from adapterhub_local.keys import Key, Keys
 from adapterhub_local.registry import Registry
 from serve.auth import Gate, check_models
 from serve.engine.options import EngineOptions
+from serve.engine.threads import compute_alone
 from serve.errors import ErrorBody, error_body
 from serve.front import Front
 from serve.models import list_models, model_entry
@@ -43,6 +45,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # adapters are read in these threads
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "work", compute_alone))
         service.loop.start()
         service.leases.start()
         yield

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from adapterhub_local import settings
 from adapterhub_local.base.load import load_base
@@ -20,6 +21,7 @@ from adapterhub_local.registry import Registry
 from serve.app import create_app
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
+from serve.engine.threads import in_passing
 from serve.front import JsonLines
 from serve.options import HttpOptions
 
@@ -91,9 +93,13 @@ def run_server(
             )
     log_json(access=access_log)
     with listen(host, port) as listener:  # before the base is loaded: a wrong port should not cost minutes
-        base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
         registry = Registry()
-        app = create_app(base, registry=registry, options=options, http=http)
+
+        def load() -> FastAPI:
+            base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
+            return create_app(base, registry=registry, options=options, http=http)
+
+        app = in_passing(load)
         url = f"http://{_shown_host(host)}:{listener.getsockname()[1]}/v1"
 
         def ready() -> None:

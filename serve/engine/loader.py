@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from serve.engine.pool import AdapterPool
+from serve.engine.threads import compute_alone
 from serve.lora.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class SlotLoader:
         self.wanted = wanted
         self.lock = lock
         self.between_steps = between_steps
-        self._worker = ThreadPoolExecutor(1, "slots")
+        self._worker = ThreadPoolExecutor(1, "slots", compute_alone)
         self._loading: dict[str, Future[None]] = {}
 
     def prefetch(self) -> dict[str, BaseException]:
