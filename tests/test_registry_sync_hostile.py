@@ -38,7 +38,7 @@ def hostile(registry: Registry, store: Store, **changes: object) -> None:
 TITLE = "org.opencontainers.image.title"
 LIES: list[dict[str, object]] = [
     {"layers__0__annotations": {TITLE: "../../escaped"}},
-    {"layers__0__annotations": {TITLE: "/tmp/escaped"}},
+    {"layers__0__annotations": {TITLE: "/escaped"}},
     {"layers__0__digest": "sha256:../../../../etc/passwd"},
     {"layers__0__digest": "sha256:" + "0" * 64},
     {"layers__0__size": 10**15},

@@ -1,6 +1,6 @@
 """Random schedules: whatever happens in whatever order, a request only ever sees its own adapter's weights and keys.
 
-python -m tests.serve.test_schedules 100000    # so many random events, about half an hour
+python -m tests.serve.test_schedules 100000    # so many random events, about a quarter of an hour
 """
 
 import random
