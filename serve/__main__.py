@@ -60,8 +60,8 @@ from adapterhub_local.errors import QhubError
 @click.option(
     "--kernels",
     default="auto",
-    type=click.Choice(["auto", "triton", "torch"]),
-    help="On a GPU: adapters and attention by Triton kernels where they work, or by plain torch.",
+    type=click.Choice(["auto", "triton", "c", "torch"]),
+    help="Adapters and attention by own kernels where they work (Triton on a GPU, C on a CPU), or by plain torch.",
 )
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="With kernels: replay steps as CUDA graphs.")
 def command(
