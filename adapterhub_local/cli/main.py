@@ -63,6 +63,10 @@ SECTIONS = {
         "gc": "Give back the space of what no version needs.",
     },
 }
+FULL = (
+    "end what else uses it, or ask for less: `qhub plan` says what a training takes, `qhub serve` has --kv-cache-mb, "
+    "--base-cache-mb and --max-length; QHUB_DEVICE=cpu does without a GPU"
+)
 VERBS = [verb for section in SECTIONS.values() for verb in section]
 
 
@@ -130,7 +134,16 @@ def run(arguments: list[str] | None = None) -> None:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{where}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not to be loaded for this
+            raise
+        _fail(f"the GPU's memory is full ({first_sentences(error)}): {FULL}", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def first_sentences(error: Exception) -> str:
+    """What torch says was asked for and free, without its advice about the allocator."""
+    return ". ".join(str(error).split(". ")[:3])
 
 
 def _fail(message: str, code: int) -> None:

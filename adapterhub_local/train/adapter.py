@@ -102,7 +102,7 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
             raise QhubError("adapter.init = 'eva': the layers' inputs do not settle: give more data or a lower rank")
         body(**inputs(body, row))
 
-    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=random_devices(model)), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a row is not moved to the device: `inputs` does
         initialize_lora_eva_weights(
             model,
@@ -113,6 +113,11 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
             gather_distributed_inputs=False,  # every process looks at the same
             show_progress_bar=False,
         )
+
+
+def random_devices(model: Any) -> list[torch.device]:
+    """Whose random state, beside the CPU's, work with this model changes; torch would ask every GPU there is."""
+    return [model.device] if model.device.type == "cuda" else []
 
 
 def factors_of(model: Any) -> dict[str, torch.nn.Parameter]:

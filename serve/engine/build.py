@@ -15,6 +15,7 @@ from serve.engine.graphs import Graphs
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool, pages_for
 from serve.engine.pool import AdapterPool
+from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
@@ -27,11 +28,11 @@ KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
 
 def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engine:
     """An engine over `base`, whose model is changed in place. Raises Incompatible if it cannot be served."""
-    options = options or EngineOptions()
     model = base.model
+    device = model.get_input_embeddings().weight.device
+    options = options or EngineOptions.on(device.type)
     max_length = _max_length(base, options.max_length)
     shared = shared_inputs(model)
-    device = model.get_input_embeddings().weight.device
     kernels = choose_kernels(options.kernels, device, model.dtype, _heads(model))
     page_bytes = use_packed_attention(model, kernels)
     context = LoraContext(kernels=kernels)
@@ -57,7 +58,17 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     runner = Runner(model, KVCache(num_pages, max_kept), context)
     if options.cuda_graphs and kernels is not None and device.type == "cuda":
         runner.graphs = Graphs(model, runner.cache, context, slots, kernels, runner.windows, max_length)
+    if device.type == "cuda":
+        _warm_up(runner)
     return Engine(runner, slots, pool, options, pages, max_length)
+
+
+def _warm_up(runner: Runner) -> None:
+    """Two steps of nobody's: the memory of the whole KV cache is taken now or never, and kernels are compiled."""
+    request = Request("warm-up", (0,) * PAGE, SamplingParams(max_tokens=1), pages=[1])
+    for start, count in ((0, PAGE - 1), (PAGE - 1, 1)):
+        runner.forward([Scheduled(request, start, count)], {})
+    torch.cuda.synchronize(runner.device)
 
 
 def _heads(model: Any) -> tuple[int, int, int]:
@@ -80,7 +91,8 @@ def _num_pages(options: EngineOptions, max_length: int, page_bytes: int, device:
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on `device`; on the CPU what may be had without swapping."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by what was loaded here
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024

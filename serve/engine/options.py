@@ -1,9 +1,12 @@
 """EngineOptions: how much memory and how many rows the engine may use."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from adapterhub_local.errors import InputError
 
+# what pays on a GPU, where a step of few rows takes about as long as one of many
+ON_GPU: dict[str, Any] = {"max_rows": 64, "tokens_per_step": 2048, "prefix_bytes": 2 << 30}
 BASE_EXEC = ("auto", "nf4", "dequant-cache")
 KERNELS = ("auto", "triton", "c", "torch")
 
@@ -41,6 +44,17 @@ class EngineOptions:
     base_bytes: int | None = None
     kernels: str = "auto"
     cuda_graphs: bool = True
+
+    @classmethod
+    def on(cls, device: str, **given: Any) -> "EngineOptions":
+        """What is given and not None, else what suits a `device` such as `cpu` or `cuda`. Raises InputError."""
+        known = {name: value for name, value in given.items() if value is not None}
+        options = {**(ON_GPU if device.startswith("cuda") else {}), **known}
+        if "tokens_per_step" not in known:
+            options["tokens_per_step"] = max(
+                options.get("tokens_per_step", cls.tokens_per_step), options.get("max_rows", cls.max_rows)
+            )
+        return cls(**options)
 
     def __post_init__(self) -> None:
         positive = "max_rows max_length kv_bytes tokens_per_step max_adapters queue_limit adapter_bytes"
