@@ -18,14 +18,14 @@ from serve.tools import Call
 class Answer:
     """What all parts of one answer carry: id, time, model, and exactly which weights made it.
 
-    `prompts`: the text that each choice of a completion begins with (echo), or none.
+    `echoes`: the text that each choice of a completion begins with, or none.
     """
 
     target: Target
     is_chat: bool
     tokenizer: PreTrainedTokenizerBase
     has_logprobs: bool = False
-    prompts: Sequence[str] = ()
+    echoes: Sequence[str] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -41,7 +41,7 @@ class Answer:
                 message = {"role": "assistant", "content": text or None if calls else text}
                 said = {"message": message | ({"tool_calls": calls} if calls else {})}
             else:
-                said = {"text": (self.prompts[index] if self.prompts else "") + text}
+                said = {"text": (self.echoes[index] if self.echoes else "") + text}
             logprobs = self._logprobs([piece.sampled for piece in own if piece.sampled])
             choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": own[-1].finish_reason})
         return self._body("chat.completion" if self.is_chat else "text_completion", choices) | {"usage": usage}

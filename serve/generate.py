@@ -37,7 +37,7 @@ class Generation:
         loop: EngineLoop,
         requests: Sequence[Request],
         tokenizer: PreTrainedTokenizerBase,
-        readers: Sequence[CallReader] = (),
+        readers: Sequence[CallReader | None] = (),
         *,
         deadline: float | None = None,
     ) -> None:

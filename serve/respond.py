@@ -72,7 +72,7 @@ async def respond(service: Service, body: GenerationRequest, request: Request) -
             isinstance(body, ChatRequest),
             service.base.tokenizer,
             body.num_alternatives is not None,
-            admitted.prompts,
+            admitted.echoes,
         )
         if body.stream:
             events = _events(answer, admitted.generation, body)
