@@ -29,7 +29,7 @@ class Answer:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, pieces: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, Any]) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
         choices = []
         for index in sorted({piece.index for piece in pieces}):
@@ -61,7 +61,7 @@ class Answer:
         logprobs = self._logprobs([piece.sampled], text_offset) if piece.sampled else None
         return self._chunk({"index": piece.index, **said, "logprobs": logprobs, "finish_reason": piece.finish_reason})
 
-    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
+    def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
         """The last chunk, if usage was asked for."""
         return self._chunk() | {"usage": usage}
 

@@ -50,26 +50,36 @@ class PromptReader:
     def _has_template(self) -> bool:
         return bool(self.tokenizer.chat_template)
 
-    def plain(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    def plain(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of a text, or token ids as they are. Raises BadParameter."""
         if not isinstance(prompt, str):
             return self._checked(prompt, "prompt")
         with self._lock:
-            return self._checked(self.tokenizer.encode(_whole(prompt, "prompt")), "prompt")
+            tokens = self.tokenizer.encode(_whole(prompt, "prompt"), add_special_tokens=add_special_tokens)
+            return self._checked(tokens, "prompt")
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of token ids."""
+        """The text of token ids. Raises BadParameter about those that the base does not have."""
+        self._check_known(tokens, "tokens")
         with self._lock:
             text = self.tokenizer.decode(list(tokens))
         assert isinstance(text, str)
         return text
 
+    def spelled(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it."""
+        with self._lock:
+            return list(self.tokenizer.convert_ids_to_tokens(list(tokens)))
+
     def _checked(self, tokens: Any, param: str) -> tuple[int, ...]:
         if not tokens:
             raise BadParameter("the prompt has no tokens: say something", param)
-        if max(tokens) >= self.vocabulary_size:
-            raise BadParameter(f"token {max(tokens)} is not one of the base's {self.vocabulary_size}", param)
+        self._check_known(tokens, param)
         return tuple(tokens)
+
+    def _check_known(self, tokens: Sequence[int], param: str) -> None:
+        if max(tokens, default=0) >= self.vocabulary_size:
+            raise BadParameter(f"token {max(tokens)} is not one of the base's {self.vocabulary_size}", param)
 
 
 def _whole(text: str, param: str) -> str:

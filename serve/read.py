@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from adapterhub_local.base.load import LoadedBase
 from serve.engine.engine import Engine
 from serve.engine.request import Constraint, SamplingParams
-from serve.errors import BadParameter, Busy
+from serve.errors import BadParameter, Busy, ContextTooLong
 from serve.grammar import GrammarReader, answer_grammar
 from serve.messages import ToolChoice
 from serve.prompt import PromptReader, end_tokens
@@ -78,7 +78,11 @@ class BodyReader:
         wanted = wanted or min(DEFAULT_COMPLETION_TOKENS, limit or DEFAULT_COMPLETION_TOKENS)
         if limit is not None and wanted > limit:
             raise BadParameter(f"an answer may have {limit} tokens here, {wanted} were asked for", "max_tokens")
-        self.engine.check_length(num_prompt, wanted)
+        try:
+            self.engine.check_length(num_prompt, wanted)
+        except ContextTooLong as error:
+            error.param = "messages" if isinstance(body, ChatRequest) else "prompt"
+            raise
         return wanted
 
     def _check_tokens(self, params: SamplingParams) -> None:

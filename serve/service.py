@@ -20,6 +20,7 @@ from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request as EngineRequest
 from serve.engine.request import State
+from serve.errors import ModelNotFound
 from serve.generate import Generation
 from serve.leases import Leases
 from serve.loaded import Loaded
@@ -153,7 +154,10 @@ class Service:
         if name in self.loaded.versions():
             digest = await asyncio.to_thread(self.loaded.unload, name)
         else:
-            version = await asyncio.to_thread(lambda: self.find(name).version)
+            try:
+                version = await asyncio.to_thread(lambda: self.find(name).version)
+            except ModelNotFound:
+                version = None
             if version is None or version.content_digest not in self.engine.pool.users():
                 raise NotFound(f"the lora adapter '{name}' cannot be found: /v1/adapters lists what is in memory")
             digest = version.content_digest
