@@ -6,7 +6,7 @@ from adapterhub_local.base.load import LoadedBase
 from serve.engine.engine import Engine
 from serve.engine.request import Constraint, SamplingParams
 from serve.errors import BadParameter, Busy, ContextTooLong
-from serve.grammar import GrammarReader, answer_grammar
+from serve.grammar import GrammarReader, answer_grammar, structured_grammar
 from serve.messages import ToolChoice
 from serve.prompt import PromptReader, end_tokens
 from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
@@ -62,7 +62,10 @@ class BodyReader:
         if isinstance(body, ChatRequest):
             tools = body.callable_tools
             tool_format = self.prompts.tool_format(body.messages, tools)
-            return [self.prompts.chat(body.messages, tools)], [], tool_format
+            variables = body.chat_template_kwargs or {}
+            continues, begins = body.continue_final_message, body.begins_answer
+            prompt = self.prompts.chat(body.messages, tools, variables, continues=continues, begins_answer=begins)
+            return [prompt], [], tool_format
         assert isinstance(body, CompletionRequest)
         tokens = [self.prompts.plain(prompt) for prompt in body.prompts]
         texts = [prompt if isinstance(prompt, str) else self.prompts.text(prompt) for prompt in body.prompts]
@@ -102,6 +105,8 @@ class BodyReader:
 
 def _grammar(body: GenerationRequest, tool_format: ToolFormat | None) -> tuple[str | None, str]:
     """The grammar of the answer, if it has to have a form, and the parameter that asks for it."""
+    if body.structured_outputs is not None:
+        return structured_grammar(body.structured_outputs), "structured_outputs"
     form = body.response_format
     schema = form.schema_of_answer if form is not None and form.is_json else None
     if not isinstance(body, ChatRequest):
