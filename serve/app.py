@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from adapterhub_local.base.load import LoadedBase
@@ -22,13 +23,14 @@ from adapterhub_local.registry import Registry
 from serve.auth import Gate, check_models
 from serve.engine.options import EngineOptions
 from serve.engine.threads import compute_alone
-from serve.errors import ErrorBody, error_body
+from serve.errors import BadParameter, ContextTooLong, ErrorBody, error_body
 from serve.front import Front
 from serve.invalid import invalid_body, unknown_path
 from serve.models import list_models, model_entry
 from serve.options import HttpOptions
 from serve.protocol import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
 from serve.respond import respond, weights_headers
+from serve.responses import NAMES, ResponsesRequest
 from serve.service import Service
 from serve.tokens import DetokenizeRequest, TokenizeRequest, tokenize
 
@@ -119,6 +121,20 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or more texts."""
         return await respond(service, body, request)
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation in OpenAI's newer way. Nothing is stored."""
+        try:
+            chat = body.chat()
+        except ValidationError as error:
+            lines = [line | {"loc": ("body", *line["loc"])} for line in error.errors(include_url=False)]
+            raise RequestValidationError(lines) from None
+        try:
+            return await respond(service, chat, request, body)
+        except (BadParameter, ContextTooLong) as error:
+            error.param = NAMES.get(error.param, error.param)
+            raise
 
     @app.post("/tokenize")
     def tokens(body: TokenizeRequest) -> dict[str, Any]:

@@ -18,6 +18,8 @@ CODES = {
 ABSENT = {
     "embeddings": "this server generates text and makes no embeddings",
     "assistants": "Assistants are not served: use /v1/chat/completions",
+    "conversations": "answers are not stored: send the whole conversation",
+    "responses": "answers are not stored: send the whole conversation as input to POST /v1/responses",
     "threads": "Assistants are not served: use /v1/chat/completions",
     "images": "this server generates text only",
     "audio": "this server generates text only",
