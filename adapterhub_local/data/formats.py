@@ -144,6 +144,8 @@ def _text(row: Mapping, column: str, where: str, *, optional: bool = False) -> s
     if optional and value is None:
         return ""
     if not isinstance(value, str):
+        if column not in row:
+            raise BadData(f"{where}: there is no column '{column}', the columns are {', '.join(map(str, row))}")
         what = "is empty" if value is None else f"must be text, not {type(value).__name__}"
         hint = "; data.prompt and data.answer make text of numbers" if isinstance(value, int | float) else ""
         raise BadData(f"{where}: the column '{column}' {what}{hint}")
