@@ -143,9 +143,12 @@ def is_path(label: str) -> bool:
 def _open(label: str, weight: float, registry: Registry, alpha: float | None, opener: Opener | None) -> Parent:
     version = None if is_path(label) else registry.resolve(label)
     path, given = (Path(os.path.expanduser(label)), alpha) if version is None else (version.path, None)
-    if opener is None:
-        return Parent(label, open_adapter(path, alpha=given), weight, version)
-    adapter, converted = opener(path, given)
+    try:
+        adapter, converted = opener(path, given) if opener is not None else (open_adapter(path, alpha=given), None)
+    except InputError as error:
+        if version is None:
+            raise
+        raise type(error)(str(error).replace(str(path), label)) from None  # nobody knows the folders of versions
     return Parent(label, adapter, weight, version, converted)
 
 

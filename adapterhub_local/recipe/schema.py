@@ -194,7 +194,7 @@ class Adapter:
     )
     alpha_pattern: dict[str, float] | None = key("other alphas, in the same way", None, _alphas)
     from_: str | None = key(
-        "train on from this version, such as `sql@3`; rank, alpha, rslora, patterns and target_modules are its",
+        "train on from this version, such as `sql@3`; rank, alpha, rslora, dora, patterns and target_modules are its",
         None,
         _version,
     )
