@@ -6,6 +6,7 @@ QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if 
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
 CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are kept  default cc or like it, ~/.cache
+NO_COLOR     if set, nothing is told by colour alone
 QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
 """
 
@@ -88,6 +89,11 @@ def home(root: str | Path | None = None) -> Home:
     if path.exists() and not path.is_dir():
         raise InputError(f"QHUB_HOME is {path}, which is a file: name a folder")
     return Home(path)
+
+
+def wants_colour() -> bool:
+    """Whether colours may be used on a terminal: not with NO_COLOR (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")
 
 
 def make_folder(folder: Path) -> None:
