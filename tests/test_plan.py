@@ -102,6 +102,24 @@ def test_activations_of_other_adapters(tiny_base: BaseInfo, tmp_path: Path, chan
     assert kept(shape, run) == pytest.approx(kept_by_autograd(model, examples_of(1, 100)), rel=0.04)
 
 
+def test_what_moves_to_the_host() -> None:
+    """Offloading keeps one block's input instead of all and no embeddings; what is moved is counted for the host."""
+    shape = read_shape(LLAMA_8B)
+    kept_run = replace(RUN, is_checkpointed=True)
+    moved_run = replace(kept_run, is_offloaded=True)
+    before, after = (estimate(shape, run, "adamw_8bit", "cuda") for run in (kept_run, moved_run))
+    row, table = 2 * 4096 * 2048, 2 * 4096 * 128256
+
+    assert before.activations - after.activations == 31 * row
+    assert before.base - after.base == table
+    assert (before.host, after.host) == (0, 32 * row + table)
+    assert before.total - after.total > 31 * row + table
+    odd = estimate(shape, replace(moved_run, tokens=2049), "adamw_8bit", "cuda")
+    assert odd.host == 64 * row + table  # pinned memory comes in powers of two
+    tied = estimate(replace(shape, is_tied=True), moved_run, "adamw_8bit", "cuda")
+    assert tied.host == 32 * row
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_counted(name: str) -> None:
     """Linear, embedding and adapter parameters are those of the model; norms and biases are within 1 %."""
@@ -144,7 +162,7 @@ def test_more_takes_more(tokens: int, labels: int, rank: int, optimizer: str, pa
         assert estimate(shape, run, optimizer, device).total == sum(
             value
             for name, value in estimate(shape, run, optimizer, device).to_json().items()
-            if name not in ("total", "paged")
+            if name not in ("total", "paged", "host")
         )
 
 

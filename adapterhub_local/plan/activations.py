@@ -16,7 +16,7 @@ class Pass:
 
     is_packed: several examples share the row, behind a mask of tokens x tokens. compute, factor: bytes of an
     element of activations and of A and B. is_checkpointed: only the input of each block is kept, the rest is
-    computed again.
+    computed again; is_offloaded: and kept in the host's memory.
     """
 
     tokens: int
@@ -28,6 +28,7 @@ class Pass:
     targets: tuple[str, ...]
     has_dropout: bool = False
     is_checkpointed: bool = False
+    is_offloaded: bool = False
 
 
 def kept(shape: Shape, run: Pass) -> int:
@@ -35,7 +36,7 @@ def kept(shape: Shape, run: Pass) -> int:
     rotary = 2 * shape.head_dim * run.compute * run.tokens
     if not run.is_checkpointed:
         return shape.layers * block(shape, run) + rotary - _first(shape, run)
-    return shape.layers * boundary(shape, run) + rotary
+    return (1 if run.is_offloaded else shape.layers) * boundary(shape, run) + rotary
 
 
 def _first(shape: Shape, run: Pass) -> int:

@@ -7,7 +7,7 @@ The peak is just after a forward pass, when all that is kept for the backward pa
 
 from dataclasses import asdict, dataclass, replace
 
-from adapterhub_local.plan.activations import Pass, adapted, block, kept
+from adapterhub_local.plan.activations import Pass, adapted, block, boundary, kept
 from adapterhub_local.plan.shape import Linear, Shape
 
 MB = 10**6
@@ -29,7 +29,8 @@ class Memory:
     """Bytes at the peak, by purpose; `total` is what the device must have.
 
     workspace: dequantised weights, gradients of activations, and what the allocator loses. paged: the part of
-    the optimizer's states that can move to the host.
+    the optimizer's states that can move to the host. host: what was moved to the host's memory, which is in no
+    other part.
     """
 
     base: int
@@ -41,10 +42,11 @@ class Memory:
     workspace: int
     libraries: int
     paged: int
+    host: int = 0
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values()) - self.paged
+        return sum(asdict(self).values()) - self.paged - self.host
 
     def to_json(self) -> dict[str, int]:
         return {**asdict(self), "total": self.total}
@@ -91,7 +93,12 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
     workspace = _moment(shape, run) + _dequantised(largest, run)
     workspace += round(GPU_ROUNDING * (activations + parts["logits"] + workspace))
     paged = states if optimizer.startswith("paged") else 0
-    return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged)
+    host = 0
+    if run.is_offloaded:  # pinned memory comes in powers of two
+        host = shape.layers * 2 ** (boundary(shape, run) - 1).bit_length()
+        table = 0 if shape.is_tied else shape.vocabulary * shape.hidden * run.compute
+        parts["base"], host = parts["base"] - table, host + table
+    return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged, host=host)
 
 
 def _dequantised(linear: Linear, run: Pass) -> int:
