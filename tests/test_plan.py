@@ -27,9 +27,10 @@ from adapterhub_local.recipe import load_recipe
 from adapterhub_local.settings import Home
 from adapterhub_local.train.examples import Example
 from adapterhub_local.train.packing import forward, pack
+from adapterhub_local.train.product import fuse
 from adapterhub_local.train.run import with_adapter
 from adapterhub_local.train.trainer import make_rows
-from tests.architectures import SHAPES
+from tests.architectures import SHAPES, in_nf4
 from tests.chats import write_recipe
 from tests.tiny import VOCABULARY
 
@@ -79,8 +80,9 @@ def test_activations_are_what_autograd_keeps(name: str) -> None:
     config = config_of(name)
     shape = read_shape(json.loads(config.to_json_string()))
     for dtype in (torch.float32, torch.bfloat16):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
+        model = in_nf4(AutoModelForCausalLM.from_config(config, dtype=dtype))
         model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+        fuse(model)
         for count in (1, 3):
             tokens = 100 * count
             run = Pass(tokens, 20 * count, count > 1, dtype.itemsize, 4, 8, ("all-linear",))

@@ -16,8 +16,9 @@ from adapterhub_local.train.checkpointing import HostEmbedding, enable_checkpoin
 from adapterhub_local.train.examples import Example, read_chats, tokenise
 from adapterhub_local.train.loss import answer_loss
 from adapterhub_local.train.packing import Packed, pack
+from adapterhub_local.train.product import fuse
 from adapterhub_local.train.trainer import make_trainer
-from tests.architectures import SHAPES
+from tests.architectures import SHAPES, in_nf4
 from tests.chats import write_recipe
 from tests.tiny import VOCABULARY
 
@@ -30,10 +31,11 @@ def model_of(name: str, **changes):
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": VOCABULARY}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(kind(**sizes, **special, **ids, **changes)).requires_grad_(False)
-    model.is_loaded_in_4bit = True  # as ours: PEFT then leaves the embeddings alone
+    model = in_nf4(AutoModelForCausalLM.from_config(kind(**sizes, **special, **ids, **changes)))
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    return get_peft_model(model, config).train()
+    model = get_peft_model(model, config).train()
+    fuse(model)
+    return model
 
 
 def gradients(model, row: Packed) -> dict[str, torch.Tensor]:

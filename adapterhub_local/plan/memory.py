@@ -102,8 +102,8 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
 
 
 def _dequantised(linear: Linear, run: Pass) -> int:
-    """A weight as the backward pass dequantises it: to the base's 16 bits, then to the dtype of activations."""
-    return linear.size * (2 + (run.compute if run.compute == 4 else 0))
+    """A weight as the backward pass dequantises it; PEFT's layer, which dropout needs, by way of 16 bits."""
+    return linear.size * (run.compute + (2 if run.has_dropout and run.compute == 4 else 0))
 
 
 def _heap(shape: Shape, run: Pass) -> int:
