@@ -18,7 +18,7 @@ STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit
 CPU_LIBRARIES = 410 * MB  # resident size of torch, transformers, PEFT and bitsandbytes, and the tokenizer
 # glibc (2.36) cannot give an aligned chunk that was freed to a request of the same size, so that what a forward and
 # backward pass holds for a moment takes this share of its weights and activations. Larger chunks go back at once
-HEAP_LOSS = 0.64
+HEAP_LOSS = 0.6
 HEAP_CHUNK = 32 << 20
 GPU_CONTEXT = 600 * MB  # CUDA context, workspaces of cuBLAS and bitsandbytes
 GPU_ROUNDING = 0.1  # share of what comes and goes in a step that is lost between the allocator's blocks
@@ -111,9 +111,7 @@ def _heap(shape: Shape, run: Pass) -> int:
     small = [linear for linear in shape.linears if linear.size * run.compute < HEAP_CHUNK]
     large = [linear for linear in shape.linears if linear not in small]
     weights = shape.layers * sum(linear.size * (run.compute + 2) for linear in small)
-    # in 16 bits more of what is allocated is kept: the copies that A and B read
-    lost = HEAP_LOSS * (weights + kept(shape, run) * run.compute / 4)
-    return round(lost) + max((_dequantised(linear, run) for linear in large), default=0)
+    return round(HEAP_LOSS * (weights + kept(shape, run))) + max((_dequantised(linear, run) for linear in large), default=0)
 
 
 def _moment(shape: Shape, run: Pass) -> int:

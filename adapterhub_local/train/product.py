@@ -27,7 +27,7 @@ def fuse(model: Any) -> int:
     count = 0
     for layer in model.modules():
         if isinstance(layer, Linear4bit) and all(_is_plain(layer, name) for name in layer.lora_A):
-            layer.forward = partial(_forward, layer, layer.forward)
+            layer.forward = partial(_forward, layer, layer.forward)  # type: ignore[method-assign]
             count += 1
     return count
 
