@@ -111,7 +111,8 @@ def _heap(shape: Shape, run: Pass) -> int:
     small = [linear for linear in shape.linears if linear.size * run.compute < HEAP_CHUNK]
     large = [linear for linear in shape.linears if linear not in small]
     weights = shape.layers * sum(linear.size * (run.compute + 2) for linear in small)
-    return round(HEAP_LOSS * (weights + kept(shape, run))) + max((_dequantised(linear, run) for linear in large), default=0)
+    lost = round(HEAP_LOSS * (weights + kept(shape, run)))
+    return lost + max((_dequantised(linear, run) for linear in large), default=0)
 
 
 def _moment(shape: Shape, run: Pass) -> int:
