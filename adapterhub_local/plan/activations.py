@@ -16,7 +16,7 @@ class Pass:
 
     is_packed: several examples share the row, behind a mask of tokens x tokens. compute, factor: bytes of an
     element of activations and of A and B. is_checkpointed: only the input of each block is kept, the rest is
-    computed again.
+    computed again; is_offloaded: and kept in the host's memory.
     """
 
     tokens: int
@@ -28,6 +28,7 @@ class Pass:
     targets: tuple[str, ...]
     has_dropout: bool = False
     is_checkpointed: bool = False
+    is_offloaded: bool = False
 
 
 def kept(shape: Shape, run: Pass) -> int:
@@ -35,7 +36,7 @@ def kept(shape: Shape, run: Pass) -> int:
     rotary = 2 * shape.head_dim * run.compute * run.tokens
     if not run.is_checkpointed:
         return shape.layers * block(shape, run) + rotary - _first(shape, run)
-    return shape.layers * boundary(shape, run) + rotary
+    return (1 if run.is_offloaded else shape.layers) * boundary(shape, run) + rotary
 
 
 def _first(shape: Shape, run: Pass) -> int:
@@ -95,7 +96,8 @@ def _attention(shape: Shape, run: Pass) -> int:
         # a fused projection is kept whole by the values cut out of it
         together = keys + (queries + 2 * keys if shape.is_fused or shape.is_layer_norm else keys)
     sums = 4 * shape.heads if shape.scores == "none" else 0
-    return (queries + together) * run.compute + result + sums
+    width = 4 if shape.scores == "math" else run.compute  # torch computes that in float32
+    return (queries + together) * width + result + sums
 
 
 def _square(shape: Shape, run: Pass) -> int:
@@ -117,17 +119,14 @@ def _mlp(shape: Shape, run: Pass) -> int:
 
 
 def _factors(shape: Shape, run: Pass) -> int:
-    """What A and B are applied to, a token: a module's input, once for all that read it unless cast or dropped."""
+    """What A and B are applied to, a token: their modules' inputs, each once for all that read it.
+
+    With dropout PEFT's layers compute (train/product.py does not), and keep an input in the dtype of A and its mask.
+    """
     modules = adapted(shape, run.targets)
-    total = sum(run.rank * run.factor for _ in modules)
-    seen = set()
-    for linear in modules:
-        is_shared = run.factor == run.compute and not run.has_dropout
-        is_kept_already = linear.reads == "heads" and not shape.copies_result
-        if is_shared and (linear.reads in seen or is_kept_already):
-            continue
-        seen.add(linear.reads)
-        total += linear.in_features * run.factor
-        if run.has_dropout:
-            total += linear.in_features * run.factor
-    return total
+    if run.has_dropout:
+        return sum((2 * linear.in_features + run.rank) * run.factor for linear in modules)
+    inputs = {linear.reads: linear.in_features for linear in modules}
+    if not shape.copies_result:  # attention keeps it
+        inputs.pop("heads", None)
+    return (sum(inputs.values()) + len(modules) * run.rank) * run.compute

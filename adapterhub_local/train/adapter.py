@@ -19,6 +19,7 @@ from adapterhub_local.recipe.schema import Adapter
 from adapterhub_local.registry import Version
 from adapterhub_local.train.examples import Example
 from adapterhub_local.train.packing import Packed, inputs, pack
+from adapterhub_local.train.product import fuse
 from adapterhub_local.train.targets import target_names
 
 MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT names it in a file
@@ -68,6 +69,7 @@ def with_adapter(
         for name, factor in factors_of(model).items():
             if MAGNITUDE not in name:  # its steps are smaller than bfloat16 can hold
                 factor.data = factor.data.bfloat16()
+    fuse(model)
     return model
 
 
