@@ -25,7 +25,7 @@ SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "
 
 
 def rows(layout: Layout, heads: int, kv_heads: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    """Random query, key and value as a model's layer makes them: (1, heads, T, 8), the heads of a token side by side."""
+    """Random query, key and value as a layer makes them: (1, heads, T, 8), the heads of a token side by side."""
     made = (torch.randn(1, layout.tokens, count, 8, dtype=dtype) for count in (heads, kv_heads, kv_heads))
     return [tensor.requires_grad_().transpose(1, 2) for tensor in made]
 
@@ -54,7 +54,11 @@ def reference_kernel(query, key, value, ends_q, ends_k, max_q, max_k, *, scale, 
     assert enable_gqa or query.shape[1] == key.shape[1]
     outs = []
     for at in range(len(ends_q) - 1):
-        q, k, v = query[ends_q[at] : ends_q[at + 1]], key[ends_k[at] : ends_k[at + 1]], value[ends_k[at] : ends_k[at + 1]]
+        q, k, v = (
+            query[ends_q[at] : ends_q[at + 1]],
+            key[ends_k[at] : ends_k[at + 1]],
+            value[ends_k[at] : ends_k[at + 1]],
+        )
         assert 0 < len(q) <= max_q
         assert len(q) <= len(k) <= max_k
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))

@@ -120,6 +120,7 @@ def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
         targets=targets,
         has_dropout=adapter.dropout > 0,
         is_checkpointed=train.activation_checkpointing,
+        longest=rows.longest,
     )
 
 

@@ -178,15 +178,14 @@ def each_alone(
         own, before = (keys[number], values[number]), layout.before(span)
         if before:
             own = (torch.cat([keys[0], own[0]], dim=2), torch.cat([values[0], own[1]], dim=2))
-        masked = before or window is not None or softcap is not None
-        mask = visible(sizes[number], before, window, query.device) if masked else None
+        mask = visible(sizes[number], before, window, query.device)
         if softcap is not None:
             outs.append(_capped(queries[number], *own, mask, scale, softcap, dropout))
             continue
-        out = scaled_dot_product_attention(
-            queries[number], *own, attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )  # fmt: skip
+        # kernels know by themselves who sees whom where nothing comes before
+        how: dict[str, Any] = {"attn_mask": mask} if before or window is not None else {"is_causal": True}
+        how |= {"scale": scale, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+        out = scaled_dot_product_attention(queries[number], *own, **how)
         outs.append(out.transpose(1, 2))
     return torch.cat(outs, dim=1)
 
@@ -195,7 +194,7 @@ def _capped(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: torch.Tensor,
     scale: float,
     softcap: float,
     dropout: float,

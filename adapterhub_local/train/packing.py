@@ -112,18 +112,14 @@ def label_positions(packed: Packed) -> torch.Tensor:
 def inputs(model: Any, packed: Packed) -> dict[str, Any]:
     """The keyword arguments by which the model, or its body below the head, sees a row as separate examples."""
     device = model.device
-    row = {
-        "input_ids": packed.input_ids.to(device),
-        "position_ids": packed.position_ids.to(device),
-        "attention_mask": None,
-        "use_cache": False,
-    }
+    positions = packed.position_ids.to(device)
+    row = {"input_ids": packed.input_ids.to(device), "position_ids": positions, "use_cache": False}
     if packed.layout.is_single:  # the model's own causal attention fits
-        return row
+        return {**row, "attention_mask": None}
     if is_attached(model):  # a mask, of one element, keeps the model from making one
         seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         return {**row, "attention_mask": _for_layers(model, seen, seen), "layout": packed.layout}
-    return {**row, "attention_mask": _mask(model, packed.segments.to(device), row["position_ids"][0])}
+    return {**row, "attention_mask": _mask(model, packed.segments.to(device), positions[0])}
 
 
 def _mask(model: Any, segments: torch.Tensor, positions: torch.Tensor) -> Any:
@@ -157,13 +153,18 @@ def is_exact(model: Any, examples: Sequence[Example], *, share: bool = True) -> 
     """
     longest = max(range(len(examples)), key=lambda index: len(examples[index].ids))
     probes = [examples[index] for index in sorted({0, min(1, len(examples) - 1), longest})]
+    was_attached = is_attached(model)
     with torch.inference_mode():
         detach(model)
         alone = [forward(model, pack([example]))[0] for example in probes]
         if attach(model) and _agrees(model, probes, alone, share):
             return True
         detach(model)
-        return _agrees(model, probes, alone, share)
+        if _agrees(model, probes, alone, share):
+            return True
+    if was_attached:  # by a training run, whose rows were found exact
+        attach(model)
+    return False
 
 
 def _agrees(model: Any, probes: Sequence[Example], alone: Sequence[torch.Tensor], share: bool) -> bool:
