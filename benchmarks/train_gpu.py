@@ -10,6 +10,7 @@ process of its own. `planned_gib` is what `qhub plan` says of it.
 """
 
 import gc
+import json
 import os
 import tempfile
 import time
