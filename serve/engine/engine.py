@@ -159,9 +159,14 @@ class Engine:
             self.stats.num_failed_steps += 1
             if len(batch) == 1:
                 logger.error("request %s failed", batch[0].request.id, exc_info=error)
+                if isinstance(error, torch.OutOfMemoryError):
+                    return {batch[0].request.id: GenerationFailed("the GPU's memory is full: try again later")}
                 return {batch[0].request.id: error}
             logger.warning("a step with %d requests failed (%s): trying them one by one", len(batch), error)
-            return {key: result for item in batch for key, result in self._compute([item]).items()}
+        # out here, where the error no longer holds the tensors of the step that failed
+        if self.runner.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {key: result for item in batch for key, result in self._compute([item]).items()}
 
     def _forward(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
         slots = self._acquire_slots(batch)

@@ -19,6 +19,7 @@ from serve.errors import Busy
 from serve.lora.slots import Factors
 
 logger = logging.getLogger(__name__)
+PINNED = 16 << 20  # bytes of a piece of pinned memory, of which torch gives powers of two
 # module -> its weight (out_features, in_features), in the dtype that DoRA takes norms in
 WeightOf = Callable[[str], torch.Tensor]
 # how far from 1 the scales of a DoRA adapter may be that was never trained: PEFT begins with lengths in 16 bits
@@ -185,11 +186,23 @@ class AdapterPool:
 
 def _pinned(factors: Factors) -> Factors:
     """The factors in pages that the system does not move, if it has enough of such."""
+    # in a few large pieces: to pin each of a thousand tensors by itself takes longer than to read them
+    pieces: list[list[torch.Tensor]] = []
+    for tensor in (tensor for own in factors.values() for tensor in own):
+        if not pieces or sum(each.numel() for each in pieces[-1]) + tensor.numel() > PINNED // tensor.itemsize:
+            pieces.append([])
+        pieces[-1].append(tensor)
+    pinned: list[torch.Tensor] = []
     try:
-        return {module: tuple(tensor.pin_memory() for tensor in own) for module, own in factors.items()}
+        for piece in pieces:
+            flat = torch.cat([tensor.flatten() for tensor in piece]).pin_memory()
+            parts = flat.split([tensor.numel() for tensor in piece])
+            pinned += [part.view(tensor.shape) for part, tensor in zip(parts, piece, strict=True)]
     except RuntimeError as error:
         logger.warning("an adapter is kept in memory that is not pinned: %s", error)
         return factors
+    held = iter(pinned)
+    return {module: tuple(next(held) for _ in own) for module, own in factors.items()}
 
 
 def load_factors(
