@@ -88,7 +88,7 @@ def error_body(error: Exception) -> ErrorBody:
         case ContextTooLong():
             return ErrorBody(400, str(error), "invalid_request_error", error.param, "context_length_exceeded")
         case BadParameter():
-            return ErrorBody(400, str(error), "invalid_request_error", error.param)
+            return ErrorBody(400, str(error), "invalid_request_error", error.param, "invalid_value")
         case Incompatible():
             return ErrorBody(400, str(error), "invalid_request_error", "model", "adapter_incompatible")
         case Throttled():

@@ -36,12 +36,12 @@ class ItemAnswer:
         reason = pieces[-1].finish_reason
         items = [self._message(_new("msg"), text, sampled, reason)] if text or not calls else []
         items += [_call_item(_new("fc"), call) for call in calls]
-        return self._body(items, reason, generation)
+        return self._body(generation, items, reason)
 
     async def events(self, generation: Generation) -> AsyncIterator[str]:
         """The events of an answer: items open, grow and close one after the other."""
         for name in ("response.created", "response.in_progress"):
-            yield self._event(name, response=self._body([]))
+            yield self._event(name, response=self._body(generation, []))
         items: list[dict[str, Any]] = []
         message_id, text, sampled, reason = "", "", [], None
         async for piece in generation.pieces():
@@ -72,7 +72,7 @@ class ItemAnswer:
             items.append(self._message(message_id, "", sampled, reason))
             for event in self._closed(items[0], 0):
                 yield event
-        body = self._body(items, reason, generation)
+        body = self._body(generation, items, reason)
         yield self._event(f"response.{body['status']}", response=body)
 
     def error_event(self, error: ErrorBody) -> str:
@@ -114,11 +114,9 @@ class ItemAnswer:
         found = self.said.logprobs(sampled)
         return found["content"] if found else []
 
-    def _body(
-        self, items: list[dict[str, Any]], reason: str | None = None, generation: Generation | None = None
-    ) -> dict[str, Any]:
+    def _body(self, generation: Generation, items: list[dict[str, Any]], reason: str | None = None) -> dict[str, Any]:
         """The response as it stands; without a reason it goes on."""
-        asked, why = self.asked, INCOMPLETE.get(reason or "")
+        asked, why, params = self.asked, INCOMPLETE.get(reason or ""), generation.requests[0].params
         status = "incomplete" if why else "completed" if reason else "in_progress"
         return {
             "id": self.id,
@@ -138,14 +136,14 @@ class ItemAnswer:
             "previous_response_id": None,
             "reasoning": None,
             "store": False,
-            "temperature": 1.0 if asked.temperature is None else asked.temperature,
+            "temperature": params.temperature,
             "text": {"format": (asked.text and asked.text.format) or {"type": "text"}},
             "tool_choice": asked.tool_choice or "auto",
             "tools": [tool.model_dump() for tool in asked.tools or ()],
             "top_logprobs": asked.top_logprobs or 0,
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
+            "top_p": params.top_p,
             "truncation": "disabled",
-            "usage": _usage(generation) if generation is not None else None,
+            "usage": _usage(generation) if reason else None,
             "user": asked.user,
         }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import BadReference, NotFound
-from adapterhub_local.refs import Mix, Reference
+from adapterhub_local.refs import Mix, Reference, check_name
 from adapterhub_local.registry import Registry, Version
 from serve.engine.mixture import Mixture, mixture
 from serve.errors import ModelNotFound
@@ -36,6 +36,26 @@ class Target:
                 terms = [{**_identity(version), "weight": weight} for version, weight in mix.terms]
                 return {"name": mix.name, "digest": mix.content_digest, "mix": terms}
         return None
+
+    @property
+    def versions(self) -> list[Version]:
+        """The versions of the registry that answer: one, or those of a mix; none that was loaded from a folder."""
+        match self.version:
+            case Version() as version:
+                found = [version]
+            case Mixture() as mix:
+                found = [version for version, _ in mix.terms]
+            case _:
+                found = []
+        return [version for version in found if version.lineage.get("kind") != "load"]
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` is an adapter's name and nothing else."""
+    try:
+        return bool(check_name(text))
+    except BadReference:
+        return False
 
 
 def find_target(model: str, base: BaseInfo, registry: Registry) -> Target:

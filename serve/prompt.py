@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from serve.errors import BadParameter
 from serve.messages import Message, Tool
+from serve.protocol import PLAIN_SAMPLING
 from serve.tools import ToolFormat, format_of
 
 # what `apply_chat_template` takes itself, and what it gives to every template
@@ -140,3 +141,12 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
     found = model.generation_config.eos_token_id if model.generation_config else None
     ids = found if isinstance(found, list) else [found]
     return frozenset(int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
+
+
+def sampling_defaults(model: Any) -> dict[str, Any]:
+    """How the base's makers would have its answers sampled, by their generation config, as in vLLM."""
+    config = model.generation_config
+    if config is None or not config.do_sample:
+        return {}
+    found = {name: getattr(config, name, None) for name in PLAIN_SAMPLING}
+    return {name: value for name, value in found.items() if value is not None}

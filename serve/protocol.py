@@ -3,6 +3,7 @@
 What would change the answer and is not supported is refused by name, never ignored.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,6 +15,8 @@ from serve.unsupported import refuse_unsupported
 
 MAX_ALTERNATIVES = 20
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
+# how answers are sampled of which nobody says how
+PLAIN_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -104,18 +107,25 @@ class GenerationRequest(BaseModel):
         """Alternatives wanted beside each token's log-probability; None: no log-probabilities."""
         raise NotImplementedError
 
-    def sampling_params(self, choice: int, max_tokens: int, end_tokens: frozenset[int]) -> SamplingParams:
-        """The engine's parameters for one of `n` choices; a seed counts up, so that choices differ."""
+    def sampling_params(
+        self, choice: int, max_tokens: int, end_tokens: frozenset[int], defaults: Mapping[str, Any]
+    ) -> SamplingParams:
+        """The engine's parameters for one of `n` choices; a seed counts up, so that choices differ.
+
+        `defaults` count where nothing is said.
+        """
+        said = {name: getattr(self, name) for name in PLAIN_SAMPLING if getattr(self, name) is not None}
+        given = {**PLAIN_SAMPLING, **defaults, **said}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k if self.top_k is not None and self.top_k > 0 else None,
-            min_p=self.min_p or 0.0,
+            temperature=given["temperature"],
+            top_p=given["top_p"],
+            top_k=given["top_k"] if given["top_k"] > 0 else None,
+            min_p=given["min_p"],
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
-            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            repetition_penalty=given["repetition_penalty"],
             logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
             min_tokens=self.min_tokens or 0,
             seed=None if self.seed is None else self.seed + choice,

@@ -8,7 +8,7 @@ from serve.engine.request import Constraint, SamplingParams
 from serve.errors import BadParameter, Busy, ContextTooLong
 from serve.grammar import GrammarReader, answer_grammar, structured_grammar
 from serve.messages import ToolChoice
-from serve.prompt import PromptReader, end_tokens
+from serve.prompt import PromptReader, end_tokens, sampling_defaults
 from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from serve.tools import CallReader, ToolFormat
 
@@ -34,6 +34,7 @@ class BodyReader:
         self.vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
         self.prompts = PromptReader(base.tokenizer, self.vocabulary_size)
         self.end_tokens = end_tokens(base.model, base.tokenizer)
+        self.defaults = sampling_defaults(base.model)
         self.grammars = GrammarReader(base.tokenizer, self.vocabulary_size, self.end_tokens)
 
     def choices(self, body: GenerationRequest) -> list[Choice]:
@@ -49,7 +50,7 @@ class BodyReader:
         for index, prompt in enumerate(prompts):
             max_tokens = self._max_tokens(body, len(prompt))
             for number in range(body.num_choices):
-                params = body.sampling_params(number, max_tokens, self.end_tokens)
+                params = body.sampling_params(number, max_tokens, self.end_tokens, self.defaults)
                 self._check_tokens(params)
                 constraint = self.grammars.constraint(grammar, param) if grammar is not None else None
                 calls = _call_reader(body, tool_format)

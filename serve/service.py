@@ -11,8 +11,8 @@ from typing import Any
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import BadReference, NotFound
 from adapterhub_local.keys import Key
-from adapterhub_local.refs import Mix, check_name
-from adapterhub_local.registry import Registry, Version
+from adapterhub_local.refs import Mix
+from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import side_of, split_of
 from serve.auth import check_models
 from serve.engine.build import build_engine
@@ -25,7 +25,7 @@ from serve.generate import Generation
 from serve.leases import Leases
 from serve.loaded import Loaded
 from serve.metrics import Activity, Metrics
-from serve.models import Target, find_target
+from serve.models import Target, find_target, is_name
 from serve.options import HttpOptions
 from serve.protocol import GenerationRequest
 from serve.read import BodyReader, Choice
@@ -225,7 +225,7 @@ class Service:
         """Have the target's adapter in memory, held for one request, and remember that it was used."""
         if target.version is None:
             return None
-        for version in versions_of(target):
+        for version in target.versions:
             self.leases.hold(version)
         before, start = self.engine.pool.num_loads, time.monotonic()
         with self.uses.noted(target.version.content_digest, str(target.version)):
@@ -237,21 +237,3 @@ class Service:
     def _release(self, request: EngineRequest) -> None:
         if request.adapter is not None:
             self.engine.pool.release(request.adapter)
-
-
-def is_name(text: str) -> bool:
-    """Whether `text` is an adapter's name and nothing else."""
-    try:
-        return bool(check_name(text))
-    except BadReference:
-        return False
-
-
-def versions_of(target: Target) -> list[Version]:
-    """The versions of the registry that answer for a target: one, or those of a mix."""
-    found = (
-        [target.version]
-        if isinstance(target.version, Version)
-        else [version for version, _ in getattr(target.version, "terms", ())]
-    )
-    return [version for version in found if version.lineage.get("kind") != "load"]

@@ -45,6 +45,8 @@ def command(
     import httpx
 
     _check_url(url)
+    if urlsplit(url).path in ("", "/"):  # as servers announce themselves elsewhere
+        url = f"{url.rstrip('/')}/v1"
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     host = urlsplit(url).hostname or ""
     key = settings.api_key()

@@ -77,8 +77,11 @@ def list_(as_json: bool) -> None:
 @click.argument("identity", metavar="ID")
 def revoke(identity: str) -> None:
     """Refuse a key from now on, also where a server runs."""
-    key = Keys(settings.home()).revoke(identity.removeprefix("qhub-").partition("-")[0])
+    keys = Keys(settings.home())
+    key = keys.revoke(identity.removeprefix("qhub-").partition("-")[0])
     click.echo(f"revoked {key.id}")
+    if not any(other.is_valid() for other in keys.all()):  # it does not open again: nobody asked for that
+        click.echo("No valid key is left: the server refuses every request until `qhub key create`.", err=True)
 
 
 def _entry(key: Key) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_no_server() -> None:
 def test_on_a_terminal(server: Server) -> None:
     """On a terminal a mistake is told and the talk goes on; the prompt names who answers; Ctrl-D ends it."""
     master, terminal = pty.openpty()
-    arguments = [sys.executable, "-m", "adapterhub_local", "chat", "alpha", "--url", f"{server.url}/v1"]
+    arguments = [sys.executable, "-m", "adapterhub_local", "chat", "alpha", "--url", server.url]
     process = subprocess.Popen(
         [*arguments, "--max-tokens", "3"], stdin=terminal, stdout=terminal, stderr=terminal, close_fds=True
     )

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher
+from transformers import GenerationConfig
 
 from serve.grammar import structured_grammar
-from serve.messages import StructuredOutputs
+from serve.messages import Message, StructuredOutputs
+from serve.prompt import sampling_defaults
+from serve.protocol import CompletionRequest
 from tests.serve.conftest import Server
 
 CHAT = "/v1/chat/completions"
@@ -90,12 +93,28 @@ def test_variables_of_the_template(server: Server, monkeypatch: pytest.MonkeyPat
     assert sizes == [thinking, thinking, plain]
 
 
+def test_what_the_bases_makers_recommend(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a request does not say of sampling is taken from the base's generation config, if that samples at all."""
+    config = GenerationConfig(do_sample=True, temperature=0.6, top_k=20, repetition_penalty=1.5)
+    reader, model = server.service.reader, server.service.base.model
+    assert sampling_defaults(model) == {}
+    monkeypatch.setattr(model, "generation_config", config)
+    monkeypatch.setattr(reader, "defaults", sampling_defaults(model))
+    ask = {"model": "tiny", "prompt": "Hello"}
+    (choice,) = reader.choices(CompletionRequest(**ask))
+    params = choice.params
+    assert (params.temperature, params.top_k, params.repetition_penalty, params.top_p) == (0.6, 20, 1.5, 1.0)
+    (choice,) = reader.choices(CompletionRequest(**ask, temperature=0.0, top_k=-1, repetition_penalty=1.0, min_p=0.0))
+    assert (choice.params.temperature, choice.params.top_k, choice.params.repetition_penalty) == (0.0, None, 1.0)
+    assert server.client.responses.create(model="tiny", input="Hello", max_output_tokens=1).temperature == 0.6
+    config.do_sample = False
+    assert sampling_defaults(model) == {}
+
+
 def test_an_answer_that_was_begun_is_continued(server: Server) -> None:
     """`continue_final_message` goes on inside the last message: as a completion of that very text does."""
     turns = [*MESSAGES, {"role": "assistant", "content": "It is"}]
     reader = server.service.reader.prompts
-    from serve.messages import Message
-
     prompt = reader.chat([Message(**turn) for turn in turns], continues=True, begins_answer=False)
     assert reader.text(prompt).endswith("It is")
     expected = server.complete(model="beta", prompt=list(prompt)).json()["choices"][0]["text"]

@@ -134,7 +134,9 @@ def test_verbs(home: Home) -> None:
     assert [(one["id"], one["adapters"], one["is_valid"]) for one in listed] == [(entry["id"], ["sql*"], True)]
     assert "digest" not in listed[0]
     assert "sql*" in run(qhub, ["key", "list"]).stdout
-    assert run(qhub, ["key", "revoke", entry["id"]]).exit_code == 0
+    revoked = run(qhub, ["key", "revoke", entry["id"]])
+    assert revoked.exit_code == 0
+    assert "No valid key is left" in revoked.stderr
     assert "revoked" in run(qhub, ["key", "list"]).stdout
     assert isinstance(run(qhub, ["key", "revoke", "nothing"]).exception, NotFound)
     assert isinstance(run(qhub, ["key", "create", "--rate", "often"]).exception, InputError)
