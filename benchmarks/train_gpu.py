@@ -10,6 +10,7 @@ process of its own. `planned_gib` is what `qhub plan` says of it.
 """
 
 import gc
+import json
 import os
 import tempfile
 import time
@@ -57,6 +58,7 @@ class Case:
     limit: float | None = None
     factors: str = "float32"
     optimizer: str = "adamw_8bit"
+    checkpointing: bool | str = True
     mode: str = "fits"  # fits, longest, speed
 
 
@@ -64,9 +66,12 @@ CASES = (
     Case("llama-65b-r64-512-on-48", "65b", 64, 512, card=48),
     Case("llama-2-70b-r16-512-on-40", "70b", 16, 512, card=40, factors="bfloat16"),
     Case("llama-7b-r64-512-on-12", "7b", 64, 512, card=12),
-    Case("llama-8b-2x2048-in-7.4", "8b", 8, 2048, examples=2, limit=7.4, factors="bfloat16"),
+    Case("llama-8b-2x2048-in-7.4", "8b", 8, 2048, examples=2, limit=7.4, factors="bfloat16", checkpointing="offload"),
     *(
-        Case(f"llama-8b-longest-on-{card}", "8b", 32, 0, card=card, factors="bfloat16", mode="longest")
+        Case(
+            f"llama-8b-longest-on-{card}", "8b", 32, 0, card=card, factors="bfloat16", checkpointing="offload",
+            mode="longest",
+        )
         for card in UNSLOTH
     ),
     Case("llama-8b-speed-ours", "8b", 16, 512, examples=8, mode="speed"),
@@ -131,7 +136,8 @@ def recipe_of(case: Case, folder: Path) -> Any:
         '[base]\nname = "random"\n[data]\ntrain = "data.jsonl"\n'
         f'[adapter]\nrank = {case.rank}\ndtype = "{case.factors}"\n'
         f"[train]\nbatch_size = {case.examples}\npacked_tokens = {case.examples * max(case.length, 8)}\n"
-        f'activation_checkpointing = true\noptimizer = "{case.optimizer}"\ncompute = "bfloat16"\n'
+        f"activation_checkpointing = {json.dumps(case.checkpointing)}\n"
+        f'optimizer = "{case.optimizer}"\ncompute = "bfloat16"\n'
         '[output]\nname = "measured"\n'
     )
     return load_recipe(folder / "recipe.toml")
@@ -199,7 +205,7 @@ def planned_gib(case: Case, shape: dict[str, Any], length: int) -> float:
     tokens = case.examples * length
     run = Pass(
         tokens, tokens, case.examples > 1, 2, 2 if case.factors == "bfloat16" else 4, case.rank, ("all-linear",),
-        is_checkpointed=True,
+        is_checkpointed=True, is_offloaded=case.checkpointing == "offload",
     )  # fmt: skip
     return round(estimate(read_shape(shape), run, case.optimizer, "cuda").total / 2**30, 3)
 
@@ -234,6 +240,7 @@ def longest(case: Case, shape: dict[str, Any], device: str, most: int) -> dict[s
     """The longest single example that trains under the cap, by bisection to 2 %."""
     import torch
 
+    from adapterhub_local.train.checkpointing import enable_checkpointing
     from adapterhub_local.train.loss import answer_loss, output_head
     from adapterhub_local.train.packing import pack
 
@@ -242,8 +249,7 @@ def longest(case: Case, shape: dict[str, Any], device: str, most: int) -> dict[s
         model, recipe = prepared(replace(case, length=8), shape, device, Path(folder))
     probe = random_examples(1, 64, shape["vocab_size"])[0]
     head = output_head(model, probe)
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable_checkpointing(model, recipe.train.activation_checkpointing)
     model.train()
     factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(factors, lr=1e-4)  # its states are as large as the update after the pass needs

@@ -28,6 +28,13 @@ from adapterhub_local.errors import QhubError
 @click.option(
     "--pin", "pins", metavar="REF", multiple=True, help="Keep this adapter in memory and in a slot. Repeatable."
 )
+@click.option(
+    "--allow-origin",
+    "origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Web pages from there may ask (CORS), such as http://localhost:3000, or * for all. Repeatable.",
+)
 @click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
 @click.option(
     "--max-rows", type=click.IntRange(1), help="Requests that run at once. Default: 16 on the CPU, 64 on a GPU."
@@ -68,8 +75,8 @@ from adapterhub_local.errors import QhubError
 @click.option(
     "--kernels",
     default="auto",
-    type=click.Choice(["auto", "triton", "torch"]),
-    help="On a GPU: adapters and attention by Triton kernels where they work, or by plain torch.",
+    type=click.Choice(["auto", "triton", "c", "torch"]),
+    help="Adapters and attention by own kernels where they work (Triton on a GPU, C on a CPU), or by plain torch.",
 )
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="With kernels: replay steps as CUDA graphs.")
 def command(
@@ -83,6 +90,7 @@ def command(
     timeout: float,
     lora_root: Path | None,
     pins: tuple[str, ...],
+    origins: tuple[str, ...],
     access_log: bool,
     max_rows: int | None,
     tokens_per_step: int | None,
@@ -125,7 +133,9 @@ def command(
         kernels=kernels,
         cuda_graphs=cuda_graphs,
     )
-    http = HttpOptions(max_body=max_body, max_tokens=max_tokens, timeout=timeout, lora_root=lora_root, pins=pins)
+    http = HttpOptions(
+        max_body=max_body, max_tokens=max_tokens, timeout=timeout, lora_root=lora_root, pins=pins, origins=origins
+    )
     run_server(
         base,
         host,

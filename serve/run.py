@@ -23,6 +23,7 @@ from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.engine.threads import in_passing
 from serve.front import JsonLines
+from serve.heap import bound_heaps
 from serve.options import HttpOptions
 
 DRAIN_SECONDS = 10  # how long running answers may go on when the server stops
@@ -92,6 +93,7 @@ def run_server(
                 "or listen on 127.0.0.1"
             )
     log_json(access=access_log)
+    bound_heaps()
     with listen(host, port) as listener:  # before the base is loaded: a wrong port should not cost minutes
         registry = Registry()
 

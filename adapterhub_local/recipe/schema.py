@@ -16,6 +16,7 @@ OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "ad
 SCHEDULES = ("cosine", "linear", "constant")
 STRATEGIES = ("manual", "auto")
 COMPUTE = ("auto", "float32", "bfloat16")
+CHECKPOINTING = (False, True, "offload")
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text")
 TEMPLATES = ("auto", "chat", "plain")
 LOSS_ON = ("answer", "last_answer", "all")
@@ -85,9 +86,16 @@ def _targets(value: str | tuple[str, ...]) -> str | None:
 at_least_one = between(1, 2**31, "1 or more")
 
 
+def _base(value: str) -> str | None:
+    wrong = _named(check_name)(value)
+    return (
+        wrong and f"{wrong}. `qhub base add NAME SOURCE` gives a model a name, `qhub base list` shows those there are"
+    )
+
+
 @dataclass(frozen=True)
 class Base:
-    name: str = key("the base to train against, as `qhub base list` shows it", check=_named(check_name))
+    name: str = key("the base to train against, as `qhub base list` shows it", check=_base)
 
 
 def _weights(value: tuple[float, ...]) -> str | None:
@@ -158,6 +166,10 @@ def _ranks(value: dict[str, int]) -> str | None:
     return None if value and all(1 <= rank <= 4096 for rank in value.values()) else "must be ranks from 1 to 4096"
 
 
+def _checkpointing(value: bool | str) -> str | None:
+    return None if value in CHECKPOINTING else "must be true, false or 'offload'"
+
+
 def _alphas(value: dict[str, float]) -> str | None:
     return None if value and all(0 < alpha <= 1e6 for alpha in value.values()) else "must be positive numbers"
 
@@ -187,7 +199,7 @@ class Adapter:
     )
     alpha_pattern: dict[str, float] | None = key("other alphas, in the same way", None, _alphas)
     from_: str | None = key(
-        "train on from this version, such as `sql@3`; rank, alpha, rslora, patterns and target_modules are its",
+        "train on from this version, such as `sql@3`; rank, alpha, rslora, dora, patterns and target_modules are its",
         None,
         _version,
     )
@@ -201,7 +213,7 @@ class Train:
         "manual",
         one_of(*STRATEGIES),
     )
-    epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "a positive number"))
+    epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "from 0.001 to 10000"))
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(
         "examples per forward pass at most, a divisor of batch_size; fewer take less memory", None, at_least_one
@@ -211,8 +223,11 @@ class Train:
         1024,
         between(0, 2**24, "0 or more"),
     )
-    activation_checkpointing: bool = key(
-        "compute activations again in the backward pass: a third more time, far less memory", False
+    activation_checkpointing: bool | str = key(
+        "true computes activations again in the backward pass: a third more time, far less memory; offload, on a GPU, "
+        "keeps in the host's memory what is left of them, and input embeddings that the head does not share",
+        False,
+        Check(_checkpointing, {"enum": CHECKPOINTING}),
     )
     learning_rate: float = key("peak learning rate", 5e-4, between(0, 1, "from 0 to 1"))
     schedule: str = key(f"learning rate over time: {', '.join(SCHEDULES)}", "cosine", one_of(*SCHEDULES))

@@ -20,7 +20,7 @@ from serve.engine.runner import Runner
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.slots import Slots
-from serve.lora.weights import own_weight, use_dense, use_four_bit
+from serve.lora.weights import own_weight, use_dense, use_four_bit, use_four_bit_for_few
 
 DEFAULT_MAX_LENGTH = 4096
 KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
@@ -49,11 +49,12 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     slots = Slots(layers, model.dtype, device, options.max_adapters)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
-    if options.base_exec == "auto" and device.type == "cuda" and kernels is not None and kernels.has("multiply"):
-        use_four_bit(slots.groups, model.dtype, kernels)
+    if options.base_exec == "auto" and kernels is not None and kernels.has("multiply"):
+        (use_four_bit if device.type == "cuda" else use_four_bit_for_few)(slots.groups, model.dtype, kernels)
     num_pages = _num_pages(options, max_length, page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
-    max_kept = min(num_pages, KEPT_BYTES // page_bytes) if device.type == "cpu" else 0
+    is_copied = device.type == "cpu" and not (kernels and kernels.has("paged_attention"))
+    max_kept = min(num_pages, KEPT_BYTES // page_bytes) if is_copied else 0
     runner = Runner(model, KVCache(num_pages, max_kept), context)
     if options.cuda_graphs and kernels is not None and device.type == "cuda":
         runner.graphs = Graphs(model, runner.cache, context, slots, kernels, runner.windows, max_length)

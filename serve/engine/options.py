@@ -8,7 +8,7 @@ from adapterhub_local.errors import InputError
 # what pays on a GPU, where a step of few rows takes about as long as one of many
 ON_GPU: dict[str, Any] = {"max_rows": 64, "tokens_per_step": 2048, "prefix_bytes": 2 << 30}
 BASE_EXEC = ("auto", "nf4", "dequant-cache")
-KERNELS = ("auto", "triton", "torch")
+KERNELS = ("auto", "triton", "c", "torch")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class EngineOptions:
     base_exec        `nf4`: multiply with the 4-bit weights; `dequant-cache`: with a dequantised copy of them, as far as
                      base_bytes goes; `auto`: whichever was measured to be faster
     base_bytes       memory for that copy; None: a quarter of what is free
-    kernels          `triton`: our kernels for adapters and attention; `torch`: none; `auto`: on a GPU where they work
+    kernels          our own for adapters, attention and 4-bit products: `triton` on a GPU, `c` on a CPU, compiled here;
+                     `torch`: none; `auto`: those that work
     cuda_graphs      on a GPU with kernels, replay decode steps that come often as CUDA graphs
     """
 

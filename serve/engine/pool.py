@@ -13,6 +13,7 @@ from adapterhub_local.errors import BadFile, Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.merge.dora import row_scales
 from adapterhub_local.registry import Version
+from serve.engine.fit import check_base, check_modules, check_origin
 from serve.engine.mixture import Mixture, mixed_factors
 from serve.errors import Busy
 from serve.lora.slots import Factors
@@ -204,14 +205,6 @@ def _pinned(factors: Factors) -> Factors:
     return {module: tuple(next(held) for _ in own) for module, own in factors.items()}
 
 
-def check_base(version: Version, base: BaseInfo) -> None:
-    """Raise Incompatible unless the version was made for `base`, as far as its lineage says."""
-    fingerprint = version.base_fingerprint
-    if fingerprint is not None and fingerprint != base.fingerprint:
-        theirs = version.lineage.get("base", {}).get("name") or fingerprint[:19]
-        raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
-
-
 def load_factors(
     version: Version, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], weight: WeightOf, dtype: torch.dtype
 ) -> dict[str, tuple[torch.Tensor, ...]]:
@@ -220,8 +213,8 @@ def load_factors(
     Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
     """
     adapter = open_adapter(version.path, dora=True)
-    _check_origin(adapter, version, base)
-    _check_modules(adapter, str(version), base, shapes)
+    check_origin(adapter, version, base)
+    check_modules(adapter, str(version), base, shapes)
     factors: dict[str, tuple[torch.Tensor, ...]] = {}
     has_effect = False
     for module, delta in adapter.deltas():
@@ -247,25 +240,3 @@ def _dora_scales(adapter: AdapterFile, module: str, delta: Delta, weight: torch.
     if not torch.isfinite(scales).all():
         raise Incompatible(f"'{name}' rescales a row of {module} that is zero, by no finite number: train it anew")
     return scales
-
-
-def _check_origin(adapter: AdapterFile, version: Version, base: BaseInfo) -> None:
-    if adapter.base_fingerprint not in (None, base.fingerprint):
-        raise Incompatible(f"the weights of '{version}' say that they were made for another base than '{base.name}'")
-    named = adapter.config.base_model
-    if version.base_fingerprint is None and adapter.base_fingerprint is None and named not in (None, base.hub_id):
-        raise Incompatible(f"'{version}' was made for '{named}', the base '{base.name}' comes from '{base.hub_id}'")
-
-
-def _check_modules(adapter: AdapterFile, name: str, base: BaseInfo, shapes: Mapping[str, tuple[int, int]]) -> None:
-    wrong = []
-    for module, shape in adapter.shapes.items():
-        if module not in shapes:
-            wrong.append(f"{module} (no such linear layer)")
-        elif (shape.in_features, shape.out_features) != shapes[module]:
-            wrong.append(
-                f"{module} ({shape.in_features} -> {shape.out_features}, not {' -> '.join(map(str, shapes[module]))})"
-            )
-    if wrong:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise Incompatible(f"'{name}' does not fit the base '{base.name}': {shown}")
