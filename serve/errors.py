@@ -57,6 +57,10 @@ class BadParameter(InputError):
         self.param = param
 
 
+class DeviceLost(QhubError):
+    """The GPU failed in a way that only a new process gets over."""
+
+
 class AdapterUnloaded(QhubError):
     """The adapter of a running request was taken away by force."""
 

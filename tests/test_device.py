@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.base.store import BaseInfo, read_record
 from adapterhub_local.evaluate.metrics import evaluate
+from adapterhub_local.plan.device import find_device
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import with_adapter
@@ -23,6 +24,7 @@ from adapterhub_local.train.trainer import make_trainer
 from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.graphs import Graphs
+from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request, SamplingParams
 from serve.kernels import reference
@@ -137,8 +139,8 @@ def test_serving_on_a_gpu(way: str, info: BaseInfo, monkeypatch: pytest.MonkeyPa
             assert len(engine.runner.graphs) >= 2
 
 
-def train(model: Any, folder: Path, home: Home, info: BaseInfo) -> tuple[list[float], float]:
-    """The losses of a few steps, and that of what they made of the model."""
+def train(model: Any, folder: Path, home: Home, info: BaseInfo) -> list[float]:
+    """The losses of a few steps, and last that of what they made of the model."""
     recipe = load_recipe(write_recipe(folder), ["train.optimizer='adamw'", "train.activation_checkpointing=true"])
     examples = tokenise(read_chats(folder / "train.jsonl"), byte_tokenizer(), 512)
     adapted = with_adapter(LoadedBase(info, model, byte_tokenizer()), recipe)
@@ -147,7 +149,7 @@ def train(model: Any, folder: Path, home: Home, info: BaseInfo) -> tuple[list[fl
     trainer, _ = make_trainer(adapted, examples, recipe.train, folder, lambda entry: losses.append(entry["loss"]))
     preflight(trainer, examples, home)
     trainer.train()
-    return losses, evaluate(adapted.eval(), examples, 4).loss
+    return [*losses, evaluate(adapted.eval(), examples, 4).loss]
 
 
 def test_training_on_a_gpu(info: BaseInfo, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,5 +158,55 @@ def test_training_on_a_gpu(info: BaseInfo, tmp_path: Path, home: Home, monkeypat
     with pretend_gpu(monkeypatch) as waits:
         # PEFT moves the factors: their parameters must become those of the GPU
         torch.__future__.set_overwrite_module_params_on_conversion(True)
-        assert train(moved(tiny_model()), tmp_path, home, info) == wanted
+        assert train(moved(tiny_model()), tmp_path, home, info) == pytest.approx(wanted, rel=1e-6)
         assert waits["aten.nonzero.default"] == 0
+
+
+def test_the_plan_is_for_the_gpu_that_torch_sees(waits: Any) -> None:
+    """Not for one that is only built in."""
+    assert find_device().kind == "cuda"
+    assert find_device().name == "Pretended"
+
+
+def test_memory_that_runs_out_in_a_step(info: BaseInfo, waits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that do not fit together are computed one by one, and one that does not fit alone fails alone."""
+    monkeypatch.setattr("serve.engine.build.choose_kernels", lambda *_: None)
+    engine = engine_over(moved(tiny_model()), info)
+    wanted = answers(engine, ["four", None], [GREEDY] * 2)
+    whole = engine.runner.forward
+
+    def small(batch: Any, slots: Any) -> torch.Tensor:
+        if len(batch) > 1 or batch[0].request.id == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(batch, slots)
+
+    monkeypatch.setattr(engine.runner, "forward", small)
+    assert answers(engine, ["four", None], [GREEDY] * 2) == wanted
+    engine.submit(Request("large", (1, 2, 3), SamplingParams(max_tokens=2)))
+    assert "memory is full" in str([output.error for output in engine.step()])
+
+
+def test_a_gpu_that_is_lost_ends_the_loop(info: BaseInfo, waits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error that stays, requests end and /health says so, instead of failing one by one for ever."""
+    monkeypatch.setattr("serve.engine.build.choose_kernels", lambda *_: None)
+    engine = engine_over(moved(tiny_model()), info)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine.runner, "forward", broken)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    loop = EngineLoop(engine)
+    engine.submit(Request("one", (1, 2, 3), SamplingParams(max_tokens=2)))
+    loop._run()
+
+    assert not engine.has_work
+    assert not loop.is_alive
+
+
+def test_defaults_of_a_gpu() -> None:
+    """More rows and tokens a step than on a CPU; what is given stays."""
+    assert EngineOptions.on("cpu") == EngineOptions()
+    assert EngineOptions.on("cuda").max_rows == 64
+    assert EngineOptions.on("cuda", max_rows=4, prefix_bytes=0).tokens_per_step == 2048
+    assert EngineOptions.on("cpu", max_rows=600, kv_bytes=None).tokens_per_step == 600

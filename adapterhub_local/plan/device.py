@@ -1,9 +1,10 @@
-"""What the device has: the memory asked about (`24GB`), else that of the GPU, else what is free on this machine."""
+"""What the device has: the memory asked about (`24GB`), else that of the GPU, else what is free on this machine.
+
+torch is asked for the GPU, as training does: what nvidia-smi shows may be hidden from it, or of no use to its build.
+"""
 
 import os
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,14 @@ class Device:
     """`kind` is cpu or cuda, `memory` the bytes a run may take, `name` what people call it.
 
     `whole` is all the memory it has, whatever is free now: what choices rest on that should not change by the hour.
+    `has_bfloat16`: of a GPU, whether it multiplies that itself.
     """
 
     kind: str
     memory: int
     name: str
     whole: int
+    has_bfloat16: bool = True
 
 
 def parse_size(text: str) -> int:
@@ -47,10 +50,10 @@ def find_device(gpu: str | None = None, ram: str | None = None) -> Device:
     if ram:
         return Device("cpu", parse_size(ram), f"CPU with {ram}", parse_size(ram))
     wanted = settings.device()
-    if wanted != "cpu" and (found := _nvidia()):
+    if wanted != "cpu" and (found := _gpu()):
         return found
     if wanted == "cuda":
-        raise InputError("QHUB_DEVICE is cuda and nvidia-smi shows no GPU: give its memory, such as --gpu 24GB")
+        raise InputError("QHUB_DEVICE is cuda and torch sees no GPU: give its memory, such as --gpu 24GB")
     return Device("cpu", available_memory(), "CPU", total_memory())
 
 
@@ -59,18 +62,15 @@ def _card(text: str) -> int:
     return parse_size(f"{decimal[1]}gib") if decimal else parse_size(text)
 
 
-def _nvidia() -> Device | None:
-    """The first GPU as nvidia-smi shows it; None where there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+def _gpu() -> Device | None:
+    """The GPU that training would use; None where torch sees none, whatever is built in."""
+    import torch
+
+    if not torch.cuda.is_available():
         return None
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits", "--id=0"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        name, _, mebibytes = done.stdout.strip().splitlines()[0].rpartition(",")
-        return Device("cuda", int(mebibytes) * 2**20, name.strip(), int(mebibytes) * 2**20)
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    card = torch.cuda.get_device_properties(torch.cuda.current_device())
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Device("cuda", card.total_memory, card.name, card.total_memory, has_bfloat16)
 
 
 def available_memory() -> int:

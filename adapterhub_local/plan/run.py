@@ -131,7 +131,7 @@ def compute_bytes(wanted: str, device: Device) -> int:
         return 2 if wanted == "bfloat16" else 4
     cpuinfo = Path("/proc/cpuinfo")
     has_amx = cpuinfo.exists() and " amx_bf16" in cpuinfo.read_text(errors="replace")
-    return 2 if device.kind == "cuda" or has_amx else 4
+    return 2 if (device.has_bfloat16 if device.kind == "cuda" else has_amx) else 4
 
 
 def optimizer_of(wanted: str, device: Device) -> str:

@@ -11,7 +11,7 @@ from adapterhub_local.plan.memory import num_factors
 from adapterhub_local.plan.rows import Rows
 from adapterhub_local.plan.shape import Shape
 
-# dense bf16 TFLOP/s of the makers' data sheets, by what nvidia-smi calls the card
+# dense bf16 TFLOP/s of the makers' data sheets, by what the driver calls the card
 TFLOPS = {
     "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "RTX 6000 Ada": 364, "RTX A6000": 155,
     "RTX 5090": 209, "RTX 4090": 165, "RTX 4080": 97, "RTX 3090": 71, "RTX 3080": 60, "RTX 3060": 26, "T4": 65,

@@ -184,7 +184,13 @@ def each_alone(
             continue
         # kernels know by themselves who sees whom where nothing comes before
         how: dict[str, Any] = {"attn_mask": mask} if before or window is not None else {"is_causal": True}
-        how |= {"scale": scale, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+        repeats = query.shape[1] // key.shape[1]
+        if (
+            "attn_mask" in how and query.device.type == "cuda"
+        ):  # no kernel takes a mask and grouped heads there: without
+            own = tuple(each.repeat_interleave(repeats, dim=1) for each in own)  # this all scores would be in memory
+            repeats = 1
+        how |= {"scale": scale, "dropout_p": dropout, "enable_gqa": repeats > 1}
         out = scaled_dot_product_attention(queries[number], *own, **how)
         outs.append(out.transpose(1, 2))
     return torch.cat(outs, dim=1)

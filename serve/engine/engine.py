@@ -21,7 +21,7 @@ from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import Sampler, choose
 from serve.engine.scheduler import Scheduler
 from serve.engine.stats import Stats
-from serve.errors import AdapterUnloaded, ContextTooLong, GenerationFailed
+from serve.errors import AdapterUnloaded, ContextTooLong, DeviceLost, GenerationFailed
 from serve.lora.product import Slot
 from serve.lora.slots import Slots
 
@@ -116,7 +116,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
-        """Compute one batch; what is new of every request in it that got a token or failed."""
+        """Compute one batch; what is new of every request in it that got a token or failed. Raises DeviceLost."""
         with self._between_steps():
             with self._lock:
                 self._reap()
@@ -157,6 +157,8 @@ class Engine:
         except Exception as error:
             # whatever it was, it must not take the other requests with it
             self.stats.num_failed_steps += 1
+            if self._is_lost():
+                raise DeviceLost(f"the GPU gives no answers any more ({error}): start the server again") from error
             if len(batch) == 1:
                 logger.error("request %s failed", batch[0].request.id, exc_info=error)
                 if isinstance(error, torch.OutOfMemoryError):
@@ -167,6 +169,16 @@ class Engine:
         if self.runner.device.type == "cuda":
             torch.cuda.empty_cache()
         return {key: result for item in batch for key, result in self._compute([item]).items()}
+
+    def _is_lost(self) -> bool:
+        """Whether the GPU is of no use to this process any more: an error like an illegal address stays for ever."""
+        if self.runner.device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize(self.runner.device)
+        except RuntimeError:
+            return True
+        return False
 
     def _forward(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
         slots = self._acquire_slots(batch)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from serve.engine.engine import Engine
 from serve.engine.request import Request, TokenOutput
-from serve.errors import Busy, GenerationFailed
+from serve.errors import Busy, DeviceLost, GenerationFailed
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,11 @@ class EngineLoop:
                 return
             try:
                 self._send(self.engine.step())
+            except DeviceLost as error:
+                logger.critical("%s", error)
+                self._is_stopping = True  # so that no request is taken any more, and whoever watches /health knows
+                self._send(self.engine.fail_all())
+                return
             except Exception:
                 # a step fails its requests one by one; what reaches this place is a mistake of ours, which
                 # would come again with the same requests: they end, the loop lives

@@ -1,5 +1,6 @@
 """Decode steps over tensors that stay where they are give what ordinary steps give; capturing them is left to a GPU."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,24 @@ def test_steps_follow_factors_that_move(built_base: Path, served_registry: Regis
     assert answers(engine, served_registry, ["beta", None, None, None, None])[1:] == wanted["base"][1:]
     assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
     assert any(graphs._made[key] is not made for key, made in before.items() if key in graphs._made)
+
+
+def test_no_step_is_made_of_stacks_that_are_exchanged(built_base: Path, served_registry: Registry, wanted) -> None:
+    """While adapters move steps go the ordinary way, a step holds what it reads, and a growth that fails is counted."""
+    engine = engine_of(built_base)
+    graphs = with_steps(engine)
+    with engine.slots.moving:
+        assert answers(engine, served_registry, [None] * 5) == wanted["base"]
+    assert not len(graphs)
+    assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
+    made = graphs._made[4, (3, 8, 16)]
+    assert {id(stack) for stack in made.stacks} >= {id(engine.slots.groups[0].a[rank]) for rank in (3, 8, 16)}
+
+    before = engine.slots.moves[8]
+    with suppress(MemoryError), engine.slots._exchanging(8):
+        engine.slots.groups[0].a[8] = engine.slots.groups[0].a[8].clone()
+        raise MemoryError
+    assert engine.slots.moves[8] == before + 1
 
 
 def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, wanted) -> None:
