@@ -79,7 +79,7 @@ def test_one_run_in_two_processes(tiny_base: BaseInfo, home: Home, tmp_path: Pat
             train(recipe, home)
         assert train(load_recipe(recipe.path, ["train.seed=1"]), home).number == 1
     assert train(recipe, home).number == 2
-    assert list(home.tmp.iterdir()) == []
+    assert list(home.runs.glob("*.lock")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

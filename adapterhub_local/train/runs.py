@@ -50,8 +50,8 @@ class Run:
 
         The system itself gives the lock back when a process ends, however it ends.
         """
-        make_folder(self.home.tmp)
-        path = self.home.tmp / f"{self.folder.name}.lock"
+        make_folder(self.home.runs)
+        path = self.folder.with_name(f"{self.folder.name}.lock")
         with open(path, "a", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
