@@ -5,11 +5,13 @@ QHUB_API_KEY what `qhub chat` sends to the server      default none
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
+CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are kept  default cc or like it, ~/.cache
 NO_COLOR     if set, nothing is told by colour alone
 QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
 """
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +70,16 @@ class Home:
 def api_key() -> str | None:
     """The value of QHUB_API_KEY, None if there is none."""
     return os.environ.get("QHUB_API_KEY") or None
+
+
+def compiler() -> list[str]:
+    """The words of $CC, the command of a C compiler; none if it is not set."""
+    return shlex.split(os.environ.get("CC", ""))
+
+
+def cache() -> Path:
+    """The user's folder for what can be made again and depends on the machine, not on a home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adapterhub-local"
 
 
 def home(root: str | Path | None = None) -> Home:

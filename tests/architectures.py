@@ -1,6 +1,7 @@
 """A tiny random model of every architecture that training is promised for, made from its config."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -17,6 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from adapterhub_local.base.load import close_packing_trap, import_bitsandbytes
+from adapterhub_local.base.quantise import quantised_modules
 from tests.tiny import VOCABULARY, byte_tokenizer
 
 _LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "initializer_range": 0.2}
@@ -48,3 +51,18 @@ def save_architecture(name: str, folder: Path) -> Path:
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def in_nf4(model: Any) -> Any:
+    """The model with its linear layers in NF4, as a loaded base has them; what they are computed in stays."""
+    bnb = import_bitsandbytes().nn
+    for name in quantised_modules(model):
+        old = model.get_submodule(name)
+        layer = bnb.Linear4bit(old.in_features, old.out_features, bias=old.bias is not None, quant_type="nf4")
+        layer.weight = bnb.Params4bit(old.weight.detach(), requires_grad=False, quant_type="nf4").to("cpu")
+        layer.bias = old.bias
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, layer)
+    model.is_loaded_in_4bit = True  # PEFT then takes its 4-bit layer, and leaves the embeddings alone
+    close_packing_trap(model, model.dtype)
+    return model.requires_grad_(False)

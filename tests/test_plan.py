@@ -25,11 +25,13 @@ from adapterhub_local.plan.run import largest_tokens, plan
 from adapterhub_local.plan.shape import Shape, read_config, read_shape
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.settings import Home
+from adapterhub_local.train.attention import attach
 from adapterhub_local.train.examples import Example
 from adapterhub_local.train.packing import forward, pack
+from adapterhub_local.train.product import fuse
 from adapterhub_local.train.run import with_adapter
 from adapterhub_local.train.trainer import make_rows
-from tests.architectures import SHAPES
+from tests.architectures import SHAPES, in_nf4
 from tests.chats import write_recipe
 from tests.tiny import VOCABULARY
 
@@ -79,11 +81,13 @@ def test_activations_are_what_autograd_keeps(name: str) -> None:
     config = config_of(name)
     shape = read_shape(json.loads(config.to_json_string()))
     for dtype in (torch.float32, torch.bfloat16):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
+        model = in_nf4(AutoModelForCausalLM.from_config(config, dtype=dtype))
         model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+        fuse(model)
+        assert attach(model) != (config.model_type == "falcon")
         for count in (1, 3):
             tokens = 100 * count
-            run = Pass(tokens, 20 * count, count > 1, dtype.itemsize, 4, 8, ("all-linear",))
+            run = Pass(tokens, 20 * count, count > 1, dtype.itemsize, 4, 8, ("all-linear",), longest=100)
             assert kept(shape, run) == pytest.approx(kept_by_autograd(model, examples_of(count, 100)), rel=0.02)
 
 
@@ -100,6 +104,24 @@ def test_activations_of_other_adapters(tiny_base: BaseInfo, tmp_path: Path, chan
     run = Pass(100, 20, False, dtype.itemsize, factor, 8, targets, "dropout" in change)
 
     assert kept(shape, run) == pytest.approx(kept_by_autograd(model, examples_of(1, 100)), rel=0.04)
+
+
+def test_what_moves_to_the_host() -> None:
+    """Offloading keeps one block's input instead of all and no embeddings; what is moved is counted for the host."""
+    shape = read_shape(LLAMA_8B)
+    kept_run = replace(RUN, is_checkpointed=True)
+    moved_run = replace(kept_run, is_offloaded=True)
+    before, after = (estimate(shape, run, "adamw_8bit", "cuda") for run in (kept_run, moved_run))
+    row, table = 2 * 4096 * 2048, 2 * 4096 * 128256
+
+    assert before.activations - after.activations == 31 * row
+    assert before.base - after.base == table
+    assert (before.host, after.host) == (0, 32 * row + table)
+    assert before.total - after.total > 31 * row + table
+    odd = estimate(shape, replace(moved_run, tokens=2049), "adamw_8bit", "cuda")
+    assert odd.host == 64 * row + table  # pinned memory comes in powers of two
+    tied = estimate(replace(shape, is_tied=True), moved_run, "adamw_8bit", "cuda")
+    assert tied.host == 32 * row
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,7 +166,7 @@ def test_more_takes_more(tokens: int, labels: int, rank: int, optimizer: str, pa
         assert estimate(shape, run, optimizer, device).total == sum(
             value
             for name, value in estimate(shape, run, optimizer, device).to_json().items()
-            if name not in ("total", "paged")
+            if name not in ("total", "paged", "host")
         )
 
 
@@ -218,7 +240,7 @@ def test_rows_are_those_of_the_trainer(tiny_base: BaseInfo, tmp_path: Path, chan
     assert planned.row_labels >= max(row.num_labels for row in rows)
     assert planned.computed == pytest.approx(sum(row.input_ids.shape[1] for row in rows), rel=0.05)
     assert planned.rows == len(rows)
-    assert planned.is_packed == any(row.mask is not None for row in rows)
+    assert planned.is_packed == any(not row.layout.is_single for row in rows)
 
 
 def test_a_model_that_is_not_there(home: Home, tmp_path: Path) -> None:

@@ -58,8 +58,11 @@ def test_less_memory_takes_smaller_ways(tmp_path: Path) -> None:
     assert (large["train.packed_tokens"], large["train.activation_checkpointing"]) == (4096, False)
     assert small["train.activation_checkpointing"]
     assert large["train.optimizer"] == "paged_adamw_8bit"
+    assert chosen(recipe, "8GB", data)["train.activation_checkpointing"] == "offload"
     with pytest.raises(InputError, match="use a smaller base, shorter examples"):
         chosen(recipe, "6GB", data)
+    given = load_recipe(write_recipe(tmp_path, OPEN), ["train.activation_checkpointing=offload"])
+    assert "train.activation_checkpointing" not in chosen(given, "80GB", data)
 
 
 @pytest.mark.parametrize("size", ["9GB", "10GB", "12GB", "16GB", "24GB", "48GB"])

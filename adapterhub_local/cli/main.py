@@ -69,6 +69,10 @@ SECTIONS = {
         "gc": "Give back the space of what no version needs.",
     },
 }
+FULL = (
+    "end what else uses it, or ask for less: `qhub plan` says what a training takes, `qhub serve` has --kv-cache-mb, "
+    "--base-cache-mb and --max-length; QHUB_DEVICE=cpu does without a GPU"
+)
 VERBS = [verb for section in SECTIONS.values() for verb in section]
 
 
@@ -142,11 +146,18 @@ def run(arguments: list[str] | None = None) -> None:
         is_closed = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and is_in_home(error.filename)
         hint = ": the home cannot be written, set QHUB_HOME to a folder that can" if is_closed else ""
         _fail(f"{error.strerror or error}{where}{hint}", 1)
-    except Exception:
+    except Exception as error:
         if interrupts:  # an import that is cut in the middle raises errors of its own
             _fail("stopped", 130)
-        raise
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not to be loaded for this
+            raise
+        _fail(f"the GPU's memory is full ({first_sentences(error)}): {FULL}", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def first_sentences(error: Exception) -> str:
+    """What torch says was asked for and free, without its advice about the allocator."""
+    return ". ".join(str(error).split(". ")[:3])
 
 
 def _count_interrupts() -> list[int]:

@@ -72,6 +72,8 @@ def command(
     )
     if memory["paged"]:
         click.echo(f"{size_text(memory['paged'])} of optimizer states can move to the host when the GPU is full")
+    if memory["host"]:
+        click.echo(f"{size_text(memory['host'])} of activations and embeddings are in the host's memory")
     if device.kind == "cuda":
         click.echo("GPU figures are computed and not yet measured on a GPU")
     if not planned.shape.is_known:

@@ -14,9 +14,9 @@ from adapterhub_local.plan.shape import Linear, Shape
 class Pass:
     """One forward and backward pass: a row of `tokens`, `labels` of which are predicted.
 
-    is_packed: several examples share the row, behind a mask of tokens x tokens. compute, factor: bytes of an
-    element of activations and of A and B. is_checkpointed: only the input of each block is kept, the rest is
-    computed again.
+    is_packed: several examples share the row, `longest` tokens at most each (None: not known). compute, factor:
+    bytes of an element of activations and of A and B. is_checkpointed: only the input of each block is kept, the
+    rest is computed again; is_offloaded: and kept in the host's memory.
     """
 
     tokens: int
@@ -28,6 +28,8 @@ class Pass:
     targets: tuple[str, ...]
     has_dropout: bool = False
     is_checkpointed: bool = False
+    is_offloaded: bool = False
+    longest: int | None = None
 
 
 def kept(shape: Shape, run: Pass) -> int:
@@ -35,7 +37,7 @@ def kept(shape: Shape, run: Pass) -> int:
     rotary = 2 * shape.head_dim * run.compute * run.tokens
     if not run.is_checkpointed:
         return shape.layers * block(shape, run) + rotary - _first(shape, run)
-    return shape.layers * boundary(shape, run) + rotary
+    return (1 if run.is_offloaded else shape.layers) * boundary(shape, run) + rotary
 
 
 def _first(shape: Shape, run: Pass) -> int:
@@ -86,8 +88,9 @@ def _attention(shape: Shape, run: Pass) -> int:
     """Queries, keys, values and result, a token; with a mask, keys and values are repeated for every query head."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     result = queries * run.compute
-    is_repeated = shape.scores == "eager" or _has_mask(shape, run)
-    if shape.scores == "math":
+    is_eager = shape.scores == "eager"
+    is_repeated = not run.is_packed if is_eager else _has_mask(shape, run)
+    if shape.scores == "math" or (is_eager and run.is_packed):
         together = 2 * keys
     elif is_repeated and shape.kv_heads < shape.heads:
         together = 2 * queries
@@ -95,20 +98,27 @@ def _attention(shape: Shape, run: Pass) -> int:
         # a fused projection is kept whole by the values cut out of it
         together = keys + (queries + 2 * keys if shape.is_fused or shape.is_layer_norm else keys)
     sums = 4 * shape.heads if shape.scores == "none" else 0
-    return (queries + together) * run.compute + result + sums
+    width = 4 if shape.scores == "math" else run.compute  # torch computes that in float32
+    return (queries + together) * width + result + sums
 
 
 def _square(shape: Shape, run: Pass) -> int:
-    """What grows with tokens x tokens: the mask as attention code adds it, and scores where attention is eager."""
+    """What grows with the pairs of tokens: the mask as attention code adds it, and scores where attention is eager."""
+    if shape.scores == "eager":  # softmax in float32, and what it is cast or capped from
+        keys = run.longest if run.is_packed and run.longest is not None else run.tokens
+        return shape.heads * run.tokens * min(run.tokens, keys) * 8
     pairs = run.tokens * run.tokens
-    if shape.scores != "none":  # softmax in float32, and where it is eager what it is cast or capped from
-        return shape.heads * pairs * (8 if shape.scores == "eager" else 4)
+    if shape.scores == "math":
+        return shape.heads * pairs * 4
     return pairs * run.compute if _has_mask(shape, run) else 0
 
 
 def _has_mask(shape: Shape, run: Pass) -> bool:
-    """Whether attention takes a mask: for several examples, a window shorter than the row, and always in Falcon."""
-    return run.is_packed or shape.makes_mask or (shape.window is not None and run.tokens > shape.window)
+    """Whether attention takes a mask: in Falcon always, else for one example that is longer than the window.
+
+    Examples in one row attend each to itself (train/attention.py).
+    """
+    return shape.makes_mask or (not run.is_packed and shape.window is not None and run.tokens > shape.window)
 
 
 def _mlp(shape: Shape, run: Pass) -> int:
@@ -117,17 +127,14 @@ def _mlp(shape: Shape, run: Pass) -> int:
 
 
 def _factors(shape: Shape, run: Pass) -> int:
-    """What A and B are applied to, a token: a module's input, once for all that read it unless cast or dropped."""
+    """What A and B are applied to, a token: their modules' inputs, each once for all that read it.
+
+    With dropout PEFT's layers compute (train/product.py does not), and keep an input in the dtype of A and its mask.
+    """
     modules = adapted(shape, run.targets)
-    total = sum(run.rank * run.factor for _ in modules)
-    seen = set()
-    for linear in modules:
-        is_shared = run.factor == run.compute and not run.has_dropout
-        is_kept_already = linear.reads == "heads" and not shape.copies_result
-        if is_shared and (linear.reads in seen or is_kept_already):
-            continue
-        seen.add(linear.reads)
-        total += linear.in_features * run.factor
-        if run.has_dropout:
-            total += linear.in_features * run.factor
-    return total
+    if run.has_dropout:
+        return sum((2 * linear.in_features + run.rank) * run.factor for linear in modules)
+    inputs = {linear.reads: linear.in_features for linear in modules}
+    if run.is_packed or not shape.copies_result:  # attention keeps it
+        inputs.pop("heads", None)
+    return (sum(inputs.values()) + len(modules) * run.rank) * run.compute

@@ -17,6 +17,7 @@ from adapterhub_local.plan.rows import Rows, pack_examples, read_examples
 from adapterhub_local.plan.run import optimizer_of, pass_of
 from adapterhub_local.plan.shape import Shape, read_config
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.schema import CHECKPOINTING
 from adapterhub_local.settings import Home
 
 # parameters up to -> rank, alpha, learning rate, batch: between the published values of QLoRA (arXiv 2305.14314: 2e-4,
@@ -30,6 +31,11 @@ BY_SIZE = (
 MAX_RANK = 64
 MIN_STEPS = 16  # of an epoch, so that a schedule has a course
 BITS_PER_FACTOR, BITS_PER_LABEL = 2, 1  # what A and B can hold, and what an answer's token has to teach
+ROOM = {
+    False: "there is room for the activations of all layers",
+    True: "there is no room for the activations of all layers",
+    "offload": "there is not even room for the inputs of all layers",
+}
 USED = 0.9  # share of the device a choice may take: the estimate has an error, and others have needs
 
 
@@ -105,10 +111,7 @@ def choose(
         if total <= limit:
             taken = f"{total / 1e9:.2f} of {device.whole / 1e9:.1f} GB"
             settled("train.packed_tokens", packed, f"{why} ({taken})")
-            room = "no room" if checkpointed else "room"
-            settled(
-                "train.activation_checkpointing", checkpointed, f"there is {room} for the activations of all layers"
-            )
+            settled("train.activation_checkpointing", checkpointed, ROOM[checkpointed])
             return replace(recipe, train=replace(recipe.train, strategy="manual")), rows, choices
     raise InputError(
         f"{device.name} has {device.whole / 1e9:.1f} GB and the smallest way takes {total / 1e9:.1f} GB: "
@@ -116,16 +119,17 @@ def choose(
     )
 
 
-def _ways(recipe: Recipe, device: Device) -> Iterator[tuple[int, bool, str]]:
+def _ways(recipe: Recipe, device: Device) -> Iterator[tuple[int, bool | str, str]]:
     """packed_tokens and activation_checkpointing from the fastest to the smallest, given keys kept; and why."""
-    longest, reason = (1024, "longer rows cost more attention than they save on a CPU")
+    longest, reason = (1024, "longer rows take more memory and save a CPU nothing")
     if device.kind == "cuda":
         longest, reason = (4096, "long rows keep a GPU busy")
     train, given = recipe.train, recipe.origins
     lengths = (train.packed_tokens,) if "train.packed_tokens" in given else (longest, longest // 2, longest // 4, 0)
-    for checkpointed in (False, True):
-        if "train.activation_checkpointing" in given and checkpointed != train.activation_checkpointing:
-            continue
+    ways: tuple[bool | str, ...] = CHECKPOINTING if device.kind == "cuda" else CHECKPOINTING[:2]
+    if "train.activation_checkpointing" in given:
+        ways = (train.activation_checkpointing,)
+    for checkpointed in ways:
         for length in lengths:
             yield length, checkpointed, reason if length == longest else "longer rows do not fit"
 

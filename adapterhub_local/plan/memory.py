@@ -7,7 +7,7 @@ The peak is just after a forward pass, when all that is kept for the backward pa
 
 from dataclasses import asdict, dataclass, replace
 
-from adapterhub_local.plan.activations import Pass, adapted, block, kept
+from adapterhub_local.plan.activations import Pass, adapted, block, boundary, kept
 from adapterhub_local.plan.shape import Linear, Shape
 
 MB = 10**6
@@ -18,7 +18,7 @@ STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit
 CPU_LIBRARIES = 410 * MB  # resident size of torch, transformers, PEFT and bitsandbytes, and the tokenizer
 # glibc (2.36) cannot give an aligned chunk that was freed to a request of the same size, so that what a forward and
 # backward pass holds for a moment takes this share of its weights and activations. Larger chunks go back at once
-HEAP_LOSS = 0.64
+HEAP_LOSS = 0.6
 HEAP_CHUNK = 32 << 20
 GPU_CONTEXT = 600 * MB  # CUDA context, workspaces of cuBLAS and bitsandbytes
 GPU_ROUNDING = 0.1  # share of what comes and goes in a step that is lost between the allocator's blocks
@@ -29,7 +29,8 @@ class Memory:
     """Bytes at the peak, by purpose; `total` is what the device must have.
 
     workspace: dequantised weights, gradients of activations, and what the allocator loses. paged: the part of
-    the optimizer's states that can move to the host.
+    the optimizer's states that can move to the host. host: what was moved to the host's memory, which is in no
+    other part.
     """
 
     base: int
@@ -41,10 +42,11 @@ class Memory:
     workspace: int
     libraries: int
     paged: int
+    host: int = 0
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values()) - self.paged
+        return sum(asdict(self).values()) - self.paged - self.host
 
     def to_json(self) -> dict[str, int]:
         return {**asdict(self), "total": self.total}
@@ -91,12 +93,17 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
     workspace = _moment(shape, run) + _dequantised(largest, run)
     workspace += round(GPU_ROUNDING * (activations + parts["logits"] + workspace))
     paged = states if optimizer.startswith("paged") else 0
-    return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged)
+    host = 0
+    if run.is_offloaded:  # pinned memory comes in powers of two
+        host = shape.layers * 2 ** (boundary(shape, run) - 1).bit_length()
+        table = 0 if shape.is_tied else shape.vocabulary * shape.hidden * run.compute
+        parts["base"], host = parts["base"] - table, host + table
+    return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged, host=host)
 
 
 def _dequantised(linear: Linear, run: Pass) -> int:
-    """A weight as the backward pass dequantises it: to the base's 16 bits, then to the dtype of activations."""
-    return linear.size * (2 + (run.compute if run.compute == 4 else 0))
+    """A weight as the backward pass dequantises it; PEFT's layer, which dropout needs, by way of 16 bits."""
+    return linear.size * (run.compute + (2 if run.has_dropout and run.compute == 4 else 0))
 
 
 def _heap(shape: Shape, run: Pass) -> int:
@@ -104,9 +111,8 @@ def _heap(shape: Shape, run: Pass) -> int:
     small = [linear for linear in shape.linears if linear.size * run.compute < HEAP_CHUNK]
     large = [linear for linear in shape.linears if linear not in small]
     weights = shape.layers * sum(linear.size * (run.compute + 2) for linear in small)
-    # in 16 bits more of what is allocated is kept: the copies that A and B read
-    lost = HEAP_LOSS * (weights + kept(shape, run) * run.compute / 4)
-    return round(lost) + max((_dequantised(linear, run) for linear in large), default=0)
+    lost = round(HEAP_LOSS * (weights + kept(shape, run)))
+    return lost + max((_dequantised(linear, run) for linear in large), default=0)
 
 
 def _moment(shape: Shape, run: Pass) -> int:

@@ -119,7 +119,9 @@ def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
         rank=adapter.rank,
         targets=targets,
         has_dropout=adapter.dropout > 0,
-        is_checkpointed=train.activation_checkpointing,
+        is_checkpointed=bool(train.activation_checkpointing),
+        is_offloaded=train.activation_checkpointing == "offload" and device.kind == "cuda",
+        longest=rows.longest,
     )
 
 

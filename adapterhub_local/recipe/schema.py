@@ -16,6 +16,7 @@ OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "ad
 SCHEDULES = ("cosine", "linear", "constant")
 STRATEGIES = ("manual", "auto")
 COMPUTE = ("auto", "float32", "bfloat16")
+CHECKPOINTING = (False, True, "offload")
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text")
 TEMPLATES = ("auto", "chat", "plain")
 LOSS_ON = ("answer", "last_answer", "all")
@@ -165,6 +166,10 @@ def _ranks(value: dict[str, int]) -> str | None:
     return None if value and all(1 <= rank <= 4096 for rank in value.values()) else "must be ranks from 1 to 4096"
 
 
+def _checkpointing(value: bool | str) -> str | None:
+    return None if value in CHECKPOINTING else "must be true, false or 'offload'"
+
+
 def _alphas(value: dict[str, float]) -> str | None:
     return None if value and all(0 < alpha <= 1e6 for alpha in value.values()) else "must be positive numbers"
 
@@ -218,8 +223,11 @@ class Train:
         1024,
         between(0, 2**24, "0 or more"),
     )
-    activation_checkpointing: bool = key(
-        "compute activations again in the backward pass: a third more time, far less memory", False
+    activation_checkpointing: bool | str = key(
+        "true computes activations again in the backward pass: a third more time, far less memory; offload, on a GPU, "
+        "keeps in the host's memory what is left of them, and input embeddings that the head does not share",
+        False,
+        Check(_checkpointing, {"enum": CHECKPOINTING}),
     )
     learning_rate: float = key("peak learning rate", 5e-4, between(0, 1, "from 0 to 1"))
     schedule: str = key(f"learning rate over time: {', '.join(SCHEDULES)}", "cosine", one_of(*SCHEDULES))

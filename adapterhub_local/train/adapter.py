@@ -19,6 +19,7 @@ from adapterhub_local.recipe.schema import Adapter
 from adapterhub_local.registry import Version
 from adapterhub_local.train.examples import Example
 from adapterhub_local.train.packing import Packed, inputs, pack
+from adapterhub_local.train.product import fuse
 from adapterhub_local.train.targets import target_names
 
 MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT names it in a file
@@ -68,6 +69,7 @@ def with_adapter(
         for name, factor in factors_of(model).items():
             if MAGNITUDE not in name:  # its steps are smaller than bfloat16 can hold
                 factor.data = factor.data.bfloat16()
+    fuse(model)
     return model
 
 
@@ -111,7 +113,7 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
             raise QhubError("adapter.init = 'eva': the layers' inputs do not settle: give more data or a lower rank")
         body(**inputs(body, row))
 
-    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=random_devices(model)), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a row is not moved to the device: `inputs` does
         initialize_lora_eva_weights(
             model,
@@ -122,6 +124,11 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
             gather_distributed_inputs=False,  # every process looks at the same
             show_progress_bar=False,
         )
+
+
+def random_devices(model: Any) -> list[torch.device]:
+    """Whose random state, beside the CPU's, work with this model changes; torch would ask every GPU there is."""
+    return [model.device] if model.device.type == "cuda" else []
 
 
 def factors_of(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from adapterhub_local.base.load import choose_device, load_base, quiet_loading
+from adapterhub_local.base.load import choose_device, has_bfloat16, load_base, quiet_loading
 from adapterhub_local.data.load import read_data
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import InputError, QhubError, Stopped
@@ -321,10 +321,13 @@ def _keep_good(session: Session, watch: Watch) -> str:
 
 
 def compute_dtype(wanted: str) -> torch.dtype:
-    """The dtype of activations: `auto` is bfloat16 where the hardware has matrix units for it."""
+    """The dtype of activations: `auto` is bfloat16 where the hardware has matrix units for it.
+
+    Not float16 on older GPUs: gradients need its range scaled, and a base of bfloat16 weights can overflow it.
+    """
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-    fast = torch.cuda.is_bf16_supported() if choose_device() == "cuda" else torch.cpu.get_capabilities().get("amx_bf16")
+    fast = has_bfloat16() if choose_device() == "cuda" else torch.cpu.get_capabilities().get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from adapterhub_local.errors import QhubError
 from adapterhub_local.recipe.schema import Train
+from adapterhub_local.train.checkpointing import enable_checkpointing
 from adapterhub_local.train.examples import Example
 from adapterhub_local.train.loss import answer_loss, output_head
 from adapterhub_local.train.packing import Packed, is_exact, pack, pack_rows
@@ -187,6 +188,8 @@ def make_trainer(
         disable_tqdm=True,
         report_to="none",
     )
+    # one process, one GPU: with several in sight the Trainer would wrap the model in DataParallel, and multiply batches
+    arguments._n_gpu = min(1, arguments.n_gpu)
     rows = make_rows(model, examples, train, arguments.world_size)
     watch = watch or Watch(report)
     trainer = AdapterTrainer(
@@ -201,9 +204,7 @@ def make_trainer(
     trainer.loraplus_ratio = train.loraplus_ratio
     trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
-    if train.activation_checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    enable_checkpointing(model, train.activation_checkpointing)
     if trainer.args.world_size > 1:
         # the gradients are summed in `training_step`: DDP would sum them after every row
         model._is_accelerate_prepared = True

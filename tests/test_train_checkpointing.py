@@ -1,0 +1,107 @@
+"""What leaves for host memory: only the inputs of blocks and the table of the embeddings, and no number changes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from adapterhub_local.base.load import load_base
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.recipe import load_recipe
+from adapterhub_local.train import checkpointing
+from adapterhub_local.train.adapter import factors_of, with_adapter
+from adapterhub_local.train.checkpointing import HostEmbedding, enable_checkpointing, move_boundaries, move_embeddings
+from adapterhub_local.train.examples import Example, read_chats, tokenise
+from adapterhub_local.train.loss import answer_loss
+from adapterhub_local.train.packing import Packed, pack
+from adapterhub_local.train.product import fuse
+from adapterhub_local.train.trainer import make_trainer
+from tests.architectures import SHAPES, in_nf4
+from tests.chats import write_recipe
+from tests.tiny import VOCABULARY
+
+EXAMPLES = [Example(tuple(range(10 + at, 50 + at)), ((30, 40),)) for at in range(2)]
+
+
+def model_of(name: str, **changes):
+    """A random model of an architecture with two layers, its factors neither zero nor equal."""
+    kind, special = SHAPES[name]
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": VOCABULARY}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = in_nf4(AutoModelForCausalLM.from_config(kind(**sizes, **special, **ids, **changes)))
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    model = get_peft_model(model, config).train()
+    fuse(model)
+    return model
+
+
+def gradients(model, row: Packed) -> dict[str, torch.Tensor]:
+    """The gradient of each factor of the row's loss."""
+    answer_loss(model, row, None).backward()
+    return {name: factor.grad for name, factor in factors_of(model).items()}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_only_the_inputs_of_blocks_move(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every architecture each block saves its input on the host and nothing more, with the very same gradients."""
+    row = pack(EXAMPLES)
+    wanted = gradients(model_of(name), row)
+    model = model_of(name)
+    moved: list[tuple[int, ...]] = []
+
+    class Watched(checkpointing.save_on_cpu):
+        def __init__(self, pin_memory: bool) -> None:
+            super().__init__(pin_memory=pin_memory)
+            pack_to_cpu = self.pack_hook
+            self.pack_hook = lambda tensor: (moved.append(tuple(tensor.shape)), pack_to_cpu(tensor))[1]
+
+    monkeypatch.setattr(checkpointing, "save_on_cpu", Watched)
+    enable_checkpointing(model, True)
+    move_boundaries(model)
+    got = gradients(model, row)
+
+    assert moved == [(1, row.input_ids.numel(), 64)] * 2
+    assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+
+def test_embeddings_of_their_own_move() -> None:
+    """Rows come from the host's table with the same gradients; a table that the head shares stays where it is."""
+    row = pack(EXAMPLES)
+    wanted = gradients(model_of("llama"), row)
+    model, tied = model_of("llama"), model_of("llama", tie_word_embeddings=True)
+    for one in (model, tied):
+        move_embeddings(one)
+        enable_checkpointing(one, True)
+        move_boundaries(one)
+    got = gradients(model, row)
+
+    assert isinstance(model.get_input_embeddings(), HostEmbedding)
+    assert isinstance(tied.get_input_embeddings(), torch.nn.Embedding)
+    assert not any("embed_tokens" in name for name, _ in model.named_parameters())
+    assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+
+def test_a_run_with_everything_moved(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    """The trainer trains and saves its state with blocks and embeddings on the host, to the bit as without."""
+    recipe = load_recipe(write_recipe(tmp_path), ["train.activation_checkpointing=offload", "train.save_every=1"])
+    trained = []
+    for moves in (False, True):
+        base = load_base(tiny_base)
+        examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
+        model = with_adapter(base, recipe)
+        if moves:
+            move_embeddings(model)
+            assert isinstance(model.get_input_embeddings(), HostEmbedding)
+        trainer, watch = make_trainer(model, examples, recipe.train, tmp_path / f"run-{moves}", lambda entry: None)
+        watch.save_every = 1
+        if moves:
+            move_boundaries(model)
+        trainer.train()
+        trained.append({name: factor.detach().clone() for name, factor in factors_of(model).items()})
+        kept = sorted(path.name for path in next((tmp_path / f"run-{moves}").glob("checkpoint-*")).iterdir())
+        assert "adapter_model.safetensors" in kept
+
+    assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
