@@ -91,6 +91,11 @@ def home(root: str | Path | None = None) -> Home:
     return Home(path)
 
 
+def is_in_home(path: object) -> bool:
+    """Whether an error is about something in the home."""
+    return isinstance(path, str) and Path(path).is_relative_to(home().root)
+
+
 def wants_colour() -> bool:
     """Whether colours may be used on a terminal: not with NO_COLOR (https://no-color.org)."""
     return not os.environ.get("NO_COLOR")

@@ -124,8 +124,8 @@ def prepare(arguments, adapter: bool = True):
     from adapterhub_local.base.store import find_base
     from adapterhub_local.recipe import load_recipe
     from adapterhub_local.settings import home
+    from adapterhub_local.train.adapter import with_adapter
     from adapterhub_local.train.examples import read_chats, tokenise
-    from adapterhub_local.train.run import with_adapter
 
     recipe = load_recipe(RECIPE, [f"data.limit={arguments.examples}"])
     base = load_base(find_base(recipe.base.name, home()))

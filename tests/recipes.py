@@ -12,7 +12,7 @@ MINIMAL = '[base]\nname = "tiny"\n\n[data]\ntrain = "train.jsonl"\n\n[output]\nn
 Write = Callable[[str], Path]
 
 WRONG = {  # a line of a table -> what is told
-    "train: epochs = 0": "must be a positive number",
+    "train: epochs = 0": "must be from 0.001 to 10000",
     "train: epochs = nan": "must be a number",
     "train: epochs = inf": "must be a number",
     f"train: epochs = 1{'0' * 400}": "must be a number",

@@ -25,11 +25,11 @@ from adapterhub_local.plan.run import largest_tokens, plan
 from adapterhub_local.plan.shape import Shape, read_config, read_shape
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.settings import Home
+from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.attention import attach
 from adapterhub_local.train.examples import Example
 from adapterhub_local.train.packing import forward, pack
 from adapterhub_local.train.product import fuse
-from adapterhub_local.train.run import with_adapter
 from adapterhub_local.train.trainer import make_rows
 from tests.architectures import SHAPES, in_nf4
 from tests.chats import write_recipe

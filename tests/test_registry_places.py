@@ -112,6 +112,34 @@ def test_a_read_only_home_can_be_read(public_folder: Path) -> None:
             path.chmod(0o755)
 
 
+OLD = """
+import os, sys
+from adapterhub_local.errors import InputError
+from adapterhub_local.registry import Registry
+if os.geteuid() == 0:
+    os.seteuid(65534)
+try:
+    Registry(sys.argv[1]).names()
+except InputError as error:
+    print(error)
+"""
+
+
+def test_an_old_home_that_is_read_only(public_folder: Path) -> None:
+    """A database that had to be brought up to date, where nothing can be written, says so; it is not called damaged."""
+    connection = sqlite3.connect(public_folder / "registry.db")
+    connection.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1")
+    connection.close()
+    (public_folder / "registry.db").chmod(0o444)
+    public_folder.chmod(0o555)
+    try:
+        command = [sys.executable, "-c", OLD, str(public_folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert "was written by an older version of qhub and cannot be written here" in done.stdout
+    finally:
+        public_folder.chmod(0o755)
+
+
 MIGRATE = """
 from adapterhub_local.registry import Registry
 registry = Registry()

@@ -24,9 +24,10 @@ from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
+from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.examples import Example, read_chats, tokenise
 from adapterhub_local.train.packing import common_prefix, forward, is_exact, pack, pack_rows
-from adapterhub_local.train.run import train, with_adapter
+from adapterhub_local.train.run import train
 from adapterhub_local.train.trainer import make_trainer, steps_of
 from tests.chats import chat, write_chats, write_recipe
 from tests.tiny import VOCABULARY, byte_tokenizer
@@ -79,7 +80,7 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(BadData, match="no examples"):
         read_chats(tmp_path / "empty.jsonl")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfa")
     with pytest.raises(BadData, match="not UTF-8"):
         read_chats(tmp_path / "binary.jsonl")
 

@@ -11,11 +11,12 @@ from adapterhub_local.base.load import LoadedBase, load_base
 from adapterhub_local.evaluate.run import score
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.settings import Home
+from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.attention import is_attached
 from adapterhub_local.train.examples import read_chats, tokenise
 from adapterhub_local.train.loss import answer_loss, output_head
 from adapterhub_local.train.packing import forward, is_exact, pack
-from adapterhub_local.train.run import train, with_adapter
+from adapterhub_local.train.run import train
 from adapterhub_local.train.targets import target_names
 from tests.architectures import SHAPES, WINDOW, save_architecture
 from tests.chats import write_recipe

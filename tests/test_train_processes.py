@@ -22,8 +22,9 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home, Process, process
 from adapterhub_local.train.adapter import factors_of, with_adapter
 from adapterhub_local.train.examples import read_chats, tokenise
+from adapterhub_local.train.fit import agree
 from adapterhub_local.train.launch import launch
-from adapterhub_local.train.run import agree, train
+from adapterhub_local.train.run import train
 from adapterhub_local.train.runs import Run, read_log
 from adapterhub_local.train.trainer import make_trainer
 from tests.chats import RECIPE, write_recipe

@@ -15,8 +15,9 @@ from adapterhub_local.errors import InUse, QhubError, Stopped
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
+from adapterhub_local.train.fit import stopping
 from adapterhub_local.train.progress import Counting, Quiet
-from adapterhub_local.train.run import stopping, train
+from adapterhub_local.train.run import train
 from adapterhub_local.train.runs import Run, checkpoints, list_runs, read_log
 from adapterhub_local.train.watch import Watch
 from tests.chats import RECIPE, write_recipe
@@ -79,7 +80,7 @@ def test_one_run_in_two_processes(tiny_base: BaseInfo, home: Home, tmp_path: Pat
             train(recipe, home)
         assert train(load_recipe(recipe.path, ["train.seed=1"]), home).number == 1
     assert train(recipe, home).number == 2
-    assert list(home.tmp.iterdir()) == []
+    assert list(home.runs.glob("*.lock")) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

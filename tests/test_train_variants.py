@@ -17,9 +17,9 @@ from adapterhub_local.evaluate.metrics import evaluate
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.settings import Home
-from adapterhub_local.train.adapter import factors_of
+from adapterhub_local.train.adapter import factors_of, with_adapter
 from adapterhub_local.train.examples import read_chats, tokenise
-from adapterhub_local.train.run import train, with_adapter
+from adapterhub_local.train.run import train
 from adapterhub_local.train.trainer import make_trainer
 from tests.chats import write_recipe
 from tests.tiny import save_tiny_model

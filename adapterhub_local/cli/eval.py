@@ -142,7 +142,7 @@ def command(
             max_new_tokens=max_new_tokens if checks.need_text else None,
         )  # fmt: skip
         if (version := versions[text]) is not None:
-            registry.add_evaluation(version, task, kept[text])
+            _keep(registry, version, task, kept[text])
     if as_json:
         found = {shown_names[text]: result.to_json_with_intervals() for text, result in results.items()}
         differences = {
@@ -164,6 +164,16 @@ def command(
     print_table((task, "rows", *(name.replace("_", " ") for name in metrics), "loss", "perplexity"), rows)
     for text in references:
         _print_differences(shown_names[text], kept[text])
+
+
+def _keep(registry: Registry, version: Version, task: str, scores: dict[str, Any]) -> None:
+    """Keep scores with a version; where nothing can be written they are shown all the same."""
+    from adapterhub_local.errors import QhubError
+
+    try:
+        registry.add_evaluation(version, task, scores)
+    except (OSError, QhubError) as error:
+        click.echo(f"warning: the scores of {version} are not kept: {error}", err=True)
 
 
 def _one_base(versions: Mapping[str, Version | None]) -> BaseInfo:
@@ -220,7 +230,7 @@ def _harness(
                 kept[who] = results[other][task].to_json() | {"difference": ours.differences(results[other][task])}
             said.setdefault(task, {})[names[text]] = kept
             if (version := versions[text]) is not None:
-                Registry().add_evaluation(version, task, kept)
+                _keep(Registry(), version, task, kept)
     if as_json:
         print_json({"scores": {task: {names[text]: results[text][task].to_json() for text in results} for task in said},
                     "kept": said})  # fmt: skip

@@ -1,6 +1,7 @@
 """`qhub`: the verbs by name, loaded when called, and the one place where an error becomes an exit code."""
 
 import difflib
+import errno
 import importlib
 import io
 import os
@@ -13,6 +14,7 @@ import click
 
 from adapterhub_local.errors import QhubError
 from adapterhub_local.noise import hush
+from adapterhub_local.settings import is_in_home
 
 # section of the help -> verb -> what it does; the module of that name is imported when the verb is called
 SECTIONS = {
@@ -141,7 +143,9 @@ def run(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}", 1)
+        is_closed = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and is_in_home(error.filename)
+        hint = ": the home cannot be written, set QHUB_HOME to a folder that can" if is_closed else ""
+        _fail(f"{error.strerror or error}{where}{hint}", 1)
     except Exception as error:
         if interrupts:  # an import that is cut in the middle raises errors of its own
             _fail("stopped", 130)

@@ -126,7 +126,7 @@ def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
 
 
 def compute_bytes(wanted: str, device: Device) -> int:
-    """Bytes of an activation; `auto` is bfloat16 where the hardware multiplies it, as in train/run.py."""
+    """Bytes of an activation; `auto` is bfloat16 where the hardware multiplies it, as in train/session.py."""
     if wanted != "auto":
         return 2 if wanted == "bfloat16" else 4
     cpuinfo = Path("/proc/cpuinfo")

@@ -87,6 +87,11 @@ class Database:
             if applied > len(MIGRATIONS):
                 raise InputError(f"{self.path} was written by a newer version of qhub: install that version or newer")
             if applied < len(MIGRATIONS):
+                if connection.execute("PRAGMA query_only").fetchone()[0]:
+                    raise InputError(
+                        f"{self.path} was written by an older version of qhub and cannot be written here: run any "
+                        "command once where the home can be written, which brings it up to date"
+                    )
                 _migrate(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -104,7 +109,9 @@ class Database:
         log = Path(f"{self.path}-wal")
         if not log.exists() or log.stat().st_size == 0:  # all there is is in the one file
             address += "&immutable=1"
-        return sqlite3.connect(address, uri=True, **options)
+        connection = sqlite3.connect(address, uri=True, **options)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
 
 
 def _begin(connection: sqlite3.Connection) -> None:

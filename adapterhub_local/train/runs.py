@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ class Run:
 
         The system itself gives the lock back when a process ends, however it ends.
         """
-        make_folder(self.home.tmp)
-        path = self.home.tmp / f"{self.folder.name}.lock"
+        make_folder(self.home.runs)
+        path = self.folder.with_name(f"{self.folder.name}.lock")
         with open(path, "a", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,6 +64,8 @@ class Run:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+                with suppress(OSError):  # it holds other runs
+                    path.parent.rmdir()
 
     def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
         """The state to go on from, if that is asked for.

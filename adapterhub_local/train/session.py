@@ -1,0 +1,75 @@
+"""All that a run needs, read, loaded and checked, before anything is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from adapterhub_local.base.load import choose_device, has_bfloat16, load_base
+from adapterhub_local.data.load import read_data
+from adapterhub_local.errors import InputError
+from adapterhub_local.recipe import Recipe
+from adapterhub_local.settings import Home, is_sharded, process
+from adapterhub_local.train.adapter import with_adapter
+from adapterhub_local.train.check import check_run
+from adapterhub_local.train.examples import Example, tokenise_data
+from adapterhub_local.train.progress import Reporter
+from adapterhub_local.train.runs import Run
+
+
+@dataclass(frozen=True)
+class Session:
+    """All that a run needs, loaded and checked; nothing has been written."""
+
+    run: Run
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    examples: list[Example]
+    tests: list[Example]
+    counts: dict[str, Any]  # what became of examples that were too long
+    checkpoint: Path | None
+
+
+def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Callable[[Run], Path | None]) -> Session:
+    """Read the data, load the base, put the adapter on it."""
+    if is_sharded():
+        raise InputError(
+            "FSDP cannot shard this base: its 4-bit weights are stored as uint8, with which training crashes or has "
+            "a loss of 0 (huggingface/accelerate#3983). Each process holds the whole base: use --nproc or torchrun"
+        )
+    if process().world_size > 1 and choose_device() == "cuda":
+        if process().local_rank >= torch.cuda.device_count():
+            raise InputError(f"--nproc asks for more GPUs than the {torch.cuda.device_count()} of this machine")
+        torch.cuda.set_device(process().local_rank)
+    info, start = check_run(recipe, home)
+    dataset = read_data(recipe)
+    for note in dataset.notes:
+        reporter.note(note)
+    run = Run(recipe, info, home, dataset, start)
+    checkpoint = find_checkpoint(run)
+
+    reporter.note(f"base {info.name}: loading")
+    base = load_base(info, dtype=compute_dtype(recipe.train.compute))
+    tokenised, held_out = tokenise_data(dataset, base.tokenizer, recipe.data)
+    for part in (tokenised, held_out):
+        for note in part.notes(recipe.data.max_length) if part else ():
+            reporter.note(note)
+    tests = held_out.examples if held_out else []
+    if recipe.train.eval_every and not tests:
+        raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
+    model = with_adapter(base, recipe, start=start, examples=tokenised.examples)
+    return Session(run, model, base.tokenizer, tokenised.examples, tests, tokenised.counts, checkpoint)
+
+
+def compute_dtype(wanted: str) -> torch.dtype:
+    """The dtype of activations: `auto` is bfloat16 where the hardware has matrix units for it.
+
+    Not float16 on older GPUs: gradients need its range scaled, and a base of bfloat16 weights can overflow it.
+    """
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    fast = has_bfloat16() if choose_device() == "cuda" else torch.cpu.get_capabilities().get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
