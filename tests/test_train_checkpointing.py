@@ -12,7 +12,15 @@ from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.train import checkpointing
 from adapterhub_local.train.adapter import factors_of, with_adapter
-from adapterhub_local.train.checkpointing import HostEmbedding, enable_checkpointing, move_boundaries, move_embeddings
+from adapterhub_local.train.checkpointing import (
+    HostEmbedding,
+    OnHost,
+    enable_checkpointing,
+    move_boundaries,
+    move_embeddings,
+    split_mlps,
+    to_host,
+)
 from adapterhub_local.train.examples import Example, read_chats, tokenise
 from adapterhub_local.train.loss import answer_loss
 from adapterhub_local.train.packing import Packed, pack
@@ -41,7 +49,7 @@ def model_of(name: str, **changes):
 def gradients(model, row: Packed) -> dict[str, torch.Tensor]:
     """The gradient of each factor of the row's loss."""
     answer_loss(model, row, None).backward()
-    return {name: factor.grad for name, factor in factors_of(model).items()}
+    return {name: factor.grad.clone() for name, factor in factors_of(model).items()}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -52,19 +60,27 @@ def test_only_the_inputs_of_blocks_move(name: str, monkeypatch: pytest.MonkeyPat
     model = model_of(name)
     moved: list[tuple[int, ...]] = []
 
-    class Watched(checkpointing.save_on_cpu):
-        def __init__(self, pin_memory: bool) -> None:
-            super().__init__(pin_memory=pin_memory)
-            pack_to_cpu = self.pack_hook
-            self.pack_hook = lambda tensor: (moved.append(tuple(tensor.shape)), pack_to_cpu(tensor))[1]
+    def watched(tensor: torch.Tensor) -> OnHost:
+        moved.append(tuple(tensor.shape))
+        kept = to_host(tensor)
+        assert [piece.numel() for piece in kept.pieces] == [1500, 1500, 1500, 620]
+        return kept
 
-    monkeypatch.setattr(checkpointing, "save_on_cpu", Watched)
+    monkeypatch.setattr(checkpointing, "to_host", watched)
+    monkeypatch.setattr(checkpointing, "PIECE", 6000)
     enable_checkpointing(model, True)
     move_boundaries(model)
     got = gradients(model, row)
 
     assert moved == [(1, row.input_ids.numel(), 64)] * 2
     assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+    model.zero_grad()
+    split_mlps(model, 30)  # the row has 80
+    in_parts = gradients(model, row)
+    assert moved == [(1, row.input_ids.numel(), 64)] * 4
+    for key in wanted:
+        assert (in_parts[key] - wanted[key]).norm() <= 1e-5 * wanted[key].norm(), key
 
 
 def test_embeddings_of_their_own_move() -> None:
