@@ -38,9 +38,14 @@ lint: $(INSTALLED)
 check: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# What only a GPU can show: kernels compiled and run, graphs captured, the engine's answers with and without them.
+# What only a GPU can show: kernels compiled and run, graphs captured, the engine's answers with and without them,
+# a training run. A process a file, since an error of the GPU lasts as long as its process; all run, whatever fails.
+# Where everything is installed already: make check-gpu INSTALLED= BIN=/usr/bin
+GPU_TESTS := tests/gpu/test_kernels.py tests/gpu/test_engine.py tests/gpu/test_train.py
 check-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -rs tests/gpu tests/serve/test_kernels.py
+	failed=; for tests in $(GPU_TESTS) "--noconftest tests/serve/test_kernels.py"; do \
+	  timeout 300 $(BIN)/python -m pytest -rfEs --tb=short $$tests || failed="$$failed $$tests"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # The Hub's tests once more, with the 1.x line of its client; constraints.txt has 2.x.
 check-hub1: $(INSTALLED)

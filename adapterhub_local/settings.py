@@ -5,10 +5,13 @@ QHUB_API_KEY what `qhub chat` sends to the server      default none
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
+CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are kept  default cc or like it, ~/.cache
+NO_COLOR     if set, nothing is told by colour alone
 QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
 """
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +72,16 @@ def api_key() -> str | None:
     return os.environ.get("QHUB_API_KEY") or None
 
 
+def compiler() -> list[str]:
+    """The words of $CC, the command of a C compiler; none if it is not set."""
+    return shlex.split(os.environ.get("CC", ""))
+
+
+def cache() -> Path:
+    """The user's folder for what can be made again and depends on the machine, not on a home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adapterhub-local"
+
+
 def home(root: str | Path | None = None) -> Home:
     """The home at `root`, else at $QHUB_HOME, else ~/.qhub."""
     chosen = root if root is not None else os.environ.get("QHUB_HOME") or "~/.qhub"
@@ -76,6 +89,11 @@ def home(root: str | Path | None = None) -> Home:
     if path.exists() and not path.is_dir():
         raise InputError(f"QHUB_HOME is {path}, which is a file: name a folder")
     return Home(path)
+
+
+def wants_colour() -> bool:
+    """Whether colours may be used on a terminal: not with NO_COLOR (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR")
 
 
 def make_folder(folder: Path) -> None:

@@ -93,6 +93,7 @@ def engine_for(options: argparse.Namespace, rows: int, base: Any) -> Any:
         max_rows=rows,
         max_length=options.prompt + options.tokens,
         base_exec=options.base_exec,
+        kernels=options.kernels,
         queue_limit=1 << 20,
         adapter_bytes=8 << 30,
         prefix_bytes=0,  # the same prompts come again, for which the baselines remember nothing
@@ -331,7 +332,8 @@ def report(options: argparse.Namespace, folder: str) -> dict[str, Any]:
 
     side("prepare")
     workload = {
-        name: getattr(options, name) for name in ("rows", "adapters", "rank", "prompt", "tokens", "dtype", "rounds")
+        name: getattr(options, name)
+        for name in ("rows", "adapters", "rank", "prompt", "tokens", "dtype", "rounds", "kernels")
     }
     head = {"benchmark": "serve", "machine": machine(), "workload": workload}
     if options.only == "many":
@@ -362,6 +364,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--base-exec", default="auto", choices=("auto", "nf4", "dequant-cache"))
+    parser.add_argument("--kernels", default="auto", choices=("auto", "triton", "c", "torch"))
     parser.add_argument("--base", help="the base to measure on; default: the only one there is")
     parser.add_argument("--only", choices=("many",))
     parser.add_argument("--side", choices=SIDES)

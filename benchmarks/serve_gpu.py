@@ -1,7 +1,7 @@
 """Serving on one GPU: tokens a second with no, one and many adapters, each kernel against its floor, beside PEFT.
 
     python -m benchmarks.serve_gpu                       # all cases
-    python -m benchmarks.serve_gpu --only qwen3-4b       # cases whose name begins so
+    python -m benchmarks.serve_gpu --only qwen3-4b-r32 --minutes 9 --out serve.json   # some, within a time, in a file
     python -m benchmarks.serve_gpu --device cpu --tiny   # the same code on tiny shapes, to see that it runs
 
 Bases of the real shape in NF4 with random weights, made layer by layer on the GPU, and random adapters on all linear
@@ -10,16 +10,14 @@ is the time that the bytes a kernel must move take at the speed of a large copy,
 is a process of its own.
 """
 
-import argparse
 import itertools
 import json
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.machine import child, machine
+from benchmarks.machine import run_cases
 from benchmarks.train_gpu import SHAPES, TINY, Meter, random_base
 
 QWEN3_4B = {
@@ -28,7 +26,7 @@ QWEN3_4B = {
     "tie_word_embeddings": True,
 }  # fmt: skip
 BASES = {"qwen3-4b": QWEN3_4B, "llama-8b": SHAPES["8b"]}
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (64, 1, 8, 32, 16, 4, 2)  # what is most worth knowing first
 # tokens a second at batch 64, rank 32, NF4, Qwen3-4B shape: own engine at 41 GB and vLLM (unslothai/unsloth#5108, B200)
 FLOOR, MOONSHOT = 1738, 4515
 
@@ -48,7 +46,7 @@ class Case:
 
 CASES = tuple(
     Case(base, rank, kind)
-    for base, kind, rank in itertools.product(BASES, ("ours", "plain", "peft", "kernels"), (16, 32))
+    for base, rank, kind in itertools.product(BASES, (32, 16), ("ours", "kernels", "peft", "plain"))
 )
 
 
@@ -62,8 +60,8 @@ class Load:
     tokens: int
 
 
-REAL = Load(BATCHES, (0, 1, 8, 64), 128, 64)
-SMALL = Load((2,), (0, 2), 4, 2)
+REAL = Load(BATCHES, (64, 0, 8, 1), 128, 64)
+SMALL = Load((2,), (2, 0), 4, 2)
 
 
 class DrawnPool:
@@ -163,6 +161,8 @@ def ours(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
                 decode(engine, batch, adapters, load, meter)  # fills slots, compiles, captures
             runs = [decode(engine, batch, adapters, load, meter) for _ in range(1 if tiny else 3)]
             speeds[str(adapters)][batch] = round(statistics.median(runs), 1)
+            if not tiny:
+                say({**meter.peak(), "tokens_per_second": speeds, "kernels": engine.runner.kernels})
     many, most = str(max(load.adapters)), max(load.batches)
     return {
         **meter.peak(),
@@ -182,14 +182,14 @@ def peft(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
     meter = Meter(device)
     config = LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(random_base(shape, device), config, adapter_name="0")
-    for number in range(1, max(load.adapters)):
-        model.add_adapter(str(number), config)
-    model.eval()
     meter.reset()
     speeds: dict[str, dict[int, float]] = {}
-    for adapters in load.adapters:
+    for adapters in sorted(load.adapters):
+        for number in range(len(model.peft_config), adapters):
+            model.add_adapter(str(number), config)
+        model.eval()
         speeds[str(adapters)] = {}
-        for batch in load.batches:
+        for batch in load.batches[:3]:  # each takes long
             ids = torch.randint(2, shape["vocab_size"], (batch, load.prompt), device=device)
             names = [str(row % adapters) if adapters else "__base__" for row in range(batch)]
 
@@ -206,6 +206,8 @@ def peft(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
             seconds(2)
             took = seconds(long) - seconds(1)
             speeds[str(adapters)][batch] = round(batch * (long - 1) / took, 1)
+            if not tiny:
+                say({**meter.peak(), "tokens_per_second": speeds})
     return {**meter.peak(), "tokens_per_second": speeds}
 
 
@@ -244,6 +246,8 @@ def kernels(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bo
                 "times_floor": round(took / floor, 1),
             }
         )
+        if not tiny:
+            say({"copy_bytes_per_second": round(speed), "kernels": found})
 
     for batch, adapters in itertools.product(load.batches, (each for each in load.adapters if each)):
         different = min(batch, adapters)
@@ -330,6 +334,11 @@ def _microseconds(work: Callable[[], object], device: str) -> float:
     return 1e6 * times[-1]
 
 
+def say(result: dict[str, Any]) -> None:
+    """What is known so far, for the parent process, should this one not come to its end."""
+    print(json.dumps(result), flush=True)
+
+
 def measure(case: Case, device: str, tiny: bool) -> dict[str, Any]:
     """One case."""
     from adapterhub_local.noise import hush
@@ -340,33 +349,8 @@ def measure(case: Case, device: str, tiny: bool) -> dict[str, Any]:
     return {"case": case.name, **work(case, shape, load, device, tiny)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes, in this process, kernels interpreted")
-    parser.add_argument("--only", default="", help="run the cases whose name begins so")
-    parser.add_argument("--case", help="one measurement, for the parent process")
-    arguments = parser.parse_args()
-    if arguments.device == "cpu":
-        if not arguments.tiny:
-            parser.error("these shapes are for a GPU: add --tiny")
-        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-    import torch
-
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU: --device cpu --tiny runs the same code on tiny shapes")
-    if arguments.case:
-        case = next(case for case in CASES if case.name == arguments.case)
-        print(json.dumps(measure(case, arguments.device, arguments.tiny)))
-        return
-    results = []
-    for case in CASES:
-        if not case.name.startswith(arguments.only):
-            continue
-        if arguments.tiny:
-            results.append(measure(case, arguments.device, True))
-        else:
-            results.append(child("-m", "benchmarks.serve_gpu", "--case", case.name, "--device", arguments.device))
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all cases together show."""
     speeds = {result["case"]: result.get("tokens_per_second", {}) for result in results}
 
     def at_most(kind: str) -> float | None:  # batch and adapters as in the threads that the targets come from
@@ -374,20 +358,18 @@ def main() -> None:
         return found.get(64) or found.get("64")
 
     ours_speed, peft_speed = at_most("ours"), at_most("peft")
-    print(
-        json.dumps(
-            {
-                "benchmark": "serve_gpu",
-                "machine": machine(),
-                "workload": f"random NF4 weights of the real shape, adapters on all linear layers, bfloat16, {REAL}",
-                "cases": results,
-                "ours": ours_speed,
-                "baseline": {"name": "transformers generate + PEFT adapter_names", "tokens_per_second": peft_speed},
-                "ratio_tokens_per_second": round(ours_speed / peft_speed, 2) if ours_speed and peft_speed else None,
-                "targets": {"floor": FLOOR, "moonshot": MOONSHOT},
-            }
-        )
-    )
+    return {
+        "benchmark": "serve_gpu",
+        "workload": f"random NF4 weights of the real shape, adapters on all linear layers, bfloat16, {REAL}",
+        "ours": ours_speed,
+        "baseline": {"name": "transformers generate + PEFT adapter_names", "tokens_per_second": peft_speed},
+        "ratio_tokens_per_second": round(ours_speed / peft_speed, 2) if ours_speed and peft_speed else None,
+        "targets": {"floor": FLOOR, "moonshot": MOONSHOT},
+    }
+
+
+def main() -> None:
+    run_cases("benchmarks.serve_gpu", CASES, measure, summary, __doc__)
 
 
 if __name__ == "__main__":

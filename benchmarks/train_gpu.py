@@ -1,7 +1,7 @@
 """Training on one GPU: does it fit the card named, how fast is it, how long a context, beside plain HF + PEFT.
 
     python -m benchmarks.train_gpu                        # all cases on a GPU of 80 GB or more; others leave some out
-    python -m benchmarks.train_gpu --only llama-8b        # cases whose name begins so
+    python -m benchmarks.train_gpu --only llama-8b --minutes 9 --out train.json   # some, within a time, kept in a file
     python -m benchmarks.train_gpu --device cpu --tiny    # the same code on tiny shapes, to see that it runs
 
 Weights are random, of the real shape, quantised to NF4 on the GPU one layer at a time: memory and speed do not
@@ -9,7 +9,6 @@ depend on their values. The allocator is capped to the card named, less what the
 process of its own. `planned_gib` is what `qhub plan` says of it.
 """
 
-import argparse
 import gc
 import json
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import child, machine, peak_memory_mb
+from benchmarks.machine import peak_memory_mb, run_cases
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -345,47 +344,30 @@ def measure(case: Case, device: str, tiny: bool) -> dict[str, Any]:
     return {"case": case.name, **result}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes, in this process")
-    parser.add_argument("--only", default="", help="run the cases whose name begins so")
-    parser.add_argument("--case", help="one measurement, for the parent process")
-    arguments = parser.parse_args()
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # before torch looks for the GPU
-    import torch
+# what is most worth knowing first; the rest behind it
+ORDER = ("llama-8b-speed", "llama-8b-2x2048", "llama-7b", "llama-8b-longest-on-8", "llama-65b", "llama-8b-longest")
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU: --device cpu --tiny runs the same code on tiny shapes")
-    if arguments.device == "cpu" and not arguments.tiny:
-        parser.error("these shapes are for a GPU: add --tiny")
-    if arguments.case:
-        case = next(case for case in CASES if case.name == arguments.case)
-        print(json.dumps(measure(case, arguments.device, arguments.tiny)))
-        return
-    results = []
-    for case in CASES:
-        if not case.name.startswith(arguments.only):
-            continue
-        if arguments.tiny:
-            results.append(measure(case, arguments.device, True))
-        else:
-            results.append(child("-m", "benchmarks.train_gpu", "--case", case.name, "--device", arguments.device))
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all cases together show."""
     by_name = {result["case"]: result for result in results}
     ours, theirs = (by_name.get(f"llama-8b-speed-{side}", {}).get("tokens_per_second") for side in ("ours", "plain"))
-    print(
-        json.dumps(
-            {
-                "benchmark": "train_gpu",
-                "machine": machine(),
-                "workload": "random NF4 weights of the real shape, LoRA on all linear layers, checkpointing, bfloat16",
-                "cases": results,
-                "ours": ours,
-                "baseline": {"name": "transformers Trainer + PEFT + bitsandbytes", "tokens_per_second": theirs},
-                "ratio_tokens_per_second": round(ours / theirs, 2) if ours and theirs else None,
-            }
-        )
-    )
+    return {
+        "benchmark": "train_gpu",
+        "workload": "random NF4 weights of the real shape, LoRA on all linear layers, checkpointing, bfloat16",
+        "ours": ours,
+        "baseline": {"name": "transformers Trainer + PEFT + bitsandbytes", "tokens_per_second": theirs},
+        "ratio_tokens_per_second": round(ours / theirs, 2) if ours and theirs else None,
+    }
+
+
+def main() -> None:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # before torch looks for the GPU
+
+    def rank(case: Case) -> int:
+        return next((place for place, begin in enumerate(ORDER) if case.name.startswith(begin)), len(ORDER))
+
+    run_cases("benchmarks.train_gpu", sorted(CASES, key=rank), measure, summary, __doc__)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from adapterhub_local.errors import QhubError
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="What everything but the 4-bit weights is computed in. Default: float32 on the CPU, bfloat16 on a GPU.",
+    help="What everything but the 4-bit weights is computed in. Default: float32 on the CPU, on a GPU bfloat16, or "
+    "float16 where it has no bfloat16.",
 )
 @click.option("--max-tokens", type=click.IntRange(1), help="Tokens of one answer. Default: what the context holds.")
 @click.option("--max-body", default=4 << 20, type=click.IntRange(1), help="Bytes of a request's body.")
@@ -27,8 +28,22 @@ from adapterhub_local.errors import QhubError
 @click.option(
     "--pin", "pins", metavar="REF", multiple=True, help="Keep this adapter in memory and in a slot. Repeatable."
 )
+@click.option(
+    "--allow-origin",
+    "origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Web pages from there may ask (CORS), such as http://localhost:3000, or * for all. Repeatable.",
+)
 @click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
-@click.option("--max-rows", default=16, type=click.IntRange(1), help="Requests that run at once.")
+@click.option(
+    "--max-rows", type=click.IntRange(1), help="Requests that run at once. Default: 16 on the CPU, 64 on a GPU."
+)
+@click.option(
+    "--tokens-per-step",
+    type=click.IntRange(1),
+    help="Tokens of one step; longer prompts are read in parts. Default: 512 on the CPU, 2048 on a GPU.",
+)
 @click.option(
     "--max-length", type=click.IntRange(1), help="Tokens of prompt and answer. Default: the base's, up to 4096."
 )
@@ -44,9 +59,9 @@ from adapterhub_local.errors import QhubError
 )
 @click.option(
     "--prefix-cache-mb",
-    default=256,
     type=click.IntRange(0),
-    help="Of it, what may hold ended prompts and answers, so that what others begin with is computed once; 0: none.",
+    help="Of it, what may hold ended prompts and answers, so that what others begin with is computed once; 0: none. "
+    "Default: 256 MiB on the CPU, 2 GiB on a GPU.",
 )
 @click.option(
     "--base-exec",
@@ -60,8 +75,8 @@ from adapterhub_local.errors import QhubError
 @click.option(
     "--kernels",
     default="auto",
-    type=click.Choice(["auto", "triton", "torch"]),
-    help="On a GPU: adapters and attention by Triton kernels where they work, or by plain torch.",
+    type=click.Choice(["auto", "triton", "c", "torch"]),
+    help="Adapters and attention by own kernels where they work (Triton on a GPU, C on a CPU), or by plain torch.",
 )
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="With kernels: replay steps as CUDA graphs.")
 def command(
@@ -75,14 +90,16 @@ def command(
     timeout: float,
     lora_root: Path | None,
     pins: tuple[str, ...],
+    origins: tuple[str, ...],
     access_log: bool,
-    max_rows: int,
+    max_rows: int | None,
+    tokens_per_step: int | None,
     max_length: int | None,
     max_adapters: int,
     adapter_memory_mb: int,
     queue_limit: int,
     kv_cache_mb: int | None,
-    prefix_cache_mb: int,
+    prefix_cache_mb: int | None,
     base_exec: str,
     base_cache_mb: int | None,
     kernels: str,
@@ -96,25 +113,29 @@ def command(
     As soon as there is an API key (`qhub key create`), every request needs one; without any, only this
     machine may ask.
     """
+    from adapterhub_local.base.load import choose_device
     from serve.engine.options import EngineOptions
     from serve.options import HttpOptions
     from serve.run import run_server
 
-    options = EngineOptions(
+    options = EngineOptions.on(
+        choose_device(device),
         max_rows=max_rows,
+        tokens_per_step=tokens_per_step,
         max_length=max_length,
         max_adapters=max_adapters,
         adapter_bytes=adapter_memory_mb * 1_000_000,
         queue_limit=queue_limit,
-        tokens_per_step=max(max_rows, EngineOptions.tokens_per_step),
         kv_bytes=None if kv_cache_mb is None else kv_cache_mb * 1_000_000,
-        prefix_bytes=prefix_cache_mb * 1_000_000,
+        prefix_bytes=None if prefix_cache_mb is None else prefix_cache_mb * 1_000_000,
         base_exec=base_exec,
         base_bytes=None if base_cache_mb is None else base_cache_mb * 1_000_000,
         kernels=kernels,
         cuda_graphs=cuda_graphs,
     )
-    http = HttpOptions(max_body=max_body, max_tokens=max_tokens, timeout=timeout, lora_root=lora_root, pins=pins)
+    http = HttpOptions(
+        max_body=max_body, max_tokens=max_tokens, timeout=timeout, lora_root=lora_root, pins=pins, origins=origins
+    )
     run_server(
         base,
         host,

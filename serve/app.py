@@ -5,11 +5,15 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from importlib.metadata import version as installed
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from adapterhub_local.base.load import LoadedBase
@@ -19,13 +23,20 @@ from adapterhub_local.registry import Registry
 from serve.auth import Gate, check_models
 from serve.engine.options import EngineOptions
 from serve.engine.threads import compute_alone
-from serve.errors import ErrorBody, error_body
+from serve.errors import BadParameter, ContextTooLong, ErrorBody, error_body
 from serve.front import Front
+from serve.invalid import invalid_body, unknown_path
 from serve.models import list_models, model_entry
 from serve.options import HttpOptions
 from serve.protocol import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
 from serve.respond import respond, weights_headers
+from serve.responses import NAMES, ResponsesRequest
 from serve.service import Service
+from serve.tokens import DetokenizeRequest, TokenizeRequest, tokenize
+
+PACKAGE = "adapterhub-local"
+# what scripts of web pages may read
+EXPOSED_HEADERS = ["X-Request-Id", "X-Qhub-Base", "X-Qhub-Adapter", "X-Qhub-Digest", "Retry-After"]
 
 
 def create_app(
@@ -53,10 +64,18 @@ def create_app(
         await asyncio.to_thread(service.loop.stop)
         await asyncio.to_thread(service.leases.stop)
 
-    app = FastAPI(title="adapterhub-local", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     gate = Gate(Keys(registry.home), is_required=service.http.require_keys)
     app.add_middleware(Front, gate=gate, options=service.http, metrics=service.metrics)
+    if service.http.origins:  # outermost: a browser asks whether it may ask without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.http.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     _handle_errors(app)
     _add_answers(app, service)
     _add_operations(app, service)
@@ -76,18 +95,22 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             for name, version in service.loaded.versions().items()
             if service.loaded.find(name)
         ]
-        data = [model for model in known if key is None or key.allows(model["id"].partition("@")[0])]
+        data = [
+            model | {"max_model_len": service.engine.max_length}
+            for model in known
+            if key is None or key.allows(model["id"].partition("@")[0])
+        ]
         return {"object": "list", "data": data}
 
     @app.get("/v1/models/{model:path}")
     def model(model: str, request: Request) -> dict[str, Any]:
         """One model, by any reference."""
         check_models(request.scope["state"]["key"], service.names(model))
-        target = service.find(model)
+        target, limits = service.find(model), {"max_model_len": service.engine.max_length}
         if target.version is None:
-            return model_entry(model, base.created_at, base.fingerprint, None)
+            return model_entry(model, base.created_at, base.fingerprint, None) | limits
         created = getattr(target.version, "created_at", base.created_at)  # a mix was made by nobody
-        return model_entry(model, created, target.version.content_digest, base.name)
+        return model_entry(model, created, target.version.content_digest, base.name) | limits
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -99,10 +122,44 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """Continue one or more texts."""
         return await respond(service, body, request)
 
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation in OpenAI's newer way. Nothing is stored."""
+        try:
+            chat = body.chat()
+        except ValidationError as error:
+            lines = [line | {"loc": ("body", *line["loc"])} for line in error.errors(include_url=False)]
+            raise RequestValidationError(lines) from None
+        try:
+            return await respond(service, chat, request, body)
+        except (BadParameter, ContextTooLong) as error:
+            error.param = NAMES.get(error.param, error.param)
+            raise
+
+    @app.post("/tokenize")
+    def tokens(body: TokenizeRequest) -> dict[str, Any]:
+        """Text or messages as token ids."""
+        return tokenize(service.reader.prompts, body, service.engine.max_length)
+
+    @app.post("/detokenize")
+    def text(body: DetokenizeRequest) -> dict[str, Any]:
+        """Token ids as text."""
+        return {"prompt": service.reader.prompts.text(body.tokens)}
+
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     """What those who run the server ask."""
     base = service.base.info
+
+    @app.get("/")
+    def index() -> dict[str, Any]:
+        """What this is, and where what is."""
+        return {"name": PACKAGE, "version": app.version, "base": base.name, "paths": _paths(app)}
+
+    @app.get("/version")
+    def version() -> dict[str, str]:
+        """The version of the server."""
+        return {"version": app.version}
 
     @app.get("/health")
     async def health() -> Response:
@@ -153,25 +210,21 @@ def _handle_errors(app: FastAPI) -> None:
         return _error_response(error_body(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return _error_response(_invalid_body(error))
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _error_response(invalid_body(error.errors(), request.headers.get("content-type", "")))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        method, path = request.scope["method"], request.url.path
+        if error.status_code == 404:
+            return _error_response(unknown_path(method, path, _paths(app)))
+        message = f"{method} {path}: {error.detail}"
         return _error_response(ErrorBody(error.status_code, message, "invalid_request_error"), error.headers)
 
 
-def _invalid_body(error: RequestValidationError) -> ErrorBody:
-    """The first thing that is wrong with a request's body, and the parameter it is about."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return ErrorBody(400, f"the body is not JSON: {first.get('ctx', {}).get('error', '')}", "invalid_request_error")
-    path = [str(part) for part in first["loc"] if part != "body"]
-    param = first.get("ctx", {}).get("param") or (path[0] if path else None)
-    where = ".".join(path) or param
-    message = f"{where}: {first['msg']}" if where else f"{first['msg']} (as application/json)"
-    return ErrorBody(400, message, "invalid_request_error", param)
+def _paths(app: FastAPI) -> list[str]:
+    """The addresses that are answered."""
+    return sorted({route.path for route in app.routes if isinstance(route, APIRoute)})
 
 
 def _error_response(body: ErrorBody, headers: Any = None) -> Response:

@@ -10,7 +10,7 @@ from serve.errors import Forbidden, Throttled, Unauthorized
 
 OPEN_PATHS = frozenset(["/health", "/ready"])
 ADMIN_PATHS = frozenset(["/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
-COUNTED_PATHS = frozenset(["/v1/chat/completions", "/v1/completions"])
+COUNTED_PATHS = frozenset(["/v1/chat/completions", "/v1/completions", "/v1/responses"])
 
 
 class Gate:

@@ -44,7 +44,9 @@ class ModelNotFound(NotFound):
 
 
 class ContextTooLong(InputError):
-    """Prompt and answer do not fit into the context, or into the KV cache."""
+    """Prompt and answer do not fit into the context, or into the KV cache; `param` is where the prompt is."""
+
+    param = "messages"
 
 
 class BadParameter(InputError):
@@ -84,7 +86,7 @@ def error_body(error: Exception) -> ErrorBody:
         case ModelNotFound():
             return ErrorBody(404, str(error), "invalid_request_error", "model", "model_not_found")
         case ContextTooLong():
-            return ErrorBody(400, str(error), "invalid_request_error", "messages", "context_length_exceeded")
+            return ErrorBody(400, str(error), "invalid_request_error", error.param, "context_length_exceeded")
         case BadParameter():
             return ErrorBody(400, str(error), "invalid_request_error", error.param)
         case Incompatible():

@@ -42,6 +42,8 @@ class Front:
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "said": {}}
         status = 0
+        if scope["method"] == "HEAD":  # answered as a GET, whose body the HTTP layer keeps back
+            scope = {**scope, "method": "GET"}
 
         async def send_named(message: Message) -> None:
             nonlocal status

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -37,7 +38,7 @@ class Generation:
         loop: EngineLoop,
         requests: Sequence[Request],
         tokenizer: PreTrainedTokenizerBase,
-        readers: Sequence[CallReader] = (),
+        readers: Sequence[CallReader | None] = (),
         *,
         deadline: float | None = None,
     ) -> None:
@@ -108,11 +109,13 @@ class Generation:
             self._queue.put_nowait(TokenOutput(request_id, None, error=error))
             return
 
-    def usage(self, num_choices: int) -> dict[str, int]:
+    def usage(self, num_choices: int) -> dict[str, Any]:
         """Token counts; the prompt of `num_choices` neighbours is one prompt."""
         num_prompt = sum(len(request.prompt) for request in self.requests[::num_choices])
+        num_cached = sum(request.num_cached for request in self.requests[::num_choices])
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": self.num_completion_tokens,
             "total_tokens": num_prompt + self.num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": num_cached},
         }

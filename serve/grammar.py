@@ -1,6 +1,7 @@
 """Answers of a given form: a JSON schema or the calls of tools become a constraint on the next token (llguidance)."""
 
 import json
+import re
 import threading
 from collections.abc import Sequence, Set
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from serve.engine.sampler import NothingAllowed
 from serve.errors import BadParameter
-from serve.messages import Tool
+from serve.messages import StructuredOutputs, Tool
 from serve.tools import ToolFormat
 
 # Bounded, or a small model fills its answer with blanks and never comes to the point.
@@ -99,6 +100,18 @@ def answer_grammar(
     return LLMatcher.grammar_from_lark("start: " + "\n  | ".join(forms))
 
 
+def structured_grammar(wanted: StructuredOutputs) -> str:
+    """The grammar of an answer that is said in one of vLLM's ways; it is checked when it is used."""
+    if wanted.regex is not None:
+        return LLMatcher.grammar_from_regex(wanted.regex)
+    if wanted.grammar is not None:
+        return LLMatcher.grammar_from_lark(wanted.grammar)
+    if wanted.choice is not None:
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_literal, wanted.choice)))
+    schema = {"type": "object"} if wanted.json_ is None else wanted.json_
+    return LLMatcher.grammar_from_lark("start: " + _json_rule(schema))
+
+
 def _call_schema(place: int, tool: Tool, tool_format: ToolFormat) -> dict[str, Any]:
     parameters = tool.function.parameters or {"type": "object", "properties": {}}
     if not parameters.keys() & OPEN_OBJECT:
@@ -131,7 +144,8 @@ def _json_rule(schema: dict[str, Any], space: str = JSON_SPACE) -> str:
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text)
+    # JSON leaves these as they are, the grammar's lexer takes none of them bare
+    return re.sub(r"[\x7f-\x9f\u2028\u2029]", lambda it: f"\\u{ord(it[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def _first_line(text: str) -> str:

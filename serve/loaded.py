@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapterhub_local.durable import canonical_json, digest_file
-from adapterhub_local.errors import BadFile, InUse, NotFound, QhubError
+from adapterhub_local.errors import BadFile, BadReference, InUse, NotFound, QhubError
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry import File, Registry, Version
 from adapterhub_local.registry.registry import now
@@ -100,7 +100,10 @@ class Loaded:
 
     def _from_folder(self, name: str, path: str) -> Version:
         """The folder as a version that is in no registry; its content is its identity, as everywhere."""
-        check_name(name)
+        try:
+            check_name(name)
+        except BadReference as error:
+            raise BadParameter(str(error), "lora_name") from None
         if self.root is None:
             raise Forbidden("adapters are not loaded from folders here: start the server with --lora-root FOLDER")
         if self.registry.versions(name):

@@ -147,6 +147,24 @@ class ResponseFormat(BaseModel):
         return {"type": "object"} if given is None else given
 
 
+class StructuredOutputs(BaseModel):
+    """What the answer has to look like, in one of vLLM's ways: a schema, a pattern, some texts, or a Lark grammar."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    json_object: Literal[True] | None = None
+    regex: str | None = Field(None, min_length=1, max_length=10_000)
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=1000)
+    grammar: str | None = Field(None, min_length=1, max_length=100_000)
+
+    @model_validator(mode="after")
+    def _check_one(self) -> "StructuredOutputs":
+        if len(self.model_dump(exclude_none=True)) != 1:
+            message = "one of json, json_object, regex, choice and grammar is needed, and only one"
+            raise PydanticCustomError("misplaced", message, {"param": "structured_outputs"})
+        return self
+
+
 def _arguments(text: str) -> Any:
     """Arguments as chat templates expect them: an object where the text is one."""
     try:

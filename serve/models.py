@@ -50,7 +50,18 @@ def find_target(model: str, base: BaseInfo, registry: Registry) -> Target:
         mix = Mix.parse(model.removeprefix(f"{base.name}:"))
         return Target(model, base, mixture([(registry.resolve(reference), weight) for reference, weight in mix.terms]))
     except (BadReference, NotFound) as error:
+        if rest := _behind_a_base(model):
+            message = f"the base that is served here is '{base.name}': ask for '{rest}', or '{base.name}:{rest}'"
+            raise ModelNotFound(message) from None
         raise ModelNotFound(f"{error} (served are base '{base.name}' and its adapters, see /v1/models)") from None
+
+
+def _behind_a_base(model: str) -> Mix | None:
+    """What `model` asks of a base by its name, if that is how it is spelled."""
+    try:
+        return Mix.parse(model.partition(":")[2])
+    except BadReference:
+        return None
 
 
 def list_models(base: BaseInfo, registry: Registry) -> list[dict[str, Any]]:

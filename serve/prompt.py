@@ -1,7 +1,10 @@
 """Prompts to token ids: the base's chat template for conversations, its tokenizer for plain text."""
 
+import inspect
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError
@@ -10,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from serve.errors import BadParameter
 from serve.messages import Message, Tool
 from serve.tools import ToolFormat, format_of
+
+# what `apply_chat_template` takes itself, and what it gives to every template
+RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages", "self"}
 
 
 class PromptReader:
@@ -30,46 +36,87 @@ class PromptReader:
             raise BadParameter("the chat template of this base has no tools, or calls them in an unknown way", param)
         return found
 
-    def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """Tokens of a conversation, up to where the assistant speaks. Raises BadParameter."""
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        continues: bool = False,
+        begins_answer: bool = True,
+    ) -> tuple[int, ...]:
+        """Tokens of a conversation, up to where the assistant begins to speak, or goes on with the last message.
+
+        `variables` are the template's own. Raises BadParameter.
+        """
         if not self._has_template:
             raise BadParameter("this base has no chat template: use /v1/completions", "messages")
+        self._check_variables(variables, tools)
         turns = [message.for_template() for message in messages]
         try:
             with self._lock:
                 text = self.tokenizer.apply_chat_template(
-                    turns, tools=_schemas(tools), tokenize=False, add_generation_prompt=True
+                    turns,
+                    tools=_schemas(tools),
+                    tokenize=False,
+                    add_generation_prompt=begins_answer,
+                    continue_final_message=continues,
+                    **variables,
                 )
                 assert isinstance(text, str)
                 tokens = self.tokenizer.encode(_whole(text, "messages"), add_special_tokens=False)
                 return self._checked(tokens, "messages")
-        except (TemplateError, TypeError) as error:  # templates refuse conversations they were not made for
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            LookupError,
+        ) as error:  # templates refuse conversations they were not made for
             raise BadParameter(f"the base's chat template refuses these messages: {error}", "messages") from None
+
+    def _check_variables(self, variables: Mapping[str, Any], tools: Sequence[Tool]) -> None:
+        """Raise BadParameter about what is no variable of the chat template: it would change nothing, or too much."""
+        template = self.tokenizer.get_chat_template(tools=_schemas(tools)) if variables else ""
+        for name in variables:
+            if name in RESERVED or not re.search(rf"\b{re.escape(name)}\b", template):
+                message = f"'{name[:80]}' is no variable of this base's chat template that a request may set"
+                raise BadParameter(message, "chat_template_kwargs")
 
     @property
     def _has_template(self) -> bool:
         return bool(self.tokenizer.chat_template)
 
-    def plain(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    def plain(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of a text, or token ids as they are. Raises BadParameter."""
         if not isinstance(prompt, str):
             return self._checked(prompt, "prompt")
         with self._lock:
-            return self._checked(self.tokenizer.encode(_whole(prompt, "prompt")), "prompt")
+            tokens = self.tokenizer.encode(_whole(prompt, "prompt"), add_special_tokens=add_special_tokens)
+            return self._checked(tokens, "prompt")
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of token ids."""
+        """The text of token ids. Raises BadParameter about those that the base does not have."""
+        self._check_known(tokens, "tokens")
         with self._lock:
             text = self.tokenizer.decode(list(tokens))
         assert isinstance(text, str)
         return text
 
+    def spelled(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it."""
+        with self._lock:
+            return list(self.tokenizer.convert_ids_to_tokens(list(tokens)))
+
     def _checked(self, tokens: Any, param: str) -> tuple[int, ...]:
         if not tokens:
             raise BadParameter("the prompt has no tokens: say something", param)
-        if max(tokens) >= self.vocabulary_size:
-            raise BadParameter(f"token {max(tokens)} is not one of the base's {self.vocabulary_size}", param)
+        self._check_known(tokens, param)
         return tuple(tokens)
+
+    def _check_known(self, tokens: Sequence[int], param: str) -> None:
+        if max(tokens, default=0) >= self.vocabulary_size:
+            raise BadParameter(f"token {max(tokens)} is not one of the base's {self.vocabulary_size}", param)
 
 
 def _whole(text: str, param: str) -> str:

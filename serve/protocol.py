@@ -3,31 +3,17 @@
 What would change the answer and is not supported is refused by name, never ignored.
 """
 
-import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from serve.engine.request import SamplingParams
-from serve.messages import Message, ResponseFormat, Tool, ToolChoice
+from serve.messages import Message, ResponseFormat, StructuredOutputs, Tool, ToolChoice
+from serve.unsupported import refuse_unsupported
 
 MAX_ALTERNATIVES = 20
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
-# Parameters that are not supported, with the values that ask for nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "best_of": (1,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "reasoning_effort": (),
-    "suffix": ("",),
-    "verbosity": (),
-    "web_search_options": (),
-}
-# Parameters that cannot change the answer.
-IGNORED = frozenset(["metadata", "prediction", "prompt_cache_key", "safety_identifier", "service_tier", "store"])
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -68,6 +54,7 @@ class GenerationRequest(BaseModel):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=128)] | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(None, description="What the answer looks like, as in vLLM")
     user: str | None = Field(None, description="Sticks to one side where traffic is split between aliases")
     ignore_eos: bool = False
     stream: bool | None = None
@@ -84,20 +71,16 @@ class GenerationRequest(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> "GenerationRequest":
-        for name, value in (self.model_extra or {}).items():
-            if value is None or name in IGNORED or value in NEUTRAL.get(name, ()):
-                continue
-            if name in NEUTRAL:
-                raise PydanticCustomError(
-                    "unsupported", "this parameter is not supported: leave it out", {"param": name}
-                )
-            near = difflib.get_close_matches(name, [*type(self).model_fields, *NEUTRAL], n=1)
-            hint = f": did you mean {near[0]}?" if near else ": leave it out"
-            raise PydanticCustomError("unknown", f"there is no such parameter{hint}", {"param": name})
+        refuse_unsupported(self.model_extra or {}, type(self).model_fields)
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("misplaced", "it is for stream = true only", {"param": "stream_options"})
-        if self.response_format is not None and self.response_format.is_json and self.ignore_eos:
-            raise PydanticCustomError("contrary", "JSON has an end: leave out ignore_eos", {"param": "ignore_eos"})
+        has_form = self.response_format is not None and self.response_format.is_json
+        if has_form and self.structured_outputs is not None:
+            message = "response_format says what the answer looks like: leave out one of them"
+            raise PydanticCustomError("contrary", message, {"param": "structured_outputs"})
+        if (has_form or self.structured_outputs is not None) and self.ignore_eos:
+            message = "an answer of a given form has an end: leave out ignore_eos"
+            raise PydanticCustomError("contrary", message, {"param": "ignore_eos"})
         return self
 
     @field_validator("logit_bias")
@@ -152,11 +135,17 @@ class ChatRequest(GenerationRequest):
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template, as in vLLM")
+    continue_final_message: bool = Field(False, description="Go on with the last message instead of answering it")
+    add_generation_prompt: bool | None = None
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("misplaced", "it needs logprobs = true", {"param": "top_logprobs"})
+        if self.continue_final_message and self.add_generation_prompt:
+            message = "the last message is continued or answered: leave one of them out"
+            raise PydanticCustomError("contrary", message, {"param": "add_generation_prompt"})
         if self.must_call:
             if not self.tools:
                 raise PydanticCustomError("misplaced", "it needs tools", {"param": "tool_choice"})
@@ -166,11 +155,19 @@ class ChatRequest(GenerationRequest):
                 raise PydanticCustomError(
                     "contrary", "a call has an end: leave out ignore_eos", {"param": "ignore_eos"}
                 )
+        if self.structured_outputs is not None and self.callable_tools:
+            message = "a call has a form of its own: leave out the tools, or set tool_choice to none"
+            raise PydanticCustomError("contrary", message, {"param": "structured_outputs"})
         return self
 
     @property
     def num_alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def begins_answer(self) -> bool:
+        """Whether the prompt ends where the assistant begins to speak."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
 
     @property
     def must_call(self) -> bool:

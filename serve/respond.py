@@ -1,7 +1,6 @@
 """Respond: an admitted request becomes a whole body or a stream of events, and ends however the connection ends."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -14,8 +13,10 @@ from adapterhub_local.errors import QhubError
 from serve.answer import Answer
 from serve.errors import error_body
 from serve.generate import Generation, Piece
+from serve.items import ItemAnswer
 from serve.models import Target
 from serve.protocol import ChatRequest, GenerationRequest
+from serve.responses import ResponsesRequest
 from serve.service import Service
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,10 @@ class EventStream(StreamingResponse):
             self._close()
 
 
-async def respond(service: Service, body: GenerationRequest, request: Request) -> Response:
-    """Answer a request of either endpoint."""
+async def respond(
+    service: Service, body: GenerationRequest, request: Request, asked: ResponsesRequest | None = None
+) -> Response:
+    """Answer a request; `asked` is what it was before it was read as a chat's."""
     state = request.scope["state"]
     admitted = await service.start(body, request_id=state["request_id"], started=state["started"], key=state["key"])
 
@@ -67,15 +70,18 @@ async def respond(service: Service, body: GenerationRequest, request: Request) -
 
     try:
         headers = weights_headers(admitted.target)
-        answer = Answer(
+        said = Answer(
             admitted.target,
             isinstance(body, ChatRequest),
             service.base.tokenizer,
-            body.num_alternatives is not None,
-            admitted.prompts,
+            body.num_choices,
+            has_logprobs=body.num_alternatives is not None,
+            has_usage=body.includes_usage,
+            echoes=admitted.echoes,
         )
+        answer = ItemAnswer(said, asked) if asked is not None else said
         if body.stream:
-            events = _events(answer, admitted.generation, body)
+            events = _told(answer, admitted.generation)
             return EventStream(events, finish, service.http.send_timeout, headers)
         pieces = await _unless_gone(request, _collect(admitted.generation))
     finally:
@@ -83,7 +89,7 @@ async def respond(service: Service, body: GenerationRequest, request: Request) -
             finish()
     if pieces is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(answer.whole(pieces, admitted.generation.usage(body.num_choices)), headers=headers)
+    return JSONResponse(answer.whole(pieces, admitted.generation), headers=headers)
 
 
 def weights_headers(target: Target) -> dict[str, str]:
@@ -98,29 +104,17 @@ async def _collect(generation: Generation) -> list[Piece]:
     return [piece async for piece in generation.pieces()]
 
 
-async def _events(answer: Answer, generation: Generation, body: GenerationRequest) -> AsyncIterator[str]:
-    """The chunks of an answer; an error after the first of them can only be an event, too."""
-    usage = {"usage": None} if body.includes_usage else {}
-    lengths = [0] * len(generation.requests)
+async def _told(answer: Answer | ItemAnswer, generation: Generation) -> AsyncIterator[str]:
+    """The events of an answer; an error after the first of them can only be an event, too."""
     try:
-        if answer.is_chat:
-            for index in range(len(generation.requests)):
-                yield _event(answer.first_chunk(index) | usage)
-        async for piece in generation.pieces():
-            if piece.text or piece.calls or piece.finish_reason or (piece.sampled and answer.has_logprobs):
-                yield _event(answer.chunk(piece, lengths[piece.index]) | usage)
-            lengths[piece.index] += len(piece.text)
-        if body.includes_usage:
-            yield _event(answer.usage_chunk(generation.usage(body.num_choices)))
+        async for event in answer.events(generation):
+            yield event
     except Exception as error:
         if not isinstance(error, QhubError):
             logger.exception("a stream failed")
-        yield f"data: {json.dumps(error_body(error).to_json())}\n\n"
-    yield "data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+        yield answer.error_event(error_body(error))
+    if answer.end:
+        yield answer.end
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[Piece]]) -> list[Piece] | None:

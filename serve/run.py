@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from adapterhub_local import settings
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.store import BaseInfo, find_base, list_bases
-from adapterhub_local.errors import InputError, NotFound
+from adapterhub_local.errors import InputError, NotFound, QhubError
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from serve.app import create_app
@@ -23,6 +23,7 @@ from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.engine.threads import in_passing
 from serve.front import JsonLines
+from serve.heap import bound_heaps
 from serve.options import HttpOptions
 
 DRAIN_SECONDS = 10  # how long running answers may go on when the server stops
@@ -92,12 +93,19 @@ def run_server(
                 "or listen on 127.0.0.1"
             )
     log_json(access=access_log)
+    bound_heaps()
     with listen(host, port) as listener:  # before the base is loaded: a wrong port should not cost minutes
         registry = Registry()
 
         def load() -> FastAPI:
-            base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
-            return create_app(base, registry=registry, options=options, http=http)
+            try:
+                base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
+                return create_app(base, registry=registry, options=options, http=http)
+            except torch.OutOfMemoryError:
+                raise QhubError(
+                    f"the GPU has no memory left for base '{info.name}': end what else uses it, or lower --max-length, "
+                    "--kv-cache-mb or --base-cache-mb"
+                ) from None
 
         app = in_passing(load)
         url = f"http://{_shown_host(host)}:{listener.getsockname()[1]}/v1"

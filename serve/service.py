@@ -1,13 +1,11 @@
-"""Service: from the body of a request to requests of the engine, and what is known of adapters while it runs."""
+"""Service: what a request asks for becomes requests of the engine, each holding its adapter until it has ended."""
 
 import asyncio
-import threading
 import time
 import uuid
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from adapterhub_local.base.load import LoadedBase
@@ -20,32 +18,20 @@ from serve.auth import check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
-from serve.engine.request import Constraint, SamplingParams, State
 from serve.engine.request import Request as EngineRequest
-from serve.errors import BadParameter, Busy
+from serve.engine.request import State
+from serve.errors import ModelNotFound
 from serve.generate import Generation
-from serve.grammar import GrammarReader, answer_grammar
 from serve.leases import Leases
 from serve.loaded import Loaded
-from serve.messages import ToolChoice
 from serve.metrics import Activity, Metrics
 from serve.models import Target, find_target
 from serve.options import HttpOptions
-from serve.prompt import PromptReader, end_tokens
-from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
-from serve.tools import CallReader, ToolFormat
+from serve.protocol import GenerationRequest
+from serve.read import BodyReader, Choice
+from serve.uses import Uses
 
 DRAIN_INTERVAL = 0.02  # seconds between looks at whether requests are done
-MAX_REMEMBERED = 10_000  # adapters whose last use is remembered
-
-
-@dataclass
-class Use:
-    """What an adapter was used for since the server started."""
-
-    name: str
-    num_requests: int = 0
-    last_used: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,7 @@ class Admitted:
     target: Target
     generation: Generation
     started: float  # time.monotonic()
-    prompts: Sequence[str] = ()  # of each choice, where it is to be given back
+    echoes: Sequence[str] = ()  # what the text of each choice begins with
 
 
 class Service:
@@ -74,19 +60,15 @@ class Service:
         self.engine = build_engine(base, options)
         self.loop = EngineLoop(self.engine)
         self.leases = Leases(registry, in_memory=lambda: self.engine.pool.users().keys())
-        self.vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
-        self.reader = PromptReader(base.tokenizer, self.vocabulary_size)
-        self.end_tokens = end_tokens(base.model, base.tokenizer)
-        self.grammars = GrammarReader(base.tokenizer, self.vocabulary_size, self.end_tokens)
+        self.reader = BodyReader(base, self.engine, self.http.max_tokens)
         max_pins = self.engine.scheduler.options.max_adapters - 1
         self.loaded = Loaded(registry, self.engine.pool, self.http.lora_root, self.engine.pin, max_pins)
         for reference in dict.fromkeys(self.http.pins):
             self.loaded.load(reference, None, pinned=True)
+        self.uses = Uses()
         self.metrics = Metrics(self.activity)
         self._live: dict[str, EngineRequest] = {}
         self._draining: Counter[str] = Counter()  # digests that are being unloaded
-        self._uses: OrderedDict[str, Use] = OrderedDict()
-        self._lock = threading.Lock()
 
     def find(self, model: str) -> Target:
         """What `model` names now. Raises ModelNotFound, BadParameter."""
@@ -116,7 +98,8 @@ class Service:
     async def start(self, body: GenerationRequest, *, request_id: str, started: float, key: Key | None) -> Admitted:
         """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue."""
         check_models(key, self.names(body.model))
-        target, requests, readers, prompts = await asyncio.to_thread(self._prepare, body, request_id)
+        target, choices, requests = await asyncio.to_thread(self._prepare, body, request_id)
+        readers = [choice.calls for choice in choices]
         try:
             deadline = started + self.http.timeout
             generation = Generation(self.loop, requests, self.base.tokenizer, readers, deadline=deadline)
@@ -125,7 +108,7 @@ class Service:
                 self._release(request)
             raise
         self._live |= {request.id: request for request in requests}
-        return Admitted(target, generation, started, prompts)
+        return Admitted(target, generation, started, [choice.echo for choice in choices])
 
     def finish(self, admitted: Admitted) -> dict[str, Any]:
         """End an answer, however far it came, and count it; what the log should say of it."""
@@ -157,8 +140,7 @@ class Service:
         names: dict[State, set[str]] = {state: set() for state in State}
         for request in requests:
             if request.adapter is not None:
-                use = self._uses.get(request.adapter)
-                names[request.state].add(use.name if use is not None else request.adapter)
+                names[request.state].add(self.uses.name(request.adapter))
         return Activity(
             self.engine.snapshot(), tuple(sorted(names[State.RUNNING])), tuple(sorted(names[State.WAITING]))
         )
@@ -172,7 +154,10 @@ class Service:
         if name in self.loaded.versions():
             digest = await asyncio.to_thread(self.loaded.unload, name)
         else:
-            version = await asyncio.to_thread(lambda: self.find(name).version)
+            try:
+                version = await asyncio.to_thread(lambda: self.find(name).version)
+            except ModelNotFound:
+                version = None
             if version is None or version.content_digest not in self.engine.pool.users():
                 raise NotFound(f"the lora adapter '{name}' cannot be found: /v1/adapters lists what is in memory")
             digest = version.content_digest
@@ -200,9 +185,7 @@ class Service:
         for request in list(self._live.values()):
             if request.adapter is not None and request.state is not State.FINISHED:
                 running[request.adapter] = running.get(request.adapter, 0) + 1
-        entries = []
-        with self._lock:
-            uses = dict(self._uses)
+        entries, uses = [], self.uses.all()
         for digest in dict.fromkeys([*users, *loading, *uses]):
             use = uses.get(digest)
             entries.append({
@@ -215,90 +198,28 @@ class Service:
                 "bytes": self.engine.pool.bytes_of(digest),
                 "requests_now": running.get(digest, 0),
                 "requests": use.num_requests if use is not None else 0,
-                "last_used": _time(use.last_used) if use is not None and use.last_used else None,
+                "last_used": use.last_time if use is not None else None,
             })  # fmt: skip
         return entries
 
-    def _prepare(
-        self, body: GenerationRequest, request_id: str
-    ) -> tuple[Target, list[EngineRequest], list[CallReader], list[str]]:
-        """The engine's requests, each holding its adapter. Reads files: not for the event loop."""
+    def _prepare(self, body: GenerationRequest, request_id: str) -> tuple[Target, list[Choice], list[EngineRequest]]:
+        """What answers, what is asked for, and the engine's requests, each holding its adapter.
+
+        Reads files: not for the event loop.
+        """
         target = self.choose(body.model, body.user)
-        prompts, texts, tool_format = self._prompts(body)
-        if len(prompts) * body.num_choices > self.engine.scheduler.options.queue_limit:
-            raise Busy(f"{len(prompts)} prompts with {body.num_choices} answers each are more than the queue holds")
-        grammar, param = self._grammar(body, tool_format)
+        choices = self.reader.choices(body)
         requests: list[EngineRequest] = []
-        readers: list[CallReader] = []
         try:
-            for index, prompt in enumerate(prompts):
-                max_tokens = self._max_tokens(body, len(prompt))
-                for choice in range(body.num_choices):
-                    params = body.sampling_params(choice, max_tokens, self.end_tokens)
-                    self._check_tokens(params)
-                    constraint: Constraint | None = None
-                    if grammar is not None:
-                        constraint = self.grammars.constraint(grammar, param)
-                    if isinstance(body, ChatRequest) and tool_format is not None and body.callable_tools:
-                        names = [tool.function.name for tool in body.callable_tools]
-                        is_parallel = body.parallel_tool_calls is not False
-                        readers.append(CallReader(tool_format, names, is_parallel=is_parallel))
-                    adapter = self._acquire(target)
-                    name = f"{request_id}-{uuid.uuid4().hex[:12]}-{index}.{choice}"
-                    requests.append(EngineRequest(name, prompt, params, adapter, constraint))
+            for choice in choices:
+                adapter = self._acquire(target)
+                name = f"{request_id}-{uuid.uuid4().hex[:12]}-{choice.name}"
+                requests.append(EngineRequest(name, choice.prompt, choice.params, adapter, choice.constraint))
         except BaseException:
             for request in requests:
                 self._release(request)
             raise
-        return target, requests, readers, [text for text in texts for _ in range(body.num_choices)]
-
-    def _prompts(self, body: GenerationRequest) -> tuple[list[tuple[int, ...]], list[str], ToolFormat | None]:
-        """Tokens of each prompt, the texts to give back, and how tools are called if they may be."""
-        if isinstance(body, ChatRequest):
-            tools = body.callable_tools
-            tool_format = self.reader.tool_format(body.messages, tools)
-            return [self.reader.chat(body.messages, tools)], [], tool_format
-        assert isinstance(body, CompletionRequest)
-        prompts = [self.reader.plain(prompt) for prompt in body.prompts]
-        texts = [prompt if isinstance(prompt, str) else self.reader.text(prompt) for prompt in body.prompts]
-        return prompts, texts if body.echo else [], None
-
-    def _grammar(self, body: GenerationRequest, tool_format: ToolFormat | None) -> tuple[str | None, str]:
-        """The grammar of the answer, if it has to have a form, and the parameter that asks for it."""
-        form = body.response_format
-        schema = form.schema_of_answer if form is not None and form.is_json else None
-        if not isinstance(body, ChatRequest):
-            return answer_grammar(schema), "response_format"
-        is_parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, ToolChoice)
-        grammar = answer_grammar(schema, body.callable_tools, tool_format, body.must_call, is_parallel)
-        return grammar, "tools" if body.must_call else "response_format"
-
-    def _max_tokens(self, body: GenerationRequest, num_prompt: int) -> int:
-        """The longest answer wanted, by default what the context has room for. Raises ContextTooLong."""
-        wanted = body.max_tokens
-        room = max(1, self.engine.max_length - num_prompt)
-        limit = self.http.max_tokens
-        if isinstance(body, ChatRequest):
-            wanted = body.max_completion_tokens or wanted or min(room, limit or room)
-        wanted = wanted or min(DEFAULT_COMPLETION_TOKENS, limit or DEFAULT_COMPLETION_TOKENS)
-        if limit is not None and wanted > limit:
-            raise BadParameter(f"an answer may have {limit} tokens here, {wanted} were asked for", "max_tokens")
-        self.engine.check_length(num_prompt, wanted)
-        return wanted
-
-    def _check_tokens(self, params: SamplingParams) -> None:
-        """Raise BadParameter about tokens that the base does not have."""
-        for param, tokens in (
-            ("logit_bias", [token for token, _ in params.logit_bias]),
-            ("stop_token_ids", params.stop_token_ids),
-        ):
-            if any(token >= self.vocabulary_size for token in tokens):
-                message = f"{param}: token {max(tokens)} is not one of the base's {self.vocabulary_size}"
-                raise BadParameter(message, param)
-        if params.min_tokens > params.max_tokens:
-            raise BadParameter(
-                f"min_tokens is {params.min_tokens}, more than max_tokens {params.max_tokens}", "min_tokens"
-            )
+        return target, choices, requests
 
     def _acquire(self, target: Target) -> str | None:
         """Have the target's adapter in memory, held for one request, and remember that it was used."""
@@ -307,25 +228,10 @@ class Service:
         for version in versions_of(target):
             self.leases.hold(version)
         before, start = self.engine.pool.num_loads, time.monotonic()
-        digest = target.version.content_digest
-        with self._lock:  # while it is read, too, there is a name to show
-            use = self._uses.setdefault(digest, Use(str(target.version)))
-        try:
-            self.engine.pool.acquire(target.version)
-        except BaseException:
-            with self._lock:
-                if not use.num_requests:
-                    self._uses.pop(digest, None)
-            raise
+        with self.uses.noted(target.version.content_digest, str(target.version)):
+            digest = self.engine.pool.acquire(target.version)
         if self.engine.pool.num_loads > before:
             self.metrics.note_load(time.monotonic() - start)
-        with self._lock:
-            use = self._uses.setdefault(digest, use)
-            use.num_requests += 1
-            use.last_used = time.time()
-            self._uses.move_to_end(digest)
-            while len(self._uses) > MAX_REMEMBERED:
-                self._uses.popitem(last=False)
         return digest
 
     def _release(self, request: EngineRequest) -> None:
@@ -349,7 +255,3 @@ def versions_of(target: Target) -> list[Version]:
         else [version for version, _ in getattr(target.version, "terms", ())]
     )
     return [version for version in found if version.lineage.get("kind") != "load"]
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig
 
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.export.fused import BaseWeights
+from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.export.gguf import ARCHITECTURES, permute
 
 

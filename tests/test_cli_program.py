@@ -68,3 +68,29 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert "Set QHUB_HOME to a writable folder" in done.stdout
+
+
+def test_a_closed_output_is_no_traceback() -> None:
+    """`qhub list >&-`, as some schedulers start programs, does its work in silence."""
+    Registry().publish("a", {WEIGHTS: b"x"}, {"kind": "test"})
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        for line in ("list", "show a --json"):
+            command = f'"{sys.executable}" -m adapterhub_local {line} {closed}'
+            done = subprocess.run(command, shell=True, capture_output=True, timeout=30, check=True)
+            assert b"Traceback" not in done.stderr
+
+
+def test_ctrl_c_in_the_middle_of_an_import() -> None:
+    """An import that is cut short raises errors of its own; the user has stopped the command, and is told so."""
+    code = (
+        "import click, os, signal\n"
+        "from adapterhub_local.cli import main\n"
+        "@main.qhub.command('list')\n"
+        "def cut():\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt: raise ImportError('cannot load module more than once per process')\n"
+        "main.Verbs.get_command = lambda *_: cut\n"
+        "main.run(['list'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (130, "qhub: stopped\n")

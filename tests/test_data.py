@@ -1,6 +1,8 @@
 """Data: every format becomes the same chats, what is learned is exactly the answers, and nothing is lost silently."""
 
+import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adapterhub_local.data.chat import Chat
+from adapterhub_local.data.chat import Chat, is_learned
 from adapterhub_local.data.files import read_rows
-from adapterhub_local.data.formats import recognise
+from adapterhub_local.data.formats import read_chat, recognise
 from adapterhub_local.data.load import read_data
 from adapterhub_local.errors import BadData, InputError
+from adapterhub_local.recipe.schema import Data
 from adapterhub_local.train.examples import read_chats, tokenise_all
 from tests.chats import chat, learned, recipe_with, write_rows
 from tests.tiny import byte_tokenizer
@@ -43,8 +46,37 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert read[0][0] != read[1][0]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.jsonl.gz", "a.json"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_encodings_and_line_ends(tmp_path: Path, name: str, encoding: str, end: str) -> None:
+    """What Windows and spreadsheets write is read as what it says: marks, UTF-16, CRLF, empty lines."""
+    rows = [{"prompt": "Grüße", "completion": "🙂"}, {"prompt": "b", "completion": "c"}]
+    written = write_rows(tmp_path / name, rows).read_bytes()
+    text = (gzip.decompress(written) if name.endswith(".gz") else written).decode().replace("\r\n", "\n")
+    data = text.replace("\n", end * (2 if "json" in name else 1)).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+    assert [row for _, row in read_rows(tmp_path / name)] == rows
+
+
+def test_a_semicolon_between_columns(tmp_path: Path) -> None:
+    """A CSV file as European spreadsheets write it; a comma in the header still means commas."""
+    (tmp_path / "a.csv").write_text('prompt;completion\n"a;1";b\n')
+    (tmp_path / "b.csv").write_text("prompt,completion;note\na,b;c\n")
+
+    assert [row for _, row in read_rows(tmp_path / "a.csv")] == [{"prompt": "a;1", "completion": "b"}]
+    assert [row for _, row in read_rows(tmp_path / "b.csv")] == [{"prompt": "a", "completion;note": "b;c"}]
+
+
 def test_json_files_of_other_shapes(tmp_path: Path) -> None:
-    """A table with one list, JSON lines called .json, and one example alone are read as what they are."""
+    """A table with one list, JSON lines called .json, JSON called .jsonl, and one example alone are what they are."""
+    (tmp_path / "list.jsonl").write_text(json.dumps([{"a": 1}, {"a": 2}], indent=1))
+    (tmp_path / "told.json").write_text(json.dumps({"version": 1, "data": [{"a": 1}, {"a": 2}]}))
+    (tmp_path / "chat.json").write_text(json.dumps({"messages": [{"role": "user"}]}))
+    for name in ("list.jsonl", "told.json"):
+        assert [row for _, row in read_rows(tmp_path / name)] == [{"a": 1}, {"a": 2}]
+    assert [row for _, row in read_rows(tmp_path / "chat.json")] == [{"messages": [{"role": "user"}]}]
     (tmp_path / "table.json").write_text(json.dumps({"data": [{"a": 1}, {"a": 2}]}))
     (tmp_path / "lines.json").write_text('{"a": 1}\n{"a": 2}\n')
     (tmp_path / "one.json").write_text(json.dumps({"a": 1}, indent=1))
@@ -59,18 +91,29 @@ def test_json_files_of_other_shapes(tmp_path: Path) -> None:
     [
         ("a.csv", b"a,b\n1\n", r"a.csv:2: this row does not have the 2 columns"),
         ("a.csv", b"a,b\n1,2,3\n", r"a.csv:2: this row does not have"),
-        ("a.csv", b'a,b\n"1,2\n', r"a.csv:1: not CSV: unexpected end"),
+        ("a.csv", b'text,b\n1,2\n"1,2\n', r"a.csv:3: not CSV: unexpected end of data in the row that begins here"),
+        ("a.csv", b"a,b,a\n1,2,3\n", r"a.csv:1: two columns are called 'a'"),
+        ("a.csv", "prompt,completion\n".encode("utf-16-le"), r"a.csv:1: not UTF-8 text: save the file as UTF-8"),
+        ("a.csv", b"prompt,completion\na,b\nGr\xfc\xdfe,c\n", r"a.csv:3: not UTF-8 text"),
+        ("a.csv", b"prompt,completion\na,\n", r"a.csv:2: the answer is empty"),
         ("a.json", b"3", "must hold a list"),
         ("a.json", b"[1,\n2,\n}", "not JSON: .* at line 3"),
         ("a.parquet", b"PAR1", "is not Parquet"),
         ("a.jsonl.gz", b"no", "cannot be read"),
-        ("a.jsonl", b"\xff\xfe", "is not UTF-8"),
+        ("a.jsonl", b'"x"\n' * 9000 + b"\xff", r"a.jsonl:9001: not UTF-8 text|no known format"),
+        ("a.txt", b"x\n" * 9000 + b"\xff", r"a.txt:9001: not UTF-8 text"),
+        ("a.jsonl", b'{"a":\n1}', r"a.jsonl:1: not JSON: .*; write each example on one line$"),
+        ("a.md", b"# Notes", r"a.md:1: not JSON: .*end the name in what the file is: \.jsonl"),
+        ("a.jsonl", b'{"prompt": "x", "completion": "\\ud83d"}', r"a.jsonl:1: half a character"),
+        ("a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "z"}', r"preferences.*data.answer = '\{chosen\}'"),
         ("a.jsonl", b"\n \n", "has no examples"),
         ("a.csv", b"", "has no examples"),
         ("a.json", b"", "has no examples"),
         ("a.jsonl", b'{"text": 3}', "'text' must be text, not int"),
         ("a.jsonl", b'{"text": " "}', "the text is empty"),
-        ("a.jsonl", b'{"prompt": "x", "completion": null}', "'completion' must be text"),
+        ("a.jsonl", b'{"prompt": "x", "completion": null}', "'completion' is empty"),
+        ("a.jsonl", b'{"prompt": "x", "completion": 1}', "not int; data.prompt and data.answer make text of numbers"),
+        ("a.jsonl", b'{"instruction": "x", "output": "y", "history": [["z"]]}', "history must be a list of"),
         ("a.jsonl", b'{"conversations": [{"from": "robot", "value": "x"}]}', "from 'robot', known are human"),
         ("a.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}', "the last message must be the assistant"),
         ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}', "nothing to learn"),
@@ -136,6 +179,49 @@ def test_formats_are_recognised_and_learned_alike(tmp_path: Path, format_: str) 
 
     assert recognise(ROWS[format_], "x") == format_
     assert learned(tokenised) == [[wanted]]
+
+
+SAID = {  # a message -> what is wrong with it
+    '{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}': "a message has tool_calls: tools are not",
+    '{"role": "tool", "content": "a", "tool_call_id": "1"}': "a message has tool_call_id",
+    '{"role": "tool", "content": "a"}': "a message has tool: tools are not supported",
+    '{"role": "user", "content": [{"type": "image_url"}]}': "a content has a part 'image_url': only text",
+    '{"role": "user", "content": ["a"]}': "a content has a part 'None'",
+    '{"role": "user", "content": null}': "needs a role and a content",
+    '{"role": "assistant", "content": "a", "train": false}': '"train": false: write "weight": 0',
+    '{"role": "assistant", "content": "a", "reasoning_content": "b"}': "has reasoning_content, which is not learned",
+}
+
+
+@pytest.mark.parametrize("message", SAID)
+def test_nothing_of_a_message_is_dropped_in_silence(message: str) -> None:
+    """Tool calls, pictures, thoughts and other tools' marks of what is learned are refused with the reason."""
+    answer = {"role": "assistant", "content": "yes"}
+    with pytest.raises(BadData, match=re.escape(SAID[message])):
+        read_chat({"messages": [json.loads(message), answer]}, "here", "messages")
+
+
+def test_parts_turns_and_marks_of_other_tools() -> None:
+    """OpenAI's parts are one text, Alpaca's history are turns, Dolly's context is input, ShareGPT's weights count."""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    asked = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "c"}]}
+    assert read_chat(asked, "", "messages").texts == ["ab", "c"]
+    row = {"instruction": "do", "context": "this", "response": "c", "history": [["a", "b"]], "system": "s"}
+    assert recognise(row, "") == "alpaca"
+    said = [(message["role"], message["content"]) for message in read_chat(row, "", "alpaca").messages]
+    assert said == [*(("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "do\n\nthis"), ("assistant", "c"))]
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}, {"from": "gpt", "value": "c"}]
+    chat = read_chat({"conversations": turns}, "", "sharegpt")
+    assert [is_learned(message) for message in chat.messages] == [False, False, True]
+
+
+@pytest.mark.parametrize("value", [None, ["a"], {"a": 1}])
+def test_a_column_without_text_is_told(value: Any) -> None:
+    """What has no text is never learned as Python spells it."""
+    data = Data(train=(), prompt="{text}", answer="{label}")
+    assert read_chat({"text": 1.5, "label": 3}, "here", "columns", data).texts == ["1.5", "3"]
+    with pytest.raises(BadData, match=r"here: the column 'label' (is empty|holds several values)"):
+        read_chat({"text": "a", "label": value}, "here", "columns", data)
 
 
 def test_columns_make_an_example(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Data: what is held out, how files are weighted, and datasets of the Hub."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from adapterhub_local.errors import NotFound
 from adapterhub_local.hub.dataset import choose_files, read_configs
 from adapterhub_local.train.examples import tokenise_data
 from tests.chats import chat, learned, recipe_with, write_rows
-from tests.hub_server import HubServer, Repo, _Handler
+from tests.hub_server import HubServer, Repo
+from tests.hub_server.files import download
+from tests.hub_server.repositories import info
 from tests.tiny import byte_tokenizer
 
 
@@ -68,10 +71,11 @@ def test_test_prompts_that_were_trained_on_are_told(tmp_path: Path) -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """A Hub on loopback that has datasets; the client's cache is this test's own."""
-    routes = [(m, p.replace("/api/models/", "/api/datasets/").replace(r"/(?P<repo>", r"(?:/datasets)?/(?P<repo>"), n)
-              for m, p, n in _Handler.ROUTES if n in ("info", "download")]  # fmt: skip
-    monkeypatch.setattr(_Handler, "ROUTES", (*_Handler.ROUTES, *routes))
     with HubServer() as server:
+        for route in [route for route in server.routes if route.function in (download, info)]:
+            pattern = route.pattern.replace("/api/models/", "/api/datasets/")
+            pattern = pattern.replace("/(?P<repo>", "(?:/datasets)?/(?P<repo>")
+            server.routes.append(replace(route, pattern=pattern))
         from huggingface_hub import constants
 
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)

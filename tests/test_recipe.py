@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from adapterhub_local.errors import BadRecipe, NotFound
 from adapterhub_local.recipe import Recipe, load_recipe, load_runs
-from adapterhub_local.recipe.schema import TABLES, as_called_now
+from adapterhub_local.recipe.elsewhere import CALLED, WITHOUT
+from adapterhub_local.recipe.schema import TABLES, as_called_now, keys
 from adapterhub_local.recipe.source import HubFiles, read_source
 from tests.recipes import MINIMAL, WRONG, Write, problems
 
@@ -70,6 +71,42 @@ def test_an_unknown_key_of_any_table_names_the_nearest(write: Write, table: str)
     (problem,) = problems(write(text))
     line = text.splitlines().index(f"{key}{key[-1]} = 1") + 1
     assert problem == f":{line}: unknown key '{key}{key[-1]}' in [{table}]: did you mean '{key}'?"
+
+
+def test_every_key_from_elsewhere_has_a_key_here() -> None:
+    """What other tools call a key is answered with a key that there is, under a name that is not one of ours."""
+    assert all(name in keys(TABLES[table]) for table, _, name in (called.partition(".") for called in CALLED.values()))
+    ours = {name for table in TABLES.values() for name in keys(table)}
+    assert not ours & {*CALLED, *WITHOUT}
+    assert not CALLED.keys() & WITHOUT.keys()
+
+
+def test_keys_from_elsewhere_are_translated(write: Write, tmp_path: Path) -> None:
+    """Keys of axolotl, LLaMA-Factory and TRL, or in the wrong table, are told with what they are here; YAML is too."""
+    text = 'base_model = "x"\nload_in_4bit = true\n' + MINIMAL + "[train]\nlr = 1e-3\nrank = 8\nlora_alpha = 3\n"
+    assert problems(write(text)) == [
+        ":1: unknown key 'base_model': that is 'name' in [base] here",
+        ":2: unknown key 'load_in_4bit': leave it out, bases are 4 bits already (`qhub base add`)",
+        *(
+            f":{len(text.splitlines()) + 1 - back}: unknown key '{key}' in [train]: {told}"
+            for back, key, told in (
+                (3, "lr", "that is 'learning_rate' here"),
+                (2, "rank", "it belongs in [adapter]"),
+                (1, "lora_alpha", "that is 'alpha' in [adapter] here"),
+            )
+        ),
+    ]
+    yaml = write("base_model: x\n").rename(tmp_path / "recipe.yml")
+    with pytest.raises(BadRecipe, match=r"recipe.yml: not TOML: recipes are TOML, `qhub recipe init`"):
+        load_recipe(yaml)
+
+
+def test_a_mark_at_the_start_is_no_mistake(write: Write) -> None:
+    """A recipe that an editor of Windows saved, with a mark of its encoding and CRLF, is the same recipe."""
+    plain = load_recipe(write(MINIMAL))
+    path = write("")
+    path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
+    assert load_recipe(path) == plain
 
 
 @pytest.mark.parametrize("text", ["seed = 1\n", "train = 3\n", "[[train]]\nseed = 1\n", "[train.extra]\nx = 1\n"])

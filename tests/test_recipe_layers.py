@@ -51,7 +51,7 @@ def test_mistakes_of_extended_recipes_name_their_file(write: Write, tmp_path: Pa
     assert lines[0].startswith(f"{tmp_path / 'other.toml'}:2: unknown key 'nam'")
     assert lines[1].startswith(f"{tmp_path / 'other.toml'}:1: [base] needs 'name'")
     assert lines[2].startswith(f"{tmp_path / 'recipe.toml'}:3: unknown key 'sed'")
-    assert lines[3].startswith(f"{tmp_path / 'recipe.toml'}: --set: train.epochs = 0: must be a positive number")
+    assert lines[3].startswith(f"{tmp_path / 'recipe.toml'}: --set: train.epochs = 0: must be from 0.001 to 10000")
     assert len(lines) == 4
 
 

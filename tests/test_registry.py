@@ -10,7 +10,7 @@ import pytest
 from adapterhub_local.durable import canonical_json
 from adapterhub_local.errors import BadReference, Corrupt, InputError, InUse, NotFound, QhubError
 from adapterhub_local.registry import File, Registry, Version, database
-from adapterhub_local.registry.database import MIGRATIONS
+from adapterhub_local.registry.migrations import MIGRATIONS
 from adapterhub_local.settings import Home
 
 FILES: dict[str, Path | bytes] = {"adapter_model.safetensors": b"weights", "adapter_config.json": b"{}"}

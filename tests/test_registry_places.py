@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from adapterhub_local.registry import Registry
-from adapterhub_local.registry.database import MIGRATIONS
 from adapterhub_local.registry.fsck import fsck
 from adapterhub_local.registry.gc import collect
+from adapterhub_local.registry.migrations import MIGRATIONS
 from adapterhub_local.registry.rebuild import rebuild
 from adapterhub_local.settings import Home
 from tests.stores import LINEAGE, blob_paths, files, small_store

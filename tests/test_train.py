@@ -114,6 +114,7 @@ def test_packing_is_exact(tiny_base: BaseInfo, tmp_path: Path) -> None:
         return total.item(), list(torch.autograd.grad(total, factors))
 
     loss, gradients = loss_and_gradients([[example] for example in examples])
+    assert is_exact(model, examples)
     packed_loss, packed_gradients = loss_and_gradients([examples])
     scale = torch.stack([gradient.norm() for gradient in gradients]).norm()
 

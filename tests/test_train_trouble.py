@@ -1,6 +1,8 @@
 """A run that is stopped late or has no room left keeps what was trained, and says where it is and what to do."""
 
+import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.errors import QhubError, Stopped
+from adapterhub_local.data.load import read_data
+from adapterhub_local.errors import InUse, QhubError, Stopped
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.train.progress import Counting, Quiet
-from adapterhub_local.train.run import train
-from adapterhub_local.train.runs import checkpoints, list_runs, read_log
+from adapterhub_local.train.run import stopping, train
+from adapterhub_local.train.runs import Run, checkpoints, list_runs, read_log
+from adapterhub_local.train.watch import Watch
 from tests.chats import RECIPE, write_recipe
 
 
@@ -64,6 +68,37 @@ def test_an_evaluation_that_fails_keeps_the_factors(tiny_base: BaseInfo, home: H
 
     assert (run.status, run.record["reason"]) == ("failed", "MemoryError: evaluating the adapter")
     assert train(recipe, home, resume=True).number == 1
+
+
+def test_one_run_in_two_processes(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """The very same run, started again while it goes on, is refused at once; another run of the recipe is not."""
+    recipe = load_recipe(write_recipe(tmp_path))
+    run = Run(recipe, tiny_base, home, read_data(recipe))
+    with run.alone():
+        with pytest.raises(InUse, match=f"{run.folder.name} is being trained by another process"):
+            train(recipe, home)
+        assert train(load_recipe(recipe.path, ["train.seed=1"]), home).number == 1
+    assert train(recipe, home).number == 2
+    assert list(home.tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_stop_after_the_step(number: int) -> None:
+    """Ctrl-C, SIGTERM and a terminal that is closed all ask for a stop; what nohup ignores stays ignored."""
+    watch = Watch(lambda entry: None)
+    before = signal.getsignal(number)
+    with stopping(watch):
+        os.kill(os.getpid(), number)
+    assert watch.stop_asked
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        ignoring = Watch(lambda entry: None)
+        with stopping(ignoring):
+            os.kill(os.getpid(), number)
+        assert not ignoring.stop_asked
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 @contextmanager

@@ -160,8 +160,15 @@ def test_from_another_base(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> N
 
 
 def test_dora_is_said_to_be_what_it_is(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
-    """A DoRA version says so in its config, and what takes deltas refuses it with the reason."""
-    version = train(load_recipe(write_recipe(tmp_path), ["adapter.dora=true"]), home)
+    """A DoRA version says so in its config, what takes deltas refuses it with the reason, and it is trained on."""
+    path = write_recipe(tmp_path)
+    version = train(load_recipe(path, ["adapter.dora=true"]), home)
+    still = train(load_recipe(path, ["adapter.from=yes-no@1", "train.learning_rate=0", "output.name=still"]), home)
+    one, other = (open_adapter(made.path, dora=True) for made in (version, still))
+    assert one.modules == other.modules
+    for module in one.modules:
+        assert torch.equal(one.delta(module).B, other.delta(module).B)
+        assert torch.equal(one.magnitude(module), other.magnitude(module))
     config = json.loads((version.path / "adapter_config.json").read_bytes())
 
     assert config["use_dora"] is True

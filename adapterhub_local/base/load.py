@@ -31,16 +31,20 @@ class LoadedBase:
 def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str | None = None) -> LoadedBase:
     """Load a base; `dtype` is what everything but the 4-bit weights is held and computed in.
 
-    Default device: the GPU if there is one and QHUB_DEVICE does not say otherwise. Default dtype:
-    bfloat16 on a GPU, float32 on the CPU. Raises Corrupt if the folder cannot be loaded.
+    Default device: the GPU if there is one and QHUB_DEVICE does not say otherwise. Default dtype: what
+    `gpu_dtype` says on a GPU, float32 on the CPU. Raises Corrupt if the folder cannot be loaded.
     """
     device = choose_device(device)
-    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
+    dtype = dtype or (gpu_dtype() if device == "cuda" else torch.float32)
+    # with its number: accelerate takes `cuda` for another device than the `cuda:0` it trains on
+    place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     import_bitsandbytes()
     with quiet_loading(), plain_linear():
         try:
-            model = AutoModelForCausalLM.from_pretrained(info.folder, dtype=dtype, device_map={"": device})
+            model = AutoModelForCausalLM.from_pretrained(info.folder, dtype=dtype, device_map={"": place})
             tokenizer = AutoTokenizer.from_pretrained(info.folder)
+        except torch.OutOfMemoryError:
+            raise  # a RuntimeError, but no fault of the base
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise Corrupt(
                 f"base '{info.name}' cannot be loaded from {info.folder}: {str(error).splitlines()[0]}"
@@ -88,6 +92,16 @@ def choose_device(device: str | None = None) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("a GPU was asked for (cuda) and torch sees none: set QHUB_DEVICE to auto or cpu")
     return wanted
+
+
+def has_bfloat16() -> bool:
+    """Whether the GPU multiplies bfloat16 itself: before compute capability 8 it is emulated, many times slower."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def gpu_dtype() -> torch.dtype:
+    """What a GPU computes fastest in: bfloat16, or float16 on cards without it (T4, V100, RTX 20)."""
+    return torch.bfloat16 if has_bfloat16() else torch.float16
 
 
 def import_bitsandbytes() -> ModuleType:

@@ -1,8 +1,7 @@
-"""The weights a base computes with, dequantised from its files one at a time, without loading the model."""
+"""The tensors a base computes with, dequantised from its files one at a time, without loading the model."""
 
-import json
+import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -10,41 +9,62 @@ from safetensors import safe_open
 from adapterhub_local.base.load import import_bitsandbytes
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import Incompatible
+from adapterhub_local.lora.header import read_header
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# how bitsandbytes stores the constants of a quantised `x.weight`, beside it
+_CONSTANT = re.compile(r"(.+)\.(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.bitsandbytes__nf4)")
+
+
+class BaseWeights:
+    """The tensors of a base as they are multiplied with: NF4 dequantised to float32, the others as stored."""
+
+    def __init__(self, base: BaseInfo) -> None:
+        self.base = base
+        self.files = {
+            name: path for path in sorted(base.folder.glob("*.safetensors")) for name in read_header(path).tensors
+        }
+        self.constants: dict[str, list[str]] = {}
+        for name in self.files:
+            if match := _CONSTANT.fullmatch(name):
+                self.constants.setdefault(match[1], []).append(name)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self.files if not _CONSTANT.fullmatch(name)]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        return self._read(name)[0]
+
+    def of(self, module: str) -> tuple[torch.Tensor, torch.dtype]:
+        """The weight of a linear module (out_features, in_features) in float32, and the dtype it was made from.
+
+        Raises Incompatible if the base has no such module.
+        """
+        name = f"{module}.weight"
+        if name not in self.files:
+            info = self.base
+            raise Incompatible(f"base '{info.name}' ({info.architecture}) has no {module}: name the adapter's own base")
+        weight, dtype = self._read(name)
+        return weight.float(), dtype
+
+    def _read(self, name: str) -> tuple[torch.Tensor, torch.dtype]:
+        stored = self._stored(name)
+        if name not in self.constants:  # it was not quantised
+            return stored, stored.dtype
+        functional = import_bitsandbytes().functional
+        parts = {key: self._stored(key) for key in self.constants[name]}
+        state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
+        dtype, state.dtype = state.dtype, torch.float32  # in its own dtype it would be rounded once more
+        return functional.dequantize_4bit(stored, state), dtype
+
+    def _stored(self, name: str) -> torch.Tensor:
+        with safe_open(self.files[name], framework="pt") as file:
+            return file.get_tensor(name)
 
 
 def dequantised(info: BaseInfo, modules: Iterable[str]) -> Iterator[tuple[str, torch.Tensor, torch.dtype]]:
-    """(module, weight (out_features, in_features) in float32, as products in float32 use it, dtype it was made from).
-
-    Raises Incompatible naming the first module that the base does not have.
-    """
-    functional = import_bitsandbytes().functional
-    places = _places(info.folder)
+    """(module, weight, dtype it was made from) one at a time, as `BaseWeights.of` tells them."""
+    weights = BaseWeights(info)
     for module in modules:
-        name = f"{module}.weight"
-        if name not in places:
-            raise Incompatible(f"base '{info.name}' ({info.architecture}) has no {module}: name the adapter's own base")
-        with safe_open(places[name], framework="pt") as file:
-            stored = file.get_tensor(name)
-            parts = {
-                key: file.get_tensor(key)
-                for key in file.keys()  # noqa: SIM118 - no mapping
-                if key.startswith(f"{name}.")
-            }
-        if parts:  # what has no constants was not quantised
-            state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
-            dtype, state.dtype = state.dtype, torch.float32  # in its own dtype it would be rounded once more
-            stored = functional.dequantize_4bit(stored, state)
-        else:
-            dtype = stored.dtype
-        yield module, stored.float(), dtype
-
-
-def _places(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file it is in."""
-    if (folder / INDEX).is_file():
-        weight_map = json.loads((folder / INDEX).read_bytes())["weight_map"]
-        return {name: folder / shard for name, shard in weight_map.items()}
-    with safe_open(folder / SINGLE, framework="pt") as file:
-        return dict.fromkeys(file.keys(), folder / SINGLE)
+        yield module, *weights.of(module)

@@ -8,7 +8,7 @@ import click
 
 from adapterhub_local.cli.output import print_json
 from adapterhub_local.cli.recipe import RECIPE, SET, print_statistics
-from adapterhub_local.settings import home
+from adapterhub_local.settings import home, wants_colour
 
 
 @click.group(name="data")
@@ -28,7 +28,7 @@ def command() -> None:
 def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: bool) -> None:
     """Show examples of RECIPE in the base's chat template: what is learned, what is not, and how long they are.
 
-    On a terminal what is learned is green; elsewhere it stands between >> and <<.
+    On a terminal what is learned is green; elsewhere, and with NO_COLOR, it stands between >> and <<.
     """
     from adapterhub_local.base.store import find_base
     from adapterhub_local.data.load import read_data
@@ -56,7 +56,7 @@ def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: boo
         click.echo(note)
     for number, example in enumerate(shown, 1):
         click.echo(f"\n-- example {number}: {len(example.ids)} tokens, {example.num_labels} learned --")
-        click.echo(_masked(tokenizer, example, is_coloured=sys.stdout.isatty()))
+        click.echo(_masked(tokenizer, example, is_coloured=sys.stdout.isatty() and wants_colour()))
     click.echo()
     print_statistics(described)
 

@@ -13,16 +13,23 @@ from adapterhub_local.registry import Registry
 @click.argument("right")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every module included.")
 def command(left: str, right: str, as_json: bool) -> None:
-    """Compare two versions: recipe, data, metrics, and the deltas of their modules."""
+    """Compare two versions: recipe, data, metrics, and the deltas of their modules.
+
+    What DoRA changes depends on the weights of the base, so that has to be here for it.
+    """
     registry = Registry()
     versions = [registry.resolve(left), registry.resolve(right)]
     paths = [version.path for version in versions]
+    from adapterhub_local.evaluate.run import base_of
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.merge.compare import compare_deltas, compare_lineages
 
     sides = [{**version.lineage, "metrics": registry.metrics(version)} for version in versions]
     changed = compare_lineages(*sides)
-    modules = list(compare_deltas(open_adapter(paths[0]), open_adapter(paths[1])))
+    one, other = (open_adapter(path, dora=True) for path in paths)
+    bases = [base_of(version, registry.home) if side.magnitudes else None
+             for version, side in zip(versions, (one, other), strict=True)]  # fmt: skip
+    modules = list(compare_deltas(one, other, (bases[0], bases[1])))
     same = versions[0].content_digest == versions[1].content_digest
     if as_json:
         print_json({

@@ -102,7 +102,7 @@ def _with_base(
     if requantise is not None and (home().bases / check_base_name(requantise)).exists():
         raise InUse(f"base '{requantise}' exists already: choose another name for --requantise")
     base = find_base(base_name, home()) if base_name else base_of(version, home())
-    adapter = open_adapter(version.path)
+    adapter = open_adapter(version.path, dora=True)
     check_shapes(adapter, base)
     if form == "gguf":
         from adapterhub_local.export.gguf import write_gguf

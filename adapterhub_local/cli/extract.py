@@ -89,7 +89,7 @@ def _open(text: str) -> "Weights":
 
     path = Path(os.path.expanduser(text))
     if not path.exists() and text in {base.name for base in list_bases(home())}:
-        from adapterhub_local.export.fused import BaseWeights
+        from adapterhub_local.base.weights import BaseWeights
 
         weights = BaseWeights(find_base(text, home()))
         return Weights(text, frozenset(weights.names), weights.read)

@@ -3,7 +3,11 @@
 import difflib
 import importlib
 import io
+import os
+import signal
 import sys
+import threading
+from typing import Any
 
 import click
 
@@ -63,6 +67,10 @@ SECTIONS = {
         "gc": "Give back the space of what no version needs.",
     },
 }
+FULL = (
+    "end what else uses it, or ask for less: `qhub plan` says what a training takes, `qhub serve` has --kv-cache-mb, "
+    "--base-cache-mb and --max-length; QHUB_DEVICE=cpu does without a GPU"
+)
 VERBS = [verb for section in SECTIONS.values() for verb in section]
 
 
@@ -107,6 +115,10 @@ def qhub() -> None:
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 bad usage or input, 1 failure, 130 stopped by the user."""
     hush()
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed: `qhub list >&-`
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the process
+    interrupts = _count_interrupts()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a letter shows its code instead of failing
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -130,7 +142,34 @@ def run(arguments: list[str] | None = None) -> None:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{where}", 1)
+    except Exception as error:
+        if interrupts:  # an import that is cut in the middle raises errors of its own
+            _fail("stopped", 130)
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not to be loaded for this
+            raise
+        _fail(f"the GPU's memory is full ({first_sentences(error)}): {FULL}", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def first_sentences(error: Exception) -> str:
+    """What torch says was asked for and free, without its advice about the allocator."""
+    return ". ".join(str(error).split(". ")[:3])
+
+
+def _count_interrupts() -> list[int]:
+    """A list that grows by one with each Ctrl-C, which else does what it does."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        and threading.current_thread() is threading.main_thread()
+    ):
+        signal.signal(signal.SIGINT, interrupt)
+    return seen
 
 
 def _fail(message: str, code: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from adapterhub_local.cli.output import print_json, print_table, size_text
+from adapterhub_local.errors import InputError
 from adapterhub_local.settings import home
 
 PURPOSES = {
@@ -41,6 +42,9 @@ def command(
     from adapterhub_local.plan.run import plan
     from adapterhub_local.recipe import load_recipe
 
+    for option, size in (("--gpu", gpu), ("--ram", ram)):
+        if size and size.strip().isdigit():
+            raise InputError(f"{option} {size} are bytes without a unit: write {size}GB, 7.4GiB or 900MB")
     device = find_device(gpu, ram)
     planned = plan(load_recipe(recipe, overrides), home(), device, base_config)
     if as_json:

@@ -57,7 +57,7 @@ def show(run: str, with_log: bool, plot: Path | None, as_json: bool) -> None:
         return
     for key, value in fields.items():
         if value is not None:
-            click.echo(f"{key:12} {value}")
+            click.echo(f"{key:12} {f'{value:.4f}' if isinstance(value, float) else value}")
     click.echo()
     click.echo(terminal_plot(entries))
 

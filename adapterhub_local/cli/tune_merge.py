@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from adapterhub_local.cli.merge_report import tell, warn
 from adapterhub_local.cli.output import print_json, print_table
 
 
@@ -55,7 +56,7 @@ def command(
         check_held(scored, requirements)
 
     from adapterhub_local.base.load import load_base
-    from adapterhub_local.cli.merge import opening, reporter, tell, warn
+    from adapterhub_local.cli.merge import opening, reporter
     from adapterhub_local.evaluate.tune import Trial, lineage, tune
     from adapterhub_local.merge.run import merge_to_path, merge_to_registry
     from adapterhub_local.registry import Registry

@@ -10,7 +10,11 @@ from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
 
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("input", "output"))
+PAIRS = (
+    *(("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response")),
+    ("input", "output"),
+)
+TURN = ("user", "assistant")
 _COLUMN = re.compile(r"\{([^{}]+)\}")
 
 
@@ -21,12 +25,17 @@ def recognise(row: Any, where: str) -> str:
         return "messages"
     if "conversations" in columns:
         return "sharegpt"
-    if {"instruction", "output"} <= set(columns):
+    if "instruction" in columns and {"output", "response"} & set(columns):
         return "alpaca"
     if any({left, right} <= set(columns) for left, right in PAIRS):
         return "prompt-completion"
     if "text" in columns and not {"label", "labels"} & set(columns):
         return "text"
+    if "chosen" in columns and "rejected" in columns:
+        raise BadData(
+            f"{where}: these are preferences (chosen, rejected), which are not trained on: to learn the chosen answers "
+            "set data.prompt = '{prompt}' and data.answer = '{chosen}'"
+        )
     has = f"has the columns {', '.join(map(str, columns))}" if columns else "is no table"
     raise BadData(
         f"{where}: no known format, the example {has}: "
@@ -63,13 +72,23 @@ def _sharegpt(row: Mapping, where: str) -> Chat:
             raise BadData(f"{where}: every turn of conversations needs 'from' and 'value', both text")
         if speaker not in SHAREGPT_ROLES:
             raise BadData(f"{where}: a turn is from '{speaker[:40]}', known are {', '.join(SHAREGPT_ROLES)}")
-        messages.append({"role": SHAREGPT_ROLES[speaker], "content": said})
+        weight = {key: told[key] for key in ("weight", "train", "training") if key in told}
+        messages.append({"role": SHAREGPT_ROLES[speaker], "content": said, **weight})
     return check_chat([*_system(row), *messages], where)
 
 
 def _alpaca(row: Mapping, where: str) -> Chat:
-    parts = [_text(row, "instruction", where), _text(row, "input", where, optional=True)]
-    return _pair("\n\n".join(part for part in parts if part), _text(row, "output", where), where, row)
+    """Stanford's columns, Dolly's names for two of them, and the earlier turns that LLaMA-Factory adds."""
+    beside, answer = "input" if "input" in row else "context", "output" if "output" in row else "response"
+    parts = [_text(row, "instruction", where), _text(row, beside, where, optional=True)]
+    chat = _pair("\n\n".join(part for part in parts if part), _text(row, answer, where), where, row)
+    earlier = row.get("history") or ()
+    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
+               for turn in earlier):  # fmt: skip
+        raise BadData(f"{where}: history must be a list of [question, answer], all text")
+    turns = [{"role": role, "content": said} for turn in earlier for role, said in zip(TURN, turn, strict=True)]
+    system, own = chat.messages[:-2], chat.messages[-2:]
+    return check_chat([*system, *turns, *own], where) if turns else chat
 
 
 def _prompt_completion(row: Mapping, where: str) -> Chat:
@@ -94,7 +113,11 @@ def _columns(row: Mapping, where: str, data: Data) -> Chat:
         def value(match: re.Match) -> str:
             if match[1] not in row:
                 raise BadData(f"{where}: there is no column '{match[1]}', the columns are {', '.join(map(str, row))}")
-            return str(row[match[1]])
+            found = row[match[1]]
+            if found is None or isinstance(found, list | dict):
+                what = "is empty" if found is None else "holds several values"
+                raise BadData(f"{where}: the column '{match[1]}' {what}: it must be text or a number")
+            return str(found)
 
         return _COLUMN.sub(value, template)
 
@@ -104,6 +127,8 @@ def _columns(row: Mapping, where: str, data: Data) -> Chat:
 
 
 def _pair(prompt: str, answer: str, where: str, row: Mapping) -> Chat:
+    if not answer.strip():
+        raise BadData(f"{where}: the answer is empty")
     asked, answered = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
     return replace(check_chat([*_system(row), asked, answered], where), is_pair=True)
 
@@ -119,7 +144,11 @@ def _text(row: Mapping, column: str, where: str, *, optional: bool = False) -> s
     if optional and value is None:
         return ""
     if not isinstance(value, str):
-        raise BadData(f"{where}: the column '{column}' must be text, not {type(value).__name__}")
+        if column not in row:
+            raise BadData(f"{where}: there is no column '{column}', the columns are {', '.join(map(str, row))}")
+        what = "is empty" if value is None else f"must be text, not {type(value).__name__}"
+        hint = "; data.prompt and data.answer make text of numbers" if isinstance(value, int | float) else ""
+        raise BadData(f"{where}: the column '{column}' {what}{hint}")
     return value
 
 

@@ -1,32 +1,29 @@
 """A base with an adapter inside it, as a 16-bit transformers folder: no adapter code is needed to load it.
 
-The weights are those that were trained: the NF4 base dequantised, plus the delta, rounded once to 16 bits. Rounding to
-4 bits again swallows most of a small delta, so it is done on request only, and measured (`requantise`).
+The weights are those that were trained: the NF4 base dequantised, plus the delta (or what DoRA makes of both), rounded
+once to 16 bits. Rounding to 4 bits again swallows most of a small delta, so it is done on request only, and measured
+(`requantise`).
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from adapterhub_local.base.load import import_bitsandbytes
 from adapterhub_local.base.shapes import check_shapes
 from adapterhub_local.base.source import INDEX, SINGLE, Source
 from adapterhub_local.base.store import RECORD, BaseInfo
+from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.durable import check_absent, place_folder, staging
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
-from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.write import write_safetensors
+from adapterhub_local.merge.dora import weight_change
 
 SHARD_BYTES = 2 << 30
-# how bitsandbytes stores the constants of a quantised `x.weight`, beside it
-_CONSTANT = re.compile(r"(.+)\.(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.bitsandbytes__nf4)")
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,14 @@ def write_fused(
         module = name.removesuffix(".weight")
         if adapter is None or module not in adapter.shapes:
             return weight.to(dtype) if weight.is_floating_point() else weight
-        delta = adapter.delta(module).dense()
-        if weight.shape != delta.shape:
-            raise Incompatible(f"{name} is {tuple(weight.shape)} there, in base '{base.name}' {tuple(delta.shape)}")
-        wanted = weight.to(delta.dtype) + delta
+        shape = adapter.shapes[module]
+        if weight.shape != (shape.out_features, shape.in_features):
+            there = f"({shape.out_features}, {shape.in_features})"
+            raise Incompatible(f"{name} is {tuple(weight.shape)} there, in base '{base.name}' {there}")
+        change = weight_change(adapter, module, lambda module: (weight.float(), dtype))
+        wanted = weight.to(change.dtype) + change
         stored = wanted.to(dtype)
-        squares["delta"] += float(delta.double().square().sum())
+        squares["delta"] += float(change.double().square().sum())
         squares["lost"] += float((stored.double() - wanted.double()).square().sum())
         return stored
 
@@ -92,38 +91,6 @@ def write_fused(
         place_folder(folder, target)
     rounding = (squares["lost"] / squares["delta"]) ** 0.5 if squares["delta"] else 0.0
     return Fused(rounding, len(adapter.shapes) if adapter else 0, size)
-
-
-class BaseWeights:
-    """The tensors of a base as they are multiplied with: NF4 dequantised to float32, the others as stored."""
-
-    def __init__(self, base: BaseInfo) -> None:
-        self.files = {
-            name: path for path in sorted(base.folder.glob("*.safetensors")) for name in read_header(path).tensors
-        }
-        self.constants: dict[str, list[str]] = {}
-        for name in self.files:
-            if match := _CONSTANT.fullmatch(name):
-                self.constants.setdefault(match[1], []).append(name)
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name in self.files if not _CONSTANT.fullmatch(name)]
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU."""
-        tensor = self._stored(name)
-        if name not in self.constants:
-            return tensor
-        functional = import_bitsandbytes().functional
-        parts = {key.removeprefix(f"{name}."): self._stored(key) for key in self.constants[name]}
-        state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
-        state.dtype = torch.float32  # as products in float32 take it; in 16 bits they round once more
-        return functional.dequantize_4bit(tensor, state)
-
-    def _stored(self, name: str) -> torch.Tensor:
-        with safe_open(self.files[name], framework="pt") as file:
-            return file.get_tensor(name)
 
 
 def _counted(names: list[str], report: Callable[[int, int], None]) -> Iterable[str]:

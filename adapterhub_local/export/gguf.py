@@ -30,11 +30,16 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
     """Write the adapter as one GGUF file and return its rank, which is its alpha too.
 
     Raises InUse if `target` exists, Incompatible for an architecture whose tensors GGUF names or orders in ways
-    not known here, or an adapted output head that is tied to the embeddings.
+    not known here, an adapted output head that is tied to the embeddings, or DoRA, which the format cannot hold.
     """
     import gguf
 
     check_absent(target)
+    if adapter.magnitudes:
+        raise Incompatible(
+            f"{name} has DoRA, and a GGUF adapter holds A and B only: export it --to fused, or make a plain adapter "
+            f"of it with `qhub merge {name} --weights 1 --with-base {base.name} --name NAME`, which tells the loss"
+        )
     tied = json.loads((base.folder / "config.json").read_bytes()).get("tie_word_embeddings")
     architecture, names, is_permuted, heads = architecture_of(base)
     rank = max(shape.rank for shape in adapter.shapes.values())

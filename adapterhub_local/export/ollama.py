@@ -68,7 +68,8 @@ def write_ollama(
 ) -> None:
     """Write the folder `target`. `from_model` is the base as Ollama or a path names it; else it is written too.
 
-    Raises InUse if `target` exists, Incompatible for a chat template that is more than text around messages.
+    What DoRA changes is in the base that is written, there is no adapter beside it then. Raises InUse if `target`
+    exists, Incompatible for a chat template that is more than text around messages, or DoRA with `from_model`.
     """
     check_absent(target)
     with quiet_loading():
@@ -77,17 +78,26 @@ def write_ollama(
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
         folder = stage / "ollama"
         folder.mkdir()
-        write_gguf(adapter, base, folder / ADAPTER, name=name, digest=digest)
+        is_fused = bool(adapter.magnitudes) and from_model is None
+        if not is_fused:
+            write_gguf(adapter, base, folder / ADAPTER, name=name, digest=digest)
         if from_model is None:
-            write_fused(base, None, folder / BASE)
-        text = modelfile(from_model or f"./{BASE}", name, template, _stops(tokenizer, template), base.max_length)
+            write_fused(base, adapter if is_fused else None, folder / BASE)
+        text = modelfile(
+            from_model or f"./{BASE}", name, template, _stops(tokenizer, template), base.max_length,
+            adapter=None if is_fused else ADAPTER,
+        )  # fmt: skip
         (folder / MODELFILE).write_text(text, encoding="utf-8")
         place_folder(folder, target)
 
 
-def modelfile(from_model: str, name: str, template: Template | None, stops: list[str], max_length: int | None) -> str:
+def modelfile(
+    from_model: str, name: str, template: Template | None, stops: list[str], max_length: int | None,
+    *, adapter: str | None = ADAPTER,
+) -> str:  # fmt: skip
     """The text of a Modelfile (https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx)."""
-    lines = [f"# {name}: ollama create NAME -f {MODELFILE}", f"FROM {from_model}", f"ADAPTER ./{ADAPTER}"]
+    lines = [f"# {name}: ollama create NAME -f {MODELFILE}", f"FROM {from_model}"]
+    lines += [f"ADAPTER ./{adapter}"] if adapter else []
     if template is not None:
         lines.append(f'TEMPLATE """{template.to_go()}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from adapterhub_local.base.add import add_base
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.export.fused import BaseWeights
+from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.lora.adapter import AdapterFile
+from adapterhub_local.merge.dora import weight_change
 from adapterhub_local.settings import Home
 
 
@@ -39,9 +40,9 @@ def measure_loss(base: BaseInfo, new: BaseInfo, adapter: AdapterFile) -> Loss:
     """How much of `adapter` is in the difference of the bases' dequantised weights."""
     before, after = BaseWeights(base), BaseWeights(new)
     inner = squares = errors = 0.0
-    for module, factored in adapter.deltas():
-        delta = factored.dense().double()
-        moved = after.read(f"{module}.weight").double() - before.read(f"{module}.weight").double()
+    for module in adapter.modules:
+        delta = weight_change(adapter, module, before.of).double()
+        moved = after.of(module)[0].double() - before.of(module)[0].double()
         inner += float((moved * delta).sum())
         squares += float(delta.square().sum())
         errors += float((moved - delta).square().sum())

@@ -40,7 +40,7 @@ _HARMLESS = frozenset(
 _READ = frozenset(["peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"])
 # Settings that make the result something else than W x + scaling * B A x on a frozen base.
 _REFUSED = {
-    "use_dora": "DoRA rescales the base's own weights (`qhub merge FOLDER --with-base NAME` makes a LoRA of it)",
+    "use_dora": "DoRA rescales base weights (`qhub merge FOLDER --weights 1 --with-base NAME` makes a LoRA of it)",
     "modules_to_save": "it replaces whole modules of the shared base",
     "lora_bias": "its B factors have a bias",
     "trainable_token_indices": "it changes rows of the shared base's embeddings",

@@ -109,7 +109,7 @@ def _keys(path: Path, header: Header, besides: Set[str]) -> dict[tuple[str, str]
         if _MAGNITUDE.fullmatch(name):
             raise BadFile(
                 f"{path} has DoRA ({name}), which rescales the base's own weights: "
-                "`qhub merge FOLDER --with-base NAME` makes a LoRA of it"
+                "`qhub merge FOLDER --weights 1 --with-base NAME` makes a LoRA of it"
             )
         match = _KEY.fullmatch(name)
         if not match or len(entry.shape) != 2 or entry.dtype not in FLOATS:

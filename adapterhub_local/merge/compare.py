@@ -1,11 +1,17 @@
 """How two adapters differ: settings and scores from their lineages, and norm and cosine of each module's delta."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_local.lora.adapter import AdapterFile
-from adapterhub_local.merge.algebra import inner, norm
+import torch
+
+from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.weights import BaseWeights
+from adapterhub_local.lora.adapter import AdapterFile, Delta
+from adapterhub_local.merge.algebra import inner
+from adapterhub_local.merge.dora import weight_change
 
 SECTIONS = ("kind", "task", "base", "adapter", "recipe", "data", "parents", "merge", "metrics")
 
@@ -27,20 +33,43 @@ def compare_lineages(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[
     return {key: (flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)}
 
 
-def compare_deltas(left: AdapterFile, right: AdapterFile) -> Iterator[ModuleDifference]:
-    """One module at a time; no dense matrix is made. Modules of different shapes have no cosine."""
+def compare_deltas(
+    left: AdapterFile, right: AdapterFile, bases: tuple[BaseInfo | None, BaseInfo | None] = (None, None)
+) -> Iterator[ModuleDifference]:
+    """One module at a time; modules of different shapes have no cosine.
+
+    No dense matrix is made, but where one of the two has DoRA: its change of a module's weight depends on the weight
+    and is no low-rank product, so it needs its base in `bases`. Raises Incompatible if that is not its base.
+    """
+    sides = [(side, BaseWeights(base) if base else None) for side, base in zip((left, right), bases, strict=True)]
+    is_dense = any(side.magnitudes for side, _ in sides)
+
+    def change(side: AdapterFile, weights: BaseWeights | None, module: str) -> Delta | torch.Tensor | None:
+        if module not in side.shapes:
+            return None
+        return weight_change(side, module, weights.of if weights else None).float() if is_dense else side.delta(module)
+
     for module in sorted({*left.shapes, *right.shapes}):
-        ours = left.delta(module) if module in left.shapes else None
-        theirs = right.delta(module) if module in right.shapes else None
-        norms = [norm(delta) if delta is not None else None for delta in (ours, theirs)]
-        cosine = None
-        if ours is not None and theirs is not None and norms[0] and norms[1]:
-            shapes = [
-                (adapter.shapes[module].in_features, adapter.shapes[module].out_features) for adapter in (left, right)
-            ]
-            if shapes[0] == shapes[1]:
-                cosine = max(-1.0, min(1.0, inner(ours, theirs) / (norms[0] * norms[1])))
-        yield ModuleDifference(module, norms[0], norms[1], cosine)
+        changes = [change(side, weights, module) for side, weights in sides]
+        yield _difference(module, changes, _dense_inner if is_dense else inner)
+
+
+def _difference(module: str, changes: Sequence[Any], product: Callable[[Any, Any], float]) -> ModuleDifference:
+    """Of two changes of one module's weight, None where there is none, by the inner product that they have."""
+    ours, theirs = changes
+    norms = [math.sqrt(max(0.0, product(one, one))) if one is not None else None for one in changes]
+    cosine = None
+    if ours is not None and theirs is not None and norms[0] and norms[1] and _shape(ours) == _shape(theirs):
+        cosine = max(-1.0, min(1.0, product(ours, theirs) / (norms[0] * norms[1])))
+    return ModuleDifference(module, norms[0], norms[1], cosine)
+
+
+def _dense_inner(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float(torch.vdot(left.flatten(), right.flatten()))
+
+
+def _shape(change: Delta | torch.Tensor) -> tuple[int, ...]:
+    return tuple(change.shape) if isinstance(change, torch.Tensor) else (change.B.shape[0], change.A.shape[1])
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

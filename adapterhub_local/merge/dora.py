@@ -6,14 +6,14 @@ W' = m (W + s B A) / |W + s B A|. Its delta W' - W has full rank, so a plain ada
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.base.weights import dequantised
+from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
@@ -23,6 +23,7 @@ from adapterhub_local.merge.space import leading
 
 ROWS = 1024  # of a weight, looked at at a time
 Converted = tuple[AdapterFile, dict[str, Any] | None]
+WeightOf = Callable[[str], tuple[torch.Tensor, torch.dtype]]  # module -> weight, and the dtype it was made from
 
 
 def row_scales(weight: torch.Tensor, delta: Delta, magnitude: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -45,6 +46,25 @@ def dora_delta(weight: torch.Tensor, delta: Delta, magnitude: torch.Tensor, dtyp
     """`diag(m / |W + D|) (W + D) - W` (out x in) in float32; m and `dtype` as in `row_scales`."""
     changed = weight + delta.dense().float()
     return changed * row_scales(weight, delta, magnitude, dtype)[:, None] - weight
+
+
+def weight_change(adapter: AdapterFile, module: str, weight_of: WeightOf | None) -> torch.Tensor:
+    """What `adapter` adds to a module's weight, as a matrix (out x in) in float32 or wider, DoRA's lengths included.
+
+    `weight_of` gives the module's weight in float32 and the base's 16-bit dtype; only DoRA needs it. Raises
+    Incompatible if the weight has another shape.
+    """
+    delta = adapter.delta(module)
+    if module not in adapter.magnitudes:
+        return delta.dense()
+    assert weight_of is not None, "DoRA is opened with its base at hand"
+    weight, dtype = weight_of(module)
+    if weight.shape != (delta.B.shape[0], delta.A.shape[1]):
+        raise Incompatible(
+            f"{adapter.path}: {module} is {delta.B.shape[0]} x {delta.A.shape[1]}, in its base it is "
+            f"{weight.shape[0]} x {weight.shape[1]}"
+        )
+    return dora_delta(weight, delta, adapter.magnitude(module), dtype)
 
 
 def through_base(info: BaseInfo, rank: int | None, folder: Path, *, force: bool = False) -> Opener:
@@ -83,16 +103,9 @@ def _convert(adapter: AdapterFile, info: BaseInfo, rank: int, folder: Path) -> C
 
     def factors() -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal lost, total
-        weights = dequantised(info, adapter.modules)
-        for (module, delta), (_, weight, dtype) in zip(adapter.deltas(), weights, strict=True):
-            if weight.shape != (delta.B.shape[0], delta.A.shape[1]):
-                raise Incompatible(
-                    f"{adapter.path}: {module} is {delta.B.shape[0]} x {delta.A.shape[1]}, "
-                    f"in base '{info.name}' it is {weight.shape[0]} x {weight.shape[1]}"
-                )
-            change = delta.dense().float()
-            if module in adapter.magnitudes:
-                change = dora_delta(weight, delta, adapter.magnitude(module), dtype)
+        weights = BaseWeights(info)
+        for module in adapter.modules:
+            change = weight_change(adapter, module, weights.of).float()
             draw = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(module.encode()).digest()[:7], "big"))
             spectrum = leading(change, ranks[module], draw)
             if not math.isfinite(spectrum.total):

@@ -95,7 +95,7 @@ def load_plan(path: Path) -> WrittenPlan:
     Raises NotFound if there is no file, BadRecipe with one line for each thing that is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise NotFound(f"there is no merge plan {path}") from None
     except (OSError, UnicodeDecodeError) as error:

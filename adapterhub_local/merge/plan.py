@@ -47,21 +47,22 @@ class Parent:
         """`sha256:<hex>` of the weights file, the same whether it is named as a file or as a version."""
         files = self.version.files if self.version is not None else ()
         known = next((file.digest for file in files if file.path == WEIGHTS), None)
-        if self.converted is not None:
+        if known is None and self.converted is not None:
             path = Path(os.path.expanduser(self.label))
             return digest_file(path / WEIGHTS if path.is_dir() else path)
         return known or digest_file(self.adapter.path)
 
     def lineage(self) -> dict[str, Any]:
         """How the merged version names this parent; files by name and digest, not by path."""
+        converted = {"converted": dict(self.converted)} if self.converted is not None else {}
         if self.version is None:
-            converted = {"converted": dict(self.converted)} if self.converted is not None else {}
             return {"reference": self.name, "digest": self.digest, "weight": self.weight, **converted}
         return {
             "reference": str(self.version),
             "manifest_digest": self.version.manifest_digest,
             "content_digest": self.version.content_digest,
             "weight": self.weight,
+            **converted,
             **({"pulled_from": origin} if (origin := self.version.lineage.get("pulled_from")) else {}),
         }
 
@@ -140,14 +141,15 @@ def is_path(label: str) -> bool:
 
 
 def _open(label: str, weight: float, registry: Registry, alpha: float | None, opener: Opener | None) -> Parent:
-    if is_path(label):
-        path = Path(os.path.expanduser(label))
-        if opener is not None:
-            adapter, converted = opener(path, alpha)
-            return Parent(label, adapter, weight, converted=converted)
-        return Parent(label, open_adapter(path, alpha=alpha), weight)
-    version = registry.resolve(label)
-    return Parent(label, open_adapter(version.path), weight, version)
+    version = None if is_path(label) else registry.resolve(label)
+    path, given = (Path(os.path.expanduser(label)), alpha) if version is None else (version.path, None)
+    try:
+        adapter, converted = opener(path, given) if opener is not None else (open_adapter(path, alpha=given), None)
+    except InputError as error:
+        if version is None:
+            raise
+        raise type(error)(str(error).replace(str(path), label)) from None  # nobody knows the folders of versions
+    return Parent(label, adapter, weight, version, converted)
 
 
 def _common_base(parents: Sequence[Parent], force: bool) -> dict[str, Any]:

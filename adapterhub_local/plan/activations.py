@@ -16,9 +16,9 @@ MLP_TOKENS = 2048  # of a row that an MLP takes at once when blocks are offloade
 class Pass:
     """One forward and backward pass: a row of `tokens`, `labels` of which are predicted.
 
-    is_packed: several examples share the row, behind a mask of tokens x tokens. compute, factor: bytes of an
-    element of activations and of A and B. is_checkpointed: only the input of each block is kept, the rest is
-    computed again; is_offloaded: and kept in the host's memory, and MLPs computed in parts of MLP_TOKENS.
+    is_packed: several examples share the row, `longest` tokens at most each (None: not known). compute, factor:
+    bytes of an element of activations and of A and B. is_checkpointed: only the input of each block is kept, the
+    rest is computed again; is_offloaded: and kept in the host's memory, and MLPs computed in parts of MLP_TOKENS.
     """
 
     tokens: int
@@ -31,6 +31,7 @@ class Pass:
     has_dropout: bool = False
     is_checkpointed: bool = False
     is_offloaded: bool = False
+    longest: int | None = None
 
     @property
     def mlp_tokens(self) -> int:
@@ -97,8 +98,9 @@ def _attention(shape: Shape, run: Pass) -> int:
     """Queries, keys, values and result, a token; with a mask, keys and values are repeated for every query head."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     result = queries * run.compute
-    is_repeated = shape.scores == "eager" or _has_mask(shape, run)
-    if shape.scores == "math":
+    is_eager = shape.scores == "eager"
+    is_repeated = not run.is_packed if is_eager else _has_mask(shape, run)
+    if shape.scores == "math" or (is_eager and run.is_packed):
         together = 2 * keys
     elif is_repeated and shape.kv_heads < shape.heads:
         together = 2 * queries
@@ -111,16 +113,22 @@ def _attention(shape: Shape, run: Pass) -> int:
 
 
 def _square(shape: Shape, run: Pass) -> int:
-    """What grows with tokens x tokens: the mask as attention code adds it, and scores where attention is eager."""
+    """What grows with the pairs of tokens: the mask as attention code adds it, and scores where attention is eager."""
+    if shape.scores == "eager":  # softmax in float32, and what it is cast or capped from
+        keys = run.longest if run.is_packed and run.longest is not None else run.tokens
+        return shape.heads * run.tokens * min(run.tokens, keys) * 8
     pairs = run.tokens * run.tokens
-    if shape.scores != "none":  # softmax in float32, and where it is eager what it is cast or capped from
-        return shape.heads * pairs * (8 if shape.scores == "eager" else 4)
+    if shape.scores == "math":
+        return shape.heads * pairs * 4
     return pairs * run.compute if _has_mask(shape, run) else 0
 
 
 def _has_mask(shape: Shape, run: Pass) -> bool:
-    """Whether attention takes a mask: for several examples, a window shorter than the row, and always in Falcon."""
-    return run.is_packed or shape.makes_mask or (shape.window is not None and run.tokens > shape.window)
+    """Whether attention takes a mask: in Falcon always, else for one example that is longer than the window.
+
+    Examples in one row attend each to itself (train/attention.py).
+    """
+    return shape.makes_mask or (not run.is_packed and shape.window is not None and run.tokens > shape.window)
 
 
 def _mlp(shape: Shape, run: Pass) -> int:
@@ -137,6 +145,6 @@ def _factors(shape: Shape, run: Pass, reads: tuple[str, ...]) -> int:
     if run.has_dropout:
         return sum((2 * linear.in_features + run.rank) * run.factor for linear in modules)
     inputs = {linear.reads: linear.in_features for linear in modules}
-    if not shape.copies_result:  # attention keeps it
+    if run.is_packed or not shape.copies_result:  # attention keeps it
         inputs.pop("heads", None)
     return (sum(inputs.values()) + len(modules) * run.rank) * run.compute

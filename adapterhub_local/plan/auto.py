@@ -121,7 +121,7 @@ def choose(
 
 def _ways(recipe: Recipe, device: Device) -> Iterator[tuple[int, bool | str, str]]:
     """packed_tokens and activation_checkpointing from the fastest to the smallest, given keys kept; and why."""
-    longest, reason = (1024, "longer rows cost more attention than they save on a CPU")
+    longest, reason = (1024, "longer rows take more memory and save a CPU nothing")
     if device.kind == "cuda":
         longest, reason = (4096, "long rows keep a GPU busy")
     train, given = recipe.train, recipe.origins

@@ -121,6 +121,7 @@ def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
         has_dropout=adapter.dropout > 0,
         is_checkpointed=bool(train.activation_checkpointing),
         is_offloaded=train.activation_checkpointing == "offload" and device.kind == "cuda",
+        longest=rows.longest,
     )
 
 

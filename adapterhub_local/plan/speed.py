@@ -45,7 +45,8 @@ def duration(shape: Shape, rows: Rows, run: Pass, steps: int, epochs: float, dev
     )  # forward and the gradient of inputs; a frozen weight needs no gradient of its own
     factors = num_factors(shape, run.rank, run.targets)
     row = rows.computed / max(1, rows.rows)
-    attention = 2 * 2 * row * shape.heads * shape.head_dim * shape.layers  # scores and values, a token, forward
+    keys = row if shape.makes_mask else min(row, rows.mean)  # examples of a row attend each to itself
+    attention = 2 * 2 * keys * shape.heads * shape.head_dim * shape.layers  # scores and values, a token, forward
     a_token = 2 * passes * shape.linear_size + 2 * (passes + 1) * factors + (passes + 1) * attention
     head = 4 * rows.epoch_labels * shape.vocabulary * shape.hidden
     if device.kind == "cpu":

@@ -62,7 +62,7 @@ def read_layers(path: Path) -> list[Layer]:
 
 def _read(path: Path, child: Layer | None) -> Layer:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         if child is None:
             raise NotFound(f"there is no recipe {path}: `qhub recipe init {path}` writes one to begin with") from None
@@ -70,11 +70,14 @@ def _read(path: Path, child: Layer | None) -> Layer:
     except (OSError, ValueError) as error:
         where = f"{child.place(EXTENDS, None)}: extends: " if child else ""
         shown = str(path).encode("unicode_escape").decode()[:200]
-        raise BadRecipe(f"{where}{shown} cannot be read as text: {str(error)[:200]}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadRecipe(f"{where}{shown} cannot be read as text: {reason or str(error)[:200]}") from None
     try:
         return Layer(str(path), path, tomllib.loads(text), text)
     except (ValueError, RecursionError) as error:  # tomllib lets through what int() and the stack refuse
-        raise BadRecipe(f"{path}: not TOML: {error}") from None
+        yaml = path.suffix.lower() in (".yaml", ".yml")
+        told = "recipes are TOML, `qhub recipe init` writes one to begin with" if yaml else error
+        raise BadRecipe(f"{path}: not TOML: {told}") from None
 
 
 def overriding(overrides: Sequence[str], path: Path, label: str = "--set") -> Layer:

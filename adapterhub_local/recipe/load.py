@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadRecipe
+from adapterhub_local.recipe.elsewhere import hint
 from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
 from adapterhub_local.recipe.schema import RENAMED, TABLES, Recipe, keys
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
 
+KEYS = {name: keys(table) for name, table in TABLES.items()}
 _TYPE_NAMES = {
     str: "text",
     int: "a whole number",
@@ -83,7 +85,9 @@ class _Reading:
         known = {**TABLES, SWEEP: None, EXTENDS: None}
         for layer in layers:
             for name, given in layer.tables.items():
-                if name not in known:
+                if name not in known and not isinstance(given, Mapping) and (told := hint(name, None, KEYS)):
+                    self.problem(layer, name, None, f"unknown key '{name}'{told}")
+                elif name not in known:
                     self.problem(layer, name, None, f"unknown table [{name}]{nearest(name, known)}")
                 elif name != EXTENDS and not isinstance(given, Mapping):
                     self.problem(layer, name, None, f"'{name}' must be a table: write [{name}]")
@@ -105,7 +109,8 @@ class _Reading:
                 if (name, key) in RENAMED:
                     self.problem(layer, name, key, f"'{key}' in [{name}] is called '{RENAMED[name, key]}' now")
                 elif key not in known:
-                    self.problem(layer, name, key, f"unknown key '{key}' in [{name}]{nearest(key, known)}")
+                    told = hint(key, name, KEYS) if not _near(key, known) else None
+                    self.problem(layer, name, key, f"unknown key '{key}' in [{name}]{told or nearest(key, known)}")
                 given[key] = (layer, value)
         hints = typing.get_type_hints(TABLES[name])
         values = {}
@@ -223,5 +228,9 @@ def _type_name(kind: Any) -> str:
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:
     """The end of a message about an unknown name."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = _near(name, known, 0.5)
     return f": did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"
+
+
+def _near(name: str, known: Mapping[str, Any], cutoff: float = 0.8) -> list[str]:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

@@ -86,9 +86,16 @@ def _targets(value: str | tuple[str, ...]) -> str | None:
 at_least_one = between(1, 2**31, "1 or more")
 
 
+def _base(value: str) -> str | None:
+    wrong = _named(check_name)(value)
+    return (
+        wrong and f"{wrong}. `qhub base add NAME SOURCE` gives a model a name, `qhub base list` shows those there are"
+    )
+
+
 @dataclass(frozen=True)
 class Base:
-    name: str = key("the base to train against, as `qhub base list` shows it", check=_named(check_name))
+    name: str = key("the base to train against, as `qhub base list` shows it", check=_base)
 
 
 def _weights(value: tuple[float, ...]) -> str | None:
@@ -192,7 +199,7 @@ class Adapter:
     )
     alpha_pattern: dict[str, float] | None = key("other alphas, in the same way", None, _alphas)
     from_: str | None = key(
-        "train on from this version, such as `sql@3`; rank, alpha, rslora, patterns and target_modules are its",
+        "train on from this version, such as `sql@3`; rank, alpha, rslora, dora, patterns and target_modules are its",
         None,
         _version,
     )
@@ -206,7 +213,7 @@ class Train:
         "manual",
         one_of(*STRATEGIES),
     )
-    epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "a positive number"))
+    epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "from 0.001 to 10000"))
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(
         "examples per forward pass at most, a divisor of batch_size; fewer take less memory", None, at_least_one

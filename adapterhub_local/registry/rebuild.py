@@ -15,9 +15,9 @@ from typing import Any
 from adapterhub_local.durable import sync_folder
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.blobs import is_sound
-from adapterhub_local.registry.database import apply_migrations
 from adapterhub_local.registry.fsck import version_of_row
 from adapterhub_local.registry.journal import in_order, is_record, parse, replay
+from adapterhub_local.registry.migrations import apply_migrations
 from adapterhub_local.registry.registry import Registry, insert_evaluation, insert_version
 from adapterhub_local.registry.version import ARTIFACT_TYPE, Version
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import InputError, QhubError
-from adapterhub_local.lora.adapter import open_adapter
+from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.write import tensor_name, write_adapter, write_safetensors
 from adapterhub_local.recipe import Recipe
@@ -38,7 +38,7 @@ def with_adapter(
     from transformers import set_seed
 
     adapter = recipe.adapter
-    opened = open_adapter(start.path) if start else None
+    opened = open_adapter(start.path, dora=True) if start else None
     config = opened.config if opened else _config_of(base, adapter)
     targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     set_seed(recipe.train.seed)  # before the factors are drawn
@@ -46,7 +46,7 @@ def with_adapter(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT takes any number
         use_rslora=config.use_rslora,
-        use_dora=adapter.dora,
+        use_dora=config.use_dora,
         lora_dropout=adapter.dropout,
         target_modules=targets,
         rank_pattern=dict(config.rank_pattern),
@@ -62,8 +62,7 @@ def with_adapter(
     except ValueError as error:
         raise InputError(f"adapter.target_modules = {targets!r}: {str(error).split('. ')[0]}") from None
     if opened:
-        parts = ((tensor_name(module, key), getattr(delta, key)) for module, delta in opened.deltas() for key in "AB")
-        load_factors(model, parts)
+        load_factors(model, _parts(opened))
     elif adapter.init == "eva":
         initialise_eva(model, examples)
     if adapter.dtype == "bfloat16":
@@ -74,6 +73,15 @@ def with_adapter(
     return model
 
 
+def _parts(adapter: AdapterFile) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of an adapter's factors, and of its lengths if it has DoRA."""
+    for module, delta in adapter.deltas():
+        yield tensor_name(module, "A"), delta.A
+        yield tensor_name(module, "B"), delta.B
+        if module in adapter.magnitudes:
+            yield f"base_model.model.{module}.{MAGNITUDE}", adapter.magnitude(module)
+
+
 def _config_of(base: LoadedBase, adapter: Adapter) -> AdapterConfig:
     """The recipe's shape of an adapter on this base."""
     targets = target_names(base.model, adapter.target_modules)
@@ -82,6 +90,7 @@ def _config_of(base: LoadedBase, adapter: Adapter) -> AdapterConfig:
         alpha=adapter.alpha,
         target_modules=targets if isinstance(targets, str) else tuple(targets),
         use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
         rank_pattern=adapter.rank_pattern or {},
         alpha_pattern=adapter.alpha_pattern or {},
     )
@@ -104,7 +113,7 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
             raise QhubError("adapter.init = 'eva': the layers' inputs do not settle: give more data or a lower rank")
         body(**inputs(body, row))
 
-    with torch.random.fork_rng(), torch.no_grad(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=random_devices(model)), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a row is not moved to the device: `inputs` does
         initialize_lora_eva_weights(
             model,
@@ -115,6 +124,11 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
             gather_distributed_inputs=False,  # every process looks at the same
             show_progress_bar=False,
         )
+
+
+def random_devices(model: Any) -> list[torch.device]:
+    """Whose random state, beside the CPU's, work with this model changes; torch would ask every GPU there is."""
+    return [model.device] if model.device.type == "cuda" else []
 
 
 def factors_of(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.data.chat import Chat, is_learned
@@ -276,7 +275,7 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], w
     render: Any = tokenizer.apply_chat_template
     try:
         return render(messages, add_generation_prompt=prompt, tokenize=False)
-    except (TemplateError, IndexError) as error:
+    except Exception as error:  # a template is a program, and may raise whatever it likes
         if not messages:
             raise BadData(
                 f"{where}: the chat begins with an answer, which the base's chat template cannot tell"

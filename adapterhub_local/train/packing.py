@@ -4,7 +4,7 @@
 
 In a causal model the states of a common prefix do not depend on what follows, so one copy serves all
 examples: each rest attends to the prefix and itself. Chats with one system prompt and instruction
-shrink to half and less. `is_exact` tells whether a model's code honours the layout.
+shrink to half and less. `is_exact` finds out how a model's code takes the layout, and whether it does.
 """
 
 import os
@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.errors import Incompatible
+from adapterhub_local.train.attention import attach, detach, is_attached
 from adapterhub_local.train.examples import Example
+from adapterhub_local.train.layout import Layout
 
 IGNORE = -100
 
@@ -24,16 +27,14 @@ class Packed:
     """One row of T tokens.
 
     input_ids, position_ids, labels: (1, T) int64; labels are IGNORE where nothing is learned.
-    segments: (T,) int64, 0 for the prefix, i + 1 for example i.
-    mask: (1, 1, T, T) bool, True where a token (row) may attend to another (column); None for a single
-    example, which the model's own causal mask fits.
+    segments: (T,) int64, 0 for the prefix, i + 1 for example i; layout says the same.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
     segments: torch.Tensor
-    mask: torch.Tensor | None
+    layout: Layout
 
     @property
     def num_labels(self) -> int:
@@ -54,14 +55,10 @@ def pack(examples: Sequence[Example], *, share: bool = True) -> Packed:
         labels += learned[prefix:]
         positions += range(prefix, length)
         segments += [number] * (length - prefix)
-    segment = torch.tensor(segments)
-    row = (torch.tensor([ids]), torch.tensor([positions]), torch.tensor([labels]), segment)
-    if len(examples) == 1:
-        return Packed(*row, mask=None)
-    order = torch.arange(len(ids))
-    earlier = order[:, None] >= order[None]
-    visible = earlier & ((segment[:, None] == segment[None]) | (segment[None] == 0))
-    return Packed(*row, mask=visible[None, None])
+    layout = Layout(prefix, tuple(len(example.ids) - prefix for example in examples))
+    return Packed(
+        torch.tensor([ids]), torch.tensor([positions]), torch.tensor([labels]), torch.tensor(segments), layout
+    )
 
 
 def common_prefix(examples: Sequence[Example]) -> int:
@@ -115,56 +112,73 @@ def label_positions(packed: Packed) -> torch.Tensor:
 def inputs(model: Any, packed: Packed) -> dict[str, Any]:
     """The keyword arguments by which the model, or its body below the head, sees a row as separate examples."""
     device = model.device
-    mask = None if packed.mask is None else packed.mask.to(device)
-    return {
-        "input_ids": packed.input_ids.to(device),
-        "position_ids": packed.position_ids.to(device),
-        "attention_mask": mask if mask is None else _as_the_model_takes(mask, packed.position_ids[0].to(device), model),
-        "use_cache": False,
-    }
+    positions = packed.position_ids.to(device)
+    row = {"input_ids": packed.input_ids.to(device), "position_ids": positions, "use_cache": False}
+    if packed.layout.is_single:  # the model's own causal attention fits
+        return {**row, "attention_mask": None}
+    if is_attached(model):  # a mask, of one element, keeps the model from making one
+        seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+        return {**row, "attention_mask": _for_layers(model, seen, seen), "layout": packed.layout}
+    return {**row, "attention_mask": _mask(model, packed.segments.to(device), positions[0])}
 
 
-def _as_the_model_takes(mask: torch.Tensor, positions: torch.Tensor, model: Any) -> Any:
-    """The mask with the attention windows of the model's layers, in the form its attention code adds or applies."""
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    windowed = mask & (positions[:, None] - positions[None] < window) if window else mask
+def _mask(model: Any, segments: torch.Tensor, positions: torch.Tensor) -> Any:
+    """Of T x T, with the attention windows of the model's layers, in the form its attention code adds or applies."""
+    order = torch.arange(len(segments), device=segments.device)
+    mask = (order[:, None] >= order) & ((segments[:, None] == segments) | (segments == 0))
+    window = getattr(model.config, "sliding_window", None)
+    windowed = mask & (positions[:, None] - positions < window) if window else mask
 
     def formed(one: torch.Tensor) -> torch.Tensor:
-        if config._attn_implementation != "eager":
-            return one
-        # eager attention adds the mask (Gemma 2, whose softcap SDPA does not have)
-        return torch.zeros_like(one, dtype=model.dtype).masked_fill(~one, torch.finfo(model.dtype).min)
+        if model.config._attn_implementation != "eager":
+            return one[None, None]
+        # eager attention adds the mask
+        return torch.zeros_like(one, dtype=model.dtype).masked_fill(~one, torch.finfo(model.dtype).min)[None, None]
 
-    if "sliding_attention" in kinds:  # Gemma, Qwen: each kind of layer takes its own
-        return {"full_attention": formed(mask), "sliding_attention": formed(windowed)}
-    return formed(windowed)
+    return _for_layers(model, formed(mask), formed(windowed))
+
+
+def _for_layers(model: Any, full: torch.Tensor, windowed: torch.Tensor) -> Any:
+    """The masks as the model takes them: where its layers differ (Gemma, Qwen), each kind takes its own."""
+    if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
+        return {"full_attention": full, "sliding_attention": windowed}
+    return windowed
 
 
 def is_exact(model: Any, examples: Sequence[Example], *, share: bool = True) -> bool:
-    """Whether packed examples give this model the same logits as each example alone.
+    """Whether packed examples give this model the same logits as each example alone; how it does is set in the model.
 
-    Probed on the first two and the longest. False for model code that ignores mask or positions, or
-    cannot take them.
+    Probed on the first two and the longest, with attention by layout and then with masks. False for model code that
+    ignores or cannot take both, or ignores positions.
     """
     longest = max(range(len(examples)), key=lambda index: len(examples[index].ids))
     probes = [examples[index] for index in sorted({0, min(1, len(examples) - 1), longest})]
+    was_attached = is_attached(model)
     with torch.inference_mode():
-        try:
-            together, _, owner = forward(model, pack(probes, share=share))
-        except (ValueError, RuntimeError, TypeError, IndexError, AttributeError, KeyError):
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
+        detach(model)
+        alone = [forward(model, pack([example]))[0] for example in probes]
+        if attach(model) and _agrees(model, probes, alone, share):
+            return True
+        detach(model)
+        if _agrees(model, probes, alone, share):
+            return True
+    if was_attached:  # by a training run, whose rows were found exact
+        attach(model)
+    return False
+
+
+def _agrees(model: Any, probes: Sequence[Example], alone: Sequence[torch.Tensor], share: bool) -> bool:
+    """Whether the probes together have the logits (n, vocabulary) that each has alone."""
+    try:
+        together, _, owner = forward(model, pack(probes, share=share))
+    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError, KeyError, Incompatible):
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return False
+    for number, wanted in enumerate(alone):
+        got = together[owner == number].float()
+        # rounding of bfloat16 stays below 2 %, a leak between examples is far above
+        tolerance = 1e-4 if wanted.dtype == torch.float32 else 2e-2
+        if not (wanted.float() - got).norm() <= tolerance * wanted.float().norm():
             return False
-        for number, example in enumerate(probes):
-            ids = torch.tensor([example.ids], device=model.device)
-            at = [position - 1 for start, end in example.spans for position in range(start, end)]
-            keep = torch.tensor(at, device=model.device)  # logits of every position could take gigabytes
-            alone = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0]
-            wanted, got = alone.float(), together[owner == number].float()
-            # rounding of bfloat16 stays below 2 %, a leak between examples is far above
-            tolerance = 1e-4 if alone.dtype == torch.float32 else 2e-2
-            if (wanted - got).norm() > tolerance * wanted.norm():
-                return False
     return True

@@ -16,7 +16,7 @@ from adapterhub_local.errors import BadData, Corrupt, InputError, QhubError
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.write import write_safetensors
 from adapterhub_local.settings import Home, make_folder
-from adapterhub_local.train.adapter import factors_of, read_factors
+from adapterhub_local.train.adapter import factors_of, random_devices, read_factors
 from adapterhub_local.train.examples import Example
 from adapterhub_local.train.trainer import AdapterTrainer, answer_loss
 
@@ -66,7 +66,7 @@ def preflight(trainer: AdapterTrainer, examples: Sequence[Example], home: Home) 
     rows = collate(batch)["rows"]
     row = max(rows, key=lambda row: row.input_ids.numel())
     model.train()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=random_devices(model)):
         start = time.perf_counter()
         try:
             loss = answer_loss(model, row, trainer.head) / row.num_labels

@@ -42,7 +42,7 @@ class Terminal:
         self.console = Console(stderr=True)
 
     def note(self, text: str) -> None:
-        self.console.print(text, style="dim", highlight=False)
+        self.console.print(text, style="dim", highlight=False, markup=False, emoji=False)  # file names may hold [/x]
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Counting]:

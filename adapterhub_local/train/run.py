@@ -4,7 +4,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from adapterhub_local.base.load import choose_device, load_base, quiet_loading
+from adapterhub_local.base.load import choose_device, has_bfloat16, load_base, quiet_loading
 from adapterhub_local.data.load import read_data
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import InputError, QhubError, Stopped
@@ -34,6 +34,8 @@ from adapterhub_local.train.samples import take_samples
 from adapterhub_local.train.trainer import NotFinite, NotSaved, make_trainer, steps_of
 from adapterhub_local.train.watch import Diverged, Watch
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def train(
     recipe: Recipe,
@@ -50,11 +52,20 @@ def train(
     recipe, base and data before anything is written.
     """
     assert process().is_leader, "other processes follow"
-    reporter = reporter or Quiet()
+    with ExitStack() as held:
+
+        def find_checkpoint(run: Run) -> Path | None:
+            held.enter_context(run.alone())
+            return run.find_checkpoint(resume=resume, restart=restart)
+
+        return _train(recipe, home, reporter or Quiet(), find_checkpoint)
+
+
+def _train(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Callable[[Run], Path | None]) -> Version:
     recipe, choices = settle(recipe, home)
     for choice in choices:
         reporter.note(str(choice))
-    session = prepare(recipe, home, reporter, lambda run: run.find_checkpoint(resume=resume, restart=restart))
+    session = prepare(recipe, home, reporter, find_checkpoint)
     run, model, tests = session.run, session.model, session.tests
     fitted = fit(session, reporter)
     with keeping(run, fitted.save_state):
@@ -92,9 +103,10 @@ def keeping(run: Run, save_state: Callable[[], None]) -> Iterator[None]:
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        asking = [number for number in STOPS[1:] if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, stop) for number in asking}
     except ValueError:  # not the main thread
-        before = None
+        before = {}
     try:
         yield
     except BaseException as error:
@@ -109,8 +121,8 @@ def keeping(run: Run, save_state: Callable[[], None]) -> Iterator[None]:
             ) from None
         raise
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _told(error: OSError) -> str:
@@ -309,16 +321,19 @@ def _keep_good(session: Session, watch: Watch) -> str:
 
 
 def compute_dtype(wanted: str) -> torch.dtype:
-    """The dtype of activations: `auto` is bfloat16 where the hardware has matrix units for it."""
+    """The dtype of activations: `auto` is bfloat16 where the hardware has matrix units for it.
+
+    Not float16 on older GPUs: gradients need its range scaled, and a base of bfloat16 weights can overflow it.
+    """
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-    fast = torch.cuda.is_bf16_supported() if choose_device() == "cuda" else torch.cpu.get_capabilities().get("amx_bf16")
+    fast = has_bfloat16() if choose_device() == "cuda" else torch.cpu.get_capabilities().get("amx_bf16")
     return torch.bfloat16 if fast else torch.float32
 
 
 @contextmanager
 def stopping(watch: Watch) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the trainer to stop after the step; a second one stops at once."""
+    """Ctrl-C, SIGTERM and a closed terminal ask the trainer to stop after the step; a second one stops at once."""
 
     def ask(number: int, frame: Any) -> None:
         if watch.stop_asked and process().world_size == 1:  # several would wait for the one that is gone
@@ -326,7 +341,8 @@ def stopping(watch: Watch) -> Iterator[None]:
         watch.stop_asked = True
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        asking = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+        before = {number: signal.signal(number, ask) for number in asking}
     except ValueError:  # not the main thread: the caller handles signals
         yield
         return

@@ -4,6 +4,7 @@ A folder is named after all that decides the result (recipe, data digests, base 
 same run goes on. It holds `run.json`, `log.jsonl` (a line a step), checkpoints and the report. Loads no torch.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Version
 from adapterhub_local.registry.registry import now
-from adapterhub_local.settings import Home, process
+from adapterhub_local.settings import Home, make_folder, process
 
 RECORD, LOG, REPORT, CURVE, BEST, LAST_GOOD = (
     "run.json", "log.jsonl", "report.html", "curve.svg", "best.safetensors", "last-good",
@@ -42,6 +43,27 @@ class Run:
         identity = digest_bytes(canonical_json(self.decisive)).removeprefix("sha256:")[:12]
         self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
         self.leader = process().is_leader  # among several processes the one that writes
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While the block lasts no other process can train this very run. Raises InUse if one does.
+
+        The system itself gives the lock back when a process ends, however it ends.
+        """
+        make_folder(self.home.tmp)
+        path = self.home.tmp / f"{self.folder.name}.lock"
+        with open(path, "a", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InUse(
+                    f"{self.folder.name} is being trained by another process: `qhub runs show {self.folder.name}` "
+                    "tells how far it is; stop it first to train it here"
+                ) from None
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
         """The state to go on from, if that is asked for.

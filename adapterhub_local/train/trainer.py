@@ -188,6 +188,8 @@ def make_trainer(
         disable_tqdm=True,
         report_to="none",
     )
+    # one process, one GPU: with several in sight the Trainer would wrap the model in DataParallel, and multiply batches
+    arguments._n_gpu = min(1, arguments.n_gpu)
     rows = make_rows(model, examples, train, arguments.world_size)
     watch = watch or Watch(report)
     trainer = AdapterTrainer(

@@ -15,11 +15,12 @@ from serve.engine.graphs import Graphs
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool, pages_for
 from serve.engine.pool import AdapterPool
+from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.slots import Slots
-from serve.lora.weights import own_weight, use_dense, use_four_bit
+from serve.lora.weights import own_weight, use_dense, use_four_bit, use_four_bit_for_few
 
 DEFAULT_MAX_LENGTH = 4096
 KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
@@ -27,11 +28,11 @@ KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
 
 def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engine:
     """An engine over `base`, whose model is changed in place. Raises Incompatible if it cannot be served."""
-    options = options or EngineOptions()
     model = base.model
+    device = model.get_input_embeddings().weight.device
+    options = options or EngineOptions.on(device.type)
     max_length = _max_length(base, options.max_length)
     shared = shared_inputs(model)
-    device = model.get_input_embeddings().weight.device
     kernels = choose_kernels(options.kernels, device, model.dtype, _heads(model))
     page_bytes = use_packed_attention(model, kernels)
     context = LoraContext(kernels=kernels)
@@ -48,15 +49,26 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     slots = Slots(layers, model.dtype, device, options.max_adapters)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
-    if options.base_exec == "auto" and device.type == "cuda" and kernels is not None and kernels.has("multiply"):
-        use_four_bit(slots.groups, model.dtype, kernels)
+    if options.base_exec == "auto" and kernels is not None and kernels.has("multiply"):
+        (use_four_bit if device.type == "cuda" else use_four_bit_for_few)(slots.groups, model.dtype, kernels)
     num_pages = _num_pages(options, max_length, page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
-    max_kept = min(num_pages, KEPT_BYTES // page_bytes) if device.type == "cpu" else 0
+    is_copied = device.type == "cpu" and not (kernels and kernels.has("paged_attention"))
+    max_kept = min(num_pages, KEPT_BYTES // page_bytes) if is_copied else 0
     runner = Runner(model, KVCache(num_pages, max_kept), context)
     if options.cuda_graphs and kernels is not None and device.type == "cuda":
         runner.graphs = Graphs(model, runner.cache, context, slots, kernels, runner.windows, max_length)
+    if device.type == "cuda":
+        _warm_up(runner)
     return Engine(runner, slots, pool, options, pages, max_length)
+
+
+def _warm_up(runner: Runner) -> None:
+    """Two steps of nobody's: the memory of the whole KV cache is taken now or never, and kernels are compiled."""
+    request = Request("warm-up", (0,) * PAGE, SamplingParams(max_tokens=1), pages=[1])
+    for start, count in ((0, PAGE - 1), (PAGE - 1, 1)):
+        runner.forward([Scheduled(request, start, count)], {})
+    torch.cuda.synchronize(runner.device)
 
 
 def _heads(model: Any) -> tuple[int, int, int]:
@@ -79,7 +91,8 @@ def _num_pages(options: EngineOptions, max_length: int, page_bytes: int, device:
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on `device`; on the CPU what may be had without swapping."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by what was loaded here
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024

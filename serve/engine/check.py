@@ -31,6 +31,9 @@ def use_packed_attention(model: Any, kernels: Kernels | None = None) -> int:
     before = model.config._attn_implementation
     sequences = _sequences(model)
     expected = [_plain_logits(model, sequence) for sequence in sequences]
+    if not all(bool(torch.isfinite(logits).all()) for logits in expected):
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise Incompatible(f"{type(model).__name__} gives no finite logits in {dtype}: try another --dtype")
     cache = KVCache(4)
     reason, undo = _unknown_layers(model), lambda: None
     if reason is None:

@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,26 +20,13 @@ from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import Sampler, choose
 from serve.engine.scheduler import Scheduler
+from serve.engine.stats import Stats
 from serve.errors import AdapterUnloaded, ContextTooLong, GenerationFailed
 from serve.lora.product import Slot
 from serve.lora.slots import Slots
 
 logger = logging.getLogger(__name__)
 LOAD_WAIT = 0.1  # seconds that a step without work waits for an adapter, before it looks whether there is other work
-
-
-@dataclass
-class Stats:
-    """Counts since the start; the last two are the largest seen in one step."""
-
-    num_steps: int = 0
-    num_tokens: int = 0  # computed, prompts included
-    num_cached: int = 0  # not computed, because another request had computed the same
-    num_sampled: int = 0
-    num_preemptions: int = 0
-    num_failed_steps: int = 0
-    max_rows: int = 0
-    max_adapters: int = 0
 
 
 class Engine:
@@ -173,9 +159,14 @@ class Engine:
             self.stats.num_failed_steps += 1
             if len(batch) == 1:
                 logger.error("request %s failed", batch[0].request.id, exc_info=error)
+                if isinstance(error, torch.OutOfMemoryError):
+                    return {batch[0].request.id: GenerationFailed("the GPU's memory is full: try again later")}
                 return {batch[0].request.id: error}
             logger.warning("a step with %d requests failed (%s): trying them one by one", len(batch), error)
-            return {key: result for item in batch for key, result in self._compute([item]).items()}
+        # out here, where the error no longer holds the tensors of the step that failed
+        if self.runner.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {key: result for item in batch for key, result in self._compute([item]).items()}
 
     def _forward(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
         slots = self._acquire_slots(batch)
@@ -184,13 +175,7 @@ class Engine:
         results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
         wanting = [item.request.id for item in batch if item.wants_token]
         results.update(zip(wanting, choose([self._samplers[key] for key in wanting], logits), strict=True))
-        self.stats.num_steps += 1
-        self.stats.num_tokens += sum(item.num_tokens for item in batch)
-        self.stats.num_sampled += len(wanting)
-        self.stats.num_cached = self.scheduler.num_cached
-        self.stats.num_preemptions = self.scheduler.num_preemptions
-        self.stats.max_rows = max(self.stats.max_rows, len(batch))
-        self.stats.max_adapters = max(self.stats.max_adapters, len({item.request.adapter for item in batch} - {None}))
+        self.stats.note(batch, self.scheduler)
         return results
 
     def _acquire_slots(self, batch: Sequence[Scheduled]) -> dict[str, Slot]:

@@ -1,11 +1,14 @@
 """EngineOptions: how much memory and how many rows the engine may use."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from adapterhub_local.errors import InputError
 
+# what pays on a GPU, where a step of few rows takes about as long as one of many
+ON_GPU: dict[str, Any] = {"max_rows": 64, "tokens_per_step": 2048, "prefix_bytes": 2 << 30}
 BASE_EXEC = ("auto", "nf4", "dequant-cache")
-KERNELS = ("auto", "triton", "torch")
+KERNELS = ("auto", "triton", "c", "torch")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class EngineOptions:
     base_exec        `nf4`: multiply with the 4-bit weights; `dequant-cache`: with a dequantised copy of them, as far as
                      base_bytes goes; `auto`: whichever was measured to be faster
     base_bytes       memory for that copy; None: a quarter of what is free
-    kernels          `triton`: our kernels for adapters and attention; `torch`: none; `auto`: on a GPU where they work
+    kernels          our own for adapters, attention and 4-bit products: `triton` on a GPU, `c` on a CPU, compiled here;
+                     `torch`: none; `auto`: those that work
     cuda_graphs      on a GPU with kernels, replay decode steps that come often as CUDA graphs
     """
 
@@ -40,6 +44,17 @@ class EngineOptions:
     base_bytes: int | None = None
     kernels: str = "auto"
     cuda_graphs: bool = True
+
+    @classmethod
+    def on(cls, device: str, **given: Any) -> "EngineOptions":
+        """What is given and not None, else what suits a `device` such as `cpu` or `cuda`. Raises InputError."""
+        known = {name: value for name, value in given.items() if value is not None}
+        options = {**(ON_GPU if device.startswith("cuda") else {}), **known}
+        if "tokens_per_step" not in known:
+            options["tokens_per_step"] = max(
+                options.get("tokens_per_step", cls.tokens_per_step), options.get("max_rows", cls.max_rows)
+            )
+        return cls(**options)
 
     def __post_init__(self) -> None:
         positive = "max_rows max_length kv_bytes tokens_per_step max_adapters queue_limit adapter_bytes"

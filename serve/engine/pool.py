@@ -13,11 +13,13 @@ from adapterhub_local.errors import BadFile, Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.merge.dora import row_scales
 from adapterhub_local.registry import Version
+from serve.engine.fit import check_base, check_modules, check_origin
 from serve.engine.mixture import Mixture, mixed_factors
 from serve.errors import Busy
 from serve.lora.slots import Factors
 
 logger = logging.getLogger(__name__)
+PINNED = 16 << 20  # bytes of a piece of pinned memory, of which torch gives powers of two
 # module -> its weight (out_features, in_features), in the dtype that DoRA takes norms in
 WeightOf = Callable[[str], torch.Tensor]
 # how far from 1 the scales of a DoRA adapter may be that was never trained: PEFT begins with lengths in 16 bits
@@ -184,19 +186,23 @@ class AdapterPool:
 
 def _pinned(factors: Factors) -> Factors:
     """The factors in pages that the system does not move, if it has enough of such."""
+    # in a few large pieces: to pin each of a thousand tensors by itself takes longer than to read them
+    pieces: list[list[torch.Tensor]] = []
+    for tensor in (tensor for own in factors.values() for tensor in own):
+        if not pieces or sum(each.numel() for each in pieces[-1]) + tensor.numel() > PINNED // tensor.itemsize:
+            pieces.append([])
+        pieces[-1].append(tensor)
+    pinned: list[torch.Tensor] = []
     try:
-        return {module: tuple(tensor.pin_memory() for tensor in own) for module, own in factors.items()}
+        for piece in pieces:
+            flat = torch.cat([tensor.flatten() for tensor in piece]).pin_memory()
+            parts = flat.split([tensor.numel() for tensor in piece])
+            pinned += [part.view(tensor.shape) for part, tensor in zip(parts, piece, strict=True)]
     except RuntimeError as error:
         logger.warning("an adapter is kept in memory that is not pinned: %s", error)
         return factors
-
-
-def check_base(version: Version, base: BaseInfo) -> None:
-    """Raise Incompatible unless the version was made for `base`, as far as its lineage says."""
-    fingerprint = version.base_fingerprint
-    if fingerprint is not None and fingerprint != base.fingerprint:
-        theirs = version.lineage.get("base", {}).get("name") or fingerprint[:19]
-        raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
+    held = iter(pinned)
+    return {module: tuple(next(held) for _ in own) for module, own in factors.items()}
 
 
 def load_factors(
@@ -207,8 +213,8 @@ def load_factors(
     Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
     """
     adapter = open_adapter(version.path, dora=True)
-    _check_origin(adapter, version, base)
-    _check_modules(adapter, str(version), base, shapes)
+    check_origin(adapter, version, base)
+    check_modules(adapter, str(version), base, shapes)
     factors: dict[str, tuple[torch.Tensor, ...]] = {}
     has_effect = False
     for module, delta in adapter.deltas():
@@ -234,25 +240,3 @@ def _dora_scales(adapter: AdapterFile, module: str, delta: Delta, weight: torch.
     if not torch.isfinite(scales).all():
         raise Incompatible(f"'{name}' rescales a row of {module} that is zero, by no finite number: train it anew")
     return scales
-
-
-def _check_origin(adapter: AdapterFile, version: Version, base: BaseInfo) -> None:
-    if adapter.base_fingerprint not in (None, base.fingerprint):
-        raise Incompatible(f"the weights of '{version}' say that they were made for another base than '{base.name}'")
-    named = adapter.config.base_model
-    if version.base_fingerprint is None and adapter.base_fingerprint is None and named not in (None, base.hub_id):
-        raise Incompatible(f"'{version}' was made for '{named}', the base '{base.name}' comes from '{base.hub_id}'")
-
-
-def _check_modules(adapter: AdapterFile, name: str, base: BaseInfo, shapes: Mapping[str, tuple[int, int]]) -> None:
-    wrong = []
-    for module, shape in adapter.shapes.items():
-        if module not in shapes:
-            wrong.append(f"{module} (no such linear layer)")
-        elif (shape.in_features, shape.out_features) != shapes[module]:
-            wrong.append(
-                f"{module} ({shape.in_features} -> {shape.out_features}, not {' -> '.join(map(str, shapes[module]))})"
-            )
-    if wrong:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise Incompatible(f"'{name}' does not fit the base '{base.name}': {shown}")

@@ -13,6 +13,8 @@ import torch
 
 from adapterhub_local.errors import InputError
 from serve.kernels import reference
+from serve.kernels.compiled import CannotCompile
+from serve.kernels.cpu import load_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,7 @@ class Kernels:
     def drop(self, name: str, reason: str) -> None:
         """Use plain torch from now on."""
         if self._own.pop(name, None) is not None:
-            logger.warning(
-                "the GPU kernel %s is not used: %s. Plain torch computes the same, more slowly", name, reason
-            )
+            logger.warning("the kernel %s is not used: %s. Plain torch computes the same, more slowly", name, reason)
 
     def add_lora(self, *args: Any) -> None:
         """See `reference.add_lora`."""
@@ -71,17 +71,17 @@ def choose_kernels(
 ) -> Kernels | None:
     """The kernels to use with a model of this device, dtype and (heads, kv_heads, head_dim); None: plain torch.
 
-    `auto` takes those that work on a GPU. `triton` is the same, but raises InputError where they cannot run at all.
+    `auto` takes those that work here: Triton's on a GPU, on a CPU those compiled from C. `triton` and `c` are the
+    same, but raise InputError where they cannot run at all.
     """
-    reason = None if wanted != "torch" else "kernels are off"
-    if reason is None and device.type != "cuda" and wanted == "auto":
-        reason = "they are for a GPU"
-    if reason is None:
-        reason, own = _load(device)
+    if wanted == "torch":
+        return None
+    is_c = wanted == "c" or (wanted == "auto" and device.type == "cpu")
+    reason, own = _compiled(device, dtype) if is_c else _triton(device)
     if reason is not None:
-        if wanted == "triton":
-            raise InputError(f"--kernels triton cannot be had here: {reason}. Leave it out, or say --kernels torch")
-        logger.debug("no GPU kernels: %s", reason)
+        if wanted != "auto":
+            raise InputError(f"--kernels {wanted} cannot be had here: {reason}. Leave it out, or say --kernels torch")
+        logger.info("no kernels: %s. Plain torch computes the same, more slowly", reason)
         return None
     kernels = Kernels(own)
     checks: dict[str, Callable[..., float]] = {
@@ -100,8 +100,20 @@ def choose_kernels(
     return kernels if kernels.names else None
 
 
-def _load(device: torch.device) -> tuple[str | None, dict[str, Callable[..., Any]]]:
-    """Why there are no kernels, or the kernels."""
+def _compiled(device: torch.device, dtype: torch.dtype) -> tuple[str | None, dict[str, Callable[..., Any]]]:
+    """Why there are no kernels of C, or the kernels."""
+    if device.type != "cpu":
+        return f"they are for a CPU, the model is on the {device.type}", {}
+    if dtype != torch.float32:
+        return f"they compute in float32, the model in {str(dtype).removeprefix('torch.')}", {}
+    try:
+        return None, load_kernels()
+    except CannotCompile as error:
+        return str(error), {}
+
+
+def _triton(device: torch.device) -> tuple[str | None, dict[str, Callable[..., Any]]]:
+    """Why there are no kernels of Triton, or the kernels."""
     try:
         from serve.kernels import attention, launch, lora, nf4
     except ImportError as error:

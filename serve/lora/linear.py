@@ -14,6 +14,9 @@ from torch import nn
 from serve.kernels.choose import Kernels
 from serve.lora.product import LoraBatch, Segment, Slot, add_by_grid, add_by_segment, lora_batch, tiled_batch
 
+# x (..., in_features) -> W x of each of some layers
+Product = Callable[[torch.Tensor], list[torch.Tensor]]
+
 
 @dataclass(frozen=True)
 class ScaledTokens:
@@ -77,15 +80,17 @@ class LinearGroup:
     `a`: rank -> (slots, in_features, layers * rank); `b`: for each layer rank -> (slots, rank, out_features); `scales`:
     for each layer rank -> (slots, out_features), by how much more than once W x counts (DoRA, else 0). A rank is
     missing where no adapter of that rank has the layer, or has DoRA there. `dense` computes the base products of
-    `min_tokens` to `max_tokens` in another way than the layers do themselves.
+    `min_tokens` to `max_tokens` in another way than the layers do themselves, `few` those of up to `max_few`.
     """
 
     def __init__(self, bases: Sequence[nn.Linear], context: LoraContext, *, makes_logits: bool = False) -> None:
         self.bases = list(bases)
         self.context = context
         self.makes_logits = makes_logits
-        self.dense: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.dense: Product | None = None
         self.min_tokens, self.max_tokens = 1, sys.maxsize
+        self.few: Product | None = None
+        self.max_few = 0
         self.a: dict[int, torch.Tensor] = {}
         self.b: list[dict[int, torch.Tensor]] = [{} for _ in bases]
         self.scales: list[dict[int, torch.Tensor]] = [{} for _ in bases]
@@ -104,7 +109,10 @@ class LinearGroup:
     @property
     def is_plain(self) -> bool:
         """Whether the layers alone do all that is to be done now: nothing is shared, nothing added."""
-        return self.dense is None and (self.context.logits if self.makes_logits else self.context.tokens) is None
+        return (
+            self.dense is self.few is None
+            and (self.context.logits if self.makes_logits else self.context.tokens) is None
+        )
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """What layer number `place` makes of x (..., in_features)."""
@@ -117,8 +125,11 @@ class LinearGroup:
 
     def base_products(self, x: torch.Tensor) -> list[torch.Tensor]:
         """W x of each layer."""
-        if self.dense is not None and self.min_tokens <= x.numel() // x.shape[-1] <= self.max_tokens:
-            return list(self.dense(x).split(self.sizes, dim=-1))
+        tokens = x.numel() // x.shape[-1]
+        if self.few is not None and tokens <= self.max_few:
+            return self.few(x)
+        if self.dense is not None and self.min_tokens <= tokens <= self.max_tokens:
+            return self.dense(x)
         return [base(x) for base in self.bases]
 
     def _compute(self, x: torch.Tensor) -> list[torch.Tensor]:

@@ -4,9 +4,10 @@ Adapters of one rank share a stack, so that none is padded to another's rank. Kn
 """
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -35,6 +36,9 @@ class Slots:
         self._scaled: set[str] = set()  # digests of adapters with DoRA
         self._capacity: dict[int, int] = {}  # rank -> slots in its stack
         self._lock = threading.Lock()  # of who is where; the stacks need none
+        self.moving = threading.Lock()  # held while stacks are exchanged, and while a graph that reads them is captured
+        self.moves: Counter[int] = Counter()  # rank -> how often its stacks were exchanged
+        self._stream: Any = None  # for copies beside the steps
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -97,12 +101,15 @@ class Slots:
         if self._free(rank) is None and sum(self._capacity.values()) >= self.max_slots:
             for other in self._capacity.keys() - {rank}:
                 self.compact(other, between_steps)
-        if self._free(rank) is None:
-            held = self._capacity.get(rank, 0)
-            spare = self.max_slots - sum(self._capacity.values())
-            for stacks, stack in self._resized(rank, range(held), held + min(max(1, held), spare)):
-                stacks[rank] = stack  # the same at every place that is in use
-            self._capacity[rank] = held + min(max(1, held), spare)
+        with self._exchanging(rank):
+            if self._free(rank) is None:
+                held = self._capacity.get(rank, 0)
+                spare = self.max_slots - sum(self._capacity.values())
+                for stacks, stack in self._resized(rank, range(held), held + min(max(1, held), spare)):
+                    stacks[rank] = stack  # the same at every place that is in use
+                self._capacity[rank] = held + min(max(1, held), spare)
+            for name, factor in factors.items():
+                self._make_stacks(self.layers[name], rank, factor)
         place = self._free(rank)
         assert place is not None
         slot = Slot(rank, place)
@@ -130,13 +137,37 @@ class Slots:
             self._scaled.discard(digest)
             return None if slot is None else slot.rank
 
-    def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, ...] | None) -> None:
-        group, rank, capacity = layer.group, slot.rank, self._capacity[slot.rank]
-        stacks = group.b[layer.place]
-        if factors is not None and rank not in stacks:
-            if rank not in group.a:
-                group.a[rank] = self._zeros(capacity, group.in_features, len(group.bases) * rank)
+    def stacks(self, rank: int) -> list[torch.Tensor]:
+        """All stacks of a rank; as long as they are held, a step may read those of its requests even if others took
+        their place meanwhile."""
+        found = (each.get(rank) for group in self.groups for each in (group.a, *group.b, *group.scales))
+        return [stack for stack in found if stack is not None]
+
+    @contextmanager
+    def _exchanging(self, rank: int) -> Iterator[None]:
+        """Count it if stacks of `rank` are others afterwards, also if there was no memory for all of them."""
+        with self.moving:
+            before = self.stacks(rank)
+            try:
+                yield
+            finally:
+                self.moves[rank] += [*map(id, before)] != [*map(id, self.stacks(rank))]
+
+    def _make_stacks(self, layer: MultiLoraLinear, rank: int, factors: tuple[torch.Tensor, ...]) -> None:
+        """Have stacks of zeros for what these factors need. Not on the stream that fills them: torch gives the memory
+        of a tensor away again when the stream it was made on has no use for it, whatever others do."""
+        group, capacity = layer.group, self._capacity[rank]
+        stacks, scales = group.b[layer.place], group.scales[layer.place]
+        if rank not in group.a:
+            group.a[rank] = self._zeros(capacity, group.in_features, len(group.bases) * rank)
+        if rank not in stacks:
             stacks[rank] = self._zeros(capacity, rank, layer.out_features)
+        if len(factors) > 2 and rank not in scales:
+            scales[rank] = self._zeros(capacity, layer.out_features)
+
+    def _fill(self, layer: MultiLoraLinear, slot: Slot, factors: tuple[torch.Tensor, ...] | None) -> None:
+        group, rank = layer.group, slot.rank
+        stacks = group.b[layer.place]
         if rank not in stacks:
             return
         a = group.a[rank][slot.index][:, layer.place * rank : (layer.place + 1) * rank]
@@ -151,8 +182,6 @@ class Slots:
         scales = group.scales[layer.place]
         scale = factors[2] if factors is not None and len(factors) > 2 else None
         if scale is not None:
-            if rank not in scales:
-                scales[rank] = self._zeros(capacity, layer.out_features)
             scales[rank][slot.index].copy_(scale, non_blocking=True)
         elif rank in scales:
             scales[rank][slot.index].zero_()
@@ -169,6 +198,7 @@ class Slots:
             return
         moved = list(self._resized(rank, [index for index, _ in held], len(held)))
         with between_steps(), self._lock:
+            self.moves[rank] += 1
             for stacks, stack in moved:
                 if held:
                     stacks[rank] = stack
@@ -198,11 +228,11 @@ class Slots:
         if self.device.type != "cuda":
             yield
             return
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))  # a new stack must have been zeroed
-        with torch.cuda.stream(stream):
+        self._stream = self._stream or torch.cuda.Stream(self.device)
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))  # a new stack must have been zeroed
+        with torch.cuda.stream(self._stream):
             yield
-        stream.synchronize()
+        self._stream.synchronize()
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)

@@ -15,11 +15,11 @@ from torch.nn.functional import linear, pad
 
 from adapterhub_local.base.load import import_bitsandbytes
 from serve.kernels.choose import Kernels
-from serve.lora.linear import LinearGroup
+from serve.lora.linear import LinearGroup, Product
 
 # numbers of tokens at which `auto` measures; beyond the largest the winner there stays the winner
 PROBES = (1, 4, 16, 64)
-Product = Callable[[torch.Tensor], torch.Tensor]
+FEW = (1, 2, 4, 8)  # and those at which it tries the kernel of a CPU
 
 
 def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
@@ -39,7 +39,8 @@ def own_weight(layer: nn.Linear) -> torch.Tensor:
 
 
 def dense_product(bases: Sequence[nn.Linear], dtype: torch.dtype) -> Product:
-    """x -> W x + bias of all `bases`, one behind the other, from a copy of their weights."""
+    """x -> W x + bias of each of `bases`, from a copy of their weights."""
+    sizes = [base.out_features for base in bases]
     weight = torch.cat([dense_weight(base, dtype) for base in bases])
     bias = None
     if any(base.bias is not None for base in bases):
@@ -47,12 +48,13 @@ def dense_product(bases: Sequence[nn.Linear], dtype: torch.dtype) -> Product:
         bias = torch.cat(parts)
     packed = _packed(weight)
     if packed is None:
-        return lambda x: linear(x, weight, bias)
+        return lambda x: list(linear(x, weight, bias).split(sizes, dim=-1))
 
-    def product(x: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor) -> list[torch.Tensor]:
         count = x.shape[-2]
         padded = pad(x, (0, 0, 0, padded_count(count) - count)) if count != padded_count(count) else x
-        return torch.ops.mkldnn._linear_pointwise(padded, packed, bias, "none", [], "")[..., :count, :]
+        out = torch.ops.mkldnn._linear_pointwise(padded, packed, bias, "none", [], "")[..., :count, :]
+        return list(out.split(sizes, dim=-1))
 
     return product
 
@@ -138,6 +140,38 @@ def use_four_bit(groups: Sequence[LinearGroup], dtype: torch.dtype, kernels: Ker
     return count
 
 
+def use_four_bit_for_few(groups: Sequence[LinearGroup], dtype: torch.dtype, kernels: Kernels) -> int:
+    """Let the kernel of a CPU multiply as many tokens as it was measured to be faster at, and fewer; how many groups.
+
+    With a copy of the weights beside it or without: for few tokens what counts is how much is read.
+    """
+    fewest: dict[tuple, int] = {}
+    count = 0
+    for group in groups:
+        if not all(is_four_bit(base.weight) for base in group.bases):
+            continue
+        product = four_bit_product(group.bases, kernels)
+        key = (group.in_features, *group.sizes)
+        if key not in fewest:
+            fewest[key] = _most_won(group, dtype, product)
+        if fewest[key]:
+            group.few, group.max_few = product, fewest[key]
+            count += 1
+    return count
+
+
+@torch.inference_mode()
+def _most_won(group: LinearGroup, dtype: torch.dtype, product: Product) -> int:
+    """Up to how many tokens `product` is faster at every probe than what the group does now."""
+    most = 0
+    for count in FEW:
+        x = torch.zeros(1, count, group.in_features, dtype=dtype, device=group.bases[0].weight.device)
+        if _seconds(product, x) >= _seconds(group.base_products, x):
+            break
+        most = count
+    return most
+
+
 def is_four_bit(weight: torch.Tensor) -> bool:
     """Whether a weight is held in 4 bits, in blocks of 64 that do not run from one row into the next."""
     state = getattr(weight, "quant_state", None)
@@ -159,19 +193,19 @@ def plain_absmax(state: Any) -> torch.Tensor:
 
 
 def four_bit_product(bases: Sequence[nn.Linear], kernels: Kernels) -> Product:
-    """x -> W x + bias of all `bases`, one behind the other, by the kernel that reads their 4-bit weights."""
+    """x -> W x + bias of each of `bases`, by the kernel that reads their 4-bit weights."""
     parts = []
     for base in bases:
         state: Any = getattr(base.weight, "quant_state")  # noqa: B009 (mypy knows of no such attribute)
         parts.append((base.weight.data, plain_absmax(state), state.code.float(), base.out_features, base.bias))
 
-    def product(x: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor) -> list[torch.Tensor]:
         flat = x.reshape(-1, x.shape[-1])
         outs = []
         for packed, absmax, code, out_features, bias in parts:
-            out = kernels.multiply(flat, packed, absmax, code, out_features)
+            out = kernels.multiply(flat, packed, absmax, code, out_features).view(*x.shape[:-1], -1)
             outs.append(out if bias is None else out + bias)
-        return torch.cat(outs, dim=-1).view(*x.shape[:-1], -1)
+        return outs
 
     return product
 
@@ -193,15 +227,34 @@ def gain(group: LinearGroup, dtype: torch.dtype, dense: Product | None = None) -
 
 def _seconds(work: Callable[[torch.Tensor], object], x: torch.Tensor, repeats: int = 3) -> float:
     """The shortest time of a few runs of `work` on x, after one to warm up."""
+    if x.device.type == "cuda":
+        return _gpu_seconds(work, x)
     best = float("inf")
     for number in range(repeats + 1):
         start = time.perf_counter()
         work(x)
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
         if number:
             best = min(best, time.perf_counter() - start)
     return best
+
+
+def _gpu_seconds(work: Callable[[torch.Tensor], object], x: torch.Tensor, repeats: int = 10) -> float:
+    """The same in the GPU's own time: of what Python takes to launch its kernels a replayed step knows nothing.
+
+    What is zeroed before is larger than the GPU's cache, in which no step finds its weights, and keeps the GPU busy
+    while the kernels are launched.
+    """
+    work(x)
+    other = torch.empty(256 << 20, dtype=torch.uint8, device=x.device)
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for start, end in events:
+        other.zero_()
+        other.zero_()
+        start.record()
+        work(x)
+        end.record()
+    torch.cuda.synchronize(x.device)
+    return min(start.elapsed_time(end) for start, end in events) / 1000
 
 
 def _is_quantised(group: LinearGroup) -> bool:

@@ -4,10 +4,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoConfig
 
-from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.store import BaseInfo, read_record
 from adapterhub_local.base.weights import dequantised
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.write import tensor_name, write_adapter
@@ -77,3 +78,14 @@ def publish(
         norms = {module: weight.norm(dim=1) for module, weight, _ in dequantised(base, shapes)} if dora else None
         files = write_random(Path(folder), shapes, fingerprint=base.fingerprint, norms=norms, **settings)
         return registry.publish(name, files, {"base": base.lineage()}, alias=alias)
+
+
+@pytest.fixture(scope="session")
+def served_registry(built_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A registry with three adapters of different ranks and modules, one of them with an alias."""
+    registry = Registry(tmp_path_factory.mktemp("served"))
+    base = read_record(built_base)
+    publish(registry, "alpha", base, seed=1, rank=8, alias="prod")
+    publish(registry, "beta", base, seed=2, rank=3, modules=("q_proj", "v_proj"))
+    publish(registry, "gamma", base, seed=3, rank=16, use_rslora=True)
+    return registry

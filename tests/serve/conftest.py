@@ -18,7 +18,9 @@ from serve.engine.options import EngineOptions
 from serve.options import HttpOptions
 from serve.run import DrainingServer
 from serve.service import Service
-from tests.serve.adapters import publish
+from tests.serve.adapters import served_registry
+
+__all__ = ["served_registry"]
 
 OPTIONS = EngineOptions(max_rows=8, tokens_per_step=64, queue_limit=32)
 
@@ -91,17 +93,6 @@ class Server:
 def loaded_base(built_base: Path) -> LoadedBase:
     """The tiny base in float32, for what is to be compared with: nothing of the server touches it."""
     return load_base(read_record(built_base), device="cpu")
-
-
-@pytest.fixture(scope="session")
-def served_registry(built_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """A registry with three adapters of different ranks and modules, one of them with an alias."""
-    registry = Registry(tmp_path_factory.mktemp("served"))
-    base = read_record(built_base)
-    publish(registry, "alpha", base, seed=1, rank=8, alias="prod")
-    publish(registry, "beta", base, seed=2, rank=3, modules=("q_proj", "v_proj"))
-    publish(registry, "gamma", base, seed=3, rank=16, use_rslora=True)
-    return registry
 
 
 @pytest.fixture(scope="session")

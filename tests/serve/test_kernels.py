@@ -1,4 +1,5 @@
-"""The kernels compute what plain torch computes, of their own data only: on a GPU, or interpreted on the CPU."""
+"""The kernels compute what plain torch computes, of their own data only: Triton's on a GPU, or interpreted on the CPU,
+and there those of C."""
 
 import json
 import os
@@ -18,6 +19,8 @@ from adapterhub_local.errors import InputError
 from serve.engine.options import EngineOptions
 from serve.kernels import attention, launch, lora, nf4, reference
 from serve.kernels.choose import Kernels, choose_kernels
+from serve.kernels.compiled import CannotCompile, find_compiler
+from serve.kernels.cpu import load_kernels
 from serve.lora import product
 from serve.lora.product import Segment, lora_batch
 from serve.lora.weights import is_four_bit, plain_absmax
@@ -27,7 +30,12 @@ ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAN = float("nan")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-DTYPES = st.sampled_from(list(TOLERANCE))
+TRITON = {"add_lora": lora.add_lora, "paged_attention": attention.paged_attention, "multiply": nf4.multiply}
+try:
+    C = load_kernels() if DEVICE.type == "cpu" else {}
+except CannotCompile:
+    C = {}
+KINDS = st.sampled_from([(TRITON, dtype) for dtype in TOLERANCE] + ([(C, torch.float32)] * 2 if C else []))
 # a smaller failing case would take the interpreter minutes to find
 quick = settings(deadline=None, max_examples=12, phases=(Phase.explicit, Phase.generate))
 
@@ -47,11 +55,10 @@ def assert_same(got: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 @quick
-@given(
-    data=st.data(), dtype=DTYPES, rank=st.integers(1, 70), sizes=st.lists(st.integers(1, 150), min_size=1, max_size=4)
-)
-def test_lora(data, dtype: torch.dtype, rank: int, sizes: list[int]) -> None:
+@given(data=st.data(), kind=KINDS, rank=st.integers(1, 70), sizes=st.lists(st.integers(1, 150), min_size=1, max_size=4))
+def test_lora(data, kind: tuple[dict, torch.dtype], rank: int, sizes: list[int]) -> None:
     """Any rank, any number of layers and tiles: each token gets the delta of its slot, and the other slots are NaN."""
+    own, dtype = kind
     torch.manual_seed(data.draw(st.integers(0, 99)))
     in_features, num_slots = data.draw(st.sampled_from([8, 72, 300])), 5
     used = data.draw(st.lists(st.integers(-1, num_slots - 1), min_size=1, max_size=4))
@@ -71,7 +78,7 @@ def test_lora(data, dtype: torch.dtype, rank: int, sizes: list[int]) -> None:
     x = torch.randn(num_tokens, in_features).to(dtype)
     wide = torch.randn(num_tokens, sum(sizes)).to(dtype)  # outputs may be views of one tensor
     got, wanted = wide.clone(), wide.clone()
-    lora.add_lora(got.split(sizes, dim=-1), x, a, bs, tiles)
+    own["add_lora"](got.split(sizes, dim=-1), x, a, bs, tiles)
     reference.add_lora(wanted.split(sizes, dim=-1), x, a, bs, tiles)
 
     assert_same(got, wanted)
@@ -94,14 +101,15 @@ def test_lora_split_input() -> None:
 @quick
 @given(
     data=st.data(),
-    dtype=DTYPES,
+    kind=KINDS,
     head_dim=st.sampled_from([16, 64, 80, 256]),
     repeats=st.sampled_from([1, 2, 7]),
     window=st.sampled_from([None, 1, 5, 40]),
     softcap=st.sampled_from([None, 2.0]),
 )
-def test_paged_attention(data, dtype: torch.dtype, head_dim: int, repeats: int, window, softcap) -> None:
+def test_paged_attention(data, kind, head_dim: int, repeats: int, window, softcap) -> None:
     """Any lengths, windows, caps and groups of heads; pages of others and places not yet written are NaN."""
+    own, dtype = kind
     torch.manual_seed(data.draw(st.integers(0, 99)))
     page, kv_heads, max_pages = 16, 2, 6
     lengths = data.draw(st.lists(st.integers(0, page * max_pages), min_size=1, max_size=3))
@@ -115,7 +123,7 @@ def test_paged_attention(data, dtype: torch.dtype, head_dim: int, repeats: int, 
         tables[row, -(-length // page) :] = 2**30  # never to be followed
     query = torch.randn(len(lengths), repeats * kv_heads, head_dim).to(dtype)
     tensors = query, keys, values, tables, torch.tensor(lengths, dtype=torch.int32)
-    got = attention.paged_attention(*tensors, scale=0.3, window=window, softcap=softcap)
+    got = own["paged_attention"](*tensors, scale=0.3, window=window, softcap=softcap)
     wanted = reference.paged_attention(*tensors, scale=0.3, window=window, softcap=softcap)
 
     assert torch.isfinite(wanted).all()
@@ -123,15 +131,18 @@ def test_paged_attention(data, dtype: torch.dtype, head_dim: int, repeats: int, 
 
 
 @pytest.mark.parametrize("window", [None, 100, 600])
-def test_split_attention(window: int | None) -> None:
+@pytest.mark.parametrize("own", [TRITON, C], ids=["triton", "c"])
+def test_split_attention(own: dict, window: int | None) -> None:
     """Long rows are computed in parts and joined, also where a part or a row has no place in sight."""
+    if not own:
+        pytest.skip("there are no kernels of C here")
     torch.manual_seed(0)
     lengths = torch.tensor([700, 1, 0, 257], dtype=torch.int32)
     tables = torch.randperm(200).view(4, 50).int()
     keys, values = torch.randn(2, 200, 1, 16, 32)
     query = torch.randn(4, 4, 32)
     options = {"scale": 1.0, "window": window}
-    got = attention.paged_attention(query, keys, values, tables, lengths, **options)
+    got = own["paged_attention"](query, keys, values, tables, lengths, **options)
     assert_same(got, reference.paged_attention(query, keys, values, tables, lengths, **options))
 
 
@@ -204,16 +215,18 @@ def test_a_kernel_that_fails_later_is_replaced(caplog: pytest.LogCaptureFixture)
     torch.testing.assert_close(out, 2 * x @ a[0] @ b[0])
     assert len(calls) == 2
     assert [record.getMessage().split(". ")[0] for record in caplog.records] == [
-        "the GPU kernel add_lora is not used: RuntimeError: no image for this device"
+        "the kernel add_lora is not used: RuntimeError: no image for this device"
     ]
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="asks for kernels on a CPU without an interpreter")
 def test_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU or without Triton `auto` is plain torch; asking for the kernels all the same is an error."""
+    """Without a GPU or without Triton `triton` is an error; `torch` has none, and C's only compute in float32."""
     cpu = torch.device("cpu")
-    for wanted in ("auto", "torch"):
-        assert choose_kernels(wanted, cpu, torch.float32, (4, 2, 16)) is None
+    assert choose_kernels("torch", cpu, torch.float32, (4, 2, 16)) is None
+    assert choose_kernels("auto", cpu, torch.bfloat16, (4, 2, 16)) is None
+    with pytest.raises(InputError, match="they compute in float32, the model in bfloat16"):
+        choose_kernels("c", cpu, torch.bfloat16, (4, 2, 16))
     monkeypatch.setattr(launch, "INTERPRETED", False)
     with pytest.raises(InputError, match="for a GPU, the model is on the cpu"):
         choose_kernels("triton", cpu, torch.float32, (4, 2, 16))
@@ -221,8 +234,31 @@ def test_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("serve.kernels.lora")
     with pytest.raises(InputError, match="Triton cannot be imported"):
         choose_kernels("triton", cpu, torch.float32, (4, 2, 16))
-    with pytest.raises(InputError, match="it must be auto, triton, torch"):
+    with pytest.raises(InputError, match="it must be auto, triton, c, torch"):
         EngineOptions(kernels="cuda")
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="these kernels are for a CPU")
+def test_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kernels are compiled once for all processes; without a compiler, or with a broken one, `auto` is plain torch."""
+    cpu, folder = torch.device("cpu"), tmp_path / "adapterhub-local"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("serve.kernels.compiled.FLAGS", ["-O1", "-fPIC", "-fopenmp"])  # quicker to compile
+    if not C:
+        pytest.skip("there are no kernels of C here")
+    for _ in range(2):
+        kernels = choose_kernels("auto", cpu, torch.float32, (4, 2, 16))
+        assert kernels is not None
+        assert kernels.names == ["add_lora", "multiply", "paged_attention"]
+        assert len(list(folder.iterdir())) == 1
+    monkeypatch.setenv("CC", "false")  # a command that only fails
+    assert choose_kernels("auto", cpu, torch.float32, (4, 2, 16)) is None
+    with pytest.raises(InputError, match=r"--kernels c cannot be had here: .*false"):
+        choose_kernels("c", cpu, torch.float32, (4, 2, 16))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotCompile, match="there is no C compiler"):
+        find_compiler()
+    assert len(list(folder.iterdir())) == 1  # nothing half-made
 
 
 @pytest.mark.timeout(300)
@@ -240,22 +276,23 @@ def test_kernels_compile_for_a_gpu() -> None:
 
 @quick
 @given(
-    dtype=DTYPES,
+    own_dtype=KINDS,
     tokens=st.integers(1, 70),
     size=st.integers(1, 130),
     blocks=st.sampled_from([1, 2, 9]),
     nested=st.booleans(),
     kind=st.sampled_from(["nf4", "fp4"]),
 )
-def test_four_bit_product(dtype: torch.dtype, tokens: int, size: int, blocks: int, nested: bool, kind: str) -> None:
+def test_four_bit_product(own_dtype, tokens: int, size: int, blocks: int, nested: bool, kind: str) -> None:
     """Any number of tokens and outputs: the product with what bitsandbytes dequantises the weights to."""
     from bitsandbytes import functional
 
+    own, dtype = own_dtype
     torch.manual_seed(tokens)
     weight, x = torch.randn(size, 64 * blocks).to(dtype), torch.randn(tokens, 64 * blocks).to(dtype)
     packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=nested)
     absmax = plain_absmax(state)
-    got = nf4.multiply(x, packed, absmax, state.code, size)
+    got = own["multiply"](x, packed, absmax, state.code, size)
     wanted = x.float() @ functional.dequantize_4bit(packed, state).float().T
 
     assert absmax.dtype == torch.float32

@@ -21,6 +21,7 @@ from serve.lora.weights import (
     padded_count,
     use_dense,
     use_four_bit,
+    use_four_bit_for_few,
 )
 
 LENGTHS = (3, 17, 40)
@@ -83,7 +84,8 @@ def test_biases_and_missing_ones_are_kept() -> None:
     x = torch.randn(5, 8)
     with torch.inference_mode():
         expected = torch.cat([base(x) for base in bases], -1)
-        torch.testing.assert_close(dense_product(bases, torch.float32)(x), expected, atol=1e-5, rtol=1e-5)
+        got = torch.cat(dense_product(bases, torch.float32)(x), -1)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_budget(built_base) -> None:
@@ -137,6 +139,24 @@ def test_the_kernel_multiplies_where_it_is_faster(monkeypatch: pytest.MonkeyPatc
         assert group.base_products(x[:, :1])[0].shape[1] == 1
 
 
+@torch.inference_mode()
+def test_the_kernel_multiplies_few_tokens(monkeypatch: pytest.MonkeyPatch, built_base) -> None:
+    """On a CPU it does so up to the probe before the one at which the copy wins, beside a copy."""
+    engine = build_engine(load_base(read_record(built_base), device="cpu"), EngineOptions(base_exec="dequant-cache"))
+    groups = engine.slots.groups
+    quantised = [group for group in groups if is_four_bit(group.bases[0].weight)]
+    x = {group: torch.randn(1, 4, group.in_features) for group in quantised}
+    wanted = {group: group.base_products(each) for group, each in x.items()}
+    own = [group.base_products for group in groups]
+    monkeypatch.setattr("serve.lora.weights._seconds", lambda work, x: 2.0 if work in own and x.shape[1] < 8 else 1.0)
+
+    assert use_four_bit_for_few(groups, torch.float32, Kernels({})) == len(quantised) > 0
+    for group, each in x.items():
+        assert (group.max_few, group.dense is not None) == (4, True)
+        for got, one in zip(group.base_products(each), wanted[group], strict=True):
+            torch.testing.assert_close(got, one, atol=1e-4, rtol=1e-4)
+
+
 def test_unknown_way_is_refused() -> None:
     """Only the three ways there are can be asked for."""
     with pytest.raises(InputError, match="nf4"):
@@ -151,7 +171,7 @@ def test_every_number_of_tokens_is_multiplied(engines: dict[str, Engine]) -> Non
     x = torch.randn(1, 300, group.in_features, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         for count in (*range(1, 70), 129, 255, 256, 257, 300):
-            out = product(x[:, :count])
+            out = torch.cat(product(x[:, :count]), -1)
             assert out.shape == (1, count, sum(group.sizes))
             torch.testing.assert_close(out, torch.nn.functional.linear(x[:, :count], weight))
 

@@ -10,8 +10,7 @@ from adapterhub_local.base.store import read_record
 from adapterhub_local.registry import Registry
 from serve.engine.build import build_engine
 from serve.engine.options import EngineOptions
-from serve.kernels.choose import choose_kernels
-from tests.serve.conftest import served_registry
+from tests.serve.adapters import served_registry
 from tests.serve.test_graphs import ADAPTERS, answers
 
 __all__ = ["served_registry"]
@@ -20,16 +19,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
 ]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("heads", [(32, 8, 128), (14, 2, 64), (8, 4, 256), (32, 32, 80)], ids=str)
-def test_kernels_work_here(dtype: torch.dtype, heads: tuple[int, int, int], caplog: pytest.LogCaptureFixture) -> None:
-    """This GPU compiles and runs every kernel for the heads of common models, with torch's results."""
-    kernels = choose_kernels("auto", torch.device("cuda"), dtype, heads)
-
-    assert not [record.getMessage() for record in caplog.records]
-    assert kernels is not None
 
 
 def test_the_engine_answers_the_same(built_base: Path, served_registry: Registry) -> None:

@@ -1,0 +1,63 @@
+"""How `qhub merge` and `qhub tune-merge` tell what a merge made and lost."""
+
+from typing import Any
+
+import click
+
+from adapterhub_local.cli.output import print_table
+
+
+def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
+    """The report for people."""
+    method = report["method"].replace("_", " ")
+    click.echo(
+        f"{where}: {method} of {num_adapters} adapters, rank {report['rank']}, "
+        f"{report['num_modules']} modules, relative error {report['relative_error']:.1e}"
+    )
+    said = ", ".join(f"{name} {value}" for name, value in report.get("parameters", {}).items())
+    rows = [
+        ("error", f"{report['relative_error']:.2e} of the norm {report['norm']:.4g}, measured"),
+        ("truncation", f"{report['truncation_error']:.2e}, predicted; exact rank {report['exact_rank']}"),
+        ("storage", f"{report['rounding_error']:.2e}, {report['dtype']}, {report['num_parameters']:,} parameters"),
+        ("energy", f"{report['retained_energy']:.4%} retained"),
+        ("size", f"{report['kept']:.1%} of the adapters' weighted norms; what is missing cancels out"),
+    ]
+    if said:
+        rows.insert(0, ("parameters", said))
+    for one in report.get("conversions", []):
+        lost = f"rank {one['rank']}, relative error {one['relative_error']:.2e}, which the errors here do not count"
+        rows.append(("converted", f"{one['parent']}: {one['method']} through {one['base']}, {lost}"))
+    worst = max(report["modules"], key=lambda module: module["relative_error"])
+    rows.append(("worst module", f"{worst['module']}, {worst['relative_error']:.2e}"))
+    for entry in report["interference"]:
+        cosine = "no deltas" if entry["cosine"] is None else f"cosine {entry['cosine']:+.4f}"
+        rows.append(("interference", f"{entry['pair'][0]} and {entry['pair'][1]}: {cosine}"))
+    rows.append(("served by", _server(report)))
+    print_table(("loss", ""), rows)
+
+
+def _server(report: dict[str, Any]) -> str:
+    if report.get("compact"):
+        return "PEFT and qhub; vLLM ignores ranks that differ by module, merge without --compact for it"
+    if report["max_lora_rank"] is None:
+        return "PEFT and qhub; vLLM takes no rank above 512, reduce it with --rank 512"
+    return f"vLLM with --max-lora-rank {report['max_lora_rank']}"
+
+
+def tell_modules(report: dict[str, Any]) -> None:
+    rows = []
+    for module in report["modules"]:
+        cosines = " ".join("-" if value is None else f"{value:+.3f}" for value in module["cosine"])
+        loss = f"{module['relative_error']:.2e}", f"{module['retained_energy']:.4%}"
+        rows.append((module["module"], module["rank"], f"{module['norm']:.4g}", *loss, cosines))
+    print_table(("module", "rank", "norm", "error", "energy", "cosines"), rows)
+
+
+def warn(report: dict[str, Any], weights: list[float]) -> None:
+    """Cautions and notes on standard error, so that the report can be piped on."""
+    if report["kept"] < 0.1:
+        click.echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
+    if report["max_lora_rank"] is None:
+        click.echo(f"warning: rank {report['rank']} is above 512, the most vLLM can serve: give --rank 512", err=True)
+    if abs(sum(weights) - 1) > 1e-9:
+        click.echo(f"note: the weights sum to {sum(weights):g}", err=True)

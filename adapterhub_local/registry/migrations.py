@@ -1,0 +1,191 @@
+"""The schema of `registry.db` and how it grew: what a database of any earlier version of qhub is brought to."""
+
+import sqlite3
+from collections.abc import Iterator
+
+# Append only: migration n brings a database from user_version n to n + 1.
+MIGRATIONS = (
+    """
+    CREATE TABLE versions (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL CHECK (number >= 1),
+        manifest_digest TEXT NOT NULL UNIQUE,
+        content_digest TEXT NOT NULL,
+        base_fingerprint TEXT,
+        created_at TEXT NOT NULL,
+        manifest TEXT NOT NULL,
+        lineage TEXT NOT NULL,
+        UNIQUE (name, number)
+    ) STRICT;
+    CREATE INDEX versions_by_content ON versions (content_digest);
+    CREATE INDEX versions_by_base ON versions (base_fingerprint);
+    CREATE TRIGGER versions_keep BEFORE UPDATE ON versions BEGIN SELECT RAISE(ABORT, 'versions are immutable'); END;
+    CREATE TRIGGER versions_stay BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions are immutable'); END;
+
+    -- A removed version keeps its row, so that its number is never used again.
+    CREATE TABLE removals (
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        removed_at TEXT NOT NULL,
+        PRIMARY KEY (name, number),
+        FOREIGN KEY (name, number) REFERENCES versions (name, number)
+    ) STRICT;
+
+    CREATE TABLE aliases (
+        name TEXT NOT NULL,
+        alias TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        PRIMARY KEY (name, alias),
+        FOREIGN KEY (name, number) REFERENCES versions (name, number)
+    ) STRICT;
+
+    CREATE TABLE alias_log (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        alias TEXT NOT NULL,
+        old_number INTEGER,
+        new_number INTEGER,
+        changed_at TEXT NOT NULL
+    ) STRICT;
+    CREATE TRIGGER alias_log_keep BEFORE UPDATE ON alias_log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+    CREATE TRIGGER alias_log_stay BEFORE DELETE ON alias_log BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+    """,
+    """
+    CREATE TABLE evaluations (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        task TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        evaluation TEXT NOT NULL,
+        FOREIGN KEY (name, number) REFERENCES versions (name, number)
+    ) STRICT;
+    CREATE INDEX evaluations_by_version ON evaluations (name, number);
+    """,
+    """
+    CREATE TABLE tags (
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        tag TEXT NOT NULL,
+        PRIMARY KEY (name, number, tag),
+        FOREIGN KEY (name, number) REFERENCES versions (name, number)
+    ) STRICT;
+    CREATE INDEX tags_by_tag ON tags (tag);
+
+    -- What a person wrote later; the description a version was made with is in its lineage.
+    CREATE TABLE descriptions (
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        description TEXT NOT NULL,
+        PRIMARY KEY (name, number),
+        FOREIGN KEY (name, number) REFERENCES versions (name, number)
+    ) STRICT;
+
+    -- Content that a running process uses: it is not collected before the lease ends (seconds since 1970).
+    CREATE TABLE leases (
+        content_digest TEXT NOT NULL,
+        holder TEXT NOT NULL,
+        expires_at REAL NOT NULL,
+        PRIMARY KEY (content_digest, holder)
+    ) STRICT;
+
+    ALTER TABLE alias_log ADD COLUMN action TEXT NOT NULL DEFAULT 'set';
+
+    -- The newest score of each task and metric, from lineages and evaluations, for filters and sorting.
+    CREATE TABLE scores (
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        task TEXT NOT NULL,
+        metric TEXT NOT NULL,
+        value REAL NOT NULL,
+        PRIMARY KEY (name, number, task, metric)
+    ) STRICT;
+    CREATE INDEX scores_by_metric ON scores (metric, value);
+    CREATE TRIGGER scores_of_version AFTER INSERT ON versions BEGIN
+        INSERT OR REPLACE INTO scores
+        SELECT new.name, new.number, task.key, metric.key, metric.value
+        FROM json_each(new.lineage, '$.metrics') task,
+            json_each(CASE WHEN task.type = 'object' THEN task.value ELSE '{}' END, '$.adapter') metric
+        WHERE metric.type IN ('integer', 'real') AND typeof(metric.key) = 'text' AND typeof(task.key) = 'text';
+    END;
+    CREATE TRIGGER scores_of_evaluation AFTER INSERT ON evaluations BEGIN
+        DELETE FROM scores WHERE name = new.name AND number = new.number AND task = new.task;
+        INSERT OR REPLACE INTO scores
+        SELECT new.name, new.number, new.task, metric.key, metric.value
+        FROM json_each(new.evaluation, '$.adapter') metric
+        WHERE metric.type IN ('integer', 'real') AND typeof(metric.key) = 'text';
+    END;
+
+    CREATE VIRTUAL TABLE search USING fts5 (name, description, tags, recipe);
+    CREATE TRIGGER search_version AFTER INSERT ON versions BEGIN
+        INSERT INTO search (rowid, name, description, tags, recipe) VALUES (
+            new.id, new.name, json_extract(new.lineage, '$.description'), '', json_extract(new.lineage, '$.recipe')
+        );
+    END;
+    CREATE TRIGGER search_removed AFTER INSERT ON removals BEGIN
+        DELETE FROM search WHERE rowid = (SELECT id FROM versions WHERE name = new.name AND number = new.number);
+    END;
+    CREATE TRIGGER search_tagged AFTER INSERT ON tags BEGIN
+        UPDATE search SET tags = (
+            SELECT group_concat(tag, ' ') FROM tags WHERE name = new.name AND number = new.number
+        ) WHERE rowid = (SELECT id FROM versions WHERE name = new.name AND number = new.number);
+    END;
+    CREATE TRIGGER search_untagged AFTER DELETE ON tags BEGIN
+        UPDATE search SET tags = (
+            SELECT group_concat(tag, ' ') FROM tags WHERE name = old.name AND number = old.number
+        ) WHERE rowid = (SELECT id FROM versions WHERE name = old.name AND number = old.number);
+    END;
+    CREATE TRIGGER search_described AFTER INSERT ON descriptions BEGIN
+        UPDATE search SET description = new.description
+        WHERE rowid = (SELECT id FROM versions WHERE name = new.name AND number = new.number);
+    END;
+
+    INSERT INTO search (rowid, name, description, tags, recipe)
+    SELECT id, name, json_extract(lineage, '$.description'), '', json_extract(lineage, '$.recipe')
+    FROM versions LEFT JOIN removals r USING (name, number) WHERE r.name IS NULL;
+    INSERT OR REPLACE INTO scores
+    SELECT v.name, v.number, task.key, metric.key, metric.value
+    FROM versions v, json_each(v.lineage, '$.metrics') task,
+        json_each(CASE WHEN task.type = 'object' THEN task.value ELSE '{}' END, '$.adapter') metric
+    WHERE metric.type IN ('integer', 'real') AND typeof(metric.key) = 'text' AND typeof(task.key) = 'text';
+    INSERT OR REPLACE INTO scores
+    SELECT e.name, e.number, e.task, metric.key, metric.value
+    FROM (SELECT * FROM evaluations ORDER BY id) e, json_each(e.evaluation, '$.adapter') metric
+    WHERE metric.type IN ('integer', 'real') AND typeof(metric.key) = 'text';
+    """,
+    """
+    -- How requests for a plain name are split between its aliases; place: the order in which users are dealt out.
+    CREATE TABLE splits (
+        name TEXT NOT NULL,
+        alias TEXT NOT NULL,
+        share INTEGER NOT NULL CHECK (share > 0),
+        place INTEGER NOT NULL,
+        PRIMARY KEY (name, alias)
+    ) STRICT;
+    """,
+    """
+    -- Aliases, tags and descriptions as they were said, one JSON record a time; each is a blob, too (journal.py).
+    CREATE TABLE marks (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TRIGGER marks_keep BEFORE UPDATE ON marks BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+    CREATE TRIGGER marks_stay BEFORE DELETE ON marks BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+    """,
+)
+
+
+def apply_migrations(connection: sqlite3.Connection, applied: int) -> None:
+    """Bring the schema from `applied` to the newest, inside the caller's transaction."""
+    for migration in MIGRATIONS[applied:]:
+        for statement in _statements(migration):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one; `executescript` would commit between them."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

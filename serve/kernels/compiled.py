@@ -1,0 +1,82 @@
+"""The C kernels as a library, compiled once for this processor by the C compiler that is here, if there is one.
+
+OpenMP is torch's own, whose helper threads the kernels share: a second one would fight with it for the cores. So the
+library is linked to none, and finds the functions of the one that torch has loaded.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from adapterhub_local import settings
+
+SOURCE = Path(__file__).with_name("cpu.c")
+# sums may be reordered for vectors, but NaN stays NaN: the engine must see it
+FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fassociative-math"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
+SECONDS = 120
+
+
+class CannotCompile(Exception):
+    """There is no library, and why."""
+
+
+def load_library() -> ctypes.CDLL:
+    """The kernels' library, compiled if it is not yet. Raises CannotCompile."""
+    if platform.system() != "Linux":
+        raise CannotCompile("they are compiled on Linux only")
+    compiler = find_compiler()
+    path = _folder() / f"kernels-{_key(compiler)}.so"
+    try:
+        if not path.exists():
+            _compile(compiler, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # a folder that cannot be written, a library that does not load
+        raise CannotCompile(f"{path.parent}: {error}") from None
+
+
+def find_compiler() -> list[str]:
+    """The command of a C compiler: what CC says, or one found. Raises CannotCompile."""
+    for words in (settings.compiler(), ["cc"], ["gcc"], ["clang"]):
+        if words and (found := shutil.which(words[0])):
+            return [found, *words[1:]]
+    raise CannotCompile("there is no C compiler (cc, gcc or clang; in Debian: apt install gcc)")
+
+
+def _folder() -> Path:
+    """For all of a user's homes, as torch and Triton keep what they compile."""
+    folder = settings.cache()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCompile(f"{folder}: {error.strerror}") from None
+    return folder
+
+
+def _key(compiler: list[str]) -> str:
+    """What the library depends on: a home folder may be shared by machines with other processors."""
+    features = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    parts = [SOURCE.read_text(), *FLAGS, *compiler, platform.machine(), features]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: list[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
+        for arguments in ([*FLAGS, "-c", str(SOURCE), "-o", str(made)], ["-shared", str(made), "-o", str(linked)]):
+            try:
+                done = subprocess.run([*compiler, *arguments], capture_output=True, text=True, timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                raise CannotCompile(f"{compiler[0]} took more than {SECONDS} s") from None
+            if done.returncode:
+                line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+                raise CannotCompile(f"{compiler[0]}: {line.strip()}")
+        linked.replace(path)  # another process may do the same at this moment

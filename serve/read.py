@@ -1,0 +1,124 @@
+"""Read: what the body of a request asks for, as prompts, parameters and grammars. No adapter, and nothing runs yet."""
+
+from dataclasses import dataclass
+
+from adapterhub_local.base.load import LoadedBase
+from serve.engine.engine import Engine
+from serve.engine.request import Constraint, SamplingParams
+from serve.errors import BadParameter, Busy, ContextTooLong
+from serve.grammar import GrammarReader, answer_grammar, structured_grammar
+from serve.messages import ToolChoice
+from serve.prompt import PromptReader, end_tokens
+from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
+from serve.tools import CallReader, ToolFormat
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer that is asked for: what stands before it, how it is made, what finds calls in it, what it echoes."""
+
+    name: str  # among those of its request
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    constraint: Constraint | None = None
+    calls: CallReader | None = None
+    echo: str = ""
+
+
+class BodyReader:
+    """Reads bodies for one base, within the limits of its engine and of the server."""
+
+    def __init__(self, base: LoadedBase, engine: Engine, max_tokens: int | None) -> None:
+        self.engine = engine
+        self.max_tokens = max_tokens  # of one answer; None: what the context has room for
+        self.vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
+        self.prompts = PromptReader(base.tokenizer, self.vocabulary_size)
+        self.end_tokens = end_tokens(base.model, base.tokenizer)
+        self.grammars = GrammarReader(base.tokenizer, self.vocabulary_size, self.end_tokens)
+
+    def choices(self, body: GenerationRequest) -> list[Choice]:
+        """The answers that `body` asks for, those to one prompt beside each other.
+
+        Raises BadParameter, ContextTooLong, and Busy if they are more than ever fit into the queue.
+        """
+        prompts, echoes, tool_format = self._prompts(body)
+        if len(prompts) * body.num_choices > self.engine.scheduler.options.queue_limit:
+            raise Busy(f"{len(prompts)} prompts with {body.num_choices} answers each are more than the queue holds")
+        grammar, param = _grammar(body, tool_format)
+        choices = []
+        for index, prompt in enumerate(prompts):
+            max_tokens = self._max_tokens(body, len(prompt))
+            for number in range(body.num_choices):
+                params = body.sampling_params(number, max_tokens, self.end_tokens)
+                self._check_tokens(params)
+                constraint = self.grammars.constraint(grammar, param) if grammar is not None else None
+                calls = _call_reader(body, tool_format)
+                echo = echoes[index] if echoes else ""
+                choices.append(Choice(f"{index}.{number}", prompt, params, constraint, calls, echo))
+        return choices
+
+    def _prompts(self, body: GenerationRequest) -> tuple[list[tuple[int, ...]], list[str], ToolFormat | None]:
+        """Tokens of each prompt, the texts to give back, and how tools are called if they may be."""
+        if isinstance(body, ChatRequest):
+            tools = body.callable_tools
+            tool_format = self.prompts.tool_format(body.messages, tools)
+            variables = body.chat_template_kwargs or {}
+            continues, begins = body.continue_final_message, body.begins_answer
+            prompt = self.prompts.chat(body.messages, tools, variables, continues=continues, begins_answer=begins)
+            return [prompt], [], tool_format
+        assert isinstance(body, CompletionRequest)
+        tokens = [self.prompts.plain(prompt) for prompt in body.prompts]
+        texts = [prompt if isinstance(prompt, str) else self.prompts.text(prompt) for prompt in body.prompts]
+        return tokens, texts if body.echo else [], None
+
+    def _max_tokens(self, body: GenerationRequest, num_prompt: int) -> int:
+        """The longest answer wanted, by default what the context has room for. Raises ContextTooLong."""
+        wanted = body.max_tokens
+        room = max(1, self.engine.max_length - num_prompt)
+        limit = self.max_tokens
+        if isinstance(body, ChatRequest):
+            wanted = body.max_completion_tokens or wanted or min(room, limit or room)
+        wanted = wanted or min(DEFAULT_COMPLETION_TOKENS, limit or DEFAULT_COMPLETION_TOKENS)
+        if limit is not None and wanted > limit:
+            raise BadParameter(f"an answer may have {limit} tokens here, {wanted} were asked for", "max_tokens")
+        try:
+            self.engine.check_length(num_prompt, wanted)
+        except ContextTooLong as error:
+            error.param = "messages" if isinstance(body, ChatRequest) else "prompt"
+            raise
+        return wanted
+
+    def _check_tokens(self, params: SamplingParams) -> None:
+        """Raise BadParameter about tokens that the base does not have."""
+        for param, tokens in (
+            ("logit_bias", [token for token, _ in params.logit_bias]),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            if any(token >= self.vocabulary_size for token in tokens):
+                message = f"{param}: token {max(tokens)} is not one of the base's {self.vocabulary_size}"
+                raise BadParameter(message, param)
+        if params.min_tokens > params.max_tokens:
+            raise BadParameter(
+                f"min_tokens is {params.min_tokens}, more than max_tokens {params.max_tokens}", "min_tokens"
+            )
+
+
+def _grammar(body: GenerationRequest, tool_format: ToolFormat | None) -> tuple[str | None, str]:
+    """The grammar of the answer, if it has to have a form, and the parameter that asks for it."""
+    if body.structured_outputs is not None:
+        return structured_grammar(body.structured_outputs), "structured_outputs"
+    form = body.response_format
+    schema = form.schema_of_answer if form is not None and form.is_json else None
+    if not isinstance(body, ChatRequest):
+        return answer_grammar(schema), "response_format"
+    is_parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, ToolChoice)
+    grammar = answer_grammar(schema, body.callable_tools, tool_format, body.must_call, is_parallel)
+    return grammar, "tools" if body.must_call else "response_format"
+
+
+def _call_reader(body: GenerationRequest, tool_format: ToolFormat | None) -> CallReader | None:
+    """What finds the calls in an answer that may call."""
+    if not isinstance(body, ChatRequest) or tool_format is None or not body.callable_tools:
+        return None
+    names = [tool.function.name for tool in body.callable_tools]
+    return CallReader(tool_format, names, is_parallel=body.parallel_tool_calls is not False)
