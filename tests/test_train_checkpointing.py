@@ -7,12 +7,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from adapterhub_local.base.load import load_base
-from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.load import LoadedBase, load_base
+from adapterhub_local.base.store import BaseInfo, read_record
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.train import checkpointing
 from adapterhub_local.train.adapter import factors_of, with_adapter
-from adapterhub_local.train.checkpointing import HostEmbedding, enable_checkpointing, move_boundaries, move_embeddings
+from adapterhub_local.train.checkpointing import (
+    HostEmbedding,
+    OnHost,
+    enable_checkpointing,
+    move_boundaries,
+    move_embeddings,
+    split_mlps,
+    to_host,
+)
 from adapterhub_local.train.examples import Example, read_chats, tokenise
 from adapterhub_local.train.loss import answer_loss
 from adapterhub_local.train.packing import Packed, pack
@@ -20,7 +28,8 @@ from adapterhub_local.train.product import fuse
 from adapterhub_local.train.trainer import make_trainer
 from tests.architectures import SHAPES, in_nf4
 from tests.chats import write_recipe
-from tests.tiny import VOCABULARY
+from tests.pretend_gpu import moved, pretend_gpu
+from tests.tiny import VOCABULARY, byte_tokenizer, llama_config
 
 EXAMPLES = [Example(tuple(range(10 + at, 50 + at)), ((30, 40),)) for at in range(2)]
 
@@ -41,7 +50,7 @@ def model_of(name: str, **changes):
 def gradients(model, row: Packed) -> dict[str, torch.Tensor]:
     """The gradient of each factor of the row's loss."""
     answer_loss(model, row, None).backward()
-    return {name: factor.grad for name, factor in factors_of(model).items()}
+    return {name: factor.grad.clone() for name, factor in factors_of(model).items()}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -50,21 +59,29 @@ def test_only_the_inputs_of_blocks_move(name: str, monkeypatch: pytest.MonkeyPat
     row = pack(EXAMPLES)
     wanted = gradients(model_of(name), row)
     model = model_of(name)
-    moved: list[tuple[int, ...]] = []
+    seen: list[tuple[int, ...]] = []
 
-    class Watched(checkpointing.save_on_cpu):
-        def __init__(self, pin_memory: bool) -> None:
-            super().__init__(pin_memory=pin_memory)
-            pack_to_cpu = self.pack_hook
-            self.pack_hook = lambda tensor: (moved.append(tuple(tensor.shape)), pack_to_cpu(tensor))[1]
+    def watched(tensor: torch.Tensor) -> OnHost:
+        seen.append(tuple(tensor.shape))
+        kept = to_host(tensor)
+        assert [piece.numel() for piece in kept.pieces] == [1500, 1500, 1500, 620]
+        return kept
 
-    monkeypatch.setattr(checkpointing, "save_on_cpu", Watched)
+    monkeypatch.setattr(checkpointing, "to_host", watched)
+    monkeypatch.setattr(checkpointing, "PIECE", 6000)
     enable_checkpointing(model, True)
     move_boundaries(model)
     got = gradients(model, row)
 
-    assert moved == [(1, row.input_ids.numel(), 64)] * 2
+    assert seen == [(1, row.input_ids.numel(), 64)] * 2
     assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+    model.zero_grad()
+    split_mlps(model, 30)  # the row has 80
+    in_parts = gradients(model, row)
+    assert seen == [(1, row.input_ids.numel(), 64)] * 4
+    for key in wanted:
+        assert (in_parts[key] - wanted[key]).norm() <= 1e-5 * wanted[key].norm(), key
 
 
 def test_embeddings_of_their_own_move() -> None:
@@ -82,6 +99,38 @@ def test_embeddings_of_their_own_move() -> None:
     assert isinstance(tied.get_input_embeddings(), torch.nn.Embedding)
     assert not any("embed_tokens" in name for name, _ in model.named_parameters())
     assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+
+def test_a_run_on_a_gpu(built_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a pretended GPU `offload` moves blocks and embeddings to the host, with the losses of plain checkpointing."""
+    from_gpu: list[bool] = []
+    empty = torch.empty
+    losses: dict[str, list[float]] = {}
+    for wanted in ("true", "offload"):
+        changes = ["train.optimizer=adamw", f"train.activation_checkpointing={wanted}"]
+        recipe = load_recipe(write_recipe(tmp_path), changes)
+        examples = tokenise(read_chats(recipe.data.train), byte_tokenizer(), 512)
+        with pretend_gpu(monkeypatch), monkeypatch.context() as patch:
+            torch.__future__.set_overwrite_module_params_on_conversion(True)  # PEFT moves the factors
+            # a torch without GPUs has no pinned memory
+            patch.setattr(torch, "empty", lambda *size, pin_memory=False, **kwargs: empty(*size, **kwargs))
+            patch.setattr(
+                checkpointing, "to_host", lambda tensor: (from_gpu.append(tensor.is_cuda), to_host(tensor))[1]
+            )
+            torch.manual_seed(0)
+            base = moved(AutoModelForCausalLM.from_config(llama_config()).eval().requires_grad_(False))
+            model = with_adapter(LoadedBase(read_record(built_base), base, byte_tokenizer()), recipe)
+            torch.__future__.set_overwrite_module_params_on_conversion(False)
+            seen = losses[wanted] = []
+            trainer, _ = make_trainer(
+                model, examples, recipe.train, tmp_path, lambda entry, seen=seen: seen.append(entry["loss"])
+            )
+            trainer.train()
+            assert isinstance(model.get_input_embeddings(), HostEmbedding) == (wanted == "offload")
+
+    assert losses["offload"] == losses["true"]
+    assert len(losses["true"]) == 4
+    assert from_gpu == [True] * 2 * 4  # two blocks, four steps of a row
 
 
 def test_a_run_with_everything_moved(tiny_base: BaseInfo, tmp_path: Path) -> None:

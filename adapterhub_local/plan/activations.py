@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from adapterhub_local.errors import InputError
 from adapterhub_local.plan.shape import Linear, Shape
 
+MLP_TOKENS = 2048  # of a row that an MLP takes at once when blocks are offloaded
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -16,7 +18,7 @@ class Pass:
 
     is_packed: several examples share the row, `longest` tokens at most each (None: not known). compute, factor:
     bytes of an element of activations and of A and B. is_checkpointed: only the input of each block is kept, the
-    rest is computed again; is_offloaded: and kept in the host's memory.
+    rest is computed again; is_offloaded: and kept in the host's memory, and MLPs computed in parts of MLP_TOKENS.
     """
 
     tokens: int
@@ -30,6 +32,11 @@ class Pass:
     is_checkpointed: bool = False
     is_offloaded: bool = False
     longest: int | None = None
+
+    @property
+    def mlp_tokens(self) -> int:
+        """Tokens that an MLP takes at once."""
+        return min(self.tokens, MLP_TOKENS) if self.is_offloaded else self.tokens
 
 
 def kept(shape: Shape, run: Pass) -> int:
@@ -54,9 +61,12 @@ def boundary(shape: Shape, run: Pass) -> int:
 
 
 def block(shape: Shape, run: Pass) -> int:
-    """Bytes one decoder block keeps."""
-    per_token = _norms(shape, run) + _attention(shape, run) + _mlp(shape, run) + _factors(shape, run)
-    return per_token * run.tokens + _square(shape, run)
+    """Bytes one decoder block keeps; of an MLP that is computed in parts its input, and the rest of one part."""
+    wide = ("inner",)
+    narrow = tuple({linear.reads for linear in shape.linears} - {*wide})
+    per_token = _norms(shape, run) + _attention(shape, run) + _factors(shape, run, narrow)
+    inside = _mlp(shape, run) + _factors(shape, run, wide)
+    return per_token * run.tokens + inside * run.mlp_tokens + _square(shape, run)
 
 
 def adapted(shape: Shape, targets: tuple[str, ...]) -> tuple[Linear, ...]:
@@ -126,12 +136,12 @@ def _mlp(shape: Shape, run: Pass) -> int:
     return shape.intermediate * run.compute * (3 if shape.is_gated else 1)
 
 
-def _factors(shape: Shape, run: Pass) -> int:
-    """What A and B are applied to, a token: their modules' inputs, each once for all that read it.
+def _factors(shape: Shape, run: Pass, reads: tuple[str, ...]) -> int:
+    """What A and B are applied to, a token: their modules' inputs, each once for all of `reads` that read it.
 
     With dropout PEFT's layers compute (train/product.py does not), and keep an input in the dtype of A and its mask.
     """
-    modules = adapted(shape, run.targets)
+    modules = [linear for linear in adapted(shape, run.targets) if linear.reads in reads]
     if run.has_dropout:
         return sum((2 * linear.in_features + run.rank) * run.factor for linear in modules)
     inputs = {linear.reads: linear.in_features for linear in modules}

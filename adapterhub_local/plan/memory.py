@@ -94,8 +94,8 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
     workspace += round(GPU_ROUNDING * (activations + parts["logits"] + workspace))
     paged = states if optimizer.startswith("paged") else 0
     host = 0
-    if run.is_offloaded:  # pinned memory comes in powers of two
-        host = shape.layers * 2 ** (boundary(shape, run) - 1).bit_length()
+    if run.is_offloaded:
+        host = shape.layers * boundary(shape, run)
         table = 0 if shape.is_tied else shape.vocabulary * shape.hidden * run.compute
         parts["base"], host = parts["base"] - table, host + table
     return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged, host=host)
@@ -117,5 +117,8 @@ def _heap(shape: Shape, run: Pass) -> int:
 
 def _moment(shape: Shape, run: Pass) -> int:
     """What the backward pass of one block holds for a moment: gradients of the gate's inputs and of the residual."""
-    width = max(shape.intermediate * (3 if shape.is_gated else 2), shape.heads * shape.head_dim * 4)
-    return run.tokens * run.compute * (width + 2 * shape.hidden)
+    inner = shape.intermediate * (3 if shape.is_gated else 2) * run.mlp_tokens
+    heads = shape.heads * shape.head_dim * 4 * run.tokens
+    # parts of an MLP are put together in a tensor of their own
+    residual = shape.hidden * (2 if run.mlp_tokens == run.tokens else 3) * run.tokens
+    return run.compute * (max(inner, heads) + residual)

@@ -225,7 +225,8 @@ class Train:
     )
     activation_checkpointing: bool | str = key(
         "true computes activations again in the backward pass: a third more time, far less memory; offload, on a GPU, "
-        "keeps in the host's memory what is left of them, and input embeddings that the head does not share",
+        "keeps in the host's memory what is left of them, and input embeddings that the head does not share, and "
+        "computes MLPs in parts of a row",
         False,
         Check(_checkpointing, {"enum": CHECKPOINTING}),
     )
