@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from adapterhub_local.train import attention
 from adapterhub_local.train.attention import attach, choose_route, detach, each_alone, is_attached, packed_kernel
+from adapterhub_local.train.checkpointing import enable_checkpointing
 from adapterhub_local.train.examples import Example
 from adapterhub_local.train.flash import attend_in_pieces
 from adapterhub_local.train.layout import Layout, pieces
@@ -200,9 +201,11 @@ def examples_of(*lengths: int) -> list[Example]:
     ]
 
 
-def test_a_model_keeps_its_own_attention_for_everything_else() -> None:
+@pytest.mark.parametrize("used", ["sdpa", "eager"])
+def test_a_model_keeps_its_own_attention_for_everything_else(used: str) -> None:
     """Attached, a model has its logits and writes its tokens as before; detached, it is as it was."""
     model, ids = llama(), torch.arange(20)[None]
+    model.set_attn_implementation(used)
     before, written = model(ids).logits, model.generate(ids, max_new_tokens=5, do_sample=False)
     padding = torch.cat([torch.zeros(1, 4), torch.ones(1, 16)], 1).long()
     padded = model(ids, attention_mask=padding).logits
@@ -213,7 +216,7 @@ def test_a_model_keeps_its_own_attention_for_everything_else() -> None:
     assert torch.equal(model(ids, attention_mask=padding).logits, padded)
     assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False), written)
     detach(model)
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == used
     assert torch.equal(model(ids).logits, before)
 
 
@@ -223,8 +226,7 @@ def test_checkpoints_are_computed_again_with_the_layout() -> None:
     for is_checkpointed in (False, True):
         model = llama().train()
         assert attach(model)
-        if is_checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model, is_checkpointed)
         logits, _, _ = forward(model, pack(examples_of(8, 30, 12)))
         gradients.append(torch.autograd.grad(logits.square().sum(), list(model.parameters())))
 
@@ -232,7 +234,7 @@ def test_checkpoints_are_computed_again_with_the_layout() -> None:
 
 
 def test_attention_we_do_not_have_is_left_to_the_model() -> None:
-    """An attention with something of its own (GPT-2's scaling by layer needs none, sinks do) falls back to masks."""
+    """An attention with something of its own (sinks) falls back to masks; GPT-2's is plain and does not."""
     strange = llama()
     for layer in strange.model.layers:
         own = layer.self_attn.forward

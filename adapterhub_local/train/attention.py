@@ -104,7 +104,7 @@ def choose_route(query: torch.Tensor, value: torch.Tensor, softcap: float | None
 def has_packed_kernel(query: torch.Tensor) -> bool:
     """Whether torch's kernel for examples of several lengths takes such queries: 16 bits, on a card of Ampere or later.
 
-    Heads of a multiple of 8 up to 256; torch 2.11's signature has no grouped heads yet.
+    Heads of a multiple of 8 up to 256. Older versions of the kernel have no grouped heads, and are not used.
     """
     head_dim = query.shape[-1]
     if query.dtype not in (torch.float16, torch.bfloat16) or head_dim % 8 or head_dim > 256 or torch.version.hip:
