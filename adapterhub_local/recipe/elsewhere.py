@@ -34,7 +34,7 @@ CALLED = {
     **dict.fromkeys(("sample_packing", "packing", "neat_packing"), "train.packed_tokens"),
     **dict.fromkeys(("gradient_checkpointing", "enable_activation_checkpointing"), "train.activation_checkpointing"),
     "optim": "train.optimizer",
-    **dict.fromkeys(("bf16", "fp16", "dtype", "torch_dtype"), "train.compute"),
+    **dict.fromkeys(("bf16", "fp16", "torch_dtype"), "train.compute"),
     "max_norm": "train.max_grad_norm",
     **dict.fromkeys(("eval_steps", "evals_per_epoch", "eval_strategy"), "train.eval_every"),
     **dict.fromkeys(("save_steps", "saves_per_epoch", "save_strategy"), "train.save_every"),
