@@ -9,7 +9,7 @@ import os
 
 M_ARENA_MAX = -8  # malloc.h
 ARENAS = 2  # the stepping thread's and one for all that runs beside it
-REMEMBERED = 160  # five shapes of a model, with each number of rows up to 16 and as many lengths of prompts
+REMEMBERED = 96  # five products of a layer and the head with each number of rows up to 16, and some lengths of prompts
 
 
 def bound_memory() -> None:

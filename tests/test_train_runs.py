@@ -18,8 +18,8 @@ from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
+from adapterhub_local.train import fit as fit_module
 from adapterhub_local.train import preflight as preflight_module
-from adapterhub_local.train import run as run_module
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.curve import terminal_plot
 from adapterhub_local.train.run import train
@@ -144,7 +144,7 @@ def test_a_loss_that_is_no_number(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NaN stops before the factors are touched; the adapter of the step before is kept and can be registered."""
-    make_trainer = run_module.make_trainer
+    make_trainer = fit_module.make_trainer
     calls = []
 
     def poisoned(model, *arguments):
@@ -155,13 +155,13 @@ def test_a_loss_that_is_no_number(
             calls.append(1)
             loss = step(*given)
             if len(calls) == 3:
-                next(iter(run_module.factors_of(model).values())).grad.fill_(math.nan)
+                next(iter(fit_module.factors_of(model).values())).grad.fill_(math.nan)
             return loss
 
         monkeypatch.setattr(trainer, "training_step", training_step)
         return trainer, watch
 
-    monkeypatch.setattr(run_module, "make_trainer", poisoned)
+    monkeypatch.setattr(fit_module, "make_trainer", poisoned)
     with pytest.raises(QhubError, match=r"gradient norm is nan at step 3: lower train\.learning_rate.*last-good"):
         train(load_recipe(write_recipe(tmp_path)), home)
     run = list_runs(home)[-1]
@@ -239,7 +239,7 @@ def test_no_room_for_checkpoints(
     with pytest.raises(InputError, match="MB left, the run needs up to"):
         train(load_recipe(write_recipe(tmp_path)), home)
 
-    assert not list(home.runs.iterdir())
+    assert not list(home.runs.glob("*"))
 
 
 @pytest.mark.parametrize(

@@ -87,12 +87,12 @@ def test_one_run_in_two_processes(tiny_base: BaseInfo, home: Home, tmp_path: Pat
 def test_signals_stop_after_the_step(number: int) -> None:
     """Ctrl-C, SIGTERM and a terminal that is closed all ask for a stop; what nohup ignores stays ignored."""
     watch = Watch(lambda entry: None)
-    before = signal.getsignal(number)
-    with stopping(watch):
-        os.kill(os.getpid(), number)
-    assert watch.stop_asked
-    signal.signal(number, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
+        with stopping(watch):
+            os.kill(os.getpid(), number)
+        assert watch.stop_asked
+        signal.signal(number, signal.SIG_IGN)
         ignoring = Watch(lambda entry: None)
         with stopping(ignoring):
             os.kill(os.getpid(), number)
