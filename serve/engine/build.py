@@ -101,7 +101,24 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _max_length(base: LoadedBase, wanted: int | None) -> int:
-    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    config = base.model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
     if wanted is not None and limit is not None and wanted > limit:
         raise InputError(f"max_length is {wanted}, the context of base '{base.info.name}' is {limit} tokens")
-    return wanted or min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    turning = _turning_point(config)
+    if wanted is not None and turning is not None and wanted > turning:
+        raise InputError(
+            f"max_length is {wanted}, but base '{base.info.name}' (longrope) sees all positions of a batch in another "
+            f"way once one request has more than {turning} tokens, which would change the others' answers"
+        )
+    return wanted or min(limit or DEFAULT_MAX_LENGTH, turning or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+
+
+def _turning_point(config: Any) -> int | None:
+    """The tokens beyond which rotary embeddings of kind longrope (Phi-3) change for the whole batch; None: never."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in parameters.values() if isinstance(each, dict)] or [parameters]
+    return min(
+        (each["original_max_position_embeddings"] for each in kinds if each.get("rope_type") == "longrope"),
+        default=None,
+    )

@@ -1,5 +1,7 @@
 """A packed batch gives what each sequence gives alone, for every architecture that the check at load lets through."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -18,10 +20,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from adapterhub_local.errors import Incompatible
+from adapterhub_local.base.load import load_base
+from adapterhub_local.base.store import read_record
+from adapterhub_local.errors import Incompatible, InputError
 from serve.engine.attention import NAME
+from serve.engine.build import build_engine
 from serve.engine.cache import KVCache
 from serve.engine.check import use_packed_attention
+from serve.engine.options import EngineOptions
 from serve.engine.packed import PackedBatch, Row
 from serve.engine.pages import pages_for
 from serve.engine.request import Request, SamplingParams, Scheduled
@@ -191,3 +197,14 @@ def test_pages_survive_growth_of_the_cache() -> None:
     cache.clear([2, 999])  # one of them was never made
     assert not held[2].any()
     assert held[1].any()
+
+
+def test_no_request_turns_the_positions_of_others(built_base) -> None:
+    """Where one long request would change the rotary embeddings of a whole batch, none may be as long."""
+    turns = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "rope_theta": 1e4}
+    lengths = {"max_position_embeddings": 512, "original_max_position_embeddings": 64}
+    config = Phi3Config(**SIZES, **lengths, num_key_value_heads=2, pad_token_id=0, rope_parameters=turns)
+    base = replace(load_base(read_record(built_base), device="cpu"), model=make_model(config))
+    with pytest.raises(InputError, match=r"max_length is 65, .*longrope.* more than 64 tokens"):
+        build_engine(base, EngineOptions(max_length=65))
+    assert build_engine(base).max_length == 64
