@@ -238,6 +238,39 @@ def test_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         EngineOptions(kernels="cuda")
 
 
+@pytest.mark.skipif(not C, reason="there are no kernels of C here")
+def test_neighbours_change_no_bit() -> None:
+    """Of C's kernels a token gets the very same numbers alone and among others, by one thread and by two."""
+    torch.manual_seed(0)
+    x, a = torch.randn(7, 320), torch.randn(2, 320, 60)
+    sizes, bs = (70, 130, 16), [torch.randn(2, 20, size) for size in (70, 130, 16)]
+    packed, absmax, code = torch.randint(256, (96 * 160, 1)).byte(), torch.rand(480) + 0.5, torch.linspace(-1, 1, 16)
+    keys, values = torch.randn(2, 200, 2, 16, 40)
+    tables, lengths = torch.randperm(200)[:180].view(3, 60).int(), torch.tensor([900, 3, 700], dtype=torch.int32)
+    query = torch.randn(3, 14, 40)
+
+    def results(rows: slice) -> list[torch.Tensor]:
+        own, outs = x[rows].clone(), [torch.zeros(len(x[rows]), size) for size in sizes]
+        C["add_lora"](outs, own, a, bs, torch.tensor([[0, len(own), 1]], dtype=torch.int32))
+        some = (query[rows].clone(), keys, values, tables[rows].clone(), lengths[rows].clone())
+        return [
+            torch.cat(outs, 1),
+            C["multiply"](own, packed, absmax, code, 96),
+            C["paged_attention"](*some, scale=0.2),
+        ]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    together = results(slice(0, 7))
+    torch.set_num_threads(1)
+    try:
+        for row in range(7):
+            for got, wanted in zip(results(slice(row, row + 1)), together, strict=True):
+                assert torch.equal(got, wanted[row : row + 1])
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="these kernels are for a CPU")
 def test_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Kernels are compiled once for all processes; without a compiler, or with a broken one, `auto` is plain torch."""
