@@ -111,8 +111,9 @@ def serve_and_ask() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    console.print(f"[bold]$ qhub serve --base {BASE} --port {port}[/bold]")
-    command = [sys.executable, "-m", "adapterhub_local", "serve", "--base", BASE, "--port", port]
+    words = ["serve", "--base", BASE, "--port", port, "--no-access-log"]
+    console.print(f"[bold]$ qhub {' '.join(words)}[/bold]")
+    command = [sys.executable, "-m", "adapterhub_local", *words]
     server = subprocess.Popen(command, cwd=ROOT)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/health", server)
