@@ -78,5 +78,5 @@ def _compile(compiler: list[str], path: Path) -> None:
                 raise CannotCompile(f"{compiler[0]} took more than {SECONDS} s") from None
             if done.returncode:
                 line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-                raise CannotCompile(f"{compiler[0]}: {line.strip()}")
+                raise CannotCompile(f"{compiler[0]}: {line.strip() or f'it ended with {done.returncode}'}")
         linked.replace(path)  # another process may do the same at this moment
