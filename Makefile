@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-gpu check-hub1 clean
+.PHONY: install demo test lint format check check-long check-gpu check-hub1 clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,13 @@ lint: $(INSTALLED)
 # One thread a process: with more, the threads of several processes wait for each other at every product.
 check: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# What takes longer than CI may, about three quarters of an hour: random schedules of the engine, memory while adapters
+# come and go, and good and bad traffic at once.
+check-long: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.test_schedules 100000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.test_churn 600
+	$(BIN)/python -m benchmarks.serve_traffic --seconds 600
 
 # What only a GPU can show: kernels compiled and run, graphs captured, the engine's answers with and without them,
 # a training run. A process a file, since an error of the GPU lasts as long as its process; all run, whatever fails.

@@ -3,9 +3,11 @@
     python -m benchmarks.serve_cold [--rows 16] [--rank 16] [--steps 60] [--every 5] [--threads 1]
 
 `rows` requests of 8 adapters run all the time. Every few steps comes a short request: first for one of these 8 (the
-baseline), then for an adapter that was never seen, then the same when no slot is left. Given are the longest
-step and the 99th percentile in seconds of the clock and of the processor's time of the thread that steps, and the
-steps in which a running request got no token. Adapters are in memory: reading files is no part of it.
+baseline), then for an adapter that is in memory and in no slot yet, then for one whose files are still to be read (they
+were just written, so the disk is no part of it), then for all others in turn, twice as many adapters as slots, so that
+each has lost its slot. Given are the longest step and the 99th percentile in seconds, of the clock and of the
+processor's time of the thread that steps, the time from a request to its first token, and the steps in which a running
+request got none.
 """
 
 import argparse
@@ -24,9 +26,10 @@ WARM = 8
 MID_STEP = 0.03  # seconds
 
 
-def phase(engine: Any, cold: list[str], pool: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """The steps of `steps` while one short request comes every few of them, for the next of `cold`."""
+def phase(engine: Any, late: list[str], pool: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The steps of `steps` while one short request comes every few of them, for the next of `late`."""
     from serve.engine.request import Request, SamplingParams
+    from serve.engine.threads import compute_alone
 
     def request(name: str, adapter: str, count: int) -> Request:
         chance = random.Random(name)
@@ -41,14 +44,16 @@ def phase(engine: Any, cold: list[str], pool: dict[str, Any], options: argparse.
     submitted: dict[str, float] = {}
     firsts: list[float] = []
 
-    def submit(late: Request) -> None:
-        submitted[late.id] = time.perf_counter()
-        engine.submit(late)
+    def submit(name: str, adapter: str) -> None:
+        """As the server does, in a thread beside the steps."""
+        submitted[name] = time.perf_counter()
+        compute_alone()
+        engine.submit(request(name, adapter, 2))
 
     for number in range(options.steps):
         if number % options.every == 0:
-            late = request(f"late{number}", cold[(number // options.every) % len(cold)], 2)
-            Timer(MID_STEP, submit, (late,)).start()  # as requests come: while a step is computed
+            adapter = late[(number // options.every) % len(late)]
+            Timer(MID_STEP, submit, (f"late{number}", adapter)).start()  # as requests come: while a step is computed
         before = [len(each.output) for each in running]
         start, own = time.perf_counter(), time.thread_time()
         outputs = engine.step()
@@ -89,26 +94,29 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options.folder, options.only = Path(folder), None
-        options.adapters = WARM + 2 * -(-options.steps // options.every)
+        count = -(-options.steps // options.every)
+        slots = WARM + count
+        options.adapters = 2 * slots
         prepare(options)
         store = registry(options)
         pool = {f"a{number}": store.resolve(f"a{number}") for number in range(options.adapters)}
-        slots = WARM + (options.adapters - WARM) // 2
         engine = build_engine(
             load(options),
             EngineOptions(max_rows=options.rows + 4, max_adapters=slots, max_length=256, adapter_bytes=4 << 30),
         )
-        for version in pool.values():
-            engine.pool.acquire(version)
         names = list(pool)
+        for name in names[:slots]:
+            engine.pool.acquire(pool[name])
         phases = {
             "warm": phase(engine, names[:WARM], pool, options),
             "cold": phase(engine, names[WARM:slots], pool, options),
-            "cold_and_full": phase(engine, names[slots:], pool, options),
+            "read": phase(engine, names[slots : slots + count], pool, options),
+            "twice_as_many": phase(engine, names[WARM:], pool, options),
         }
     ratio = round(phases["cold"]["longest_processor_s"] / phases["warm"]["longest_processor_s"], 2)
     workload = {key: getattr(options, key) for key in ("rows", "rank", "steps", "every", "threads", "dtype")}
-    print(json.dumps({**machine(), "workload": {**workload, "slots": slots}, **phases, "ratio": ratio}))
+    workload |= {"slots": slots, "adapters": 2 * slots}
+    print(json.dumps({**machine(), "workload": workload, **phases, "ratio": ratio}))
 
 
 if __name__ == "__main__":

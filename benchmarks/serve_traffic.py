@@ -299,6 +299,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(measure(arguments.seconds, arguments.seed, Path(folder)))
     print(json.dumps({**result, "machine": machine()}))
+    if result["server_errors"] or result["num_problems"] or not result["is_idle_in_the_end"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

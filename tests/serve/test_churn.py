@@ -1,14 +1,25 @@
-"""A few seconds of the churn that benchmarks/serve_churn.py keeps up for an hour, and the line it fits."""
+"""A few seconds of the churn that benchmarks/serve_churn.py keeps up for an hour, and the line it fits.
 
+    python -m tests.serve.test_churn 600
+
+keeps it up for ten minutes in a server of its own, and fails if memory is not flat or a request was not answered.
+"""
+
+import argparse
 import asyncio
+import json
+import os
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.store import read_record
 from adapterhub_local.registry import Registry
-from benchmarks.serve_churn import RANKS, Churn, slope
+from benchmarks.serve_churn import RANKS, Churn, measure, slope
 from serve.engine.options import EngineOptions
 from tests.serve.adapters import publish
 from tests.serve.conftest import Server
@@ -50,3 +61,25 @@ def test_the_fitted_line() -> None:
     assert error == pytest.approx(0, abs=1e-6)
     growth, error = slope([(at, 100 + (-1) ** at) for at in range(0, 600, 3)])
     assert abs(growth) < 3 * error
+
+
+def check_churn(seen: dict[str, Any]) -> None:
+    """Every request answered, and of all that was loaded in the second half hardly anything left in memory."""
+    assert seen["failed_requests"] == 0, seen["problems"]
+    assert seen["adapter_evictions"] > 2
+    grown = seen["memory_mb"]["last"] - seen["memory_mb"]["at_half"]
+    assert grown < 0.05 * seen["loaded_mb_in_total"] / 2, f"{grown:.0f} MB more than at half time"
+    for kind, most in (("open_files", 32), ("threads", 16)):  # so many more than before the first request
+        assert seen[kind]["last"] <= seen[kind]["first"] + most, seen[kind]
+
+
+if __name__ == "__main__":
+    os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    options = argparse.Namespace(
+        seconds=float(sys.argv[1]), rate=20.0, publish_every=1.0, adapters=200, base=None, seed=1
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder))
+    sys.stdout.write(json.dumps(result) + "\n")
+    check_churn(result)
