@@ -294,7 +294,7 @@ def closed_loop(engine: Any, texts: Sequence[list[int]], versions: Sequence[Any]
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from serve.engine.request import Request, SamplingParams
-    from serve.engine.threads import compute_alone
+    from serve.threads import compute_alone
 
     params = SamplingParams(max_tokens=options.tokens, temperature=0)
     start = time.perf_counter()

@@ -29,7 +29,7 @@ MID_STEP = 0.03  # seconds
 def phase(engine: Any, late: list[str], pool: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """The steps of `steps` while one short request comes every few of them, for the next of `late`."""
     from serve.engine.request import Request, SamplingParams
-    from serve.engine.threads import compute_alone
+    from serve.threads import compute_alone
 
     def request(name: str, adapter: str, count: int) -> Request:
         chance = random.Random(name)

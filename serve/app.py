@@ -22,7 +22,6 @@ from adapterhub_local.keys import Key, Keys
 from adapterhub_local.registry import Registry
 from serve.auth import Gate, check_models
 from serve.engine.options import EngineOptions
-from serve.engine.threads import compute_alone
 from serve.errors import BadParameter, ContextTooLong, ErrorBody, error_body
 from serve.front import Front
 from serve.invalid import invalid_body, unknown_path
@@ -32,6 +31,7 @@ from serve.protocol import ChatRequest, CompletionRequest, LoadRequest, UnloadRe
 from serve.respond import respond, weights_headers
 from serve.responses import NAMES, ResponsesRequest
 from serve.service import Service
+from serve.threads import compute_alone
 from serve.tokens import DetokenizeRequest, TokenizeRequest, tokenize
 
 PACKAGE = "adapterhub-local"

@@ -21,10 +21,10 @@ from adapterhub_local.registry import Registry
 from serve.app import create_app
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
-from serve.engine.threads import in_passing
 from serve.front import JsonLines
 from serve.memory import bound_memory
 from serve.options import HttpOptions
+from serve.threads import in_passing
 
 DRAIN_SECONDS = 10  # how long running answers may go on when the server stops
 KEEP_ALIVE_SECONDS = 60  # longer than clients keep idle connections, or they send into one that is being closed

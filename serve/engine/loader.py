@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 import torch
 
 from serve.engine.pool import AdapterPool
-from serve.engine.threads import compute_alone
 from serve.lora.slots import Slots
+from serve.threads import compute_alone
 
 logger = logging.getLogger(__name__)
 

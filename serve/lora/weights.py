@@ -5,8 +5,7 @@ Which is faster depends on the processor, the shape and the number of tokens, an
 """
 
 import copy
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +14,8 @@ from torch.nn.functional import linear, pad
 
 from adapterhub_local.base.load import import_bitsandbytes
 from serve.kernels.choose import Kernels
+from serve.lora.crossover import PROBES, gain, most_won
 from serve.lora.linear import LinearGroup, Product
-
-# numbers of tokens at which `auto` measures; beyond the largest the winner there stays the winner
-PROBES = (1, 4, 16, 64)
-FEW = (1, 2, 4, 8)  # and those at which it tries the kernel of a CPU
 
 
 def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
@@ -103,7 +99,7 @@ def use_dense(groups: Sequence[LinearGroup], dtype: torch.dtype, mode: str, max_
             continue  # a copy in the very same layout
         key = (group.in_features, *group.sizes, _is_quantised(group))
         if key not in measured:
-            measured[key] = gain(group, dtype)
+            measured[key] = gain(group, dtype, dense_product(group.bases, dtype))
         saved, min_tokens = measured[key]
         if mode == "dequant-cache":
             min_tokens = 1
@@ -153,23 +149,11 @@ def use_four_bit_for_few(groups: Sequence[LinearGroup], dtype: torch.dtype, kern
         product = four_bit_product(group.bases, kernels)
         key = (group.in_features, *group.sizes)
         if key not in fewest:
-            fewest[key] = _most_won(group, dtype, product)
+            fewest[key] = most_won(group, dtype, product)
         if fewest[key]:
             group.few, group.max_few = product, fewest[key]
             count += 1
     return count
-
-
-@torch.inference_mode()
-def _most_won(group: LinearGroup, dtype: torch.dtype, product: Product) -> int:
-    """Up to how many tokens `product` is faster at every probe than what the group does now."""
-    most = 0
-    for count in FEW:
-        x = torch.zeros(1, count, group.in_features, dtype=dtype, device=group.bases[0].weight.device)
-        if _seconds(product, x) >= _seconds(group.base_products, x):
-            break
-        most = count
-    return most
 
 
 def is_four_bit(weight: torch.Tensor) -> bool:
@@ -208,53 +192,6 @@ def four_bit_product(bases: Sequence[nn.Linear], kernels: Kernels) -> Product:
         return outs
 
     return product
-
-
-@torch.inference_mode()
-def gain(group: LinearGroup, dtype: torch.dtype, dense: Product | None = None) -> tuple[float, int]:
-    """Seconds saved by a copy, or `dense`, over all probes where it pays, and the least tokens from which it does."""
-    assert group.dense is None, "what is measured here is the layers' own way"
-    dense = dense or dense_product(group.bases, dtype)
-    saved, min_tokens = 0.0, PROBES[-1] + 1
-    for count in reversed(PROBES):
-        x = torch.zeros(1, count, group.in_features, dtype=dtype, device=group.bases[0].weight.device)
-        difference = _seconds(group.base_products, x) - _seconds(dense, x)
-        if difference <= 0:
-            break
-        saved, min_tokens = saved + difference, count
-    return saved, min_tokens
-
-
-def _seconds(work: Callable[[torch.Tensor], object], x: torch.Tensor, repeats: int = 3) -> float:
-    """The shortest time of a few runs of `work` on x, after one to warm up."""
-    if x.device.type == "cuda":
-        return _gpu_seconds(work, x)
-    best = float("inf")
-    for number in range(repeats + 1):
-        start = time.perf_counter()
-        work(x)
-        if number:
-            best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _gpu_seconds(work: Callable[[torch.Tensor], object], x: torch.Tensor, repeats: int = 10) -> float:
-    """The same in the GPU's own time: of what Python takes to launch its kernels a replayed step knows nothing.
-
-    What is zeroed before is larger than the GPU's cache, in which no step finds its weights, and keeps the GPU busy
-    while the kernels are launched.
-    """
-    work(x)
-    other = torch.empty(256 << 20, dtype=torch.uint8, device=x.device)
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for start, end in events:
-        other.zero_()
-        other.zero_()
-        start.record()
-        work(x)
-        end.record()
-    torch.cuda.synchronize(x.device)
-    return min(start.elapsed_time(end) for start, end in events) / 1000
 
 
 def _is_quantised(group: LinearGroup) -> bool:

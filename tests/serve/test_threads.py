@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from serve.engine.threads import compute_alone, in_passing
+from serve.threads import compute_alone, in_passing
 
 
 def test_only_the_thread_that_asks_computes_alone() -> None:

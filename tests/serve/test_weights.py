@@ -12,11 +12,11 @@ from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request, SamplingParams
 from serve.kernels.choose import Kernels
+from serve.lora.crossover import gain
 from serve.lora.weights import (
     dense_bytes,
     dense_product,
     dense_weight,
-    gain,
     is_four_bit,
     padded_count,
     use_dense,
@@ -104,18 +104,19 @@ def test_budget(built_base) -> None:
 def test_crossover_is_where_the_copy_starts_to_win(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Engine]) -> None:
     """`auto` uses a copy from the least number of tokens above which it was faster at every probe."""
     group = engines["nf4"].slots.groups[0]
+    copy = dense_product(group.bases, torch.float32)
 
     def clock(times: dict[int, tuple[float, float]]) -> None:
         """Let the 4-bit weights and the copy take these seconds at so many tokens."""
-        answers = iter([each for count in sorted(times, reverse=True) for each in times[count]])
-        monkeypatch.setattr("serve.lora.weights._seconds", lambda *_: next(answers))
+        answers = iter([times[count] for count in sorted(times, reverse=True)])
+        monkeypatch.setattr("serve.lora.crossover.race", lambda *_: next(answers))
 
     clock({1: (1.0, 2.0), 4: (1.0, 2.0), 16: (3.0, 2.0), 64: (5.0, 1.0)})
-    assert gain(group, torch.float32) == (5.0, 16)
+    assert gain(group, torch.float32, copy) == (5.0, 16)
     clock({1: (2.0, 1.0), 4: (2.0, 1.0), 16: (2.0, 1.0), 64: (2.0, 1.0)})
-    assert gain(group, torch.float32) == (4.0, 1)
+    assert gain(group, torch.float32, copy) == (4.0, 1)
     clock({1: (9.0, 1.0), 4: (9.0, 1.0), 16: (9.0, 1.0), 64: (1.0, 1.0)})
-    assert gain(group, torch.float32) == (0.0, 65)
+    assert gain(group, torch.float32, copy) == (0.0, 65)
 
 
 @torch.inference_mode()
@@ -129,7 +130,8 @@ def test_the_kernel_multiplies_where_it_is_faster(monkeypatch: pytest.MonkeyPatc
     inputs = {group: torch.randn(1, 16, group.in_features) for group in quantised}
     wanted = {group: group.base_products(x) for group, x in inputs.items()}
     own = [group.base_products for group in groups]
-    monkeypatch.setattr("serve.lora.weights._seconds", lambda work, x: 2.0 if work in own and x.shape[1] > 4 else 1.0)
+    clock = lambda works, x: [2.0 if work in own and x.shape[1] > 4 else 1.0 for work in works]  # noqa: E731
+    monkeypatch.setattr("serve.lora.crossover.race", clock)
 
     assert use_four_bit(groups, torch.float32, Kernels({})) == len(quantised) > 0
     for group, x in inputs.items():
@@ -148,7 +150,8 @@ def test_the_kernel_multiplies_few_tokens(monkeypatch: pytest.MonkeyPatch, built
     x = {group: torch.randn(1, 4, group.in_features) for group in quantised}
     wanted = {group: group.base_products(each) for group, each in x.items()}
     own = [group.base_products for group in groups]
-    monkeypatch.setattr("serve.lora.weights._seconds", lambda work, x: 2.0 if work in own and x.shape[1] < 8 else 1.0)
+    clock = lambda works, x: [2.0 if work in own and x.shape[1] < 8 else 1.0 for work in works]  # noqa: E731
+    monkeypatch.setattr("serve.lora.crossover.race", clock)
 
     assert use_four_bit_for_few(groups, torch.float32, Kernels({})) == len(quantised) > 0
     for group, each in x.items():
