@@ -11,16 +11,23 @@ from serve.errors import Forbidden, Throttled, Unauthorized
 OPEN_PATHS = frozenset(["/health", "/ready"])
 ADMIN_PATHS = frozenset(["/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
 COUNTED_PATHS = frozenset(["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+REFUSED = frozenset([400, 403, 404, 429])  # statuses of requests that did not run
 
 
 class Gate:
-    """Decides on every request. Without a key in the home it is open, unless `is_required`."""
+    """Decides on every request. Without a key in the home it is open, unless `is_required`.
+
+    A request that is refused before it runs (another's adapter, no such model, wrong parameters, a full queue) is given
+    back to its key's rate, so that a mistake does not use up the budget of what works. Of these a key may have as many
+    again in the same time: a flood of them is throttled, too.
+    """
 
     def __init__(self, keys: Keys, *, is_required: bool = False) -> None:
         self.keys = keys
         self.is_required = is_required
         self._running: Counter[str] = Counter()
         self._times: defaultdict[str, deque[float]] = defaultdict(deque)  # of each key, when it asked lately
+        self._refused: defaultdict[str, deque[float]] = defaultdict(deque)  # the same of what did not run
         self._lock = threading.Lock()
 
     def identify(self, path: str, authorization: str | None) -> Key | None:
@@ -39,34 +46,38 @@ class Gate:
             raise Forbidden(f"{path} is for keys of scope infer")
         return key
 
-    def enter(self, path: str, key: Key | None) -> None:
-        """Count a request in; `leave` counts it out. Raises Throttled."""
+    def enter(self, path: str, key: Key | None) -> float | None:
+        """Count a request in; `leave` counts it out, and is told what this returns. Raises Throttled."""
         if key is None or path not in COUNTED_PATHS:
-            return
+            return None
         with self._lock:
             if key.concurrency is not None and self._running[key.id] >= key.concurrency:
                 raise Throttled(f"this key may run {key.concurrency} requests at once, and does", 1)
-            if key.window is not None:
-                self._count(key.id, *key.window, rate=key.rate or "")
+            asked = self._count(key.id, *key.window, rate=key.rate or "") if key.window is not None else None
             self._running[key.id] += 1
+            return asked
 
-    def leave(self, path: str, key: Key | None) -> None:
-        """Count out what `enter` counted in."""
+    def leave(self, path: str, key: Key | None, asked: float | None = None, status: int = 200) -> None:
+        """Count out what `enter` counted in at `asked`, and was answered with `status`."""
         if key is None or path not in COUNTED_PATHS:
             return
         with self._lock:
             self._running[key.id] -= 1
             if not self._running[key.id]:
                 del self._running[key.id]
+            if status in REFUSED and asked is not None and asked in self._times[key.id]:
+                self._times[key.id].remove(asked)
+                self._refused[key.id].append(monotonic())
 
-    def _count(self, identity: str, limit: int, seconds: int, *, rate: str) -> None:
+    def _count(self, identity: str, limit: int, seconds: int, *, rate: str) -> float:
         now = monotonic()
-        times = self._times[identity]
-        while times and times[0] <= now - seconds:
-            times.popleft()
-        if len(times) >= limit:
-            raise Throttled(f"this key may ask {rate}: try again later", times[0] + seconds - now)
-        times.append(now)
+        for times, what in ((self._times[identity], ""), (self._refused[identity], " and be refused as often")):
+            while times and times[0] <= now - seconds:
+                times.popleft()
+            if len(times) >= limit:
+                raise Throttled(f"this key may ask {rate}{what}: try again later", times[0] + seconds - now)
+        self._times[identity].append(now)
+        return now
 
 
 def check_models(key: Key | None, names: Iterable[str]) -> None:

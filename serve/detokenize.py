@@ -11,8 +11,11 @@ MAX_OPEN_TOKENS = 32  # a character has at most 4 bytes; tokens that never becom
 class Detokenizer:
     """The text of one answer. `is_stopped` once a stop string was met; it and what follows are left out."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = (), *, skip_special_tokens: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
+        self.skip_special_tokens = skip_special_tokens
         self.stop = tuple(stop)
         self.is_stopped = False
         self._tokens: list[int] = []
@@ -50,7 +53,7 @@ class Detokenizer:
         return new
 
     def _text(self, start: int, end: int) -> str:
-        text = self.tokenizer.decode(self._tokens[start:end], skip_special_tokens=True)
+        text = self.tokenizer.decode(self._tokens[start:end], skip_special_tokens=self.skip_special_tokens)
         assert isinstance(text, str)
         return text
 

@@ -23,7 +23,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 class Front:
     """The outermost layer. `scope["state"]` carries to the endpoints: request_id, key, started, and `said`,
-    where they leave what else the log should say.
+    where they leave what else the log should say; `status` is what was answered, 0 if nothing was.
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, options: HttpOptions, metrics: Metrics) -> None:
@@ -40,41 +40,39 @@ class Front:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "said": {}}
-        status = 0
+        state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "said": {}, "status": 0}
         if scope["method"] == "HEAD":  # answered as a GET, whose body the HTTP layer keeps back
             scope = {**scope, "method": "GET"}
 
         async def send_named(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                state["status"] = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
             await self._admit(scope, receive, send_named, headers)
         except Exception as error:
-            if status:  # the answer has begun: all that is left is to break it off
+            if state["status"]:  # the answer has begun: all that is left is to break it off
                 raise
             logger.error("a request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
             await _refuse(error, send_named)
         finally:
-            self._note(scope, status)
+            self._note(scope)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
         path, state = scope["path"], scope["state"]
         try:
             key = state["key"] = self.gate.identify(path, headers.get("authorization"))
             body = await self._body(receive, headers)
-            self.gate.enter(path, key)
+            asked = self.gate.enter(path, key)
         except QhubError as error:
             await _refuse(error, send)
             return
         try:
             await self.app(scope, _replayed(body, receive), send)
         finally:
-            self.gate.leave(path, key)
+            self.gate.leave(path, key, asked, state["status"])
 
     async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
         """The whole body. Raises TooLarge, TimedOut."""
@@ -99,8 +97,9 @@ class Front:
         except TimeoutError:
             raise TimedOut(f"the body did not come within {self.options.body_timeout:g} s", 408) from None
 
-    def _note(self, scope: Scope, status: int) -> None:
+    def _note(self, scope: Scope) -> None:
         state = scope["state"]
+        status = state["status"]
         seconds = time.monotonic() - state["started"]
         route = getattr(scope.get("route"), "path", None) or "other"
         self.metrics.note_request(scope["method"], route, status, seconds)

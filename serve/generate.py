@@ -17,13 +17,17 @@ from serve.tools import Call, CallReader
 
 @dataclass(frozen=True)
 class Piece:
-    """News of choice `index`: text, the token it came with, calls that became whole, and at the end why it ended."""
+    """News of choice `index`: text, the token it came with, calls that became whole, and at the end why it ended.
+
+    `end` is the token that ended it, which is no part of the text.
+    """
 
     index: int
     text: str
     sampled: Sampled | None
     finish_reason: str | None
     calls: tuple[Call, ...] = ()
+    end: Sampled | None = None
 
 
 class Generation:
@@ -65,14 +69,18 @@ class Generation:
             if output.error is not None:
                 raise output.error
             assert output.sampled is not None
-            self.num_completion_tokens += 1
+            index, detokenizer = self._open[output.request_id], self._texts[output.request_id]
+            is_empty = self.requests[index].params.max_tokens == 0
+            self.num_completion_tokens += not is_empty
             now = time.monotonic()
             self.times = (self.times[0] if self.times else now, now)
-            index, detokenizer = self._open[output.request_id], self._texts[output.request_id]
             sampled: Sampled | None = output.sampled
+            end: Sampled | None = None
             finish_reason = output.finish_reason
             if finish_reason == "stop":  # the token that says so is no part of the answer
-                text, sampled = detokenizer.flush(), None
+                text, sampled, end = detokenizer.flush(), None, sampled
+            elif is_empty:  # nor is this one
+                text, sampled = "", None
             else:
                 text = detokenizer.push(output.sampled.token)
                 text += detokenizer.flush() if finish_reason else ""
@@ -91,7 +99,7 @@ class Generation:
                     finish_reason = "tool_calls"
             if finish_reason:
                 self.reasons.append(finish_reason)
-            yield Piece(index, text, sampled, finish_reason, calls)
+            yield Piece(index, text, sampled, finish_reason, calls, end)
 
     def close(self) -> None:
         """End the requests that have not ended. May be called more than once."""

@@ -4,12 +4,14 @@ import inspect
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from serve.detokenize import Detokenizer
 from serve.errors import BadParameter
 from serve.messages import Message, Tool
 from serve.protocol import PLAIN_SAMPLING
@@ -26,6 +28,7 @@ class PromptReader:
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
         self._lock = threading.Lock()
+        self._spellings: dict[int, str] = {}
 
     def tool_format(self, messages: Sequence[Message], tools: Sequence[Tool]) -> ToolFormat | None:
         """How the base writes calls, if the conversation has to do with tools. Raises BadParameter if it knows none."""
@@ -103,6 +106,31 @@ class PromptReader:
             text = self.tokenizer.decode(list(tokens))
         assert isinstance(text, str)
         return text
+
+    def spelling(self, token: int) -> str:
+        """The text of one token by itself. Remembered: answers with many log-probabilities ask again and again."""
+        if token not in self._spellings:
+            text = self.tokenizer.decode([token])
+            assert isinstance(text, str)
+            self._spellings[token] = text
+        return self._spellings[token]
+
+    def offsets(self, text: str, tokens: Sequence[int]) -> list[int]:
+        """The character of `text` at which each of its tokens begins.
+
+        A part of a character begins where the character does; what the tokenizer has added has no width.
+        """
+        pieces = [self.spelling(token) for token in tokens]
+        if "".join(pieces) != text:
+            added = set(self.tokenizer.all_special_ids)
+            reader, place, widths = Detokenizer(self.tokenizer, skip_special_tokens=False), 0, []
+            for token, piece in zip(tokens, pieces, strict=True):
+                is_added = token in added and not text.startswith(piece, place)
+                widths.append(0 if is_added else len(reader.push(token)))
+                place += widths[-1]
+        else:
+            widths = [len(piece) for piece in pieces]
+        return [min(place, len(text)) for place in accumulate(widths[:-1], initial=0)]
 
     def spelled(self, tokens: Sequence[int]) -> list[str]:
         """Each token as the vocabulary spells it."""

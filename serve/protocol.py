@@ -54,6 +54,9 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     n: int | None = Field(None, ge=1, le=128)
     seed: int | None = None
+    prompt_logprobs: int | None = Field(
+        None, description="Log-probabilities of the prompt's tokens, as in vLLM", ge=0, le=MAX_ALTERNATIVES
+    )
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=128)] | None = None
     response_format: ResponseFormat | None = None
@@ -77,6 +80,9 @@ class GenerationRequest(BaseModel):
         refuse_unsupported(self.model_extra or {}, type(self).model_fields)
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("misplaced", "it is for stream = true only", {"param": "stream_options"})
+        if self.prompt_logprobs is not None and self.stream:
+            message = "it is not supported with stream: /v1/completions streams them with echo and logprobs"
+            raise PydanticCustomError("unsupported", message, {"param": "prompt_logprobs"})
         has_form = self.response_format is not None and self.response_format.is_json
         if has_form and self.structured_outputs is not None:
             message = "response_format says what the answer looks like: leave out one of them"
@@ -107,6 +113,11 @@ class GenerationRequest(BaseModel):
         """Alternatives wanted beside each token's log-probability; None: no log-probabilities."""
         raise NotImplementedError
 
+    @property
+    def prompt_alternatives(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        return self.prompt_logprobs
+
     def sampling_params(
         self, choice: int, max_tokens: int, end_tokens: frozenset[int], defaults: Mapping[str, Any]
     ) -> SamplingParams:
@@ -132,6 +143,7 @@ class GenerationRequest(BaseModel):
             stop=stop,
             stop_token_ids=frozenset(self.stop_token_ids or ()) | (frozenset() if self.ignore_eos else end_tokens),
             logprobs=self.num_alternatives,
+            prompt_logprobs=self.prompt_alternatives,
         )
 
 
@@ -202,20 +214,26 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[Token], Field(min_length=1)]
         | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=128)]
     )
+    max_tokens: int | None = Field(None, description="0 is for echo and prompt_logprobs alone", ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
     echo: bool | None = None
 
     @model_validator(mode="after")
-    def _check_echo(self) -> "CompletionRequest":
-        if self.echo and (self.logprobs is not None or self.stream):
-            raise PydanticCustomError(
-                "unsupported", "it is not supported with logprobs or stream: leave it out", {"param": "echo"}
-            )
+    def _check_empty(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            message = "it must be at least 1 without echo or prompt_logprobs: there would be no answer"
+            raise PydanticCustomError("misplaced", message, {"param": "max_tokens"})
         return self
 
     @property
     def num_alternatives(self) -> int | None:
         return self.logprobs
+
+    @property
+    def prompt_alternatives(self) -> int | None:
+        if not self.echo or self.logprobs is None:
+            return self.prompt_logprobs
+        return max(self.logprobs, self.prompt_logprobs or 0)
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -7,6 +7,7 @@ from serve.engine.engine import Engine
 from serve.engine.request import Constraint, SamplingParams
 from serve.errors import BadParameter, Busy, ContextTooLong
 from serve.grammar import GrammarReader, answer_grammar, structured_grammar
+from serve.logprobs import MAX_NUMBERS, Echo
 from serve.messages import ToolChoice
 from serve.prompt import PromptReader, end_tokens, sampling_defaults
 from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
@@ -22,7 +23,7 @@ class Choice:
     params: SamplingParams
     constraint: Constraint | None = None
     calls: CallReader | None = None
-    echo: str = ""
+    echo: Echo | None = None
 
 
 class BodyReader:
@@ -45,6 +46,7 @@ class BodyReader:
         prompts, echoes, tool_format = self._prompts(body)
         if len(prompts) * body.num_choices > self.engine.scheduler.options.queue_limit:
             raise Busy(f"{len(prompts)} prompts with {body.num_choices} answers each are more than the queue holds")
+        _check_numbers(body, sum(map(len, prompts)) * body.num_choices)
         grammar, param = _grammar(body, tool_format)
         choices = []
         for index, prompt in enumerate(prompts):
@@ -54,12 +56,12 @@ class BodyReader:
                 self._check_tokens(params)
                 constraint = self.grammars.constraint(grammar, param) if grammar is not None else None
                 calls = _call_reader(body, tool_format)
-                echo = echoes[index] if echoes else ""
+                echo = echoes[index] if echoes else None
                 choices.append(Choice(f"{index}.{number}", prompt, params, constraint, calls, echo))
         return choices
 
-    def _prompts(self, body: GenerationRequest) -> tuple[list[tuple[int, ...]], list[str], ToolFormat | None]:
-        """Tokens of each prompt, the texts to give back, and how tools are called if they may be."""
+    def _prompts(self, body: GenerationRequest) -> tuple[list[tuple[int, ...]], list[Echo], ToolFormat | None]:
+        """Tokens of each prompt, what of them to give back, and how tools are called if they may be."""
         if isinstance(body, ChatRequest):
             tools = body.callable_tools
             tool_format = self.prompts.tool_format(body.messages, tools)
@@ -69,8 +71,14 @@ class BodyReader:
             return [prompt], [], tool_format
         assert isinstance(body, CompletionRequest)
         tokens = [self.prompts.plain(prompt) for prompt in body.prompts]
+        if not body.echo:
+            return tokens, [], None
         texts = [prompt if isinstance(prompt, str) else self.prompts.text(prompt) for prompt in body.prompts]
-        return tokens, texts if body.echo else [], None
+        has_offsets = body.logprobs is not None
+        offsets = [
+            self.prompts.offsets(text, own) if has_offsets else () for text, own in zip(texts, tokens, strict=True)
+        ]
+        return tokens, [Echo(*each) for each in zip(texts, offsets, strict=True)], None
 
     def _max_tokens(self, body: GenerationRequest, num_prompt: int) -> int:
         """The longest answer wanted, by default what the context has room for. Raises ContextTooLong."""
@@ -79,7 +87,8 @@ class BodyReader:
         limit = self.max_tokens
         if isinstance(body, ChatRequest):
             wanted = body.max_completion_tokens or wanted or min(room, limit or room)
-        wanted = wanted or min(DEFAULT_COMPLETION_TOKENS, limit or DEFAULT_COMPLETION_TOKENS)
+        if wanted is None:
+            wanted = min(DEFAULT_COMPLETION_TOKENS, limit or DEFAULT_COMPLETION_TOKENS)
         if limit is not None and wanted > limit:
             raise BadParameter(f"an answer may have {limit} tokens here, {wanted} were asked for", "max_tokens")
         try:
@@ -102,6 +111,19 @@ class BodyReader:
             raise BadParameter(
                 f"min_tokens is {params.min_tokens}, more than max_tokens {params.max_tokens}", "min_tokens"
             )
+
+
+def _check_numbers(body: GenerationRequest, num_tokens: int) -> None:
+    """Raise BadParameter unless the log-probabilities of so many tokens of prompts fit into one answer."""
+    if body.prompt_alternatives is None:
+        return
+    numbers = num_tokens * (body.prompt_alternatives + 1)
+    if numbers > MAX_NUMBERS:
+        raise BadParameter(
+            f"log-probabilities of {num_tokens:,} tokens of prompts with {body.prompt_alternatives} alternatives each "
+            f"are {numbers:,} numbers, and one answer may have {MAX_NUMBERS:,}: ask for fewer prompts at once",
+            "prompt_logprobs" if body.prompt_logprobs is not None else "logprobs",
+        )
 
 
 def _grammar(body: GenerationRequest, tool_format: ToolFormat | None) -> tuple[str | None, str]:

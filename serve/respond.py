@@ -73,9 +73,10 @@ async def respond(
         said = Answer(
             admitted.target,
             isinstance(body, ChatRequest),
-            service.base.tokenizer,
+            service.reader.prompts.spelling,
             body.num_choices,
-            has_logprobs=body.num_alternatives is not None,
+            body.num_alternatives,
+            body.prompt_logprobs,
             has_usage=body.includes_usage,
             echoes=admitted.echoes,
         )
@@ -89,7 +90,11 @@ async def respond(
             finish()
     if pieces is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(answer.whole(pieces, admitted.generation), headers=headers)
+    generation = admitted.generation
+    if body.prompt_alternatives is None:
+        return JSONResponse(answer.whole(pieces, generation), headers=headers)
+    # a long one, which would hold up the streams of others
+    return await asyncio.to_thread(lambda: JSONResponse(answer.whole(pieces, generation), headers=headers))
 
 
 def weights_headers(target: Target) -> dict[str, str]:

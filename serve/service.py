@@ -24,6 +24,7 @@ from serve.errors import ModelNotFound
 from serve.generate import Generation
 from serve.leases import Leases
 from serve.loaded import Loaded
+from serve.logprobs import Echo
 from serve.metrics import Activity, Metrics
 from serve.models import Target, find_target, is_name
 from serve.options import HttpOptions
@@ -41,7 +42,7 @@ class Admitted:
     target: Target
     generation: Generation
     started: float  # time.monotonic()
-    echoes: Sequence[str] = ()  # what the text of each choice begins with
+    echoes: Sequence[Echo] = ()  # what each choice begins with
 
 
 class Service:
@@ -108,7 +109,7 @@ class Service:
                 self._release(request)
             raise
         self._live |= {request.id: request for request in requests}
-        return Admitted(target, generation, started, [choice.echo for choice in choices])
+        return Admitted(target, generation, started, [choice.echo for choice in choices if choice.echo])
 
     def finish(self, admitted: Admitted) -> dict[str, Any]:
         """End an answer, however far it came, and count it; what the log should say of it."""

@@ -23,6 +23,7 @@ from serve.lora.slots import Slots
 from serve.lora.weights import own_weight, use_dense, use_four_bit, use_four_bit_for_few
 
 DEFAULT_MAX_LENGTH = 4096
+SCORED_BYTES = 256_000_000  # logits in float32 of the prompts' tokens that one step scores
 KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
 
 
@@ -60,7 +61,10 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
         runner.graphs = Graphs(model, runner.cache, context, slots, kernels, runner.windows, max_length)
     if device.type == "cuda":
         _warm_up(runner)
-    return Engine(runner, slots, pool, options, pages, max_length)
+    engine = Engine(runner, slots, pool, options, pages, max_length)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    engine.scheduler.max_scored = max(1, min(options.tokens_per_step, SCORED_BYTES // (4 * vocabulary)))
+    return engine
 
 
 def _warm_up(runner: Runner) -> None:

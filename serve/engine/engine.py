@@ -20,6 +20,7 @@ from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import Sampler, choose
 from serve.engine.scheduler import Scheduler
+from serve.engine.score import score_prompts
 from serve.engine.stats import Stats
 from serve.errors import AdapterUnloaded, ContextTooLong, DeviceLost, GenerationFailed
 from serve.lora.product import Slot
@@ -183,10 +184,16 @@ class Engine:
     def _forward(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
         slots = self._acquire_slots(batch)
         batch = in_segments(batch, slots)
-        logits = self.runner.forward(batch, slots)
+        scores, logits = score_prompts(batch, self.runner.forward(batch, slots))
         results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
         wanting = [item.request.id for item in batch if item.wants_token]
         results.update(zip(wanting, choose([self._samplers[key] for key in wanting], logits), strict=True))
+        for item in batch:  # nothing can fail any more, so nothing is noted twice
+            found = scores.get(item.request.id)
+            if isinstance(found, Exception):
+                results[item.request.id] = found
+            elif found is not None:
+                item.request.scores.append(found)
         self.stats.note(batch, self.scheduler)
         return results
 

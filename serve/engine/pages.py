@@ -133,7 +133,9 @@ class PagePool:
         return pages
 
     def _findable(self, request: Request) -> Sequence[bytes]:
-        return self._keys_of(request, (request.num_tokens - 1) // PAGE) if self.max_idle else ()
+        """Keys of the pages that need not be computed, were they known: logits of the rest are needed."""
+        count = request.num_scored if request.num_unscored else request.num_tokens - 1
+        return self._keys_of(request, count // PAGE) if self.max_idle else ()
 
     def _keys_of(self, request: Request, count: int) -> list[bytes]:
         """The keys of the request's first `count` pages, each computed once."""

@@ -1,5 +1,6 @@
 """Request and what comes out of it, token by token. Values of the engine: token ids and digests, no text, no torch."""
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -25,7 +26,8 @@ class SamplingParams:
     the repetition penalty divides positive and multiplies negative logits of what is in prompt or answer.
     `stop_token_ids` end the answer in the engine, after `min_tokens`; `stop` strings are found where tokens become
     text. `logprobs` is the number of alternatives wanted beside each token's log-probability; None: no
-    log-probabilities.
+    log-probabilities. `prompt_logprobs` is the same for the tokens of the prompt. With `max_tokens` 0 one token is
+    sampled, which says that the prompt was computed and is no part of the answer.
     """
 
     max_tokens: int
@@ -42,6 +44,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -63,6 +66,20 @@ class Constraint(Protocol):
     def advance(self, token: int) -> None:
         """Note that `token` came."""
         ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of n neighbouring tokens of a prompt, each given all before it; of the unscaled distribution.
+
+    `ranks` count from 1, the likeliest. `tokens` and `values` are the likeliest alternatives, n times `num_best`.
+    """
+
+    logprobs: "array[float]"
+    ranks: "array[int]"
+    num_best: int
+    tokens: "array[int]"
+    values: "array[float]"
 
 
 @dataclass(eq=False)
@@ -89,10 +106,21 @@ class Request:
     promised: tuple[bytes, ...] = ()
     num_passed: int = 0  # requests that went before
     num_waited: int = 0  # steps
+    scores: list[Scores] = field(default_factory=list)  # of the prompt's tokens from the second, as they are computed
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt) + len(self.output)
+
+    @property
+    def num_unscored(self) -> int:
+        """Tokens of the prompt whose log-probabilities are wanted and not known; nobody asks for the first one's."""
+        return len(self.prompt) - 1 - self.num_scored if self.params.prompt_logprobs is not None else 0
+
+    @property
+    def num_scored(self) -> int:
+        """Positions of the prompt, from the first, whose logits are no longer needed."""
+        return sum(len(part.logprobs) for part in self.scores)
 
     def tokens(self, start: int, count: int) -> list[int]:
         """Tokens [start, start + count) of prompt and output."""
@@ -118,6 +146,13 @@ class Scheduled:
     def wants_token(self) -> bool:
         """Whether the last token known so far is among them, so that the next one can be sampled."""
         return self.end == self.request.num_tokens
+
+    @property
+    def scored(self) -> range:
+        """Positions among them whose logits score the next token of the prompt, if that is asked for and not done."""
+        if self.request.params.prompt_logprobs is None:
+            return range(0)
+        return range(max(self.start, self.request.num_scored), min(self.end, len(self.request.prompt) - 1))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:
-        """Logits (n, vocabulary), float32, after the last token of each of the n items that want a token.
+        """Logits (n, vocabulary), float32, of each item after the tokens that are scored, and after its last token if
+        it wants one.
 
         Items with the same adapter must be neighbours (`in_segments`).
         """
@@ -46,10 +47,11 @@ class Runner:
             if replayed is not None:
                 return replayed
         ends = list(_ends(batch))
-        last = [end - 1 for item, end in zip(batch, ends, strict=True) if item.wants_token]
+        counts = [len(item.scored) + item.wants_token for item in batch]
+        kept = [place for item, end in zip(batch, ends, strict=True) for place in _kept(item, end - item.num_tokens)]
         packed = self._pack(batch, ends)
         self._kept = []  # of a step that fails nothing can be said
-        wanting = _segments(batch, slots, [int(item.wants_token) for item in batch])
+        wanting = _segments(batch, slots, counts)
         self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
             tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
@@ -58,14 +60,14 @@ class Runner:
                 position_ids=packed.positions[None],
                 use_cache=False,
                 # a step of prompt chunks alone wants none; one is computed and dropped
-                logits_to_keep=self._tensor(last or [0]),
+                logits_to_keep=self._tensor(kept or [0]),
                 packed=packed,
             ).logits
         finally:
             self.context.end()
         if self.cache.max_kept:
             self._kept = [group for group, _ in packed.answers if group.kept is not None]
-        return logits[0, : len(last)].float()
+        return logits[0, : len(kept)].float()
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
         rows = [
@@ -96,6 +98,12 @@ def _segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Seq
         else:
             segments.append(Segment(end - count, end, slot))
     return segments
+
+
+def _kept(item: Scheduled, start: int) -> list[int]:
+    """Places in the batch, where the item begins at `start`, after which logits are needed."""
+    places = [start + position - item.start for position in item.scored]
+    return [*places, start + item.num_tokens - 1] if item.wants_token else places
 
 
 def in_segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> list[Scheduled]:

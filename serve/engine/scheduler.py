@@ -29,6 +29,7 @@ class Scheduler:
         self.num_cached = 0  # tokens that were not computed because their pages were known
         self._adapters: Counter[str] = Counter()  # running requests of each adapter
         self.is_ready: Callable[[str], bool] = lambda _: True  # whether an adapter is where a batch can use it
+        self.max_scored = options.tokens_per_step  # tokens of prompts in one step whose log-probabilities are wanted
         self.pinned: frozenset[str] = frozenset()  # adapters whose places are theirs even if no request runs
 
     @property
@@ -61,13 +62,17 @@ class Scheduler:
             self._admit_waiting()
         answering = [request for request in self.running if request.num_tokens - request.num_computed == 1]
         batch = [Scheduled(request, request.num_computed, 1) for request in answering]
-        budget = self.options.tokens_per_step - len(batch)
+        budget, scored = self.options.tokens_per_step - len(batch), self.max_scored
         for request in self.running:
             remaining = request.num_tokens - request.num_computed
             if remaining > 1 and budget > 0:
                 count = min(remaining, budget)
-                batch.append(Scheduled(request, request.num_computed, count))
-                budget -= count
+                if request.num_unscored:  # before these there is only what was scored before a preemption
+                    count = min(count, max(0, request.num_scored - request.num_computed) + scored)
+                if count:
+                    batch.append(Scheduled(request, request.num_computed, count))
+                    budget -= count
+                    scored -= len(batch[-1].scored)
         return batch
 
     def update(self, item: Scheduled, token: int | None) -> None:
@@ -79,7 +84,7 @@ class Scheduler:
         if request.promised or item.end % PAGE == 0:
             self.pages.learn(request)
         request.output.append(token)
-        if token in request.params.stop_token_ids:
+        if token in request.params.stop_token_ids and request.params.max_tokens:
             self.finish(request, "stop")
         elif len(request.output) >= request.params.max_tokens:
             self.finish(request, "length")

@@ -178,7 +178,7 @@ def test_what_other_clients_send_unasked(server: Server) -> None:
     neutral |= {"verbosity": "medium", "prompt_cache_retention": "24h", "store": True, "prompt_logprobs": None}
     body = {"model": "alpha", "messages": MESSAGES, "max_tokens": 1}
     assert server.http.post(CHAT, json={**body, **neutral}).status_code == 200
-    for change in ({"skip_special_tokens": False}, {"length_penalty": 2.0}, {"prompt_logprobs": 1}):
+    for change in ({"skip_special_tokens": False}, {"length_penalty": 2.0}, {"best_of": 2}):
         error = server.http.post(CHAT, json={**body, **change}).json()["error"]
         assert (error["param"], error["code"]) == (next(iter(change)), "unsupported_parameter")
 

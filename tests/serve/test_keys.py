@@ -123,6 +123,28 @@ def test_rate_and_concurrency(home: Home, monkeypatch: pytest.MonkeyPatch) -> No
     gate.enter("/v1/models", key)  # only answers count
 
 
+def test_what_was_refused_is_given_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused request leaves the rate as it was, and so many of them are throttled as might have run."""
+    now = [1000.0]
+    monkeypatch.setattr("serve.auth.monotonic", lambda: now[0])
+    gate = Gate(Keys(home))
+    key, _ = Keys(home).create(rate="2/min")
+    first = gate.enter(CHAT, key)
+    now[0] += 10
+    gate.leave(CHAT, key, gate.enter(CHAT, key), 403)
+    gate.leave(CHAT, key, first, 200)
+    now[0] += 10
+    gate.leave(CHAT, key, gate.enter(CHAT, key), 400)
+    with pytest.raises(Throttled, match="refused as often") as caught:
+        gate.enter(CHAT, key)
+    assert caught.value.seconds == 50
+    now[0] += 51  # the first of the refused and the one that ran are forgotten
+    gate.leave(CHAT, key, gate.enter(CHAT, key), 200)
+    gate.leave(CHAT, key, gate.enter(CHAT, key), 504)  # it ran
+    with pytest.raises(Throttled, match="2/min: try"):
+        gate.enter(CHAT, key)
+
+
 def test_verbs(home: Home) -> None:
     """`qhub key` makes a key that is shown once, lists without secrets, and revokes."""
     run = CliRunner().invoke
@@ -202,6 +224,8 @@ def test_keys_over_http(guarded: Server, home: Home) -> None:
     assert guarded.http.get("/v1/adapters", headers=header).status_code == 200
     with pytest.raises(openai.PermissionDeniedError):
         ask("admin", "tone")
+    with pytest.raises(openai.NotFoundError):  # it does not run, and costs nothing of the rate
+        ask("few", "nothing")
     assert [ask("few", "tone"), ask("few", "tone")] == ["tone", "tone"]
     with pytest.raises(openai.RateLimitError) as limited:
         ask("few", "tone")

@@ -1,6 +1,7 @@
 """Properties of the scheduler under random arrivals, lengths, adapters and aborts."""
 
 import itertools
+from array import array
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from adapterhub_local.errors import InputError
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool, pages_for
-from serve.engine.request import Request, SamplingParams, Scheduled, State
+from serve.engine.request import Request, SamplingParams, Scheduled, Scores, State
 from serve.engine.scheduler import Scheduler
 from serve.errors import Busy
 
@@ -46,6 +47,30 @@ def step(scheduler: Scheduler, token: int = 1) -> list[Scheduled]:
     for item in batch:
         scheduler.update(item, token if item.wants_token else None)
     return batch
+
+
+def test_scored_tokens_are_bounded() -> None:
+    """A step scores no more tokens of prompts than it may, in all; others get the rest of it, and all are scored."""
+    scheduler = make_scheduler(tokens_per_step=32)
+    scheduler.max_scored = 5
+    scored = [
+        Request(f"s{size}", tuple(range(size)), SamplingParams(0, prompt_logprobs=0, stop_token_ids=frozenset({1})))
+        for size in (12, 1, 23)
+    ]
+    plain = request("plain", 60)
+    scheduler.submit(*scored, plain)
+    num_steps = 0
+    while scheduler.has_work:
+        batch = step(scheduler)
+        num_steps += 1
+        assert sum(len(item.scored) for item in batch) <= 5
+        for item in batch:
+            zeros = array("d", [0.0] * len(item.scored))
+            item.request.scores.append(Scores(zeros, array("q"), 0, array("q"), array("d")))
+        if num_steps == 3:
+            assert plain.num_computed == 60, "it does not wait for those that are scored"
+    assert [each.num_scored for each in scored] == [11, 0, 22]
+    assert {each.finish_reason for each in scored} == {"length"}
 
 
 arrivals = st.lists(

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -51,6 +52,7 @@ class World:
         limits = replace(limits, kv_bytes=8 * PAGE_BYTES)  # the longest request needs all of them
         alone = EngineOptions(max_rows=1, prefix_bytes=0, max_length=128)
         self.engine = build_engine(load_base(base, device="cpu"), limits)
+        self.engine.scheduler.max_scored = 10
         self.oracle = build_engine(load_base(base, device="cpu"), alone)
         held = self.engine.pool.acquire(self.versions[2])
         self.engine.pool.max_bytes = 4 * self.engine.pool.num_bytes  # most contents have to make room for others
@@ -66,17 +68,26 @@ class World:
             return self.versions[which]
         return mixture([(self.versions[which[0]], 0.75), (self.versions[which[1]], -0.5)])
 
-    def _alone(self, which: int | tuple[int, int] | None, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
-        request = make_request(self.oracle, "alone", self.source(which), prompt, max_tokens)
+    def _alone(
+        self, which: int | tuple[int, int] | None, prompt: tuple[int, ...], max_tokens: int, num_best: int | None
+    ) -> tuple[list[int], list[float]]:
+        request = make_request(self.oracle, "alone", self.source(which), prompt, max_tokens, num_best)
         self.oracle.submit(request)
         while self.oracle.has_work:
             self.oracle.step()
-        return request.output
+        return request.output, prompt_logprobs(request)
 
 
-def make_request(engine: Engine, name: str, source, prompt: tuple[int, ...], max_tokens: int) -> Request:
+def make_request(
+    engine: Engine, name: str, source, prompt: tuple[int, ...], max_tokens: int, num_best: int | None = None
+) -> Request:
     adapter = engine.pool.acquire(source) if source else None
-    return Request(name, prompt, SamplingParams(max_tokens=max_tokens, temperature=0), adapter)
+    params = SamplingParams(max_tokens=max_tokens, temperature=0, prompt_logprobs=num_best)
+    return Request(name, prompt, params, adapter)
+
+
+def prompt_logprobs(request: Request) -> list[float]:
+    return [logprob for part in request.scores for logprob in part.logprobs]
 
 
 class Schedules(RuleBasedStateMachine):
@@ -108,12 +119,16 @@ class Schedules(RuleBasedStateMachine):
         length=st.sampled_from([1, 9, 17, 25, 33, 49, len(SHARED)]),
         end=st.sampled_from([(), (7,), (9, 9)]),
         max_tokens=st.sampled_from([1, 3, 18, 56]),
+        num_best=st.sampled_from([None, None, 0, 2]),
     )
-    def submit(self, name: int | None, length: int, end: tuple[int, ...], max_tokens: int) -> None:
+    def submit(
+        self, name: int | None, length: int, end: tuple[int, ...], max_tokens: int, num_best: int | None
+    ) -> None:
         which = None if name is None else self.names[name]
         prompt = SHARED[: -(-length // 8) * 8] + end
         try:
-            request = make_request(self.engine, f"r{self.count}", self.world.source(which), prompt, max_tokens)
+            source = self.world.source(which)
+            request = make_request(self.engine, f"r{self.count}", source, prompt, max_tokens, num_best)
         except Busy:
             return
         try:
@@ -123,7 +138,7 @@ class Schedules(RuleBasedStateMachine):
                 self.engine.pool.release(request.adapter)
             return
         self.count += 1
-        self.live[request.id] = (request, (which, prompt, max_tokens))
+        self.live[request.id] = (request, (which, prompt, max_tokens, num_best))
 
     @rule(count=st.sampled_from([1, 2, 4, 8, 16]))
     def step(self, count: int) -> None:
@@ -133,7 +148,9 @@ class Schedules(RuleBasedStateMachine):
                     assert output.request_id in self.unloaded, output.error
                 elif output.is_last:
                     request, asked = self.live.pop(output.request_id)
-                    assert request.output == self.world.alone(*asked), asked
+                    output, logprobs = self.world.alone(*asked)
+                    assert request.output == output, asked
+                    assert prompt_logprobs(request) == pytest.approx(logprobs, abs=1e-4), asked
 
     @rule(which=st.integers(0, 40))
     def abort(self, which: int) -> None:
