@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,15 +52,19 @@ class Run:
         The system itself gives the lock back when a process ends, however it ends.
         """
         make_folder(self.home.runs)
-        path = self.folder.with_name(f"{self.folder.name}.lock")
+        path = _lock_of(self.folder)
         with open(path, "a", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            for patience in (0.05, 0.05, 0):  # `is_held` has it for a moment
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(patience)
+            else:
                 raise InUse(
                     f"{self.folder.name} is being trained by another process: `qhub runs show {self.folder.name}` "
                     "tells how far it is; stop it first to train it here"
-                ) from None
+                )
             try:
                 yield
             finally:
@@ -156,7 +161,7 @@ class PastRun:
     def status(self) -> str:
         """running, finished, stopped, failed, or crashed: said to be running by a process that is gone."""
         status = self.record.get("status", "crashed")
-        return "crashed" if status == "running" and not _is_alive(self.record.get("pid")) else status
+        return "crashed" if status == "running" and not is_held(self.folder) else status
 
     @property
     def can_resume(self) -> bool:
@@ -184,6 +189,22 @@ class PastRun:
         }
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process trains the run in `folder`: its lock tells, its process number may be another's."""
+    try:
+        with open(_lock_of(folder), encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
 def list_runs(home: Home) -> list[PastRun]:
     """All runs, the oldest first."""
     folders = [record.parent for record in home.runs.glob(f"*/{RECORD}")]
@@ -208,6 +229,7 @@ def remove_run(run: PastRun) -> None:
     if run.status == "running":
         raise InUse(f"{run.id} is running (process {run.record.get('pid')}): stop it first")
     shutil.rmtree(run.folder)
+    _lock_of(run.folder).unlink(missing_ok=True)  # a process that was killed left it
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -257,11 +279,3 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
             old = before["recipe"].get(table, {}).get(key)
             if json.dumps(old) != json.dumps(value):
                 yield f"{table}.{key} changed from {old} to {value}"
-
-
-def _is_alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (OSError, ValueError, TypeError, OverflowError):
-        return False
-    return True
