@@ -262,7 +262,7 @@ def test_every_wrong_run_of_a_sweep_is_told(write: Write) -> None:
         load_runs(load_recipe(path))
 
     assert str(caught.value).splitlines() == [
-        f"{path}: run 2 of [sweep]: train.seed = -1: must be 0 or more",
+        f"{path}: run 2 of [sweep]: train.seed = -1: must be from 0 to 4294967295",
         f"{path}: run 3 of [sweep]: adapter.rank = 0: must be from 1 to 4096",
     ]
 

@@ -249,7 +249,7 @@ def test_no_room_for_checkpoints(
     [
         (["train.eval_every=2", "data.test_share=0"], r"train\.eval_every needs data\.test"),
         (["train.patience=2"], r"train\.patience needs train\.eval_every"),
-        (["train.eval_every=0"], "must be 1 or more"),
+        (["train.eval_every=0"], "must be from 1 to 2147483648"),
     ],
 )
 def test_schedules_that_make_no_sense(tmp_path: Path, changes: list[str], message: str) -> None:

@@ -61,8 +61,9 @@ def one_of(*choices: str) -> Check:
     return Check(lambda value: None if value in choices else f"must be one of {', '.join(choices)}", {"enum": choices})
 
 
-def between(low: float, high: float, what: str) -> Check:
-    return Check(lambda value: None if low <= value <= high else f"must be {what}", {"minimum": low, "maximum": high})
+def between(low: float, high: float) -> Check:
+    told = f"must be from {low} to {high}"
+    return Check(lambda value: None if low <= value <= high else told, {"minimum": low, "maximum": high})
 
 
 def _named(check: Callable[[str], str]) -> Callable[[str], str | None]:
@@ -83,7 +84,7 @@ def _targets(value: str | tuple[str, ...]) -> str | None:
     return "must be 'all-linear' or a list, or one of the groups 'attention' and 'mlp'"
 
 
-at_least_one = between(1, 2**31, "1 or more")
+at_least_one = between(1, 2**31)
 
 
 def _base(value: str) -> str | None:
@@ -112,7 +113,7 @@ class Data:
     test_share: float = key(
         "share of `train` that is held out if there is no `test`, chosen by a hash of the prompt; 0 holds out nothing",
         0.05,
-        between(0, 0.9, "from 0 to 0.9"),
+        between(0, 0.9),
     )
     weights: tuple[float, ...] | None = key(
         "one number for each file of `train`, how often it is seen in an epoch: 2 is twice, 0.5 a half of it",
@@ -137,7 +138,7 @@ class Data:
         "answer",
         one_of(*LOSS_ON),
     )
-    max_length: int = key("longest example in tokens", 1024, between(8, 2**20, "8 or more"))
+    max_length: int = key("longest example in tokens", 1024, between(8, 2**20))
     too_long: str = key(
         f"a longer example is: {', '.join(TOO_LONG)}; what was cut is counted and said; plain text is cut in pieces",
         "error",
@@ -176,10 +177,10 @@ def _alphas(value: dict[str, float]) -> str | None:
 
 @dataclass(frozen=True)
 class Adapter:
-    rank: int = key("rank r of the factors A (r x in) and B (out x r)", 16, between(1, 4096, "from 1 to 4096"))
-    alpha: float = key("scaling is alpha / rank", 32.0, between(1e-6, 1e6, "a positive number"))
+    rank: int = key("rank r of the factors A (r x in) and B (out x r)", 16, between(1, 4096))
+    alpha: float = key("scaling is alpha / rank", 32.0, between(1e-6, 1_000_000))
     rslora: bool = key("scaling is alpha / sqrt(rank) instead", False)
-    dropout: float = key("share of inputs to A dropped in training", 0.0, between(0, 0.99, "from 0 to 0.99"))
+    dropout: float = key("share of inputs to A dropped in training", 0.0, between(0, 0.99))
     target_modules: str | tuple[str, ...] = key(
         "`all-linear` (all but the output head), `attention`, `mlp`, or a list of these two and ends of module names",
         "all-linear",
@@ -213,7 +214,7 @@ class Train:
         "manual",
         one_of(*STRATEGIES),
     )
-    epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "from 0.001 to 10000"))
+    epochs: float = key("passes over the training data", 1.0, between(0.001, 10_000))
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(
         "examples per forward pass at most, a divisor of batch_size; fewer take less memory", None, at_least_one
@@ -221,7 +222,7 @@ class Train:
     packed_tokens: int = key(
         "tokens of a forward pass that several examples share at most; 0 computes each example alone",
         1024,
-        between(0, 2**24, "0 or more"),
+        between(0, 2**24),
     )
     activation_checkpointing: bool | str = key(
         "true computes activations again in the backward pass: a third more time, far less memory; offload, on a GPU, "
@@ -230,16 +231,16 @@ class Train:
         False,
         Check(_checkpointing, {"enum": CHECKPOINTING}),
     )
-    learning_rate: float = key("peak learning rate", 5e-4, between(0, 1, "from 0 to 1"))
+    learning_rate: float = key("peak learning rate", 5e-4, between(1e-9, 1))
     schedule: str = key(f"learning rate over time: {', '.join(SCHEDULES)}", "cosine", one_of(*SCHEDULES))
-    warmup: float = key("share of the steps in which the learning rate rises", 0.05, between(0, 1, "from 0 to 1"))
+    warmup: float = key("share of the steps in which the learning rate rises", 0.05, between(0, 1))
     loraplus_ratio: float | None = key(
         "learning rate of B over that of A (LoRA+, which found 16 good); equal if not given",
         None,
-        between(1e-3, 1e3, "a positive number"),
+        between(0.001, 1000),
     )
-    weight_decay: float = key("decoupled weight decay of A and B", 0.0, between(0, 10, "from 0 to 10"))
-    max_grad_norm: float = key("gradients are clipped to this norm", 1.0, between(1e-6, 1e6, "a positive number"))
+    weight_decay: float = key("decoupled weight decay of A and B", 0.0, between(0, 10))
+    max_grad_norm: float = key("gradients are clipped to this norm", 1.0, between(1e-6, 1_000_000))
     optimizer: str = key(
         f"{', '.join(OPTIMIZERS)}; auto is paged_adamw_8bit on a GPU and adamw on the CPU, "
         "where paging does nothing and 8-bit states only cost time",
@@ -258,14 +259,12 @@ class Train:
         "stop after so many evaluations in a row without a lower loss; needs eval_every", None, at_least_one
     )
     save_every: int | None = key("save the state to resume from every so many steps", None, at_least_one)
-    seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1, "0 or more"))
+    seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1))
 
 
 @dataclass(frozen=True)
 class Eval:
-    samples: int = key(
-        "held-out prompts answered before and after, for the report", 3, between(0, 100, "from 0 to 100")
-    )
+    samples: int = key("held-out prompts answered before and after, for the report", 3, between(0, 100))
     limit: int | None = key("evaluate on the first so many test examples only", None, at_least_one)
     batch_size: int = key("examples per forward pass", 16, at_least_one)
 
