@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from adapterhub_local.errors import BadRecipe, NotFound
 from adapterhub_local.recipe import Recipe, load_recipe, load_runs
 from adapterhub_local.recipe.elsewhere import CALLED, WITHOUT
-from adapterhub_local.recipe.schema import TABLES, as_called_now, keys
+from adapterhub_local.recipe.key import keys
+from adapterhub_local.recipe.recipe import as_called_now
+from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, read_source
 from tests.recipes import MINIMAL, WRONG, Write, problems
 

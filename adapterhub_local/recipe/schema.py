@@ -1,15 +1,11 @@
-"""The tables and keys of a recipe, each with its unit, default and limits.
+"""The tables of a recipe and their keys, each with its unit, default and limits."""
 
-A key is one dataclass field; its metadata feeds the checks and the README's reference.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from adapterhub_local.errors import BadReference
-from adapterhub_local.recipe.source import Source, shown
+from adapterhub_local.recipe.key import Check, at_least_one, between, key, one_of
+from adapterhub_local.recipe.source import Source
 from adapterhub_local.refs import Reference, check_alias, check_name
 
 OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
@@ -23,47 +19,6 @@ LOSS_ON = ("answer", "last_answer", "all")
 TOO_LONG = ("error", "truncate", "skip")
 INITS = ("default", "gaussian", "eva")
 MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
-RENAMED = {("adapter", "from_version"): "from"}  # table and key as recipes had it -> what it is called now
-REQUIRED: Any = object()  # stands where a recipe must give a value
-
-
-@dataclass(frozen=True)
-class Check:
-    """Says what is wrong with a value of the right type, or None; `schema` is the same for JSON Schema."""
-
-    problem: Callable[[Any], str | None]
-    schema: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(self, value: Any) -> str | None:
-        return self.problem(value)
-
-
-def key(meaning: str, default: Any = REQUIRED, check: Callable[[Any], str | None] | None = None) -> Any:
-    """A recipe key: `check` returns what is wrong with a value of the right type, or None."""
-    metadata = {"meaning": meaning, "check": check}
-    return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
-
-
-def keys(table: Any) -> dict[str, Field]:
-    """The fields of a table, or of its class, by the name of their key: a field `from_` is the key `from`."""
-    return {item.name.removesuffix("_"): item for item in fields(table)}
-
-
-def as_called_now(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A resolved recipe that a version keeps, with its keys called what they are called now."""
-    return {
-        table: {RENAMED.get((table, name), name): value for name, value in values.items()}
-        for table, values in tables.items()
-    }
-
-
-def one_of(*choices: str) -> Check:
-    return Check(lambda value: None if value in choices else f"must be one of {', '.join(choices)}", {"enum": choices})
-
-
-def between(low: float, high: float) -> Check:
-    told = f"must be from {low} to {high}"
-    return Check(lambda value: None if low <= value <= high else told, {"minimum": low, "maximum": high})
 
 
 def _named(check: Callable[[str], str]) -> Callable[[str], str | None]:
@@ -82,9 +37,6 @@ def _targets(value: str | tuple[str, ...]) -> str | None:
     if value and not (isinstance(value, str) and value not in ("all-linear", "attention", "mlp")):
         return None
     return "must be 'all-linear' or a list, or one of the groups 'attention' and 'mlp'"
-
-
-at_least_one = between(1, 2**31)
 
 
 def _base(value: str) -> str | None:
@@ -275,63 +227,6 @@ class Output:
     alias: str | None = key("alias to point to the new version", None, _named(check_alias))
     task: str | None = key("what the metrics are filed under; the adapter's name if not given", None)
     description: str = key("one line for people", "")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The runs of a sweep, each the overrides that make it (`train.seed=1`), and how the best is chosen and named."""
-
-    runs: tuple[tuple[str, ...], ...]
-    metric: str = "loss"
-    alias: str = "best"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A checked recipe. `text` is what was written, with what it extends, `path` where; neither decides equality.
-
-    `origins` says for each key that was given where it is written: `train.seed` -> `recipe.toml:12`. `overrides` are
-    those it was loaded with.
-    """
-
-    base: Base
-    data: Data
-    adapter: Adapter
-    train: Train
-    eval: Eval
-    output: Output
-    text: str = field(compare=False, repr=False)
-    path: Path = field(compare=False)
-    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    sweep: Sweep | None = field(default=None, compare=False)
-    overrides: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def task(self) -> str:
-        return self.output.task or self.output.name
-
-    def to_json(self) -> dict[str, Any]:
-        """All tables with all values, defaults included; data files by name, not by path."""
-        tables = {name: getattr(self, name) for name in TABLES}
-        return {
-            name: {key: _plain(getattr(table, item.name)) for key, item in keys(table).items()}
-            for name, table in tables.items()
-        }
-
-    def place(self, key: str) -> str:
-        """What a message about a key such as `train.seed` begins with: where it is written, and its name."""
-        origin = self.origins.get(key, "")
-        if origin.rpartition(":")[2].isdigit():
-            return f"{origin}: {key}"
-        return f"{self.path}: {origin}: {key}" if origin else f"{self.path}: {key}"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; a single source as text."""
-    if not isinstance(value, tuple):
-        return value
-    items = [item if isinstance(item, str | int | float) else shown(item) for item in value]
-    return items[0] if len(items) == 1 and isinstance(value[0], Source) else items
 
 
 TABLES: dict[str, type] = {

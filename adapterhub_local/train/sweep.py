@@ -13,7 +13,7 @@ from adapterhub_local.data.load import Dataset
 from adapterhub_local.errors import InputError, NotFound, QhubError, Stopped
 from adapterhub_local.plan.auto import settle
 from adapterhub_local.recipe import Recipe, load_runs
-from adapterhub_local.recipe.schema import as_called_now
+from adapterhub_local.recipe.recipe import as_called_now
 from adapterhub_local.recipe.sweep import METRICS
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
