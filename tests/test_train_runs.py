@@ -25,7 +25,8 @@ from adapterhub_local.train import preflight as preflight_module
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.curve import terminal_plot
 from adapterhub_local.train.run import train
-from adapterhub_local.train.runs import Run, checkpoints, find_run, list_runs, read_log, remove_run
+from adapterhub_local.train.running import Run
+from adapterhub_local.train.runs import checkpoints, find_run, list_runs, read_log, remove_run
 from adapterhub_local.train.trainer import AdapterTrainer, NotFinite
 from adapterhub_local.train.watch import WINDOW, Diverged, Watch
 from tests.chats import RECIPE, write_chats, write_recipe

@@ -21,7 +21,8 @@ from adapterhub_local.train.check import check_comparable, check_run, check_runs
 from adapterhub_local.train.launch import launch
 from adapterhub_local.train.progress import Reporter
 from adapterhub_local.train.run import train
-from adapterhub_local.train.runs import Run, read_record
+from adapterhub_local.train.running import Run
+from adapterhub_local.train.runs import read_record
 
 
 @dataclass(frozen=True)
