@@ -20,7 +20,7 @@ from adapterhub_local.evaluate.written import is_json, matches, read_pattern
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
-from adapterhub_local.train.examples import read_chats, template_ids, tokenise
+from adapterhub_local.train.examples import read_chats, tokenise
 from adapterhub_local.train.run import train
 from tests.chats import write_chats, write_recipe
 
@@ -127,7 +127,7 @@ def test_comparisons_choices_patterns_and_json(
     chats = read_chats(path)
     right = {"accuracy": 0, "regex_match": 0, "json_valid": 0}
     for chat in chats:
-        prompt = template_ids(base.tokenizer, chat.prompt, add_generation_prompt=True)
+        prompt = base.tokenizer.apply_chat_template(chat.prompt, add_generation_prompt=True, return_dict=False)
         likely = {}
         for choice in ("yes", "no"):
             whole = torch.tensor([prompt + base.tokenizer(choice + "<|im_end|>")["input_ids"]])

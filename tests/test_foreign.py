@@ -1,6 +1,7 @@
 """Adapters in other tools' spellings become the same deltas here; what is not a language model's is refused."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -90,6 +91,30 @@ def test_command_adds_foreign_adapters(
         assert version.lineage["source"] == {"file": file, "base_model": tiny_base.hub_id}
         assert list(registry.home.tmp.iterdir()) == []
         assert version.base_fingerprint == tiny_base.fingerprint
+
+
+def test_base_that_a_gguf_names_is_checked(
+    ours: AdapterFile, registry: Registry, tiny_base: BaseInfo, tmp_path: Path
+) -> None:
+    """A GGUF is held to the base it names, by fingerprint or by repository, as safetensors are; --force records it."""
+    others = {
+        "exact.gguf": replace(tiny_base, fingerprint="sha256:" + "ab" * 32),
+        "named.gguf": replace(tiny_base, fingerprint="", hub_id="someone/other"),
+        "same.gguf": tiny_base,
+        "silent.gguf": replace(tiny_base, fingerprint="", hub_id=None),
+    }
+    for file, base in others.items():
+        write_gguf(ours, base, tmp_path / file, name="a")
+
+    for file, said in (("exact.gguf", "another base"), ("named.gguf", "someone/other")):
+        done = CliRunner().invoke(command, [str(tmp_path / file), "--name", "x"])
+        assert str(done.exception).startswith(f"{tmp_path / file} was made for {said}")
+    assert (registry.names(), list(registry.home.tmp.iterdir())) == (["ours"], [])
+    for file, level in (("same.gguf", "exact"), ("silent.gguf", "shapes"), ("exact.gguf", "shapes")):
+        forced = ["--force"] if file == "exact.gguf" else []
+        CliRunner().invoke(command, [str(tmp_path / file), "--name", "x", *forced], catch_exceptions=False)
+        version = registry.resolve("x")
+        assert (version.lineage["compatibility"]["level"], "forced" in version.lineage) == (level, bool(forced))
 
 
 def write_adapter_gguf(path: Path, tensors: dict[str, np.ndarray], *, kind: str = "adapter", architecture="llama"):

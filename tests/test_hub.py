@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session
 
 from adapterhub_local.base.store import find_base
 from adapterhub_local.errors import (
@@ -17,7 +18,7 @@ from adapterhub_local.errors import (
     InUse,
 )
 from adapterhub_local.hub import package as packages
-from adapterhub_local.hub import push
+from adapterhub_local.hub import push, search_hub
 from adapterhub_local.hub.package import CARD, MANIFEST
 from adapterhub_local.lora import write
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
@@ -225,15 +226,43 @@ def test_push_without_a_good_token_says_how_to_log_in(hub: HubServer, registry: 
         push(registry, "sentiment", REPO, token="hf_wrong", endpoint=hub.endpoint)
 
 
-@pytest.mark.parametrize("act", [pushed, pulled])
-def test_hub_that_does_not_answer_is_one_sentence(registry: Registry, act) -> None:
-    """A Hub that is down is a HubError with its address, for push and pull."""
+@pytest.mark.parametrize("act", [pushed, pulled, lambda hub, _: search_hub("sql", endpoint=hub.endpoint)])
+@pytest.mark.parametrize("endpoint", [None, "http://hub.invalid"])
+def test_hub_that_cannot_be_reached_is_told_at_once(
+    registry: Registry, act, endpoint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody listens, or the host has no address, a HubError names it without waiting to try again."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
     with HubServer() as hub:
         pass
+    hub.endpoint = endpoint or hub.endpoint
     publish(registry)
 
     with pytest.raises(HubError, match=f"the Hub at {hub.endpoint} did not answer"):
         act(hub, registry)
+    assert waits == []
+
+
+def test_hub_behind_a_proxy_needs_no_address(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a proxy set it is the proxy that must find the Hub: the name need not resolve here."""
+    monkeypatch.setenv("http_proxy", hub.endpoint)
+    close_session()  # the client reads the environment when it is made
+
+    try:
+        assert search_hub("sql", endpoint="http://hub.invalid") == []
+    finally:
+        close_session()
+    assert hub.requests
+
+
+def test_hub_that_is_overloaded_for_a_moment_is_asked_again(hub: HubServer, registry: Registry) -> None:
+    """A 503 during a download is tried again by itself."""
+    publish(registry)
+    pushed(hub, registry)
+    hub.disturb("/resolve/", 503)
+
+    assert pulled(hub, registry, name="copy").version.number == 1
 
 
 def test_base_must_be_known_on_the_hub(hub: HubServer, registry: Registry) -> None:

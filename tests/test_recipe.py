@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from adapterhub_local.errors import BadRecipe, NotFound
 from adapterhub_local.recipe import Recipe, load_recipe, load_runs
 from adapterhub_local.recipe.elsewhere import CALLED, WITHOUT
-from adapterhub_local.recipe.schema import TABLES, as_called_now, keys
+from adapterhub_local.recipe.key import keys
+from adapterhub_local.recipe.recipe import as_called_now
+from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, read_source
 from tests.recipes import MINIMAL, WRONG, Write, problems
 
@@ -262,7 +264,7 @@ def test_every_wrong_run_of_a_sweep_is_told(write: Write) -> None:
         load_runs(load_recipe(path))
 
     assert str(caught.value).splitlines() == [
-        f"{path}: run 2 of [sweep]: train.seed = -1: must be 0 or more",
+        f"{path}: run 2 of [sweep]: train.seed = -1: must be from 0 to 4294967295",
         f"{path}: run 3 of [sweep]: adapter.rank = 0: must be from 1 to 4096",
     ]
 

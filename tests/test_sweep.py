@@ -116,7 +116,7 @@ def test_a_sweep_that_is_stopped_goes_on(
 @pytest.mark.parametrize(
     ("sweep", "changes", "told"),
     [
-        ("[sweep.grid]\ntrain.seed = [1, -1]\n", [], "train.seed = -1: must be 0 or more"),
+        ("[sweep.grid]\ntrain.seed = [1, -1]\n", [], "train.seed = -1: must be from 0 to 4294967295"),
         ("[sweep.grid]\ntrain.seed = [1, 2]\n", ["data.test_share=0"], "set data.test or data.test_share"),
         ("[sweep.grid]\ndata.limit = [6, 16]\n", ["data.test_share=0.5"], "set data.test"),
         ("[sweep.grid]\nbase.name = ['tiny', 'none']\n", [], "there is no base 'none'"),

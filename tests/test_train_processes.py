@@ -25,7 +25,8 @@ from adapterhub_local.train.examples import read_chats, tokenise
 from adapterhub_local.train.fit import agree
 from adapterhub_local.train.launch import launch
 from adapterhub_local.train.run import train
-from adapterhub_local.train.runs import Run, read_log
+from adapterhub_local.train.running import Run
+from adapterhub_local.train.runs import read_log
 from adapterhub_local.train.trainer import make_trainer
 from tests.chats import RECIPE, write_recipe
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.cli.main import qhub
+from adapterhub_local.data.load import read_data
 from adapterhub_local.errors import BadRecipe, InputError, InUse, NotFound, QhubError, Stopped
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.recipe import load_recipe
@@ -23,6 +25,7 @@ from adapterhub_local.train import preflight as preflight_module
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.curve import terminal_plot
 from adapterhub_local.train.run import train
+from adapterhub_local.train.running import Run
 from adapterhub_local.train.runs import checkpoints, find_run, list_runs, read_log, remove_run
 from adapterhub_local.train.trainer import AdapterTrainer, NotFinite
 from adapterhub_local.train.watch import WINDOW, Diverged, Watch
@@ -247,7 +250,7 @@ def test_no_room_for_checkpoints(
     [
         (["train.eval_every=2", "data.test_share=0"], r"train\.eval_every needs data\.test"),
         (["train.patience=2"], r"train\.patience needs train\.eval_every"),
-        (["train.eval_every=0"], "must be 1 or more"),
+        (["train.eval_every=0"], "must be from 1 to 2147483648"),
     ],
 )
 def test_schedules_that_make_no_sense(tmp_path: Path, changes: list[str], message: str) -> None:
@@ -319,17 +322,22 @@ def test_runs_are_listed_shown_and_removed(
     assert Registry(home).resolve("yes-no@1")
 
 
-def test_a_running_run_is_not_removed(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
-    """What runs is not removed; what only says so, its process gone, has crashed."""
-    train(load_recipe(write_recipe(tmp_path)), home)
-    folder = list_runs(home)[0].folder
-    record = json.loads((folder / "run.json").read_bytes())
-    (folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
-    assert list_runs(home)[0].status == "running"
-    with pytest.raises(InUse, match="is running"):
-        remove_run(list_runs(home)[0])
-    (folder / "run.json").write_text(json.dumps({**record, "status": "running", "pid": 2**22 + 1}))
+def test_a_run_runs_while_its_lock_is_held(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """What is held is not removed; a record that says it runs, under a number that another process has, crashed."""
+    recipe = load_recipe(write_recipe(tmp_path))
+    run = Run(recipe, tiny_base, home, read_data(recipe))
+    with run.alone():
+        run.begin(None, 4)
+        (seen,) = list_runs(home)
+        assert (seen.status, seen.can_resume, seen.record["pid"]) == ("running", False, os.getpid())
+        with pytest.raises(InUse, match="is running"):
+            remove_run(seen)
+
     assert list_runs(home)[0].status == "crashed"
+    (home.runs / f"{run.folder.name}.lock").touch()  # as a process that was killed leaves it
+    assert list_runs(home)[0].status == "crashed"
+    remove_run(seen)
+    assert list(home.runs.iterdir()) == []
 
 
 def test_the_terminal_plot() -> None:

@@ -18,7 +18,8 @@ from adapterhub_local.settings import Home
 from adapterhub_local.train.fit import stopping
 from adapterhub_local.train.progress import Counting, Quiet
 from adapterhub_local.train.run import train
-from adapterhub_local.train.runs import Run, checkpoints, list_runs, read_log
+from adapterhub_local.train.running import Run
+from adapterhub_local.train.runs import checkpoints, list_runs, read_log
 from adapterhub_local.train.watch import Watch
 from tests.chats import RECIPE, write_recipe
 

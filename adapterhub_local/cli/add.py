@@ -39,14 +39,16 @@ def command(
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.lora.adopt import adopt
 
+    source = path
     if is_foreign(path):  # GGUF, or other tools' names of tensors; the folder goes when the command is done
         converted = click.get_current_context().with_resource(staging(home().tmp)) / path.name
         path, alpha = convert(path, base, converted, alpha=alpha), None
     check_shapes(open_adapter(path, alpha=alpha, dora=True), base)
     with staging(home().tmp) as folder:
         version = adopt(
-            path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, staging_folder=folder
-        )
+            path, name, Registry(), base.lineage(), alpha=alpha, force=force, alias=alias, staging_folder=folder,
+            source=source,
+        )  # fmt: skip
     rank, said = version.lineage["adapter"]["rank"], version.lineage["compatibility"]
     if as_json:
         print_json({**to_json(version), "compatibility": said})

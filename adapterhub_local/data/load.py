@@ -11,7 +11,8 @@ from adapterhub_local.data.files import read_rows
 from adapterhub_local.data.formats import read_chat, recognise
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
 from adapterhub_local.errors import BadData
-from adapterhub_local.recipe.schema import Data, Recipe
+from adapterhub_local.recipe.recipe import Recipe
+from adapterhub_local.recipe.schema import Data
 from adapterhub_local.recipe.source import HubFiles, Source
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import BadFile, Incompatible, NotFound
-from adapterhub_local.export.gguf import architecture_of, unpermute
+from adapterhub_local.export.gguf import FINGERPRINT, architecture_of, unpermute
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.write import tensor_name, write_adapter
@@ -26,6 +26,7 @@ _KOHYA = re.compile(
     r"(?P<kind>down|up|A|B|alpha)(?:\.default)?(?:\.weight)?"
 )
 _PEFT = "base_model.model."
+_BASE_URL = "general.base_model.0.repo_url"
 _FACTOR = {"down": "A", "A": "A", "up": "B", "B": "B", "alpha": "alpha"}
 
 
@@ -51,10 +52,15 @@ def is_foreign(path: Path) -> bool:
 def convert(path: Path, base: BaseInfo, folder: Path, *, alpha: float | None = None) -> Path:
     """Write the foreign adapter at `path`, made for `base`, into `folder` as PEFT would, and return the folder.
 
-    `alpha` is for kohya's files without one; the rank is the default there, so that the scale is 1. Raises BadFile
+    `alpha` is for kohya's files without one; the rank is the default there, so that the scale is 1. What a GGUF says
+    of its base is kept: the fingerprint that our export notes, or the base's repository. Raises BadFile
     for what is no adapter or is damaged, Incompatible for modules that the base does not have.
     """
-    layers = _read_gguf(path, base) if path.suffix == ".gguf" else _read_kohya(path, base)
+    fingerprint, hub_id = None, base.hub_id
+    if path.suffix == ".gguf":
+        layers, fingerprint, hub_id = _read_gguf(path, base)
+    else:
+        layers = _read_kohya(path, base)
     linears = linear_shapes(base)
     ranks, alphas = {}, {}
     for module, layer in layers.items():
@@ -75,16 +81,17 @@ def convert(path: Path, base: BaseInfo, folder: Path, *, alpha: float | None = N
         rank, scale, tuple(sorted(layers)),
         rank_pattern={re.escape(module): value for module, value in ranks.items() if value != rank},
         alpha_pattern={re.escape(module): value for module, value in alphas.items() if value != scale},
-        base_model=base.hub_id,
+        base_model=hub_id or base.hub_id,
     )  # fmt: skip
     factors = {tensor_name(module, f): getattr(layers[module], f) for module in sorted(layers) for f in "AB"}
     shapes = {name: (factor.dtype, tuple(factor.shape)) for name, factor in factors.items()}
     folder.mkdir()
-    write_adapter(folder, config, shapes, factors.items(), None)
+    write_adapter(folder, config, shapes, factors.items(), fingerprint)
     return folder
 
 
-def _read_gguf(path: Path, base: BaseInfo) -> dict[str, _Layer]:
+def _read_gguf(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | None, str | None]:
+    """The layers, and the base that the file names: by fingerprint and by Hub id, each if it does."""
     import gguf
 
     if not path.is_file():
@@ -94,6 +101,9 @@ def _read_gguf(path: Path, base: BaseInfo) -> dict[str, _Layer]:
         kind, what = (str(reader.fields[key].contents()) for key in ("general.type", "adapter.type"))
         alpha = float(reader.fields["adapter.lora.alpha"].contents())
         architecture = str(reader.fields["general.architecture"].contents())
+        fingerprint, url = (
+            str(reader.fields[key].contents()) if key in reader.fields else None for key in (FINGERPRINT, _BASE_URL)
+        )
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise BadFile(f"{path} is not a GGUF adapter, or is damaged: {error}") from None
     if (kind, what) != ("adapter", "lora"):
@@ -115,7 +125,7 @@ def _read_gguf(path: Path, base: BaseInfo) -> dict[str, _Layer]:
         setattr(layer, factor.upper(), values)
         # a reader scales by alpha / rank, and by 1 where there is no alpha
         layer.alpha = alpha or None
-    return layers
+    return layers, fingerprint, (url or "").partition("huggingface.co/")[2] or None
 
 
 def _read_kohya(path: Path, base: BaseInfo) -> dict[str, _Layer]:

@@ -16,6 +16,7 @@ from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, Delta
 from adapterhub_local.merge.algebra import pad_rank, weighted_sum
 
+FINGERPRINT = "qhub.base_fingerprint"  # the key that tells for which base exactly
 # transformers' model_type -> GGUF's architecture, and whether rows of q and k are reordered there (llama's
 # rotary halves are interleaved); these have each linear layer under its own name, otherwise as it is.
 ARCHITECTURES = {
@@ -53,7 +54,7 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
             writer.add_base_model_count(1)
             writer.add_base_model_name(0, base.hub_id.rpartition("/")[2])
             writer.add_base_model_repo_url(0, f"https://huggingface.co/{base.hub_id}")
-        writer.add_string("qhub.base_fingerprint", base.fingerprint)
+        writer.add_string(FINGERPRINT, base.fingerprint)
         if digest:
             writer.add_string("qhub.content_digest", digest)
         for module, delta in adapter.deltas():

@@ -3,9 +3,12 @@
 Knows nothing of adapters or of the registry.
 """
 
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
@@ -31,6 +34,7 @@ from huggingface_hub.utils import logging as hub_logging
 
 from adapterhub_local.errors import HubError, InputError, NotFound, QhubError
 
+_PROBE = 5  # seconds to wait for a connection that only tells whether there is a way
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -72,11 +76,33 @@ def hub_errors(repo_id: str, revision: str | None = None, *, endpoint: str | Non
     where = endpoint or constants.ENDPOINT
     with _quiet():
         try:
+            _check_reachable(where)
             yield
         except QhubError:
             raise
         except (OSError, HTTPError, HFValidationError, ValueError, KeyError, RuntimeError) as error:
             raise _translate(error, where, repo_id, revision) from error
+
+
+def _check_reachable(endpoint: str) -> None:
+    """Raises HubError where the host has no address or nobody listens there; the client would try for 23 seconds.
+
+    What may be better in a moment (a timeout, a lost connection, a 5xx) is left to the client, which tries again.
+    """
+    url = urlsplit(endpoint)
+    proxied = {"all", url.scheme} & getproxies().keys()
+    if constants.HF_HUB_OFFLINE or url.hostname is None or (proxied and not proxy_bypass(url.hostname)):
+        return  # not to be asked, or the proxy knows the way
+    try:
+        socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), _PROBE).close()
+    except (TimeoutError, ConnectionResetError):
+        pass
+    except OSError as error:
+        raise _no_answer(endpoint, error) from None
+
+
+def _no_answer(endpoint: str, error: BaseException) -> HubError:
+    return HubError(f"the Hub at {endpoint} did not answer ({_first_line(error)}): check the network and try again")
 
 
 def status_of(error: BaseException) -> int | None:
@@ -103,7 +129,7 @@ def _translate(error: BaseException, endpoint: str, repo_id: str, revision: str 
     if isinstance(error, HfHubHTTPError):
         return _refused(error, endpoint, repo_id)
     if isinstance(error, LocalEntryNotFoundError | HTTPError):
-        return HubError(f"the Hub at {endpoint} did not answer ({_first_line(error)}): check the network and try again")
+        return _no_answer(endpoint, error)
     if isinstance(error, EntryNotFoundError):
         return HubError(f"a file of {repo_id} has gone while it was read: try again")
     if isinstance(error, HFValidationError):

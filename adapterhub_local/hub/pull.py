@@ -1,22 +1,20 @@
 """`pull`: an adapter from the Hub becomes a version of the registry, checked before it is registered.
 
 A repository that `qhub push` made comes back as it was; one made with PEFT is rewritten into our form.
-Only file names known beforehand are downloaded, into a staging folder that never stays.
+Files are downloaded into a staging folder that never stays.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi
-
 from adapterhub_local.base.store import find_base
 from adapterhub_local.durable import digest_bytes, digest_file, staging
-from adapterhub_local.errors import BadFile, BadReference, Corrupt, HubError, Incompatible, QhubError
+from adapterhub_local.errors import BadFile, BadReference, Corrupt, Incompatible
 from adapterhub_local.hub.client import check_repo_id, connect, hub_errors, is_model_id
+from adapterhub_local.hub.download import download
 from adapterhub_local.hub.match import Match, match_base
 from adapterhub_local.hub.package import MANIFEST, unpack
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
@@ -24,13 +22,11 @@ from adapterhub_local.refs import check_name
 from adapterhub_local.registry import File, Registry, Version
 from adapterhub_local.registry.signature import SIGNATURE, check, keep, signature_of
 from adapterhub_local.registry.version import content_digest
-from adapterhub_local.settings import Home, make_folder, trusted_keys
+from adapterhub_local.settings import Home, trusted_keys
 
 if TYPE_CHECKING:
     from adapterhub_local.lora.adapter import AdapterFile
 
-PICKLED = "adapter_model.bin"
-MAX_JSON_BYTES = 16 << 20
 _POLICY = "nothing was registered, as only what is signed with a trusted key may be (QHUB_TRUSTED_KEYS)"
 
 
@@ -84,24 +80,19 @@ def pull(
     with staging(registry.home.tmp) as folder:
         fetched = folder / "fetched"
         with hub_errors(repo_id, revision, endpoint=api.endpoint):
-            commit, listed = _look(api, repo_id, revision)
-            where = f"{repo_id}@{commit[:12]}"
-            _check_listing(listed, where)
-            _check_space(registry.home, listed, where)
-            for path in (path for path in (CONFIG, MANIFEST, SIGNATURE, WEIGHTS) if path in listed):
-                api.hf_hub_download(repo_id, path, revision=commit, local_dir=fetched)
-                _check_download(fetched / path, listed[path], where)
+            commit, names = download(api, repo_id, revision, fetched, registry.home)
+        where = f"{repo_id}@{commit[:12]}"
         origin: dict[str, Any] = {"repo_id": repo_id, "commit": commit, "weights": digest_file(fetched / WEIGHTS)}
         files: Mapping[str, Path | bytes]
         lineage: Mapping[str, Any]
-        if is_verified := MANIFEST in listed:
+        if is_verified := MANIFEST in names:
             unpacked = unpack(fetched, where)
             (fetched / CONFIG).write_bytes(unpacked.config)  # as the registry will have it, so this is what is checked
             adapter = _check_adapter(fetched, unpacked.lineage, where)
             origin["manifest_digest"] = unpacked.manifest_digest
             files = {WEIGHTS: fetched / WEIGHTS, CONFIG: unpacked.config}
             lineage = unpacked.lineage
-            signature = (fetched / SIGNATURE).read_bytes() if SIGNATURE in listed else None
+            signature = (fetched / SIGNATURE).read_bytes() if SIGNATURE in names else None
             if keys:
                 _check_signature(fetched, folder / "signed", signature, keys, where)
         else:
@@ -142,59 +133,6 @@ def _check_signature(fetched: Path, folder: Path, signature: bytes | None, keys:
     for path in (WEIGHTS, CONFIG):
         (folder / path).hardlink_to(fetched / path)
     check(folder, signature, keys, where, folder.parent)
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """What the Hub says of a file: its size in bytes, and the sha256 of one that is in LFS."""
-
-    size: int | None
-    sha256: str | None
-
-
-def _look(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, dict[str, _Listed]]:
-    """The commit that `revision` is now, and the files at it."""
-    info = api.model_info(repo_id, revision=revision, files_metadata=True)
-    if not info.sha:
-        raise HubError(f"the Hub does not say which commit of {repo_id} this is: name a revision")
-    files = info.siblings or ()
-    return info.sha, {file.rfilename: _Listed(file.size, file.lfs.sha256 if file.lfs else None) for file in files}
-
-
-def _check_listing(listed: Mapping[str, _Listed], where: str) -> None:
-    """Raise BadFile unless there is an adapter among the files."""
-    if WEIGHTS not in listed and PICKLED in listed:
-        raise BadFile(
-            f"{where} holds {PICKLED}, a pickle, which can run code when it is read. If you trust it, load it with "
-            "PEFT and save it with model.save_pretrained(FOLDER), which writes safetensors; then "
-            "`qhub add FOLDER --name NAME`"
-        )
-    if missing := [path for path in (WEIGHTS, CONFIG) if path not in listed]:
-        raise BadFile(f"{where} is not a LoRA adapter: it has no {' and no '.join(missing)}")
-    for path in (CONFIG, MANIFEST, SIGNATURE):
-        if path in listed and (size := listed[path].size or 0) > MAX_JSON_BYTES:
-            raise BadFile(f"{path} of {where} has {size:,} bytes: no adapter needs that many")
-
-
-def _check_space(home: Home, listed: Mapping[str, _Listed], where: str) -> None:
-    """Raise QhubError if the download and the copy in the registry do not fit on the disk."""
-    needed = 2 * sum(listed[path].size or 0 for path in (CONFIG, MANIFEST, WEIGHTS) if path in listed)
-    make_folder(home.root)
-    free = shutil.disk_usage(home.root).free
-    if needed > free:
-        raise QhubError(
-            f"{where} needs {needed / 1e9:,.1f} GB while it is pulled, {free / 1e9:,.1f} GB are free at {home.root}: "
-            "nothing was downloaded, free some and try again"
-        )
-
-
-def _check_download(path: Path, listed: _Listed, where: str) -> None:
-    """Raise Corrupt if the file is not the one that the Hub listed: its own client does not look."""
-    size = path.stat().st_size
-    if listed.size not in (None, size):
-        raise Corrupt(f"{path.name} of {where} came with {size:,} bytes, the Hub lists {listed.size:,}: pull again")
-    if listed.sha256 and digest_file(path) != f"sha256:{listed.sha256}":
-        raise Corrupt(f"{path.name} of {where} was damaged on the way (its sha256 is not the Hub's): pull again")
 
 
 def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "AdapterFile":

@@ -17,23 +17,26 @@ from adapterhub_local.registry import Registry, Version
 def adopt(
     path: Path, name: str, registry: Registry, base: Mapping[str, Any], *, alpha: float | None = None,
     force: bool = False, alias: str | None = None, lineage: Mapping[str, Any] | None = None, staging_folder: Path,
+    source: Path | None = None,
 ) -> Version:  # fmt: skip
     """Register the adapter at `path` (PEFT folder or single file) as a version of `name` for `base`.
 
     `base` is the lineage entry of the base (name, fingerprint, hub_id, ...). The factors are kept as they
-    are; that they have the shapes of the base is the caller's to check. Raises Incompatible if the adapter
-    says it was made for another base (unless `force`), and what `open_adapter` raises.
+    are; that they have the shapes of the base is the caller's to check. `source` is the file a person gave, where
+    it was converted. Raises Incompatible if the adapter says it was made for another base (unless `force`), and
+    what `open_adapter` raises.
     """
+    source = source or path
     adapter = open_adapter(path, alpha=alpha, dora=True)
     if adapter.base_fingerprint and adapter.base_fingerprint != base["fingerprint"] and not force:
         raise Incompatible(
-            f"{path} was made for another base ({adapter.base_fingerprint[:19]}), not for {base['name']} "
+            f"{source} was made for another base ({adapter.base_fingerprint[:19]}), not for {base['name']} "
             f"({base['fingerprint'][:19]}): name its base with --base, or --force registers it anyway"
         )
     said, known = adapter.config.hub_id, base.get("hub_id")
     if not adapter.base_fingerprint and said and known and said != known and not force:
         raise Incompatible(
-            f"{path} was made for {said}, not for {base['name']} ({known}): name its base with --base, "
+            f"{source} was made for {said}, not for {base['name']} ({known}): name its base with --base, "
             "or --force registers it anyway"
         )
     is_exact = adapter.base_fingerprint == base["fingerprint"]
@@ -42,7 +45,7 @@ def adopt(
         "kind": "add",
         "base": dict(base),
         "adapter": describe(adapter),
-        "source": {"file": path.name, "base_model": adapter.config.hub_id},
+        "source": {"file": source.name, "base_model": adapter.config.hub_id},
         # exact: trained on this very base; shapes: every module has its shape there, no more is known
         "compatibility": {
             "level": "exact" if is_exact else "shapes",

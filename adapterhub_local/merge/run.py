@@ -5,48 +5,24 @@ agree on its delta. It is a file, a PEFT folder or a registered version, whole o
 """
 
 import json
-import math
-import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from adapterhub_local.durable import check_absent, place_file, place_folder, staging
 from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
 from adapterhub_local.lora.write import Shapes, tensor_name, write_adapter
-from adapterhub_local.merge.combine import Combined, Stored, Term, combine, rounding_loss, store
+from adapterhub_local.merge.combine import Combined, Stored, Term, combine, store
+from adapterhub_local.merge.layout import Layout, choose_layout, known_layout
 from adapterhub_local.merge.plan import MergePlan
-from adapterhub_local.merge.rank import check_kept, pooled_ranks, uniform_rank
 from adapterhub_local.merge.report import MergeReport, Tally
+from adapterhub_local.merge.threads import in_order, one_thread
 from adapterhub_local.registry import Registry, Version
 
-WORKERS = min(4, os.cpu_count() or 1)
-FINE = 1e-3  # float16 rounds to 3e-4 where its range is wide enough
-NARROW = (torch.float16, torch.bfloat16)
-In = TypeVar("In")
-Out = TypeVar("Out")
 Judge = Callable[[Path], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What is stored: the rank of each module, the rank it is padded to, and the dtype."""
-
-    ranks: Mapping[str, int]
-    padded: Mapping[str, int]
-    dtype: torch.dtype
-
-    @property
-    def rank(self) -> int:
-        return max(self.padded.values())
 
 
 def merge_to_registry(
@@ -93,7 +69,7 @@ def merge_to_path(plan: MergePlan, target: Path, *, judge: Judge | None = None) 
 
 def dry_run(plan: MergePlan) -> MergeReport:
     """The report of the merge, computed in full, with nothing written."""
-    with _one_thread():
+    with one_thread():
         layout, modules = _merge(plan)
         tally = Tally(plan)
         for stored in modules:
@@ -112,7 +88,7 @@ def _write(plan: MergePlan, folder: Path, note: dict[str, Any] | None) -> tuple[
             yield tensor_name(stored.module, "B"), stored.delta.B
 
     extra = {"merge": json.dumps(note, sort_keys=True)} if note else {}
-    with _one_thread():
+    with one_thread():
         layout, modules = _merge(plan)
         shapes, config = _shapes(plan, layout), _config(plan, layout)
         files = write_adapter(folder, config, shapes, tensors(modules), plan.base.get("fingerprint"), extra)
@@ -134,20 +110,20 @@ def _merge(plan: MergePlan) -> tuple[Layout, Iterator[Stored]]:
     def make(module: str, terms: list[Term]) -> Combined:
         return combine(module, terms, weights, formula, limit)
 
-    layout = _known_layout(plan, limit)
+    layout = known_layout(plan, limit)
     if layout is not None:
 
         def finish(module: str, terms: list[Term]) -> Stored:
             return store(make(module, terms), layout.ranks[module], layout.padded[module], layout.dtype)
 
-        return layout, _in_order(lambda entry: finish(*entry), _terms(plan))
-    combined = list(_in_order(lambda entry: make(*entry), _terms(plan)))
-    chosen = _choose_layout(plan, combined, limit)
+        return layout, in_order(lambda entry: finish(*entry), _terms(plan))
+    combined = list(in_order(lambda entry: make(*entry), _terms(plan)))
+    chosen = choose_layout(plan, combined, limit)
 
     def keep(one: Combined) -> Stored:
         return store(one, chosen.ranks[one.module], chosen.padded[one.module], chosen.dtype)
 
-    return chosen, _in_order(keep, combined)
+    return chosen, in_order(keep, combined)
 
 
 def _terms(plan: MergePlan) -> Iterator[tuple[str, list[Term]]]:
@@ -160,95 +136,6 @@ def _terms(plan: MergePlan) -> Iterator[tuple[str, list[Term]]]:
     for module in plan.shapes:
         owners = [i for i, one in enumerate(plan.parents) if module in one.adapter.shapes and one.weight]
         yield module, [Term(i, digests[i], next(readers[i])[1]) for i in owners]
-
-
-def _known_layout(plan: MergePlan, limit: int | None) -> Layout | None:
-    """The layout, if it follows from the plan."""
-    dtype = _known_dtype(plan)
-    if dtype is None:
-        return None
-    if limit is not None:
-        rank = min(limit, plan.largest_rank)
-        return Layout(dict.fromkeys(plan.shapes, rank), dict.fromkeys(plan.shapes, rank), dtype)
-    if plan.formula.rule.kind == "exact" and plan.formula.row.linear is not None:
-        own = {module: shape.rank for module, shape in plan.shapes.items()}
-        return Layout(own, own if plan.formula.compact else dict.fromkeys(own, plan.rank), dtype)
-    return None
-
-
-def _known_dtype(plan: MergePlan) -> torch.dtype | None:
-    """float32 for what is exact, or where a parent is wider than 16 bits; None if it is to be measured."""
-    if plan.formula.dtype != "auto":
-        return getattr(torch, plan.formula.dtype)
-    is_exact = plan.formula.rule.kind in ("exact", "lossless") and plan.formula.space != "full"
-    if is_exact or any(parent.adapter.dtype not in NARROW for parent in plan.parents):
-        return torch.float32
-    return None
-
-
-def _choose_layout(plan: MergePlan, combined: list[Combined], limit: int | None) -> Layout:
-    rule, compact = plan.formula.rule, plan.formula.compact
-    if rule.kind == "exact" and limit is None:
-        ranks = {one.module: one.width for one in combined}
-    else:
-        values = {one.module: one.spectrum.values for one in combined if one.spectrum is not None}
-        totals = [one.total for one in combined]
-        costs = {module: shape.in_features + shape.out_features for module, shape in plan.shapes.items()}
-        if compact:
-            ranks = pooled_ranks(rule, values, totals, costs)
-        else:
-            ranks = dict.fromkeys(values, limit or uniform_rank(rule, list(values.values()), totals))
-    widest = max(min(ranks[one.module], one.width) for one in combined)
-    own = {one.module: min(ranks[one.module], one.width) for one in combined}
-    padded = own if compact else dict.fromkeys(own, widest)
-    lost = sum(one.spectrum.lost(own[one.module]) for one in combined if one.spectrum is not None)
-    check_kept(rule, lost, sum(one.total for one in combined), max(own.values()))
-    dtype = _known_dtype(plan) or _measured_dtype(combined, own)
-    return Layout(own, padded, dtype)
-
-
-def _measured_dtype(combined: list[Combined], ranks: Mapping[str, int]) -> torch.dtype:
-    """float16 if its rounding is as small as it can be, else the 16-bit dtype that rounds less."""
-    total = sum(one.total for one in combined)
-    losses = {}
-    for dtype in NARROW:
-        work = partial(_loss, ranks=ranks, dtype=dtype)
-        losses[dtype] = sum(_in_order(work, combined))
-        if losses[dtype] <= FINE**2 * total:
-            return dtype
-    best = min(losses, key=lambda dtype: losses[dtype])
-    return best if math.isfinite(losses[best]) else torch.float32
-
-
-def _loss(one: Combined, ranks: Mapping[str, int], dtype: torch.dtype) -> float:
-    return rounding_loss(one, ranks[one.module], dtype)
-
-
-def _in_order(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """`map` on a few threads, at most one item a thread ahead; results come in the order of the items."""
-    waiting: deque[Future[Out]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > WORKERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Each product on one thread: its sums are in one order, so the bytes do not depend on the machine's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _shapes(plan: MergePlan, layout: Layout) -> Shapes:

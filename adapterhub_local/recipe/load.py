@@ -11,8 +11,10 @@ from typing import Any
 
 from adapterhub_local.errors import BadRecipe
 from adapterhub_local.recipe.elsewhere import hint
+from adapterhub_local.recipe.key import keys
 from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
-from adapterhub_local.recipe.schema import RENAMED, TABLES, Recipe, keys
+from adapterhub_local.recipe.recipe import RENAMED, Recipe
+from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
 

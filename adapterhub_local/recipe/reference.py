@@ -4,7 +4,8 @@ import sys
 from dataclasses import MISSING
 from typing import Any
 
-from adapterhub_local.recipe.schema import TABLES, keys
+from adapterhub_local.recipe.key import keys
+from adapterhub_local.recipe.schema import TABLES
 
 
 def reference() -> str:

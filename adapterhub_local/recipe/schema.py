@@ -1,15 +1,11 @@
-"""The tables and keys of a recipe, each with its unit, default and limits.
+"""The tables of a recipe and their keys, each with its unit, default and limits."""
 
-A key is one dataclass field; its metadata feeds the checks and the README's reference.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from adapterhub_local.errors import BadReference
-from adapterhub_local.recipe.source import Source, shown
+from adapterhub_local.recipe.key import Check, at_least_one, between, key, one_of
+from adapterhub_local.recipe.source import Source
 from adapterhub_local.refs import Reference, check_alias, check_name
 
 OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
@@ -23,46 +19,6 @@ LOSS_ON = ("answer", "last_answer", "all")
 TOO_LONG = ("error", "truncate", "skip")
 INITS = ("default", "gaussian", "eva")
 MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
-RENAMED = {("adapter", "from_version"): "from"}  # table and key as recipes had it -> what it is called now
-REQUIRED: Any = object()  # stands where a recipe must give a value
-
-
-@dataclass(frozen=True)
-class Check:
-    """Says what is wrong with a value of the right type, or None; `schema` is the same for JSON Schema."""
-
-    problem: Callable[[Any], str | None]
-    schema: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(self, value: Any) -> str | None:
-        return self.problem(value)
-
-
-def key(meaning: str, default: Any = REQUIRED, check: Callable[[Any], str | None] | None = None) -> Any:
-    """A recipe key: `check` returns what is wrong with a value of the right type, or None."""
-    metadata = {"meaning": meaning, "check": check}
-    return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
-
-
-def keys(table: Any) -> dict[str, Field]:
-    """The fields of a table, or of its class, by the name of their key: a field `from_` is the key `from`."""
-    return {item.name.removesuffix("_"): item for item in fields(table)}
-
-
-def as_called_now(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A resolved recipe that a version keeps, with its keys called what they are called now."""
-    return {
-        table: {RENAMED.get((table, name), name): value for name, value in values.items()}
-        for table, values in tables.items()
-    }
-
-
-def one_of(*choices: str) -> Check:
-    return Check(lambda value: None if value in choices else f"must be one of {', '.join(choices)}", {"enum": choices})
-
-
-def between(low: float, high: float, what: str) -> Check:
-    return Check(lambda value: None if low <= value <= high else f"must be {what}", {"minimum": low, "maximum": high})
 
 
 def _named(check: Callable[[str], str]) -> Callable[[str], str | None]:
@@ -81,9 +37,6 @@ def _targets(value: str | tuple[str, ...]) -> str | None:
     if value and not (isinstance(value, str) and value not in ("all-linear", "attention", "mlp")):
         return None
     return "must be 'all-linear' or a list, or one of the groups 'attention' and 'mlp'"
-
-
-at_least_one = between(1, 2**31, "1 or more")
 
 
 def _base(value: str) -> str | None:
@@ -112,7 +65,7 @@ class Data:
     test_share: float = key(
         "share of `train` that is held out if there is no `test`, chosen by a hash of the prompt; 0 holds out nothing",
         0.05,
-        between(0, 0.9, "from 0 to 0.9"),
+        between(0, 0.9),
     )
     weights: tuple[float, ...] | None = key(
         "one number for each file of `train`, how often it is seen in an epoch: 2 is twice, 0.5 a half of it",
@@ -137,7 +90,7 @@ class Data:
         "answer",
         one_of(*LOSS_ON),
     )
-    max_length: int = key("longest example in tokens", 1024, between(8, 2**20, "8 or more"))
+    max_length: int = key("longest example in tokens", 1024, between(8, 2**20))
     too_long: str = key(
         f"a longer example is: {', '.join(TOO_LONG)}; what was cut is counted and said; plain text is cut in pieces",
         "error",
@@ -176,10 +129,10 @@ def _alphas(value: dict[str, float]) -> str | None:
 
 @dataclass(frozen=True)
 class Adapter:
-    rank: int = key("rank r of the factors A (r x in) and B (out x r)", 16, between(1, 4096, "from 1 to 4096"))
-    alpha: float = key("scaling is alpha / rank", 32.0, between(1e-6, 1e6, "a positive number"))
+    rank: int = key("rank r of the factors A (r x in) and B (out x r)", 16, between(1, 4096))
+    alpha: float = key("scaling is alpha / rank", 32.0, between(1e-6, 1_000_000))
     rslora: bool = key("scaling is alpha / sqrt(rank) instead", False)
-    dropout: float = key("share of inputs to A dropped in training", 0.0, between(0, 0.99, "from 0 to 0.99"))
+    dropout: float = key("share of inputs to A dropped in training", 0.0, between(0, 0.99))
     target_modules: str | tuple[str, ...] = key(
         "`all-linear` (all but the output head), `attention`, `mlp`, or a list of these two and ends of module names",
         "all-linear",
@@ -213,7 +166,7 @@ class Train:
         "manual",
         one_of(*STRATEGIES),
     )
-    epochs: float = key("passes over the training data", 1.0, between(1e-3, 1e4, "from 0.001 to 10000"))
+    epochs: float = key("passes over the training data", 1.0, between(0.001, 10_000))
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(
         "examples per forward pass at most, a divisor of batch_size; fewer take less memory", None, at_least_one
@@ -221,7 +174,7 @@ class Train:
     packed_tokens: int = key(
         "tokens of a forward pass that several examples share at most; 0 computes each example alone",
         1024,
-        between(0, 2**24, "0 or more"),
+        between(0, 2**24),
     )
     activation_checkpointing: bool | str = key(
         "true computes activations again in the backward pass: a third more time, far less memory; offload, on a GPU, "
@@ -230,16 +183,16 @@ class Train:
         False,
         Check(_checkpointing, {"enum": CHECKPOINTING}),
     )
-    learning_rate: float = key("peak learning rate", 5e-4, between(0, 1, "from 0 to 1"))
+    learning_rate: float = key("peak learning rate", 5e-4, between(1e-9, 1))
     schedule: str = key(f"learning rate over time: {', '.join(SCHEDULES)}", "cosine", one_of(*SCHEDULES))
-    warmup: float = key("share of the steps in which the learning rate rises", 0.05, between(0, 1, "from 0 to 1"))
+    warmup: float = key("share of the steps in which the learning rate rises", 0.05, between(0, 1))
     loraplus_ratio: float | None = key(
         "learning rate of B over that of A (LoRA+, which found 16 good); equal if not given",
         None,
-        between(1e-3, 1e3, "a positive number"),
+        between(0.001, 1000),
     )
-    weight_decay: float = key("decoupled weight decay of A and B", 0.0, between(0, 10, "from 0 to 10"))
-    max_grad_norm: float = key("gradients are clipped to this norm", 1.0, between(1e-6, 1e6, "a positive number"))
+    weight_decay: float = key("decoupled weight decay of A and B", 0.0, between(0, 10))
+    max_grad_norm: float = key("gradients are clipped to this norm", 1.0, between(1e-6, 1_000_000))
     optimizer: str = key(
         f"{', '.join(OPTIMIZERS)}; auto is paged_adamw_8bit on a GPU and adamw on the CPU, "
         "where paging does nothing and 8-bit states only cost time",
@@ -258,14 +211,12 @@ class Train:
         "stop after so many evaluations in a row without a lower loss; needs eval_every", None, at_least_one
     )
     save_every: int | None = key("save the state to resume from every so many steps", None, at_least_one)
-    seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1, "0 or more"))
+    seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1))
 
 
 @dataclass(frozen=True)
 class Eval:
-    samples: int = key(
-        "held-out prompts answered before and after, for the report", 3, between(0, 100, "from 0 to 100")
-    )
+    samples: int = key("held-out prompts answered before and after, for the report", 3, between(0, 100))
     limit: int | None = key("evaluate on the first so many test examples only", None, at_least_one)
     batch_size: int = key("examples per forward pass", 16, at_least_one)
 
@@ -276,63 +227,6 @@ class Output:
     alias: str | None = key("alias to point to the new version", None, _named(check_alias))
     task: str | None = key("what the metrics are filed under; the adapter's name if not given", None)
     description: str = key("one line for people", "")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The runs of a sweep, each the overrides that make it (`train.seed=1`), and how the best is chosen and named."""
-
-    runs: tuple[tuple[str, ...], ...]
-    metric: str = "loss"
-    alias: str = "best"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A checked recipe. `text` is what was written, with what it extends, `path` where; neither decides equality.
-
-    `origins` says for each key that was given where it is written: `train.seed` -> `recipe.toml:12`. `overrides` are
-    those it was loaded with.
-    """
-
-    base: Base
-    data: Data
-    adapter: Adapter
-    train: Train
-    eval: Eval
-    output: Output
-    text: str = field(compare=False, repr=False)
-    path: Path = field(compare=False)
-    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    sweep: Sweep | None = field(default=None, compare=False)
-    overrides: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def task(self) -> str:
-        return self.output.task or self.output.name
-
-    def to_json(self) -> dict[str, Any]:
-        """All tables with all values, defaults included; data files by name, not by path."""
-        tables = {name: getattr(self, name) for name in TABLES}
-        return {
-            name: {key: _plain(getattr(table, item.name)) for key, item in keys(table).items()}
-            for name, table in tables.items()
-        }
-
-    def place(self, key: str) -> str:
-        """What a message about a key such as `train.seed` begins with: where it is written, and its name."""
-        origin = self.origins.get(key, "")
-        if origin.rpartition(":")[2].isdigit():
-            return f"{origin}: {key}"
-        return f"{self.path}: {origin}: {key}" if origin else f"{self.path}: {key}"
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; a single source as text."""
-    if not isinstance(value, tuple):
-        return value
-    items = [item if isinstance(item, str | int | float) else shown(item) for item in value]
-    return items[0] if len(items) == 1 and isinstance(value[0], Source) else items
 
 
 TABLES: dict[str, type] = {

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any
 
-from adapterhub_local.recipe.schema import TABLES, Recipe, keys
+from adapterhub_local.recipe.key import keys
+from adapterhub_local.recipe.recipe import Recipe
+from adapterhub_local.recipe.schema import TABLES
 
 WIDTH = 110
 HEADER = """\

@@ -1,5 +1,6 @@
 """What must be so before a run, or every run of a sweep, begins, and needs no torch to be known."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from adapterhub_local.base.modules import check_patterns, check_targets
 from adapterhub_local.base.store import BaseInfo, find_base
 from adapterhub_local.data.load import Dataset, read_data
 from adapterhub_local.errors import Incompatible, InputError
+from adapterhub_local.lora.config import CONFIG, AdapterConfig
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
@@ -46,6 +48,10 @@ def check_run(recipe: Recipe, home: Home) -> tuple[BaseInfo, Version | None]:
     if info is not None:
         with gathering(problems, recipe.place("adapter.target_modules")):
             check_targets(info, adapter.target_modules)
+        longest, given = recipe.data.max_length, "data.max_length" in recipe.origins
+        if given and info.max_length and longest > info.max_length:
+            with gathering(problems, f"{recipe.place('data.max_length')} = {longest}"):
+                raise InputError(f"base '{info.name}' takes texts of up to {info.max_length} tokens")
         for key in ("rank_pattern", "alpha_pattern") if not problems else ():
             with gathering(problems, recipe.place(f"adapter.{key}")):
                 check_patterns(info, adapter.target_modules, getattr(adapter, key) or ())
@@ -54,6 +60,8 @@ def check_run(recipe: Recipe, home: Home) -> tuple[BaseInfo, Version | None]:
             start = Registry(home).resolve(adapter.from_)
             if info is not None:
                 _check_start(start, info)
+        if start is not None:
+            _check_kept(start, recipe, problems)
     raise_all(problems)
     assert info is not None, "a base that is not there is a problem"
     return info, start
@@ -65,6 +73,17 @@ def _check_start(start: Version, info: BaseInfo) -> None:
             f"{start} was made for another base ({(start.base_fingerprint or 'unknown')[:19]}), "
             f"not for {info.name} ({info.fingerprint[:19]})"
         )
+
+
+def _check_kept(start: Version, recipe: Recipe, problems: list[InputError]) -> None:
+    """What a recipe asks for must be what the version it trains on from has, and keeps."""
+    config = AdapterConfig.parse((start.path / CONFIG).read_bytes(), str(start), dora=True)
+    kept = {"rank": config.rank, "alpha": config.alpha, "rslora": config.use_rslora, "dora": config.use_dora}
+    for key, value in kept.items():
+        asked = getattr(recipe.adapter, key)
+        if f"adapter.{key}" in recipe.origins and asked != value:
+            with gathering(problems, f"{recipe.place(f'adapter.{key}')} = {json.dumps(asked)}"):
+                raise InputError(f"{start} has {json.dumps(value)}, and training on keeps it: leave {key} out")
 
 
 def check_runs(runs: Runs, home: Home) -> None:

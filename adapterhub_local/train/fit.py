@@ -19,7 +19,8 @@ from adapterhub_local.train.examples import Example
 from adapterhub_local.train.lineage import peak_memory_mb
 from adapterhub_local.train.preflight import preflight
 from adapterhub_local.train.progress import Reporter
-from adapterhub_local.train.runs import BEST, LAST_GOOD, Run, checkpoints, differences
+from adapterhub_local.train.running import Run, differences
+from adapterhub_local.train.runs import BEST, LAST_GOOD, checkpoints
 from adapterhub_local.train.session import Session
 from adapterhub_local.train.trainer import NotFinite, NotSaved, make_trainer, steps_of
 from adapterhub_local.train.watch import Diverged, Watch

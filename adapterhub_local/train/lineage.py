@@ -11,7 +11,8 @@ import torch
 from adapterhub_local.durable import digest_bytes
 from adapterhub_local.evaluate.metrics import Score
 from adapterhub_local.train.curve import short_curve
-from adapterhub_local.train.runs import Run, read_log
+from adapterhub_local.train.running import Run
+from adapterhub_local.train.runs import read_log
 from adapterhub_local.train.trainer import choose_optimizer
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")

@@ -22,7 +22,8 @@ from adapterhub_local.train.lineage import lineage_of
 from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.progress import Quiet, Reporter
 from adapterhub_local.train.report import write_report
-from adapterhub_local.train.runs import CURVE, RECORD, REPORT, Run, read_log
+from adapterhub_local.train.running import Run
+from adapterhub_local.train.runs import CURVE, RECORD, REPORT, read_log
 from adapterhub_local.train.samples import take_samples
 from adapterhub_local.train.session import prepare
 from adapterhub_local.train.trainer import make_trainer

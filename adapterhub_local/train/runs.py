@@ -1,144 +1,23 @@
-"""The folders under `runs/`: what decides a run's result, how it went, and which stopped one may be resumed.
+"""The runs under `runs/` as their folders tell them: which go on, how they went, which may be resumed.
 
-A folder is named after all that decides the result (recipe, data digests, base fingerprint), so only the very
-same run goes on. It holds `run.json`, `log.jsonl` (a line a step), checkpoints and the report. Loads no torch.
+A folder holds `run.json`, `log.jsonl` (a line a step), checkpoints and the report. Loads no torch.
 """
 
 import fcntl
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.base.store import BaseInfo
-from adapterhub_local.data.load import Dataset
-from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.errors import InUse, NotFound
-from adapterhub_local.recipe import Recipe
-from adapterhub_local.registry import Version
-from adapterhub_local.registry.registry import now
-from adapterhub_local.settings import Home, make_folder, process
+from adapterhub_local.settings import Home
 
 RECORD, LOG, REPORT, CURVE, BEST, LAST_GOOD = (
     "run.json", "log.jsonl", "report.html", "curve.svg", "best.safetensors", "last-good",
 )  # fmt: skip
 STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it is not whole
-
-
-class Run:
-    """The folder of the run that a recipe, its data and its base decide."""
-
-    def __init__(
-        self, recipe: Recipe, info: BaseInfo, home: Home, dataset: Dataset, start: Version | None = None
-    ) -> None:
-        self.recipe, self.info, self.home, self.start = recipe, info, home, start
-        self.data, self.test_digest = dataset.records, dataset.test_digest
-        self.decisive: dict[str, Any] = {"recipe": recipe.to_json(), "data": self.data, "base": info.fingerprint}
-        if start is not None:  # an alias may point elsewhere tomorrow
-            self.decisive["from"] = start.content_digest
-        identity = digest_bytes(canonical_json(self.decisive)).removeprefix("sha256:")[:12]
-        self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
-        self.leader = process().is_leader  # among several processes the one that writes
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """While the block lasts no other process can train this very run. Raises InUse if one does.
-
-        The system itself gives the lock back when a process ends, however it ends.
-        """
-        make_folder(self.home.runs)
-        path = self.folder.with_name(f"{self.folder.name}.lock")
-        with open(path, "a", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InUse(
-                    f"{self.folder.name} is being trained by another process: `qhub runs show {self.folder.name}` "
-                    "tells how far it is; stop it first to train it here"
-                ) from None
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-                with suppress(OSError):  # it holds other runs
-                    path.parent.rmdir()
-
-    def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
-        """The state to go on from, if that is asked for.
-
-        Raises NotFound with what has changed since a run of this name was stopped, or InUse if the user must choose.
-        """
-        found = checkpoints(self.folder)
-        if resume and not found:
-            raise NotFound(
-                f"no stopped run has this recipe, data and base{self._changed()}: leave out --resume to begin one"
-            )
-        if found and not resume and not restart:
-            raise InUse(
-                f"a run of this recipe has its state of step {_step(found[-1])} kept: add --resume to go on "
-                "or --restart to begin anew"
-            )
-        if restart and self.leader:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        return found[-1] if resume else None
-
-    def _changed(self) -> str:
-        for other in reversed(list_runs(self.home)):
-            before = other.record.get("decisive")
-            if before and other.record["name"] == self.recipe.output.name and checkpoints(other.folder):
-                changes = ", ".join(differences(before, self.decisive)) or "the keys of recipes changed"
-                return f" ({other.id} was stopped at step {_step(checkpoints(other.folder)[-1])}; since then {changes})"
-        return ""
-
-    def begin(self, checkpoint: Path | None, steps: int) -> list[dict[str, Any]]:
-        """Note that the run goes on; returns the lines its log has up to the checkpoint, and drops those after it."""
-        kept = []
-        if checkpoint is not None:
-            kept = [entry for entry in read_log(self.folder) if entry["step"] <= _step(checkpoint)]
-        if self.leader:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            staged = self.folder / f"{LOG}.new"
-            staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-            staged.replace(self.folder / LOG)  # other processes may be reading it
-            self.note(
-                status="running", started_at=now(), pid=os.getpid(), steps=steps, reason=None, version=None,
-                name=self.recipe.output.name, decisive=self.decisive, base=self.info.name, text=self.recipe.text,
-            )  # fmt: skip
-        return kept
-
-    @contextmanager
-    def logging(self) -> Iterator[Callable[[Mapping[str, float]], None]]:
-        """A function that appends one line to the run's log."""
-        if not self.leader:
-            yield lambda entry: None
-            return
-        with open(self.folder / LOG, "a", encoding="utf-8") as file:
-
-            def write(entry: Mapping[str, float]) -> None:
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
-
-            yield write
-
-    def note(self, **changes: Any) -> None:
-        """Change entries of the run's record; a reader sees the old one or the new one."""
-        if not self.leader or not self.folder.is_dir():
-            return
-        record = {**read_record(self.folder), **changes}
-        staged = self.folder / f"{RECORD}.new"
-        staged.write_bytes(canonical_json(record))
-        staged.replace(self.folder / RECORD)
-
-    def finish(self, version: str) -> None:
-        """Note the registered version and drop the checkpoints; log and report stay."""
-        self.note(status="finished", version=version, finished_at=now())
-        for checkpoint in self.folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        (self.folder / BEST).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -156,7 +35,7 @@ class PastRun:
     def status(self) -> str:
         """running, finished, stopped, failed, or crashed: said to be running by a process that is gone."""
         status = self.record.get("status", "crashed")
-        return "crashed" if status == "running" and not _is_alive(self.record.get("pid")) else status
+        return "crashed" if status == "running" and not is_held(self.folder) else status
 
     @property
     def can_resume(self) -> bool:
@@ -184,6 +63,22 @@ class PastRun:
         }
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process trains the run in `folder`: its lock tells, its process number may be another's."""
+    try:
+        with open(lock_of(folder), encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def lock_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
 def list_runs(home: Home) -> list[PastRun]:
     """All runs, the oldest first."""
     folders = [record.parent for record in home.runs.glob(f"*/{RECORD}")]
@@ -208,6 +103,7 @@ def remove_run(run: PastRun) -> None:
     if run.status == "running":
         raise InUse(f"{run.id} is running (process {run.record.get('pid')}): stop it first")
     shutil.rmtree(run.folder)
+    lock_of(run.folder).unlink(missing_ok=True)  # a process that was killed left it
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -225,10 +121,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, the oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if (path / STATE).is_file()]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -239,29 +135,3 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """What decides a run and is not the same, in words."""
-    if before.get("from") != after.get("from"):
-        yield "adapter.from is another version"
-    if before["base"] != after["base"]:
-        yield f"the base changed from {before['base'][:19]} to {after['base'][:19]}"
-    known = {(entry["role"], entry["file"]): entry for entry in before["data"]}
-    for entry in after["data"]:
-        old = known.get((entry["role"], entry["file"]))
-        if old is None or old["digest"] != entry["digest"]:
-            yield f"data.{entry['role']} ({entry['file']}) changed"
-    for table, values in after["recipe"].items():
-        for key, value in values.items():
-            old = before["recipe"].get(table, {}).get(key)
-            if json.dumps(old) != json.dumps(value):
-                yield f"{table}.{key} changed from {old} to {value}"
-
-
-def _is_alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (OSError, ValueError, TypeError, OverflowError):
-        return False
-    return True

@@ -17,7 +17,7 @@ from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.check import check_run
 from adapterhub_local.train.examples import Example, tokenise_data
 from adapterhub_local.train.progress import Reporter
-from adapterhub_local.train.runs import Run
+from adapterhub_local.train.running import Run
 
 
 @dataclass(frozen=True)

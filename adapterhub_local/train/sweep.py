@@ -13,7 +13,7 @@ from adapterhub_local.data.load import Dataset
 from adapterhub_local.errors import InputError, NotFound, QhubError, Stopped
 from adapterhub_local.plan.auto import settle
 from adapterhub_local.recipe import Recipe, load_runs
-from adapterhub_local.recipe.schema import as_called_now
+from adapterhub_local.recipe.recipe import as_called_now
 from adapterhub_local.recipe.sweep import METRICS
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
@@ -21,7 +21,8 @@ from adapterhub_local.train.check import check_comparable, check_run, check_runs
 from adapterhub_local.train.launch import launch
 from adapterhub_local.train.progress import Reporter
 from adapterhub_local.train.run import train
-from adapterhub_local.train.runs import Run, read_record
+from adapterhub_local.train.running import Run
+from adapterhub_local.train.runs import read_record
 
 
 @dataclass(frozen=True)
