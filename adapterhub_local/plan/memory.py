@@ -113,8 +113,8 @@ def _heap(shape: Shape, run: Pass) -> int:
     """What glibc's heap loses in a step on the CPU, and the largest weight that is mapped instead."""
     small = [linear for linear in shape.linears if linear.size * run.compute < HEAP_CHUNK]
     large = [linear for linear in shape.linears if linear not in small]
-    passes = 3 if run.is_checkpointed else 2
-    weights = passes * shape.layers * sum(linear.size * run.compute for linear in small)
+    passes = 2 if run.is_checkpointed else 1  # forward; the backward pass is the last
+    weights = shape.layers * sum(passes * linear.size * run.compute + _dequantised(linear, run) for linear in small)
     lost = round(HEAP_LOSS * (weights + _kept_in_heap(shape, run)))
     return lost + max((_dequantised(linear, run) for linear in large), default=0)
 

@@ -2,7 +2,7 @@
 
 By itself glibc takes the size above which it does so from what was freed last, up to 32 MB. Dequantised weights then
 come to live in its heap, where the order of requests decides how large the holes are that they leave. With a fixed
-size the peak is smaller and the same from run to run. Smaller tensors stay in the heap: new pages for each of those
+size the peak is smaller, and what large tensors take can be told beforehand. Smaller tensors stay in the heap: new pages for each of those
 would take a quarter more of processor time.
 """
 
