@@ -1,9 +1,9 @@
 """How glibc hands out large tensors on the CPU: each in pages of its own, which go back when it is freed.
 
 By itself glibc takes the size above which it does so from what was freed last, up to 32 MB. Dequantised weights then
-come to live in its heap, where the order of requests decides how large the holes are that they leave. With a fixed
-size the peak is smaller, and what large tensors take can be told beforehand. Smaller tensors stay in the heap: new pages for each of those
-would take a quarter more of processor time.
+come to live in its heap, where the order of requests decides how large the holes are that they leave. A fixed size
+makes the peak smaller and easier to foretell. Smaller tensors stay in the heap: new pages for each of those would
+take a quarter more of processor time.
 """
 
 import ctypes
