@@ -193,6 +193,17 @@ def test_more_takes_more(tokens: int, labels: int, rank: int, optimizer: str, pa
         )
 
 
+def test_long_rows_leave_no_larger_holes() -> None:
+    """On the CPU tensors of 8 MB have pages of their own: of longer rows only what the backward pass holds is added."""
+    shape = read_shape(LLAMA_8B)
+    run = replace(RUN, compute=4, tokens=2**15)
+    longer, longest = (estimate(shape, replace(run, tokens=tokens), "adamw", "cpu") for tokens in (2**16, 2**17))
+    before = estimate(shape, run, "adamw", "cpu")
+
+    assert longest.workspace - longer.workspace == 2 * (longer.workspace - before.workspace)
+    assert longer.workspace - before.workspace == 4 * (3 * 14336 + 2 * 4096) * 2**15
+
+
 # -- devices and limits --------------------------------------------------------------------------------
 
 

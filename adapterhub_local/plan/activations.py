@@ -65,7 +65,7 @@ def block(shape: Shape, run: Pass) -> int:
     wide = ("inner",)
     narrow = tuple({linear.reads for linear in shape.linears} - {*wide})
     per_token = _norms(shape, run) + _attention(shape, run) + _factors(shape, run, narrow)
-    inside = _mlp(shape, run) + _factors(shape, run, wide)
+    inside = mlp(shape, run) + _factors(shape, run, wide)
     return per_token * run.tokens + inside * run.mlp_tokens + _square(shape, run)
 
 
@@ -131,7 +131,7 @@ def _has_mask(shape: Shape, run: Pass) -> bool:
     return shape.makes_mask or (not run.is_packed and shape.window is not None and run.tokens > shape.window)
 
 
-def _mlp(shape: Shape, run: Pass) -> int:
+def mlp(shape: Shape, run: Pass) -> int:
     """Gate, activated gate and up, a token; without a gate, what the activation is applied to."""
     return shape.intermediate * run.compute * (3 if shape.is_gated else 1)
 

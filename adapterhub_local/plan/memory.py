@@ -7,7 +7,7 @@ The peak is just after a forward pass, when all that is kept for the backward pa
 
 from dataclasses import asdict, dataclass, replace
 
-from adapterhub_local.plan.activations import Pass, adapted, block, boundary, kept
+from adapterhub_local.plan.activations import Pass, adapted, block, boundary, kept, mlp
 from adapterhub_local.plan.shape import Linear, Shape
 
 MB = 10**6
@@ -15,11 +15,14 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # double quantisation, as base/quantise
 LOGITS_BYTES = 128 << 20  # train/loss.py computes larger logits in chunks
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8}  # bytes a parameter
 
-CPU_LIBRARIES = 410 * MB  # resident size of torch, transformers, PEFT and bitsandbytes, and the tokenizer
-# glibc (2.36) cannot give an aligned chunk that was freed to a request of the same size, so that what a forward and
-# backward pass holds for a moment takes this share of its weights and activations. Larger chunks go back at once
-HEAP_LOSS = 0.6
-HEAP_CHUNK = 32 << 20
+# resident before the base is loaded: torch, transformers, PEFT, bitsandbytes and the tokenizer; and 20 MB of code that
+# only a step reads
+CPU_LIBRARIES = 515 * MB
+# glibc (2.36) cannot give an aligned chunk that was freed to a request of the same size, so that what a step takes from
+# the heap leaves holes: this share of the weights, which each pass dequantises, and of the activations. That is for
+# chunks smaller than HEAP_CHUNK; larger ones have pages of their own, which go back at once (train/heap.py)
+HEAP_LOSS = 0.32
+HEAP_CHUNK = 8 << 20
 GPU_CONTEXT = 600 * MB  # CUDA context, workspaces of cuBLAS and bitsandbytes
 GPU_ROUNDING = 0.1  # share of what comes and goes in a step that is lost between the allocator's blocks
 
@@ -87,7 +90,7 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
     }
     if device == "cpu":
         parts["base"] += mapped_bytes(shape, run.compute)
-        workspace = _heap(shape, replace(run, is_checkpointed=False))
+        workspace = _heap(shape, run) + _moment(shape, run)
         return Memory(**parts, workspace=workspace, libraries=CPU_LIBRARIES, paged=0)
     largest = max(shape.linears, key=lambda linear: linear.size)
     workspace = _moment(shape, run) + _dequantised(largest, run)
@@ -107,12 +110,25 @@ def _dequantised(linear: Linear, run: Pass) -> int:
 
 
 def _heap(shape: Shape, run: Pass) -> int:
-    """What glibc's heap loses in a step on the CPU, by weights dequantised forward and backward and by activations."""
+    """What glibc's heap loses in a step on the CPU, and the largest weight that is mapped instead."""
     small = [linear for linear in shape.linears if linear.size * run.compute < HEAP_CHUNK]
     large = [linear for linear in shape.linears if linear not in small]
-    weights = shape.layers * sum(linear.size * (run.compute + 2) for linear in small)
-    lost = round(HEAP_LOSS * (weights + kept(shape, run)))
+    passes = 2 if run.is_checkpointed else 1  # forward; the backward pass is the last
+    weights = shape.layers * sum(passes * linear.size * run.compute + _dequantised(linear, run) for linear in small)
+    lost = round(HEAP_LOSS * (weights + _kept_in_heap(shape, run)))
     return lost + max((_dequantised(linear, run) for linear in large), default=0)
+
+
+def _kept_in_heap(shape: Shape, run: Pass) -> int:
+    """Bytes kept in chunks below HEAP_CHUNK; what longer rows have more is not in the heap, and loses nothing.
+
+    Of a checkpointed run as if everything were kept: what is computed again leaves its holes in turn.
+    """
+    narrow, wide = (
+        min(run.tokens, HEAP_CHUNK // (width * run.compute)) for width in (shape.hidden, shape.intermediate)
+    )
+    everything = kept(shape, replace(run, tokens=narrow, is_checkpointed=False))
+    return everything - shape.layers * mlp(shape, run) * (narrow - wide)
 
 
 def _moment(shape: Shape, run: Pass) -> int:

@@ -16,6 +16,7 @@ from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.check import check_run
 from adapterhub_local.train.examples import Example, tokenise_data
+from adapterhub_local.train.heap import map_large_tensors
 from adapterhub_local.train.progress import Reporter
 from adapterhub_local.train.running import Run
 
@@ -52,6 +53,8 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
     checkpoint = find_checkpoint(run)
 
     reporter.note(f"base {info.name}: loading")
+    if choose_device() == "cpu":
+        map_large_tensors()
     base = load_base(info, dtype=compute_dtype(recipe.train.compute))
     tokenised, held_out = tokenise_data(dataset, base.tokenizer, recipe.data)
     for part in (tokenised, held_out):
