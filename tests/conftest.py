@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from adapterhub_local.settings import home as home_at
 from tests.adapter_files import factors
 from tests.hub_server import HubServer
 from tests.synced import folder_store, merge, s3_server, store  # noqa: F401
+
+# A shell starts what runs in its background with Ctrl-C ignored, which all that is started from here would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
