@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE, HUB_ID = "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 TASKS = ("sentiment", "origin")
 MIX, WEIGHTS = "both", "0.4,0.6"
+READY_SECONDS = 300
 QUESTIONS = {
     "sentiment": "Is the sentiment of this text positive or negative? Answer with one word.\n\n"
     "A gripping, beautifully acted film that stays with you long after it ends.",
@@ -124,7 +125,9 @@ def serve_and_ask() -> None:
 
 
 def wait_until_ready(url: str, server: subprocess.Popen) -> None:
-    for _ in range(600):
+    """Seconds, or more than a minute where other programs keep all cores busy."""
+    end = time.monotonic() + READY_SECONDS
+    while time.monotonic() < end:
         if server.poll() is not None:
             sys.exit("the server ended before it was ready")
         try:
@@ -132,7 +135,7 @@ def wait_until_ready(url: str, server: subprocess.Popen) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    sys.exit("the server was not ready within a minute")
+    sys.exit(f"the server was not ready within {READY_SECONDS} seconds")
 
 
 def main() -> None:
