@@ -20,8 +20,8 @@ STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit
 CPU_LIBRARIES = 515 * MB
 # glibc (2.36) cannot give an aligned chunk that was freed to a request of the same size, so that what a step takes from
 # the heap leaves holes: this share of the weights, which each pass dequantises, and of the activations. That is for
-# chunks smaller than HEAP_CHUNK; larger ones have pages of their own, which go back at once (train/heap.py). Runs of one
-# recipe differ by an eighth either way; it is taken on the high side
+# chunks smaller than HEAP_CHUNK; larger ones have pages of their own, which go back at once (train/heap.py). Runs of
+# one recipe differ by an eighth either way; it is taken on the high side
 HEAP_LOSS = 0.36
 HEAP_CHUNK = 8 << 20
 GPU_CONTEXT = 600 * MB  # CUDA context, workspaces of cuBLAS and bitsandbytes
