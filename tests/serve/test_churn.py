@@ -2,7 +2,7 @@
 
     python -m tests.serve.test_churn 600
 
-keeps it up for ten minutes in a server of its own, and fails if memory keeps what was loaded or a request got no answer.
+keeps it up for ten minutes in a server of its own, and fails if what was loaded stays or a request got no answer.
 """
 
 import argparse
