@@ -41,8 +41,8 @@ check: $(INSTALLED)
 # What takes longer than CI may, about three quarters of an hour: random schedules of the engine, memory while adapters
 # come and go, and good and bad traffic at once.
 check-long: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.test_schedules 100000
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.test_churn 600
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.engine.test_schedules 100000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.adapters.test_churn 600
 	$(BIN)/python -m benchmarks.serve_traffic --seconds 600
 
 # What only a GPU can show: kernels compiled and run, graphs captured, the engine's answers with and without them,
@@ -50,14 +50,14 @@ check-long: $(INSTALLED)
 # Where everything is installed already: make check-gpu INSTALLED= BIN=/usr/bin
 GPU_TESTS := tests/gpu/test_kernels.py tests/gpu/test_engine.py tests/gpu/test_train.py
 check-gpu: $(INSTALLED)
-	failed=; for tests in $(GPU_TESTS) "--noconftest tests/serve/test_kernels.py"; do \
+	failed=; for tests in $(GPU_TESTS) "--noconftest tests/serve/kernels/test_kernels.py"; do \
 	  timeout 300 $(BIN)/python -m pytest -rfEs --tb=short $$tests || failed="$$failed $$tests"; done; \
 	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # The Hub's tests once more, with the 1.x line of its client; constraints.txt has 2.x.
 check-hub1: $(INSTALLED)
 	$(PIP) --upgrade --no-deps --target build/hub1 'huggingface-hub>=1.31,<2'
-	PYTHONPATH=build/hub1 $(BIN)/python -m pytest tests/test_hub*.py tests/serve/test_round_trip.py
+	PYTHONPATH=build/hub1 $(BIN)/python -m pytest tests/hub tests/serve/test_round_trip.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -15,8 +15,8 @@ from benchmarks.machine import child, machine, peak_memory_mb
 
 
 def ours(folder: Path) -> dict[str, float]:
+    from adapterhub_local.base.bases import read_record
     from adapterhub_local.base.load import import_bitsandbytes, load_base
-    from adapterhub_local.base.store import read_record
 
     import_bitsandbytes()
     info = read_record(folder / "bases" / "bench")

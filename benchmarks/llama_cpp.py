@@ -20,13 +20,13 @@ import torch
 from peft import PeftModel
 
 from adapterhub_local.base.load import load_base
-from adapterhub_local.evaluate.run import base_of
+from adapterhub_local.evaluate.evaluate import base_of
 from adapterhub_local.export.gguf import write_gguf
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.noise import hush
 from adapterhub_local.registry import Registry
+from adapterhub_local.rows.examples import read_chats
 from adapterhub_local.settings import home
-from adapterhub_local.train.examples import read_chats
 from benchmarks.machine import machine
 from tests.gguf_model import write_gguf_model
 

@@ -95,9 +95,9 @@ def save_pair(folder: Path, layers: int) -> list[Path]:
 def whole(folder: Path, layers: int, repeat: int) -> dict[str, Any]:
     """Our merges of the pair, from files to a file on disk."""
     from adapterhub_local.merge.formula import Formula
+    from adapterhub_local.merge.merge import merge_to_path
     from adapterhub_local.merge.plan import make_plan
     from adapterhub_local.merge.rank import RankRule
-    from adapterhub_local.merge.run import merge_to_path
     from adapterhub_local.registry import Registry
 
     paths = save_pair(folder, layers)

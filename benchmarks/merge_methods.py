@@ -56,9 +56,9 @@ def main() -> None:
     from adapterhub_local.evaluate.gate import base_for, open_bench
     from adapterhub_local.evaluate.metrics import evaluate
     from adapterhub_local.merge.formula import Formula
-    from adapterhub_local.merge.load import Scored
+    from adapterhub_local.merge.merge import merge_to_path
     from adapterhub_local.merge.plan import make_plan
-    from adapterhub_local.merge.run import merge_to_path
+    from adapterhub_local.merge.plan_file import Scored
     from adapterhub_local.registry import Registry
 
     registry = Registry()

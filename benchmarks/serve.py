@@ -36,7 +36,7 @@ def load(options: argparse.Namespace) -> Any:
     import torch
 
     from adapterhub_local.base.load import load_base
-    from serve.run import choose_base
+    from serve.server import choose_base
 
     if options.threads:
         torch.set_num_threads(options.threads)

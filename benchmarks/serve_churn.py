@@ -101,7 +101,7 @@ class Churn:
     def _change_one(self, number: int) -> None:
         """A new version of some adapter, its alias moved or left behind, what is too old removed and collected."""
         from adapterhub_local.registry.gc import collect, remove
-        from tests.serve.adapters import publish
+        from tests.serve.adapter_makers import publish
 
         name = self.rng.choices(self.names, self.weights)[0]
         version = publish(self.registry, name, self.base, seed=1000 + number, rank=self.rng.choice(RANKS))
@@ -150,10 +150,10 @@ def process_state(pid: int) -> dict[str, float]:
 def prepare(home: Path, base_folder: Path | None, num_adapters: int) -> tuple[Any, Any, list[str], int]:
     """A home with a base and its adapters: the registry, the base, the names, and bytes of the largest adapter."""
     from adapterhub_local.base.add import add_base
-    from adapterhub_local.base.store import read_record
+    from adapterhub_local.base.bases import read_record
     from adapterhub_local.registry import Registry
     from adapterhub_local.settings import home as home_at
-    from tests.serve.adapters import publish
+    from tests.serve.adapter_makers import publish
     from tests.tiny import save_tiny_model
 
     if base_folder is None:
@@ -174,7 +174,7 @@ def serve(base: str, adapter_bytes: int) -> None:
     """The server's process: what `qhub serve` runs, with the limits of this benchmark."""
     from serve.engine.options import EngineOptions
     from serve.options import HttpOptions
-    from serve.run import run_server
+    from serve.server import run_server
 
     options = EngineOptions(
         max_rows=MAX_ROWS,
@@ -189,7 +189,7 @@ def serve(base: str, adapter_bytes: int) -> None:
 
 def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
     """The whole run: registry, server, churn, and what was seen."""
-    from adapterhub_local.base.store import find_base
+    from adapterhub_local.base.bases import find_base
 
     folder = find_base(arguments.base).folder if arguments.base else None
     registry, base, names, largest = prepare(home, folder, arguments.adapters)

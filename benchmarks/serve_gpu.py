@@ -89,8 +89,8 @@ def engine_for(case: Case, shape: dict[str, Any], load: Load, device: str, tiny:
     """The engine over a random base, its adapters drawn."""
     import torch
 
+    from adapterhub_local.base.bases import BaseInfo
     from adapterhub_local.base.load import LoadedBase
-    from adapterhub_local.base.store import BaseInfo
     from serve.engine.build import build_engine
     from serve.engine.options import EngineOptions
 

@@ -169,7 +169,7 @@ class Traffic:
     async def _churn(self, end: float) -> None:
         """Publish good and bad adapters under names that come and go, move an alias, remove versions."""
         from adapterhub_local.registry.gc import remove
-        from tests.serve.adapters import publish
+        from tests.serve.adapter_makers import publish
 
         def one(number: int) -> None:
             other = dataclasses.replace(self.base, fingerprint="sha256:" + "0" * 64)
@@ -193,7 +193,7 @@ def prepare(home: Path) -> tuple[Any, Any]:
     from adapterhub_local.base.add import add_base
     from adapterhub_local.registry import Registry
     from adapterhub_local.settings import home as home_at
-    from tests.serve.adapters import publish
+    from tests.serve.adapter_makers import publish
     from tests.tiny import save_tiny_model
 
     base = add_base("tiny", save_tiny_model(home / "model"), home_at(home))

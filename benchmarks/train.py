@@ -112,7 +112,7 @@ def rows(data) -> list[dict]:
 def tokenizer(recipe):
     from transformers import AutoTokenizer
 
-    from adapterhub_local.base.store import find_base
+    from adapterhub_local.base.bases import find_base
     from adapterhub_local.settings import home
 
     return AutoTokenizer.from_pretrained(find_base(recipe.base.name, home()).folder)
@@ -120,12 +120,12 @@ def tokenizer(recipe):
 
 def prepare(arguments, adapter: bool = True):
     """The model over the shared base and the tokenised examples: the same for all sides."""
+    from adapterhub_local.base.bases import find_base
     from adapterhub_local.base.load import load_base
-    from adapterhub_local.base.store import find_base
     from adapterhub_local.recipe import load_recipe
+    from adapterhub_local.rows.examples import read_chats, tokenise
     from adapterhub_local.settings import home
     from adapterhub_local.train.adapter import with_adapter
-    from adapterhub_local.train.examples import read_chats, tokenise
 
     recipe = load_recipe(RECIPE, [f"data.limit={arguments.examples}"])
     base = load_base(find_base(recipe.base.name, home()))

@@ -147,7 +147,7 @@ def random_examples(count: int, length: int, vocabulary: int) -> list[Any]:
     """Chats of random tokens, all but the first of which are learned."""
     import torch
 
-    from adapterhub_local.train.examples import Example
+    from adapterhub_local.rows.examples import Example
 
     ids = torch.randint(2, vocabulary, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
     return [Example(tuple(row), ((1, length),)) for row in ids]
@@ -240,9 +240,9 @@ def longest(case: Case, shape: dict[str, Any], device: str, most: int) -> dict[s
     """The longest single example that trains under the cap, by bisection to 2 %."""
     import torch
 
+    from adapterhub_local.rows.packing import pack
     from adapterhub_local.train.checkpointing import enable_checkpointing
     from adapterhub_local.train.loss import answer_loss, output_head
-    from adapterhub_local.train.packing import pack
 
     meter = Meter(device)
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from adapterhub_local.base.store import list_bases
+from adapterhub_local.base.bases import list_bases
 from adapterhub_local.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -116,7 +116,7 @@ def command(
     from adapterhub_local.base.load import choose_device
     from serve.engine.options import EngineOptions
     from serve.options import HttpOptions
-    from serve.run import run_server
+    from serve.server import run_server
 
     options = EngineOptions.on(
         choose_device(device),

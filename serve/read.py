@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 
 from adapterhub_local.base.load import LoadedBase
+from serve.answers.logprobs import MAX_NUMBERS, Echo
 from serve.engine.engine import Engine
 from serve.engine.request import Constraint, SamplingParams
 from serve.errors import BadParameter, Busy, ContextTooLong
-from serve.grammar import GrammarReader, answer_grammar, structured_grammar
-from serve.logprobs import MAX_NUMBERS, Echo
-from serve.messages import ToolChoice
-from serve.prompt import PromptReader, end_tokens, sampling_defaults
-from serve.protocol import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
-from serve.tools import CallReader, ToolFormat
+from serve.requests.generation import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
+from serve.requests.messages import ToolChoice
+from serve.text.grammar import GrammarReader, answer_grammar, structured_grammar
+from serve.text.prompt import PromptReader, end_tokens, sampling_defaults
+from serve.text.tools import CallReader, ToolFormat
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,11 @@ from adapterhub_local.keys import Key
 from adapterhub_local.refs import Mix
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import side_of, split_of
+from serve.adapters.held import Loaded
+from serve.adapters.leases import Leases
+from serve.adapters.usage import Uses
+from serve.answers.logprobs import Echo
+from serve.answers.models import Target, find_target, is_name
 from serve.auth import check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
@@ -21,16 +26,11 @@ from serve.engine.options import EngineOptions
 from serve.engine.request import Request as EngineRequest
 from serve.engine.request import State
 from serve.errors import ModelNotFound
-from serve.generate import Generation
-from serve.leases import Leases
-from serve.loaded import Loaded
-from serve.logprobs import Echo
 from serve.metrics import Activity, Metrics
-from serve.models import Target, find_target, is_name
 from serve.options import HttpOptions
-from serve.protocol import GenerationRequest
 from serve.read import BodyReader, Choice
-from serve.uses import Uses
+from serve.requests.generation import GenerationRequest
+from serve.text.generate import Generation
 
 DRAIN_INTERVAL = 0.02  # seconds between looks at whether requests are done
 

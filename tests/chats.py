@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.recipe import Recipe, load_recipe
-from adapterhub_local.train.examples import Tokenised
+from adapterhub_local.rows.examples import Tokenised
 from tests.tiny import byte_tokenizer
 
 INSTRUCTION = "Say yes for a and no for b.\n\n"

@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before bitsandbytes imports Triton: kernels run on the CPU, slowly
 
-from adapterhub_local.base.store import BaseInfo, read_record
+from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
 from adapterhub_local.lora.write import write_adapter
 from adapterhub_local.registry import Registry

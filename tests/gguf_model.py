@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.export.gguf import ARCHITECTURES, permute
 

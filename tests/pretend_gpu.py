@@ -181,7 +181,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, free: int = 1 << 30) -> Iterato
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, device=None: self)
-    monkeypatch.setattr("serve.engine.loader.compute_alone", in_this_thread)
+    monkeypatch.setattr("serve.adapters.loader.compute_alone", in_this_thread)
     waits.clear()
     before = torch._C._only_lift_cpu_tensors()  # type: ignore[attr-defined]
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]

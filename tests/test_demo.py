@@ -16,9 +16,9 @@ import pytest
 import torch
 from peft import PeftModel
 
+from adapterhub_local.base.bases import find_base
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.source import open_source
-from adapterhub_local.base.store import find_base
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at

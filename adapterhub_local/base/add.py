@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from adapterhub_local.base.bases import BaseInfo, check_base_name, write_record
 from adapterhub_local.base.fingerprint import fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.base.quantise import CONSTANTS, quantisation_config, quantise, quantised_modules, skipped_modules
 from adapterhub_local.base.source import INDEX, SINGLE, Source, open_source
-from adapterhub_local.base.store import BaseInfo, check_base_name, write_record
 from adapterhub_local.durable import place_folder, staging
 from adapterhub_local.errors import BadFile, InUse
 from adapterhub_local.lora.write import write_safetensors

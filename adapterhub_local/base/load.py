@@ -14,7 +14,7 @@ from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
 from adapterhub_local import settings
-from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.noise import hush
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.errors import BadFile, Corrupt, InputError, NotFound
 from adapterhub_local.lora.header import read_header
 

@@ -3,8 +3,8 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import quiet_loading
-from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
 

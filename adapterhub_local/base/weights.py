@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from safetensors import safe_open
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import import_bitsandbytes
-from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.header import read_header
 

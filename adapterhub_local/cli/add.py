@@ -26,7 +26,7 @@ def command(
     How far it fits the base is told and kept: `exact` if its file names this very base by fingerprint, `shapes`
     if all its modules are there in their shapes. One that does not fit, or names another base, is refused.
     """
-    from adapterhub_local.base.store import choose_base
+    from adapterhub_local.base.bases import choose_base
     from adapterhub_local.durable import staging
     from adapterhub_local.refs import check_alias, check_name
 
@@ -34,10 +34,10 @@ def command(
     if alias is not None:
         check_alias(alias)
     base = choose_base(base_name, home(), "the adapter")
+    from adapterhub_local.adopt import adopt
     from adapterhub_local.base.shapes import check_shapes
     from adapterhub_local.export.foreign import convert, is_foreign
     from adapterhub_local.lora.adapter import open_adapter
-    from adapterhub_local.lora.adopt import adopt
 
     source = path
     if is_foreign(path):  # GGUF, or other tools' names of tensors; the folder goes when the command is done

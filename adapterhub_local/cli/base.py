@@ -24,7 +24,7 @@ def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
 
     SOURCE is a Hub id (ORG/NAME or ORG/NAME@REVISION), a transformers folder or a .gguf file.
     """
-    from adapterhub_local.base.store import check_base_name
+    from adapterhub_local.base.bases import check_base_name
     from adapterhub_local.errors import InUse
 
     if (home().bases / check_base_name(name)).exists():  # said before anything heavy is loaded
@@ -55,7 +55,7 @@ def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """List the bases."""
-    from adapterhub_local.base.store import list_bases
+    from adapterhub_local.base.bases import list_bases
 
     bases = list_bases(home())
     if as_json:
@@ -77,7 +77,7 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, as_json: bool) -> None:
     """Show one base."""
-    from adapterhub_local.base.store import find_base
+    from adapterhub_local.base.bases import find_base
 
     base = find_base(name, home())
     if as_json:
@@ -104,7 +104,7 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("name")
 def path(name: str) -> None:
     """Print the folder of a base, which AutoModelForCausalLM.from_pretrained loads."""
-    from adapterhub_local.base.store import find_base
+    from adapterhub_local.base.bases import find_base
 
     click.echo(find_base(name, home()).folder)
 
@@ -114,7 +114,7 @@ def path(name: str) -> None:
 @click.option("--force", is_flag=True, help="Remove it although adapters need it.")
 def rm(name: str, force: bool) -> None:
     """Remove a base; refused while adapters need it."""
-    from adapterhub_local.base.store import remove_base
+    from adapterhub_local.base.bases import remove_base
 
     info = remove_base(name, home(), force=force)
     click.echo(f"removed base {name}: {size_text(info.size)} given back")

@@ -30,14 +30,14 @@ def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: boo
 
     On a terminal what is learned is green; elsewhere, and with NO_COLOR, it stands between >> and <<.
     """
-    from adapterhub_local.base.store import find_base
-    from adapterhub_local.data.load import read_data
+    from adapterhub_local.base.bases import find_base
+    from adapterhub_local.data.dataset import read_data
     from adapterhub_local.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     info = find_base(loaded.base.name, home())
     dataset = read_data(loaded)
-    from adapterhub_local.train.examples import tokenise_data
+    from adapterhub_local.rows.examples import tokenise_data
     from adapterhub_local.train.statistics import load_tokenizer, statistics
 
     tokenizer = load_tokenizer(info)

@@ -14,7 +14,7 @@ from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import home
 
 if TYPE_CHECKING:
-    from adapterhub_local.base.store import BaseInfo
+    from adapterhub_local.base.bases import BaseInfo
 
 
 @click.command(name="eval")
@@ -74,10 +74,10 @@ def command(
     Exact match is the share of answers that greedy decoding writes token for token. With --against, each difference
     comes with its 95 % interval over the same examples. Scores of adapters are kept: `qhub list` and `qhub show`.
     """
-    from adapterhub_local.base.store import list_bases
-    from adapterhub_local.data.load import Dataset, read_parts
+    from adapterhub_local.base.bases import list_bases
+    from adapterhub_local.data.dataset import Dataset, read_parts
     from adapterhub_local.errors import InputError, NotFound
-    from adapterhub_local.recipe.load import check_data_settings
+    from adapterhub_local.recipe.reader import check_data_settings
     from adapterhub_local.recipe.source import local_problem, read_source
 
     if (source is None) == (lm_eval is None):
@@ -106,9 +106,9 @@ def command(
     check_data_settings(given)
     from adapterhub_local.base.load import load_base
     from adapterhub_local.evaluate.choices import with_choices
-    from adapterhub_local.evaluate.run import Checks, data_settings, entry, read_tests, score
+    from adapterhub_local.evaluate.evaluate import Checks, data_settings, entry, read_tests, score
     from adapterhub_local.evaluate.written import read_pattern
-    from adapterhub_local.train.progress import Quiet, Terminal
+    from adapterhub_local.progress import Quiet, Terminal
 
     info = _one_base(versions)
     pattern = read_pattern(regex) if regex is not None else None
@@ -178,9 +178,9 @@ def _keep(registry: Registry, version: Version, task: str, scores: dict[str, Any
 
 def _one_base(versions: Mapping[str, Version | None]) -> BaseInfo:
     """The base of all that is scored. Raises Incompatible if there are several."""
-    from adapterhub_local.base.store import find_base
+    from adapterhub_local.base.bases import find_base
     from adapterhub_local.errors import Incompatible
-    from adapterhub_local.evaluate.run import base_of
+    from adapterhub_local.evaluate.evaluate import base_of
 
     bases = {
         find_base(text, home()) if version is None else base_of(version, home()) for text, version in versions.items()
@@ -206,8 +206,8 @@ def _harness(
     tasks = find_tasks(path)  # mistakes are told before the base is loaded
     info = _one_base(versions)
     from adapterhub_local.base.load import load_base
-    from adapterhub_local.evaluate.run import adapted
-    from adapterhub_local.train.progress import Quiet, Terminal
+    from adapterhub_local.evaluate.evaluate import adapted
+    from adapterhub_local.progress import Quiet, Terminal
 
     base = load_base(info)
     reporter = Terminal() if sys.stderr.isatty() else Quiet()

@@ -93,9 +93,9 @@ def _with_base(
     from_model: str | None, onto: str | None, requantise: str | None, check: bool,
 ) -> dict:  # fmt: skip
     """The formats that need to know the base."""
+    from adapterhub_local.base.bases import check_base_name, find_base
     from adapterhub_local.base.shapes import check_shapes
-    from adapterhub_local.base.store import check_base_name, find_base
-    from adapterhub_local.evaluate.run import base_of
+    from adapterhub_local.evaluate.evaluate import base_of
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.settings import home
 

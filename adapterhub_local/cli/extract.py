@@ -33,7 +33,7 @@ def command(
     BASE and TUNED are full models of one shape: Hub ids, transformers folders or .gguf files. Give the 16-bit
     model as BASE; the name of a base here stands for its 4-bit weights, whose rounding is then extracted too.
     """
-    from adapterhub_local.base.store import choose_base
+    from adapterhub_local.base.bases import choose_base
     from adapterhub_local.durable import staging
     from adapterhub_local.refs import check_alias, check_name
 
@@ -83,8 +83,8 @@ def command(
 
 def _open(text: str) -> "Weights":
     """A full model: a base here, a folder, a .gguf file or a Hub id."""
+    from adapterhub_local.base.bases import find_base, list_bases
     from adapterhub_local.base.source import open_source
-    from adapterhub_local.base.store import find_base, list_bases
     from adapterhub_local.merge.extract import Weights
 
     path = Path(os.path.expanduser(text))

@@ -137,7 +137,7 @@ def command(
         if requirement.task not in files:
             raise InputError(f"{requirement} cannot be checked without data: give --data {requirement.task}=FILE.jsonl")
     if from_file:
-        from adapterhub_local.merge.load import load_plan
+        from adapterhub_local.merge.plan_file import load_plan
 
         written = load_plan(Path(adapters[0]))
         adapters, parsed = written.labels, list(written.weights)
@@ -152,12 +152,12 @@ def command(
         output = check_absent(output or Path("+".join(stems) + ".safetensors"))
     if dora_rank is not None and with_base is None:
         raise InputError("--dora-rank is of adapters converted through their base: give --with-base NAME")
+    from adapterhub_local.draw.merge_bars import write_plot
     from adapterhub_local.merge.formula import Formula
-    from adapterhub_local.merge.load import Scored, WrittenPlan
-    from adapterhub_local.merge.plot import write_plot
+    from adapterhub_local.merge.merge import dry_run as merge_dry
+    from adapterhub_local.merge.merge import merge_to_path, merge_to_registry
+    from adapterhub_local.merge.plan_file import Scored, WrittenPlan
     from adapterhub_local.merge.rank import parse_rule
-    from adapterhub_local.merge.run import dry_run as merge_dry
-    from adapterhub_local.merge.run import merge_to_path, merge_to_registry
 
     registry = Registry()
     if not from_file:
@@ -206,7 +206,7 @@ def opening(written: Any, registry: Registry, *, fetch: bool = True) -> Iterator
 
     References are resolved once; what is on the Hub only is pulled first, unless `fetch` is false.
     """
-    from adapterhub_local.base.store import find_base
+    from adapterhub_local.base.bases import find_base
     from adapterhub_local.durable import staging
     from adapterhub_local.merge.plan import is_path, make_plan
 
@@ -252,7 +252,7 @@ def _resolved(label: str, registry: Registry, fetch: bool) -> str:
 
 def reporter() -> Any:
     """What shows progress: bars on a terminal, else nothing."""
-    from adapterhub_local.train.progress import Quiet, Terminal
+    from adapterhub_local.progress import Quiet, Terminal
 
     return Terminal() if sys.stderr.isatty() else Quiet()
 

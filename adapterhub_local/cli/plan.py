@@ -39,7 +39,7 @@ def command(
     Exit code 0 if it fits the device, 1 if it does not. Without --gpu or --ram: the GPU here, else the free RAM.
     """
     from adapterhub_local.plan.device import find_device
-    from adapterhub_local.plan.run import plan
+    from adapterhub_local.plan.run_plan import plan
     from adapterhub_local.recipe import load_recipe
 
     for option, size in (("--gpu", gpu), ("--ram", ram)):

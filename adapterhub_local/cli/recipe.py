@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--name", help="The adapter's name; that of FILE if not given.")
 def init(file: Path, base: str | None, data: str, name: str | None) -> None:
     """Write a commented recipe to begin with to FILE (recipe.toml)."""
-    from adapterhub_local.base.store import find_base, list_bases
+    from adapterhub_local.base.bases import find_base, list_bases
     from adapterhub_local.errors import InputError, InUse
     from adapterhub_local.recipe.write import starter
     from adapterhub_local.refs import check_name

@@ -67,8 +67,8 @@ def show(remote: str, name: str | None, as_json: bool) -> None:
     """List what REMOTE has, of NAME or of all names."""
     from adapterhub_local.errors import NotFound
     from adapterhub_local.refs import check_name
+    from adapterhub_local.registry.remote_layout import all_numbers, check_format, numbers_of
     from adapterhub_local.registry.remotes import find_remote
-    from adapterhub_local.registry.slots import all_numbers, check_format, numbers_of
     from adapterhub_local.registry.store import open_store
 
     store = open_store(find_remote(home(), remote))

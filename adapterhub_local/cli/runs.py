@@ -17,7 +17,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(as_json: bool) -> None:
     """List all runs, the oldest first."""
-    from adapterhub_local.train.runs import list_runs
+    from adapterhub_local.train.past_runs import list_runs
 
     runs = [run.to_json() for run in list_runs(home())]
     if as_json:
@@ -43,9 +43,9 @@ def _row(run: dict) -> tuple:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(run: str, with_log: bool, plot: Path | None, as_json: bool) -> None:
     """Show RUN: an id, its beginning, or an adapter's name for its newest run."""
-    from adapterhub_local.curve import write_picture
-    from adapterhub_local.train.curve import panels, terminal_plot
-    from adapterhub_local.train.runs import find_run, read_log
+    from adapterhub_local.draw.curve import write_picture
+    from adapterhub_local.train.log_curves import panels, terminal_plot
+    from adapterhub_local.train.past_runs import find_run, read_log
 
     found = find_run(home(), run)
     entries = read_log(found.folder)
@@ -66,7 +66,7 @@ def show(run: str, with_log: bool, plot: Path | None, as_json: bool) -> None:
 @click.argument("runs", nargs=-1, required=True)
 def remove(runs: tuple[str, ...]) -> None:
     """Remove RUNS with their checkpoints and reports; versions they made stay."""
-    from adapterhub_local.train.runs import find_run, remove_run
+    from adapterhub_local.train.past_runs import find_run, remove_run
 
     found = [find_run(home(), run) for run in runs]
     for run in found:

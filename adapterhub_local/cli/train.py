@@ -78,8 +78,8 @@ def command(
         changes = [part for override in overrides for part in ("--set", override)]
         chosen = ["--only-run", str(only_run)] if only_run else []
         sys.exit(launch(["train", str(recipe), *changes, *chosen, *flags], nproc, nodes))
-    from adapterhub_local.train.progress import Quiet, Terminal
-    from adapterhub_local.train.run import follow, train, try_out
+    from adapterhub_local.progress import Quiet, Terminal
+    from adapterhub_local.train.train import follow, train, try_out
 
     reporter = Terminal() if sys.stderr.isatty() else Quiet()
     if dry_run:

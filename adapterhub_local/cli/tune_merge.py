@@ -29,7 +29,7 @@ def command(
     from adapterhub_local.durable import check_absent
     from adapterhub_local.errors import InputError, Stopped
     from adapterhub_local.evaluate.gate import Requirement, base_for, check_held, judge, open_bench
-    from adapterhub_local.merge.load import load_plan
+    from adapterhub_local.merge.plan_file import load_plan
     from adapterhub_local.refs import check_alias, check_name
 
     if name is not None and output is not None:
@@ -58,7 +58,7 @@ def command(
     from adapterhub_local.base.load import load_base
     from adapterhub_local.cli.merge import opening, reporter
     from adapterhub_local.evaluate.tune import Trial, lineage, tune
-    from adapterhub_local.merge.run import merge_to_path, merge_to_registry
+    from adapterhub_local.merge.merge import merge_to_path, merge_to_registry
     from adapterhub_local.registry import Registry
 
     registry, show = Registry(), reporter()

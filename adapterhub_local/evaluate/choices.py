@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import BadData, InputError
-from adapterhub_local.train.examples import Example, tokenise_all
-from adapterhub_local.train.packing import forward, is_exact, pack
+from adapterhub_local.rows.examples import Example, tokenise_all
+from adapterhub_local.rows.packing import forward, is_exact, pack
 
 
 def with_choices(

@@ -15,12 +15,12 @@ from adapterhub_local.errors import Incompatible, InputError, NotFound, QhubErro
 from adapterhub_local.settings import Home
 
 if TYPE_CHECKING:
+    from adapterhub_local.base.bases import BaseInfo
     from adapterhub_local.base.load import LoadedBase
-    from adapterhub_local.base.store import BaseInfo
     from adapterhub_local.evaluate.metrics import Score
-    from adapterhub_local.merge.load import Scored
-    from adapterhub_local.train.examples import Example
-    from adapterhub_local.train.progress import Reporter
+    from adapterhub_local.merge.plan_file import Scored
+    from adapterhub_local.progress import Reporter
+    from adapterhub_local.rows.examples import Example
 
 METRICS = ("exact_match", "loss")
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -80,8 +80,8 @@ class Bench:
 
     def score(self, folder: Path, reporter: "Reporter | None" = None) -> dict[str, "Score"]:
         """The scores of the adapter in `folder`, by task."""
-        from adapterhub_local.evaluate.run import score_folder
-        from adapterhub_local.train.progress import Quiet
+        from adapterhub_local.evaluate.evaluate import score_folder
+        from adapterhub_local.progress import Quiet
 
         scores = {}
         for task, tests in self.tests.items():
@@ -92,7 +92,7 @@ class Bench:
 
 def open_bench(base: "LoadedBase", held: "Scored") -> Bench:
     """Tokenise the tasks for `base`. Raises BadData with file and line."""
-    from adapterhub_local.train.examples import read_chats, tokenise
+    from adapterhub_local.rows.examples import read_chats, tokenise
 
     tests = {
         task: tokenise(read_chats(path, held.limit), base.tokenizer, held.max_length)
@@ -103,7 +103,7 @@ def open_bench(base: "LoadedBase", held: "Scored") -> Bench:
 
 def base_for(known: Mapping[str, Any], home: Home) -> "BaseInfo":
     """The base of this home that a merge's parents were made for. Raises Incompatible if it is not here."""
-    from adapterhub_local.base.store import list_bases
+    from adapterhub_local.base.bases import list_bases
 
     for key in ("fingerprint", "hub_id"):
         if known.get(key):
@@ -131,8 +131,8 @@ def judge(
     check_held(held, requirements)
     info = base_for(base, home)
     from adapterhub_local.base.load import load_base
-    from adapterhub_local.evaluate.run import entry
-    from adapterhub_local.train.examples import read_chats
+    from adapterhub_local.evaluate.evaluate import entry
+    from adapterhub_local.rows.examples import read_chats
 
     for path in held.data.values():
         read_chats(path, held.limit)

@@ -19,7 +19,7 @@ import torch
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.durable import digest_bytes
 from adapterhub_local.errors import InputError, NotFound
-from adapterhub_local.evaluate.intervals import Interval, bootstrap, wilson
+from adapterhub_local.intervals import Interval, bootstrap, wilson
 
 FORMATS = ("json", "csv", "parquet", "text", "arrow")  # what `dataset_path` may be: readers of local files
 RESAMPLES = 1000  # for the standard errors of metrics that are no means

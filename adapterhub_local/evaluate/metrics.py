@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from adapterhub_local.evaluate.intervals import Interval, bootstrap, wilson
-from adapterhub_local.train.examples import Example
-from adapterhub_local.train.packing import forward, is_exact, pack
+from adapterhub_local.intervals import Interval, bootstrap, wilson
+from adapterhub_local.rows.examples import Example
+from adapterhub_local.rows.packing import forward, is_exact, pack
 
 LOSS = "loss"
 

@@ -15,9 +15,9 @@ from adapterhub_local.durable import canonical_json, digest_bytes, staging
 from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.gate import Bench, record
 from adapterhub_local.evaluate.metrics import Score
-from adapterhub_local.merge.load import Tuning
+from adapterhub_local.merge.merge import merge_to_path
 from adapterhub_local.merge.plan import MergePlan
-from adapterhub_local.merge.run import merge_to_path
+from adapterhub_local.merge.plan_file import Tuning
 from adapterhub_local.settings import Home
 
 Weights = tuple[float, ...]

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.errors import InputError
-from adapterhub_local.train.examples import Example
+from adapterhub_local.rows.examples import Example
 
 
 def write_answers(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes, load_base, quiet_loading
-from adapterhub_local.base.store import BaseInfo
 
 PROBE = (  # ordinary prose, questions, a list and a little code: enough to see a mistake, short enough for a CPU
     "The library opens at nine and closes at six, except on Sundays. Last winter the roof had to be repaired, and for "

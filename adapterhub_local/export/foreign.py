@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.shapes import linear_shapes
-from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import BadFile, Incompatible, NotFound
 from adapterhub_local.export.gguf import FINGERPRINT, architecture_of, unpermute
 from adapterhub_local.lora.config import AdapterConfig

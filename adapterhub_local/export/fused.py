@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from adapterhub_local.base.bases import RECORD, BaseInfo
 from adapterhub_local.base.shapes import check_shapes
 from adapterhub_local.base.source import INDEX, SINGLE, Source
-from adapterhub_local.base.store import RECORD, BaseInfo
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.durable import check_absent, place_folder, staging
 from adapterhub_local.errors import Incompatible

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.durable import check_absent, place_file, staging
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, Delta

@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import quiet_loading
-from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.durable import check_absent, place_folder, staging
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.export.fused import write_fused

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub_local.base.add import add_base
-from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.lora.adapter import AdapterFile
 from adapterhub_local.merge.dora import weight_change

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_local.base.store import BaseInfo, find_base, list_bases
+from adapterhub_local.base.bases import BaseInfo, find_base, list_bases
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.settings import Home
 

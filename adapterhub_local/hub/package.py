@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.curve import loss_panel, svg
+from adapterhub_local.draw.curve import loss_panel, svg
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
 from adapterhub_local.errors import Corrupt, Incompatible
 from adapterhub_local.hub.card import card

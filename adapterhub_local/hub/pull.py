@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_local.base.store import find_base
+from adapterhub_local.base.bases import find_base
 from adapterhub_local.durable import digest_bytes, digest_file, staging
 from adapterhub_local.errors import BadFile, BadReference, Corrupt, Incompatible
 from adapterhub_local.hub.client import check_repo_id, connect, hub_errors, is_model_id
@@ -137,8 +137,8 @@ def _check_signature(fetched: Path, folder: Path, signature: bytes | None, keys:
 
 def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "AdapterFile":
     """Open the adapter strictly and read every tensor once. Raises BadFile, or Corrupt if its base is another."""
+    from adapterhub_local.adopt import tensors_of
     from adapterhub_local.lora.adapter import open_adapter  # loads torch
-    from adapterhub_local.lora.adopt import tensors_of
 
     try:
         adapter = open_adapter(folder, dora=True)
@@ -169,9 +169,9 @@ def _converted(
     adapter: "AdapterFile", folder: Path, revision: str | None
 ) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
     """A plain PEFT adapter in our self-describing form, and what is known of where it came from."""
-    from adapterhub_local.lora.adopt import tensors_of
+    from adapterhub_local.adopt import tensors_of
+    from adapterhub_local.lora.contents import magnitude_name
     from adapterhub_local.lora.header import read_header
-    from adapterhub_local.lora.layout import magnitude_name
     from adapterhub_local.lora.write import DTYPE_NAMES, tensor_name, write_adapter
 
     dtypes = {spelled: dtype for dtype, spelled in DTYPE_NAMES.items()}

@@ -36,7 +36,7 @@ def interval(metric: str, value: float, rows: Any) -> tuple[float, float] | None
     """
     if metric not in SHARES or not isinstance(rows, int) or rows < 1 or not 0 <= value <= 1:
         return None
-    from adapterhub_local.evaluate.intervals import wilson
+    from adapterhub_local.intervals import wilson
 
     return wilson(value * rows, rows)
 

@@ -9,8 +9,8 @@ import torch
 
 from adapterhub_local.errors import BadFile
 from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.lora.contents import Shape, read_layout
 from adapterhub_local.lora.header import Header
-from adapterhub_local.lora.layout import Shape, read_layout
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

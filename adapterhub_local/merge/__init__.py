@@ -9,11 +9,11 @@ their papers. Each docstring gives formula, shapes and errors. DoRA is in `merge
 from adapterhub_local.lora.adapter import Delta
 from adapterhub_local.merge.algebra import Spectrum, decompose, distance, inner, norm, weighted_sum
 from adapterhub_local.merge.formula import Formula
+from adapterhub_local.merge.merge import dry_run, merge_to_path, merge_to_registry
 from adapterhub_local.merge.methods import METHODS
 from adapterhub_local.merge.plan import MergePlan, make_plan
 from adapterhub_local.merge.rank import RankRule, parse_rule
 from adapterhub_local.merge.report import MergeReport
-from adapterhub_local.merge.run import dry_run, merge_to_path, merge_to_registry
 from adapterhub_local.merge.space import merge_aligned, merge_in_core, merge_whole
 from adapterhub_local.merge.stack import Stack
 

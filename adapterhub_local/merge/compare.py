@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from adapterhub_local.base.store import BaseInfo
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.lora.adapter import AdapterFile, Delta
 from adapterhub_local.merge.algebra import inner

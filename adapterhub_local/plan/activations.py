@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from adapterhub_local.errors import InputError
 from adapterhub_local.plan.shape import Linear, Shape
-
-MLP_TOKENS = 2048  # of a row that an MLP takes at once when blocks are offloaded
+from adapterhub_local.rows import bounds
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Pass:
     @property
     def mlp_tokens(self) -> int:
         """Tokens that an MLP takes at once."""
-        return min(self.tokens, MLP_TOKENS) if self.is_offloaded else self.tokens
+        return min(self.tokens, bounds.MLP_TOKENS) if self.is_offloaded else self.tokens
 
 
 def kept(shape: Shape, run: Pass) -> int:
@@ -126,7 +125,7 @@ def _square(shape: Shape, run: Pass) -> int:
 def _has_mask(shape: Shape, run: Pass) -> bool:
     """Whether attention takes a mask: in Falcon always, else for one example that is longer than the window.
 
-    Examples in one row attend each to itself (train/attention.py).
+    Examples in one row attend each to itself (rows/attention.py).
     """
     return shape.makes_mask or (not run.is_packed and shape.window is not None and run.tokens > shape.window)
 
@@ -139,7 +138,7 @@ def mlp(shape: Shape, run: Pass) -> int:
 def _factors(shape: Shape, run: Pass, reads: tuple[str, ...]) -> int:
     """What A and B are applied to, a token: their modules' inputs, each once for all of `reads` that read it.
 
-    With dropout PEFT's layers compute (train/product.py does not), and keep an input in the dtype of A and its mask.
+    With dropout PEFT's layers compute (train/fused_lora.py does not), and keep an input in the dtype of A and its mask.
     """
     modules = [linear for linear in adapted(shape, run.targets) if linear.reads in reads]
     if run.has_dropout:

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from adapterhub_local.base.store import find_base
+from adapterhub_local.base.bases import find_base
 from adapterhub_local.errors import InputError
 from adapterhub_local.plan.device import Device, find_device
 from adapterhub_local.plan.memory import estimate, num_factors
 from adapterhub_local.plan.rows import Rows, pack_examples, read_examples
-from adapterhub_local.plan.run import optimizer_of, pass_of
+from adapterhub_local.plan.run_plan import pass_of
 from adapterhub_local.plan.shape import Shape, read_config
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.derived import optimizer_on
 from adapterhub_local.recipe.schema import CHECKPOINTING
 from adapterhub_local.settings import Home
 
@@ -97,7 +98,7 @@ def choose(
     why = family if batch <= fewer else f"{len(examples)} examples make {MIN_STEPS} steps an epoch with it"
     if recipe.train.micro_batch_size is None:
         settled("train.batch_size", min(batch, fewer), why)
-    optimizer = optimizer_of(recipe.train.optimizer, device)
+    optimizer = optimizer_on(recipe.train.optimizer, device.kind)
     why = "8-bit states cost time on a CPU" if device.kind == "cpu" else "8-bit states, which can move to the host"
     settled("train.optimizer", optimizer, why)
 

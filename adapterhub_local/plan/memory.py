@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 
 from adapterhub_local.plan.activations import Pass, adapted, block, boundary, kept, mlp
 from adapterhub_local.plan.shape import Linear, Shape
+from adapterhub_local.rows.bounds import HEAP_CHUNK, LOGITS_BYTES
 
 MB = 10**6
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # double quantisation, as base/quantise.py
-LOGITS_BYTES = 128 << 20  # train/loss.py computes larger logits in chunks
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8}  # bytes a parameter
 
 # resident before the base is loaded: torch, transformers, PEFT, bitsandbytes and the tokenizer; and 20 MB of code that
@@ -23,7 +23,6 @@ CPU_LIBRARIES = 515 * MB
 # chunks smaller than HEAP_CHUNK; larger ones have pages of their own, which go back at once (train/heap.py). Runs of
 # one recipe differ by an eighth either way; it is taken on the high side
 HEAP_LOSS = 0.36
-HEAP_CHUNK = 8 << 20
 GPU_CONTEXT = 600 * MB  # CUDA context, workspaces of cuBLAS and bitsandbytes
 GPU_ROUNDING = 0.1  # share of what comes and goes in a step that is lost between the allocator's blocks
 

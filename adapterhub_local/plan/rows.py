@@ -14,6 +14,7 @@ from typing import Any
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.derived import examples_a_row, shares_prefixes
 
 BYTES_PER_TOKEN = 4
 TURN_TOKENS = 4  # what a chat template writes around a message
@@ -47,8 +48,8 @@ class Rows:
 
 def read_examples(recipe: Recipe, folder: Path | None) -> list[Any]:
     """The recipe's training examples, by the tokenizer in `folder`, or estimated without one. Raises BadData."""
-    from adapterhub_local.data.load import read_data
-    from adapterhub_local.train.examples import Example, tokenise_data
+    from adapterhub_local.data.dataset import read_data
+    from adapterhub_local.rows.examples import Example, tokenise_data
 
     dataset = read_data(recipe)
     data = recipe.data
@@ -77,7 +78,7 @@ def clipped(spans: Sequence[tuple[int, int]], length: int) -> tuple[tuple[int, i
 
 def estimated(chat: Chat) -> Any:
     """A chat as an example of about as many tokens as a tokenizer would make; equal beginnings stay equal."""
-    from adapterhub_local.train.examples import Example
+    from adapterhub_local.rows.examples import Example
 
     ids: list[int] = []
     spans = []
@@ -93,11 +94,11 @@ def estimated(chat: Chat) -> Any:
 
 def pack_examples(examples: Sequence[Any], recipe: Recipe, is_estimated: bool) -> Rows:
     """How the trainer will cut these examples into rows, over up to MAX_BATCHES batches in random order."""
-    from adapterhub_local.train.packing import common_prefix, pack_rows
+    from adapterhub_local.rows.packing import common_prefix, pack_rows
 
     train = recipe.train
-    size = 1 if train.packed_tokens == 0 else min(train.micro_batch_size or train.batch_size, train.batch_size)
-    share = recipe.adapter.dropout == 0
+    size = examples_a_row(train)
+    share = shares_prefixes(recipe.adapter)
     order = list(examples)
     row_tokens = row_labels = computed = batches = rows = 0
     is_packed = False

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.recipe.key import keys
+from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.schema import TABLES, Adapter, Base, Data, Eval, Output, Train
 from adapterhub_local.recipe.source import Source, shown
 

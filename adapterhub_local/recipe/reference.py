@@ -4,7 +4,7 @@ import sys
 from dataclasses import MISSING
 from typing import Any
 
-from adapterhub_local.recipe.key import keys
+from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.schema import TABLES
 
 

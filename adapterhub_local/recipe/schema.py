@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapterhub_local.errors import BadReference
-from adapterhub_local.recipe.key import Check, at_least_one, between, key, one_of
+from adapterhub_local.recipe.field import Check, at_least_one, between, key, one_of
 from adapterhub_local.recipe.source import Source
 from adapterhub_local.refs import Reference, check_alias, check_name
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field
 from typing import Any
 
-from adapterhub_local.recipe.key import Check, keys
+from adapterhub_local.recipe.field import Check, keys
 from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import Source
 from adapterhub_local.recipe.sweep import KEYS, METRICS

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterhub_local.errors import BadReference
-from adapterhub_local.recipe.key import keys
+from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.layers import Layer, nested_keys
 from adapterhub_local.recipe.recipe import Sweep
 from adapterhub_local.recipe.schema import TABLES

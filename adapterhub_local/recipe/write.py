@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Any
 
-from adapterhub_local.recipe.key import keys
+from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.recipe import Recipe
 from adapterhub_local.recipe.schema import TABLES
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from adapterhub_local.durable import CHUNK, link
 from adapterhub_local.errors import Corrupt, RemoteError
 from adapterhub_local.registry.blobs import is_sound
-from adapterhub_local.registry.slots import blob_path
+from adapterhub_local.registry.remote_layout import blob_path
 from adapterhub_local.registry.store import Store
 from adapterhub_local.registry.version import File
 

@@ -13,10 +13,10 @@ from typing import Any
 from adapterhub_local.durable import canonical_json, link, staging
 from adapterhub_local.errors import BadFile, BadReference, Corrupt
 from adapterhub_local.lora.config import WEIGHTS
+from adapterhub_local.lora.contents import read_layout
 from adapterhub_local.lora.header import read_header
-from adapterhub_local.lora.layout import read_layout
 from adapterhub_local.refs import check_name
-from adapterhub_local.registry.form import check_lineage
+from adapterhub_local.registry.lineage_form import check_lineage
 from adapterhub_local.registry.registry import Registry, insert_version
 from adapterhub_local.registry.version import File, Version
 

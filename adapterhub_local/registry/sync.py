@@ -28,7 +28,7 @@ from adapterhub_local.registry.receive import (
     with_parents,
 )
 from adapterhub_local.registry.registry import Registry
-from adapterhub_local.registry.slots import (
+from adapterhub_local.registry.remote_layout import (
     Slot,
     all_numbers,
     blob_path,

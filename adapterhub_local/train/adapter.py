@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
-from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
@@ -17,9 +17,9 @@ from adapterhub_local.lora.write import tensor_name, write_adapter, write_safete
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.schema import Adapter
 from adapterhub_local.registry import Version
-from adapterhub_local.train.examples import Example
-from adapterhub_local.train.packing import Packed, inputs, pack
-from adapterhub_local.train.product import fuse
+from adapterhub_local.rows.examples import Example
+from adapterhub_local.rows.packing import Packed, inputs, pack
+from adapterhub_local.train.fused_lora import fuse
 from adapterhub_local.train.targets import target_names
 
 MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT names it in a file

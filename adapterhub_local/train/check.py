@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from adapterhub_local.base.bases import BaseInfo, find_base
 from adapterhub_local.base.modules import check_patterns, check_targets
-from adapterhub_local.base.store import BaseInfo, find_base
-from adapterhub_local.data.load import Dataset, read_data
+from adapterhub_local.data.dataset import Dataset, read_data
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.config import CONFIG, AdapterConfig
 from adapterhub_local.recipe import Recipe

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
-from adapterhub_local.plan.activations import MLP_TOKENS
+from adapterhub_local.rows.bounds import MLP_TOKENS
 
 OFFLOAD = "offload"  # train.activation_checkpointing
 PIECE = 32 << 20  # bytes: torch gives pinned memory in powers of two, so a tensor whole could take twice its size

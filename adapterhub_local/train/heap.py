@@ -8,7 +8,7 @@ take a quarter more of processor time.
 
 import ctypes
 
-from adapterhub_local.plan.memory import HEAP_CHUNK
+from adapterhub_local.rows.bounds import HEAP_CHUNK
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 

@@ -10,10 +10,10 @@ import torch
 
 from adapterhub_local.durable import digest_bytes
 from adapterhub_local.evaluate.metrics import Score
-from adapterhub_local.train.curve import short_curve
-from adapterhub_local.train.running import Run
-from adapterhub_local.train.runs import read_log
-from adapterhub_local.train.trainer import choose_optimizer
+from adapterhub_local.recipe.derived import optimizer_on
+from adapterhub_local.train.log_curves import short_curve
+from adapterhub_local.train.past_runs import read_log
+from adapterhub_local.train.run_folder import Run
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")
 
@@ -46,7 +46,7 @@ def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[
             "curve": short_curve(read_log(run.folder)),
             "examples": rows,
             "compute": str(model.dtype).removeprefix("torch."),
-            "optimizer": choose_optimizer(recipe.train.optimizer, model.device.type),
+            "optimizer": optimizer_on(recipe.train.optimizer, model.device.type),
         },
         "environment": environment(model.device.type),
     }

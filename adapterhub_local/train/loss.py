@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from adapterhub_local.train.examples import Example
-from adapterhub_local.train.packing import Packed, forward, inputs, label_positions, pack
+from adapterhub_local.rows.bounds import LOGITS_BYTES
+from adapterhub_local.rows.examples import Example
+from adapterhub_local.rows.packing import Packed, forward, inputs, label_positions, pack
 
-LOGITS_BYTES = 128 << 20  # of float32 logits at once
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 

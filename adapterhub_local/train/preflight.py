@@ -15,9 +15,9 @@ from adapterhub_local.durable import staging
 from adapterhub_local.errors import BadData, Corrupt, InputError, QhubError
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.write import write_safetensors
+from adapterhub_local.rows.examples import Example
 from adapterhub_local.settings import Home, make_folder
 from adapterhub_local.train.adapter import factors_of, random_devices, read_factors
-from adapterhub_local.train.examples import Example
 from adapterhub_local.train.trainer import AdapterTrainer, answer_loss
 
 COPIES = 8  # of the factors on the disk at worst: two checkpoints of three (weights, two moments), best, result

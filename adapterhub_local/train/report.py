@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from adapterhub_local.train.curve import draw
+from adapterhub_local.train.log_curves import draw
 
 STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}"

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from adapterhub_local.base.load import quiet_loading
-from adapterhub_local.train.examples import Example
+from adapterhub_local.rows.examples import Example
 
 LONGEST = 64  # tokens of an answer
 

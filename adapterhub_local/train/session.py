@@ -9,16 +9,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.load import choose_device, has_bfloat16, load_base
-from adapterhub_local.data.load import read_data
+from adapterhub_local.data.dataset import read_data
 from adapterhub_local.errors import InputError
+from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.derived import compute_on
+from adapterhub_local.rows.examples import Example, tokenise_data
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.check import check_run
-from adapterhub_local.train.examples import Example, tokenise_data
 from adapterhub_local.train.heap import map_large_tensors
-from adapterhub_local.train.progress import Reporter
-from adapterhub_local.train.running import Run
+from adapterhub_local.train.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,7 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
 
 
 def compute_dtype(wanted: str) -> torch.dtype:
-    """The dtype of activations: `auto` is bfloat16 where the hardware has matrix units for it.
-
-    Not float16 on older GPUs: gradients need its range scaled, and a base of bfloat16 weights can overflow it.
-    """
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-    fast = has_bfloat16() if choose_device() == "cuda" else torch.cpu.get_capabilities().get("amx_bf16")
-    return torch.bfloat16 if fast else torch.float32
+    """The dtype of activations here."""
+    device = choose_device()
+    name = compute_on(wanted, device, has_bfloat16=device == "cuda" and has_bfloat16())
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

@@ -5,13 +5,13 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from adapterhub_local.base.store import BaseInfo, find_base
-from adapterhub_local.data.load import Dataset
+from adapterhub_local.base.bases import BaseInfo, find_base
+from adapterhub_local.data.dataset import Dataset
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.rows.examples import Tokenised, tokenise_data
 from adapterhub_local.settings import Home
 from adapterhub_local.train.check import Runs, data_of, gathering, raise_all
-from adapterhub_local.train.examples import Tokenised, tokenise_data
 
 
 def describe_data(recipe: Recipe, dataset: Dataset, home: Home) -> dict[str, dict[str, Any]]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from adapterhub_local.base.store import find_base
-from adapterhub_local.data.load import Dataset
+from adapterhub_local.base.bases import find_base
+from adapterhub_local.data.dataset import Dataset
 from adapterhub_local.errors import InputError, NotFound, QhubError, Stopped
 from adapterhub_local.plan.auto import settle
+from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe import Recipe, load_runs
 from adapterhub_local.recipe.recipe import as_called_now
 from adapterhub_local.recipe.sweep import METRICS
@@ -19,10 +20,9 @@ from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
 from adapterhub_local.train.check import check_comparable, check_run, check_runs, data_of, read_all
 from adapterhub_local.train.launch import launch
-from adapterhub_local.train.progress import Reporter
-from adapterhub_local.train.run import train
-from adapterhub_local.train.running import Run
-from adapterhub_local.train.runs import read_record
+from adapterhub_local.train.past_runs import read_record
+from adapterhub_local.train.run_folder import Run
+from adapterhub_local.train.train import train
 
 
 @dataclass(frozen=True)

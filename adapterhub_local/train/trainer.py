@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from adapterhub_local.errors import QhubError
+from adapterhub_local.recipe.derived import examples_a_row, num_steps, optimizer_on
 from adapterhub_local.recipe.schema import Train
+from adapterhub_local.rows.examples import Example
+from adapterhub_local.rows.packing import Packed, is_exact, pack, pack_rows
 from adapterhub_local.train.checkpointing import enable_checkpointing
-from adapterhub_local.train.examples import Example
 from adapterhub_local.train.loss import answer_loss, output_head
-from adapterhub_local.train.packing import Packed, is_exact, pack, pack_rows
 from adapterhub_local.train.watch import Report, Watch
 
 # our name -> the Trainer's
@@ -127,18 +128,6 @@ class NotSaved(QhubError):
     """A checkpoint could not be written; those before it are whole."""
 
 
-def choose_optimizer(wanted: str, device: str) -> str:
-    """The optimizer that `auto` means on this device: a step of 8-bit AdamW takes ten times as long on a CPU."""
-    if wanted != "auto":
-        return wanted
-    return "adamw" if device == "cpu" else "paged_adamw_8bit"
-
-
-def steps_of(num_examples: int, train: Train) -> int:
-    """How many optimizer steps a run takes."""
-    return max(1, round(math.ceil(num_examples / train.batch_size) * train.epochs))
-
-
 def make_rows(
     model: Any, examples: Sequence[Example], train: Train, world_size: int = 1
 ) -> Callable[[Sequence[Example]], list[Packed]]:
@@ -146,9 +135,9 @@ def make_rows(
 
     One dropout mask for a shared prefix would not be what was asked for, so dropout shares nothing.
     """
-    size = min(train.micro_batch_size or train.batch_size, math.ceil(train.batch_size / world_size))
+    size = examples_a_row(train, world_size)
     share = not any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    if train.packed_tokens == 0 or (size > 1 and not is_exact(model.eval(), examples, share=share)):
+    if size > 1 and not is_exact(model.eval(), examples, share=share):
         size = 1
 
     def rows(batch: Sequence[Example]) -> list[Packed]:
@@ -164,7 +153,7 @@ def make_trainer(
 
     Model: PEFT over a frozen base. Checkpoints go into `folder`, when the watch says so.
     """
-    steps = steps_of(len(examples), train)
+    steps = num_steps(len(examples), train)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=train.batch_size,
@@ -174,7 +163,7 @@ def make_trainer(
         warmup_steps=math.ceil(train.warmup * steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        optim=OPTIMIZERS[choose_optimizer(train.optimizer, model.device.type)],
+        optim=OPTIMIZERS[optimizer_on(train.optimizer, model.device.type)],
         seed=train.seed,
         data_seed=train.seed,
         use_cpu=model.device.type == "cpu",

@@ -8,18 +8,18 @@ import torch
 
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import InputError
+from serve.adapters.pool import AdapterPool
+from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
-from serve.engine.check import use_packed_attention
 from serve.engine.engine import Engine
 from serve.engine.graphs import Graphs
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool, pages_for
-from serve.engine.pool import AdapterPool
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
+from serve.engine.self_check import use_packed_attention
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
-from serve.lora.slots import Slots
 from serve.lora.weights import own_weight, use_dense, use_four_bit, use_four_bit_for_few
 
 DEFAULT_MAX_LENGTH = 4096

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from adapterhub_local.errors import QhubError
-from serve.engine.loader import SlotLoader
+from serve.adapters.loader import SlotLoader
+from serve.adapters.pool import AdapterPool
+from serve.adapters.slots import Slots
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
-from serve.engine.pool import AdapterPool
 from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import Sampler, choose
@@ -24,7 +25,6 @@ from serve.engine.score import score_prompts
 from serve.engine.stats import Stats
 from serve.errors import AdapterUnloaded, ContextTooLong, DeviceLost, GenerationFailed
 from serve.lora.product import Slot
-from serve.lora.slots import Slots
 
 logger = logging.getLogger(__name__)
 LOAD_WAIT = 0.1  # seconds that a step without work waits for an adapter, before it looks whether there is other work

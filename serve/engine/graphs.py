@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from adapterhub_local.errors import Incompatible
+from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
 from serve.engine.packed import Answers
 from serve.engine.pages import PAGE, pages_for
@@ -21,7 +22,6 @@ from serve.engine.request import Scheduled
 from serve.kernels.choose import Kernels
 from serve.lora.linear import LoraContext
 from serve.lora.product import LoraBatch, Segment, Tiles, tile_rows
-from serve.lora.slots import Slots
 
 logger = logging.getLogger(__name__)
 

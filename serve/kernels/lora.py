@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from serve.kernels.launch import BUSY, dot, precision
-from serve.lora.product import TILE
+from serve.kernels.reference import TILE
 
 FUSED = 3  # layers of one launch
 BLOCK_IN = 64  # places of the input, of shrink's columns and of the output that one program takes at a time

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+TILE = 16  # the most tokens of a tile: what one product of a tensor core takes
+
 
 def add_lora(
     outs: Sequence[torch.Tensor],

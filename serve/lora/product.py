@@ -9,6 +9,8 @@ from itertools import groupby
 
 import torch
 
+from serve.kernels.reference import TILE
+
 
 @dataclass(frozen=True, order=True)
 class Slot:
@@ -63,7 +65,6 @@ class LoraBatch:
     tiles: tuple[Tiles, ...] = ()
 
 
-TILE = 16  # tokens of a tile: what one product of a tensor core takes
 LONG = 64  # a segment of more tokens is no work for tiles, each of which reads the factors
 
 

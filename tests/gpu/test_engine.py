@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.load import load_base
-from adapterhub_local.base.store import read_record
 from adapterhub_local.registry import Registry
 from serve.engine.build import build_engine
 from serve.engine.options import EngineOptions
-from tests.serve.adapters import served_registry
-from tests.serve.test_graphs import ADAPTERS, answers
+from tests.serve.adapter_makers import served_registry
+from tests.serve.engine.test_graphs import ADAPTERS, answers
 
 __all__ = ["served_registry"]
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import load_base
-from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
-from adapterhub_local.train.run import train
+from adapterhub_local.train.train import train
 from serve.engine.build import build_engine
 from serve.engine.request import Request, SamplingParams
 from tests.chats import write_recipe

@@ -10,15 +10,15 @@ import openai
 import pytest
 import uvicorn
 
+from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.load import LoadedBase, load_base
-from adapterhub_local.base.store import read_record
 from adapterhub_local.registry import Registry
-from serve.app import create_app
 from serve.engine.options import EngineOptions
+from serve.http.app import create_app
 from serve.options import HttpOptions
-from serve.run import DrainingServer
+from serve.server import DrainingServer
 from serve.service import Service
-from tests.serve.adapters import served_registry
+from tests.serve.adapter_makers import served_registry
 
 __all__ = ["served_registry"]
 

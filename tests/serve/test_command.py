@@ -11,12 +11,12 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import load_base
-from adapterhub_local.base.store import BaseInfo
 from adapterhub_local.cli.serve import command
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.registry import Registry
-from tests.serve.adapters import publish
+from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
 
 

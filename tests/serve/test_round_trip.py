@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
+from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.base.load import load_base
-from adapterhub_local.base.store import BaseInfo, read_record
 from adapterhub_local.hub import pull, push
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.fsck import verify
 from adapterhub_local.settings import Home
-from adapterhub_local.train.run import train
+from adapterhub_local.train.train import train
 from tests.chats import write_recipe
 from tests.hub_server import HubServer, Repo
 from tests.serve.conftest import Server

@@ -1,0 +1,1 @@
+"""Drawings: curves and bars as SVG or PNG, from numbers and escaped text alone."""

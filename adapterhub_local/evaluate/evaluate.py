@@ -1,0 +1,146 @@
+"""Score a base or a registered version on a file of held-out chats, and keep the result with the version."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.base.bases import BaseInfo, find_by_fingerprint
+from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
+from adapterhub_local.data.chat import Chat
+from adapterhub_local.errors import Incompatible, InputError
+from adapterhub_local.evaluate.choices import choose
+from adapterhub_local.evaluate.metrics import Score, evaluate
+from adapterhub_local.evaluate.written import is_json, matches, write_answers
+from adapterhub_local.progress import Counting
+from adapterhub_local.recipe.schema import Data
+from adapterhub_local.registry import Version
+from adapterhub_local.rows.examples import Example, Tokenised, scored_on, tokenise_all
+from adapterhub_local.settings import Home
+
+
+def base_of(version: Version, home: Home) -> BaseInfo:
+    """The base a version was made for. Raises Incompatible if this home does not have it."""
+    fingerprint = version.base_fingerprint
+    found = find_by_fingerprint(fingerprint, home) if fingerprint else None
+    if found is None:
+        entry = version.lineage.get("base", {})
+        name = entry.get("hub_id") or entry.get("name") or "an unknown model"
+        raise Incompatible(
+            f"{version} was made for {name} ({(fingerprint or 'no fingerprint')[:19]}): add it with `qhub base add`"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What is asked beside loss and exact match; all for the same examples, in the same order."""
+
+    questions: Sequence[Sequence[Example]] = ()  # each chat with every choice
+    right: Sequence[int] = ()
+    pattern: re.Pattern[str] | None = None
+    wants_json: bool = False
+    max_new_tokens: int = 256
+
+    @property
+    def need_text(self) -> bool:
+        return self.pattern is not None or self.wants_json
+
+
+def data_settings(versions: Sequence[Version], **given: str | None) -> Data:
+    """How to read a file of held-out examples: as is said, else as the recipe of the first adapter read its own."""
+    recipes = [version.lineage.get("recipe") or {} for version in versions]
+    resolved = (recipe.get("resolved") or {} for recipe in recipes)
+    known: dict[str, Any] = next((tables["data"] for tables in resolved if tables.get("data")), {})
+    names = ("template", "loss_on", *(() if given.get("format") else ("prompt", "answer", "system")))
+    settings = {name: known[name] for name in names if known.get(name) is not None}
+    data = Data(train=(), **{**settings, **{name: value for name, value in given.items() if value is not None}})
+    if (data.prompt is None) != (data.answer is None):
+        raise InputError("--prompt and --answer need each other: an example is made of both")
+    return data
+
+
+def read_tests(base: LoadedBase, chats: Sequence[Chat], data: Data, max_length: int) -> Tokenised:
+    """Held-out chats as tokens; one that is longer than `max_length` tokens is an error."""
+    return tokenise_all(chats, base.tokenizer, max_length, loss_on=scored_on(data), template=data.template)
+
+
+def score(
+    base: LoadedBase,
+    version: Version | None,
+    tests: Sequence[Example],
+    batch_size: int,
+    progress: Counting | None = None,
+    checks: Checks | None = None,
+) -> Score:
+    """Score the base, or the base with a version's adapter on it, applied by plain PEFT."""
+    if version is None:
+        return _score(base, base.model, tests, batch_size, progress, checks or Checks())
+    return score_folder(base, version.path, tests, batch_size, progress, checks)
+
+
+def score_folder(
+    base: LoadedBase,
+    folder: Path,
+    tests: Sequence[Example],
+    batch_size: int,
+    progress: Counting | None = None,
+    checks: Checks | None = None,
+) -> Score:
+    """Score the base with the adapter in a PEFT folder on it."""
+    with adapted(base, folder) as model:
+        return _score(base, model, tests, batch_size, progress, checks or Checks())
+
+
+@contextmanager
+def adapted(base: LoadedBase, folder: Path | None) -> Iterator[Any]:
+    """The base's model with the adapter in a PEFT folder on it, for as long as the block; without one as it is."""
+    if folder is None:
+        yield base.model
+        return
+    import_bitsandbytes()  # before peft imports it
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base.model, str(folder)).eval()
+    try:
+        yield model
+    finally:
+        model.unload()
+
+
+def _score(
+    base: LoadedBase,
+    model: Any,
+    tests: Sequence[Example],
+    batch_size: int,
+    progress: Counting | None,
+    checks: Checks,
+) -> Score:
+    result = evaluate(model, tests, batch_size, progress)
+    hits = dict(result.hits)
+    if checks.questions:
+        chosen = choose(model, checks.questions, progress)
+        hits["accuracy"] = tuple(ours == right for ours, right in zip(chosen, checks.right, strict=True))
+    if checks.need_text:
+        tokenizer = base.tokenizer
+        written = write_answers(model, tokenizer, tests, checks.max_new_tokens, batch_size, progress)
+        if checks.pattern is not None:
+            last = [list(example.ids[slice(*example.spans[-1])]) for example in tests]
+            pairs = zip(written, tokenizer.batch_decode(last, skip_special_tokens=True), strict=True)
+            hits["regex_match"] = tuple(matches(checks.pattern, ours, reference) for ours, reference in pairs)
+        if checks.wants_json:
+            hits["json_valid"] = tuple(is_json(text) for text in written)
+    return replace(result, hits=hits)
+
+
+def entry(scores: Mapping[str, Score], digest: str | None, **how: Any) -> dict[str, Any]:
+    """The form in which a task's scores are kept: the adapter's, those it was compared with, each with how much the
+    adapter differs from it, and `how` they were asked for."""
+    kept: dict[str, Any] = {}
+    for who, score in scores.items():
+        kept[who] = score.to_json_with_intervals()
+        if who != "adapter" and "adapter" in scores:
+            kept[who]["difference"] = scores["adapter"].differences(score)
+    return kept | {"data": digest, "how": {name: value for name, value in how.items() if value is not None}}

@@ -1,0 +1,53 @@
+"""What a recipe's settings come to on a device: optimizer, compute dtype, steps, row size.
+
+The plan and the run read them from here, so neither can foretell what the other does not do. No torch.
+"""
+
+import math
+from pathlib import Path
+
+from adapterhub_local.recipe.schema import Adapter, Train
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def optimizer_on(wanted: str, device: str) -> str:
+    """The optimizer that `auto` means on a device (`cpu` or `cuda`): a step of 8-bit AdamW is ten times slower on a
+    CPU."""
+    if wanted != "auto":
+        return wanted
+    return "adamw" if device == "cpu" else "paged_adamw_8bit"
+
+
+def compute_on(wanted: str, device: str, *, has_bfloat16: bool) -> str:
+    """The dtype of activations; `auto` is bfloat16 where the hardware has matrix units for it.
+
+    `has_bfloat16` describes a GPU; a CPU is asked itself. Not float16 on older GPUs: gradients need its range
+    scaled, and a base of bfloat16 weights can overflow it.
+    """
+    if wanted != "auto":
+        return wanted
+    has_units = has_bfloat16 if device == "cuda" else has_amx()
+    return "bfloat16" if has_units else "float32"
+
+
+def has_amx() -> bool:
+    """Whether this machine's CPU multiplies matrices of bfloat16 in units of its own."""
+    return CPUINFO.exists() and " amx_bf16" in CPUINFO.read_text(errors="replace")
+
+
+def num_steps(num_examples: int, train: Train) -> int:
+    """Optimizer steps of a run."""
+    return max(1, round(math.ceil(num_examples / train.batch_size) * train.epochs))
+
+
+def examples_a_row(train: Train, world_size: int = 1) -> int:
+    """The most examples that are packed into one row, of a batch that `world_size` processes divide."""
+    if train.packed_tokens == 0:
+        return 1
+    return min(train.micro_batch_size or train.batch_size, math.ceil(train.batch_size / world_size))
+
+
+def shares_prefixes(adapter: Adapter) -> bool:
+    """Whether examples of a row share the tokens they begin with: not with dropout, whose mask would be one for all."""
+    return adapter.dropout == 0

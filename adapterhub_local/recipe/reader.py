@@ -1,0 +1,238 @@
+"""Read a recipe strictly: every mistake at once, each with file, line, key and the nearest known key."""
+
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, replace
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.errors import BadRecipe
+from adapterhub_local.recipe.elsewhere import hint
+from adapterhub_local.recipe.field import keys
+from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
+from adapterhub_local.recipe.recipe import RENAMED, Recipe
+from adapterhub_local.recipe.schema import TABLES
+from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
+from adapterhub_local.recipe.sweep import SWEEP, read_sweep
+
+KEYS = {name: keys(table) for name, table in TABLES.items()}
+_TYPE_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Source: "a file name or Hub dataset",
+}
+_PLURALS = {str: "names", int: "whole numbers", float: "numbers", Source: "them"}
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, run: tuple[str, Sequence[str]] | None = None) -> Recipe:
+    """The recipe in the TOML file at `path`, with what it extends, and `overrides` such as `train.seed=1` applied.
+
+    `run` is one of a sweep: what messages call it, and what it changes.
+
+    Raises NotFound if there is no file, BadRecipe with one line for each thing that is wrong: not
+    TOML, unknown tables or keys, wrong types, values out of range, missing data files.
+    """
+    files = read_layers(path)
+    layers = [*files, overriding(overrides, path)]
+    if run is not None:
+        layers.append(overriding(run[1], path, run[0]))
+    reading = _Reading(layers)
+    values = {name: reading.table(name) for name in TABLES}
+    reading.check_together(values)
+    sweep = read_sweep(layers, reading.problems)
+    if reading.problems:
+        raise BadRecipe("\n".join(dict.fromkeys(reading.problems)))
+    text = _whole_text(files)
+    return Recipe(**values, text=text, path=path, origins=reading.origins, sweep=sweep, overrides=tuple(overrides))
+
+
+def load_runs(recipe: Recipe) -> list[tuple[tuple[str, ...], Recipe]]:
+    """Every run of a recipe's sweep as (what it changes, its recipe); of one without a sweep, itself.
+
+    The recipe's own alias is left out: it goes to the best. Raises BadRecipe with what is wrong with any of them.
+    """
+    if recipe.sweep is None:
+        return [((), recipe)]
+    loaded, problems = [], []
+    for number, changes in enumerate(recipe.sweep.runs, 1):
+        try:
+            run = load_recipe(recipe.path, recipe.overrides, run=(f"run {number} of [sweep]", changes))
+        except BadRecipe as error:
+            problems += str(error).splitlines()
+            continue
+        loaded.append((changes, replace(run, sweep=None, output=replace(run.output, alias=None))))
+    if problems:
+        raise BadRecipe("\n".join(dict.fromkeys(problems)))
+    return loaded
+
+
+def _whole_text(files: Sequence[Layer]) -> str:
+    """The recipe as written, and behind it those it extends, so that a version keeps all that it was made from."""
+    own, *others = reversed(files)
+    return own.text + "".join(f"\n# {layer.path.name}, which is extended\n{layer.text}" for layer in others)
+
+
+class _Reading:
+    """One pass over a recipe's layers: the values, where each was written, and every problem with its line."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
+        self.problems: list[str] = []
+        self.origins: dict[str, str] = {}
+        known = {**TABLES, SWEEP: None, EXTENDS: None}
+        for layer in layers:
+            for name, given in layer.tables.items():
+                if name not in known and not isinstance(given, Mapping) and (told := hint(name, None, KEYS)):
+                    self.problem(layer, name, None, f"unknown key '{name}'{told}")
+                elif name not in known:
+                    self.problem(layer, name, None, f"unknown table [{name}]{nearest(name, known)}")
+                elif name != EXTENDS and not isinstance(given, Mapping):
+                    self.problem(layer, name, None, f"'{name}' must be a table: write [{name}]")
+
+    def problem(self, layer: Layer, table: str, key: str | None, message: str) -> None:
+        place = layer.place(table, key)
+        if not layer.is_file:
+            place = f"{layer.path}: {place}"
+        self.problems.append(f"{place}: {message}")
+
+    def table(self, name: str) -> Any:
+        """The table of this name, None if something in it is wrong."""
+        before = len(self.problems)
+        known = keys(TABLES[name])
+        given: dict[str, tuple[Layer, Any]] = {}
+        holders = [layer for layer in self.layers if isinstance(layer.tables.get(name), Mapping)]
+        for layer in holders:
+            for key, value in layer.tables[name].items():
+                if (name, key) in RENAMED:
+                    self.problem(layer, name, key, f"'{key}' in [{name}] is called '{RENAMED[name, key]}' now")
+                elif key not in known:
+                    told = hint(key, name, KEYS) if not _near(key, known) else None
+                    self.problem(layer, name, key, f"unknown key '{key}' in [{name}]{told or nearest(key, known)}")
+                given[key] = (layer, value)
+        hints = typing.get_type_hints(TABLES[name])
+        values = {}
+        for key, item in known.items():
+            if key in given:
+                layer, value = given[key]
+                self.origins[f"{name}.{key}"] = layer.place(name, key)
+                values[item.name] = self._value(layer, name, key, item, hints[item.name], value)
+            elif item.default is MISSING:
+                files = [layer for layer in (*self.layers, *holders) if layer.is_file]
+                self.problem(files[-1], name, None, f"[{name}] needs '{key}': {item.metadata['meaning']}")
+        return TABLES[name](**values) if len(self.problems) == before else None
+
+    def _value(self, layer: Layer, table: str, key: str, item: Field, hint: Any, value: Any) -> Any:
+        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType) and hint != Source
+        allowed = typing.get_args(hint) if is_union else (hint,)
+        converted = convert(value, allowed)
+        if converted is None:
+            wanted = " or ".join(dict.fromkeys(_type_name(kind) for kind in allowed if kind is not types.NoneType))
+            self.problem(layer, table, key, f"{table}.{key} must be {wanted}, not {value!r}")
+            return None
+        if any(_item_type(kind) is Source for kind in allowed):
+            converted = tuple(read_source(text, layer.path.parent) for text in converted)
+            for source in converted:
+                if not isinstance(source, HubFiles) and (wrong := local_problem(source)):
+                    self.problem(layer, table, key, f"{table}.{key}: {wrong}")
+            return converted
+        check = item.metadata["check"]
+        if check is not None and (wrong := check(converted)):
+            self.problem(layer, table, key, f"{table}.{key} = {value!r}: {wrong}")
+        return converted
+
+    def check_together(self, values: Mapping[str, Any]) -> None:
+        """What no single key can tell, as far as the tables are right in themselves."""
+        for table, check in (("train", _check_train), ("data", _check_data)):
+            for key, message in check(values[table], values) if values[table] else ():
+                layer = next(layer for layer in reversed(self.layers) if key in layer.tables.get(table, {}))
+                self.problem(layer, table, key, message)
+
+
+def _check_train(train: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    problems = []
+    if train.micro_batch_size and train.batch_size % train.micro_batch_size:
+        problems.append(("micro_batch_size", f"micro_batch_size must divide batch_size ({train.batch_size})"))
+    if train.eval_every and values["data"] and values["data"].test is None and not values["data"].test_share:
+        problems.append(("eval_every", "train.eval_every needs data.test: held-out chats to evaluate on"))
+    if train.patience and not train.eval_every:
+        problems.append(("patience", "train.patience needs train.eval_every: how often to evaluate"))
+    return problems
+
+
+def _check_data(data: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    problems = []
+    files = [
+        {item.resolve() if isinstance(item, Path) else item for item in part or ()} for part in (data.train, data.test)
+    ]
+    if files[0] & files[1] and not all(isinstance(item, HubFiles) and not item.path for item in files[0] & files[1]):
+        problems.append(("test", "data.test is data.train: hold out other examples to evaluate on"))
+    if data.weights is not None and len(data.weights) != len(data.train):
+        problems.append(
+            ("weights", f"data.weights has {len(data.weights)} numbers for {len(data.train)} files of train")
+        )
+    if (data.prompt is None) != (data.answer is None):
+        given, missing = ("prompt", "answer") if data.answer is None else ("answer", "prompt")
+        problems.append((given, f"data.{given} needs data.{missing}: both are made of columns"))
+    if data.system is not None and data.prompt is None:
+        problems.append(("system", "data.system needs data.prompt and data.answer"))
+    return problems
+
+
+def check_data_settings(given: Mapping[str, str | None]) -> None:
+    """Values for keys of [data] that were given as options. Raises BadRecipe for one that is not allowed."""
+    checks = {key: item.metadata["check"] for key, item in keys(TABLES["data"]).items()}
+    for name, value in given.items():
+        if value is not None and checks[name] is not None and (wrong := checks[name](value)):
+            raise BadRecipe(f"--{name} {value}: {wrong}")
+
+
+def convert(value: Any, allowed: Sequence[Any]) -> Any:
+    """`value` as the first of the types that takes it, or None."""
+    for kind in allowed:
+        item = _item_type(kind)
+        if item is Source and isinstance(value, str) and value.strip():
+            return (value,)
+        if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
+            return float(value)
+        if kind in (str, int, bool) and type(value) is kind:
+            return value
+        if item is not None and typing.get_origin(kind) is tuple and isinstance(value, list) and value is not None:
+            parts = [convert(part, (str if item is Source else item,)) for part in value]
+            if all(part is not None and part != "" for part in parts) and (parts or item is not Source):
+                return tuple(parts)
+        if item is not None and typing.get_origin(kind) is dict and isinstance(value, Mapping):
+            table = {key: convert(part, (item,)) for key, part in value.items()}
+            if all(part is not None for part in table.values()):
+                return table
+    return None
+
+
+def _item_type(kind: Any) -> Any:
+    """What a list or table type holds; None for other types."""
+    if typing.get_origin(kind) is tuple:
+        return typing.get_args(kind)[0]
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+
+
+def _type_name(kind: Any) -> str:
+    item = _item_type(kind)
+    if item is Source:
+        return f"{_TYPE_NAMES[Source]}, or a list of {_PLURALS[Source]}"
+    if item is not None:
+        return f"a {'table' if typing.get_origin(kind) is dict else 'list'} of {_PLURALS[item]}"
+    return _TYPE_NAMES[kind]
+
+
+def nearest(name: str, known: Mapping[str, Any]) -> str:
+    """The end of a message about an unknown name."""
+    near = _near(name, known, 0.5)
+    return f": did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"
+
+
+def _near(name: str, known: Mapping[str, Any], cutoff: float = 0.8) -> list[str]:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

@@ -1,0 +1,216 @@
+"""Attention over a packed row in transformers' models: each example sees the prefix and itself, and nothing is masked.
+
+Registered with transformers beside what a model uses, so that rows of one example and generation stay with
+the model's own attention. A model whose code is not on that interface (Falcon) keeps masks.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from adapterhub_local.errors import Incompatible
+from adapterhub_local.rows.flash import attend_in_pieces
+from adapterhub_local.rows.layout import Layout, visible
+
+NAMES = {"sdpa": "qhub_layout_sdpa", "eager": "qhub_layout_eager"}  # what a model used -> its name with ours beside it
+# what models pass along that has no bearing on causal attention
+_HARMLESS = frozenset(
+    ("is_causal", "position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache")
+)
+Route = Callable[..., torch.Tensor]
+
+
+def attach(model: Any) -> bool:
+    """Let a model take `layout=` in its forward; False where its code is not on transformers' attention interface."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    used = inner.config._attn_implementation
+    if used in NAMES.values():
+        return True
+    if used not in NAMES or not getattr(inner, "_supports_attention_backend", False):
+        return False
+    for theirs, name in NAMES.items():
+        AttentionInterface.register(name, _attention)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[theirs])
+    inner.set_attn_implementation(NAMES[used])
+    return True
+
+
+def detach(model: Any) -> None:
+    """Give a model its own attention back."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for theirs, name in NAMES.items():
+        if inner.config._attn_implementation == name:
+            inner.set_attn_implementation(theirs)
+
+
+def is_attached(model: Any) -> bool:
+    """Whether the model takes `layout=`."""
+    return model.config._attn_implementation in NAMES.values()
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    layout: Layout | None = None,
+    **given: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a layer calls: the model's own attention, or with a layout that of the packed row, whatever the mask.
+
+    query (1, heads, T, head_dim), key and value (1, kv_heads, T, head_dim); the result is (1, T, heads, head_dim).
+    Raises Incompatible for a kind of attention that is not computed here.
+    """
+    if layout is None:
+        return _own_attention(module)(module, query, key, value, attention_mask, **given)
+    window, softcap, scale = given.pop("sliding_window", None), given.pop("softcap", None), given.pop("scaling", None)
+    dropout = given.pop("dropout", 0.0)
+    unknown = [name for name, value in given.items() if value is not None and name not in _HARMLESS]
+    if unknown:
+        raise Incompatible(f"this model's attention needs {', '.join(unknown)}, which packed rows do not have")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    route = choose_route(query, value, softcap, dropout)
+    if route is each_alone:
+        return each_alone(query, key, value, layout, window, scale, softcap, dropout), None
+    return route(query, key, value, layout, window, scale), None
+
+
+def _own_attention(module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """The attention the model would have without ours; eager attention is a function beside the module's class."""
+    if module.config._attn_implementation == NAMES["sdpa"]:  # type: ignore[union-attr]
+        return ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+
+
+def choose_route(query: torch.Tensor, value: torch.Tensor, softcap: float | None, dropout: float) -> Route:
+    """The cheapest function that computes this attention on the tensors' device."""
+    if softcap is not None or dropout or query.shape[-1] != value.shape[-1]:
+        return each_alone
+    if query.device.type == "cpu":
+        return attend_in_pieces
+    return packed_kernel if has_packed_kernel(query) else each_alone
+
+
+def has_packed_kernel(query: torch.Tensor) -> bool:
+    """Whether torch's kernel for examples of several lengths takes such queries: 16 bits, on a card of Ampere or later.
+
+    Heads of a multiple of 8 up to 256. Older versions of the kernel have no grouped heads, and are not used.
+    """
+    head_dim = query.shape[-1]
+    if query.dtype not in (torch.float16, torch.bfloat16) or head_dim % 8 or head_dim > 256 or torch.version.hip:
+        return False
+    kernel = _varlen()
+    wanted = {"scale", "window_size", "enable_gqa"}
+    if kernel is None or not wanted <= inspect.signature(kernel).parameters.keys():
+        return False
+    return query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def _varlen() -> Callable[..., Any] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+def packed_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, window: int | None, scale: float
+) -> torch.Tensor:
+    """One FlashAttention call: each example's keys behind a copy of the prefix's, causal from the bottom right."""
+    kernel = _varlen()
+    assert kernel is not None
+    ends_q, ends_k = [0], [0]
+    for start, end in layout.spans:
+        ends_q.append(end)
+        ends_k.append(ends_k[-1] + layout.before((start, end)) + end - start)
+    keys, values = (_behind_prefix(tensor.transpose(1, 2)[0], layout) for tensor in (key, value))
+    window = layout.binding(window)
+    out = kernel(
+        query.transpose(1, 2)[0],
+        keys,
+        values,
+        torch.tensor(ends_q, dtype=torch.int32, device=query.device),
+        torch.tensor(ends_k, dtype=torch.int32, device=query.device),
+        max(end - start for start, end in layout.spans),
+        layout.prefix + max(layout.rests),
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None]
+
+
+def _behind_prefix(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(T, heads, head_dim) -> the prefix, then the prefix and the rest of each example, in one tensor."""
+    if not layout.prefix:
+        return tensor
+    prefix, *rests = tensor.split((layout.prefix, *layout.rests))
+    return torch.cat([prefix, *(part for rest in rests for part in (prefix, rest))])
+
+
+def each_alone(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    window: int | None,
+    scale: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """One attention an example, over the prefix's and its own keys: for what no kernel for packed rows computes."""
+    window = layout.binding(window)
+    sizes = [end - start for start, end in layout.spans]
+    queries, keys, values = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
+    outs = []
+    for number, span in enumerate(layout.spans):
+        own, before = (keys[number], values[number]), layout.before(span)
+        if before:
+            own = (torch.cat([keys[0], own[0]], dim=2), torch.cat([values[0], own[1]], dim=2))
+        mask = visible(sizes[number], before, window, query.device)
+        if softcap is not None:
+            outs.append(_capped(queries[number], *own, mask, scale, softcap, dropout))
+            continue
+        # kernels know by themselves who sees whom where nothing comes before
+        how: dict[str, Any] = {"attn_mask": mask} if before or window is not None else {"is_causal": True}
+        repeats = query.shape[1] // key.shape[1]
+        if (
+            "attn_mask" in how and query.device.type == "cuda"
+        ):  # no kernel takes a mask and grouped heads there: without
+            own = tuple(each.repeat_interleave(repeats, dim=1) for each in own)  # this all scores would be in memory
+            repeats = 1
+        how |= {"scale": scale, "dropout_p": dropout, "enable_gqa": repeats > 1}
+        out = scaled_dot_product_attention(queries[number], *own, **how)
+        outs.append(out.transpose(1, 2))
+    return torch.cat(outs, dim=1)
+
+
+def _capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+    softcap: float,
+    dropout: float,
+) -> torch.Tensor:
+    """softmax(cap(query @ keys^T)) @ values as Gemma 2 rounds it: (1, n, heads, head_dim)."""
+    kv_heads, (heads, count) = key.shape[1], query.shape[1:3]
+    # query heads that share a key head become one head with more queries: nothing is repeated in memory
+    grouped = query.reshape(1, kv_heads, -1, query.shape[-1])
+    scores = softcap * torch.tanh(grouped @ key.transpose(-1, -2) * scale / softcap)
+    scores = scores.view(1, heads, count, -1).masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = drop(torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype), dropout)
+    out = weights.view(1, kv_heads, -1, weights.shape[-1]) @ value
+    return out.view(1, heads, count, -1).transpose(1, 2)

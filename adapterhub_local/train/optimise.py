@@ -1,0 +1,184 @@
+"""The optimizer over the examples: stopped, resumed, watched, and the last good adapter kept when it goes wrong."""
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterhub_local.base.load import quiet_loading
+from adapterhub_local.errors import InputError, QhubError, Stopped
+from adapterhub_local.evaluate.metrics import evaluate
+from adapterhub_local.progress import Reporter
+from adapterhub_local.recipe.derived import num_steps
+from adapterhub_local.rows.examples import Example
+from adapterhub_local.settings import process
+from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, write_factors
+from adapterhub_local.train.lineage import peak_memory_mb
+from adapterhub_local.train.past_runs import BEST, LAST_GOOD, checkpoints
+from adapterhub_local.train.preflight import preflight
+from adapterhub_local.train.run_folder import Run, differences
+from adapterhub_local.train.session import Session
+from adapterhub_local.train.trainer import NotFinite, NotSaved, make_trainer
+from adapterhub_local.train.watch import Diverged, Watch
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Steps, tokens, seconds and the last loss of a run; and how to keep its state, from which it can be resumed."""
+
+    statistics: dict[str, Any]
+    save_state: Callable[[], None]
+
+
+def fit(session: Session, reporter: Reporter) -> Fitted:
+    """Run the optimizer over the examples. Raises Stopped, and QhubError for a run gone wrong."""
+    run, model, examples, train = session.run, session.model, session.examples, session.run.recipe.train
+    tokens_a_step = sum(len(example.ids) for example in examples) / len(examples) * train.batch_size
+    steps = num_steps(len(examples), train)
+    with quiet_loading(), reporter.training(steps, tokens_a_step) as report:
+        watch = Watch(
+            lambda entry: None,
+            evaluate=lambda: held_out(model, session.tests, run.recipe.eval.batch_size),
+            eval_every=train.eval_every,
+            patience=train.patience,
+            save_every=train.save_every,
+            keep_best=(lambda: write_factors(model, run.folder / BEST)) if run.leader else None,
+            factors=factors_of(model),
+        )
+        trainer, _ = make_trainer(model, examples, train, run.folder, watch.report, watch)
+        try:
+            agree(run)
+            preflight(trainer, examples, run.home)
+        except BaseException:
+            with suppress(OSError):  # the Trainer has made an empty folder
+                run.folder.rmdir()
+            raise
+        entries = run.begin(session.checkpoint, steps)
+        watch.restore(entries)
+        log = [entry for entry in entries if "loss" in entry]
+        start = time.perf_counter() - (log[-1].get("seconds", 0.0) if log else 0.0)
+        try:
+            with run.logging() as write, stopping(watch):
+
+                def note(entry: dict[str, Any]) -> None:
+                    entry["seconds"] = round(time.perf_counter() - start, 3)
+                    write(entry)
+                    if "loss" in entry:
+                        log.append(entry)
+                        report(int(entry["step"]), entry["loss"])
+
+                watch.report = note
+                if not watch.stopped_early:  # else it was resumed after its end
+                    trainer.train(resume_from_checkpoint=str(session.checkpoint) if session.checkpoint else None)
+        except (NotFinite, Diverged) as error:
+            run.note(status="failed", reason=str(error))
+            raise QhubError(f"{error}: {_keep_good(session, watch)}") from None
+        except BaseException as error:
+            with suppress(OSError):  # of a full disk
+                run.note(status="failed", reason=f"{type(error).__name__}: {error}"[:300])
+            found = checkpoints(run.folder)
+            hint = f"; --resume goes on from {found[-1].name}" if found else ""
+            if isinstance(error, NotSaved):
+                raise NotSaved(f"{error}{hint}") from None
+            if isinstance(error, OSError):
+                raise QhubError(f"the run cannot go on: {told(error)}{hint}") from None
+            raise
+        seconds = time.perf_counter() - start
+    step = int(log[-1]["step"]) if watch.stopped_early else trainer.state.global_step
+    if step < steps and not watch.stopped_early:
+        run.note(status="stopped", reason=f"stopped at step {step}")
+        raise Stopped(
+            f"stopped at step {step} of {steps}; the state is kept in {run.folder}. "
+            "Go on: the same command with --resume. Begin anew: with --restart"
+        )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if watch.best and watch.best[1] < step and run.leader:
+        load_factors(model, read_factors(run.folder / BEST))
+    statistics = {
+        "steps": step,
+        "tokens_per_second": round(len(log) * tokens_a_step / seconds, 1),
+        "seconds": round(seconds, 1),
+        "loss": log[-1]["loss"] if log else None,
+        "peak_memory_mb": peak_memory_mb(),
+        **({"processes": trainer.args.world_size} if trainer.args.world_size > 1 else {}),
+        **({"best_step": watch.best[1], "stopped_early": watch.stopped_early} if watch.best else {}),
+    }
+
+    def save_state() -> None:
+        if trainer.args.world_size == 1 and checkpoints(run.folder)[-1:] != [run.folder / f"checkpoint-{step}"]:
+            trainer._save_checkpoint(model, None)
+
+    return Fitted(statistics, save_state)
+
+
+def agree(run: Run) -> None:
+    """Hold what decides the run against that of the other processes, which may be on other machines.
+
+    Raises InputError in all of them, with what differs from the first.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    told: list[Any] = [None] * process().world_size
+    torch.distributed.all_gather_object(told, run.decisive)
+    for rank, other in enumerate(told):
+        if other != told[0]:
+            changes = ", ".join(differences(told[0], other))
+            raise InputError(f"process {rank} does not train the same: {changes}; give every machine the same files")
+
+
+def held_out(model: Any, tests: list[Example], batch_size: int) -> dict[str, float]:
+    """The scores of the model as it is, for the log. Draws no random number, so it changes nothing."""
+    model.eval()
+    score = evaluate(model, tests, batch_size)
+    return {"eval_loss": score.loss, "eval_exact_match": score.exact_match}
+
+
+def _keep_good(session: Session, watch: Watch) -> str:
+    """Write the last good factors as an adapter; returns what to tell the user."""
+    advice = "lower train.learning_rate, or look at the data"
+    if not session.run.leader:
+        return advice
+    if watch.good is not None:
+        load_factors(session.model, watch.good.items())
+    elif not all(bool(torch.isfinite(factor).all()) for factor in factors_of(session.model).values()):
+        return advice
+    folder = session.run.folder / LAST_GOOD
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save(session.model, session.run.recipe, session.run.info, folder)
+    return f"{advice}. The last good adapter is kept in {folder} (`qhub add` registers it)"
+
+
+@contextmanager
+def stopping(watch: Watch) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal ask the trainer to stop after the step; a second one stops at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        if watch.stop_asked and process().world_size == 1:  # several would wait for the one that is gone
+            raise KeyboardInterrupt
+        watch.stop_asked = True
+
+    try:
+        asking = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+        before = {number: signal.signal(number, ask) for number in asking}
+    except ValueError:  # not the main thread: the caller handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def told(error: OSError) -> str:
+    """An error of the system as a person reads it."""
+    return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")

@@ -1,0 +1,40 @@
+"""Fit: whether an adapter belongs to the base, by what it says of its origin and by the shapes of its modules."""
+
+from collections.abc import Mapping
+
+from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.errors import Incompatible
+from adapterhub_local.lora.adapter import AdapterFile
+from adapterhub_local.registry import Version
+
+
+def check_base(version: Version, base: BaseInfo) -> None:
+    """Raise Incompatible unless the version was made for `base`, as far as its lineage says."""
+    fingerprint = version.base_fingerprint
+    if fingerprint is not None and fingerprint != base.fingerprint:
+        theirs = version.lineage.get("base", {}).get("name") or fingerprint[:19]
+        raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
+
+
+def check_origin(adapter: AdapterFile, version: Version, base: BaseInfo) -> None:
+    """Raise Incompatible if weights or config name another base; `check_base` reads the lineage only."""
+    if adapter.base_fingerprint not in (None, base.fingerprint):
+        raise Incompatible(f"the weights of '{version}' say that they were made for another base than '{base.name}'")
+    named = adapter.config.base_model
+    if version.base_fingerprint is None and adapter.base_fingerprint is None and named not in (None, base.hub_id):
+        raise Incompatible(f"'{version}' was made for '{named}', the base '{base.name}' comes from '{base.hub_id}'")
+
+
+def check_modules(adapter: AdapterFile, name: str, base: BaseInfo, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise Incompatible unless every module is one of `shapes`: module -> (in_features, out_features) of the base."""
+    wrong = []
+    for module, shape in adapter.shapes.items():
+        if module not in shapes:
+            wrong.append(f"{module} (no such linear layer)")
+        elif (shape.in_features, shape.out_features) != shapes[module]:
+            wrong.append(
+                f"{module} ({shape.in_features} -> {shape.out_features}, not {' -> '.join(map(str, shapes[module]))})"
+            )
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise Incompatible(f"'{name}' does not fit the base '{base.name}': {shown}")

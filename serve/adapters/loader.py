@@ -1,0 +1,86 @@
+"""SlotLoader: adapters go from host memory into slots in a thread of its own, while the running requests go on.
+
+Nothing but this thread writes to the stacks. A step reads the slots of its own requests only, which are left alone.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+
+import torch
+
+from serve.adapters.pool import AdapterPool
+from serve.adapters.slots import Slots
+from serve.threads import compute_alone
+
+logger = logging.getLogger(__name__)
+
+
+class SlotLoader:
+    """Fills slots with what is wanted.
+
+    `wanted` names the adapters that should have a slot now, no more than there are slots but for those that run or are
+    pinned; it is asked under `lock`, under which none may begin to run meanwhile. `between_steps` keeps steps out
+    for as short as it takes to exchange stacks.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        pool: AdapterPool,
+        wanted: Callable[[], Collection[str]],
+        lock: threading.Lock,
+        between_steps: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.slots = slots
+        self.pool = pool
+        self.wanted = wanted
+        self.lock = lock
+        self.between_steps = between_steps
+        self._worker = ThreadPoolExecutor(1, "slots", compute_alone)
+        self._loading: dict[str, Future[None]] = {}
+
+    def prefetch(self) -> dict[str, BaseException]:
+        """Begin to load what is wanted and not there, under `lock`; why others could not be loaded, by digest."""
+        failed: dict[str, BaseException] = {}
+        for digest, future in list(self._loading.items()):
+            if future.done():
+                del self._loading[digest]
+                if error := future.exception():
+                    failed[digest] = error
+        for digest in self.wanted():
+            if digest not in self.slots and digest not in self._loading and digest not in failed:
+                self._loading[digest] = self._worker.submit(self._load, digest)
+        return failed
+
+    def wait(self, seconds: float) -> None:
+        """Until an adapter that is being loaded is there, or could not be loaded."""
+        wait(list(self._loading.values()), seconds, FIRST_COMPLETED)
+
+    def drop(self, digest: str, is_used: Callable[[], bool]) -> int:
+        """Free slot and memory of an adapter, unless it is used by then; the bytes that are free now."""
+        return self._worker.submit(self._drop, digest, is_used).result()
+
+    @torch.inference_mode()
+    def _load(self, digest: str) -> None:
+        with self.lock:
+            wanted = self.wanted()
+            if digest not in wanted or digest in self.slots:
+                return
+            factors = self.pool.get(digest)
+            if not self.slots.make_room(factors, set(wanted)):
+                return  # until one that runs has ended
+        self.slots.put(digest, factors, set(wanted), self.between_steps)
+
+    @torch.inference_mode()
+    def _drop(self, digest: str, is_used: Callable[[], bool]) -> int:
+        with self.lock:
+            if is_used():
+                return 0
+            before = self.slots.num_bytes
+            rank = self.slots.forget(digest)
+        if rank is not None:
+            self.slots.compact(rank, self.between_steps)
+        return before - self.slots.num_bytes + self.pool.drop(digest)

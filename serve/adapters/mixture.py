@@ -1,0 +1,72 @@
+"""Mixture: several versions in given proportions, used like one adapter and known by its content like one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from adapterhub_local.durable import canonical_json, digest_bytes
+from adapterhub_local.registry import Version
+from serve.adapters.slots import Factors
+from serve.errors import BadParameter
+
+MAX_TERMS = 16  # each adds its rank to what every token is multiplied with
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A weighted sum of versions, no two of equal content, no weight zero. Where it is asked for, it is a version."""
+
+    terms: tuple[tuple[Version, float], ...]
+
+    def __str__(self) -> str:
+        return "+".join(f"{version}*{weight!r}".replace("e+", "e") for version, weight in self.terms)
+
+    @property
+    def name(self) -> str:
+        """The adapters' names, without weights: what counts are kept by."""
+        return "+".join(sorted({version.name for version, _ in self.terms}))
+
+    @property
+    def created_at(self) -> str:
+        return max(version.created_at for version, _ in self.terms)
+
+    @cached_property
+    def content_digest(self) -> str:
+        """The same for equal contents in equal proportions, in whatever order and under whatever names."""
+        terms = sorted([version.content_digest, weight] for version, weight in self.terms)
+        return digest_bytes(canonical_json(["mix", terms]))
+
+
+def mixture(terms: Sequence[tuple[Version, float]]) -> Version | Mixture | None:
+    """What a sum of versions is: a mixture, a single version if that is all, None for the base itself.
+
+    Equal contents are added up and weights of zero left out. Raises BadParameter for too many terms.
+    """
+    weights: dict[str, tuple[Version, float]] = {}
+    for version, weight in terms:
+        known, before = weights.get(version.content_digest, (version, 0.0))
+        weights[version.content_digest] = (known, before + weight)
+    kept = tuple(sorted(((v, w) for v, w in weights.values() if w), key=lambda term: term[0].content_digest))
+    if len(kept) > MAX_TERMS:
+        raise BadParameter(f"a mix of {len(kept)} adapters: at most {MAX_TERMS} can be mixed", "model")
+    if not kept:
+        return None
+    return kept[0][0] if len(kept) == 1 and kept[0][1] == 1 else Mixture(kept)
+
+
+def mixed_factors(parts: Sequence[tuple[Factors, float]], dtype: torch.dtype) -> Factors:
+    """The factors of a weighted sum: side by side, the weight in B, so that there are no cross terms.
+
+    A (in_features, sum of ranks), B (sum of ranks, out_features); exact for any ranks and modules, and signs, and for
+    DoRA too: W + sum of w_i (W_i - W), whose scales of W x are the weighted sum of those of the parts.
+    """
+    mixed: dict[str, tuple[torch.Tensor, ...]] = {}
+    for module in dict.fromkeys(module for factors, _ in parts for module in factors):
+        own = [(factors[module], weight) for factors, weight in parts if module in factors]
+        a = torch.cat([each[0] for each, _ in own], dim=1)
+        b = torch.cat([(each[1].float() * weight).to(dtype) for each, weight in own])
+        scales = [each[2].float() * weight for each, weight in own if len(each) > 2]
+        mixed[module] = (a, b, torch.stack(scales).sum(0).to(dtype)) if scales else (a, b)
+    return mixed

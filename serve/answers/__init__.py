@@ -1,0 +1,1 @@
+"""What is given back: whole bodies and events of each endpoint, as plain dictionaries."""

@@ -1,0 +1,233 @@
+"""The HTTP application: OpenAI's endpoints over one engine, and those that operate it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version as installed
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.errors import QhubError
+from adapterhub_local.keys import Key, Keys
+from adapterhub_local.registry import Registry
+from serve.answers.models import list_models, model_entry
+from serve.auth import Gate, check_models
+from serve.engine.options import EngineOptions
+from serve.errors import BadParameter, ContextTooLong, ErrorBody, error_body
+from serve.http.front import Front
+from serve.http.invalid import invalid_body, unknown_path
+from serve.http.respond import respond, weights_headers
+from serve.options import HttpOptions
+from serve.requests.generation import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
+from serve.requests.responses import NAMES, ResponsesRequest
+from serve.service import Service
+from serve.text.tokenize import DetokenizeRequest, TokenizeRequest, tokenize
+from serve.threads import compute_alone
+
+PACKAGE = "adapterhub-local"
+# what scripts of web pages may read
+EXPOSED_HEADERS = ["X-Request-Id", "X-Qhub-Base", "X-Qhub-Adapter", "X-Qhub-Digest", "Retry-After"]
+
+
+def create_app(
+    base: LoadedBase,
+    *,
+    registry: Registry | None = None,
+    options: EngineOptions | None = None,
+    http: HttpOptions | None = None,
+) -> FastAPI:
+    """The application that serves `base` and the adapters of `registry` (default: the one at $QHUB_HOME).
+
+    The base's model is changed in place and belongs to the application from now on. Raises Incompatible
+    if its architecture cannot be served.
+    """
+    registry = registry or Registry()
+    service = Service(base, registry, options, http)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # adapters are read in these threads
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "work", compute_alone))
+        service.loop.start()
+        service.leases.start()
+        yield
+        await asyncio.to_thread(service.loop.stop)
+        await asyncio.to_thread(service.leases.stop)
+
+    app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    gate = Gate(Keys(registry.home), is_required=service.http.require_keys)
+    app.add_middleware(Front, gate=gate, options=service.http, metrics=service.metrics)
+    if service.http.origins:  # outermost: a browser asks whether it may ask without a key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.http.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+    _handle_errors(app)
+    _add_answers(app, service)
+    _add_operations(app, service)
+    return app
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    """What OpenAI's clients ask."""
+    base = service.base.info
+
+    @app.get("/v1/models")
+    def models(request: Request) -> dict[str, Any]:
+        """The base and every name, version and alias of its adapters, as far as the request's key allows them."""
+        key: Key | None = request.scope["state"]["key"]
+        known = list_models(base, service.registry) + [
+            model_entry(name, version.created_at, version.content_digest, base.name)
+            for name, version in service.loaded.versions().items()
+            if service.loaded.find(name)
+        ]
+        data = [
+            model | {"max_model_len": service.engine.max_length}
+            for model in known
+            if key is None or key.allows(model["id"].partition("@")[0])
+        ]
+        return {"object": "list", "data": data}
+
+    @app.get("/v1/models/{model:path}")
+    def model(model: str, request: Request) -> dict[str, Any]:
+        """One model, by any reference."""
+        check_models(request.scope["state"]["key"], service.names(model))
+        target, limits = service.find(model), {"max_model_len": service.engine.max_length}
+        if target.version is None:
+            return model_entry(model, base.created_at, base.fingerprint, None) | limits
+        created = getattr(target.version, "created_at", base.created_at)  # a mix was made by nobody
+        return model_entry(model, created, target.version.content_digest, base.name) | limits
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        return await respond(service, body, request)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue one or more texts."""
+        return await respond(service, body, request)
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation in OpenAI's newer way. Nothing is stored."""
+        try:
+            chat = body.chat()
+        except ValidationError as error:
+            lines = [line | {"loc": ("body", *line["loc"])} for line in error.errors(include_url=False)]
+            raise RequestValidationError(lines) from None
+        try:
+            return await respond(service, chat, request, body)
+        except (BadParameter, ContextTooLong) as error:
+            error.param = NAMES.get(error.param, error.param)
+            raise
+
+    @app.post("/tokenize")
+    def tokens(body: TokenizeRequest) -> dict[str, Any]:
+        """Text or messages as token ids."""
+        return tokenize(service.reader.prompts, body, service.engine.max_length)
+
+    @app.post("/detokenize")
+    def text(body: DetokenizeRequest) -> dict[str, Any]:
+        """Token ids as text."""
+        return {"prompt": service.reader.prompts.text(body.tokens)}
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    """What those who run the server ask."""
+    base = service.base.info
+
+    @app.get("/")
+    def index() -> dict[str, Any]:
+        """What this is, and where what is."""
+        return {"name": PACKAGE, "version": app.version, "base": base.name, "paths": _paths(app)}
+
+    @app.get("/version")
+    def version() -> dict[str, str]:
+        """The version of the server."""
+        return {"version": app.version}
+
+    @app.get("/health")
+    async def health() -> Response:
+        """Whether the engine lives, and what it does."""
+        body = {
+            "status": "ok" if service.loop.is_alive else "stopped",
+            "base": {"name": base.name, "fingerprint": base.fingerprint},
+            "engine": service.engine.snapshot(),
+        }
+        return JSONResponse(body, 200 if service.loop.is_alive else 503)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Whether requests are taken."""
+        return JSONResponse({"ready": service.loop.is_alive}, 200 if service.loop.is_alive else 503)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """Everything that is counted, for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/adapters")
+    def adapters() -> dict[str, Any]:
+        """Every adapter in memory or used since the start: state, memory, requests and last use."""
+        return {"object": "list", "data": service.adapters()}
+
+    @app.post("/v1/load_lora_adapter")
+    def load(body: LoadRequest) -> Response:
+        """Hold an adapter in memory until it is unloaded: a reference, or a folder below the configured root."""
+        version = service.loaded.load(body.lora_name, body.lora_path, replace=body.load_inplace, pinned=body.pinned)
+        headers = weights_headers(service.find(body.lora_name))
+        text = f"Success: LoRA adapter '{body.lora_name}' added successfully."
+        return PlainTextResponse(text, headers=headers | {"X-Qhub-Digest": version.content_digest})
+
+    @app.post("/v1/unload_lora_adapter")
+    async def unload(body: UnloadRequest) -> Response:
+        """Hold an adapter no longer, and free it when the requests that use it are done, or end them by `force`."""
+        freed = await service.unload(body.lora_name, force=body.force)
+        text = f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+        return PlainTextResponse(text, headers={"X-Qhub-Freed-Bytes": str(freed)})
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Every error that is expected as an OpenAI error body; `Front` answers the others."""
+
+    @app.exception_handler(QhubError)
+    async def known(_: Request, error: QhubError) -> Response:
+        return _error_response(error_body(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _error_response(invalid_body(error.errors(), request.headers.get("content-type", "")))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        method, path = request.scope["method"], request.url.path
+        if error.status_code == 404:
+            return _error_response(unknown_path(method, path, _paths(app)))
+        message = f"{method} {path}: {error.detail}"
+        return _error_response(ErrorBody(error.status_code, message, "invalid_request_error"), error.headers)
+
+
+def _paths(app: FastAPI) -> list[str]:
+    """The addresses that are answered."""
+    return sorted({route.path for route in app.routes if isinstance(route, APIRoute)})
+
+
+def _error_response(body: ErrorBody, headers: Any = None) -> Response:
+    # escaped: what an error quotes may be half a character
+    content = json.dumps(body.to_json())
+    return Response(content, body.status, {**(headers or {}), **dict(body.headers)}, "application/json")

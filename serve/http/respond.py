@@ -1,0 +1,138 @@
+"""Respond: an admitted request becomes a whole body or a stream of events, and ends however the connection ends."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from adapterhub_local.errors import QhubError
+from serve.answers.completions import Answer
+from serve.answers.items import ItemAnswer
+from serve.answers.models import Target
+from serve.errors import error_body
+from serve.requests.generation import ChatRequest, GenerationRequest
+from serve.requests.responses import ResponsesRequest
+from serve.service import Service
+from serve.text.generate import Generation, Piece
+
+logger = logging.getLogger(__name__)
+CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is there to read it
+
+
+class NotRead(OSError):
+    """A client does not take what it is sent."""
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; `close` runs however the connection ends, even before the first event.
+
+    A client that does not take an event within `timeout` seconds is given up.
+    """
+
+    def __init__(
+        self, events: AsyncIterator[str], close: Callable[[], None], timeout: float, headers: dict[str, str]
+    ) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._close = close
+        self._timeout = timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await send(message)
+            except TimeoutError:
+                logger.warning("a client took no event for %g s: given up", self._timeout)
+                raise NotRead from None
+
+        try:
+            await super().__call__(scope, receive, send_soon)
+        except NotRead:
+            return  # the connection is closed, since the response is not complete
+        finally:
+            self._close()
+
+
+async def respond(
+    service: Service, body: GenerationRequest, request: Request, asked: ResponsesRequest | None = None
+) -> Response:
+    """Answer a request; `asked` is what it was before it was read as a chat's."""
+    state = request.scope["state"]
+    admitted = await service.start(body, request_id=state["request_id"], started=state["started"], key=state["key"])
+
+    def finish() -> None:
+        state["said"].update(service.finish(admitted))
+
+    try:
+        headers = weights_headers(admitted.target)
+        said = Answer(
+            admitted.target,
+            isinstance(body, ChatRequest),
+            service.reader.prompts.spelling,
+            body.num_choices,
+            body.num_alternatives,
+            body.prompt_logprobs,
+            has_usage=body.includes_usage,
+            echoes=admitted.echoes,
+        )
+        answer = ItemAnswer(said, asked) if asked is not None else said
+        if body.stream:
+            events = _told(answer, admitted.generation)
+            return EventStream(events, finish, service.http.send_timeout, headers)
+        pieces = await _unless_gone(request, _collect(admitted.generation))
+    finally:
+        if not body.stream:
+            finish()
+    if pieces is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    generation = admitted.generation
+    if body.prompt_alternatives is None:
+        return JSONResponse(answer.whole(pieces, generation), headers=headers)
+    # a long one, which would hold up the streams of others
+    return await asyncio.to_thread(lambda: JSONResponse(answer.whole(pieces, generation), headers=headers))
+
+
+def weights_headers(target: Target) -> dict[str, str]:
+    """Exactly which weights answer, for clients that look at no body."""
+    headers = {"X-Qhub-Base": target.base.name}
+    if target.version is not None:
+        headers |= {"X-Qhub-Adapter": str(target.version), "X-Qhub-Digest": target.version.content_digest}
+    return headers
+
+
+async def _collect(generation: Generation) -> list[Piece]:
+    return [piece async for piece in generation.pieces()]
+
+
+async def _told(answer: Answer | ItemAnswer, generation: Generation) -> AsyncIterator[str]:
+    """The events of an answer; an error after the first of them can only be an event, too."""
+    try:
+        async for event in answer.events(generation):
+            yield event
+    except Exception as error:
+        if not isinstance(error, QhubError):
+            logger.exception("a stream failed")
+        yield answer.error_event(error_body(error))
+    if answer.end:
+        yield answer.end
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[Piece]]) -> list[Piece] | None:
+    """The result of `work`, or None if the client hung up before it was there."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        watch.cancel()

@@ -1,0 +1,1 @@
+"""What may be asked: the bodies of requests, and the parameters that are refused."""

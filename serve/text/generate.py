@@ -1,0 +1,129 @@
+"""Generation: the answers to one HTTP request, piece by piece as they come out of the engine."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from serve.engine.loop import EngineLoop
+from serve.engine.request import Request, Sampled, TokenOutput
+from serve.errors import TimedOut
+from serve.text.detokenize import Detokenizer
+from serve.text.tools import Call, CallReader
+
+
+@dataclass(frozen=True)
+class Piece:
+    """News of choice `index`: text, the token it came with, calls that became whole, and at the end why it ended.
+
+    `end` is the token that ended it, which is no part of the text.
+    """
+
+    index: int
+    text: str
+    sampled: Sampled | None
+    finish_reason: str | None
+    calls: tuple[Call, ...] = ()
+    end: Sampled | None = None
+
+
+class Generation:
+    """One or more requests that were submitted together; `close` ends what has not ended.
+
+    `readers`: for each request what finds the calls of tools in its text, or none. At `deadline` (of
+    time.monotonic()) what has not ended fails with TimedOut.
+    """
+
+    def __init__(
+        self,
+        loop: EngineLoop,
+        requests: Sequence[Request],
+        tokenizer: PreTrainedTokenizerBase,
+        readers: Sequence[CallReader | None] = (),
+        *,
+        deadline: float | None = None,
+    ) -> None:
+        self.requests = requests
+        self.num_completion_tokens = 0
+        self.times: tuple[float, float] | None = None  # of the first and the newest token, time.monotonic()
+        self.reasons: list[str] = []  # why answers ended, in the order in which they did
+        self._loop = loop
+        self._queue = loop.submit(*requests)
+        self._open = {request.id: index for index, request in enumerate(requests)}
+        self._readers = dict(zip((request.id for request in requests), readers, strict=False))
+        self._timer = None
+        if deadline is not None:
+            wait = max(0.0, deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait, self._end)
+        self._texts = {request.id: Detokenizer(tokenizer, request.params.stop) for request in requests}
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Pieces of all choices, mixed, in the order in which they come. Raises what ended a request early."""
+        while self._open:
+            output = await self._queue.get()
+            if output.request_id not in self._open:
+                continue  # a token that was computed before its request was ended here
+            if output.error is not None:
+                raise output.error
+            assert output.sampled is not None
+            index, detokenizer = self._open[output.request_id], self._texts[output.request_id]
+            is_empty = self.requests[index].params.max_tokens == 0
+            self.num_completion_tokens += not is_empty
+            now = time.monotonic()
+            self.times = (self.times[0] if self.times else now, now)
+            sampled: Sampled | None = output.sampled
+            end: Sampled | None = None
+            finish_reason = output.finish_reason
+            if finish_reason == "stop":  # the token that says so is no part of the answer
+                text, sampled, end = detokenizer.flush(), None, sampled
+            elif is_empty:  # nor is this one
+                text, sampled = "", None
+            else:
+                text = detokenizer.push(output.sampled.token)
+                text += detokenizer.flush() if finish_reason else ""
+            if detokenizer.is_stopped:
+                finish_reason = "stop"
+            if finish_reason:
+                del self._open[output.request_id]
+                if output.finish_reason is None:
+                    self._loop.abort(output.request_id)
+            calls: tuple[Call, ...] = ()
+            if reader := self._readers.get(output.request_id):
+                known = len(reader.calls)
+                text = reader.push(text) + (reader.flush() if finish_reason else "")
+                calls = tuple(reader.calls[known:])
+                if finish_reason == "stop" and reader.calls:
+                    finish_reason = "tool_calls"
+            if finish_reason:
+                self.reasons.append(finish_reason)
+            yield Piece(index, text, sampled, finish_reason, calls, end)
+
+    def close(self) -> None:
+        """End the requests that have not ended. May be called more than once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for request_id in self._open:
+            self._loop.abort(request_id)
+            self.reasons.append("abort")
+        self._open = {}
+
+    def _end(self) -> None:
+        """Put an error where the next token is waited for."""
+        error = TimedOut("the answer was not ready in the time that a request may take here", 504)
+        for request_id in self._open:
+            self._queue.put_nowait(TokenOutput(request_id, None, error=error))
+            return
+
+    def usage(self, num_choices: int) -> dict[str, Any]:
+        """Token counts; the prompt of `num_choices` neighbours is one prompt."""
+        num_prompt = sum(len(request.prompt) for request in self.requests[::num_choices])
+        num_cached = sum(request.num_cached for request in self.requests[::num_choices])
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": self.num_completion_tokens,
+            "total_tokens": num_prompt + self.num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": num_cached},
+        }

@@ -1,0 +1,155 @@
+"""Answers of a given form: a JSON schema or the calls of tools become a constraint on the next token (llguidance)."""
+
+import json
+import re
+import threading
+from collections.abc import Sequence, Set
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from serve.engine.sampler import NothingAllowed
+from serve.errors import BadParameter
+from serve.requests.messages import StructuredOutputs, Tool
+from serve.text.tools import ToolFormat
+
+# Bounded, or a small model fills its answer with blanks and never comes to the point.
+JSON_SPACE = r"[ \n\t]{0,20}"
+CALL_SPACE = r"[ ]?"  # as chat templates write calls
+# What may speak of properties that `properties` does not name.
+OPEN_OBJECT = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
+
+
+class Grammar:
+    """A constraint of one answer."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def allowed(self) -> bytes:
+        """One byte a token of the vocabulary, 0 where the token may not come next. Raises NothingAllowed."""
+        allowed = self._matcher.compute_logit_bias()
+        self._check()
+        return allowed
+
+    def advance(self, token: int) -> None:
+        """Note that `token` came; after the end of the form only tokens that end the answer are allowed."""
+        if not self._matcher.is_stopped():
+            self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = _first_line(self._matcher.get_error())
+            raise NothingAllowed(f"the answer cannot be continued in the form that was asked for: {reason}")
+
+
+class GrammarReader:
+    """Grammars over one tokenizer's vocabulary, which is read when the first is asked for."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, end_tokens: Set[int]) -> None:
+        self._source = tokenizer
+        self._vocabulary_size = vocabulary_size
+        self._end_tokens = sorted(end_tokens)
+        self._tokenizer: LLTokenizer | None = None
+        self._lock = threading.Lock()
+
+    def constraint(self, grammar: str, param: str) -> Grammar:
+        """A constraint that has seen no token yet. Raises BadParameter about `param` if the grammar cannot be used."""
+        matcher = LLMatcher(self._vocabulary(param), grammar, log_level=0)
+        if matcher.is_error():
+            raise BadParameter(f"this form cannot be used: {_first_line(matcher.get_error())}", param)
+        return Grammar(matcher)
+
+    def _vocabulary(self, param: str) -> LLTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                if not self._source.is_fast or not self._end_tokens:
+                    raise BadParameter("this base's tokenizer cannot be used for answers of a given form", param)
+                source: Any = self._source
+                self._tokenizer = from_tokenizer(source, n_vocab=self._vocabulary_size, eos_token=self._end_tokens)
+            return self._tokenizer
+
+
+def answer_grammar(
+    schema: dict[str, Any] | None,
+    tools: Sequence[Tool] = (),
+    tool_format: ToolFormat | None = None,
+    must_call: bool = False,
+    is_parallel: bool = False,
+) -> str | None:
+    """The grammar of an answer: JSON of `schema`, calls of `tools`, or either; None if any text will do.
+
+    Where calls are only allowed, not asked for, text decides for itself unless it has to be JSON.
+    """
+    forms = []
+    if schema is not None and not must_call:
+        forms.append(_json_rule(schema))
+    if tool_format is not None and (must_call or (forms and tools)):
+        call = _json_rule(
+            {"anyOf": [_call_schema(place, tool, tool_format) for place, tool in enumerate(tools)]}, CALL_SPACE
+        )
+        if tool_format.begin:
+            call = f"{_literal(tool_format.begin)} {call} {_literal(tool_format.end)}"
+            call += f' ("\\n" {call})*' if is_parallel else ""
+        forms.append(call)
+    if not forms:
+        return None
+    return LLMatcher.grammar_from_lark("start: " + "\n  | ".join(forms))
+
+
+def structured_grammar(wanted: StructuredOutputs) -> str:
+    """The grammar of an answer that is said in one of vLLM's ways; it is checked when it is used."""
+    if wanted.regex is not None:
+        return LLMatcher.grammar_from_regex(wanted.regex)
+    if wanted.grammar is not None:
+        return LLMatcher.grammar_from_lark(wanted.grammar)
+    if wanted.choice is not None:
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_literal, wanted.choice)))
+    schema = {"type": "object"} if wanted.json_ is None else wanted.json_
+    return LLMatcher.grammar_from_lark("start: " + _json_rule(schema))
+
+
+def _call_schema(place: int, tool: Tool, tool_format: ToolFormat) -> dict[str, Any]:
+    parameters = tool.function.parameters or {"type": "object", "properties": {}}
+    if not parameters.keys() & OPEN_OBJECT:
+        parameters = parameters | {"additionalProperties": False}  # a tool knows no argument but those it declares
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": tool.function.name},
+            tool_format.key: _moved(parameters, f"#/anyOf/{place}/properties/{tool_format.key}"),
+        },
+        "required": ["name", tool_format.key],
+        "additionalProperties": False,
+    }
+
+
+def _moved(part: Any, root: str) -> Any:
+    """A schema that stands at `root` of another: what it refers to in itself is there now."""
+    if isinstance(part, list):
+        return [_moved(each, root) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: root + value[1:] if key == "$ref" and isinstance(value, str) and value[:1] == "#" else _moved(value, root)
+        for key, value in part.items()
+    }
+
+
+def _json_rule(schema: dict[str, Any], space: str = JSON_SPACE) -> str:
+    return "%json " + json.dumps(schema | {"x-guidance": {"whitespace_pattern": space}})
+
+
+def _literal(text: str) -> str:
+    # JSON leaves these as they are, the grammar's lexer takes none of them bare
+    return re.sub(r"[\x7f-\x9f\u2028\u2029]", lambda it: f"\\u{ord(it[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+def _first_line(text: str) -> str:
+    """What an error of the library says first; the state of its parser follows."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    said = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    return (said or lines or ["unknown"])[0][:300]

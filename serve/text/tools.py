@@ -1,0 +1,121 @@
+"""Calls of tools in the text of an answer: how templates ask models to write them, and how they are read."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve.text.detokenize import overlap
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """How a model writes a call: JSON between `begin` and `end`, with the arguments under `key`.
+
+    An empty `begin`: the whole answer is one call.
+    """
+
+    begin: str
+    end: str
+    key: str
+
+
+HERMES = ToolFormat("<tool_call>\n", "\n</tool_call>", "arguments")  # Hermes, Qwen 2.5 and 3, and many others
+LLAMA = ToolFormat("", "", "parameters")  # Llama 3.1 and later
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, as the model wrote it; `arguments` is a JSON text."""
+
+    index: int
+    name: str
+    arguments: str
+    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+
+
+def format_of(template: str) -> ToolFormat | None:
+    """How calls are written under a chat template; None if it has no tools, or in a way that is not known here."""
+    if "tools" not in template:
+        return None
+    if "<tool_call>" in template:
+        return HERMES
+    return LLAMA if '"parameters"' in template and "ipython" in template else None
+
+
+class CallReader:
+    """The text of one answer while it comes, split into what is said and what is called."""
+
+    def __init__(self, tool_format: ToolFormat, names: Sequence[str], *, is_parallel: bool = True) -> None:
+        self.calls: list[Call] = []
+        self._begin, self._end, self._key = tool_format.begin.strip(), tool_format.end.strip(), tool_format.key
+        self._names = frozenset(names)
+        self._is_parallel = is_parallel
+        self._held = ""
+        self._is_inside = False
+        self._has_said = False
+        self._is_after_call = False  # blanks that only stand between calls are nobody's words
+
+    def push(self, text: str) -> str:
+        """What is said for certain now that `text` has come; calls are added to `calls` when they are whole."""
+        self._held += text
+        said = ""
+        while self._held:
+            before = self._held
+            said += self._inside() if self._is_inside else self._outside()
+            if self._held == before:
+                break
+        return said
+
+    def flush(self) -> str:
+        """The rest, after the last text: an unfinished call is given out as it stands."""
+        held, self._held = self._held, ""
+        if not self._is_inside:
+            return held
+        self._is_inside = False
+        if not self._begin and self._read(held):
+            return ""
+        return self._begin + held
+
+    def _outside(self) -> str:
+        """What stands before a call."""
+        if not self._begin:  # a call is the whole answer or nothing
+            self._is_inside = self._held.lstrip().startswith("{") and not self._has_said
+            if self._is_inside or not self._held.strip():
+                return ""
+            said, self._held = self._held, ""
+            self._has_said = True
+            return said
+        if self._is_after_call:
+            self._held = self._held.lstrip()
+            self._is_after_call = not self._held
+        said, found, rest = self._held.partition(self._begin)
+        self._is_inside = bool(found)
+        size = 0 if found else overlap(said, self._begin)
+        self._held = rest if found else said[len(said) - size :]
+        return said[: len(said) - size]
+
+    def _inside(self) -> str:
+        if not self._begin:
+            return ""  # it ends with the answer
+        body, found, rest = self._held.partition(self._end)
+        if not found:
+            return ""
+        self._held, self._is_inside = rest, False
+        self._is_after_call = self._read(body)
+        return "" if self._is_after_call else f"{self._begin}{body}{self._end}"
+
+    def _read(self, text: str) -> bool:
+        """Note the call that `text` is. False if it is none, or of a tool that was not offered."""
+        try:
+            value: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            return False
+        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(name, str) or name not in self._names:
+            return False
+        if self._is_parallel or not self.calls:
+            arguments = value.get(self._key, value.get("arguments", {}))
+            self.calls.append(Call(len(self.calls), name, json.dumps(arguments, ensure_ascii=False)))
+        return True

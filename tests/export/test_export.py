@@ -1,0 +1,231 @@
+"""Exports are read back by the tools they are for: PEFT, transformers, gguf; templates render as the tokenizer does."""
+
+import importlib
+import json
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from adapterhub_local.base.add import add_base
+from adapterhub_local.base.bases import BaseInfo, find_base
+from adapterhub_local.base.load import load_base
+from adapterhub_local.base.source import open_source
+from adapterhub_local.errors import Incompatible, InputError, InUse
+from adapterhub_local.export.divergence import measure
+from adapterhub_local.export.fused import write_fused
+from adapterhub_local.export.gguf import normal_form, permute, unpermute, write_gguf
+from adapterhub_local.export.ollama import learn_template, write_ollama
+from adapterhub_local.export.requantise import add_requantised
+from adapterhub_local.lora.adapter import Delta, open_adapter
+from adapterhub_local.registry import Registry
+from adapterhub_local.settings import Home
+from tests.serve.adapter_makers import publish
+from tests.tiny import byte_tokenizer, save_tiny_model
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+SMOLLM2 = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe helpful.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}[SYS]{{ m['content'] }}[/SYS]{% elif m['role'] == 'user' %}"
+    "[INST]{{ m['content'] }}[/INST]{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+SHOUTING = "{% for m in messages %}{{ m['role'] }}: {{ loop.index }} {{ m['content'] }}\n{% endfor %}"
+
+
+def test_normal_form_is_the_same_delta() -> None:
+    """Brought to a higher rank with scaling 1 a delta is unchanged, also with a negative scaling."""
+    delta = Delta(torch.randn(3, 8), torch.randn(6, 3), -1.7)
+
+    normal = normal_form(delta, 5)
+
+    assert (normal.rank, normal.scaling) == (5, 1.0)
+    torch.testing.assert_close(normal.dense(), delta.dense())
+
+
+def test_permuted_rows_come_back() -> None:
+    """The order of rows that adapters are written in is undone when they are read."""
+    weight = torch.randn(24, 3)
+
+    assert torch.equal(unpermute(permute(weight, 3), 3), weight)
+    assert not torch.equal(permute(weight, 3), weight)
+
+
+def test_gguf_adapter_says_what_it_is(tiny_base: BaseInfo, registry: Registry, tmp_path: Path) -> None:
+    """The file has llama.cpp's keys, one alpha that is its rank, both factors of every module, and base and digest."""
+    version = publish(registry, "a", tiny_base, seed=1, rank=4, use_rslora=True)
+    target = tmp_path / "a.gguf"
+
+    write_gguf(open_adapter(version.path), tiny_base, target, name="a@1", digest=version.content_digest)
+
+    reader = gguf.GGUFReader(target)
+    said = {key: field.contents() for key, field in reader.fields.items()}
+    assert (said["general.type"], said["adapter.type"], said["adapter.lora.alpha"]) == ("adapter", "lora", 4.0)
+    assert (said["general.architecture"], said["qhub.content_digest"]) == ("llama", version.content_digest)
+    assert said["general.base_model.0.repo_url"] == f"https://huggingface.co/{tiny_base.hub_id}"
+    shapes = {tensor.name: tuple(int(size) for size in tensor.shape) for tensor in reader.tensors}
+    assert len(shapes) == 2 * 7 * 2
+    assert shapes["blk.1.ffn_down.weight.lora_a"] == (128, 4)  # gguf names the inner dimension first
+    assert shapes["blk.0.attn_k.weight.lora_b"] == (4, 32)
+    with pytest.raises(InUse):
+        write_gguf(open_adapter(version.path), tiny_base, target, name="a@1")
+
+
+def test_fused_model_is_base_and_adapter(tiny_base: BaseInfo, registry: Registry, tmp_path: Path) -> None:
+    """transformers loads the folder alone; its logits are those of PEFT but for 16-bit rounding, whose KL is small."""
+    version = publish(registry, "a", tiny_base, seed=1)
+    fused = write_fused(tiny_base, open_adapter(version.path), tmp_path / "fused")
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "fused", dtype=torch.float32)
+    base = load_base(tiny_base, dtype=torch.float32, device="cpu")
+    ids = torch.tensor([[5, 9, 100, 40]])
+    with torch.inference_mode():
+        plain = base.model(input_ids=ids).logits
+        wanted = PeftModel.from_pretrained(base.model, str(version.path)).eval()(input_ids=ids).logits
+        found = model(input_ids=ids).logits
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+    assert float((plain - wanted).norm() / wanted.norm()) > 0.2
+    assert 0 < fused.relative_rounding < 0.1
+    assert "quantization_config" not in json.loads((tmp_path / "fused" / "config.json").read_bytes())
+    assert AutoTokenizer.from_pretrained(tmp_path / "fused").chat_template
+    divergence = measure(tiny_base, version.path, tmp_path / "fused")
+    assert 0 < divergence.mean < 0.02
+    assert divergence.same_greedy > 0.9
+
+
+def test_fused_base_alone_is_written_in_shards(tiny_base: BaseInfo, tmp_path: Path, monkeypatch) -> None:
+    """Without an adapter the folder is the dequantised base; a large one is several files that load as one."""
+    monkeypatch.setattr("adapterhub_local.export.fused.SHARD_BYTES", 50_000)
+    fused = write_fused(tiny_base, None, tmp_path / "base")
+
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 2
+    assert fused.relative_rounding == 0
+    ids = torch.tensor([[5, 9, 100, 40]])
+    with torch.inference_mode():
+        wanted = load_base(tiny_base, dtype=torch.float32, device="cpu").model(input_ids=ids).logits
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)(input_ids=ids).logits
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+
+
+@pytest.mark.parametrize("text", [LLAMA3, SMOLLM2, MISTRAL])
+def test_template_renders_as_the_tokenizer_does(text: str) -> None:
+    """What is learned from a chat template renders longer chats alike, and becomes a template with each role."""
+    tokenizer = byte_tokenizer(text)
+    template = learn_template(tokenizer, "tiny")
+    chat = [{"role": role, "content": f"{role}?\n"} for role in ("user", "assistant", "user", "assistant", "user")]
+
+    for messages in (chat, [{"role": "system", "content": "short"}, *chat]):
+        wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert template.render(messages) == wanted
+    for role in ("system", "user", "assistant"):
+        assert f'eq .Role "{role}"' in template.to_go()
+    assert template.to_go().count("{{ end }}") == template.to_go().count("{{ if") + template.to_go().count("{{ range")
+
+
+def test_template_that_is_a_program_is_refused() -> None:
+    """A template that numbers messages, or raises for an ordinary chat, is no text around messages."""
+    with pytest.raises(Incompatible, match="more than text around messages"):
+        learn_template(byte_tokenizer(SHOUTING), "tiny")
+    with pytest.raises(Incompatible, match="refuses an ordinary chat"):
+        learn_template(byte_tokenizer("{{ raise_exception('no') }}"), "tiny")
+
+
+def test_ollama_folder_is_complete(tiny_base: BaseInfo, registry: Registry, tmp_path: Path) -> None:
+    """Modelfile, adapter and base are there; with a model of Ollama's own the base is not."""
+    version = publish(registry, "a", tiny_base, seed=1)
+    adapter = open_adapter(version.path)
+
+    write_ollama(adapter, tiny_base, tmp_path / "whole", name="a@1", digest=version.content_digest)
+    write_ollama(adapter, tiny_base, tmp_path / "thin", name="a@1", digest="d", from_model="tiny:1b")
+
+    lines = (tmp_path / "whole" / "Modelfile").read_text().splitlines()
+    assert lines[1:3] == ["FROM ./base", "ADAPTER ./adapter.gguf"]
+    assert 'PARAMETER stop "<|im_end|>"' in lines
+    assert (tmp_path / "whole" / "base" / "model.safetensors").is_file()
+    assert "FROM tiny:1b" in (tmp_path / "thin" / "Modelfile").read_text()
+    assert sorted(path.name for path in (tmp_path / "thin").iterdir()) == ["Modelfile", "adapter.gguf"]
+
+
+def test_families_that_are_not_known_are_refused(home: Home, registry: Registry, tmp_path: Path) -> None:
+    """A base whose family GGUF orders in ways not known here is named, and nothing is written."""
+    base = add_base("tiny", save_tiny_model(tmp_path / "model"), home)
+    version = publish(registry, "a", base, seed=1)
+    config = base.folder / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"olmo"'))
+
+    with pytest.raises(Incompatible, match="GGUF adapters are known for llama, mistral, qwen2, qwen3"):
+        write_gguf(open_adapter(version.path), base, tmp_path / "a.gguf", name="a")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+def test_command_line_exports(tiny_base: BaseInfo, registry: Registry, tmp_path: Path) -> None:
+    """Each format is one command; PEFT loads what is for PEFT; a wrong ending is told before anything is done."""
+    version = publish(registry, "a", tiny_base, seed=1)
+
+    def export(*arguments: str) -> str:
+        command = importlib.import_module("adapterhub_local.cli.export").command
+        return CliRunner().invoke(command, ["a", *arguments], catch_exceptions=False, standalone_mode=False).stdout
+
+    export("--to", "peft", "-o", str(tmp_path / "peft"))
+    said = json.loads(export("--to", "fused", "-o", str(tmp_path / "fused"), "--requantise", "again", "--json"))
+    told = export("--to", "gguf", "-o", str(tmp_path / "a.gguf"))
+
+    assert {path.name for path in (tmp_path / "peft").iterdir()} == {file.path for file in version.files}
+    assert (said["versions"], said["format"], said["base"]) == (["a@1"], "fused", "tiny")
+    assert 0 < said["kl"]["mean"] < 0.02 < said["requantised"]["kl"]["mean"]
+    assert find_base("again", registry.home).source == "a@1 fused"
+    assert told == f"a@1 -> {tmp_path}/a.gguf: rank and alpha 8, for a GGUF of tiny\n"
+    for arguments, reason in (
+        (["--to", "gguf", "-o", str(tmp_path / "a.bin")], r"must end in \.gguf"),
+        (["--to", "peft", "-o", str(tmp_path / "peft")], "exists already"),
+        (["--to", "peft", "--requantise", "x", "-o", str(tmp_path / "x")], "are for --to fused"),
+        (["--to", "fused", "--requantise", "tiny", "-o", str(tmp_path / "x")], "base 'tiny' exists already"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            export(*arguments)
+    assert not (tmp_path / "x").exists()
+
+
+def test_small_delta_does_not_come_through_four_bits(
+    tiny_base: BaseInfo, registry: Registry, home: Home, tmp_path: Path
+) -> None:
+    """Fused and rounded to 4 bits again a weak adapter is mostly lost, a strong one mostly kept."""
+    losses = {}
+    for name, strength in (("weak", 0.02), ("strong", 3.0)):
+        adapter = open_adapter(publish(registry, name, tiny_base, seed=1, strength=strength).path)
+        write_fused(tiny_base, adapter, tmp_path / name)
+        new, losses[name] = add_requantised(name, tmp_path / name, tiny_base, adapter, home, source_name="fused")
+        assert new.num_quantised == tiny_base.num_quantised
+
+    assert losses["weak"].projection < 0.3
+    assert losses["weak"].relative_error > 0.5
+    assert losses["strong"].projection > 0.9
+    assert losses["strong"].relative_error < 0.2
+
+
+def test_fused_onto_the_16_bit_model(
+    tiny_base: BaseInfo, tiny_folder: Path, registry: Registry, tmp_path: Path
+) -> None:
+    """With --onto the delta is added to the model the base was made from; another model is refused."""
+    adapter = open_adapter(publish(registry, "a", tiny_base, seed=1).path)
+    source = open_source(tiny_folder)
+    write_fused(tiny_base, adapter, tmp_path / "fused", onto=source)
+
+    name = "model.layers.0.mlp.up_proj"
+    state = AutoModelForCausalLM.from_pretrained(tmp_path / "fused", dtype=torch.float32).state_dict()
+    wanted = source.read(f"{name}.weight").float() + adapter.delta(name).dense()
+    torch.testing.assert_close(state[f"{name}.weight"], wanted, atol=1e-2, rtol=1e-2)
+    other = open_source(save_tiny_model(tmp_path / "other", num_hidden_layers=1))
+    with pytest.raises(Incompatible, match="it is not what base 'tiny' was made from"):
+        write_fused(tiny_base, adapter, tmp_path / "no", onto=other)
+    assert not (tmp_path / "no").exists()

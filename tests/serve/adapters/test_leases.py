@@ -1,0 +1,106 @@
+"""What a server has loaded is not collected while it runs."""
+
+import logging
+import sqlite3
+import time
+
+import pytest
+
+from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.gc import collect, remove
+from adapterhub_local.settings import Home
+from serve.adapters.leases import Leases
+from tests.serve.adapter_makers import publish
+from tests.serve.conftest import Server
+from tests.stores import LINEAGE, files
+
+
+def rows(registry: Registry) -> list[tuple]:
+    """Digest and end of every lease."""
+    return [tuple(row) for row in registry.database.rows("SELECT content_digest, expires_at FROM leases")]
+
+
+@pytest.fixture
+def version() -> Version:
+    """A published version."""
+    return Registry().publish("a", files(1), LINEAGE)
+
+
+def test_a_server_keeps_what_it_loaded(server: Server, tiny_base: BaseInfo) -> None:
+    """A version that answered a request and was then removed stays on disk, though gc is told to spare nothing."""
+    registry = server.registry
+    leased = publish(registry, "leased", tiny_base, seed=7)
+    spare = publish(registry, "spare", tiny_base, seed=8)
+    assert server.complete(model="leased", prompt="hello").status_code == 200
+    for version in (leased, spare):
+        remove(registry, version, force=True)
+    collect(registry, apply=True, grace=-1)
+    weights = {file.path: registry.blobs.path(file.digest).is_file() for file in leased.files}
+    assert all(weights.values())
+    assert not all(registry.blobs.path(file.digest).is_file() for file in spare.files)
+
+
+def test_leases_are_renewed_and_given_back(version: Version) -> None:
+    """While the server runs its leases move on; when it stops there are none."""
+    registry = Registry()
+    leases = Leases(registry, seconds=0.15)
+    leases.start()
+    leases.hold(version)
+    ((digest, first),) = rows(registry)
+    assert digest == version.content_digest
+    deadline = time.monotonic() + 20
+    while rows(registry)[0][1] <= first:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    leases.hold(version)
+    leases.stop()
+    leases.stop()
+    assert rows(registry) == []
+
+
+def test_leases_of_a_server_that_crashed_end(version: Version) -> None:
+    """What nobody gave back is forgotten after its time by the next server."""
+    registry = Registry()
+    Leases(registry, seconds=-1).hold(version)
+    assert len(rows(registry)) == 1
+    other = registry.publish("b", files(2), LINEAGE)
+    Leases(registry).hold(other)
+    assert [digest for digest, _ in rows(registry)] == [other.content_digest]
+
+
+def test_leases_end_for_what_is_used_no_more(version: Version) -> None:
+    """What is in memory stays leased; what left it and was not asked for since is given up while the server runs."""
+    registry = Registry()
+    other = registry.publish("b", files(2), LINEAGE)
+    leases = Leases(registry, seconds=0.3, in_memory=lambda: {version.content_digest})
+    leases.start()
+    leases.hold(version)
+    leases.hold(other)
+    assert {digest for digest, _ in rows(registry)} == {version.content_digest, other.content_digest}
+    deadline = time.monotonic() + 20
+    while len(rows(registry)) != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert rows(registry)[0][0] == version.content_digest
+    leases.hold(other)
+    assert len(rows(registry)) == 2
+    leases.stop()
+
+
+def test_a_registry_that_cannot_be_written_is_served(
+    version: Version, home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a right to write there is no lease, and a warning, and the server goes on."""
+    registry = Registry()
+    registry.database.close()
+    registry.database._local.connection = sqlite3.connect(
+        f"file:{home.database}?mode=ro", uri=True, isolation_level=None
+    )
+    leases = Leases(registry)
+    with caplog.at_level(logging.WARNING):
+        leases.hold(version)
+        leases.stop()
+    registry.database.close()
+    assert "served without a lease" in caplog.text
+    assert rows(Registry()) == []

@@ -1,0 +1,378 @@
+"""Adapters' life in a running server: pinned, loaded side by side with bad ones, drained, taken away by force."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapterhub_local.base.bases import read_record
+from adapterhub_local.base.load import load_base
+from adapterhub_local.errors import NotFound
+from adapterhub_local.lora.config import CONFIG, WEIGHTS
+from adapterhub_local.lora.write import write_safetensors
+from adapterhub_local.registry import Registry, Version
+from serve.engine.options import EngineOptions
+from serve.http.app import create_app
+from serve.options import HttpOptions
+from tests.serve.adapter_makers import publish
+from tests.serve.conftest import Server
+from tests.serve.http.test_operate import load, slow_down
+
+NUM_FOLDERS = 10
+OPTIONS = EngineOptions(max_rows=8, max_adapters=3, tokens_per_step=64, queue_limit=64)
+LONG = {"prompt": "Hello", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def lora_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that adapters may be loaded from."""
+    return tmp_path_factory.mktemp("loras")
+
+
+@pytest.fixture(scope="module")
+def living(built_base, lora_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with three slots, one of them taken by an adapter that was pinned at the start; ten folders."""
+    registry = Registry(tmp_path_factory.mktemp("living"))
+    base = read_record(built_base)
+    for number in range(NUM_FOLDERS):
+        version = publish(registry, f"v{number}", base, seed=number, rank=(4, 8)[number % 2])
+        (lora_root / f"good{number}").mkdir()
+        for file in version.path.iterdir():
+            (lora_root / f"good{number}" / file.name).write_bytes(file.read_bytes())
+    http = HttpOptions(lora_root=lora_root, pins=("v0",))
+    running = Server(load_base(base, device="cpu"), registry, http=http, options=OPTIONS)
+    yield running
+    running.stop()
+
+
+def unload(server: Server, name: str, **more) -> httpx.Response:
+    """POST /v1/unload_lora_adapter."""
+    return server.http.post("/v1/unload_lora_adapter", json={"lora_name": name, **more})
+
+
+def entry(server: Server, name: str) -> dict:
+    """What /v1/adapters says of an adapter of the registry."""
+    digest = server.registry.resolve(name).content_digest
+    return next(one for one in server.http.get("/v1/adapters").json()["data"] if one["digest"] == digest)
+
+
+def events(server: Server, body: dict, started: threading.Barrier | None = None) -> list[str]:
+    """The events of a stream; when the first has come, `started` is told."""
+    found = []
+    with server.http.stream("POST", "/v1/completions", json={**LONG, **body, "stream": True}) as response:
+        assert response.status_code == 200
+        for line in response.iter_lines():
+            if line:
+                found.append(line.removeprefix("data: "))
+                if started is not None:
+                    started.wait(20)
+                    started = None
+    return found
+
+
+def test_pinned_from_the_start(living: Server) -> None:
+    """However many others come by, a pinned adapter stays in memory and in its slot, and is not loaded twice."""
+    assert {key: entry(living, "v0")[key] for key in ("state", "in_slot", "is_held", "is_pinned")} == {
+        "state": "ready", "in_slot": True, "is_held": True, "is_pinned": True,
+    }  # fmt: skip
+    with ThreadPoolExecutor(9) as threads:
+        names = [f"v{number}" for number in range(1, NUM_FOLDERS)]
+        answers = list(threads.map(lambda name: living.complete(model=name, prompt="Hello").status_code, names))
+    assert set(answers) == {200}
+    before = living.service.engine.slots.num_loads
+    assert entry(living, "v0")["in_slot"]
+    assert living.complete(model="v0", prompt="Hello").status_code == 200
+    assert living.service.engine.slots.num_loads == before
+    assert living.service.engine.slots.num_evictions >= 7
+
+
+def test_one_slot_stays_free(living: Server) -> None:
+    """Pins are given by SGLang's field, and refused with the reason where they would leave no slot for others."""
+    assert load(living, "v1", pinned=True).status_code == 200
+    refused = load(living, "v2", pinned=True)
+    assert refused.status_code == 400
+    assert "'v2' cannot be pinned: 2 are, of 3 slots, and one must stay free" in refused.json()["error"]["message"]
+    assert living.complete(model="v2", prompt="Hello").status_code == 200
+    assert not entry(living, "v2")["is_held"]
+    assert entry(living, "v1")["in_slot"]
+    assert load(living, "v1", pinned=False, load_inplace=True).status_code == 200
+    assert {key: entry(living, "v1")[key] for key in ("is_held", "is_pinned")} == {"is_held": True, "is_pinned": False}
+    assert unload(living, "v1").status_code == 200
+
+
+def test_what_cannot_be_pinned_stops_the_start(built_base, living: Server) -> None:
+    """A server that is told to pin what is not there does not come up without it."""
+    base = load_base(read_record(built_base), device="cpu")
+    with pytest.raises(NotFound, match="nobody"):
+        create_app(base, registry=living.registry, options=OPTIONS, http=HttpOptions(pins=("nobody",)))
+
+
+def test_by_force(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams of the adapter end with an error event, whole answers with a 503; other adapters' go on to their ends."""
+    slow_down(living, monkeypatch)
+    assert load(living, "mine", "good3").status_code == 200
+    barrier = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as threads:
+        mine = [threads.submit(events, living, {"model": "mine", "n": 2}, barrier) for _ in range(2)]
+        other = threads.submit(events, living, {"model": "v4"}, barrier)
+        whole = threads.submit(living.complete, **{"model": "mine", **LONG})
+        barrier.wait(20)
+        freed = unload(living, "mine", force=True)
+        ended = [each.result(20) for each in mine]
+    assert (freed.status_code, int(freed.headers["X-Qhub-Freed-Bytes"]) > 0) == (200, True)
+    for stream in ended:
+        error = json.loads(stream[-2])["error"]
+        assert (error["code"], error["type"], stream[-1]) == ("adapter_unloaded", "server_error", "[DONE]")
+        assert "unloaded before the answer was complete" in error["message"]
+    refused = whole.result(20)
+    assert refused.status_code in (503, 404), refused.text  # 404: it had not been admitted yet
+    assert json.loads(other.result(20)[-2])["choices"][0]["finish_reason"] == "length"
+    assert living.complete(model="mine", prompt="Hello").status_code == 404
+    assert living.wait_until_idle()["running"] == 0
+    assert living.http.get("/health").status_code == 200
+
+
+def test_draining(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without force the answer waits for the requests that run, which end whole; the name is gone at once."""
+    expected = "".join(
+        json.loads(one)["choices"][0]["text"] for one in events(living, {"model": "v5"})[:-1] if "choices" in one
+    )
+    slow_down(living, monkeypatch)
+    assert load(living, "mine", "good5").status_code == 200
+    barrier = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        stream = threads.submit(events, living, {"model": "mine"}, barrier)
+        barrier.wait(20)
+        gone = threads.submit(unload, living, "mine")
+        while entry(living, "v5")["state"] != "draining":
+            time.sleep(0.01)
+        assert not gone.done()
+        assert living.complete(model="mine", prompt="Hello").status_code == 404
+        found = stream.result(30)
+        response = gone.result(30)
+    text = "".join(json.loads(one)["choices"][0]["text"] for one in found[:-1])
+    assert text == expected
+    assert (response.status_code, int(response.headers["X-Qhub-Freed-Bytes"]) > 0) == (200, True)
+    assert entry(living, "v5")["state"] == "absent"
+
+
+def test_loading(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an adapter's files are read it is listed as loading, by its name, and others answer."""
+    read, may_read = living.service.engine.pool._read, threading.Event()
+
+    def slow(version: Version) -> object:
+        assert may_read.wait(20)
+        return read(version)
+
+    monkeypatch.setattr(living.service.engine.pool, "_read", slow)
+    unload(living, "v9")
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(living.complete, model="v9", prompt="Hello")
+        deadline = time.monotonic() + 20
+        while not any(
+            (one["name"], one["state"]) == ("v9@1", "loading") for one in living.http.get("/v1/adapters").json()["data"]
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert living.complete(model="v0", prompt="Hello").status_code == 200
+        assert not answer.done()
+        may_read.set()
+        assert answer.result(20).status_code == 200
+    assert entry(living, "v9")["state"] == "ready"
+
+
+def test_a_version_comes_back(living: Server) -> None:
+    """What the registry has can be unloaded without having been loaded by hand, and the next request loads it anew."""
+    first = living.complete(model="v6", prompt="Hello").json()["choices"]
+    assert int(unload(living, "v6").headers["X-Qhub-Freed-Bytes"]) > 0
+    assert entry(living, "v6")["state"] == "absent"
+    assert unload(living, "v6").status_code == 404
+    assert living.complete(model="v6", prompt="Hello").json()["choices"] == first
+    assert entry(living, "v6")["state"] == "ready"
+
+
+def test_two_names_of_one_content(living: Server) -> None:
+    """Unloading one name frees nothing while another still holds the same bytes, pinned at that."""
+    assert load(living, "twin", "good0").status_code == 200
+    assert int(unload(living, "twin").headers["X-Qhub-Freed-Bytes"]) == 0
+    assert entry(living, "v0")["in_slot"]
+
+
+def test_ten_adapters_are_loaded_at_once(living: Server) -> None:
+    """As in vLLM's test: ten folders side by side on three slots, all listed with their base as parent, all answer."""
+    names = [f"load{number}" for number in range(NUM_FOLDERS)]
+    with ThreadPoolExecutor(NUM_FOLDERS) as threads:
+        done = list(threads.map(lambda each: load(living, each[1], f"good{each[0]}"), enumerate(names)))
+        assert [response.status_code for response in done] == [200] * NUM_FOLDERS, [one.text for one in done]
+        answers = list(threads.map(lambda name: living.complete(model=name, prompt="Hello").json(), names))
+    models = {model.id: model for model in living.client.models.list()}
+    for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
+        digest = living.registry.resolve(f"v{number}").content_digest
+        assert (models[name].parent, models[name].root) == ("tiny", digest)
+        assert answer["adapter"]["digest"] == digest
+        assert unload(living, name).status_code == 200
+    assert not {model.id for model in living.client.models.list()} & set(names)
+
+
+def test_bad_loads_do_not_break_others(living: Server, lora_root: Path) -> None:
+    """As in vLLM's test: 25 paths that are not there and 25 files that are no adapters, while good ones are asked."""
+    (lora_root / "bad").mkdir(exist_ok=True)
+    (lora_root / "bad" / "adapter_config.json").write_text("this is not json")
+    (lora_root / "bad" / "adapter_model.safetensors").write_text("this is not safetensors")
+    stop = threading.Event()
+
+    def ask(name: str) -> list[int]:
+        statuses = []
+        while not stop.is_set() or not statuses:
+            statuses.append(living.complete(model=name, prompt="Hello", max_tokens=4).status_code)
+        return statuses
+
+    with ThreadPoolExecutor(8) as threads:
+        good = [threads.submit(ask, name) for name in ("v0", "v7", "tiny")]
+        try:
+            bad = [
+                threads.submit(load, living, f"bad{number}", ("bad", "notfound")[number % 2]) for number in range(50)
+            ]
+            codes = [each.result(30).status_code for each in bad]
+        finally:
+            stop.set()
+        assert codes == [400, 404] * 25
+        assert {status for each in good for status in each.result(30)} == {200}
+    assert load(living, "fine", "good8").status_code == 200
+    assert living.complete(model="fine", prompt="Hello").status_code == 200
+    assert unload(living, "fine").status_code == 200
+    assert all(
+        users == (digest == living.registry.resolve("v0").content_digest)
+        for digest, users in living.service.engine.pool.users().items()
+    )
+
+
+def first(tensors: dict[str, torch.Tensor], part: str) -> str:
+    return next(name for name in tensors if part in name)
+
+
+def no_effect(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    for name in tensors:
+        if "lora_B" in name:
+            tensors[name].zero_()
+
+
+def leftover(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    tensors["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = tensors[first(tensors, "q_proj.lora_A")]
+    tensors["base_model.model.model.layers.7.self_attn.q_proj.lora_B.weight"] = tensors[first(tensors, "q_proj.lora_B")]
+
+
+def other_names(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    for name in list(tensors):
+        tensors[name.replace("model.layers", "model.language_model.layers")] = tensors.pop(name)
+
+
+def other_base(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    config["base_model_name_or_path"] = "someone/quite-another"
+
+
+def bias(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    config["bias"] = "lora_only"
+
+
+def bias_tensor(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias"] = torch.ones(64)
+
+
+def lora_bias(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    config["lora_bias"] = True
+
+
+def saved_modules(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    config["modules_to_save"] = ["lm_head"]
+
+
+def saved_tensor(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    tensors["base_model.model.lm_head.weight"] = torch.ones(300, 64)
+
+
+def pissa(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    config["init_lora_weights"] = "pissa_niter_4"
+
+
+def rank_zero(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    config["r"] = 0
+
+
+def empty_factor(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    tensors[first(tensors, "lora_A")] = torch.ones(0, 64)
+
+
+def wrong_rank(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    config["r"] = 4
+
+
+def not_a_number(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    tensors[first(tensors, "lora_B")][0, 0] = float("nan")
+
+
+def infinite_alpha(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    config["lora_alpha"] = 10**400
+
+
+def half(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    del tensors[first(tensors, "layers.1.self_attn.v_proj.lora_B")]
+
+
+def no_tensors(tensors: dict[str, torch.Tensor], config: dict) -> None:
+    tensors.clear()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (no_effect, "changes nothing"),
+        (leftover, "model.layers.7.self_attn.q_proj (no such linear layer)"),
+        (other_names, "model.language_model.layers.0.mlp.down_proj (no such linear layer)"),
+        (other_base, "someone/quite-another"),
+        (bias, "bias = 'lora_only'"),
+        (bias_tensor, "model.layers.0.self_attn.q_proj.base_layer.bias"),
+        (lora_bias, "lora_bias"),
+        (saved_modules, "modules_to_save"),
+        (saved_tensor, "base_model.model.lm_head.weight"),
+        (pissa, "pissa_niter_4"),
+        (rank_zero, "0 is not a rank"),
+        (empty_factor, "model.layers.0.self_attn.q_proj has factors of rank 0"),
+        (wrong_rank, "has rank 8, its config says 4"),
+        (not_a_number, "NaN or infinity in base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"),
+        (infinite_alpha, "not a finite alpha"),
+        (half, "model.layers.1.self_attn.v_proj has no"),
+        (no_tensors, "holds no LoRA factors"),
+    ],
+)
+def test_hostile_adapters(living: Server, lora_root: Path, spoil: Callable[[dict, dict], None], named: str) -> None:
+    """What an adapter may not be is 400 with the key to blame, loaded by hand or asked for; never the base's answer."""
+    folder = lora_root / spoil.__name__
+    folder.mkdir()
+    config = json.loads((lora_root / "good1" / CONFIG).read_text())
+    tensors = load_file(lora_root / "good1" / WEIGHTS)
+    spoil(tensors, config)
+    (folder / CONFIG).write_text(json.dumps(config))
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(folder / WEIGHTS, shapes, tensors.items(), {"format": "pt"})
+    living.registry.publish(spoil.__name__, {name: folder / name for name in (CONFIG, WEIGHTS)}, {})
+    for response in (
+        load(living, "hostile", spoil.__name__),
+        load(living, spoil.__name__),
+        living.complete(model=spoil.__name__, prompt="Hello"),
+        living.complete(model="tiny", prompt="Hello", adapters=[{"ref": spoil.__name__, "weight": 0.5}, {"ref": "v0"}]),
+    ):
+        assert response.status_code == 400, response.text
+        message = response.json()["error"]["message"]
+        assert named in message
+        assert str(lora_root) not in message, "where the server has its files is nobody's business"
+        assert str(living.registry.home.root) not in message
+    assert living.complete(model="hostile", prompt="Hello").status_code == 404
+    assert set(living.service.loaded.versions()) == {"v0"}

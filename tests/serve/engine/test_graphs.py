@@ -1,0 +1,167 @@
+"""Decode steps over tensors that stay where they are give what ordinary steps give; capturing them is left to a GPU."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from adapterhub_local.base.bases import read_record
+from adapterhub_local.base.load import load_base
+from adapterhub_local.registry import Registry
+from serve.engine.build import build_engine
+from serve.engine.engine import Engine
+from serve.engine.graphs import Graphs
+from serve.engine.options import EngineOptions
+from serve.engine.request import Request, SamplingParams
+from serve.kernels import reference
+from serve.kernels.choose import Kernels
+
+PROMPTS = [tuple(range(start, start + length)) for start, length in ((3, 5), (20, 17), (9, 30), (50, 2), (31, 14))]
+ADAPTERS = ["alpha", None, "beta", "gamma", "alpha"]
+
+
+def engine_of(built_base: Path, **options) -> Engine:
+    """An engine of its own over the tiny base."""
+    return build_engine(load_base(read_record(built_base), device="cpu"), EngineOptions(max_rows=8, **options))
+
+
+def with_steps(engine: Engine, settled: int = 0) -> Graphs:
+    """Give an engine on the CPU static steps, which run instead of being captured; kernels by plain torch."""
+    runner = engine.runner
+    kernels = runner.context.kernels = Kernels({})
+    runner.graphs = Graphs(
+        runner.model, runner.cache, runner.context, engine.slots, kernels, runner.windows, engine.max_length,
+        is_captured=False, settled=settled,
+    )  # fmt: skip
+    return runner.graphs
+
+
+def answers(engine: Engine, registry: Registry, adapters: list[str | None], tokens: int = 20) -> list[list[int]]:
+    """Greedy answers to the prompts, all at once; the second one ends early, so that the batch changes its size."""
+    requests = []
+    for number, (prompt, name) in enumerate(zip(PROMPTS, adapters, strict=False)):
+        params = SamplingParams(max_tokens=min(tokens, 6) if number == 1 else tokens, temperature=0)
+        digest = engine.pool.acquire(registry.resolve(name)) if name else None
+        requests.append(Request(f"{number}-{len(engine._requests)}", prompt, params, digest))
+    engine.submit(*requests)
+    while engine.has_work:
+        assert not [output.error for output in engine.step() if output.error]
+    return [request.output for request in requests]
+
+
+@pytest.fixture
+def wanted(built_base: Path, served_registry: Registry) -> dict[str, list[list[int]]]:
+    """What the ordinary way answers, with and without adapters."""
+    engine = engine_of(built_base)
+    return {
+        "mixed": answers(engine, served_registry, ADAPTERS),
+        "base": answers(engine, served_registry, [None] * 5),
+    }
+
+
+def test_static_steps_equal_ordinary_steps(built_base: Path, served_registry: Registry, wanted) -> None:
+    """Mixed adapters of three ranks and none at all, batches filled up to the next size: the same tokens."""
+    engine = engine_of(built_base)
+    graphs = with_steps(engine)
+
+    assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
+    assert answers(engine, served_registry, [None] * 5) == wanted["base"]
+    assert graphs.reason is None
+    assert {(8, ()), (4, ())} <= set(graphs._made)  # five rows, then four
+    assert {rank for _, ranks in graphs._made for rank in ranks} == {3, 8, 16}
+
+
+def test_steps_follow_factors_that_move(built_base: Path, served_registry: Registry, wanted) -> None:
+    """A step whose adapters were moved or replaced in their stacks is made anew."""
+    engine = engine_of(built_base, max_adapters=3)
+    graphs = with_steps(engine)
+    assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
+    before = dict(graphs._made)
+    for name in ("alpha", "beta", "gamma"):
+        engine.unload(served_registry.resolve(name).content_digest)
+    assert answers(engine, served_registry, ["beta", None, None, None, None])[1:] == wanted["base"][1:]
+    assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
+    assert any(graphs._made[key] is not made for key, made in before.items() if key in graphs._made)
+
+
+def test_no_step_is_made_of_stacks_that_are_exchanged(built_base: Path, served_registry: Registry, wanted) -> None:
+    """While adapters move steps go the ordinary way, a step holds what it reads, and a growth that fails is counted."""
+    engine = engine_of(built_base)
+    graphs = with_steps(engine)
+    with engine.slots.moving:
+        assert answers(engine, served_registry, [None] * 5) == wanted["base"]
+    assert not len(graphs)
+    assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
+    made = graphs._made[4, (3, 8, 16)]
+    assert {id(stack) for stack in made.stacks} >= {id(engine.slots.groups[0].a[rank]) for rank in (3, 8, 16)}
+
+    before = engine.slots.moves[8]
+    with suppress(MemoryError), engine.slots._exchanging(8):
+        engine.slots.groups[0].a[8] = engine.slots.groups[0].a[8].clone()
+        raise MemoryError
+    assert engine.slots.moves[8] == before + 1
+
+
+def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, wanted) -> None:
+    """With the kernels, interpreted here, and static steps on top, mixed adapters get the tokens that torch gives."""
+    pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
+    engine = engine_of(built_base, kernels="triton")
+    assert engine.snapshot()["kernels"] == ["add_lora", "multiply", "paged_attention"]
+    assert answers(engine, served_registry, ADAPTERS, tokens=4) == [each[:4] for each in wanted["mixed"]]
+
+    runner = engine.runner
+    assert runner.context.kernels is not None
+    runner.graphs = Graphs(
+        runner.model, runner.cache, runner.context, engine.slots, runner.context.kernels, runner.windows,
+        engine.max_length, is_captured=False, settled=0,
+    )  # fmt: skip
+    assert answers(engine, served_registry, ADAPTERS, tokens=3) == [each[:3] for each in wanted["mixed"]]
+    assert len(runner.graphs)
+    assert engine.snapshot()["kernels"] == ["add_lora", "multiply", "paged_attention"]
+
+
+def test_a_wrong_kernel_is_found_by_the_check_at_load(
+    built_base: Path,
+    served_registry: Registry,
+    wanted,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Attention that is right on its own but not in the model is dropped with the reason, and plain torch answers."""
+    sound = reference.paged_attention
+
+    def wrong(query, keys, *args, **options):  # as if the model's pages lay in another order
+        return sound(query, keys.flip(0), *args, **options)
+
+    kernels = Kernels({"paged_attention": wrong})
+    monkeypatch.setattr("serve.engine.build.choose_kernels", lambda *_: kernels)
+    engine = engine_of(built_base)
+
+    assert engine.snapshot()["kernels"] == []
+    assert "paged_attention is not used: a packed batch gives other logits" in caplog.records[0].getMessage()
+    assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
+
+
+def test_a_kind_of_step_is_made_once_it_is_common(built_base: Path, served_registry: Registry, wanted) -> None:
+    """What comes a few times only goes the ordinary way."""
+    engine = engine_of(built_base)
+    graphs = with_steps(engine, settled=10)
+    assert answers(engine, served_registry, [None] * 5) == wanted["base"]
+    assert set(graphs._made) == {(4, ())}
+
+
+def test_what_cannot_be_captured_goes_on_without(
+    built_base: Path, served_registry: Registry, wanted, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failing capture costs a warning with its reason, once, and no answer."""
+    engine = engine_of(built_base)
+    graphs = with_steps(engine)
+    graphs.is_captured = True  # as on a GPU; there is none
+    graphs.kernels = Kernels({"add_lora": reference.add_lora, "paged_attention": reference.paged_attention})
+
+    assert answers(engine, served_registry, [None] * 5) == wanted["base"]
+    assert graphs.reason is not None
+    assert not len(graphs)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "steps are not captured as CUDA graphs"
+    ]

@@ -1,0 +1,113 @@
+"""Every architecture that is promised: quantised as a base, packed exactly, trained, and loaded by plain PEFT."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from adapterhub_local.base.add import add_base
+from adapterhub_local.base.load import LoadedBase, load_base
+from adapterhub_local.evaluate.evaluate import score
+from adapterhub_local.recipe import load_recipe
+from adapterhub_local.rows.attention import is_attached
+from adapterhub_local.rows.examples import read_chats, tokenise
+from adapterhub_local.rows.packing import forward, is_exact, pack
+from adapterhub_local.settings import Home
+from adapterhub_local.train.adapter import with_adapter
+from adapterhub_local.train.loss import answer_loss, output_head
+from adapterhub_local.train.targets import target_names
+from adapterhub_local.train.train import train
+from tests.architectures import SHAPES, WINDOW, save_architecture
+from tests.chats import write_recipe
+
+NAMES = list(SHAPES)
+# the ends of the linear layers of attention and of the MLP, as each architecture calls them
+SPLIT = (["k_proj", "o_proj", "q_proj", "v_proj"], ["down_proj", "gate_proj", "up_proj"])
+DENSE = (["dense", "query_key_value"], ["dense_4h_to_h", "dense_h_to_4h"])
+FUSED = (["o_proj", "qkv_proj"], ["down_proj", "gate_up_proj"])
+GROUPS = {"falcon": DENSE, "falcon-new": DENSE, "gpt-neox": DENSE, "phi3": FUSED}
+
+
+@pytest.fixture
+def base(request: pytest.FixtureRequest, tmp_path: Path, home: Home) -> LoadedBase:
+    """The architecture of the test's parameter as the base `tiny`."""
+    return load_base(add_base("tiny", save_architecture(request.param, tmp_path / "model"), home))
+
+
+@pytest.mark.parametrize(
+    ("base", "share"),
+    [*((name, True) for name in NAMES), *((name, False) for name in ("llama", "falcon", "gemma2"))],
+    indirect=["base"],
+)
+def test_packing_is_exact(base: LoadedBase, share: bool, tmp_path: Path) -> None:
+    """Packed examples have the loss and gradients of each alone, attention windows and soft caps included."""
+    recipe = load_recipe(write_recipe(tmp_path))
+    examples = tokenise(read_chats(recipe.data.train, 4), base.tokenizer, 512)
+    assert min(len(example.ids) for example in examples) > WINDOW
+    model = with_adapter(base, recipe)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def loss_and_gradients(groups: list) -> tuple[float, list[torch.Tensor]]:
+        total = torch.zeros(())
+        for group in groups:
+            logits, targets, _ = forward(model, pack(group, share=share))
+            total = total + cross_entropy(logits, targets, reduction="sum")
+        return total.item(), list(torch.autograd.grad(total, factors))
+
+    loss, gradients = loss_and_gradients([[example] for example in examples])
+    assert is_exact(model, examples, share=share)
+    packed_loss, packed_gradients = loss_and_gradients([examples])
+    scale = torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+    assert is_attached(model) != (base.model.config.model_type == "falcon")  # which takes masks
+    assert packed_loss == pytest.approx(loss, rel=1e-5)
+    assert all((ours - theirs).norm() < 1e-5 * scale for ours, theirs in zip(packed_gradients, gradients, strict=True))
+
+
+@pytest.mark.parametrize("base", ["llama", "gemma2"], indirect=True)
+def test_the_loss_in_chunks(base: LoadedBase, tmp_path: Path) -> None:
+    """Cross-entropy over a few tokens at a time has the loss and gradients of all at once, soft caps included."""
+    recipe = load_recipe(write_recipe(tmp_path))
+    examples = tokenise(read_chats(recipe.data.train, 3), base.tokenizer, 512)
+    base.model.config.final_logit_softcapping = getattr(base.model.config, "final_logit_softcapping", None)
+    model = with_adapter(base, recipe)
+    factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    head = output_head(model, examples[0])
+    assert head is not None
+    packed = pack(examples)
+    three_tokens = 3 * 4 * base.model.config.vocab_size
+    whole, chunked = answer_loss(model, packed, None), answer_loss(model, packed, head, three_tokens)
+
+    assert packed.num_labels > 6
+    assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
+    for one, other in zip(torch.autograd.grad(whole, factors), torch.autograd.grad(chunked, factors), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_is_not_understood_is_not_used(tiny_base, tmp_path: Path) -> None:
+    """Where logits are more than the head's product, the model's own code computes them."""
+    recipe = load_recipe(write_recipe(tmp_path))
+    base = load_base(tiny_base)
+    (example,) = tokenise(read_chats(recipe.data.train, 1), base.tokenizer, 512)
+    assert output_head(base.model, example) is not None
+    base.model.register_forward_hook(lambda module, given, output: output.__setitem__("logits", output.logits * 2))
+
+    assert output_head(base.model, example) is None
+
+
+@pytest.mark.parametrize("base", NAMES, indirect=True)
+def test_train_and_load_with_peft(base: LoadedBase, home: Home, tmp_path: Path, request) -> None:
+    """Training lowers the loss, and plain PEFT loads the version: it scores exactly what the run measured."""
+    recipe = load_recipe(write_recipe(tmp_path, count=8))
+    version = train(recipe, home)
+    measured = version.lineage["metrics"]["yes-no"]
+    tests = tokenise(read_chats(recipe.data.test), base.tokenizer, 512)
+
+    assert measured["adapter"]["loss"] < measured["base"]["loss"]
+    assert score(base, version, tests, 16).loss == pytest.approx(measured["adapter"]["loss"], rel=1e-5)
+    groups = GROUPS.get(request.node.callspec.params["base"], SPLIT)
+    assert tuple(target_names(base.model, group) for group in ("attention", "mlp")) == groups
