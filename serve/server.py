@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import uvicorn
@@ -158,7 +159,7 @@ def log_json(*, access: bool) -> None:
         log.setLevel(level)
 
 
-def resolve(host: str, port: int) -> tuple:
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, socket.SocketKind, int, tuple[Any, ...]]:
     """Family, kind, protocol and address to bind. Raises InputError if `host` has no address."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

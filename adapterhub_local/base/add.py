@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from adapterhub_local.base.bases import BaseInfo, check_base_name, write_record
-from adapterhub_local.base.fingerprint import fingerprint, tensor_record
+from adapterhub_local.base.fingerprint import Record, fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.base.quantise import CONSTANTS, quantisation_config, quantise, quantised_modules, skipped_modules
 from adapterhub_local.base.source import INDEX, SINGLE, Source, open_source
@@ -88,7 +88,7 @@ class _Weights:
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self.folder, self.dtype = folder, dtype
-        self.records: list[list] = []
+        self.records: list[Record] = []
         self.shards: list[list[str]] = []
         self.num_parameters = self.num_quantised = self.quantised_bytes = self.total_bytes = 0
         self._held: dict[str, torch.Tensor] = {}

@@ -9,15 +9,16 @@ from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.lora.write import DTYPE_NAMES, tensor_bytes
 
 # Settings that change with the tool that wrote the config, not with the model.
+Record = list[Any]  # name, dtype, shape, digest of the bytes: as JSON holds them
 _VOLATILE = ("transformers_version", "_name_or_path", "_model_name_or_path", "use_cache", "torch_dtype")
 
 
-def tensor_record(name: str, tensor: torch.Tensor) -> list:
+def tensor_record(name: str, tensor: torch.Tensor) -> Record:
     """[name, dtype, shape, digest of the bytes] of one tensor."""
     return [name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), digest_bytes(tensor_bytes(tensor))]
 
 
-def fingerprint(tensors: list[list], config: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(tensors: list[Record], config: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     """`sha256:<hex>` of a base from the records of its tensors, its transformers config and its tokenizer."""
     return digest_bytes(
         canonical_json(

@@ -96,7 +96,7 @@ def choose_device(device: str | None = None) -> str:
 
 def has_bfloat16() -> bool:
     """Whether the GPU multiplies bfloat16 itself: before compute capability 8 it is emulated, many times slower."""
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def gpu_dtype() -> torch.dtype:

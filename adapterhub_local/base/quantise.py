@@ -5,6 +5,7 @@ A weight becomes 4-bit codes, an 8-bit absmax per block of 64, and a float32 abs
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def quantise(name: str, weight: torch.Tensor) -> Iterator[tuple[str, torch.Tenso
         yield f"{name}.{key}", value
 
 
-def quantisation_config(skipped: list[str], dtype: torch.dtype) -> dict:
+def quantisation_config(skipped: list[str], dtype: torch.dtype) -> dict[str, Any]:
     """The `quantization_config` of config.json by which transformers knows a pre-quantised folder."""
     return {
         "quant_method": "bitsandbytes",

@@ -63,7 +63,8 @@ def _open_folder(folder: Path) -> Source:
     def read(name: str) -> torch.Tensor:
         key = stored[name]
         with safe_open(files[key], framework="pt") as file:
-            return file.get_tensor(key)
+            tensor: torch.Tensor = file.get_tensor(key)
+            return tensor
 
     generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -60,7 +60,8 @@ class BaseWeights:
 
     def _stored(self, name: str) -> torch.Tensor:
         with safe_open(self.files[name], framework="pt") as file:
-            return file.get_tensor(name)
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
 
 
 def dequantised(info: BaseInfo, modules: Iterable[str]) -> Iterator[tuple[str, torch.Tensor, torch.dtype]]:

@@ -130,7 +130,8 @@ class Chat:
     def _json(self, path: str) -> dict[str, Any]:
         response = self.client.get(path)
         _check(response)
-        return response.json()
+        answer: dict[str, Any] = response.json()
+        return answer
 
 
 def _talk(chat: Chat, *, is_terminal: bool) -> None:

@@ -73,7 +73,7 @@ def _masked(tokenizer: Any, example: Any, *, is_coloured: bool) -> str:
 
 
 def _decoded(tokenizer: Any, ids: Any) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _tokens(tokenizer: Any, example: Any) -> dict[str, Any]:

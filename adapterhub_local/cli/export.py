@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -91,7 +91,7 @@ def command(
 def _with_base(
     version: Version, form: str, output: Path, base_name: str | None, *,
     from_model: str | None, onto: str | None, requantise: str | None, check: bool,
-) -> dict:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """The formats that need to know the base."""
     from adapterhub_local.base.bases import check_base_name, find_base
     from adapterhub_local.base.shapes import check_shapes
@@ -121,7 +121,7 @@ def _with_base(
     source = _source(onto) if onto is not None else None
     with counting(f"fusing {version}") as progress:
         fused = write_fused(base, adapter, output, progress, onto=source)
-    made: dict = {"base": base.name, "size": fused.size, "relative_rounding": fused.relative_rounding}
+    made: dict[str, Any] = {"base": base.name, "size": fused.size, "relative_rounding": fused.relative_rounding}
     told = f"{size_text(fused.size)}, 16 bits; rounding is {fused.relative_rounding:.1%} of the adapter's size"
     if check:
         found = measure(base, version.path, output)
@@ -155,7 +155,7 @@ def _source(text: str) -> "Source":
     return open_source(path)
 
 
-def _tell(made: dict, note: str, as_json: bool) -> None:
+def _tell(made: dict[str, Any], note: str, as_json: bool) -> None:
     if as_json:
         print_json({key: value for key, value in made.items() if key != "told"})
     else:

@@ -1,5 +1,7 @@
 """`qhub list`: the adapters and their versions."""
 
+from typing import Any
+
 import click
 
 from adapterhub_local.cli.output import print_json, print_table
@@ -62,7 +64,7 @@ def print_versions(registry: Registry, versions: list[Version], as_json: bool, *
     print_table(columns, [_row(one, pointed[one.name], scored[one.name, one.number]) for one in versions])
 
 
-def _row(version: Version, aliases: dict[str, int], scored: dict) -> tuple:
+def _row(version: Version, aliases: dict[str, int], scored: dict[str, Any]) -> tuple[Any, ...]:
     lineage = version.lineage
     base = lineage.get("base") or {}
     shares = {task: scores.get("adapter", {}).get("exact_match") for task, scores in scored.items()}
@@ -78,7 +80,7 @@ def _row(version: Version, aliases: dict[str, int], scored: dict) -> tuple:
     )
 
 
-def _to_json(version: Version, aliases: dict[str, int], metrics: dict) -> dict:
+def _to_json(version: Version, aliases: dict[str, int], metrics: dict[str, Any]) -> dict[str, Any]:
     lineage = version.lineage
     return {
         "name": version.name,

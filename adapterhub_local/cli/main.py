@@ -94,7 +94,8 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f"adapterhub_local.cli.{cmd_name.replace('-', '_')}").command
+        verb: click.Command = importlib.import_module(f"adapterhub_local.cli.{cmd_name.replace('-', '_')}").command
+        return verb
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, verbs in SECTIONS.items():

@@ -1,6 +1,7 @@
 """`qhub runs`: what was trained, how it went, and what can be resumed."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -29,7 +30,7 @@ def list_command(as_json: bool) -> None:
     print_table(("run", "status", "step", "loss", "held-out loss", "version", "started"), [_row(run) for run in runs])
 
 
-def _row(run: dict) -> tuple:
+def _row(run: dict[str, Any]) -> tuple[Any, ...]:
     status = f"{run['status']}, can be resumed" if run["can_resume"] else run["status"]
     started = (run["started_at"] or "")[:16].replace("T", " ")
     losses = [None if run[key] is None else f"{run[key]:.4f}" for key in ("loss", "eval_loss")]

@@ -1,11 +1,16 @@
 """`qhub sync`: versions to and from a remote."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from adapterhub_local.cli.output import counting, print_json, size_text
 from adapterhub_local.registry import Registry
+
+if TYPE_CHECKING:
+    from adapterhub_local.registry.sync import Moved
 
 
 @click.group(name="sync")
@@ -75,7 +80,7 @@ def _check_names(references: tuple[str, ...]) -> None:
             raise InputError(f"--all takes a name, '{text}' is one version: leave out '@...' or --all")
 
 
-def _print(remote: str, moved: list, done: str, place: str, dry_run: bool, as_json: bool) -> None:
+def _print(remote: str, moved: "Sequence[Moved]", done: str, place: str, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({"remote": remote, "dry_run": dry_run, "versions": [asdict(one) for one in moved]})
         return

@@ -54,13 +54,13 @@ def read_chat(row: Any, where: str, format: str, data: Data | None = None) -> Ch
     return _READERS[format](row, where)
 
 
-def _messages(row: Mapping, where: str) -> Chat:
+def _messages(row: Mapping[str, Any], where: str) -> Chat:
     if row.get("tools"):
         raise BadData(f"{where}: tools are not supported: leave the column out")
     return check_chat(row.get("messages"), where)
 
 
-def _sharegpt(row: Mapping, where: str) -> Chat:
+def _sharegpt(row: Mapping[str, Any], where: str) -> Chat:
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise BadData(f'{where}: write {{"conversations": [{{"from": "human", "value": ...}}, ...]}}')
@@ -77,7 +77,7 @@ def _sharegpt(row: Mapping, where: str) -> Chat:
     return check_chat([*_system(row), *messages], where)
 
 
-def _alpaca(row: Mapping, where: str) -> Chat:
+def _alpaca(row: Mapping[str, Any], where: str) -> Chat:
     """Stanford's columns, Dolly's names for two of them, and the earlier turns that LLaMA-Factory adds."""
     beside, answer = "input" if "input" in row else "context", "output" if "output" in row else "response"
     parts = [_text(row, "instruction", where), _text(row, beside, where, optional=True)]
@@ -91,7 +91,7 @@ def _alpaca(row: Mapping, where: str) -> Chat:
     return check_chat([*system, *turns, *own], where) if turns else chat
 
 
-def _prompt_completion(row: Mapping, where: str) -> Chat:
+def _prompt_completion(row: Mapping[str, Any], where: str) -> Chat:
     pair = next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None)
     if pair is None:
         raise BadData(f"{where}: needs the columns prompt and completion")
@@ -101,16 +101,16 @@ def _prompt_completion(row: Mapping, where: str) -> Chat:
     return _pair(_text(row, pair[0], where), _text(row, pair[1], where), where, row)
 
 
-def _plain_text(row: Mapping, where: str) -> Chat:
+def _plain_text(row: Mapping[str, Any], where: str) -> Chat:
     text = _text(row, "text", where)
     if not text.strip():
         raise BadData(f"{where}: the text is empty")
     return Chat(where, text=text)
 
 
-def _columns(row: Mapping, where: str, data: Data) -> Chat:
+def _columns(row: Mapping[str, Any], where: str, data: Data) -> Chat:
     def filled(template: str) -> str:
-        def value(match: re.Match) -> str:
+        def value(match: re.Match[str]) -> str:
             if match[1] not in row:
                 raise BadData(f"{where}: there is no column '{match[1]}', the columns are {', '.join(map(str, row))}")
             found = row[match[1]]
@@ -126,20 +126,20 @@ def _columns(row: Mapping, where: str, data: Data) -> Chat:
     return _pair(filled(data.prompt), filled(data.answer), where, system)
 
 
-def _pair(prompt: str, answer: str, where: str, row: Mapping) -> Chat:
+def _pair(prompt: str, answer: str, where: str, row: Mapping[str, Any]) -> Chat:
     if not answer.strip():
         raise BadData(f"{where}: the answer is empty")
     asked, answered = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
     return replace(check_chat([*_system(row), asked, answered], where), is_pair=True)
 
 
-def _system(row: Mapping) -> list[dict[str, str]]:
+def _system(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """The system message of a row that has a column for it."""
     text = row.get("system")
     return [{"role": "system", "content": text}] if isinstance(text, str) and text else []
 
 
-def _text(row: Mapping, column: str, where: str, *, optional: bool = False) -> str:
+def _text(row: Mapping[str, Any], column: str, where: str, *, optional: bool = False) -> str:
     value = row.get(column)
     if optional and value is None:
         return ""
@@ -152,7 +152,7 @@ def _text(row: Mapping, column: str, where: str, *, optional: bool = False) -> s
     return value
 
 
-_READERS: dict[str, Callable[[Mapping, str], Chat]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any], str], Chat]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,

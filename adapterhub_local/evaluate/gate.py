@@ -52,7 +52,7 @@ class Requirement:
         return f"{self.task}.{self.metric}{self.operator}{self.bound:g}"
 
     def is_met(self, value: float) -> bool:
-        return OPERATORS[self.operator](value, self.bound)
+        return bool(OPERATORS[self.operator](value, self.bound))
 
 
 def check_held(held: "Scored", requirements: Sequence[Requirement] = ()) -> None:

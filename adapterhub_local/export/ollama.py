@@ -114,7 +114,8 @@ def learn_template(tokenizer: Any, base_name: str) -> Template:
 
     def rendered(roles: tuple[str, ...], generate: bool) -> str:
         messages = [{"role": role, "content": _MARK.format(index)} for index, role in enumerate(roles)]
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate).removeprefix(bos)
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        return text.removeprefix(bos)
 
     try:
         template = _learn(rendered)

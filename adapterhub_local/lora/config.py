@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from adapterhub_local.errors import BadFile
 
@@ -14,6 +14,7 @@ WEIGHTS = "adapter_model.safetensors"  # PEFT's names of an adapter's two files
 CONFIG = "adapter_config.json"
 CONFIG_KEY = "adapter_config"  # in the weights' metadata, so that one file says all about itself
 BASE_KEY = "base_fingerprint"
+Number = TypeVar("Number", int, float)
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
 
 # Settings that change nothing about the delta of a trained adapter.
@@ -163,7 +164,7 @@ def _refuse_unsupported(fields: Mapping[str, Any], where: str) -> None:
             raise BadFile(f"{where} sets {key} = {json.dumps(value)[:60]}, not supported: {reason}")
 
 
-def _match(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+def _match(pattern: Mapping[str, Number], module: str, default: Number) -> Number:
     """The value of the first pattern that matches the module's name or its end (PEFT's `get_pattern_key`)."""
     for key, value in pattern.items():
         if re.match(rf"(.*\.)?({key})$", module):

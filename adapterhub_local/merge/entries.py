@@ -44,7 +44,7 @@ def elect(stack: torch.Tensor, weights: Sequence[float], variant: str) -> torch.
 def ties(stack: torch.Tensor, weights: Sequence[float], parameters: Mapping[str, Any], draws: Draws) -> torch.Tensor:
     """TIES: `lambda elect(trim(D_i))`."""
     trimmed = torch.stack([trim(matrix, parameters["density"]) for matrix in stack])
-    return parameters["scale"] * elect(trimmed, weights, parameters["variant"])
+    return float(parameters["scale"]) * elect(trimmed, weights, parameters["variant"])
 
 
 def magnitude_prune(
@@ -52,7 +52,7 @@ def magnitude_prune(
 ) -> torch.Tensor:
     """`lambda sum_i w_i trim(D_i)`."""
     trimmed = [trim(matrix, parameters["density"]) for matrix in stack]
-    return parameters["scale"] * _sum(trimmed, weights)
+    return float(parameters["scale"]) * _sum(trimmed, weights)
 
 
 def dare_linear(
@@ -60,7 +60,7 @@ def dare_linear(
 ) -> torch.Tensor:
     """DARE: `lambda sum_i w_i drop(D_i)`."""
     dropped = [drop(matrix, parameters["density"], draw) for matrix, draw in zip(stack, draws, strict=True)]
-    return parameters["scale"] * _sum(dropped, weights)
+    return float(parameters["scale"]) * _sum(dropped, weights)
 
 
 def dare_ties(
@@ -68,7 +68,7 @@ def dare_ties(
 ) -> torch.Tensor:
     """DARE, then the election of TIES: `lambda elect(drop(D_i))`."""
     dropped = [drop(matrix, parameters["density"], draw) for matrix, draw in zip(stack, draws, strict=True)]
-    return parameters["scale"] * elect(torch.stack(dropped), weights, parameters["variant"])
+    return float(parameters["scale"]) * elect(torch.stack(dropped), weights, parameters["variant"])
 
 
 def della(stack: torch.Tensor, weights: Sequence[float], parameters: Mapping[str, Any], draws: Draws) -> torch.Tensor:
@@ -82,7 +82,7 @@ def della(stack: torch.Tensor, weights: Sequence[float], parameters: Mapping[str
         order = matrix.abs().argsort(dim=-1, stable=True).argsort(dim=-1)  # 0 is the smallest of its row
         keep = low + epsilon * order.to(matrix.dtype) / max(1, matrix.shape[-1] - 1)
         dropped.append(drop(matrix, keep, draw))
-    return parameters["scale"] * elect(torch.stack(dropped), weights, parameters["variant"])
+    return float(parameters["scale"]) * elect(torch.stack(dropped), weights, parameters["variant"])
 
 
 def breadcrumbs(
@@ -94,7 +94,7 @@ def breadcrumbs(
         outliers = int(parameters["gamma"] * matrix.numel())
         within = _largest(matrix, min(matrix.numel(), outliers + max(1, int(parameters["density"] * matrix.numel()))))
         masked.append(matrix * (within & ~_largest(matrix, outliers)))
-    return parameters["scale"] * _sum(masked, weights)
+    return float(parameters["scale"]) * _sum(masked, weights)
 
 
 def _largest(matrix: torch.Tensor, count: int) -> torch.Tensor:

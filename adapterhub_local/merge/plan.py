@@ -12,8 +12,9 @@ from typing import Any
 
 from adapterhub_local.durable import digest_file
 from adapterhub_local.errors import BadReference, Incompatible, InputError
-from adapterhub_local.lora.adapter import AdapterFile, Shape, open_adapter
+from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import WEIGHTS
+from adapterhub_local.lora.contents import Shape
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.registry import Registry, Version
 

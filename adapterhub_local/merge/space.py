@@ -119,7 +119,8 @@ def _directions(
         q, r = torch.linalg.qr(factor.double() @ mix)
         u, values, _ = torch.linalg.svd(r, full_matrices=False)
         directions = q @ u[:, : _num_directions(values)]
-    return directions * canonical_signs(directions)
+    signed: torch.Tensor = directions * canonical_signs(directions)
+    return signed
 
 
 def _num_directions(values: torch.Tensor) -> int:

@@ -46,7 +46,8 @@ def known_layout(plan: MergePlan, limit: int | None) -> Layout | None:
 def _known_dtype(plan: MergePlan) -> torch.dtype | None:
     """float32 for what is exact, or where a parent is wider than 16 bits; None if it is to be measured."""
     if plan.formula.dtype != "auto":
-        return getattr(torch, plan.formula.dtype)
+        dtype: torch.dtype = getattr(torch, plan.formula.dtype)
+        return dtype
     is_exact = plan.formula.rule.kind in ("exact", "lossless") and plan.formula.space != "full"
     if is_exact or any(parent.adapter.dtype not in NARROW for parent in plan.parents):
         return torch.float32

@@ -49,7 +49,8 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values()) - self.paged - self.host
+        parts: dict[str, int] = asdict(self)
+        return sum(parts.values()) - self.paged - self.host
 
     def to_json(self) -> dict[str, int]:
         return {**asdict(self), "total": self.total}

@@ -24,7 +24,7 @@ def key(meaning: str, default: Any = REQUIRED, check: Callable[[Any], str | None
     return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
 
 
-def keys(table: Any) -> dict[str, Field]:
+def keys(table: Any) -> dict[str, Field[Any]]:
     """The fields of a table, or of its class, by the name of their key: a field `from_` is the key `from`."""
     return {item.name.removesuffix("_"): item for item in fields(table)}
 

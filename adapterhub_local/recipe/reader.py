@@ -126,7 +126,7 @@ class _Reading:
                 self.problem(files[-1], name, None, f"[{name}] needs '{key}': {item.metadata['meaning']}")
         return TABLES[name](**values) if len(self.problems) == before else None
 
-    def _value(self, layer: Layer, table: str, key: str, item: Field, hint: Any, value: Any) -> Any:
+    def _value(self, layer: Layer, table: str, key: str, item: Field[Any], hint: Any, value: Any) -> Any:
         is_union = typing.get_origin(hint) in (typing.Union, types.UnionType) and hint != Source
         allowed = typing.get_args(hint) if is_union else (hint,)
         converted = convert(value, allowed)

@@ -47,7 +47,7 @@ def _table(schema: type) -> dict[str, Any]:
     return {**table, "required": required} if required else table
 
 
-def _key(item: Field, hint: Any) -> dict[str, Any]:
+def _key(item: Field[Any], hint: Any) -> dict[str, Any]:
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = [kind for kind in (typing.get_args(hint) if is_union else (hint,)) if kind is not types.NoneType]
     check = item.metadata["check"]

@@ -82,7 +82,7 @@ def read_sweep(layers: Sequence[Layer], problems: list[str]) -> Sweep | None:
     return Sweep(runs, metric, alias)
 
 
-def _runs(grid: Mapping[str, list], paired: Mapping[str, list]) -> tuple[tuple[str, ...], ...]:
+def _runs(grid: Mapping[str, list[Any]], paired: Mapping[str, list[Any]]) -> tuple[tuple[str, ...], ...]:
     """Each combination as overrides; JSON spells these values as TOML does."""
     rows = list(zip(*paired.values(), strict=True)) if paired else [()]
     combinations = itertools.product(rows, itertools.product(*grid.values()))

@@ -101,15 +101,14 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         """A connection that needs to create no file where none can be created: a home may be mounted read-only."""
-        options: dict[str, Any] = {"timeout": BUSY_TIMEOUT_MS / 1000, "isolation_level": None}
         effective = os.access in os.supports_effective_ids
         if not self.path.exists() or os.access(self.path.parent, os.W_OK, effective_ids=effective):
-            return sqlite3.connect(self.path, **options)
+            return sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
         address = f"file:{quote(str(self.path))}?mode=ro"
         log = Path(f"{self.path}-wal")
         if not log.exists() or log.stat().st_size == 0:  # all there is is in the one file
             address += "&immutable=1"
-        connection = sqlite3.connect(address, uri=True, **options)
+        connection = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
         connection.execute("PRAGMA query_only = ON")
         return connection
 

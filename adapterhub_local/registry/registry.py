@@ -155,7 +155,7 @@ class Registry:
                     place_folder(staged, target)
         return target
 
-    def rows(self, condition: str, values: tuple) -> list[sqlite3.Row]:
+    def rows(self, condition: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         """Rows of the versions `v` that were not removed and fit an SQL condition, by name and number."""
         return self.database.rows(f"SELECT v.* {LIVE} {condition} ORDER BY v.name, v.number", values)
 

@@ -88,7 +88,8 @@ def _attention(
 def _own_attention(module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """The attention the model would have without ours; eager attention is a function beside the module's class."""
     if module.config._attn_implementation == NAMES["sdpa"]:  # type: ignore[union-attr]
-        return ALL_ATTENTION_FUNCTIONS["sdpa"]
+        own: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return own
     return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
 
 
@@ -136,7 +137,7 @@ def packed_kernel(
         ends_k.append(ends_k[-1] + layout.before((start, end)) + end - start)
     keys, values = (_behind_prefix(tensor.transpose(1, 2)[0], layout) for tensor in (key, value))
     window = layout.binding(window)
-    out = kernel(
+    out: torch.Tensor = kernel(
         query.transpose(1, 2)[0],
         keys,
         values,

@@ -6,6 +6,7 @@ gradient of a piece is the part that piece has in the whole (as in ring attentio
 So no key is copied or repeated, and autograd keeps what it keeps for a row of one example.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ def attend_in_pieces(
 ) -> torch.Tensor:
     """query (1, heads, T, head_dim), key and value (1, kv_heads, T, head_dim) -> (1, T, heads, head_dim)."""
     query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
-    out: torch.Tensor = _InPieces.apply(query, key, value, layout, window, scale)
+    apply: Callable[..., torch.Tensor] = _InPieces.apply
+    out = apply(query, key, value, layout, window, scale)
     return out.transpose(1, 2)
 
 
@@ -97,7 +99,8 @@ def _grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
 
 def _by_group(tensor: torch.Tensor, kv_heads: int) -> torch.Tensor:
     """(1, heads, T, head_dim) -> a view (heads / kv_heads, kv_heads, T, head_dim)."""
-    return tensor[0].unflatten(0, (kv_heads, -1)).transpose(0, 1)
+    grouped: torch.Tensor = tensor[0].unflatten(0, (kv_heads, -1))
+    return grouped.transpose(0, 1)
 
 
 def _mask(piece: Piece, like: torch.Tensor) -> torch.Tensor | None:

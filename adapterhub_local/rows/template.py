@@ -82,7 +82,7 @@ def _rewritten_end(whole: str, start: int, tokenizer: PreTrainedTokenizerBase, w
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], where: str, *, prompt: bool) -> str:
     apply: Any = tokenizer.apply_chat_template
     try:
-        return apply(messages, add_generation_prompt=prompt, tokenize=False)
+        return str(apply(messages, add_generation_prompt=prompt, tokenize=False))
     except Exception as error:  # a template is a program, and may raise whatever it likes
         if not messages:
             raise BadData(

@@ -45,7 +45,8 @@ def _forward(
     if not is_usual or others or kwargs or torch.is_autocast_enabled(x.device.type):
         return peft_forward(x, *others, **kwargs)
     A, B = layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight
-    return LoraProduct.apply(x, A, B, layer.scaling[names[0]], layer.base_layer)
+    apply: Callable[..., torch.Tensor] = LoraProduct.apply
+    return apply(x, A, B, layer.scaling[names[0]], layer.base_layer)
 
 
 class LoraProduct(torch.autograd.Function):

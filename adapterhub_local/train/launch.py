@@ -85,10 +85,10 @@ def launch(arguments: Sequence[str], num_processes: int, nodes: Nodes = Nodes(),
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        return int(free.getsockname()[1])
 
 
-def _wait(children: Sequence[subprocess.Popen]) -> int:
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
     while True:
         codes = [child.poll() for child in children]
         failed = [code for code in codes if code]

@@ -52,10 +52,12 @@ def output_head(model: Any, example: Example) -> Head | None:
     scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
 
     def head(states: torch.Tensor) -> torch.Tensor:
-        logits = layer(states)
+        logits: torch.Tensor = layer(states)
         if scale != 1:
             logits = logits * scale
-        return cap * torch.tanh(logits / cap) if cap else logits
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
+        return logits
 
     packed = pack([example])
     with torch.inference_mode():
@@ -68,4 +70,5 @@ def output_head(model: Any, example: Example) -> Head | None:
 def _states(model: Any, packed: Packed) -> torch.Tensor:
     """The body's last hidden states (T, hidden): what the output head is applied to."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.base_model(**inputs(model, packed))[0][0]
+    states: torch.Tensor = inner.base_model(**inputs(model, packed))[0]
+    return states[0]

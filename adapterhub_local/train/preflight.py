@@ -18,7 +18,8 @@ from adapterhub_local.lora.write import write_safetensors
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.settings import Home, make_folder
 from adapterhub_local.train.adapter import factors_of, random_devices, read_factors
-from adapterhub_local.train.trainer import AdapterTrainer, answer_loss
+from adapterhub_local.train.loss import answer_loss
+from adapterhub_local.train.trainer import AdapterTrainer
 
 COPIES = 8  # of the factors on the disk at worst: two checkpoints of three (weights, two moments), best, result
 

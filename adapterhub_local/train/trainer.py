@@ -73,10 +73,11 @@ class AdapterTrainer(Trainer):
         sums = flat[2:].split([factor.numel() for factor in factors])
         for factor, summed in zip(factors, sums, strict=True):
             factor.grad.copy_(summed.view_as(factor))
-        return flat[0].clone()
+        total: torch.Tensor = flat[0].clone()
+        return total
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
         value = float(norm)
         if not math.isfinite(value):  # before the optimizer would make every factor so
             raise NotFinite(f"the gradient norm is {value} at step {self.state.global_step + 1}")
@@ -109,7 +110,7 @@ class AdapterTrainer(Trainer):
                 f"the state of step {self.state.global_step} cannot be saved in {folder}: {reason}. Free some space"
             ) from error
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Packed]:
         loader = super().get_train_dataloader()
         if isinstance(loader.batch_sampler, BatchSamplerShard):  # every process has the whole batch
             loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0

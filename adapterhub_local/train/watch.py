@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from adapterhub_local.errors import QhubError
 
@@ -55,7 +55,14 @@ class Watch(TrainerCallback):
                 self._judge(entry["eval_loss"], entry["step"])
         self.stopped_early = bool(self.patience and self.worse >= self.patience)
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         if not logs or "loss" not in logs:
             return
         self.report({"step": state.global_step, "epoch": state.epoch, **logs})
@@ -70,7 +77,7 @@ class Watch(TrainerCallback):
             self._lowest, self._copied_at = last, state.global_step
             self.good = {name: factor.detach().cpu().clone() for name, factor in self.factors.items()}
 
-    def on_step_end(self, args, state, control, **_):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, last = state.global_step, state.global_step >= state.max_steps
         if self.evaluate and self.eval_every and (step % self.eval_every == 0 or last):
             scores = self.evaluate()

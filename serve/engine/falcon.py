@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb, build_alibi_tensor
 
-from serve.engine.attention import PackedBatch, packed_attention
+from serve.engine.attention import packed_attention
+from serve.engine.packed import PackedBatch
 
 
 def replace_attention(model: Any) -> Callable[[], None]:
@@ -25,7 +26,7 @@ def replace_attention(model: Any) -> Callable[[], None]:
         return lambda: None
     held: list[PackedBatch] = []  # of the forward pass that runs
 
-    def take(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def take(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         held[:] = [kwargs.pop("packed")]
         return args, kwargs
 
@@ -80,7 +81,8 @@ def _heads(attention: Any, fused: torch.Tensor) -> tuple[torch.Tensor, ...]:
     if attention.multi_query:
         rows = fused.unflatten(-1, (heads + 2, head_dim))
         return rows[..., :-2, :], rows[..., -2:-1, :], rows[..., -1:, :]
-    return fused.unflatten(-1, (heads, 3, head_dim)).unbind(-2)
+    rows = fused.unflatten(-1, (heads, 3, head_dim))
+    return rows[..., 0, :], rows[..., 1, :], rows[..., 2, :]
 
 
 def _alibi(heads: int, places: int, like: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of a graph; smaller batches a
 SETTLED = 16  # steps of one kind before it is captured, which takes as long as many steps
 MAX_GRAPHS = 32
 TOLERANCE = 2e-2  # of the largest logit, between a step and its graph: the same kernels, but other sums in libraries
+Key = tuple[int, tuple[int, ...]]  # rows, and the ranks of their adapters
 
 
 @dataclass
@@ -42,7 +43,7 @@ class StaticBatch:
     offsets: torch.Tensor
     single: Answers
     windows: dict[int, int | None]
-    prompts: tuple = ()
+    prompts: tuple[()] = ()
 
     @property
     def answers(self) -> Any:
@@ -107,12 +108,13 @@ class StaticStep:
         context = self.graphs.context
         context.tokens = context.logits = self.lora
         try:
-            return self.graphs.model(
+            logits: torch.Tensor = self.graphs.model(
                 input_ids=self.tokens[None],
                 position_ids=self.batch.positions[None],
                 use_cache=False,
                 packed=self.batch,
             ).logits[0]
+            return logits
         finally:
             context.end()
 
@@ -144,8 +146,8 @@ class Graphs:
     is_captured: bool = True
     settled: int = SETTLED
     reason: str | None = None  # why there are no graphs any more
-    _made: OrderedDict[tuple, "Made"] = field(default_factory=OrderedDict)
-    _seen: Counter[tuple] = field(default_factory=Counter)
+    _made: OrderedDict[Key, "Made"] = field(default_factory=OrderedDict)
+    _seen: Counter[Key] = field(default_factory=Counter)
     _pool: Any = None
 
     @property
@@ -203,7 +205,7 @@ class Graphs:
     def _reserve(self, batch: Sequence[Scheduled]) -> None:
         self.cache.reserve(max(max(item.request.pages) for item in batch))
 
-    def _make(self, key: tuple, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
+    def _make(self, key: Key, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
         """Capture a step, and its logits for this batch; None and a warning if it cannot be captured."""
         try:
             step = StaticStep(self, *key)

@@ -1,8 +1,9 @@
 """PackedBatch: where each token of a batch belongs, and what of the cache its attention reads. Made once a step."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -87,7 +88,7 @@ class PackedBatch:
     positions: torch.Tensor
     windows: dict[int, int | None] = field(default_factory=dict)  # what each layer asked for, for the check at load
     kernels: Kernels | None = None
-    _made: dict = field(default_factory=dict)  # indices and masks
+    _made: dict[Hashable, Any] = field(default_factory=dict)  # indices and masks
     before: Sequence[Group] = ()  # whose copies the step before has kept
 
     @cached_property
@@ -171,7 +172,8 @@ class PackedBatch:
         if group not in self._made:
             tokens = self._tensor([row.start for row in group.rows])
             self._made[group] = (torch.arange(len(tokens)), tokens, self.positions[tokens])
-        return self._made[group]
+        newest: tuple[torch.Tensor, ...] = self._made[group]
+        return newest
 
     def _index(self, group: Group, kv_heads: int) -> torch.Tensor:
         """Which (page, head) the rows of a group read, (rows * kv_heads * pages,) in the order of the result."""
@@ -180,7 +182,8 @@ class PackedBatch:
             heads = torch.arange(kv_heads, device=self.positions.device)[:, None]
             table = group.table(self.positions.device)
             self._made[key] = (table[:, None] * kv_heads + heads).flatten()
-        return self._made[key]
+        index: torch.Tensor = self._made[key]
+        return index
 
     def mask(self, group: Group, dtype: torch.dtype, window: int | None, repeats: int) -> torch.Tensor:
         """Additive: (rows, 1, 1, places) of rows with one token, (repeats * tokens, places) of one with several."""
@@ -191,10 +194,10 @@ class PackedBatch:
             visible = places <= last  # itself and before, at most `window` of them
             if window is not None:
                 visible &= places > last - window
-            mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-            mask = mask.masked_fill_(~visible, float("-inf"))
+            mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
             self._made[key] = mask[:, None, None] if group.is_answers else mask.repeat(repeats, 1)
-        return self._made[key]
+        made: torch.Tensor = self._made[key]
+        return made
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.positions.device, non_blocking=True)

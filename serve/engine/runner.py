@@ -1,6 +1,6 @@
 """Runner: packs the scheduled tokens into one row, runs the model once and returns the logits that are needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class Runner:
         self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
             tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
-            logits = self.model(
+            logits: torch.Tensor = self.model(
                 input_ids=self._tensor(tokens)[None],
                 position_ids=packed.positions[None],
                 use_cache=False,
@@ -116,7 +116,7 @@ def in_segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> list[S
     return sorted(batch, key=key)
 
 
-def _ends(batch: Sequence[Scheduled]):
+def _ends(batch: Sequence[Scheduled]) -> Iterator[int]:
     end = 0
     for item in batch:
         end += item.num_tokens

@@ -4,6 +4,7 @@ Some architectures take the attention function and ignore it, or need a mask onl
 are refused here, in numbers, before a single wrong answer is given.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ def use_packed_attention(model: Any, kernels: Kernels | None = None) -> int:
         dtype = str(model.dtype).removeprefix("torch.")
         raise Incompatible(f"{type(model).__name__} gives no finite logits in {dtype}: try another --dtype")
     cache = KVCache(4)
-    reason, undo = _unknown_layers(model), lambda: None
+    undo: Callable[[], None] = lambda: None  # noqa: E731
+    reason = _unknown_layers(model)
     if reason is None:
         model.set_attn_implementation(NAME)
         undo = replace_attention(model)
@@ -109,7 +111,8 @@ def _windows_missing(model: Any, windows: dict[int, int | None]) -> bool:
 @torch.inference_mode()
 def _plain_logits(model: Any, sequence: list[int]) -> torch.Tensor:
     tokens = torch.tensor([sequence], device=model.get_input_embeddings().weight.device)
-    return model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+    logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits[0, -1].float()
 
 
 def _sequences(model: Any) -> list[list[int]]:

@@ -47,13 +47,15 @@ class Kernels:
 
     def paged_attention(self, *args: Any, **options: Any) -> torch.Tensor:
         """See `reference.paged_attention`."""
-        return self._call("paged_attention", args, options)
+        out: torch.Tensor = self._call("paged_attention", args, options)
+        return out
 
     def multiply(self, *args: Any) -> torch.Tensor:
         """See `reference.multiply`."""
-        return self._call("multiply", args, {})
+        product: torch.Tensor = self._call("multiply", args, {})
+        return product
 
-    def _call(self, name: str, args: tuple, options: dict[str, Any]) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         own = self._own.get(name)
         if own is not None:
             try:

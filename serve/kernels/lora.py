@@ -131,4 +131,4 @@ def add_lora(
 
 def _parts(programs: int, in_features: int) -> int:
     """Into how many parts the input is split, so that a few tiles still fill the GPU; at least 4 blocks each."""
-    return max(1, min(triton.cdiv(BUSY, programs), in_features // (4 * BLOCK_IN)))
+    return int(max(1, min(triton.cdiv(BUSY, programs), in_features // (4 * BLOCK_IN))))

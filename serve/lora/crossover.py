@@ -87,4 +87,4 @@ def _gpu_seconds(work: Callable[[torch.Tensor], object], x: torch.Tensor, repeat
         work(x)
         end.record()
     torch.cuda.synchronize(x.device)
-    return min(start.elapsed_time(end) for start, end in events) / 1000
+    return float(min(start.elapsed_time(end) for start, end in events)) / 1000

@@ -25,7 +25,8 @@ def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
         return layer.weight.detach().to(dtype)
     state = copy.copy(state)
     state.dtype = dtype  # rounded once, from float32 to what is computed in
-    return import_bitsandbytes().functional.dequantize_4bit(layer.weight.data, state)
+    weight: torch.Tensor = import_bitsandbytes().functional.dequantize_4bit(layer.weight.data, state)
+    return weight
 
 
 def own_weight(layer: nn.Linear) -> torch.Tensor:
@@ -72,7 +73,7 @@ def _packed(weight: torch.Tensor) -> torch.Tensor | None:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, PROBES[-2])
+        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PROBES[-2])
         torch.ops.mkldnn._linear_pointwise(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
     except (AttributeError, RuntimeError):  # an op of torch's compiler, not of its public interface
         return None
@@ -92,7 +93,7 @@ def use_dense(groups: Sequence[LinearGroup], dtype: torch.dtype, mode: str, max_
     """
     if mode == "nf4":
         return 0
-    measured: dict[tuple, tuple[float, int]] = {}
+    measured: dict[tuple[object, ...], tuple[float, int]] = {}
     ranked = []
     for group in groups:
         if not _is_quantised(group) and group.bases[0].weight.device.type != "cpu":
@@ -120,7 +121,7 @@ def use_four_bit(groups: Sequence[LinearGroup], dtype: torch.dtype, kernels: Ker
 
     For up to the largest probe's tokens: beyond, expanding the weights once and for all tokens is the better way.
     """
-    fewest: dict[tuple, tuple[float, int]] = {}
+    fewest: dict[tuple[object, ...], tuple[float, int]] = {}
     count = 0
     for group in groups:
         if group.dense is not None or not all(is_four_bit(base.weight) for base in group.bases):
@@ -141,7 +142,7 @@ def use_four_bit_for_few(groups: Sequence[LinearGroup], dtype: torch.dtype, kern
 
     With a copy of the weights beside it or without: for few tokens what counts is how much is read.
     """
-    fewest: dict[tuple, int] = {}
+    fewest: dict[tuple[object, ...], int] = {}
     count = 0
     for group in groups:
         if not all(is_four_bit(base.weight) for base in group.bases):
@@ -170,10 +171,10 @@ def is_four_bit(weight: torch.Tensor) -> bool:
 
 def plain_absmax(state: Any) -> torch.Tensor:
     """The absmax of each block in float32, freed of its own quantisation: half a bit a weight instead of an eighth."""
-    if not state.nested:
-        return state.absmax.float()
-    absmax = import_bitsandbytes().functional.dequantize_blockwise(state.absmax, state.state2)
-    return (absmax + state.offset).float()
+    absmax: torch.Tensor = state.absmax
+    if state.nested:
+        absmax = import_bitsandbytes().functional.dequantize_blockwise(absmax, state.state2) + state.offset
+    return absmax.float()
 
 
 def four_bit_product(bases: Sequence[nn.Linear], kernels: Kernels) -> Product:
