@@ -70,8 +70,8 @@ SECTIONS = {
     },
 }
 FULL = (
-    "end what else uses it, or ask for less: `qhub plan` says what a training takes, `qhub serve` has --kv-cache-mb, "
-    "--base-cache-mb and --max-length; QHUB_DEVICE=cpu does without a GPU"
+    "end what else uses it, or ask for less: `qhub plan` says what a training takes, `qhub serve` has --kv-cache, "
+    "--base-cache and --max-length; QHUB_DEVICE=cpu does without a GPU"
 )
 VERBS = [verb for section in SECTIONS.values() for verb in section]
 

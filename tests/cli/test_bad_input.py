@@ -14,7 +14,7 @@ MISTYPED = [
     ("serve --base nobase", "there is no base 'nobase'"),
     ("serve --host no.such.host.invalid", "'no.such.host.invalid' has no address"),
     ("serve --host 0.0.0.0", "make one with `qhub key create`"),
-    ("serve --lora-root nowhere", "nowhere is no folder"),
+    ("serve --lora-root nowhere", "nowhere is not a folder"),
     ("serve --port 99999", "not in the range"),
     ("chat --url 127.0.0.1:8000", "write it as http://127.0.0.1:8000/v1"),
     ("chat --url ftp://x", "'ftp://x' is no server's address"),
