@@ -25,7 +25,8 @@ def parse_size(text: str, unit: str = "B") -> int:
             f"'{text[:40]}' is not a size: write a number and one of {', '.join(UNITS)}, such as 512MiB or 2GB"
         )
     digits = match[2] or ""
-    return int(match[1] + digits) * factor // int(10 ** len(digits))
+    divisor: int = 10 ** len(digits)
+    return int(match[1] + digits) * factor // divisor
 
 
 def write_size(size: int) -> str:
