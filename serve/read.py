@@ -9,7 +9,7 @@ from serve.engine.request import Constraint, SamplingParams
 from serve.errors import BadParameter, Busy, ContextTooLong
 from serve.requests.generation import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from serve.requests.messages import ToolChoice
-from serve.text.grammar import GrammarReader, answer_grammar, structured_grammar
+from serve.text.grammar import Grammar, GrammarReader, answer_grammar, structured_grammar
 from serve.text.prompt import PromptReader, end_tokens, sampling_defaults
 from serve.text.tools import CallReader, ToolFormat
 
@@ -48,13 +48,17 @@ class BodyReader:
             raise Busy(f"{len(prompts)} prompts with {body.num_choices} answers each are more than the queue holds")
         _check_numbers(body, sum(map(len, prompts)) * body.num_choices)
         grammar, param = _grammar(body, tool_format)
+        count = len(prompts) * body.num_choices
+        constraints: list[Grammar | None] = [None] * count
+        if grammar is not None:
+            constraints = [*self.grammars.constraints(grammar, count, param)]
         choices = []
         for index, prompt in enumerate(prompts):
             max_tokens = self._max_tokens(body, len(prompt))
             for number in range(body.num_choices):
                 params = body.sampling_params(number, max_tokens, self.end_tokens, self.defaults)
                 self._check_tokens(params)
-                constraint = self.grammars.constraint(grammar, param) if grammar is not None else None
+                constraint = constraints[index * body.num_choices + number]
                 calls = _call_reader(body, tool_format)
                 echo = echoes[index] if echoes else None
                 choices.append(Choice(f"{index}.{number}", prompt, params, constraint, calls, echo))

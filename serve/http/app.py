@@ -63,6 +63,7 @@ def create_app(
         yield
         await asyncio.to_thread(service.loop.stop)
         await asyncio.to_thread(service.leases.stop)
+        service.reader.grammars.close()
 
     app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service

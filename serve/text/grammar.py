@@ -4,15 +4,17 @@ import json
 import re
 import threading
 from collections.abc import Sequence, Set
+from copy import copy
 from typing import Any
 
-from llguidance import LLMatcher, LLTokenizer
-from llguidance.hf import from_tokenizer
+from llguidance import LLMatcher
 from transformers import PreTrainedTokenizerBase
 
 from serve.engine.sampler import NothingAllowed
 from serve.errors import BadParameter
 from serve.requests.messages import StructuredOutputs, Tool
+from serve.text.compiler import FormCompiler
+from serve.text.form_bounds import bound_choices, bound_form, bound_pattern, bound_rules, bound_schema
 from serve.text.tools import ToolFormat
 
 # Bounded, or a small model fills its answer with blanks and never comes to the point.
@@ -53,24 +55,38 @@ class GrammarReader:
         self._source = tokenizer
         self._vocabulary_size = vocabulary_size
         self._end_tokens = sorted(end_tokens)
-        self._tokenizer: LLTokenizer | None = None
+        self._compiler: FormCompiler | None = None
         self._lock = threading.Lock()
 
-    def constraint(self, grammar: str, param: str) -> Grammar:
-        """A constraint that has seen no token yet. Raises BadParameter about `param` if the grammar cannot be used."""
-        matcher = LLMatcher(self._vocabulary(param), grammar, log_level=0)
-        if matcher.is_error():
-            raise BadParameter(f"this form cannot be used: {_first_line(matcher.get_error())}", param)
-        return Grammar(matcher)
+    def constraints(self, grammar: str, count: int, param: str) -> list[Grammar]:
+        """`count` equal constraints that have seen no token yet.
 
-    def _vocabulary(self, param: str) -> LLTokenizer:
+        Raises BadParameter about `param` if the grammar cannot be used, Busy if too many forms are being read.
+        """
+        bound_form(grammar, param)
+        try:
+            matcher = self._ready(param).matcher(grammar)
+        except ValueError as error:
+            raise BadParameter(f"this form cannot be used: {_first_line(str(error))}", param) from None
+        return [Grammar(matcher.deep_copy() if number else matcher) for number in range(count)]
+
+    def close(self) -> None:
+        """End what compiles."""
         with self._lock:
-            if self._tokenizer is None:
+            if self._compiler is not None:
+                self._compiler.close()
+
+    def _ready(self, param: str) -> FormCompiler:
+        with self._lock:
+            if self._compiler is None:
                 if not self._source.is_fast or not self._end_tokens:
                     raise BadParameter("this base's tokenizer cannot be used for answers of a given form", param)
                 source: Any = self._source
-                self._tokenizer = from_tokenizer(source, n_vocab=self._vocabulary_size, eos_token=self._end_tokens)
-            return self._tokenizer
+                backend = copy(source.backend_tokenizer)
+                backend.no_padding()
+                backend.no_truncation()
+                self._compiler = FormCompiler(backend.to_str(), self._vocabulary_size, self._end_tokens)
+            return self._compiler
 
 
 def answer_grammar(
@@ -82,12 +98,16 @@ def answer_grammar(
 ) -> str | None:
     """The grammar of an answer: JSON of `schema`, calls of `tools`, or either; None if any text will do.
 
-    Where calls are only allowed, not asked for, text decides for itself unless it has to be JSON.
+    Where calls are only allowed, not asked for, text decides for itself unless it has to be JSON. Raises BadParameter
+    about a schema that is too large.
     """
     forms = []
     if schema is not None and not must_call:
+        bound_schema(schema, "response_format")
         forms.append(_json_rule(schema))
     if tool_format is not None and (must_call or (forms and tools)):
+        for tool in tools:
+            bound_schema(tool.function.parameters or {}, "tools")
         call = _json_rule(
             {"anyOf": [_call_schema(place, tool, tool_format) for place, tool in enumerate(tools)]}, CALL_SPACE
         )
@@ -101,14 +121,22 @@ def answer_grammar(
 
 
 def structured_grammar(wanted: StructuredOutputs) -> str:
-    """The grammar of an answer that is said in one of vLLM's ways; it is checked when it is used."""
+    """The grammar of an answer that is said in one of vLLM's ways; it is checked when it is used.
+
+    Raises BadParameter about one that is too large.
+    """
+    param = "structured_outputs"
     if wanted.regex is not None:
+        bound_pattern(wanted.regex, param)
         return LLMatcher.grammar_from_regex(wanted.regex)
     if wanted.grammar is not None:
+        bound_rules(wanted.grammar, param)
         return LLMatcher.grammar_from_lark(wanted.grammar)
     if wanted.choice is not None:
+        bound_choices(wanted.choice, param)
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_literal, wanted.choice)))
     schema = {"type": "object"} if wanted.json_ is None else wanted.json_
+    bound_schema(schema, param)
     return LLMatcher.grammar_from_lark("start: " + _json_rule(schema))
 
 

@@ -1,0 +1,83 @@
+"""A real server in a process of its own, and somebody who asks it the whole time while it is attacked."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+
+ORDINARY = {"model": "tiny", "prompt": "Hello", "max_tokens": 1, "temperature": 0}
+PATIENCE = 20.0  # seconds: far above what any answer takes, on machines that do other things too
+
+
+class AttackedServer:
+    """`python -m serve` on a home with the base `tiny`."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "serve", "--port", "0", "--max-rows", "4", "--max-length", "256"]
+        environment = {**os.environ, "QHUB_HOME": str(home), "QHUB_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        self.log = home / "serve.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log, env=environment)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode()
+        assert "http://" in line, self.log.read_text()
+        self.url = line.split()[-1].removesuffix("/v1")
+        self.port = int(self.url.rpartition(":")[2])
+        self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def answers(self) -> bool:
+        """Whether an ordinary request is answered."""
+        return self.http.post("/v1/completions", json=ORDINARY).status_code == 200
+
+    def stop(self) -> int:
+        """End it as an administrator does; the exit code."""
+        self.http.close()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.stdout is not None
+        try:
+            return self.process.wait(30)
+        finally:
+            self.process.kill()
+            self.process.stdout.close()
+
+
+class Bystander:
+    """Somebody who asks for short answers the whole time; `waits` is how long each took, in seconds."""
+
+    def __init__(self, server: AttackedServer) -> None:
+        self.waits: list[float] = []
+        self.failures: list[str] = []
+        self._server = server
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> "Bystander":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self._server.url, timeout=PATIENCE, trust_env=False) as client:
+            while not self._done.is_set():
+                start = time.monotonic()
+                try:
+                    answer = client.post("/v1/completions", json=ORDINARY)
+                    if answer.status_code != 200:
+                        self.failures.append(answer.text)
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+                    return
+                self.waits.append(time.monotonic() - start)
+                time.sleep(0.02)
