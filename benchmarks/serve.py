@@ -107,7 +107,7 @@ def answer(engine: Any, texts: Sequence[list[int]], versions: Sequence[Any], tok
 
     params = SamplingParams(max_tokens=tokens, temperature=0)
     requests = [
-        Request(str(number), tuple(text), params, engine.pool.acquire(version) if version else None)
+        Request(str(number), tuple(text), params, engine.pool.acquire(version).digest if version else None)
         for number, (text, version) in enumerate(zip(texts, versions, strict=True))
     ]
     start = time.perf_counter()
@@ -311,7 +311,7 @@ def closed_loop(engine: Any, texts: Sequence[list[int]], versions: Sequence[Any]
             ready = [item for item in loading if item[2].done()]
             loading = [item for item in loading if not item[2].done()]
             for number, text, held in ready:
-                engine.submit(Request(str(number), tuple(text), params, held.result()))
+                engine.submit(Request(str(number), tuple(text), params, held.result().digest))
                 live += 1
             if not live:
                 time.sleep(0.001)

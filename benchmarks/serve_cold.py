@@ -34,7 +34,9 @@ def phase(engine: Any, late: list[str], pool: dict[str, Any], options: argparse.
     def request(name: str, adapter: str, count: int) -> Request:
         chance = random.Random(name)
         params = SamplingParams(max_tokens=count, temperature=0)
-        return Request(name, tuple(chance.choices(range(100, 200), k=2)), params, engine.pool.acquire(pool[adapter]))
+        return Request(
+            name, tuple(chance.choices(range(100, 200), k=2)), params, engine.pool.acquire(pool[adapter]).digest
+        )
 
     running = [request(f"run{number}", f"a{number % WARM}", options.steps + 30) for number in range(options.rows)]
     engine.submit(*running)

@@ -228,12 +228,12 @@ class Service:
             return None
         for version in target.versions:
             self.leases.hold(version)
-        before, start = self.engine.pool.num_loads, time.monotonic()
+        start = time.monotonic()
         with self.uses.noted(target.version.content_digest, str(target.version)):
-            digest = self.engine.pool.acquire(target.version)
-        if self.engine.pool.num_loads > before:
+            hold = self.engine.pool.acquire(target.version)
+        if hold.was_read:
             self.metrics.note_load(time.monotonic() - start)
-        return digest
+        return hold.digest
 
     def _release(self, request: EngineRequest) -> None:
         if request.adapter is not None:

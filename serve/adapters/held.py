@@ -35,13 +35,14 @@ class Loaded:
         self.pin = pin
         self.max_pins = max_pins
         self._held: dict[str, Version] = {}
+        self._folders: set[str] = set()  # names whose version is a folder's, of which the registry knows nothing
         self._pinned: set[str] = set()  # names
-        self._numbers: dict[str, int] = {}  # of names that were loaded from folders, how often
+        self._numbers: dict[str, int] = {}  # of names that were ever loaded from folders, how often
         self._lock = threading.Lock()
 
     def find(self, model: str) -> Version | None:
-        """The version that was loaded from a folder under this name."""
-        return self._held.get(model) if model in self._numbers else None
+        """The version that is held under this name and came from a folder."""
+        return self._held.get(model) if model in self._folders else None
 
     def versions(self) -> dict[str, Version]:
         """Name -> what is held under it."""
@@ -65,7 +66,7 @@ class Loaded:
                     "lora_name",
                 )
             version = self.registry.resolve(name) if path is None else self._from_folder(name, path)
-            digest = self.pool.acquire(version)
+            digest = self.pool.acquire(version).digest
             try:
                 self._check_room(digest)
                 if pinned:
@@ -76,6 +77,7 @@ class Loaded:
             if path is not None:
                 self._numbers[name] = version.number
             self._held[name] = version
+            (self._folders.discard if path is None else self._folders.add)(name)
             self._note_pin(name, pinned=pinned)
         if before is not None:
             self.pool.release(before.content_digest)
@@ -88,6 +90,7 @@ class Loaded:
             if version is None:
                 raise NotFound(f"the lora adapter '{name}' cannot be found: /v1/adapters lists what is held")
             self._note_pin(name, pinned=False)
+            self._folders.discard(name)
             del self._held[name]
         self.pool.release(version.content_digest)
         return version.content_digest

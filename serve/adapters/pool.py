@@ -39,6 +39,14 @@ class PooledAdapter:
         self.num_bytes = sum(tensor.nbytes for factor in self.factors.values() for tensor in factor)
 
 
+@dataclass(frozen=True)
+class Hold:
+    """One hold on an adapter in memory, by its content digest; `was_read`: its files were read for this very hold."""
+
+    digest: str
+    was_read: bool
+
+
 class AdapterPool:
     """The adapters of one base within a budget of bytes; those without users leave first, least recently used first.
 
@@ -75,8 +83,8 @@ class AdapterPool:
     def __len__(self) -> int:
         return len(self._adapters)
 
-    def acquire(self, version: Version | Mixture) -> str:
-        """Have the version's adapter, or the mixture, in memory and hold it there until `release`; its content digest.
+    def acquire(self, version: Version | Mixture) -> Hold:
+        """Have the version's adapter, or the mixture, in memory and hold it there until `release`.
 
         Raises Incompatible or BadFile, naming modules and tensors, if it does not belong to the base; Corrupt
         if its files are damaged; Busy if all of the budget is in use.
@@ -88,13 +96,13 @@ class AdapterPool:
             loading = self._loading.setdefault(digest, threading.Lock())
         try:
             with loading:  # the same adapter is read once, different ones side by side
-                if not self._hold(digest):
+                if is_missing := not self._hold(digest):
                     factors = self._mix(version) if isinstance(version, Mixture) else self._read(version)
                     self._add(PooledAdapter(digest, _pinned(factors) if self.pin_memory else factors), str(version))
         finally:
             with self._lock:
                 self._loading.pop(digest, None)
-        return digest
+        return Hold(digest, was_read=is_missing)
 
     def drop(self, digest: str) -> int:
         """Take an adapter that nobody holds out of memory; the bytes that are free now, 0 if it is held or not here."""
@@ -144,7 +152,7 @@ class AdapterPool:
         try:
             parts = []
             for version, weight in mixture.terms:
-                held.append(self.acquire(version))
+                held.append(self.acquire(version).digest)
                 parts.append((self.get(held[-1]), weight))
             return mixed_factors(parts, self.dtype)
         finally:

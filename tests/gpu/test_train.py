@@ -34,7 +34,7 @@ def test_a_recipe_trains(optimizer: str, tmp_path: Path, home: Home, tiny_base: 
     assert curve[-1][1] < curve[0][1]
     base = load_base(tiny_base, device=DEVICE)
     engine = build_engine(base)
-    digest = engine.pool.acquire(Registry(home).resolve(str(version)))
+    digest = engine.pool.acquire(Registry(home).resolve(str(version))).digest
     request = Request("one", tuple(byte_tokenizer().encode("a")), SamplingParams(max_tokens=4, temperature=0), digest)
     engine.submit(request)
     while engine.has_work:

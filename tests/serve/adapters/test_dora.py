@@ -64,7 +64,7 @@ def test_a_mix_is_the_sum_of_changes(base: LoadedBase, home, tmp_path: Path) -> 
     engine = build_engine(load_base(base.info, device="cpu"), EngineOptions(max_rows=4, max_adapters=2))
     weights = (0.5, 0.8, -0.4)
     mix = mixture(list(zip(versions, weights, strict=True)))
-    held = engine.pool.acquire(mix)
+    held = engine.pool.acquire(mix).digest
     found = engine.pool.get(held)
 
     opened = [open_adapter(version.path, dora=True) for version in versions]

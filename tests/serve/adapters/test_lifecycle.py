@@ -23,7 +23,7 @@ from serve.http.app import create_app
 from serve.options import HttpOptions
 from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
-from tests.serve.http.test_operate import load, slow_down
+from tests.serve.http.test_operate import load, samples, slow_down
 
 NUM_FOLDERS = 10
 OPTIONS = EngineOptions(max_rows=8, max_adapters=3, tokens_per_step=64, queue_limit=64)
@@ -203,6 +203,55 @@ def test_two_names_of_one_content(living: Server) -> None:
     assert load(living, "twin", "good0").status_code == 200
     assert int(unload(living, "twin").headers["X-Qhub-Freed-Bytes"]) == 0
     assert entry(living, "v0")["in_slot"]
+
+
+@pytest.mark.parametrize("how", ["unloaded", "replaced"])
+def test_a_name_that_was_a_folder_is_resolved_again(living: Server, how: str) -> None:
+    """Once a name no longer holds a folder it means what the registry says now, newer versions included."""
+    name, base = f"once-{how}", living.service.base.info
+    assert load(living, name, "good1").status_code == 200
+    if how == "unloaded":
+        assert unload(living, name).status_code == 200
+    publish(living.registry, name, base, seed=101)
+    assert load(living, name, load_inplace=True).status_code == 200
+    assert living.complete(model=name, prompt="Hello").json()["adapter"]["version"] == 1
+    newest = publish(living.registry, name, base, seed=102)
+    answer = living.complete(model=name, prompt="Hello")
+    assert answer.headers["X-Qhub-Digest"] == newest.content_digest
+    assert living.client.models.retrieve(name).root == newest.content_digest
+    assert [model.root for model in living.client.models.list() if model.id == name] == [newest.content_digest]
+    assert unload(living, name).status_code == 200
+
+
+@pytest.mark.parametrize("adapters", [None, [{"ref": "counted", "weight": 0.5}, {"ref": "v0", "weight": 0.5}]])
+def test_a_load_is_counted_once(living: Server, monkeypatch: pytest.MonkeyPatch, adapters: list[dict] | None) -> None:
+    """However many requests wait for the reading of one adapter, or mix, the time of one load is noted."""
+    name = "counted" if adapters is None else "counted-mix"
+    publish(living.registry, "counted", living.service.base.info, seed=103 if adapters is None else 104)
+    pool, asked, may_read = living.service.engine.pool, threading.Semaphore(0), threading.Event()
+    acquire, read = pool.acquire, pool._read
+
+    def slow(version: Version) -> object:
+        assert may_read.wait(20)
+        return read(version)
+
+    def noted(version: Version) -> object:
+        asked.release()
+        return acquire(version)
+
+    monkeypatch.setattr(pool, "_read", slow)
+    monkeypatch.setattr(pool, "acquire", noted)
+    key = ("qhub_adapter_load_seconds_count",)
+    before = samples(living)[key]
+    body = {"model": name} if adapters is None else {"model": "tiny", "adapters": adapters}
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(living.complete, prompt="Hello", **body) for _ in range(4)]
+        try:
+            assert all(asked.acquire(timeout=20) for _ in answers)
+        finally:
+            may_read.set()
+        assert [each.result(20).status_code for each in answers] == [200] * 4
+    assert samples(living)[key] - before == 1
 
 
 def test_ten_adapters_are_loaded_at_once(living: Server) -> None:

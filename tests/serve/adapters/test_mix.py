@@ -30,7 +30,7 @@ def answer(engine: Engine, *sources: Version | Mixture | None) -> list[tuple[lis
     """Greedy tokens and log-probabilities of one prompt under each source, all in one batch."""
     params = SamplingParams(max_tokens=16, temperature=0, logprobs=0)
     requests = [
-        Request(str(index), tuple(PROMPT.encode()), params, engine.pool.acquire(source) if source else None)
+        Request(str(index), tuple(PROMPT.encode()), params, engine.pool.acquire(source).digest if source else None)
         for index, source in enumerate(sources)
     ]
     engine.submit(*requests)
@@ -91,7 +91,7 @@ def test_too_many_terms(served_registry: Registry) -> None:
 def test_scaled_factors_keep_the_delta(engine: Engine, served_registry: Registry) -> None:
     """The delta of a mix is the weighted sum of the parts' deltas, module by module."""
     alpha, beta = served_registry.resolve("alpha"), served_registry.resolve("beta")
-    held = [engine.pool.acquire(one) for one in (alpha, beta, mixture([(alpha, 2.0), (beta, -0.25)]))]
+    held = [engine.pool.acquire(one).digest for one in (alpha, beta, mixture([(alpha, 2.0), (beta, -0.25)]))]
     a, b, both = (engine.pool.get(digest) for digest in held)
     assert set(both) == set(a) | set(b)
     for module, (left, right) in both.items():

@@ -39,7 +39,7 @@ def test_factors_are_the_files(tiny_base: BaseInfo, shapes, registry: Registry) 
     """What is loaded is A and the scaled, transposed B of every module."""
     version = publish(registry, "a", tiny_base, seed=1, rank=4, modules=("q_proj",), use_rslora=True)
     pool = make_pool(tiny_base, shapes)
-    factors = pool.get(pool.acquire(version))
+    factors = pool.get(pool.acquire(version).digest)
     assert set(factors) == {f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)}
     a, b = factors["model.layers.1.self_attn.q_proj"]
     assert (a.shape, b.shape) == ((64, 4), (4, 64))
@@ -124,7 +124,7 @@ def test_equal_content_is_held_once(tiny_base: BaseInfo, shapes, registry: Regis
 
     def acquire(version) -> str:
         barrier.wait()
-        return pool.acquire(version)
+        return pool.acquire(version).digest
 
     with ThreadPoolExecutor(4) as threads:
         digests = set(threads.map(acquire, [first, second, first, second]))
@@ -136,15 +136,15 @@ def test_budget(tiny_base: BaseInfo, shapes, registry: Registry) -> None:
     """The least recently used adapter without users goes; those in use stay, and a full pool is Busy."""
     versions = [publish(registry, name, tiny_base, seed=seed) for seed, name in enumerate("abc")]
     probe = make_pool(tiny_base, shapes)
-    size = (probe.acquire(versions[0]), probe.num_bytes)[1]
+    size = (probe.acquire(versions[0]).digest, probe.num_bytes)[1]
     pool = make_pool(tiny_base, shapes, max_bytes=2 * size)
-    a, b = pool.acquire(versions[0]), pool.acquire(versions[1])
+    a, b = pool.acquire(versions[0]).digest, pool.acquire(versions[1]).digest
     with pytest.raises(Busy):
         pool.acquire(versions[2])
     pool.release(b)
     pool.release(a)
-    pool.release(pool.acquire(versions[0]))  # used more recently than b
-    c = pool.acquire(versions[2])
+    pool.release(pool.acquire(versions[0]).digest)  # used more recently than b
+    c = pool.acquire(versions[2]).digest
     assert pool.num_evictions == 1
     assert pool.get(a)
     assert pool.get(c)

@@ -61,7 +61,7 @@ def test_mixed_batch_equals_peft(
         for name in NAMES:
             version = served_registry.resolve(name) if name else None
             for num_best, max_tokens in ((None, 6), (3, 2)):
-                adapter = engine.pool.acquire(version) if version else None
+                adapter = engine.pool.acquire(version).digest if version else None
                 params = SamplingParams(max_tokens=max_tokens, temperature=0, prompt_logprobs=num_best)
                 requests.append(Request(f"{name}-{num_best}", tokens, params, adapter))
         engine.submit(*requests)

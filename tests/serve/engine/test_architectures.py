@@ -135,7 +135,7 @@ def test_mixed_batch_equals_peft(name: str, home: Home, tmp_path: Path) -> None:
             str(key),
             tuple(prompts[key[1]]),
             params,
-            engine.pool.acquire(registry.resolve(f"a{key[0]}")) if key[0] else None,
+            engine.pool.acquire(registry.resolve(f"a{key[0]}")).digest if key[0] else None,
         )
         for key in sorted(expected, key=lambda key: key[1])
     }

@@ -51,7 +51,7 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
 def request(engine: Engine, name: str, version=None, *, length: int = 6, max_tokens: int = 8, seed: int = 0) -> Request:
     """A greedy request with a random prompt; its adapter is acquired."""
     prompt = tuple(random.Random(seed).choices(range(POISON), k=length))
-    adapter = engine.pool.acquire(version) if version else None
+    adapter = engine.pool.acquire(version).digest if version else None
     return Request(name, prompt, SamplingParams(max_tokens=max_tokens, temperature=0), adapter)
 
 
@@ -64,7 +64,7 @@ def drain(engine: Engine) -> list[TokenOutput]:
 
 def alone(engine: Engine, like: Request, version=None) -> list[int]:
     """What `like` answers when nothing else runs."""
-    copy = Request("alone", like.prompt, like.params, engine.pool.acquire(version) if version else None)
+    copy = Request("alone", like.prompt, like.params, engine.pool.acquire(version).digest if version else None)
     engine.submit(copy)
     drain(engine)
     return copy.output
@@ -75,7 +75,7 @@ def test_fault_stays_with_its_request(engine: Engine, served_registry: Registry)
     alpha = served_registry.resolve("alpha")
     good = [request(engine, "g1", alpha, seed=1), request(engine, "g2", seed=2)]
     expected = [alone(engine, good[0], alpha), alone(engine, good[1])]
-    bad = Request("bad", (1, POISON, 2), SamplingParams(max_tokens=5), engine.pool.acquire(alpha))
+    bad = Request("bad", (1, POISON, 2), SamplingParams(max_tokens=5), engine.pool.acquire(alpha).digest)
 
     def fail(module, args, kwargs) -> None:
         if (kwargs["input_ids"] == POISON).any():
@@ -181,7 +181,7 @@ def test_seeded_sampling_does_not_depend_on_neighbours(engine: Engine, served_re
     params = SamplingParams(max_tokens=12, temperature=1.0, top_p=0.9, seed=7)
 
     def seeded(name: str) -> Request:
-        return Request(name, (5, 6, 7), params, engine.pool.acquire(alpha))
+        return Request(name, (5, 6, 7), params, engine.pool.acquire(alpha).digest)
 
     first, again = seeded("first"), seeded("again")
     engine.submit(first)

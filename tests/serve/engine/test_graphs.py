@@ -41,7 +41,7 @@ def answers(engine: Engine, registry: Registry, adapters: list[str | None], toke
     requests = []
     for number, (prompt, name) in enumerate(zip(PROMPTS, adapters, strict=False)):
         params = SamplingParams(max_tokens=min(tokens, 6) if number == 1 else tokens, temperature=0)
-        digest = engine.pool.acquire(registry.resolve(name)) if name else None
+        digest = engine.pool.acquire(registry.resolve(name)).digest if name else None
         requests.append(Request(f"{number}-{len(engine._requests)}", prompt, params, digest))
     engine.submit(*requests)
     while engine.has_work:

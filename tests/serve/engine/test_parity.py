@@ -58,7 +58,7 @@ def test_mixed_batch_equals_peft_alone(
         base = load_base(read_record(built_base), device="cpu") if name else loaded_base
         model = PeftModel.from_pretrained(base.model, versions[name].path).eval() if name else base.model
         for index, prompt in enumerate(prompts):
-            adapter = engine.pool.acquire(versions[name]) if name else None
+            adapter = engine.pool.acquire(versions[name]).digest if name else None
             request = Request(f"{name}-{index}", tuple(prompt), params, adapter)
             requests.append(request)
             answers[request.id] = peft_answer(model, prompt)

@@ -53,7 +53,7 @@ def test_answers_do_not_change(built_base, served_registry: Registry, prefix_byt
         requests = []
         for number, params in enumerate(kinds * 2):
             version = versions[number % 3]
-            adapter = engine.pool.acquire(version) if version else None
+            adapter = engine.pool.acquire(version).digest if version else None
             prompt = tuple(range(number, number + 3 + 5 * number))
             requests.append(Request(str(number), prompt, params, adapter, Bytes() if number % 5 == 3 else None))
         engine.submit(*requests)

@@ -32,7 +32,7 @@ def answer(
     engine: Engine, prompt: tuple[int, ...], version: Version | None = None, max_tokens: int = 8
 ) -> tuple[Request, list[float]]:
     """One greedy answer and its log-probabilities."""
-    adapter = engine.pool.acquire(version) if version else None
+    adapter = engine.pool.acquire(version).digest if version else None
     request = Request("r", prompt, SamplingParams(max_tokens=max_tokens, temperature=0, logprobs=0), adapter)
     engine.submit(request)
     logprobs = []

@@ -54,7 +54,7 @@ class World:
         self.engine = build_engine(load_base(base, device="cpu"), limits)
         self.engine.scheduler.max_scored = 10
         self.oracle = build_engine(load_base(base, device="cpu"), alone)
-        held = self.engine.pool.acquire(self.versions[2])
+        held = self.engine.pool.acquire(self.versions[2]).digest
         self.engine.pool.max_bytes = 4 * self.engine.pool.num_bytes  # most contents have to make room for others
         self.engine.pool.release(held)
         self.alone = cache(self._alone)
@@ -81,7 +81,7 @@ class World:
 def make_request(
     engine: Engine, name: str, source, prompt: tuple[int, ...], max_tokens: int, num_best: int | None = None
 ) -> Request:
-    adapter = engine.pool.acquire(source) if source else None
+    adapter = engine.pool.acquire(source).digest if source else None
     params = SamplingParams(max_tokens=max_tokens, temperature=0, prompt_logprobs=num_best)
     return Request(name, prompt, params, adapter)
 
@@ -184,7 +184,7 @@ class Schedules(RuleBasedStateMachine):
     def pin(self, content: int, is_pinned: bool) -> None:
         """Pin one content, in place of another, or none."""
         try:
-            digest = self.engine.pool.acquire(self.world.versions[content]) if is_pinned else None
+            digest = self.engine.pool.acquire(self.world.versions[content]).digest if is_pinned else None
         except Busy:
             return
         self.engine.pin(frozenset([digest] if digest else []))

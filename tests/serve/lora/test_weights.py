@@ -45,7 +45,7 @@ def answers(engine: Engine, registry: Registry) -> dict[str, tuple[list[int], li
     for name in (None, "alpha", "beta", "gamma"):
         for length in LENGTHS[: 2 if name else 3]:
             prompt = tuple(torch.randint(250, (length,), generator=torch.Generator().manual_seed(length)).tolist())
-            adapter = engine.pool.acquire(registry.resolve(name)) if name else None
+            adapter = engine.pool.acquire(registry.resolve(name)).digest if name else None
             requests.append(Request(f"{name}-{length}", prompt, params, adapter))
     for request in requests:
         engine.submit(request)
