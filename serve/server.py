@@ -115,16 +115,22 @@ def run_server(
             count = len({version.name for version in registry.versions_on_base(info.fingerprint)})
             announce(f"Serving {info.name} with {count} adapter{'' if count == 1 else 's'} on {url}")
 
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            timeout_graceful_shutdown=2 * DRAIN_SECONDS,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        )
+        config = http_config(app)
         # uvicorn raises the signals it caught once more when it is done: by then they have done their work
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         DrainingServer(config, app.state.service.loop, ready).run(sockets=[listener])
+
+
+def http_config(app: FastAPI, **settings: Any) -> uvicorn.Config:
+    """How the product listens; `settings` are uvicorn's own, such as a port."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=2 * DRAIN_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        **settings,
+    )
 
 
 def choose_base(name: str | None) -> BaseInfo:

@@ -7,9 +7,11 @@ import pytest
 
 from adapterhub_local.cli.main import VERBS
 from adapterhub_local.recipe.reference import reference
+from tests.test_layout import ORDER
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TUTORIALS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = sorted([ROOT / "recipes/README.md", ROOT / "serve/README.md", *(ROOT / "adapterhub_local").glob("*/README.md")])
 
 
@@ -37,5 +39,47 @@ def test_links_lead_somewhere(page: Path) -> None:
     """A link to a file of this project names one that is there, and every page of a room is linked by the README."""
     targets = [target for target in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in target]
 
-    assert all((page.parent / target).exists() for target in targets)
+    assert not [target for target in targets if not (page.parent / target).exists()]
     assert page == ROOT / "README.md" or f"({page.relative_to(ROOT)})" in README
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_are_there(page: str) -> None:
+    """Every path in backticks of the two maps leads to a file or folder, from the top or inside the library."""
+    text = (ROOT / page).read_text()
+    paths = re.findall(r"`([a-z_]+/[\w./]*)`", text)
+
+    assert len(paths) > 20
+    places = [
+        path for path in paths if path.split("/")[0] not in ("build", "tmp", "quarantine", "bases", "blobs", "runs")
+    ]
+    assert not [path for path in places if not any((top / path).exists() for top in (ROOT, ROOT / "adapterhub_local"))]
+
+
+def test_the_map_shows_the_rooms() -> None:
+    """ARCHITECTURE.md lists every room that tests/test_layout.py orders, and none besides."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    listed = text[text.index("## Rooms") : text.index("## The life of a recipe")]
+    names = [name for line in re.findall(r"^ {4,}(\S.*?)(?: {2,}.*)?$", listed, re.M) for name in line.split()]
+
+    assert sorted(names) == sorted([room.removeprefix("serve/") for room in ORDER] + ["serve/"])
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    """Every page is put together, every verb and option is in it with a meaning, and no link is broken."""
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
+    from mkdocs.commands.build import build as build_site
+    from mkdocs.config import load_config
+
+    from docs.build import build
+
+    pages = build(tmp_path / "docs")
+    config = load_config(str(ROOT / "mkdocs.yml"), docs_dir=str(tmp_path / "docs"), site_dir=str(tmp_path / "site"))
+    build_site(config)
+
+    assert {"index.md", "architecture.md", "reference/verbs.md"} <= set(pages)
+    verbs = (tmp_path / "docs/reference/verbs.md").read_text()
+    assert all(f"### qhub {verb}\n" in verbs for verb in VERBS)
+    rows = [line for line in verbs.splitlines() if line.startswith("| `-")]
+    assert len(rows) > 150
+    assert not [row for row in rows if row.endswith("|  |")], "every option says what it does"

@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.load import LoadedBase, load_base
@@ -16,7 +15,7 @@ from adapterhub_local.registry import Registry
 from serve.engine.options import EngineOptions
 from serve.http.app import create_app
 from serve.options import HttpOptions
-from serve.server import DrainingServer
+from serve.server import DrainingServer, http_config
 from serve.service import Service
 from tests.serve.adapter_makers import served_registry
 
@@ -49,7 +48,7 @@ class Server:
         self.registry = registry
         app = create_app(base, registry=registry, options=options, http=http)
         self.service: Service = app.state.service
-        config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=10)
+        config = http_config(app, port=0)
         self._uvicorn = DrainingServer(config, self.service.loop, lambda: None, drain_seconds=0.2)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()
