@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from adapterhub_local.rows import attention
 from adapterhub_local.rows.attention import attach, choose_route, detach, each_alone, is_attached, packed_kernel
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.flash import attend_in_pieces
 from adapterhub_local.rows.layout import Layout, pieces
 from adapterhub_local.rows.packing import forward, is_exact, pack
-from adapterhub_local.train import attention
 from adapterhub_local.train.checkpointing import enable_checkpointing
 from tests.tiny import VOCABULARY
 

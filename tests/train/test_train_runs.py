@@ -20,7 +20,7 @@ from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
-from adapterhub_local.train import fit as fit_module
+from adapterhub_local.train import optimise as fit_module
 from adapterhub_local.train import preflight as preflight_module
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.log_curves import terminal_plot
