@@ -97,7 +97,7 @@ def whole(folder: Path, layers: int, repeat: int) -> dict[str, Any]:
     from adapterhub_local.merge.formula import Formula
     from adapterhub_local.merge.merge import merge_to_path
     from adapterhub_local.merge.plan import make_plan
-    from adapterhub_local.merge.rank import RankRule
+    from adapterhub_local.merge.rank_rule import RankRule
     from adapterhub_local.registry import Registry
 
     paths = save_pair(folder, layers)

@@ -60,11 +60,24 @@ ORDER = (
     "durable",
     "options",
     "sizes",
+    "lazy",
     "noise",
     "errors",
 )
 LEVEL = {room: level for level, room in enumerate(ORDER)}
-LIGHT_ROOMS = ("registry", "recipe", "refs", "settings", "errors", "durable", "noise", "keys", "options", "sizes")
+LIGHT_ROOMS = (
+    "registry",
+    "recipe",
+    "refs",
+    "settings",
+    "errors",
+    "durable",
+    "noise",
+    "keys",
+    "options",
+    "sizes",
+    "lazy",
+)
 DOORS = {"adapterhub_local/__init__", "adapterhub_local/__main__", "serve/__init__"}  # they name what is inside
 
 

@@ -1,9 +1,6 @@
 """`qhub merge`: adapters become one adapter; the exact weighted sum if nothing else is said."""
 
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +9,34 @@ import click
 from click.core import ParameterSource
 
 from adapterhub_local.cli.merge_report import tell, tell_modules, warn
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import print_json, reporter
+from adapterhub_local.errors import InputError
+from adapterhub_local.merge.methods import METHODS, parameters
+from adapterhub_local.merge.plan_file import Scored, WrittenPlan, load_plan
 from adapterhub_local.registry import Registry
 
-METHODS = (  # the rows of merge.methods, named here so that help loads no torch
-    *("weighted_sum", "weighted_average", "task_arithmetic", "slerp", "ties", "dare_linear", "dare_ties", "della"),
-    *("magnitude_prune", "breadcrumbs", "knots"),
-)
+# what is said beside a plan file; all else is the plan's
 OF_OUTPUT = frozenset(
     ("adapters", "name", "output", "alias", "dry_run", "show_modules", "plot", "as_json", "require", "data", "limit")
 )
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+
+
+def _parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for every parameter of the methods, with what each takes if it is not given."""
+    for name, rows in reversed(parameters().items()):
+        one = next(iter(rows.values()))
+        defaults: dict[Any, list[str]] = {}
+        for method, row in rows.items():
+            defaults.setdefault(row.default, []).append(method)
+        shown = "; ".join(f"{default} for {', '.join(methods)}" for default, methods in defaults.items())
+        function = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=one.kind,
+            metavar="|".join(one.choices) or one.letter,
+            help=f"{one.help} Default: {shown}.",
+        )(function)
+    return function
 
 
 @click.command(name="merge")
@@ -35,12 +49,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 @click.option("--alias", help="With --name: alias to point to the new version.")
 @click.option("--method", default="weighted_sum", metavar="METHOD", help=f"One of {', '.join(METHODS)}.")
 @click.option("--space", metavar="core|full", help="Merge entries of core matrices (default) or of whole ones.")
-@click.option("--density", type=float, metavar="D", help="Share of entries that is kept.")
-@click.option("--epsilon", type=float, metavar="E", help="della: width of the range of probabilities.")
-@click.option("--gamma", type=float, metavar="G", help="breadcrumbs: share of largest entries that is left out.")
-@click.option("--scale", type=float, metavar="L", help="Factor of the merged delta (lambda in the papers).")
-@click.option("--variant", metavar="mergekit|peft", help="Whose order of election and weighting.")
-@click.option("--seed", type=int, help="Seed of what is dropped at random.")
+@_parameter_options
 @click.option("--rank", metavar="K|exact|lossless", help="Keep rank K; lossless drops only what is nothing.")
 @click.option("--energy", type=float, metavar="SHARE", help="Keep the least rank with this share of the energy.")
 @click.option("--max-error", type=float, metavar="E", help="Keep the least rank with this relative error.")
@@ -60,35 +69,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw error and energy of each module to an .svg file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, every module included.")
 def command(
-    adapters: tuple[str, ...],
-    weights: str | None,
-    name: str | None,
-    output: Path | None,
-    alias: str | None,
-    method: str,
-    space: str | None,
-    density: float | None,
-    epsilon: float | None,
-    gamma: float | None,
-    scale: float | None,
-    variant: str | None,
-    seed: int | None,
-    rank: str | None,
-    energy: float | None,
-    max_error: float | None,
-    compact: bool,
-    dtype: str | None,
-    alpha: float | None,
-    with_base: str | None,
-    dora_rank: int | None,
-    force: bool,
-    require: tuple[str, ...],
-    data: tuple[str, ...],
-    limit: int | None,
-    dry_run: bool,
-    show_modules: bool,
-    plot: Path | None,
-    as_json: bool,
+    adapters: tuple[str, ...], dry_run: bool, show_modules: bool, plot: Path | None, as_json: bool, **given: Any
 ) -> None:
     """Merge ADAPTERS (files, PEFT folders, references or Hub ids) into one, by exact weighted sum or another method.
 
@@ -102,164 +83,119 @@ def command(
 
     Without --name or -o the result is written beside you, as a+b.safetensors.
     """
-    from adapterhub_local.durable import check_absent
-    from adapterhub_local.errors import InputError
-    from adapterhub_local.evaluate.gate import Requirement, judge
-    from adapterhub_local.refs import check_alias, check_name, parse_weight
-
-    context = click.get_current_context()
-    from_file = len(adapters) == 1 and adapters[0].endswith(".toml")
-    if from_file:
-        said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-        if other := sorted(said - OF_OUTPUT):
-            option = other[0].replace("_", "-")
-            raise InputError(f"--{option} is the plan's business: set it in {adapters[0]}, beside the adapters")
-    elif weights is None:
-        weights_option = next(option for option in context.command.params if option.name == "weights")
-        raise click.MissingParameter(ctx=context, param=weights_option)
-    parsed = [parse_weight(weight) for weight in (weights or "").split(",")] if not from_file else []
-    if name is not None and output is not None:
-        raise InputError("--name and -o exclude each other: give one")
-    if alias is not None and name is None:
-        raise InputError("--alias needs --name: only a registered version can have an alias")
-    if dry_run and (name is not None or output is not None):
-        raise InputError("--dry-run writes nothing: leave --name and -o out")
-    if dry_run and (require or data):
-        raise InputError("--require and --data score what is made: leave --dry-run out")
-    if limit is not None and not data and not from_file:
-        raise InputError("--limit is of the examples that are scored: give --data TASK=FILE")
-    requirements, files = [Requirement.parse(text) for text in require], dict(map(_task_and_file, data))
-    if name is not None:
-        check_name(name)
-    if alias is not None:
-        check_alias(alias)
-    for requirement in requirements if not from_file else ():
-        if requirement.task not in files:
-            raise InputError(f"{requirement} cannot be checked without data: give --data {requirement.task}=FILE.jsonl")
-    if from_file:
-        from adapterhub_local.merge.plan_file import load_plan
-
-        written = load_plan(Path(adapters[0]))
-        adapters, parsed = written.labels, list(written.weights)
-        if name is None and output is None:
-            name, alias, output = written.name, written.alias, written.path
+    written = _from_file(Path(adapters[0])) if _is_plan(adapters) else _from_options(adapters, given)
+    written = _put_where(_scored_on(written, given, adapters, dry_run), given, dry_run)
     if plot is not None:
-        if plot.suffix != ".svg":
-            raise InputError(f"{plot} must end in .svg: that is what --plot draws")
-        check_absent(plot)
-    if name is None and not dry_run:
-        stems = [Path(label).name.removesuffix(".safetensors").replace("@", "-") for label in adapters]
-        output = check_absent(output or Path("+".join(stems) + ".safetensors"))
-    if dora_rank is not None and with_base is None:
-        raise InputError("--dora-rank is of adapters converted through their base: give --with-base NAME")
-    from adapterhub_local.draw.merge_bars import write_plot
-    from adapterhub_local.merge.formula import Formula
-    from adapterhub_local.merge.merge import dry_run as merge_dry
-    from adapterhub_local.merge.merge import merge_to_path, merge_to_registry
-    from adapterhub_local.merge.plan_file import Scored, WrittenPlan
-    from adapterhub_local.merge.rank import parse_rule
+        from adapterhub_local.draw.merge_bars import check_plot, write_plot
 
-    registry = Registry()
-    if not from_file:
-        options: dict[str, Any] = {"density": density, "epsilon": epsilon, "gamma": gamma}
-        options |= {"scale": scale, "variant": variant, "seed": seed}
-        given = {option: value for option, value in options.items() if value is not None}
-        rule = parse_rule(rank, energy, max_error)
-        formula = Formula(method, given, space, rule, dtype or "auto", compact)
-        alphas = (alpha,) * len(adapters)
-        written = WrittenPlan(adapters, tuple(parsed), alphas, formula, force, None, None, None, with_base, dora_rank)
-    with opening(written, registry, fetch=not dry_run) as opened:
-        plan = opened(written.weights)
-        scored = written.evaluate or Scored({})
-        requirements += [Requirement.parse(text) for text in scored.require]
-        scored = replace(scored, data={**scored.data, **files}, limit=limit or scored.limit)
-        is_scored = bool(scored.data or requirements) and not dry_run
-        check = judge(plan.base, scored, requirements, registry.home, reporter()) if is_scored else None
-        made: dict[str, Any]
-        if dry_run:
-            report, made = merge_dry(plan).to_json(), {"output": None}
-        elif output is not None:
-            report, made = merge_to_path(plan, output, judge=check).to_json(), {"output": str(output)}
-        else:
-            assert name is not None, "there is a name or an output"
-            required = {"required": [str(requirement) for requirement in requirements]} if requirements else {}
-            version, made_report = merge_to_registry(plan, registry, name, alias=alias, judge=check, note=required)
-            report, made = made_report.to_json(), {"reference": str(version), "content_digest": version.content_digest}
+        check_plot(plot)
+    from adapterhub_local.evaluate.merging import carry_out
+
+    merged = carry_out(written, Registry(), dry_run=dry_run, reporter=reporter(), note=_note)
+    report = merged.report.to_json()
     if plot is not None:
         write_plot(report, plot)
     if as_json:
-        print_json({**made, **report})
+        print_json({**merged.to_json(), **report})
     else:
-        tell(next(iter(made.values())) or "dry run, nothing written", len(adapters), report)
+        tell(str(merged.version or merged.path or "dry run, nothing written"), len(written.labels), report)
         if show_modules:
             tell_modules(report)
-    warn(report, parsed)
+    warn(report, list(written.weights))
     if written.with_base and not report.get("conversions"):
-        click.echo(f"note: no adapter has DoRA, base '{written.with_base}' was not needed", err=True)
+        _note(f"note: no adapter has DoRA, base '{written.with_base}' was not needed")
     if written.tune is not None:
-        click.echo("note: the weights are those written; `qhub tune-merge` searches them as [tune] says", err=True)
+        _note("note: the weights are those written; `qhub tune-merge` searches them as [tune] says")
 
 
-@contextmanager
-def opening(written: Any, registry: Registry, *, fetch: bool = True) -> Iterator[Callable[[Sequence[float]], Any]]:
-    """A function that makes the plan of a written merge for given weights; what it converts is there in this block.
-
-    References are resolved once; what is on the Hub only is pulled first, unless `fetch` is false.
-    """
-    from adapterhub_local.base.bases import find_base
-    from adapterhub_local.durable import staging
-    from adapterhub_local.merge.plan import is_path, make_plan
-
-    options: dict[str, Any] = {"alpha": written.alphas, "force": written.force, "formula": written.formula}
-    base = find_base(written.with_base, registry.home) if written.with_base is not None else None
-    if len(written.labels) == len(written.weights):  # else refused below, before anything is fetched
-        labels = [label if is_path(label) else _resolved(label, registry, fetch) for label in written.labels]
-    else:
-        labels = list(written.labels)
-    if base is None:
-        yield lambda weights: make_plan(labels, weights, registry, **options)
-        return
-    from adapterhub_local.merge.dora import through_base
-
-    with staging(registry.home.tmp) as folder:
-        opener = through_base(base, written.dora_rank, folder, force=written.force)
-        yield lambda weights: make_plan(labels, weights, registry, opener=opener, **options)
+def _note(text: str) -> None:
+    click.echo(text, err=True)
 
 
-def _resolved(label: str, registry: Registry, fetch: bool) -> str:
-    """The exact reference of a version, pulled first if `label` is a Hub id that names none here."""
-    from adapterhub_local.errors import BadReference, NotFound
-
-    try:
-        return str(registry.resolve(label))
-    except (BadReference, NotFound) as error:
-        if not HUB_ID.fullmatch(label):
-            raise
-        if not fetch:
-            raise NotFound(
-                f"{label} is not here, and a dry run fetches nothing: `qhub pull {label}` if it is a Hub id"
-            ) from None
-        from adapterhub_local.hub import pull
-
-        repo_id, _, revision = label.partition("@")
-        try:
-            result = pull(registry, repo_id, revision=revision or None)
-        except NotFound as missing:
-            raise NotFound(f"{error}. Nor on the Hub: {missing}") from None
-        click.echo(f"{result.version} {'pulled' if result.is_new else 'here already'} from {repo_id}", err=True)
-        return str(result.version)
+def _is_plan(adapters: tuple[str, ...]) -> bool:
+    return len(adapters) == 1 and adapters[0].endswith(".toml")
 
 
-def reporter() -> Any:
-    """What shows progress: bars on a terminal, else nothing."""
-    from adapterhub_local.progress import Quiet, Terminal
+def _from_file(path: Path) -> WrittenPlan:
+    """The plan at `path`, whose business all is but where the result goes and what it is scored on."""
+    context = click.get_current_context()
+    said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if other := sorted(said - OF_OUTPUT):
+        option = other[0].replace("_", "-")
+        raise InputError(f"--{option} is the plan's business: set it in {path}, beside the adapters")
+    return load_plan(path)
 
-    return Terminal() if sys.stderr.isatty() else Quiet()
+
+def _from_options(adapters: tuple[str, ...], given: dict[str, Any]) -> WrittenPlan:
+    from adapterhub_local.merge.formula import Formula
+    from adapterhub_local.merge.rank_rule import parse_rule
+    from adapterhub_local.refs import parse_weight
+
+    if given["weights"] is None:
+        context = click.get_current_context()
+        raise click.MissingParameter(
+            ctx=context, param=next(option for option in context.command.params if option.name == "weights")
+        )
+    weights = tuple(parse_weight(weight) for weight in given["weights"].split(","))
+    if given["limit"] is not None and not given["data"]:
+        raise InputError("--limit is of the examples that are scored: give --data TASK=FILE")
+    if given["dora_rank"] is not None and given["with_base"] is None:
+        raise InputError("--dora-rank is of adapters converted through their base: give --with-base NAME")
+    formula = Formula(
+        given["method"],
+        {name: given[name] for name in parameters() if given[name] is not None},
+        given["space"],
+        parse_rule(given["rank"], given["energy"], given["max_error"]),
+        given["dtype"] or "auto",
+        given["compact"],
+    )
+    return WrittenPlan(
+        adapters,
+        weights,
+        (given["alpha"],) * len(adapters),
+        formula,
+        given["force"],
+        with_base=given["with_base"],
+        dora_rank=given["dora_rank"],
+    )
+
+
+def _scored_on(written: WrittenPlan, given: dict[str, Any], adapters: tuple[str, ...], dry_run: bool) -> WrittenPlan:
+    """With what --require, --data and --limit add to what the plan scores."""
+    from adapterhub_local.evaluate.gate import Requirement
+
+    if dry_run and (given["require"] or given["data"]):
+        raise InputError("--require and --data score what is made: leave --dry-run out")
+    files = dict(map(_task_and_file, given["data"]))
+    held = written.evaluate or Scored({})
+    requirements = [Requirement.parse(text) for text in given["require"]]
+    held = replace(
+        held,
+        data={**held.data, **files},
+        limit=given["limit"] or held.limit,
+        require=(*given["require"], *held.require),
+    )
+    for requirement in requirements:
+        if requirement.task not in held.data:
+            raise InputError(f"{requirement} cannot be checked without data: give --data {requirement.task}=FILE.jsonl")
+    return replace(written, evaluate=held if held.data or held.require else None)
+
+
+def _put_where(written: WrittenPlan, given: dict[str, Any], dry_run: bool) -> WrittenPlan:
+    """With where the command line says the result goes, or else the plan, or else a file beside."""
+    from adapterhub_local.merge.destination import Destination
+
+    asked = Destination(given["name"], given["alias"], given["output"])
+    if dry_run:
+        if asked.is_given:
+            raise InputError("--dry-run writes nothing: leave --name and -o out")
+        return written
+    there = asked if asked.is_given else Destination(written.name, written.alias, written.path)
+    there = there.beside(written.labels)
+    return replace(written, name=there.name, alias=there.alias, path=there.path)
 
 
 def _task_and_file(text: str) -> tuple[str, Path]:
-    from adapterhub_local.errors import InputError
-
     task, equals, file = text.partition("=")
     if not task or not equals or not file:
         raise InputError(f"--data is {text[:80]!r}: write a task and its file, such as sentiment=sentiment.test.jsonl")

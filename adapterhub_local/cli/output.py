@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from adapterhub_local.progress import Quiet, Reporter, Terminal
 from adapterhub_local.registry.catalog import SHARES
 
 
@@ -64,6 +65,11 @@ def counting(what: str, *, in_bytes: bool = False) -> Iterator[Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def reporter() -> Reporter:
+    """What shows how work goes on: bars on a terminal, else nothing."""
+    return Terminal() if sys.stderr.isatty() else Quiet()
 
 
 def size_text(size: int) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from adapterhub_local.cli.merge_report import tell, warn
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import print_json, print_table, reporter
+from adapterhub_local.errors import InputError
+from adapterhub_local.registry import Registry
 
 
 @click.command(name="tune-merge")
@@ -26,82 +28,42 @@ def command(
     scored is kept: stopped with Ctrl-C, the same command goes on where it was. If the plan has [evaluate], the
     best merge must pass its requirements.
     """
-    from adapterhub_local.durable import check_absent
-    from adapterhub_local.errors import InputError, Stopped
-    from adapterhub_local.evaluate.gate import Requirement, base_for, check_held, judge, open_bench
+    from adapterhub_local.evaluate.gate import check_held
+    from adapterhub_local.merge.destination import Destination
     from adapterhub_local.merge.plan_file import load_plan
-    from adapterhub_local.refs import check_alias, check_name
 
-    if name is not None and output is not None:
-        raise InputError("--name and -o exclude each other: give one")
-    if alias is not None and name is None:
-        raise InputError("--alias needs --name: only a registered version can have an alias")
+    asked = Destination(name, alias, output)
     written = load_plan(plan)
     if written.tune is None:
         raise InputError(f"{plan} has no [tune]: write it, with [tune.data] to say what the weights are to do well on")
-    if name is None and output is None:
-        name, alias, output = written.name, written.alias, written.path
-    if name is None and output is None:
+    there = asked if asked.is_given else Destination(written.name, written.alias, written.path)
+    if not there.is_given:
         raise InputError(f"{plan} does not say where the best merge goes: give --name NAME, or [output] in the plan")
-    for given, check in ((name, check_name), (alias, check_alias)):
-        if given is not None:
-            check(given)
-    if output is not None:
-        check_absent(output)
+    there = there.beside(written.labels)
     tuning = written.tune if evaluations is None else replace(written.tune, evaluations=evaluations)
-    check_held(tuning.scored)
-    scored = written.evaluate
-    requirements = [Requirement.parse(text) for text in scored.require] if scored else []
-    if scored:
-        check_held(scored, requirements)
+    written = replace(written, name=there.name, alias=there.alias, path=there.path, tune=tuning)
+    check_held(tuning.scored)  # before anything heavy is loaded
 
-    from adapterhub_local.base.load import load_base
-    from adapterhub_local.cli.merge import opening, reporter
-    from adapterhub_local.evaluate.tune import Trial, lineage, tune
-    from adapterhub_local.merge.merge import merge_to_path, merge_to_registry
-    from adapterhub_local.registry import Registry
+    from adapterhub_local.evaluate.tuned import tuned_merge
 
-    registry, show = Registry(), reporter()
-    trials: list[Trial] = []
-    with opening(written, registry) as opened:
-        base = opened(written.weights).base
-        bench = open_bench(load_base(base_for(base, registry.home)), tuning.scored)
-        gate = judge(base, scored, requirements, registry.home, show, loaded=bench.base) if scored else None
-        try:
-            with show.counting("tuning") as progress:
+    show = reporter()
 
-                def told(trial: Trial, best: Trial) -> None:
-                    trials.append(trial)
-                    mark = ", the best so far" if trial is best else ""
-                    show.note(f"{_weights(trial)}: {_scores(trial)}{mark}")
-                    progress(len(trials), tuning.evaluations)
+    def told(trial: Any, best: Any) -> None:
+        show.note(f"{_weights(trial)}: {_scores(trial)}{', the best so far' if trial is best else ''}")
 
-                every, best = tune(opened, written.weights, tuning, bench, registry.home, told)
-        except KeyboardInterrupt:
-            raise Stopped(
-                f"stopped after {len(trials)} of {tuning.evaluations} trials, which are kept: the same command goes on"
-            ) from None
-        merged = opened(best.weights)
-        note: dict[str, Any] = {"tuning": lineage(tuning, bench, every, best)}
-        if requirements:
-            note["required"] = [str(requirement) for requirement in requirements]
-        made: dict[str, Any]
-        if output is not None:
-            report, made = merge_to_path(merged, output, judge=gate), {"output": str(output)}
-        else:
-            assert name is not None, "there is a name or an output"
-            version, report = merge_to_registry(merged, registry, name, alias=alias, judge=gate, note=note)
-            made = {"reference": str(version), "content_digest": version.content_digest}
+    done = tuned_merge(written, Registry(), reporter=show, told=told, note=lambda text: click.echo(text, err=True))
+    merged, every, best = done.merged, done.trials, done.best
+    report = merged.report.to_json()
     if as_json:
-        print_json({**made, "weights": list(best.weights), **note, **report.to_json()})
+        print_json({**merged.to_json(), "weights": list(best.weights), **done.lineage, **report})
         return
     rows = [(_weights(trial), *_cells(trial)) for trial in every]
     tasks = [f"{task} {metric}" for task in best.scores for metric in ("loss", "exact match")]
     print_table(("weights", *tasks), rows)
     click.echo(f"the plan's weights {_weights(every[0])}: {_scores(every[0])}")
     click.echo(f"the best of {len(every)}, {_weights(best)}: {_scores(best)}")
-    tell(next(iter(made.values())), len(best.weights), report.to_json())
-    warn(report.to_json(), list(best.weights))
+    tell(str(merged.version or merged.path), len(best.weights), report)
+    warn(report, list(best.weights))
 
 
 def _weights(trial: Any) -> str:

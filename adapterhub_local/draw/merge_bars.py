@@ -5,9 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.durable import check_absent, place_file, staging
+from adapterhub_local.errors import InputError
 
 WIDTH, BAND, LEFT, TOP = 960, 200, 60, 56  # pixels
 ERROR, ENERGY, INK = "#b4472f", "#2f6f8f", "#333333"
+
+
+def check_plot(target: Path) -> None:
+    """Raises InputError if `target` is not named as SVG, InUse if it exists."""
+    if target.suffix != ".svg":
+        raise InputError(f"{target} must end in .svg: that is what --plot draws")
+    check_absent(target)
 
 
 def write_plot(report: dict[str, Any], target: Path) -> None:

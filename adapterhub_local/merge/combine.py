@@ -81,8 +81,7 @@ def combine(
     if row.linear is not None:
         exact = stack.weighted(row.linear(weights, products, parameters))
     else:
-        assert row.elementwise is not None, "a method is linear or elementwise"
-        mine, entrywise = [weights[term.index] for term in terms], row.elementwise
+        mine, entrywise = [weights[term.index] for term in terms], row.on_entries()
         draws = [_draw(parameters.get("seed", 0), term.digest, module) for term in terms]
 
         def merge(matrices: torch.Tensor) -> torch.Tensor:

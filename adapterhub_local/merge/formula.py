@@ -6,7 +6,7 @@ from typing import Any
 
 from adapterhub_local.errors import InputError
 from adapterhub_local.merge.methods import METHODS, Method, find_method
-from adapterhub_local.merge.rank import RankRule
+from adapterhub_local.merge.rank_rule import RankRule
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 SPACES = ("core", "full")

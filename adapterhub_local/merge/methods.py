@@ -1,31 +1,44 @@
 """The merge methods: a table of pure functions on deltas, each with its parameters, limits and paper.
 
 A `linear` method turns weights into coefficients c_i, so that the merge is `sum_i c_i D_i` and stays exact.
-An `elementwise` one works on the entries of stacked deltas (n, rows, columns), see `space` and `entries`.
+An `elementwise` one names a function of `entries`, which works on stacked deltas (n, rows, columns), see `space`.
+The table loads no torch: the command line, plan files and the documentation are built from it.
 """
 
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_local.errors import InputError
-from adapterhub_local.merge import entries
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub_local.merge.entries import Elementwise
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number in (low, high] - or [low, high] where `low_included` - or one of `choices`."""
+    """A number in (low, high] - or [low, high] where `low_included` - or one of `choices`.
+
+    `help` is a sentence with its full stop, `letter` stands for the value in `qhub merge --help`.
+    """
 
     default: Any
+    help: str
     low: float = 0.0
     high: float = math.inf
     low_included: bool = False
     choices: tuple[str, ...] = ()
     whole: bool = False
+    letter: str | None = None
+
+    @property
+    def kind(self) -> type:
+        """str, int or float: what a value is read as."""
+        return str if self.choices else int if self.whole else float
 
     def check(self, name: str, value: Any) -> None:
         """Raises InputError if the parameter `name` cannot be `value`."""
@@ -45,27 +58,35 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Method:
-    """One row: either `linear(weights, gram, parameters)` -> coefficients, or a function of `entries`."""
+    """One row: either `linear(weights, gram, parameters)` -> coefficients, or the name of a function of `entries`."""
 
     paper: str
-    linear: Callable[[Sequence[float], torch.Tensor, Mapping[str, Any]], list[float]] | None = None
-    elementwise: entries.Elementwise | None = None
+    linear: Callable[[Sequence[float], "torch.Tensor", Mapping[str, Any]], list[float]] | None = None
+    elementwise: str | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     spaces: tuple[str, ...] = ()
     check: Callable[[Sequence[float], Mapping[str, Any]], None] | None = None
 
+    def on_entries(self) -> "Elementwise":
+        """The function of `entries` that an elementwise method is."""
+        from adapterhub_local.merge import entries
 
-def weighted_sum(weights: Sequence[float], gram: torch.Tensor, parameters: Mapping[str, Any]) -> list[float]:
+        assert self.elementwise is not None, "a method is linear or elementwise"
+        function: Elementwise = getattr(entries, self.elementwise)
+        return function
+
+
+def weighted_sum(weights: Sequence[float], gram: "torch.Tensor", parameters: Mapping[str, Any]) -> list[float]:
     """`sum_i w_i D_i`."""
     return list(weights)
 
 
-def task_arithmetic(weights: Sequence[float], gram: torch.Tensor, parameters: Mapping[str, Any]) -> list[float]:
+def task_arithmetic(weights: Sequence[float], gram: "torch.Tensor", parameters: Mapping[str, Any]) -> list[float]:
     """`lambda sum_i w_i D_i`; a negative weight takes a task away."""
     return [parameters["scale"] * weight for weight in weights]
 
 
-def slerp(weights: Sequence[float], gram: torch.Tensor, parameters: Mapping[str, Any]) -> list[float]:
+def slerp(weights: Sequence[float], gram: "torch.Tensor", parameters: Mapping[str, Any]) -> list[float]:
     """`sin((1-t) theta)/sin(theta) D_1 + sin(t theta)/sin(theta) D_2` with t = w_2 / (w_1 + w_2).
 
     theta is the angle between D_1 and D_2. Where they are nearly parallel (|cos| > 0.9995) or one is zero, the
@@ -110,13 +131,24 @@ def _breadcrumbs_fit(weights: Sequence[float], parameters: Mapping[str, Any]) ->
         )
 
 
-_SCALE = {"scale": Parameter(1.0)}
-_SEED = {"seed": Parameter(0, low=0, high=2**63 - 1, low_included=True, whole=True)}
-_ELECT = {**_SCALE, "variant": Parameter("mergekit", choices=("mergekit", "peft"))}
+_SCALE = {"scale": Parameter(1.0, "Factor of the merged delta (lambda in the papers).", letter="L")}
+_SEED = {
+    "seed": Parameter(0, "Seed of what is dropped at random.", low=0, high=2**63 - 1, low_included=True, whole=True)
+}
+_ELECT = {
+    **_SCALE,
+    "variant": Parameter("mergekit", "Whose order of election and weighting.", choices=("mergekit", "peft")),
+}
+
+
+_EPSILON = {"epsilon": Parameter(0.2, "Width of the range of probabilities.", high=1.0, letter="E")}
+_GAMMA = {
+    "gamma": Parameter(0.01, "Share of largest entries that is left out.", high=1.0, low_included=True, letter="G")
+}
 
 
 def _density(default: float) -> dict[str, Parameter]:
-    return {"density": Parameter(default, high=1.0)}
+    return {"density": Parameter(default, "Share of entries that is kept.", high=1.0, letter="D")}
 
 
 _BOTH = ("core", "full")
@@ -131,45 +163,50 @@ METHODS: dict[str, Method] = {
     "slerp": Method("https://doi.org/10.1145/325334.325242", linear=slerp, check=_two_shares),
     "ties": Method(
         "https://arxiv.org/abs/2306.01708",
-        elementwise=entries.ties,
+        elementwise="ties",
         parameters={**_density(0.2), **_ELECT},
         spaces=_BOTH,
     ),
     "dare_linear": Method(
         "https://arxiv.org/abs/2311.03099",
-        elementwise=entries.dare_linear,
+        elementwise="dare_linear",
         parameters={**_density(0.5), **_SCALE, **_SEED},
         spaces=_BOTH,
     ),
     "dare_ties": Method(
         "https://arxiv.org/abs/2311.03099",
-        elementwise=entries.dare_ties,
+        elementwise="dare_ties",
         parameters={**_density(0.5), **_ELECT, **_SEED},
         spaces=_BOTH,
     ),
     "della": Method(
         "https://arxiv.org/abs/2406.11617",
-        elementwise=entries.della,
-        parameters={**_density(0.5), "epsilon": Parameter(0.2, high=1.0), **_ELECT, **_SEED},
+        elementwise="della",
+        parameters={
+            **_density(0.5),
+            "epsilon": Parameter(0.2, "Width of the range of probabilities.", high=1.0, letter="E"),
+            **_ELECT,
+            **_SEED,
+        },
         spaces=_BOTH,
         check=_della_fits,
     ),
     "magnitude_prune": Method(
         "https://arxiv.org/abs/1506.02626",
-        elementwise=entries.magnitude_prune,
+        elementwise="magnitude_prune",
         parameters={**_density(0.5), **_SCALE},
         spaces=_BOTH,
     ),
     "breadcrumbs": Method(
         "https://arxiv.org/abs/2312.06795",
-        elementwise=entries.breadcrumbs,
-        parameters={**_density(0.9), "gamma": Parameter(0.01, high=1.0, low_included=True), **_SCALE},
+        elementwise="breadcrumbs",
+        parameters={**_density(0.9), **_GAMMA, **_SCALE},
         spaces=_BOTH,
         check=_breadcrumbs_fit,
     ),
     "knots": Method(
         "https://arxiv.org/abs/2410.19735",
-        elementwise=entries.ties,
+        elementwise="ties",
         parameters={**_density(0.2), **_ELECT},
         spaces=("aligned",),
     ),
@@ -183,3 +220,12 @@ def find_method(name: str) -> Method:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
         raise InputError(f"there is no merge method '{name[:60]}': {hint}")
     return METHODS[name]
+
+
+def parameters() -> dict[str, dict[str, Parameter]]:
+    """Every parameter by name, and under it the methods that take it, each with its own default and limits."""
+    found: dict[str, dict[str, Parameter]] = {}
+    for method, row in METHODS.items():
+        for name, parameter in row.parameters.items():
+            found.setdefault(name, {})[method] = parameter
+    return found

@@ -7,45 +7,44 @@
                               evaluate.require are bounds on scores, [tune] says how weights are searched
 """
 
-import difflib
 import math
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadRecipe, NotFound, QhubError
 from adapterhub_local.merge.formula import Formula
-from adapterhub_local.merge.methods import METHODS
-from adapterhub_local.merge.rank import parse_rule
+from adapterhub_local.merge.methods import parameters
+from adapterhub_local.merge.rank_rule import parse_rule
+from adapterhub_local.recipe.reader import nearest
 from adapterhub_local.refs import check_alias, check_name
 
-_PARAMETERS = frozenset(name for row in METHODS.values() for name in row.parameters)
-_MERGE = _PARAMETERS | {
-    *("method", "space", "rank", "energy", "max_error", "dtype", "compact", "force", "with_base", "dora_rank")
-}
-_ADAPTER = frozenset(("reference", "weight", "alpha"))
-_OUTPUT = frozenset(("name", "alias", "path"))
-_SCORED = frozenset(("data", "limit", "batch_size", "max_length"))
-_EVALUATE = _SCORED | {"require"}
-_TUNE = _SCORED | {"metric", "low", "high", "evaluations"}
 _TABLES = ("merge", "adapter", "output", "evaluate", "tune")
 _TEXT, _NUMBER, _FLAG, _COUNT = "text", "a finite number", "true or false", "a whole number from 1"
-_TEXTS, _FILES = "a list of texts", "a table of tasks and their files"
-_KINDS = {
-    **dict.fromkeys(
-        ("method", "space", "dtype", "variant", "reference", "name", "alias", "path", "metric", "with_base"), _TEXT
-    ),
-    **dict.fromkeys(
-        ("density", "epsilon", "gamma", "scale", "seed", "energy", "max_error", "weight", "alpha", "low", "high"),
-        _NUMBER,
-    ),
-    **dict.fromkeys(("limit", "batch_size", "max_length", "evaluations", "dora_rank"), _COUNT),
-    "require": _TEXTS,
-    "data": _FILES,
-    **dict.fromkeys(("compact", "force"), _FLAG),
+_TEXTS, _FILES, _RANK = "a list of texts", "a table of tasks and their files", "a number or a word"
+_PARAMETERS = {name: _TEXT if next(iter(rows.values())).choices else _NUMBER for name, rows in parameters().items()}
+_SCORED = {"data": _FILES, "limit": _COUNT, "batch_size": _COUNT, "max_length": _COUNT}
+_KINDS: dict[str, dict[str, str]] = {  # table -> key -> what its value must be
+    "merge": {
+        **_PARAMETERS,
+        "method": _TEXT,
+        "space": _TEXT,
+        "rank": _RANK,
+        "energy": _NUMBER,
+        "max_error": _NUMBER,
+        "dtype": _TEXT,
+        "compact": _FLAG,
+        "force": _FLAG,
+        "with_base": _TEXT,
+        "dora_rank": _COUNT,
+    },
+    "adapter": {"reference": _TEXT, "weight": _NUMBER, "alpha": _NUMBER},
+    "output": {"name": _TEXT, "alias": _TEXT, "path": _TEXT},
+    "evaluate": {**_SCORED, "require": _TEXTS},
+    "tune": {**_SCORED, "metric": _TEXT, "low": _NUMBER, "high": _NUMBER, "evaluations": _COUNT},
 }
 
 
@@ -107,13 +106,10 @@ def load_plan(path: Path) -> WrittenPlan:
     reading = _Reading(path, text)
     for name in tables:
         if name not in _TABLES:
-            reading.problem(name, None, f"unknown table [{name}]{_nearest(name, _TABLES)}")
-    merge = reading.table("merge", tables.get("merge", {}), _MERGE)
-    output = reading.table("output", tables.get("output", {}), _OUTPUT)
-    evaluate, tune = (
-        reading.table(name, tables[name], known) if name in tables else None
-        for name, known in (("evaluate", _EVALUATE), ("tune", _TUNE))
-    )
+            reading.problem(name, None, f"unknown table [{name}]{nearest(name, dict.fromkeys(sorted(_TABLES)))}")
+    merge = reading.table("merge", tables.get("merge", {}))
+    output = reading.table("output", tables.get("output", {}))
+    evaluate, tune = (reading.table(name, tables[name]) if name in tables else None for name in ("evaluate", "tune"))
     for name, table in (("evaluate", evaluate), ("tune", tune)):
         if table is not None and not table.get("data") and not reading.problems:
             reading.problem(name, "data", f"[{name}] needs held-out chats: write [{name}.data] with task = file lines")
@@ -121,7 +117,7 @@ def load_plan(path: Path) -> WrittenPlan:
     if not isinstance(listed, list) or not listed:
         reading.problem("adapter", None, "there are no adapters: write [[adapter]] with reference and weight for each")
         listed = []
-    adapters = [reading.table("adapter", entry, _ADAPTER, index) for index, entry in enumerate(listed)]
+    adapters = [reading.table("adapter", entry, index) for index, entry in enumerate(listed)]
     for index, entry in enumerate(listed):
         for key in ("reference", "weight"):
             if isinstance(entry, Mapping) and key not in entry:
@@ -207,22 +203,23 @@ class _Reading:
             self.problem(table, key, str(error))
             return None
 
-    def table(self, name: str, given: Any, known: Collection[str], index: int = 0) -> dict[str, Any]:
+    def table(self, name: str, given: Any, index: int = 0) -> dict[str, Any]:
         if not isinstance(given, Mapping):
             self.problem(name, None, f"'{name}' must be a table: write [{name}]", index)
             return {}
-        values = {}
+        values, kinds = {}, _KINDS[name]
         for key, value in given.items():
-            if key not in known:
-                self.problem(name, key, f"unknown key '{key}' in [{name}]{_nearest(key, known)}", index)
-            elif not _is(_KINDS.get(key), value):
-                self.problem(name, key, f"{name}.{key} must be {_KINDS[key]}, not {value!r}", index)
+            if key not in kinds:
+                near = nearest(key, dict.fromkeys(sorted(kinds)))
+                self.problem(name, key, f"unknown key '{key}' in [{name}]{near}", index)
+            elif not _is(kinds[key], value):
+                self.problem(name, key, f"{name}.{key} must be {kinds[key]}, not {value!r}", index)
             else:
                 values[key] = value
         return values
 
 
-def _is(kind: str | None, value: Any) -> bool:
+def _is(kind: str, value: Any) -> bool:
     if kind == _TEXT:
         return isinstance(value, str) and bool(value)
     if kind == _FLAG:
@@ -257,8 +254,3 @@ def _line_of(lines: list[str], table: str, key: str | None, index: int) -> int |
         if named and key == named[1] and current == table and count == index:
             return number
     return header
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f": did you mean '{near[0]}'?" if near else f": known are {', '.join(sorted(known))}"

@@ -344,6 +344,7 @@ def test_peft_on_the_base_computes_what_the_deltas_say(tiny_base: BaseInfo, tmp_
 
 def test_the_library_is_documented_and_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that `adapterhub_local.merge` lists has a docstring, and the example on its page runs."""
+    assert set(library.__all__) == set(library._HOMES)
     for name in library.__all__:
         assert name == "METHODS" or (getattr(library, name).__doc__ or "").strip(), name
     readme = (Path(library.__file__).parent / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from adapterhub_local.hub.client import connect
 from adapterhub_local.merge.merge import merge_to_path
 from adapterhub_local.merge.plan import make_plan
 from adapterhub_local.merge.plan_file import load_plan
-from adapterhub_local.merge.rank import RankRule
+from adapterhub_local.merge.rank_rule import RankRule
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from tests.cli.test_cli import qhub  # noqa: F401

@@ -4,18 +4,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
-from adapterhub_local.cli.merge import METHODS as LISTED
+from adapterhub_local.cli.merge import command as merge_command
 from adapterhub_local.errors import InputError
 from adapterhub_local.lora.adapter import Delta, open_adapter
 from adapterhub_local.merge import entries
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.merge import merge_to_path
-from adapterhub_local.merge.methods import METHODS
+from adapterhub_local.merge.methods import METHODS, parameters
 from adapterhub_local.merge.plan import make_plan
-from adapterhub_local.merge.rank import RankRule
+from adapterhub_local.merge.rank_rule import RankRule
 from adapterhub_local.merge.report import MergeReport
 from adapterhub_local.merge.space import merge_aligned, merge_in_core, merge_whole
 from adapterhub_local.registry import Registry
@@ -269,8 +270,29 @@ def test_what_a_method_does_not_take_is_refused(
         Formula(method, given, space).check(weights)
 
 
-def test_the_command_line_lists_every_method() -> None:
-    """The names in `qhub merge --help` are those of the table, and every row has its paper."""
-    assert set(LISTED) == set(METHODS)
+def test_the_command_line_is_built_from_the_table() -> None:
+    """`qhub merge --help` names every method, has an option for every parameter, and shows the table's defaults."""
+    options = {option.name: option for option in merge_command.params}
+    context = click.Context(merge_command)
+    assert all(method in str(options["method"].get_help_record(context)) for method in METHODS)
+    for name, rows in parameters().items():
+        record = options[name].get_help_record(context)
+        assert record is not None
+        for method, row in rows.items():
+            assert row.help in record[1]
+            shown = record[1].split("Default: ")[1].rstrip(".").split("; ")
+            (part,) = (part for part in shown if f" {method}," in f"{part},")
+            assert part.startswith(f"{row.default} for ")
+
+
+def test_a_parameter_has_one_kind_and_one_meaning_for_all_methods() -> None:
+    """Methods may give a parameter of one name other defaults, not another kind or help; a plan file reads it alike."""
+    for name, rows in parameters().items():
+        assert len({(row.kind, row.help, row.choices) for row in rows.values()}) == 1, name
+
+
+def test_every_row_has_its_paper_and_its_function() -> None:
+    """A method is linear, or names a function of `entries` that is there."""
     assert all(row.paper.startswith("https://") for row in METHODS.values())
     assert all((row.linear is None) is not (row.elementwise is None) for row in METHODS.values())
+    assert all(callable(row.on_entries()) for row in METHODS.values() if row.elementwise)

@@ -9,7 +9,7 @@ from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.merge import merge_to_path
 from adapterhub_local.merge.plan import make_plan
-from adapterhub_local.merge.rank import RankRule
+from adapterhub_local.merge.rank_rule import RankRule
 from adapterhub_local.registry import Registry
 from tests.merges import MODULES, SIZES, dense_sum, gap, save_adapter
 

@@ -17,7 +17,8 @@ from adapterhub_local.merge.algebra import decompose, distance, norm, rounding
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.merge import dry_run, merge_to_path
 from adapterhub_local.merge.plan import make_plan
-from adapterhub_local.merge.rank import RankRule, check_kept, parse_rule
+from adapterhub_local.merge.rank import check_kept
+from adapterhub_local.merge.rank_rule import RankRule, parse_rule
 from adapterhub_local.merge.report import MergeReport
 from adapterhub_local.registry import Registry
 from tests.merges import MODULES, adapters, dense, dense_sum, frobenius, gap, quick, save_adapter
