@@ -1,4 +1,4 @@
-"""Whether an adapter's modules are a base's modules, told from headers and config, without loading weights."""
+"""Whether an adapter's modules are a base's modules, from headers and config, without loading weights."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -11,14 +11,28 @@ from adapterhub_local.lora.adapter import AdapterFile
 
 def linear_shapes(base: BaseInfo) -> dict[str, tuple[int, int]]:
     """Module name -> (out_features, in_features) of the base's linear layers."""
-    with quiet_loading(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(base.folder)
-        model = AutoModelForCausalLM.from_config(config)
     return {
         name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
+        for name, module in _skeleton(base).named_modules()
         if isinstance(module, torch.nn.Linear)
     }
+
+
+def tied_weights(base: BaseInfo) -> dict[str, str]:
+    """Name of each tensor that is also another one -> the name that comes first: an output head -> the embeddings."""
+    first: dict[int, str] = {}
+    shared = {}
+    for name, tensor in _skeleton(base).state_dict(keep_vars=True).items():
+        if first.setdefault(id(tensor), name) != name:
+            shared[name] = first[id(tensor)]
+    return shared
+
+
+def _skeleton(base: BaseInfo) -> torch.nn.Module:
+    """The base's model without memory for its weights."""
+    with quiet_loading(), torch.device("meta"):
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.folder))
+    return model
 
 
 def check_shapes(adapter: AdapterFile, base: BaseInfo) -> None:
@@ -28,7 +42,8 @@ def check_shapes(adapter: AdapterFile, base: BaseInfo) -> None:
         wanted = known.get(module)
         if wanted is None:
             raise Incompatible(
-                f"{adapter.path} adapts {module}, which base '{base.name}' ({base.architecture}) does not have"
+                f"{adapter.path} adapts {module}, which base '{base.name}' ({base.architecture}) does not have as a "
+                "linear layer"
             )
         if wanted != (shape.out_features, shape.in_features):
             raise Incompatible(

@@ -1,13 +1,15 @@
 """The tensors a base computes with, dequantised from its files one at a time, without loading the model."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 
 import torch
 from safetensors import safe_open
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import import_bitsandbytes
+from adapterhub_local.base.shapes import tied_weights
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.header import read_header
 
@@ -32,16 +34,23 @@ class BaseWeights:
     def names(self) -> list[str]:
         return [name for name in self.files if not _CONSTANT.fullmatch(name)]
 
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        """Weights that the model has and its files do not, each with the one it shares: an output head's embeddings."""
+        return {name: other for name, other in tied_weights(self.base).items() if name not in self.files}
+
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU."""
+        """One tensor of `names`, on the CPU."""
         return self._read(name)[0]
 
     def of(self, module: str) -> tuple[torch.Tensor, torch.dtype]:
         """The weight of a linear module (out_features, in_features) in float32, and the dtype it was made from.
 
-        Raises Incompatible if the base has no such module.
+        A tied output head has the embeddings' weight. Raises Incompatible if the base has no such module.
         """
         name = f"{module}.weight"
+        if name not in self.files:
+            name = self.tied.get(name, name)
         if name not in self.files:
             info = self.base
             raise Incompatible(f"base '{info.name}' ({info.architecture}) has no {module}: name the adapter's own base")
@@ -65,7 +74,7 @@ class BaseWeights:
 
 
 def dequantised(info: BaseInfo, modules: Iterable[str]) -> Iterator[tuple[str, torch.Tensor, torch.dtype]]:
-    """(module, weight, dtype it was made from) one at a time, as `BaseWeights.of` tells them."""
+    """(module, weight, dtype it was made from) one at a time, as `BaseWeights.of` gives them."""
     weights = BaseWeights(info)
     for module in modules:
         yield module, *weights.of(module)

@@ -29,7 +29,7 @@ FORMATS = ("file", "peft", "gguf", "fused", "ollama")
 @click.option("--from", "from_model", metavar="MODEL", help="ollama: the base as Ollama names it, not written then.")
 @click.option("--onto", metavar="MODEL", help="fused: add to this 16-bit model (folder, .gguf, Hub id) instead.")
 @click.option("--requantise", metavar="NAME", help="fused: make it a 4-bit base NAME too, and say what that loses.")
-@click.option("--no-check", is_flag=True, help="fused: do not measure how far it is from base and adapter.")
+@click.option("--no-check", is_flag=True, help="fused: do not hold it against base and adapter before it is kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     reference: str,
@@ -120,13 +120,12 @@ def _with_base(
 
     source = _source(onto) if onto is not None else None
     with counting(f"fusing {version}") as progress:
-        fused = write_fused(base, adapter, output, progress, onto=source)
+        fused = write_fused(base, adapter, output, progress, onto=source, check=check)
     made: dict[str, Any] = {"base": base.name, "size": fused.size, "relative_rounding": fused.relative_rounding}
     told = f"{size_text(fused.size)}, 16 bits; rounding is {fused.relative_rounding:.1%} of the adapter's size"
-    if check:
-        found = measure(base, version.path, output)
-        made["kl"] = vars(found)
-        told += f"; {found}"
+    if fused.divergence is not None:
+        made["kl"] = vars(fused.divergence)
+        told += f"; {fused.divergence}"
     if requantise is not None:
         from adapterhub_local.export.requantise import add_requantised
 

@@ -3,15 +3,18 @@ distributions over a text, in nats a token.
 """
 
 import gc
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.base.load import LoadedBase, import_bitsandbytes, load_base, quiet_loading
+from adapterhub_local.base.load import import_bitsandbytes, load_base, quiet_loading
+from adapterhub_local.base.source import Source
+from adapterhub_local.errors import QhubError
 
 PROBE = (  # ordinary prose, questions, a list and a little code: enough to see a mistake, short enough for a CPU
     "The library opens at nine and closes at six, except on Sundays. Last winter the roof had to be repaired, and for "
@@ -21,6 +24,9 @@ PROBE = (  # ordinary prose, questions, a list and a little code: enough to see 
     "2. 500 g of carrots\n3. a litre of water\n\ndef mean(values):\n    return sum(values) / len(values)\n\n"
     "In 1969 the first message between two computers was sent; it was meant to be LOGIN, but only two letters arrived."
 )
+
+
+LIMIT = 0.05  # nats a token, on average; rounding to 16 bits gives 1e-6 to 5e-3, a module left out a hundred times that
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,28 @@ class Divergence:
             f"{self.same_greedy:.1%} of {self.tokens} greedy tokens the same"
         )
 
+    def check(self) -> None:
+        """Raises QhubError if the model is further than LIMIT from base and adapter."""
+        if not self.mean <= LIMIT:  # NaN fails too
+            raise QhubError(
+                f"the fused model failed its check and was not kept: {self}; at most {LIMIT} nats a token are "
+                "allowed. Export with --no-check to look at it"
+            )
 
-def measure(base: BaseInfo, adapter: Path, fused: Path | BaseInfo, text: str = PROBE) -> Divergence:
-    """Compare `base` with the PEFT folder `adapter` beside it against the folder or base `fused`, in float32.
+
+def measure(
+    base: BaseInfo, adapter: Path, fused: Path | BaseInfo, text: str = PROBE, *, onto: Source | None = None
+) -> Divergence:
+    """Compare `base`, or the 16-bit model `onto`, with the PEFT folder `adapter` beside it against the folder or base
+    `fused`, in float32.
 
     One model is in memory at a time.
     """
-    loaded = load_base(base, dtype=torch.float32)
-    ids = loaded.tokenizer(text, return_tensors="pt")["input_ids"]
-    reference = _log_probabilities(_with_adapter(loaded, adapter), ids)
-    del loaded
+    with quiet_loading():
+        ids = AutoTokenizer.from_pretrained(base.folder)(text, return_tensors="pt")["input_ids"]
+    plain = load_base(base, dtype=torch.float32).model if onto is None else _load_source(onto)
+    reference = _log_probabilities(_with_adapter(plain, adapter), ids)
+    del plain
     gc.collect()
     if isinstance(fused, BaseInfo):
         model = load_base(fused, dtype=torch.float32).model
@@ -60,11 +78,24 @@ def measure(base: BaseInfo, adapter: Path, fused: Path | BaseInfo, text: str = P
     return Divergence(float(each.mean()), float(each.max()), float(same), len(each))
 
 
-def _with_adapter(base: LoadedBase, folder: Path) -> Any:
+def _load_source(source: Source) -> Any:
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # of tied ones the first only
+            parameter.copy_(source.read(name))
+    return model
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
     import_bitsandbytes()  # before peft imports it
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base.model, str(folder)).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Model has `tie_word_embeddings=True`"
+        )  # only the output is adapted: it is right
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def _log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -1,38 +1,38 @@
 """A base with an adapter inside it, as a 16-bit transformers folder: no adapter code is needed to load it.
 
-The weights are those that were trained: the NF4 base dequantised, plus the delta (or what DoRA makes of both), rounded
-once to 16 bits. Rounding to 4 bits again swallows most of a small delta, so it is done on request only, and measured
-(`requantise`).
+What `fusion` gives is rounded once to 16 bits. Rounding to 4 bits again swallows most of a small delta, so it is done
+on request only, and measured (`requantise`).
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from adapterhub_local.base.bases import RECORD, BaseInfo
-from adapterhub_local.base.shapes import check_shapes
 from adapterhub_local.base.source import INDEX, SINGLE, Source
-from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.durable import check_absent, place_folder, staging
-from adapterhub_local.errors import Incompatible
+from adapterhub_local.export.divergence import Divergence, measure
+from adapterhub_local.export.fusion import Fusion
 from adapterhub_local.lora.adapter import AdapterFile
 from adapterhub_local.lora.write import write_safetensors
-from adapterhub_local.merge.dora import weight_change
 
 SHARD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class Fused:
-    """What rounding to 16 bits did: |W' - (W + D)| / |D| over the adapted modules, Frobenius norms; bytes written."""
+    """What rounding to 16 bits did: |W' - (W + D)| / |D| over the adapted modules, Frobenius norms; bytes written;
+    how far the model is from base and adapter, if that was checked.
+    """
 
     relative_rounding: float
     num_modules: int
     size: int
+    divergence: Divergence | None = None
 
 
 def write_fused(
@@ -42,36 +42,28 @@ def write_fused(
     progress: Callable[[int, int], None] | None = None,
     *,
     onto: Source | None = None,
+    check: bool = False,
 ) -> Fused:
     """Write `base` with `adapter` added (or alone) to the folder `target`, one tensor at a time.
 
-    `onto` is the 16-bit model that the base was made from, to add to instead of the dequantised base. Raises InUse
-    if `target` exists, Incompatible if the adapter's modules are not the base's, or the model is another one.
+    `onto` is the 16-bit model that the base was made from, to add to instead of the dequantised base. With `check` the
+    folder is loaded and held against base and adapter before it appears. Raises InUse if `target` exists, Incompatible
+    if the adapter's modules are not the base's or the model is another one, and QhubError if the check fails.
     """
     check_absent(target)
-    if adapter is not None:
-        check_shapes(adapter, base)
+    fusion = Fusion(base, adapter, onto)
     config = json.loads((base.folder / "config.json").read_bytes())
     config.pop("quantization_config")
     dtype = torch.float16 if config.get("dtype") == "float16" else torch.bfloat16
     config["dtype"] = str(dtype).removeprefix("torch.")
-    weights = BaseWeights(base)
+    if fusion.unties:
+        config["tie_word_embeddings"] = False
     squares = {"delta": 0.0, "lost": 0.0}
 
-    if onto is not None and (missing := sorted(set(weights.names) - onto.names)):
-        raise Incompatible(f"the model to add to has no {missing[0]}: it is not what base '{base.name}' was made from")
-
     def fuse(name: str) -> torch.Tensor:
-        weight = (onto or weights).read(name)
-        module = name.removesuffix(".weight")
-        if adapter is None or module not in adapter.shapes:
-            return weight.to(dtype) if weight.is_floating_point() else weight
-        shape = adapter.shapes[module]
-        if weight.shape != (shape.out_features, shape.in_features):
-            there = f"({shape.out_features}, {shape.in_features})"
-            raise Incompatible(f"{name} is {tuple(weight.shape)} there, in base '{base.name}' {there}")
-        change = weight_change(adapter, module, lambda module: (weight.float(), dtype))
-        wanted = weight.to(change.dtype) + change
+        wanted, change = fusion.read(name, dtype)
+        if change is None:
+            return wanted.to(dtype) if wanted.is_floating_point() else wanted
         stored = wanted.to(dtype)
         squares["delta"] += float(change.double().square().sum())
         squares["lost"] += float((stored.double() - wanted.double()).square().sum())
@@ -81,19 +73,24 @@ def write_fused(
         folder = stage / "model"
         folder.mkdir()
         report = progress or (lambda done, total: None)
-        names = weights.names
-        _write_shards(folder, ((name, fuse(name)) for name in _counted(names, report)))
+        _write_shards(folder, ((name, fuse(name)) for name in counted(fusion.names, report)))
+        fusion.check_complete()
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for file in base.folder.iterdir():
             if file.suffix != ".safetensors" and file.name not in ("config.json", RECORD, INDEX):
                 shutil.copyfile(file, folder / file.name)
         size = sum(file.stat().st_size for file in folder.iterdir())
+        divergence = None
+        if check and adapter is not None:
+            divergence = measure(base, adapter.path.parent, folder, onto=onto)
+            divergence.check()
         place_folder(folder, target)
     rounding = (squares["lost"] / squares["delta"]) ** 0.5 if squares["delta"] else 0.0
-    return Fused(rounding, len(adapter.shapes) if adapter else 0, size)
+    return Fused(rounding, len(adapter.shapes) if adapter else 0, size, divergence)
 
 
-def _counted(names: list[str], report: Callable[[int, int], None]) -> Iterable[str]:
+def counted(names: list[str], report: Callable[[int, int], None]) -> Iterator[str]:
+    """The names one after another, each reported as it is begun."""
     for done, name in enumerate(names):
         report(done, len(names))
         yield name

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.shapes import check_shapes, tied_weights
 from adapterhub_local.durable import check_absent, place_file, staging
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, Delta
 from adapterhub_local.merge.algebra import pad_rank, weighted_sum
 
-FINGERPRINT = "qhub.base_fingerprint"  # the key that tells for which base exactly
+FINGERPRINT = "qhub.base_fingerprint"  # which base exactly it is for
 # transformers' model_type -> GGUF's architecture, and whether rows of q and k are reordered there (llama's
 # rotary halves are interleaved); these have each linear layer under its own name, otherwise as it is.
 ARCHITECTURES = {
@@ -36,12 +37,13 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
     import gguf
 
     check_absent(target)
+    check_shapes(adapter, base)
     if adapter.magnitudes:
         raise Incompatible(
             f"{name} has DoRA, and a GGUF adapter holds A and B only: export it --to fused, or make a plain adapter "
-            f"of it with `qhub merge {name} --weights 1 --with-base {base.name} --name NAME`, which tells the loss"
+            f"of it with `qhub merge {name} --weights 1 --with-base {base.name} --name NAME`, which reports the loss"
         )
-    tied = json.loads((base.folder / "config.json").read_bytes()).get("tie_word_embeddings")
+    tied = {name.removesuffix(".weight") for name in tied_weights(base)}
     architecture, names, is_permuted, heads = architecture_of(base)
     rank = max(shape.rank for shape in adapter.shapes.values())
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
@@ -59,8 +61,12 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
             writer.add_string("qhub.content_digest", digest)
         for module, delta in adapter.deltas():
             known = names.get_name(module)
-            if known is None or (module == "lm_head" and tied):
-                raise Incompatible(f"{module} has no tensor of its own in a GGUF of base '{base.name}'")
+            if known is None or module in tied:
+                why = "it is tied to the embeddings there" if module in tied else "the format has no place for it"
+                raise Incompatible(
+                    f"{name} adapts {module}, which has no tensor of its own in a GGUF of base '{base.name}': {why}. "
+                    "Export it with --to fused"
+                )
             normal = normal_form(delta, rank)
             B = normal.B
             if is_permuted and module.endswith(("q_proj", "k_proj")):
