@@ -47,7 +47,7 @@ def merge_methods() -> str:
 
     lines = ["# Merge methods", "", "| method | what it does | parameters | spaces | paper |", "|---|---|---|---|---|"]
     for name, method in METHODS.items():
-        function = method.linear or method.elementwise
+        function = method.linear or method.on_entries()
         does = next(iter((function.__doc__ or "").strip().splitlines()), "")
         parameters = "<br>".join(f"`{key}` = {row.default}{_bounds(row)}" for key, row in method.parameters.items())
         paper = f"[paper]({method.paper})" if method.paper.startswith("http") else method.paper

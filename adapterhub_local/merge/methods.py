@@ -81,6 +81,11 @@ def weighted_sum(weights: Sequence[float], gram: "torch.Tensor", parameters: Map
     return list(weights)
 
 
+def weighted_average(weights: Sequence[float], gram: "torch.Tensor", parameters: Mapping[str, Any]) -> list[float]:
+    """`sum_i w_i D_i / sum_i w_i`."""
+    return [weight / sum(weights) for weight in weights]
+
+
 def task_arithmetic(weights: Sequence[float], gram: "torch.Tensor", parameters: Mapping[str, Any]) -> list[float]:
     """`lambda sum_i w_i D_i`; a negative weight takes a task away."""
     return [parameters["scale"] * weight for weight in weights]
@@ -156,7 +161,7 @@ METHODS: dict[str, Method] = {
     "weighted_sum": Method("https://arxiv.org/abs/2410.13025", linear=weighted_sum),
     "weighted_average": Method(
         "https://arxiv.org/abs/2203.05482",
-        linear=lambda weights, gram, parameters: [weight / sum(weights) for weight in weights],
+        linear=weighted_average,
         check=_sum_is_not_zero,
     ),
     "task_arithmetic": Method("https://arxiv.org/abs/2212.04089", linear=task_arithmetic, parameters=_SCALE),
