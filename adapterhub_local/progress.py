@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from adapterhub_local.visible import visible, visible_line
+
 Counting = Callable[[int, int], None]  # (done, total)
 Stepping = Callable[[int, float], None]  # (step, loss)
 
@@ -42,15 +44,21 @@ class Terminal:
         self.console = Console(stderr=True)
 
     def note(self, text: str) -> None:
-        self.console.print(text, style="dim", highlight=False, markup=False, emoji=False)  # file names may hold [/x]
+        # file names may hold [/x]
+        self.console.print(visible(text), style="dim", highlight=False, markup=False, emoji=False)
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Counting]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task(what, total=None)
+            task = bar.add_task(visible_line(what), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     @contextmanager

@@ -7,6 +7,7 @@ import click
 
 from adapterhub_local.errors import QhubError
 from adapterhub_local.options import add_options, chosen
+from adapterhub_local.visible import visible
 from serve.engine.options import EngineOptions
 from serve.options import HttpOptions
 
@@ -60,5 +61,5 @@ if __name__ == "__main__":
     try:
         command()
     except QhubError as error:
-        click.echo(f"serve: {error}", err=True)
+        click.echo(visible(f"serve: {error}"), err=True)
         sys.exit(error.exit_code)

@@ -21,6 +21,7 @@ import click
 
 from adapterhub_local import settings
 from adapterhub_local.errors import InputError, QhubError
+from adapterhub_local.visible import visible
 
 POPULARITY = ("distinct", "uniform", "skewed", "identical")  # the four of Punica, arXiv 2310.18547
 WORDS = ("time", "year", "people", "way", "day", "thing", "life", "child", "world", "school", "state", "group", "house")
@@ -238,5 +239,5 @@ if __name__ == "__main__":
     try:
         command()
     except QhubError as error:
-        click.echo(f"serve.bench: {error}", err=True)
+        click.echo(visible(f"serve.bench: {error}"), err=True)
         sys.exit(error.exit_code)

@@ -61,6 +61,7 @@ ORDER = (
     "options",
     "sizes",
     "lazy",
+    "visible",
     "noise",
     "errors",
 )

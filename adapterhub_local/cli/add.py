@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import echo, print_json
 from adapterhub_local.cli.show import compatibility_text, to_json
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import home
@@ -53,4 +53,4 @@ def command(
     if as_json:
         print_json({**to_json(version), "compatibility": said})
         return
-    click.echo(f"{version}: rank {rank}, for base {base.name} ({compatibility_text(said)})")
+    echo(f"{version}: rank {rank}, for base {base.name} ({compatibility_text(said)})")

@@ -2,7 +2,7 @@
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
 
@@ -24,7 +24,7 @@ def set_(name: str, alias: str, version: int, expect: int | None) -> None:
             f"write the name and the version apart: qhub alias set {name.partition('@')[0]} {alias} {version}"
         )
     Registry().set_alias(name, alias, version, expect=expect)
-    click.echo(f"{name}@{alias} -> {name}@{version}")
+    echo(f"{name}@{alias} -> {name}@{version}")
 
 
 @command.command(name="list")
@@ -39,7 +39,7 @@ def list_(name: str, as_json: bool) -> None:
     if as_json:
         print_json(aliases)
     elif not aliases:
-        click.echo(f"No aliases yet. Set one: qhub alias set {name} prod 1")
+        echo(f"No aliases yet. Set one: qhub alias set {name} prod 1")
     else:
         print_table(
             ("alias", "version"), [(f"{name}@{alias}", f"{name}@{number}") for alias, number in aliases.items()]
@@ -75,7 +75,7 @@ def split(name: str, shares: str | None, off: bool, as_json: bool) -> None:
         rows = [(f"{name}@{alias}", share, f"{share / total:.1%}") for alias, share in found]
         print_table(("alias", "share", "traffic"), rows)
     else:
-        click.echo(f"{name} is answered by its newest version")
+        echo(f"{name} is answered by its newest version")
 
 
 @command.command()
@@ -110,7 +110,7 @@ def rollback(name: str, alias: str, expect: int | None) -> None:
     from adapterhub_local.registry import marks
 
     number = marks.rollback(Registry(), name, alias, expect=expect)
-    click.echo(f"{name}@{alias} -> {name}@{number}")
+    echo(f"{name}@{alias} -> {name}@{number}")
 
 
 @command.command()
@@ -122,4 +122,4 @@ def rm(name: str, alias: str, expect: int | None) -> None:
     from adapterhub_local.registry.marks import remove_alias
 
     remove_alias(Registry(), name, alias, expect=expect)
-    click.echo(f"removed {name}@{alias}")
+    echo(f"removed {name}@{alias}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub_local.cli.output import counting, print_json, print_table, size_text
+from adapterhub_local.cli.output import counting, echo, print_json, print_table, size_text
 from adapterhub_local.settings import home
 
 
@@ -46,9 +46,7 @@ def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
     if as_json:
         print_json(info.to_json())
     else:
-        click.echo(
-            f"{name}: {info.num_parameters / 1e6:.1f} M parameters in {size_text(info.size)}, {info.fingerprint[:19]}"
-        )
+        echo(f"{name}: {info.num_parameters / 1e6:.1f} M parameters in {size_text(info.size)}, {info.fingerprint[:19]}")
 
 
 @command.command(name="list")
@@ -61,7 +59,7 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json([base.to_json() for base in bases])
     elif not bases:
-        click.echo("No bases yet. Add one: qhub base add NAME SOURCE")
+        echo("No bases yet. Add one: qhub base add NAME SOURCE")
     else:
         columns = ("base", "architecture", "parameters", "size", "chat template", "fingerprint")
         rows = [
@@ -106,7 +104,7 @@ def path(name: str) -> None:
     """Print the folder of a base, which AutoModelForCausalLM.from_pretrained loads."""
     from adapterhub_local.base.bases import find_base
 
-    click.echo(find_base(name, home()).folder)
+    echo(find_base(name, home()).folder)
 
 
 @command.command()
@@ -117,7 +115,7 @@ def rm(name: str, force: bool) -> None:
     from adapterhub_local.base.bases import remove_base
 
     info = remove_base(name, home(), force=force)
-    click.echo(f"removed base {name}: {size_text(info.size)} given back")
+    echo(f"removed base {name}: {size_text(info.size)} given back")
 
 
 def _is_hub_id(source: str) -> bool:

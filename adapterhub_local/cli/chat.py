@@ -11,7 +11,9 @@ from urllib.parse import quote, urlsplit
 import click
 
 from adapterhub_local import settings
+from adapterhub_local.cli.output import echo
 from adapterhub_local.errors import InputError, NotFound, QhubError
+from adapterhub_local.visible import visible_line
 
 HELP = """\
 /model NAME    answer with another adapter from here on; the conversation stays
@@ -72,7 +74,7 @@ def _check_url(url: str) -> None:
     except ValueError:  # a port that is none
         is_address = False
     if not is_address:
-        raise InputError(f"'{_shown(url)}' is no server's address: write it as http://127.0.0.1:8000/v1")
+        raise InputError(f"'{url}' is no server's address: write it as http://127.0.0.1:8000/v1")
 
 
 @dataclass
@@ -139,7 +141,7 @@ def _talk(chat: Chat, *, is_terminal: bool) -> None:
     if is_terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - input() then has a history
-        click.echo(f"Talking to {chat.model}. /help shows what else there is.", err=True)
+        echo(f"Talking to {chat.model}. /help shows what else there is.", err=True)
     for text in _lines(chat, is_terminal):
         if not text.strip():
             continue
@@ -149,17 +151,17 @@ def _talk(chat: Chat, *, is_terminal: bool) -> None:
                     return
                 continue
             for piece in chat.ask(text):
-                click.echo(_shown(piece), nl=False)
+                echo(piece, nl=False)
                 sys.stdout.flush()
-            click.echo()
+            echo()
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
-            click.echo(" ...", err=True)
+            echo(" ...", err=True)
         except QhubError as error:
             if not is_terminal:
                 raise
-            click.echo(str(error), err=True)
+            echo(str(error), err=True)
 
 
 def _lines(chat: Chat, is_terminal: bool) -> Iterator[str]:
@@ -169,9 +171,9 @@ def _lines(chat: Chat, is_terminal: bool) -> Iterator[str]:
         return
     while True:
         try:
-            yield input(f"{chat.model}> ")
+            yield input(f"{visible_line(chat.model)}> ")
         except EOFError:
-            click.echo(err=True)
+            echo(err=True)
             return
 
 
@@ -182,9 +184,9 @@ def _command(chat: Chat, text: str) -> bool:
     match name:
         case "model" if rest:
             chat.use(rest)
-            click.echo(f"now {rest}", err=True)
+            echo(f"now {rest}", err=True)
         case "models":
-            click.echo("\n".join(chat.models()))
+            echo("\n".join(chat.models()))
         case "system" if rest:
             chat.start(rest)
         case "reset":
@@ -192,7 +194,7 @@ def _command(chat: Chat, text: str) -> bool:
         case "undo":
             chat.undo()
         case "help":
-            click.echo(HELP)
+            echo(HELP)
         case "quit" | "exit":
             return False
         case _:
@@ -218,11 +220,6 @@ def _check(response: Any) -> None:
         message = f"{response.url} answered {response.status_code}: is it an OpenAI server?"
     kind = NotFound if response.status_code == 404 else InputError if response.status_code < 500 else QhubError
     raise kind(message)
-
-
-def _shown(text: str) -> str:
-    """Text without what would move the cursor or change the terminal."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import echo, print_json
 from adapterhub_local.cli.recipe import RECIPE, SET, print_statistics
 from adapterhub_local.settings import home, wants_colour
+from adapterhub_local.visible import visible
 
 
 @click.group(name="data")
@@ -53,11 +54,11 @@ def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: boo
         print_json({"notes": dataset.notes, "data": described, "samples": tokens})
         return
     for note in dataset.notes:
-        click.echo(note)
+        echo(note)
     for number, example in enumerate(shown, 1):
-        click.echo(f"\n-- example {number}: {len(example.ids)} tokens, {example.num_labels} learned --")
-        click.echo(_masked(tokenizer, example, is_coloured=sys.stdout.isatty() and wants_colour()))
-    click.echo()
+        echo(f"\n-- example {number}: {len(example.ids)} tokens, {example.num_labels} learned --")
+        echo(_masked(tokenizer, example, is_coloured=sys.stdout.isatty() and wants_colour()), is_styled=True)
+    echo()
     print_statistics(described)
 
 
@@ -65,8 +66,8 @@ def _masked(tokenizer: Any, example: Any, *, is_coloured: bool) -> str:
     """The text of an example, what is learned marked."""
     text, at = "", 0
     for start, end in (*example.spans, (len(example.ids), len(example.ids))):
-        text += _decoded(tokenizer, example.ids[at:start])
-        learned = _decoded(tokenizer, example.ids[start:end])
+        text += visible(_decoded(tokenizer, example.ids[at:start]))
+        learned = visible(_decoded(tokenizer, example.ids[start:end]))
         text += click.style(learned, fg="green") if is_coloured else f">>{learned}<<" if learned else ""
         at = end
     return text

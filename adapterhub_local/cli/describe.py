@@ -2,6 +2,7 @@
 
 import click
 
+from adapterhub_local.cli.output import echo
 from adapterhub_local.registry import Registry
 
 
@@ -15,4 +16,4 @@ def command(reference: str, text: str) -> None:
     registry = Registry()
     version = registry.resolve(reference)
     describe(registry, version, text)
-    click.echo(f"{version}: {text}")
+    echo(f"{version}: {text}")

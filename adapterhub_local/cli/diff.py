@@ -4,7 +4,7 @@ import math
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.registry import Registry
 
 
@@ -46,7 +46,7 @@ def command(left: str, right: str, as_json: bool) -> None:
     rows = [(item.module, _shown(item.left), _shown(item.right), _shown(item.cosine)) for item in modules]
     rows.append(("all", _shown(norms[0]), _shown(norms[1]), _shown(cosine)))
     print_table(("module", f"norm {versions[0]}", f"norm {versions[1]}", "cosine"), rows)
-    click.echo("the files are the same" if same else "the files differ")
+    echo("the files are the same" if same else "the files differ")
 
 
 def _shown(value: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table, score_text
+from adapterhub_local.cli.output import echo, print_json, print_table, score_text
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import home
 
@@ -173,7 +173,7 @@ def _keep(registry: Registry, version: Version, task: str, scores: dict[str, Any
     try:
         registry.add_evaluation(version, task, scores)
     except (OSError, QhubError) as error:
-        click.echo(f"warning: the scores of {version} are not kept: {error}", err=True)
+        echo(f"warning: the scores of {version} are not kept: {error}", err=True)
 
 
 def _one_base(versions: Mapping[str, Version | None]) -> BaseInfo:
@@ -253,4 +253,4 @@ def _print_differences(name: str, kept: Mapping[str, Any]) -> None:
         for metric, found in (part.get("difference") or {}).items() if isinstance(part, dict) else ():
             clear = "" if found["is_clear"] else ", may be chance"
             value = score_text(metric, found["value"], found["interval"], is_signed=True)
-            click.echo(f"{name} less {who}, {metric.replace('_', ' ')}: {value}{clear}")
+            echo(f"{name} less {who}, {metric.replace('_', ' ')}: {value}{clear}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_local.cli.output import counting, print_json, size_text
+from adapterhub_local.cli.output import counting, echo, print_json, size_text
 from adapterhub_local.durable import check_absent, place_file, place_folder, staging
 from adapterhub_local.errors import InputError, InUse
 from adapterhub_local.lora.config import WEIGHTS
@@ -158,4 +158,4 @@ def _tell(made: dict[str, Any], note: str, as_json: bool) -> None:
     if as_json:
         print_json({key: value for key, value in made.items() if key != "told"})
     else:
-        click.echo(f"{', '.join(made['versions'])} -> {made['output']}{note}")
+        echo(f"{', '.join(made['versions'])} -> {made['output']}{note}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub_local.cli.output import counting, print_json, print_table
+from adapterhub_local.cli.output import counting, echo, print_json, print_table
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import home
 
@@ -64,7 +64,7 @@ def command(
     if as_json:
         print_json({"reference": str(version), "content_digest": version.content_digest, **said})
         return
-    click.echo(
+    echo(
         f"{version}: rank {rank}, {report.num_modules} modules, {report.retained_energy:.2%} of the difference's "
         f"energy (relative error {report.relative_error:.3f})"
     )
@@ -75,7 +75,7 @@ def command(
     )
     if report.left_out:
         first = ", ".join(f"{tensor} by {change:.1%}" for tensor, change in list(report.left_out.items())[:3])
-        click.echo(
+        echo(
             f"note: {len(report.left_out)} tensors that a LoRA cannot hold changed too and are left out: {first}",
             err=True,
         )

@@ -2,7 +2,7 @@
 
 import click
 
-from adapterhub_local.cli.output import counting, print_json, print_table
+from adapterhub_local.cli.output import counting, echo, print_json, print_table
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry import Registry
 
@@ -32,14 +32,14 @@ def command(repair: bool, rebuild_db: bool, as_json: bool) -> None:
         })  # fmt: skip
     else:
         if rebuilt:
-            click.echo(f"database made again: {rebuilt.num_versions} versions, {rebuilt.num_evaluations} evaluations")
+            echo(f"database made again: {rebuilt.num_versions} versions, {rebuilt.num_evaluations} evaluations")
             for line in rebuilt.lost:
-                click.echo(f"lost: {line}", err=True)
+                echo(f"lost: {line}", err=True)
         if report.problems:
             rows = [(found.kind, found.subject, found.message, found.repaired) for found in report.problems]
             print_table(("problem", "where", "what", "repaired"), rows)
         unused = f", {report.num_unreferenced} unreferenced (`qhub gc`)" if report.num_unreferenced else ""
-        click.echo(f"{report.num_versions} versions, {report.num_blobs} blobs{unused}")
+        echo(f"{report.num_versions} versions, {report.num_blobs} blobs{unused}")
     if not report.is_repaired:
         wrong = sum(problem.repaired is None for problem in report.problems)
         hint = "" if repair else ": `qhub fsck --repair` sets damaged files aside"

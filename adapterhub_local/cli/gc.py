@@ -2,7 +2,7 @@
 
 import click
 
-from adapterhub_local.cli.output import print_json, size_text
+from adapterhub_local.cli.output import echo, print_json, size_text
 from adapterhub_local.registry import Registry
 
 
@@ -22,6 +22,6 @@ def command(apply: bool, grace: float, purge_after: float, as_json: bool) -> Non
         print_json(vars(done))
         return
     moved, deleted = ("set aside", "deleted") if apply else ("would be set aside", "would be deleted")
-    click.echo(f"{done.num_blobs} blobs ({size_text(done.blob_bytes)}) {moved}")
-    click.echo(f"{done.num_purged} files of quarantine ({size_text(done.purged_bytes)}) and {done.num_temporary} "
+    echo(f"{done.num_blobs} blobs ({size_text(done.blob_bytes)}) {moved}")
+    echo(f"{done.num_purged} files of quarantine ({size_text(done.purged_bytes)}) and {done.num_temporary} "
                f"leftovers {deleted}{'' if apply else ': --apply does it'}")  # fmt: skip

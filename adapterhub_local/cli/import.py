@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import echo, print_json
 from adapterhub_local.registry import Registry
 
 
@@ -26,4 +26,4 @@ def command(path: Path, as_json: bool) -> None:
     for done in received:
         note = "here already" if not done.is_new else "imported"
         was = f" (was {done.reference})" if str(done.version) != done.reference else ""
-        click.echo(f"{done.version} {note}{was}")
+        echo(f"{done.version} {note}{was}")

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from adapterhub_local import settings
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.keys import SCOPES, Key, Keys
 
 
@@ -46,8 +46,8 @@ def create(
     if as_json:
         print_json({**_entry(key), "key": token})
     else:
-        click.echo(token)
-        click.echo("Keep it: it cannot be shown again. Clients send it as their API key.", err=True)
+        echo(token)
+        echo("Keep it: it cannot be shown again. Clients send it as their API key.", err=True)
 
 
 @command.command(name="list")
@@ -79,9 +79,9 @@ def revoke(identity: str) -> None:
     """Refuse a key from now on, also where a server runs."""
     keys = Keys(settings.home())
     key = keys.revoke(identity.removeprefix("qhub-").partition("-")[0])
-    click.echo(f"revoked {key.id}")
+    echo(f"revoked {key.id}")
     if not any(other.is_valid() for other in keys.all()):  # it does not open again: nobody asked for that
-        click.echo("No valid key is left: the server refuses every request until `qhub key create`.", err=True)
+        echo("No valid key is left: the server refuses every request until `qhub key create`.", err=True)
 
 
 def _entry(key: Key) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import click
 
+from adapterhub_local.cli.output import echo
 from adapterhub_local.registry import Registry
 
 
@@ -18,6 +19,6 @@ def command(reference: str, form: str | None) -> None:
     tree = ancestry.ancestry(registry, version)
     draw = {"mermaid": ancestry.mermaid, "dot": ancestry.dot}.get(form or "", ancestry.text)
     for line in draw(tree):
-        click.echo(line)
+        echo(line)
     if form is None and (made := ancestry.children(registry, version)):
-        click.echo(f"merged into {', '.join(made)}")
+        echo(f"merged into {', '.join(made)}")

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.registry import Registry, Version
 
 MAX_ROWS = 100  # shown where nothing was asked for
@@ -46,7 +46,7 @@ def command(
     nothing = "No version fits" if filtered else "No adapters yet. Train one: qhub train recipe.toml"
     print_versions(registry, versions, as_json, nothing=nothing)
     if not (name or filtered or as_json) and len(versions) == limit and (total := len(registry.names())) > limit:
-        click.echo(f"{limit} of {total:,} adapters: --limit 0 shows all, `qhub search WORDS` finds some", err=True)
+        echo(f"{limit} of {total:,} adapters: --limit 0 shows all, `qhub search WORDS` finds some", err=True)
 
 
 def print_versions(registry: Registry, versions: list[Version], as_json: bool, *, nothing: str) -> None:
@@ -58,7 +58,7 @@ def print_versions(registry: Registry, versions: list[Version], as_json: bool, *
         print_json([_to_json(one, pointed[one.name], scored[one.name, one.number]) for one in versions])
         return
     if not versions:
-        click.echo(nothing)
+        echo(nothing)
         return
     columns = ("adapter", "aliases", "base", "rank", "metrics", "made by", "created")
     print_table(columns, [_row(one, pointed[one.name], scored[one.name, one.number]) for one in versions])

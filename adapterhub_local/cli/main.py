@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from adapterhub_local.cli.output import echo
 from adapterhub_local.errors import QhubError
 from adapterhub_local.noise import hush
 from adapterhub_local.settings import is_in_home
@@ -131,7 +132,7 @@ def run(arguments: list[str] | None = None) -> None:
     except click.exceptions.Abort:
         _fail("stopped", 130)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        echo(error.format_message(), err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         where = getattr(error, "ctx", None)
@@ -178,6 +179,6 @@ def _count_interrupts() -> list[int]:
 
 
 def _fail(message: str, code: int) -> None:
-    for line in message.splitlines() or [""]:  # a recipe is told all its mistakes, a line each
-        click.echo(f"qhub: {line}", err=True)
+    for line in message.strip("\n").split("\n"):  # the mistakes of a recipe come a line each
+        echo(f"qhub: {line}", err=True)
     sys.exit(code)

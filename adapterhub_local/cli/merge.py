@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from adapterhub_local.cli.merge_report import tell, tell_modules, warn
-from adapterhub_local.cli.output import print_json, reporter
+from adapterhub_local.cli.output import echo, print_json, reporter
 from adapterhub_local.errors import InputError
 from adapterhub_local.merge.methods import METHODS, parameters
 from adapterhub_local.merge.plan_file import Scored, WrittenPlan, load_plan
@@ -109,7 +109,7 @@ def command(
 
 
 def _note(text: str) -> None:
-    click.echo(text, err=True)
+    echo(text, err=True)
 
 
 def _is_plan(adapters: tuple[str, ...]) -> bool:

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import click
-
-from adapterhub_local.cli.output import print_table
+from adapterhub_local.cli.output import echo, print_table
 
 
 def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
     """The report for people."""
     method = report["method"].replace("_", " ")
-    click.echo(
+    echo(
         f"{where}: {method} of {num_adapters} adapters, rank {report['rank']}, "
         f"{report['num_modules']} modules, relative error {report['relative_error']:.1e}"
     )
@@ -56,8 +54,8 @@ def tell_modules(report: dict[str, Any]) -> None:
 def warn(report: dict[str, Any], weights: list[float]) -> None:
     """Cautions and notes on standard error, so that the report can be piped on."""
     if report["kept"] < 0.1:
-        click.echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
+        echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
     if report["max_lora_rank"] is None:
-        click.echo(f"warning: rank {report['rank']} is above 512, the most vLLM can serve: give --rank 512", err=True)
+        echo(f"warning: rank {report['rank']} is above 512, the most vLLM can serve: give --rank 512", err=True)
     if abs(sum(weights) - 1) > 1e-9:
-        click.echo(f"note: the weights sum to {sum(weights):g}", err=True)
+        echo(f"note: the weights sum to {sum(weights):g}", err=True)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.registry import Registry
 
 
@@ -24,7 +24,7 @@ def command(name: str | None, as_json: bool) -> None:
         return
     for one in looked:
         if one.problem:
-            click.echo(f"note: {one.reference}: {one.problem}", err=True)
+            echo(f"note: {one.reference}: {one.problem}", err=True)
     newer = [one for one in looked if one.newer]
     if newer:
         columns = ("adapter", "repository", "pulled at", "there now", "get it")
@@ -35,4 +35,4 @@ def command(name: str | None, as_json: bool) -> None:
         ]  # fmt: skip
         print_table(columns, rows)
     else:
-        click.echo(f"{len(looked)} pulled adapter{'' if len(looked) == 1 else 's'}, none newer on the Hub")
+        echo(f"{len(looked)} pulled adapter{'' if len(looked) == 1 else 's'}, none newer on the Hub")

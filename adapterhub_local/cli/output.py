@@ -9,12 +9,20 @@ from typing import Any
 import click
 
 from adapterhub_local.progress import Quiet, Reporter, Terminal
-from adapterhub_local.registry.catalog import SHARES
+from adapterhub_local.visible import visible, visible_json, visible_line
+
+
+def echo(text: object = "", *, err: bool = False, nl: bool = True, is_styled: bool = False) -> None:
+    """Print a line, or several, without what a terminal would obey: every verb prints with it, or a table or JSON.
+
+    Text that `is_styled` has colours of our own and was made visible before.
+    """
+    click.echo(text if is_styled else visible(str(text)), err=err, nl=nl)
 
 
 def print_json(value: Any) -> None:
     """`value` as indented JSON on standard output."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    click.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
@@ -23,11 +31,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table = Table(
+        box=SIMPLE_HEAD, title=None if title is None else visible_line(title), title_justify="left", pad_edge=False
+    )
     for number, column in enumerate(columns):  # the first says what a row is about: the others are folded before it
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
+        table.add_column(visible_line(str(column)), overflow="fold", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        table.add_row(*("" if cell is None else visible_line(str(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 200
     # a description may hold [brackets] and :colons:, which rich would take for markup
     Console(width=width, highlight=False, markup=False, emoji=False).print(table)
@@ -35,6 +45,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
 
 def score_text(metric: str, value: float, interval: Sequence[float] | None = None, *, is_signed: bool = False) -> str:
     """A score for people, with its interval: `89.5% [84.5, 93.0]`; what is no share as a number."""
+    from adapterhub_local.registry.catalog import SHARES
+
     is_share = metric in SHARES
     sign = "+" if is_signed else ""
     text = f"{100 * value:{sign}.1f}%" if is_share else f"{value:{sign}.4f}"
@@ -61,9 +73,14 @@ def counting(what: str, *, in_bytes: bool = False) -> Iterator[Any]:
     )
 
     count = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = (TextColumn(what), BarColumn(), count, TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        count,
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(visible_line(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -2,6 +2,7 @@
 
 import click
 
+from adapterhub_local.cli.output import echo
 from adapterhub_local.registry import Registry
 
 
@@ -9,4 +10,4 @@ from adapterhub_local.registry import Registry
 @click.argument("reference")
 def command(reference: str) -> None:
     """Print a folder with the files of the version REFERENCE names, after checking their bytes."""
-    click.echo(Registry().resolve(reference).path)
+    echo(Registry().resolve(reference).path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table, size_text
+from adapterhub_local.cli.output import echo, print_json, print_table, size_text
 from adapterhub_local.errors import InputError
 from adapterhub_local.settings import home
 
@@ -51,33 +51,31 @@ def command(
         print_json(planned.to_json())
         return 0 if planned.fits else 1
     for choice in planned.choices:
-        click.echo(str(choice))
+        echo(str(choice))
     memory = planned.memory.to_json()
     rows = [(name, size_text(memory[name]), meaning) for name, meaning in PURPOSES.items()]
     rows += [("total", size_text(memory["total"]), ""), ("device", size_text(device.memory), device.name)]
     rows.append(("headroom", ("-" if planned.headroom < 0 else "") + size_text(abs(planned.headroom)), ""))
     print_table(("memory", "peak", ""), rows)
     data, run = planned.rows, planned.run
-    click.echo(
+    echo(
         f"{data.examples} examples of {data.mean} tokens{' (estimated)' if data.is_estimated else ''}, "
         f"rows of up to {data.row_tokens} tokens with {data.row_labels} labels; {planned.optimizer}, "
         f"{'bfloat16' if run.compute == 2 else 'float32'}"
     )
-    click.echo(
+    echo(
         f"{'Fits' if planned.fits else 'Does not fit'}. The most that fits: one example of {planned.longest_example:,} "
         f"tokens, or {planned.largest_batch:,} average ones in a row of {planned.largest_row:,}"
     )
-    click.echo(
-        f"About {_time_text(planned.duration.seconds)} for {planned.duration.steps} steps ({planned.duration.basis})"
-    )
+    echo(f"About {_time_text(planned.duration.seconds)} for {planned.duration.steps} steps ({planned.duration.basis})")
     if memory["paged"]:
-        click.echo(f"{size_text(memory['paged'])} of optimizer states can move to the host when the GPU is full")
+        echo(f"{size_text(memory['paged'])} of optimizer states can move to the host when the GPU is full")
     if memory["host"]:
-        click.echo(f"{size_text(memory['host'])} of activations and embeddings are in the host's memory")
+        echo(f"{size_text(memory['host'])} of activations and embeddings are in the host's memory")
     if device.kind == "cuda":
-        click.echo("GPU figures are computed and not yet measured on a GPU")
+        echo("GPU figures are computed and not yet measured on a GPU")
     if not planned.shape.is_known:
-        click.echo(f"{planned.shape.model_type} is counted as a llama")
+        echo(f"{planned.shape.model_type} is counted as a llama")
     return 0 if planned.fits else 1
 
 

@@ -2,7 +2,7 @@
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import echo, print_json
 
 
 @click.command(name="pull")
@@ -43,13 +43,13 @@ def command(repository: str, name: str | None, base: str | None, as_json: bool) 
         return
     done = "pulled" if result.is_new else "here already"
     checked = "bytes as its manifest says" if result.is_verified else "made with PEFT, no manifest to check against"
-    click.echo(f"{version} {done}: {result.repo_id} at {result.commit[:12]}, {checked}")
+    echo(f"{version} {done}: {result.repo_id} at {result.commit[:12]}, {checked}")
     if result.base_known:
-        click.echo(f"its base is {result.base}, by {result.matched_by}")
+        echo(f"its base is {result.base}, by {result.matched_by}")
         return
     fits = ", ".join(result.fitting)
     hint = f", or if it is {fits}, whose shapes fit, confirm with --base {result.fitting[0]}" if fits else ""
-    click.echo(
+    echo(
         f"note: its base {hub_id or '(not named)'} is not among the bases here: "
         f"add it with `qhub base add NAME {hub_id or 'SOURCE'}`{hint}",
         err=True,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import echo, print_json
 
 
 @click.command(name="push")
@@ -51,7 +51,7 @@ def command(
         if as_json:
             print_json([one.to_json() for one in done])
         for one in () if as_json else done:
-            click.echo(f"{one.reference}: {one.error or _told(one.result)}")
+            echo(f"{one.reference}: {one.error or _told(one.result)}")
         if failed := [one for one in done if one.error]:
             raise HubError(f"{len(failed)} of {len(done)} versions were not pushed; the others are there")
         return
@@ -66,7 +66,7 @@ def command(
     if as_json:
         print_json(dataclasses.asdict(result))
     else:
-        click.echo(f"{reference} {_told(result)}\n{result.url}")
+        echo(f"{reference} {_told(result)}\n{result.url}")
 
 
 def _told(result: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.settings import device, home
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
@@ -42,7 +42,7 @@ def init(file: Path, base: str | None, data: str, name: str | None) -> None:
     with open(file, "x", encoding="utf-8") as stream:
         stream.write(starter(given, str(file)))
     hint = "" if chosen != "BASE" else f"; write one of these as base.name: {', '.join(bases) or 'none added yet'}"
-    click.echo(f"{file} is written{hint}. Next: qhub recipe check {file}")
+    echo(f"{file} is written{hint}. Next: qhub recipe check {file}")
 
 
 @command.command()
@@ -75,10 +75,10 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         print_json({"recipe": loaded.to_json(), "runs": len(runs), "notes": dataset.notes, "data": described})
         return
     for note in dataset.notes:
-        click.echo(note)
+        echo(note)
     print_statistics(described)
     swept = f", a sweep of {len(runs)} runs" if loaded.sweep else ""
-    click.echo(f"{recipe} is right{swept}. Next: qhub train {recipe}")
+    echo(f"{recipe} is right{swept}. Next: qhub train {recipe}")
 
 
 @command.command()
@@ -95,9 +95,9 @@ def show(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json({**resolved(loaded), **({"sweep": runs} if runs else {})})
         return
-    click.echo(resolved_text(loaded).rstrip())
+    echo(resolved_text(loaded).rstrip())
     for number, run in enumerate(runs, 1):
-        click.echo(f"# run {number}: {' '.join(run)}")
+        echo(f"# run {number}: {' '.join(run)}")
 
 
 @command.command()
@@ -124,4 +124,4 @@ def print_statistics(described: dict[str, Any]) -> None:
     print_table(columns, rows)
     for role, part in described.items():
         for note in part["notes"]:
-            click.echo(f"{role}: {note}")
+            echo(f"{role}: {note}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.errors import InputError
 from adapterhub_local.settings import home
 
@@ -38,7 +38,7 @@ def add(name: str, url: str, options: tuple[str, ...]) -> None:
     is_there = Path(url.removeprefix("file://")).expanduser().exists()
     remote = add_remote(home(), name, url, dict(_setting(text) for text in options))
     is_new = remote.folder is not None and not is_there
-    click.echo(f"{remote.name}: {remote.url}{' (a new folder)' if is_new else ''}")
+    echo(f"{remote.name}: {remote.url}{' (a new folder)' if is_new else ''}")
 
 
 @command.command(name="list")
@@ -51,7 +51,7 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json([vars(remote) for remote in remotes])
     elif not remotes:
-        click.echo("No remotes yet. Add one: qhub remote add team s3://bucket/adapters")
+        echo("No remotes yet. Add one: qhub remote add team s3://bucket/adapters")
     else:
         print_table(
             ("remote", "where", "options"),
@@ -79,7 +79,7 @@ def show(remote: str, name: str | None, as_json: bool) -> None:
     if as_json:
         print_json([{"name": one, "versions": numbers} for one, numbers in found.items()])
     elif not found:
-        click.echo(f"Nothing there yet. Send it: qhub sync push {remote} NAME")
+        echo(f"Nothing there yet. Send it: qhub sync push {remote} NAME")
     else:
         print_table(("adapter", "versions"), [(one, " ".join(map(str, numbers))) for one, numbers in found.items()])
 
@@ -91,7 +91,7 @@ def rm(name: str) -> None:
     from adapterhub_local.registry.remotes import remove_remote
 
     remote = remove_remote(home(), name)
-    click.echo(f"removed {remote.name}; what is at {remote.url} stays")
+    echo(f"removed {remote.name}; what is at {remote.url} stays")
 
 
 def _setting(text: str) -> tuple[str, Any]:

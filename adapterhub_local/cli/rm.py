@@ -2,6 +2,7 @@
 
 import click
 
+from adapterhub_local.cli.output import echo
 from adapterhub_local.registry import Registry
 
 
@@ -19,4 +20,4 @@ def command(references: tuple[str, ...], force: bool) -> None:
             raise InputError(f"say which version of '{text}' to remove, such as {text}@1")
     for version in [registry.resolve(text) for text in references]:
         remove(registry, version, force=force)
-        click.echo(f"removed {version}")
+        echo(f"removed {version}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.settings import home
 
 
@@ -25,7 +25,7 @@ def list_command(as_json: bool) -> None:
         print_json(runs)
         return
     if not runs:
-        click.echo("No runs yet. Train an adapter: qhub train recipe.toml")
+        echo("No runs yet. Train an adapter: qhub train recipe.toml")
         return
     print_table(("run", "status", "step", "loss", "held-out loss", "version", "started"), [_row(run) for run in runs])
 
@@ -58,9 +58,9 @@ def show(run: str, with_log: bool, plot: Path | None, as_json: bool) -> None:
         return
     for key, value in fields.items():
         if value is not None:
-            click.echo(f"{key:12} {f'{value:.4f}' if isinstance(value, float) else value}")
-    click.echo()
-    click.echo(terminal_plot(entries))
+            echo(f"{key:12} {f'{value:.4f}' if isinstance(value, float) else value}")
+    echo()
+    echo(terminal_plot(entries))
 
 
 @command.command(name="rm")
@@ -72,4 +72,4 @@ def remove(runs: tuple[str, ...]) -> None:
     found = [find_run(home(), run) for run in runs]
     for run in found:
         remove_run(run)
-        click.echo(f"removed {run.id}")
+        echo(f"removed {run.id}")

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 
 
 @click.command(name="search-hub")
@@ -24,7 +24,7 @@ def command(words: tuple[str, ...], base: str | None, limit: int, as_json: bool)
     if as_json:
         print_json([asdict(one) for one in found])
     elif not found:
-        click.echo("No adapter on the Hub fits")
+        echo("No adapter on the Hub fits")
     else:
         rows = [
             (one.repo_id, one.base, one.downloads, one.likes, one.updated, "yes" if one.from_qhub else "")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from adapterhub_local.cli.output import echo
 from adapterhub_local.registry import Registry
 
 
@@ -30,4 +31,4 @@ def command(reference: str, key: Path, ask_password: bool) -> None:
     registry = Registry()
     version = registry.resolve(reference)
     password = click.prompt("Password of the key", hide_input=True, err=True) if ask_password else None
-    click.echo(f"{version} signed: {sign(registry, version, key, password=password)}")
+    echo(f"{version} signed: {sign(registry, version, key, password=password)}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub_local.cli.output import counting, print_json, size_text
+from adapterhub_local.cli.output import counting, echo, print_json, size_text
 from adapterhub_local.registry import Registry
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _print(remote: str, moved: "Sequence[Moved]", done: str, place: str, dry_run
     for one in moved:
         as_what = f" as {place}{one.target}" if one.target != one.source else ""
         if not one.is_new:
-            click.echo(f"{one.source} was there already{as_what}" + (f", {one.num_objects} objects sent anew"
+            echo(f"{one.source} was there already{as_what}" + (f", {one.num_objects} objects sent anew"
                        if one.num_objects else ""))  # fmt: skip
         else:
             size = f"{one.num_objects} object{'' if one.num_objects == 1 else 's'}, {size_text(one.num_bytes)}"
-            click.echo(f"{one.source} {would}{done}{as_what} ({size})")
+            echo(f"{one.source} {would}{done}{as_what} ({size})")

@@ -2,7 +2,7 @@
 
 import click
 
-from adapterhub_local.cli.output import print_json
+from adapterhub_local.cli.output import echo, print_json
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
 
@@ -25,4 +25,4 @@ def command(reference: str, tags: tuple[str, ...], remove: bool, as_json: bool) 
     if as_json:
         print_json({"reference": str(version), "tags": tags_of(registry, version)})
         return
-    click.echo(f"{version}: {' '.join(tags_of(registry, version)) or 'no tags'}")
+    echo(f"{version}: {' '.join(tags_of(registry, version)) or 'no tags'}")

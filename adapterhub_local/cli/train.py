@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub_local.cli.output import print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.settings import home, process
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def command(
             print_json(tried)
         else:
             for key, value in tried.items():
-                click.echo(f"{key:16} {value}")
+                echo(f"{key:16} {value}")
         return
     if loaded.sweep:
         from adapterhub_local.train.sweep import sweep
@@ -106,18 +106,18 @@ def command(
         print_json(to_json(version))
         return
     training = version.lineage["training"]
-    click.echo(
+    echo(
         f"{version}: {training['steps']} steps in {training['seconds']:.0f} s, "
         f"{training['tokens_per_second']:.0f} tokens/s, loss {training['loss']:.4f}"
     )
     if changed := training.get("examples_cut", 0) + training.get("examples_left_out", 0):
-        click.echo(
+        echo(
             f"{changed:,} examples were longer than data.max_length: {training['examples_cut']:,} cut, "
             f"{training['examples_left_out']:,} left out"
         )
     for task, scores in version.lineage.get("metrics", {}).items():
         base, adapter = scores["base"], scores["adapter"]
-        click.echo(
+        echo(
             f"{task} on {adapter['rows']} held-out examples: exact match {base['exact_match']:.1%} -> "
             f"{adapter['exact_match']:.1%}, loss {base['loss']:.4f} -> {adapter['loss']:.4f}"
         )
@@ -156,4 +156,4 @@ def _print_sweep(recipe: Recipe, runs: list[SweepRun], best: SweepRun, as_json: 
         rows.append((run.version or run.error.partition(":")[0], *values, *told, how))
     print_table((task, *keys, "loss", "exact match", ""), rows)
     assert best.version is not None, "the best has finished"
-    click.echo(f"{best.version} is the best by {recipe.sweep.metric}: {best.version.name}@{recipe.sweep.alias}")
+    echo(f"{best.version} is the best by {recipe.sweep.metric}: {best.version.name}@{recipe.sweep.alias}")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from adapterhub_local.cli.merge_report import tell, warn
-from adapterhub_local.cli.output import print_json, print_table, reporter
+from adapterhub_local.cli.output import echo, print_json, print_table, reporter
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
 
@@ -51,7 +51,7 @@ def command(
     def told(trial: Any, best: Any) -> None:
         show.note(f"{_weights(trial)}: {_scores(trial)}{', the best so far' if trial is best else ''}")
 
-    done = tuned_merge(written, Registry(), reporter=show, told=told, note=lambda text: click.echo(text, err=True))
+    done = tuned_merge(written, Registry(), reporter=show, told=told, note=lambda text: echo(text, err=True))
     merged, every, best = done.merged, done.trials, done.best
     report = merged.report.to_json()
     if as_json:
@@ -60,8 +60,8 @@ def command(
     rows = [(_weights(trial), *_cells(trial)) for trial in every]
     tasks = [f"{task} {metric}" for task in best.scores for metric in ("loss", "exact match")]
     print_table(("weights", *tasks), rows)
-    click.echo(f"the plan's weights {_weights(every[0])}: {_scores(every[0])}")
-    click.echo(f"the best of {len(every)}, {_weights(best)}: {_scores(best)}")
+    echo(f"the plan's weights {_weights(every[0])}: {_scores(every[0])}")
+    echo(f"the best of {len(every)}, {_weights(best)}: {_scores(best)}")
     tell(str(merged.version or merged.path), len(best.weights), report)
     warn(report, list(best.weights))
 

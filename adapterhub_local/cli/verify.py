@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub_local.cli.output import counting, print_json, print_table
+from adapterhub_local.cli.output import counting, echo, print_json, print_table
 from adapterhub_local.errors import Corrupt, NotFound
 from adapterhub_local.registry import Registry, Version
 
@@ -43,7 +43,7 @@ def command(references: tuple[str, ...], keys: tuple[Path, ...], as_json: bool) 
         raise Corrupt(f"{len({version for version, *_ in rows})} of {len(versions)} versions are not sound")
     if not as_json:
         signed = f", signed with {' or '.join(key.name for key in keys)}" if keys else ""
-        click.echo(f"{len(versions)} version{'' if len(versions) == 1 else 's'} verified{signed}")
+        echo(f"{len(versions)} version{'' if len(versions) == 1 else 's'} verified{signed}")
 
 
 def _unsigned(registry: Registry, version: Version, keys: tuple[Path, ...]) -> list[tuple[Version, str, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adapterhub_local.durable import check_absent, place_file, staging
 from adapterhub_local.errors import InputError
+from adapterhub_local.visible import visible_line
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, GAP = 860, 220, 64, 16, 48, 56  # pixels
 TRAIN, FAINT, HELD_OUT, RATE, INK, GRID = "#2f6f8f", "#b9d3df", "#b4472f", "#5b7f3a", "#333333", "#dddddd"
@@ -81,11 +82,13 @@ def svg(panels: Sequence[Panel], title: str) -> str:
         if isinstance(shape, Words):
             anchor = ' text-anchor="end"' if shape.is_end else ""
             place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size}" fill="{shape.colour}"{anchor}'
-            parts.append(f"<text {place}>{escape(shape.text)}</text>")
+            parts.append(f"<text {place}>{escape(visible_line(shape.text))}</text>")
         elif shape.told:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in shape.points)
             look = f'fill="none" stroke="{shape.colour}" stroke-width="{shape.width:g}"'
-            parts.append(f'<polyline points="{path}" {look}><title>{escape(shape.told)}</title></polyline>')
+            parts.append(
+                f'<polyline points="{path}" {look}><title>{escape(visible_line(shape.told))}</title></polyline>'
+            )
         else:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in shape.points)
             parts.append(f'<path d="M{path}" fill="none" stroke="{shape.colour}" stroke-width="{shape.width:g}"/>')

@@ -6,6 +6,7 @@ from typing import Any
 
 from adapterhub_local.durable import check_absent, place_file, staging
 from adapterhub_local.errors import InputError
+from adapterhub_local.visible import visible_line
 
 WIDTH, BAND, LEFT, TOP = 960, 200, 60, 56  # pixels
 ERROR, ENERGY, INK = "#b4472f", "#2f6f8f", "#333333"
@@ -36,7 +37,7 @@ def draw(report: dict[str, Any]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-size="12">',
         f'<rect width="{WIDTH}" height="{height}" fill="white"/><style>text {{ font-family: sans-serif }}</style>',
-        f'<text x="{LEFT}" y="24" font-size="15" fill="{INK}">{escape(title)}</text>',
+        f'<text x="{LEFT}" y="24" font-size="15" fill="{INK}">{escape(visible_line(title))}</text>',
     ]
     bands = (
         ("relative error", [module["relative_error"] / largest for module in modules], f"{largest:.1e}", ERROR),
@@ -54,6 +55,6 @@ def draw(report: dict[str, Any]) -> str:
             told = f"{module['module']}: error {module['relative_error']:.2e}, energy {module['retained_energy']:.4%}"
             parts.append(
                 f'<rect x="{LEFT + index * step:.2f}" y="{top + BAND - size:.2f}" width="{step * 0.85:.2f}" '
-                f'height="{size:.2f}" fill="{colour}"><title>{escape(told)}</title></rect>'
+                f'height="{size:.2f}" fill="{colour}"><title>{escape(visible_line(told))}</title></rect>'
             )
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -32,6 +32,7 @@ from adapterhub_local.hub.scrub import machine_roots, without_paths
 from adapterhub_local.lora.config import CONFIG, SERVER_RANKS, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.registry import File, Version
+from adapterhub_local.registry.lineage_form import check_lineage
 from adapterhub_local.registry.signature import SIGNATURE
 
 CARD = "README.md"
@@ -39,8 +40,6 @@ CURVE = "loss.svg"
 MANIFEST = "qhub-manifest.json"
 OPTIONAL = (CURVE, SIGNATURE)  # in some versions, not in others
 FORMAT = 1
-_TABLES = ("base", "adapter", "recipe", "metrics", "merge", "environment")  # of a lineage
-_LISTS = ("data", "parents")
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,12 @@ def unpack(folder: Path, where: str) -> Unpacked:
         raise Corrupt(f"{MANIFEST} of {where} cannot be read: {type(error).__name__}: {error}") from None
     except Corrupt as error:
         raise Corrupt(f"{MANIFEST} of {where} cannot be used: {error}") from None
-    if not is_whole or not _is_lineage(version.lineage):
+    if not is_whole:
         raise Corrupt(f"{MANIFEST} of {where} does not agree with itself: it was changed after the push")
+    try:
+        check_lineage(version.lineage)  # as what `qhub import` and `qhub sync` bring: one door, one check
+    except ValueError as error:
+        raise Corrupt(f"{MANIFEST} of {where} cannot be used, nothing was registered: {error}") from None
     for path in (WEIGHTS, CONFIG):
         if listed.get(path) != (digest_file(folder / path), (folder / path).stat().st_size):
             raise Corrupt(
@@ -186,20 +189,6 @@ def _with_base(config: bytes, base_id: str) -> bytes:
         return config
     fields["base_model_name_or_path"] = base_id
     return (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _is_lineage(value: object) -> bool:
-    """Whether the rest of the program can read it: what is there of the known parts has the right shape."""
-    if not isinstance(value, dict) or not all(isinstance(value.get(key, {}), dict) for key in _TABLES):
-        return False
-    if not all(isinstance(value.get(key, []), list) for key in _LISTS):
-        return False
-    rows = [row for key in _LISTS for row in value.get(key, [])]
-    scores = value.get("metrics", {}).values()
-    facts = [*value.get("base", {}).values(), *(value.get(key) for key in ("kind", "task"))]
-    return all(isinstance(row, dict) for row in (*rows, *scores)) and all(
-        isinstance(fact, str | None) for fact in facts
-    )
 
 
 def _refuse_constant(text: str) -> None:

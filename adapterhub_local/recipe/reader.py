@@ -17,6 +17,7 @@ from adapterhub_local.recipe.recipe import RENAMED, Recipe
 from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
+from adapterhub_local.visible import visible_line
 
 KEYS = {name: keys(table) for name, table in TABLES.items()}
 _TYPE_NAMES = {
@@ -98,7 +99,7 @@ class _Reading:
         place = layer.place(table, key)
         if not layer.is_file:
             place = f"{layer.path}: {place}"
-        self.problems.append(f"{place}: {message}")
+        self.problems.append(visible_line(f"{place}: {message}"))
 
     def table(self, name: str) -> Any:
         """The table of this name, None if something in it is wrong."""

@@ -3,6 +3,7 @@
 What is shown has no control characters: a terminal would obey them.
 """
 
+import math
 from typing import Any
 
 NUMBER = (int, float)
@@ -66,7 +67,11 @@ def _check_metrics(metrics: Any) -> None:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and (type(value) is not str or _is_plain(value))
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    if isinstance(value, NUMBER):  # neither the database nor a float holds every whole number that JSON does
+        return abs(value) < 2**63 or (isinstance(value, float) and math.isfinite(value))
+    return type(value) is not str or _is_plain(value)
 
 
 def _is_plain(text: str) -> bool:

@@ -1,10 +1,11 @@
 """The report of a run as one HTML file that needs nothing else: curves, scores, samples, recipe and lineage."""
 
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from adapterhub_local.train.log_curves import draw
+from adapterhub_local.visible import visible
 
 STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:900px;margin:2em auto;padding:0 1em;color:#222}"
@@ -63,3 +64,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def escape(text: str) -> str:
+    """Text that is neither markup nor controls the screen."""
+    return html.escape(visible(text))

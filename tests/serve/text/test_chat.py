@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from adapterhub_local.cli.main import qhub
 from adapterhub_local.errors import InputError, NotFound, QhubError
+from adapterhub_local.visible import visible
 from tests.serve.conftest import Server
 
 
@@ -28,7 +29,7 @@ def answers(server: Server, *turns: tuple[str, str]) -> list[str]:
         body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0}
         reply = server.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
         messages.append({"role": "assistant", "content": reply})
-        said.append("".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in reply))
+        said.append(visible(reply))
     return said
 
 
