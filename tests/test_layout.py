@@ -62,6 +62,7 @@ ORDER = (
     "sizes",
     "lazy",
     "visible",
+    "regular",
     "noise",
     "errors",
 )

@@ -4,6 +4,7 @@ import click
 
 from adapterhub_local.cli.output import echo
 from adapterhub_local.registry import Registry
+from adapterhub_local.visible import visible_line
 
 
 @click.command(name="lineage")
@@ -19,6 +20,6 @@ def command(reference: str, form: str | None) -> None:
     tree = ancestry.ancestry(registry, version)
     draw = {"mermaid": ancestry.mermaid, "dot": ancestry.dot}.get(form or "", ancestry.text)
     for line in draw(tree):
-        echo(line)
+        echo(visible_line(line))
     if form is None and (made := ancestry.children(registry, version)):
         echo(f"merged into {', '.join(made)}")

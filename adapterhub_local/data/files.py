@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TextIO
 
 from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.recipe.source import SUFFIXES, data_suffix
+from adapterhub_local.regular import open_regular
 
 Row = tuple[str, Any]  # (`file:line`, what stands there)
 CHATS = frozenset(("messages", "conversations"))  # lists in one example, not of examples
@@ -55,7 +56,8 @@ def _open(path: Path) -> TextIO:
 
 
 def _open_bytes(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+    file = open_regular(path)
+    return gzip.open(file) if path.name.lower().endswith(".gz") else file  # type: ignore[return-value]
 
 
 def _undecodable(path: Path) -> int:

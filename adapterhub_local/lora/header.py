@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadFile, NotFound
+from adapterhub_local.regular import open_regular
 
 MAX_HEADER_BYTES = 25_000_000  # the limit of the Hub's own client
 DTYPE_BYTES = {
@@ -50,7 +51,7 @@ def read_header(path: Path) -> Header:
     """
     try:
         size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= MAX_HEADER_BYTES:

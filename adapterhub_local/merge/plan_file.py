@@ -8,9 +8,7 @@
 """
 
 import math
-import re
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,10 @@ from adapterhub_local.errors import BadRecipe, NotFound, QhubError
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.methods import parameters
 from adapterhub_local.merge.rank_rule import parse_rule
-from adapterhub_local.recipe.reader import nearest
+from adapterhub_local.recipe.reader import all_problems, nearest
+from adapterhub_local.recipe.toml import MAX_PROBLEMS, Places, read_toml, short
 from adapterhub_local.refs import check_alias, check_name
+from adapterhub_local.visible import visible_line
 
 _TABLES = ("merge", "adapter", "output", "evaluate", "tune")
 _TEXT, _NUMBER, _FLAG, _COUNT = "text", "a finite number", "true or false", "a whole number from 1"
@@ -94,19 +94,17 @@ def load_plan(path: Path) -> WrittenPlan:
     Raises NotFound if there is no file, BadRecipe with one line for each thing that is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text, tables = read_toml(path)
     except FileNotFoundError:
         raise NotFound(f"there is no merge plan {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRecipe(f"{path} cannot be read as text: {error}") from None
-    try:
-        tables = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+    except OSError as error:
+        raise BadRecipe(f"{path} cannot be read as text: {error.strerror or error}") from None
+    except ValueError as error:
         raise BadRecipe(f"{path}: not TOML: {error}") from None
     reading = _Reading(path, text)
     for name in tables:
         if name not in _TABLES:
-            reading.problem(name, None, f"unknown table [{name}]{nearest(name, dict.fromkeys(sorted(_TABLES)))}")
+            reading.problem(name, None, f"unknown table [{short(name)}]{reading.nearest(name, _TABLES)}")
     merge = reading.table("merge", tables.get("merge", {}))
     output = reading.table("output", tables.get("output", {}))
     evaluate, tune = (reading.table(name, tables[name]) if name in tables else None for name in ("evaluate", "tune"))
@@ -144,7 +142,7 @@ def load_plan(path: Path) -> WrittenPlan:
         if tune is not None:
             _check_tuning(reading, tune, weights)
     if reading.problems:
-        raise BadRecipe("\n".join(reading.problems))
+        raise BadRecipe(all_problems(reading.problems))
     return WrittenPlan(
         tuple(_label(path.parent, entry["reference"]) for entry in adapters),
         weights,
@@ -188,12 +186,17 @@ class _Reading:
     """One pass over a plan: every problem with its line."""
 
     def __init__(self, path: Path, text: str) -> None:
-        self.path, self.lines = path, text.splitlines()
+        self.path, self.places = path, Places.of(text.split("\n"))
         self.problems: list[str] = []
 
     def problem(self, table: str, key: str | None, message: str, index: int = 0) -> None:
-        line = _line_of(self.lines, table, key, index)
-        self.problems.append(f"{self.path}{f':{line}' if line else ''}: {message}")
+        headers = self.places.tables.get(table, [])
+        line = self.places.own.get((table, index, key or "")) or (headers[index] if index < len(headers) else None)
+        self.problems.append(visible_line(f"{self.path}{f':{line}' if line else ''}: {message}"))
+
+    def nearest(self, name: str, known: Iterable[str]) -> str:
+        """The end of a message about an unknown name; a search for each of thousands would take minutes."""
+        return nearest(name, dict.fromkeys(sorted(known))) if len(self.problems) < MAX_PROBLEMS else ""
 
     def attempt(self, table: str, key: str, work: Callable[[], Any]) -> Any:
         """What `work` gives; its error becomes a problem at this key."""
@@ -210,10 +213,9 @@ class _Reading:
         values, kinds = {}, _KINDS[name]
         for key, value in given.items():
             if key not in kinds:
-                near = nearest(key, dict.fromkeys(sorted(kinds)))
-                self.problem(name, key, f"unknown key '{key}' in [{name}]{near}", index)
+                self.problem(name, key, f"unknown key '{short(key)}' in [{name}]{self.nearest(key, kinds)}", index)
             elif not _is(kinds[key], value):
-                self.problem(name, key, f"{name}.{key} must be {kinds[key]}, not {value!r}", index)
+                self.problem(name, key, f"{name}.{key} must be {kinds[key]}, not {short(repr(value))}", index)
             else:
                 values[key] = value
         return values
@@ -240,17 +242,3 @@ def _label(folder: Path, reference: str) -> str:
     beside = folder / Path(reference).expanduser()
     is_path = reference.endswith(".safetensors") or reference.startswith((".", "/", "~"))
     return str(beside) if is_path or beside.exists() else reference
-
-
-def _line_of(lines: list[str], table: str, key: str | None, index: int) -> int | None:
-    """The line where a key of a table, or the table, is written; `index` counts tables of one name."""
-    current, count, header = "", -1, None
-    for number, line in enumerate(lines, 1):
-        if match := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
-            current = match[1].strip("\"'")
-            count += current == table
-            header = number if current == table and count == index else header
-        named = re.match(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*=", line)
-        if named and key == named[1] and current == table and count == index:
-            return number
-    return header

@@ -1,8 +1,6 @@
 """The TOML of a recipe as written: the file, those it extends, and `--set`, each value with the place it comes from."""
 
 import os
-import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadRecipe, NotFound
+from adapterhub_local.recipe.toml import Places, parse_toml, read_toml
 
 EXTENDS = "extends"
 
@@ -24,8 +23,8 @@ class Layer:
     text: str = field(default="", repr=False)
 
     @cached_property
-    def lines(self) -> list[str]:
-        return self.text.splitlines()
+    def places(self) -> Places:
+        return Places.of(self.text.split("\n"))
 
     @property
     def is_file(self) -> bool:
@@ -34,7 +33,7 @@ class Layer:
 
     def place(self, table: str, key: str | None) -> str:
         """`recipe.toml:12`, or the label alone where there is no line."""
-        line = line_of(self.lines, table, key)
+        line = self.places.line(table, key)
         return f"{self.label}:{line}" if line else self.label
 
 
@@ -61,23 +60,23 @@ def read_layers(path: Path) -> list[Layer]:
 
 
 def _read(path: Path, child: Layer | None) -> Layer:
+    where = f"{child.place(EXTENDS, None)}: extends: " if child else ""
+    shown = str(path).encode("unicode_escape").decode()[:200]
+    if "\0" in str(path):
+        raise BadRecipe(f"{where}{shown} cannot be the name of a file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text, tables = read_toml(path)
     except FileNotFoundError:
         if child is None:
             raise NotFound(f"there is no recipe {path}: `qhub recipe init {path}` writes one to begin with") from None
-        raise BadRecipe(f"{child.place(EXTENDS, None)}: extends: there is no recipe {path}") from None
-    except (OSError, ValueError) as error:
-        where = f"{child.place(EXTENDS, None)}: extends: " if child else ""
-        shown = str(path).encode("unicode_escape").decode()[:200]
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise BadRecipe(f"{where}{shown} cannot be read as text: {reason or str(error)[:200]}") from None
-    try:
-        return Layer(str(path), path, tomllib.loads(text), text)
-    except (ValueError, RecursionError) as error:  # tomllib lets through what int() and the stack refuse
+        raise BadRecipe(f"{where}there is no recipe {path}") from None
+    except OSError as error:
+        raise BadRecipe(f"{where}{shown} cannot be read as text: {error.strerror or error}") from None
+    except ValueError as error:
         yaml = path.suffix.lower() in (".yaml", ".yml")
         told = "recipes are TOML, `qhub recipe init` writes one to begin with" if yaml else error
         raise BadRecipe(f"{path}: not TOML: {told}") from None
+    return Layer(str(path), path, tables, text)
 
 
 def overriding(overrides: Sequence[str], path: Path, label: str = "--set") -> Layer:
@@ -89,31 +88,11 @@ def overriding(overrides: Sequence[str], path: Path, label: str = "--set") -> La
         if not (equals and dot and key):
             raise BadRecipe(f"--set {override}: write table.key=value, such as train.seed=1")
         try:
-            value = tomllib.loads(f"value = {raw}")["value"]
-        except (ValueError, RecursionError):
+            value = parse_toml(f"value = {raw}")["value"]
+        except ValueError:
             value = raw.strip()
         tables.setdefault(table, {})[key] = value
     return Layer(label, path, tables)
-
-
-def line_of(lines: Sequence[str], table: str, key: str | None) -> int | None:
-    """The line where a table, or a key in it, is written; tomllib does not tell."""
-    current, header = "", None
-    for number, line in enumerate(lines, 1):
-        if match := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
-            current = match[1].strip("\"'")
-            header = number if current == table or (header is None and current.startswith(f"{table}.")) else header
-            if key is not None and current == f"{table}.{key}":
-                return number
-        named = re.match(r"\s*[\"']?([A-Za-z0-9_.-]+)[\"']?\s*=", line)
-        if not named:
-            continue
-        full = f"{current}.{named[1]}" if current else named[1]
-        if key is not None and (full == f"{table}.{key}" or full.startswith(f"{table}.{key}.")):
-            return number
-        if key is None and current == "" and named[1].partition(".")[0] == table:
-            return number
-    return header
 
 
 def nested_keys(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

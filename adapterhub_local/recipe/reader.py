@@ -17,6 +17,7 @@ from adapterhub_local.recipe.recipe import RENAMED, Recipe
 from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
+from adapterhub_local.recipe.toml import MAX_NAME, MAX_PROBLEMS, short
 from adapterhub_local.visible import visible_line
 
 KEYS = {name: keys(table) for name, table in TABLES.items()}
@@ -47,7 +48,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, run: tuple[str, Se
     reading.check_together(values)
     sweep = read_sweep(layers, reading.problems)
     if reading.problems:
-        raise BadRecipe("\n".join(dict.fromkeys(reading.problems)))
+        raise BadRecipe(all_problems(reading.problems))
     text = _whole_text(files)
     return Recipe(**values, text=text, path=path, origins=reading.origins, sweep=sweep, overrides=tuple(overrides))
 
@@ -68,8 +69,15 @@ def load_runs(recipe: Recipe) -> list[tuple[tuple[str, ...], Recipe]]:
             continue
         loaded.append((changes, replace(run, sweep=None, output=replace(run.output, alias=None))))
     if problems:
-        raise BadRecipe("\n".join(dict.fromkeys(problems)))
+        raise BadRecipe(all_problems(problems))
     return loaded
+
+
+def all_problems(problems: Sequence[str]) -> str:
+    """A line for each, no more of them than anybody reads."""
+    every = list(dict.fromkeys(problems))
+    hidden = len(every) - MAX_PROBLEMS
+    return "\n".join([*every[:MAX_PROBLEMS], *([f"and {hidden:,} mistakes more"] if hidden > 0 else [])])
 
 
 def _whole_text(files: Sequence[Layer]) -> str:
@@ -89,9 +97,9 @@ class _Reading:
         for layer in layers:
             for name, given in layer.tables.items():
                 if name not in known and not isinstance(given, Mapping) and (told := hint(name, None, KEYS)):
-                    self.problem(layer, name, None, f"unknown key '{name}'{told}")
+                    self.problem(layer, name, None, f"unknown key '{short(name)}'{told}")
                 elif name not in known:
-                    self.problem(layer, name, None, f"unknown table [{name}]{nearest(name, known)}")
+                    self.problem(layer, name, None, f"unknown table [{short(name)}]{self.nearest(name, known)}")
                 elif name != EXTENDS and not isinstance(given, Mapping):
                     self.problem(layer, name, None, f"'{name}' must be a table: write [{name}]")
 
@@ -100,6 +108,10 @@ class _Reading:
         if not layer.is_file:
             place = f"{layer.path}: {place}"
         self.problems.append(visible_line(f"{place}: {message}"))
+
+    def nearest(self, name: str, known: Mapping[str, Any]) -> str:
+        """The end of a message about an unknown name; a search for each of thousands would take minutes."""
+        return nearest(name, known) if len(self.problems) < MAX_PROBLEMS else ""
 
     def table(self, name: str) -> Any:
         """The table of this name, None if something in it is wrong."""
@@ -112,8 +124,10 @@ class _Reading:
                 if (name, key) in RENAMED:
                     self.problem(layer, name, key, f"'{key}' in [{name}] is called '{RENAMED[name, key]}' now")
                 elif key not in known:
-                    told = hint(key, name, KEYS) if not _near(key, known) else None
-                    self.problem(layer, name, key, f"unknown key '{key}' in [{name}]{told or nearest(key, known)}")
+                    is_searched = len(self.problems) < MAX_PROBLEMS
+                    told = hint(key, name, KEYS) if is_searched and not _near(key, known) else None
+                    end = told or self.nearest(key, known)
+                    self.problem(layer, name, key, f"unknown key '{short(key)}' in [{name}]{end}")
                 given[key] = (layer, value)
         hints = typing.get_type_hints(TABLES[name])
         values = {}
@@ -133,7 +147,7 @@ class _Reading:
         converted = convert(value, allowed)
         if converted is None:
             wanted = " or ".join(dict.fromkeys(_type_name(kind) for kind in allowed if kind is not types.NoneType))
-            self.problem(layer, table, key, f"{table}.{key} must be {wanted}, not {value!r}")
+            self.problem(layer, table, key, f"{table}.{key} must be {wanted}, not {short(repr(value))}")
             return None
         if any(_item_type(kind) is Source for kind in allowed):
             converted = tuple(read_source(text, layer.path.parent) for text in converted)
@@ -143,7 +157,7 @@ class _Reading:
             return converted
         check = item.metadata["check"]
         if check is not None and (wrong := check(converted)):
-            self.problem(layer, table, key, f"{table}.{key} = {value!r}: {wrong}")
+            self.problem(layer, table, key, f"{table}.{key} = {short(repr(value))}: {wrong}")
         return converted
 
     def check_together(self, values: Mapping[str, Any]) -> None:
@@ -236,4 +250,4 @@ def nearest(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _near(name: str, known: Mapping[str, Any], cutoff: float = 0.8) -> list[str]:
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff) if len(name) <= MAX_NAME else []

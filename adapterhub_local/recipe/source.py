@@ -53,7 +53,7 @@ def local_problem(path: Path) -> str | None:
     if os.path.isdir(path):
         return f"{path} is a folder: name the files in it"
     if not os.path.isfile(path):
-        return f"there is no file {path}"
+        return f"{path} is a device or a pipe, not a file" if os.path.exists(path) else f"there is no file {path}"
     return None
 
 

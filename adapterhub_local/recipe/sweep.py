@@ -11,6 +11,7 @@ adapter.alpha = [16, 32]
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.layers import Layer, nested_keys
 from adapterhub_local.recipe.recipe import Sweep
 from adapterhub_local.recipe.schema import TABLES
+from adapterhub_local.recipe.toml import short
 from adapterhub_local.refs import check_alias
 
 SWEEP = "sweep"
@@ -47,7 +49,7 @@ def read_sweep(layers: Sequence[Layer], problems: list[str]) -> Sweep | None:
     before = len(problems)
     for key in table:
         if key not in KEYS:
-            wrong(key, f"unknown key '{key}' in [sweep]: known are {', '.join(KEYS)}")
+            wrong(key, f"unknown key '{short(key)}' in [sweep]: known are {', '.join(KEYS)}")
     parts = {}
     for kind in ("grid", "paired"):
         part = table.get(kind, {})
@@ -74,12 +76,12 @@ def read_sweep(layers: Sequence[Layer], problems: list[str]) -> Sweep | None:
         wrong("alias", f"sweep.alias = {alias!r}: {error}")
     if len(problems) > before:
         return None
-    runs = _runs(parts["grid"], parts["paired"])
     limit = table.get("max_runs", 64)
-    if type(limit) is not int or len(runs) > limit:
-        wrong("max_runs", f"these are {len(runs)} runs, sweep.max_runs is {limit!r}: raise it if that is meant")
+    count = math.prod(map(len, parts["grid"].values())) * max(lengths.values(), default=1)
+    if type(limit) is not int or count > limit:  # counted before any is made
+        wrong("max_runs", f"these are {count} runs, sweep.max_runs is {limit!r}: raise it if that is meant")
         return None
-    return Sweep(runs, metric, alias)
+    return Sweep(_runs(parts["grid"], parts["paired"]), metric, alias)
 
 
 def _runs(grid: Mapping[str, list[Any]], paired: Mapping[str, list[Any]]) -> tuple[tuple[str, ...], ...]:

@@ -257,3 +257,31 @@ def test_private_repository_needs_the_token(hub: HubServer, registry: Registry, 
 
     with pytest.raises(NotFound, match=r"that you may see.*hf auth login"):
         pull(registry, REPO, endpoint=hub.endpoint)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"task": "a\x1b[31m"}, {"kind": "a\rb"}, {"description": "\x9b2J"}, {"base": {**LINEAGE["base"], "name": "a\nb"}},
+     {"data": [{"role": "train", "file": "\x1b]0;x\x07", "rows": 1, "digest": "x"}]},
+     {"data": [{"role": "train", "file": "a", "digest": "x"}]},
+     {"data": [{"role": "t", "file": "a", "rows": 1, "digest": 7}]},
+     {"parents": [{"reference": "\x1b[2J", "weight": 1.0}]}, {"parents": [{"reference": "a"}]},
+     {"parents": [{"reference": "a", "weight": 10**400}]}, {"adapter": {"rank": 2, "alpha": 10**400}},
+     {"metrics": {"t": {"adapter": {"\x1b": 1.0}}}}, {"compatibility": "exact"}, {"merge": {"method": 5}}],
+    ids=str,
+)  # fmt: skip
+def test_a_lineage_that_import_refuses_is_refused_here_too(
+    hub: HubServer, registry: Registry, home: Home, part: dict
+) -> None:
+    """What is pulled has its lineage checked as what is imported: control characters and other forms stay outside."""
+    publish(registry, **part)
+    with pytest.MonkeyPatch.context() as patch:  # the hostile pusher's own model card says nothing
+        patch.setattr("adapterhub_local.hub.package.card", lambda *arguments, **options: "---\nlicense: mit\n---\n")
+        pushed(hub, registry)
+    other = Registry(Home(home.root.parent / "other"))
+
+    with pytest.raises(Corrupt, match="its lineage has another form") as caught:
+        pulled(hub, other)
+
+    assert str(caught.value).isprintable()
+    assert is_untouched(other)
