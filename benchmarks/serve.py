@@ -35,12 +35,13 @@ def load(options: argparse.Namespace) -> Any:
     """The base that QHUB_HOME has, in the dtype asked for."""
     import torch
 
+    from adapterhub_local.base.bases import choose_base
     from adapterhub_local.base.load import load_base
-    from serve.server import choose_base
+    from adapterhub_local.settings import home
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    return load_base(choose_base(options.base), dtype=getattr(torch, options.dtype))
+    return load_base(choose_base(options.base, home(), "the benchmark"), dtype=getattr(torch, options.dtype))
 
 
 def registry(options: argparse.Namespace) -> Any:

@@ -14,9 +14,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from adapterhub_local import settings
-from adapterhub_local.base.bases import BaseInfo, find_base, list_bases
+from adapterhub_local.base.bases import choose_base
 from adapterhub_local.base.load import load_base
-from adapterhub_local.errors import InputError, NotFound, QhubError
+from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from serve.engine.loop import EngineLoop
@@ -84,7 +84,7 @@ def run_server(
     Raises NotFound if there is no such base, InputError if the address cannot be used, or if others could
     reach it and there is no API key.
     """
-    info = choose_base(base_name)
+    info = choose_base(base_name, settings.home(), "the server")
     if not is_loopback(host):
         resolve(host, port)  # a name that means nothing is told as such
         http = dataclasses.replace(http, require_keys=True)
@@ -131,19 +131,6 @@ def http_config(app: FastAPI, **settings: Any) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         **settings,
     )
-
-
-def choose_base(name: str | None) -> BaseInfo:
-    """The base called `name`, or the only one there is. Raises NotFound, InputError."""
-    home = settings.home()
-    if name is not None:
-        return find_base(name, home)
-    bases = list_bases(home)
-    if not bases:
-        raise NotFound("there is no base to serve: add one with `qhub base add NAME SOURCE`")
-    if len(bases) > 1:
-        raise InputError(f"there are several bases, choose one with --base: {', '.join(base.name for base in bases)}")
-    return bases[0]
 
 
 def is_loopback(host: str) -> bool:

@@ -79,12 +79,18 @@ def find_base(name: str, home: Home) -> BaseInfo:
 
 
 def choose_base(name: str | None, home: Home, what: str) -> BaseInfo:
-    """The base called `name`, or the only one there is. Raises InputError if there are several: which is `what` for?"""
+    """The base called `name`, or the only one there is; `what` it is for is named in errors.
+
+    Raises NotFound if there is none, InputError if there are several.
+    """
     if name is not None:
         return find_base(name, home)
     bases = list_bases(home)
-    if len(bases) != 1:
-        raise InputError(f"there are {len(bases)} bases: say with --base which one {what} is for")
+    if not bases:
+        raise NotFound(f"there is no base for {what}: add one with `qhub base add NAME SOURCE`")
+    if len(bases) > 1:
+        names = ", ".join(base.name for base in bases)
+        raise InputError(f"there are several bases, say with --base which one {what} is for: {names}")
     return bases[0]
 
 

@@ -1,20 +1,14 @@
 """`qhub eval`: loss, exact match and other metrics on held-out data, compared, and kept with the version."""
 
-from __future__ import annotations
-
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import echo, print_json, print_table, score_text
-from adapterhub_local.registry import Registry, Version
-from adapterhub_local.settings import home
-
-if TYPE_CHECKING:
-    from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.cli.output import echo, print_json, print_table, reporter, score_text
+from adapterhub_local.errors import InputError
+from adapterhub_local.registry import Registry
 
 
 @click.command(name="eval")
@@ -74,126 +68,56 @@ def command(
     Exact match is the share of answers that greedy decoding writes token for token. With --against, each difference
     comes with its 95 % interval over the same examples. Scores of adapters are kept: `qhub list` and `qhub show`.
     """
-    from adapterhub_local.base.bases import list_bases
-    from adapterhub_local.data.dataset import Dataset, read_parts
-    from adapterhub_local.errors import InputError, NotFound
+    from adapterhub_local.evaluate.comparison import compare, find_data, what_to_score
     from adapterhub_local.recipe.reader import check_data_settings
-    from adapterhub_local.recipe.source import local_problem, read_source
 
     if (source is None) == (lm_eval is None):
         raise InputError("give --data with held-out examples, or --lm-eval with tasks of lm-evaluation-harness")
     registry = Registry()
-    names = {base.name for base in list_bases(home())}
     others = [text.strip() for text in against.split(",") if text.strip()]
-    if "base" in references:
-        raise InputError("name the base itself, as `qhub base list` shows it; `base` is for --against")
-    named = dict.fromkeys((*references, *(text for text in others if text != "base")))
-    versions = {text: None if text in names else registry.resolve(text) for text in named}
-    adapters = [version for version in versions.values() if version is not None]
     if lm_eval is not None:
         unused = {"choices": choices, "regex": regex, "json-valid": json_valid or None, "format": format_}
         unused |= {"prompt": prompt, "answer": answer, "task": task}
         if excluded := [f"--{name}" for name, value in unused.items() if value is not None]:
             raise InputError(f"{', '.join(excluded)} and --lm-eval exclude each other: the task files say it")
         check_data_settings({"template": template})
-        _harness(references, others, versions, lm_eval, template, limit, batch_size, as_json)
+        _harness(references, others, registry, lm_eval, template, limit, batch_size, as_json)
         return
     assert source is not None, "one of the two was given"
-    place = read_source(source, Path())
-    if isinstance(place, Path) and (wrong := local_problem(place)):
-        raise NotFound(wrong.replace("no file", "no data file"))
-    given = {"format": format_, "template": template, "prompt": prompt, "answer": answer}
-    check_data_settings(given)
-    from adapterhub_local.base.load import load_base
-    from adapterhub_local.evaluate.choices import with_choices
-    from adapterhub_local.evaluate.evaluate import Checks, data_settings, entry, read_tests, score
-    from adapterhub_local.evaluate.written import read_pattern
-    from adapterhub_local.progress import Quiet, Terminal
-
-    info = _one_base(versions)
-    pattern = read_pattern(regex) if regex is not None else None
-    data = data_settings(adapters, **given)
-    parts = read_parts([place], "test", data, limit)  # mistakes are told before the base is loaded
-    dataset = Dataset([], [chat for part in parts for chat in part.chats], [part.record for part in parts], [])
-    base = load_base(info)
-    tests = read_tests(base, dataset.test, data, max_length)
-    asked: tuple[Any, Any] = ((), ())
-    if choices is not None:
-        wanted = [text.strip() for text in choices.split(",")]
-        asked = with_choices(dataset.test, wanted, base.tokenizer, tests.template)
-    checks = Checks(*asked, pattern, json_valid, max_new_tokens)
-    task = task or Path(source).name.partition(".")[0]
-    reporter = Terminal() if sys.stderr.isatty() else Quiet()
-    if "base" in others:
-        versions.setdefault(info.name, None)
-    results = {}
-    for text, version in versions.items():
-        with reporter.counting(f"scoring {text}") as progress:
-            results[text] = score(base, version, tests.examples, batch_size, progress, checks)
-    shown_names = {text: str(version or text) for text, version in versions.items()}
-    compared = dict.fromkeys(info.name if text == "base" else text for text in others)
-    kept = {}
-    for text in references:
-        scores = {"adapter": results[text]} | {
-            "base" if versions[other] is None else shown_names[other]: results[other] for other in compared
-        }
-        kept[text] = entry(
-            scores, dataset.test_digest, template=tests.template, limit=limit, choices=choices, regex=regex,
-            max_new_tokens=max_new_tokens if checks.need_text else None,
-        )  # fmt: skip
-        if (version := versions[text]) is not None:
-            _keep(registry, version, task, kept[text])
+    settings = {"format": format_, "template": template, "prompt": prompt, "answer": answer}
+    find_data(source)  # mistakes are told before anything heavy is loaded
+    check_data_settings(settings)
+    done = compare(
+        what_to_score(references, others, registry), source, registry, task=task,
+        choices=None if choices is None else [text.strip() for text in choices.split(",")], regex=regex,
+        json_valid=json_valid, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
+        max_length=max_length, reporter=reporter(), **settings,
+    )  # fmt: skip
+    for text, why in done.not_kept.items():
+        _warn(done.subjects.shown(text), why)
     if as_json:
-        found = {shown_names[text]: result.to_json_with_intervals() for text, result in results.items()}
-        differences = {
-            shown_names[text]: {
-                who: part["difference"]
-                for who, part in kept[text].items()
-                if isinstance(part, dict) and "difference" in part
-            }
-            for text in references
-        }
-        print_json({"task": task, "scores": found} | ({"differences": differences} if others else {}))
+        print_json(done.to_json())
         return
+    results, shown = done.scores, done.subjects.shown
     metrics = list(next(iter(results.values())).hits)
     rows = [
-        (shown_names[text], s.rows, *(score_text(name, s.shares[name], s.intervals()[name]) for name in metrics),
+        (shown(text), s.rows, *(score_text(name, s.shares[name], s.intervals()[name]) for name in metrics),
          score_text("loss", s.loss, s.intervals()["loss"]), f"{s.perplexity:.3f}")
         for text, s in results.items()
     ]  # fmt: skip
-    print_table((task, "rows", *(name.replace("_", " ") for name in metrics), "loss", "perplexity"), rows)
+    print_table((done.task, "rows", *(name.replace("_", " ") for name in metrics), "loss", "perplexity"), rows)
     for text in references:
-        _print_differences(shown_names[text], kept[text])
+        _print_differences(shown(text), done.kept[text])
 
 
-def _keep(registry: Registry, version: Version, task: str, scores: dict[str, Any]) -> None:
-    """Keep scores with a version; where nothing can be written they are shown all the same."""
-    from adapterhub_local.errors import QhubError
-
-    try:
-        registry.add_evaluation(version, task, scores)
-    except (OSError, QhubError) as error:
-        echo(f"warning: the scores of {version} are not kept: {error}", err=True)
-
-
-def _one_base(versions: Mapping[str, Version | None]) -> BaseInfo:
-    """The base of all that is scored. Raises Incompatible if there are several."""
-    from adapterhub_local.base.bases import find_base
-    from adapterhub_local.errors import Incompatible
-    from adapterhub_local.evaluate.evaluate import base_of
-
-    bases = {
-        find_base(text, home()) if version is None else base_of(version, home()) for text, version in versions.items()
-    }
-    if len({base.fingerprint for base in bases}) > 1:
-        raise Incompatible("these are of several bases: score those of one base at a time")
-    return bases.pop()
+def _warn(name: str, why: str) -> None:
+    echo(f"warning: the scores of {name} are not kept: {why}", err=True)
 
 
 def _harness(
     references: tuple[str, ...],
     others: list[str],
-    versions: dict[str, Version | None],
+    registry: Registry,
     path: Path,
     template: str | None,
     limit: int | None,
@@ -201,36 +125,32 @@ def _harness(
     as_json: bool,
 ) -> None:
     """Score on the tasks at `path`, keep the results with the versions, and print them."""
+    from adapterhub_local.evaluate.comparison import keep, what_to_score
     from adapterhub_local.evaluate.harness import find_tasks, harness, run_tasks
 
     tasks = find_tasks(path)  # mistakes are told before the base is loaded
-    info = _one_base(versions)
+    subjects = what_to_score(references, others, registry)
     from adapterhub_local.base.load import load_base
     from adapterhub_local.evaluate.evaluate import adapted
-    from adapterhub_local.progress import Quiet, Terminal
 
-    base = load_base(info)
-    reporter = Terminal() if sys.stderr.isatty() else Quiet()
-    if "base" in others:
-        versions.setdefault(info.name, None)
+    base, show = load_base(subjects.info), reporter()
     results = {}
-    for text, version in versions.items():
-        with reporter.counting(f"scoring {text}"), adapted(base, version.path if version else None) as model:
+    for text, version in subjects.versions.items():
+        with show.counting(f"scoring {text}"), adapted(base, version.path if version else None) as model:
             results[text] = run_tasks(base, model, tasks, batch_size, limit=limit, is_chat=template == "chat")
-    names = {text: str(version or text) for text, version in versions.items()}
-    compared = dict.fromkeys(info.name if text == "base" else text for text in others)
+    versions, names = subjects.versions, {text: subjects.shown(text) for text in subjects.versions}
     how = {"harness": harness(), "template": template or "plain", "limit": limit}
     said: dict[str, Any] = {}
     for task in tasks.names:
         for text in references:
             ours = results[text][task]
             kept: dict[str, Any] = {"adapter": ours.to_json(), "data": ours.data, "how": how}
-            for other in compared:
+            for other in subjects.compared:
                 who = "base" if versions[other] is None else names[other]
                 kept[who] = results[other][task].to_json() | {"difference": ours.differences(results[other][task])}
             said.setdefault(task, {})[names[text]] = kept
-            if (version := versions[text]) is not None:
-                _keep(Registry(), version, task, kept)
+            if why := keep(registry, versions[text], task, kept):
+                _warn(names[text], why)
     if as_json:
         print_json({"scores": {task: {names[text]: results[text][task].to_json() for text in results} for task in said},
                     "kept": said})  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub_local.cli.output import echo, print_json, print_table
+from adapterhub_local.cli.output import echo, print_json, print_table, reporter
 from adapterhub_local.settings import home, process
 
 if TYPE_CHECKING:
@@ -78,12 +78,11 @@ def command(
         changes = [part for override in overrides for part in ("--set", override)]
         chosen = ["--only-run", str(only_run)] if only_run else []
         sys.exit(launch(["train", str(recipe), *changes, *chosen, *flags], nproc, nodes))
-    from adapterhub_local.progress import Quiet, Terminal
     from adapterhub_local.train.train import follow, train, try_out
 
-    reporter = Terminal() if sys.stderr.isatty() else Quiet()
+    show = reporter()
     if dry_run:
-        tried = try_out(loaded, home(), reporter).to_json()
+        tried = try_out(loaded, home(), show).to_json()
         if as_json:
             print_json(tried)
         else:
@@ -93,13 +92,13 @@ def command(
     if loaded.sweep:
         from adapterhub_local.train.sweep import sweep
 
-        done, best = sweep(loaded, home(), resume=resume, restart=restart, reporter=reporter, num_processes=nproc)
+        done, best = sweep(loaded, home(), resume=resume, restart=restart, reporter=show, num_processes=nproc)
         _print_sweep(loaded, done, best, as_json)
         return
     if not process().is_leader:
         follow(loaded, home(), resume=resume, restart=restart)
         return
-    version = train(loaded, home(), resume=resume, restart=restart, reporter=reporter)
+    version = train(loaded, home(), resume=resume, restart=restart, reporter=show)
     if as_json:
         from adapterhub_local.cli.show import to_json
 
