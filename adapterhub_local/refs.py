@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from adapterhub_local.errors import BadReference
 
 MAX_NAME_LENGTH = 128
+MAX_NUMBER = 2**31 - 1  # of a version
 _PART = r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})?")
 _ALIAS = re.compile(_PART)
@@ -65,7 +66,7 @@ class Reference:
             return cls(name)
         if match := _VERSION.fullmatch(selector):
             number = int(match[1]) if len(match[1]) <= 10 else 0
-            if not 1 <= number < 2**31:
+            if not 1 <= number <= MAX_NUMBER:
                 raise BadReference(f"'{_shown(text)}': versions are numbered from 1")
             return cls(name, version=number)
         if match := _DIGEST.fullmatch(selector):

@@ -12,6 +12,7 @@ QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one 
 
 import os
 import shlex
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,16 @@ class Home:
     @property
     def database(self) -> Path:
         return self.root / "registry.db"
+
+    @property
+    def ledger(self) -> Path:
+        """What was ever committed to the database, which may be deleted or come back from a backup."""
+        return self.root / "registry.ledger"
+
+    @property
+    def repair_lock(self) -> Path:
+        """Held by the one process that repairs."""
+        return self.root / "repair.lock"
 
     @property
     def blobs(self) -> Path:
@@ -102,11 +113,44 @@ def wants_colour() -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder of a home. Raises InputError if it cannot be created."""
+    """Create a folder of a home. Raises InputError if it cannot be created.
+
+    In a folder that a group shares (its setgid bit is set and the group may write) it is the group's, too,
+    whatever the umask of whoever makes it.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        share_parents(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be created: {error.strerror}. Set QHUB_HOME to a writable folder") from None
+
+
+def share_parents(folder: Path) -> None:
+    """Create a folder and those it is in; what is made in a folder that a group shares is the group's, too."""
+    if folder.is_dir():
+        return
+    share_parents(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return
+    if is_shared(folder.parent):
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID | stat.S_IRWXG)
+
+
+def share_file(path: Path) -> None:
+    """Give a file that is written in place the rights of its folder, where a group shares that: all of it may write."""
+    wanted = stat.S_IMODE(path.parent.stat().st_mode) & 0o666
+    status = path.stat()
+    if is_shared(path.parent) and status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != wanted:
+        path.chmod(wanted)
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether a group shares a folder: its setgid bit is set, and the group may write."""
+    shared = stat.S_ISGID | stat.S_IWGRP
+    return folder.stat().st_mode & shared == shared
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,11 @@ from adapterhub_local.registry import Registry
 
 
 @click.command(name="fsck")
-@click.option("--repair", is_flag=True, help="Set damaged blobs aside; write again what the database holds.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Set damaged blobs aside, write again what the database holds, and take in what it does not know.",
+)
 @click.option("--rebuild-db", is_flag=True, help="First make the database again from the manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(repair: bool, rebuild_db: bool, as_json: bool) -> None:
@@ -24,6 +28,7 @@ def command(repair: bool, rebuild_db: bool, as_json: bool) -> None:
     rebuilt = rebuild(registry) if rebuild_db else None
     with counting("checking") as progress:
         report = fsck(registry, repair=repair, progress=progress)
+    rebuilt = rebuilt or report.rebuilt
     if as_json:
         print_json({
             "blobs": report.num_blobs, "versions": report.num_versions, "unreferenced": report.num_unreferenced,
@@ -33,14 +38,17 @@ def command(repair: bool, rebuild_db: bool, as_json: bool) -> None:
     else:
         if rebuilt:
             echo(f"database made again: {rebuilt.num_versions} versions, {rebuilt.num_evaluations} evaluations")
+            for line in rebuilt.moved:
+                echo(f"renumbered: {line}", err=True)
             for line in rebuilt.lost:
                 echo(f"lost: {line}", err=True)
         if report.problems:
             rows = [(found.kind, found.subject, found.message, found.repaired) for found in report.problems]
             print_table(("problem", "where", "what", "repaired"), rows)
-        unused = f", {report.num_unreferenced} unreferenced (`qhub gc`)" if report.num_unreferenced else ""
+        hint = " (`qhub gc`)" if report.is_repaired else ""
+        unused = f", {report.num_unreferenced} unreferenced{hint}" if report.num_unreferenced else ""
         echo(f"{report.num_versions} versions, {report.num_blobs} blobs{unused}")
     if not report.is_repaired:
         wrong = sum(problem.repaired is None for problem in report.problems)
-        hint = "" if repair else ": `qhub fsck --repair` sets damaged files aside"
+        hint = "" if repair else ": `qhub fsck --repair` mends what can be mended"
         raise Corrupt(f"{wrong} problem{'' if wrong == 1 else 's'} in {registry.home.root}{hint}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapterhub_local.durable import CHUNK, digest_file, sync_file, sync_folder, telling_full
 from adapterhub_local.errors import Corrupt
+from adapterhub_local.registry.manifests import blob_paths
 from adapterhub_local.registry.version import File
 from adapterhub_local.settings import Home, make_folder
 
@@ -132,10 +133,7 @@ class Blobs:
 
     def paths(self) -> list[Path]:
         """Everything that lies in the folders of the blobs, sorted."""
-        if not self.home.blobs.is_dir():
-            return []
-        folders = [entry for entry in os.scandir(self.home.blobs) if entry.is_dir()]
-        return sorted(Path(entry.path) for folder in folders for entry in os.scandir(folder))
+        return sorted(blob_paths(self.home))
 
     def set_aside(self, path: Path) -> Path:
         """Move a file of the home to `quarantine/`, under a name of its own, and return where it is."""

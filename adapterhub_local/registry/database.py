@@ -10,61 +10,111 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from adapterhub_local.errors import Corrupt, InputError, QhubError
-from adapterhub_local.registry.migrations import MIGRATIONS, apply_migrations
-from adapterhub_local.settings import make_folder
+from adapterhub_local.registry.ledger import Ledger, Line, entered, last_entered, meet, unread
+from adapterhub_local.registry.manifests import holds_manifests, orphans
+from adapterhub_local.registry.migrations import MIGRATIONS, apply_migrations, schema_problem
+from adapterhub_local.settings import Home, make_folder, share_file
 
 BUSY_TIMEOUT_MS = 60_000
+# sqlite3 decodes its own messages, which quote what a damaged schema says
+DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
+# what the disk, the rights and the limits of a process say, not what is in the file
+_OUTSIDE = {
+    sqlite3.SQLITE_IOERR: "the disk or a limit of this process refuses it",
+    sqlite3.SQLITE_FULL: "free some space and try again",
+    sqlite3.SQLITE_CANTOPEN: "look at its rights, and at how many files this process may open",
+    sqlite3.SQLITE_READONLY: "look at its rights and those of its folder",
+    sqlite3.SQLITE_PERM: "look at its rights",
+    sqlite3.SQLITE_AUTH: "look at its rights",
+    sqlite3.SQLITE_NOMEM: "there is no memory left",
+    sqlite3.SQLITE_BUSY: "another process has held it for a minute",
+    sqlite3.SQLITE_LOCKED: "another process holds it",
+    sqlite3.SQLITE_PROTOCOL: "another process holds it",
+}
 
 
 class Database:
-    """Connections to one `registry.db`, one a thread; created by the first write, never by a read."""
+    """Connections to the `registry.db` of a home, one a thread; created by the first write, never by a read.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    What is read is trusted only if the file knows everything that was committed in its home (ledger.py): one that
+    was deleted, emptied or brought back from an older backup raises Corrupt. With `checked=False` it does not:
+    for those who look at the damage and repair it.
+    """
+
+    def __init__(self, home: Home, *, checked: bool = True) -> None:
+        self.home = home
+        self.path = home.database
+        self.ledger = Ledger(home.ledger)
+        self.checked = checked
         self._local = threading.local()
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """All rows of a query, none if nothing was ever written. Raises Corrupt if the file is damaged."""
-        if not self.path.exists():
+        """All rows of a query, none if nothing was ever written. Raises Corrupt if the file is damaged or too old."""
+        connection = self.connection()
+        if connection is None:
             return []
         try:
-            return self._connection().execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise Corrupt(f"{self.path} cannot be read: {error}. `qhub fsck --rebuild-db` makes it again") from None
+            return connection.execute(query, values).fetchall()
+        except DAMAGED as error:
+            raise self._refusal(error, "read") from None
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction that holds the write lock from its start: all of it happens or none."""
         make_folder(self.path.parent)
-        connection = self._connection()
+        connection = self.connection(create=True)
+        assert connection is not None, "it was created"
         try:
             _begin(connection)
             try:
+                before = last_entered(connection)
+                if self.checked:
+                    self._meet(connection)
                 yield connection
+                lines = entered(connection, before)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:  # SQLite itself rolls back when the disk is full
                     connection.execute("ROLLBACK")
                 raise
-        except sqlite3.OperationalError as error:  # read-only, full, or locked for longer than the timeout
-            raise QhubError(f"{self.path} cannot be written: {error}") from None
         except sqlite3.IntegrityError:
             raise
-        except sqlite3.DatabaseError as error:
-            raise Corrupt(f"{self.path} is damaged: {error}. `qhub fsck --rebuild-db` makes it again") from None
+        except DAMAGED as error:
+            raise self._refusal(error, "written") from None
+        if lines:
+            with suppress(OSError):  # they are committed: the next who writes appends them
+                self.ledger.append(lines)
+
+    def problem(self) -> str | None:
+        """Why what is in the file cannot be trusted, None if it can. A database that was never written is sound.
+
+        Raises what is no fault of the file, such as a disk that cannot be read.
+        """
+        try:
+            found = [tuple(row) for row in self.rows("PRAGMA integrity_check")]
+            if found and found != [("ok",)]:
+                return f"{self.path} is damaged: {str(found[0][0])[:200]}. {_REBUILD}"
+            connection = self.connection()
+            if connection is not None and (wrong := schema_problem(connection)):
+                return f"{self.path} is damaged: {wrong}. {_REBUILD}"
+        except Corrupt as error:
+            return str(error)
+        except DAMAGED as error:
+            refusal = self._refusal(error, "read")
+            if isinstance(refusal, Corrupt):
+                return str(refusal)
+            raise refusal from None
+        return None
 
     def is_sound(self) -> bool:
-        """Whether SQLite can read the whole file. A database that was never written is sound."""
-        try:
-            return not self.path.exists() or [tuple(row) for row in self.rows("PRAGMA integrity_check")] == [("ok",)]
-        except Corrupt:
-            return False
+        """Whether there is no `problem`."""
+        return self.problem() is None
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens another."""
@@ -73,18 +123,72 @@ class Database:
             connection.close()
             self._local.connection = None
 
-    def _connection(self) -> sqlite3.Connection:
-        connection = getattr(self._local, "connection", None)
+    def connection(self, *, create: bool = False) -> sqlite3.Connection | None:
+        """This thread's connection, None if there is no database yet."""
+        seen = _seen(self.path)
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None and self._local.seen != seen[: len(self._local.seen)]:
+            self.close()  # another file has its name since: one that was restored, or made again
+            connection = None
+        if not seen:
+            self._check_absence()
+            if not create and not (seen := _seen(self.path)):
+                return None
         if connection is None:
             connection = self._local.connection = self._open()
+            self._local.seen = _seen(self.path)[:2]
         return connection
+
+    def _meet(self, connection: sqlite3.Connection) -> None:
+        """Raise Corrupt, inside a transaction, unless the database knows all that was ever committed here."""
+        if self.ledger.size() is None:  # a home of an older qhub, or a new one
+            published = [one for one in orphans(self.home, connection, self.ledger) if one.is_published]
+            if published:
+                raise Corrupt(self._behind([Line("version", one.reference, one.digest) for one in published]))
+            self.ledger.append(())
+        if missing := meet(connection, self.ledger):
+            raise Corrupt(self._behind(missing))
+
+    def _check_absence(self) -> None:
+        """Raise Corrupt if there is no database although something was published here."""
+        if not self.checked or not self.path.parent.is_dir():
+            return
+        lines = self.ledger.read()[0]
+        held = len({line.version for line in lines if line.kind == "version"}) or holds_manifests(self.home)
+        if not held or _seen(self.path):  # made by another process meanwhile
+            return
+        state = "is empty" if self.path.exists() else "is missing"
+        what = f"{held} version{'' if held == 1 else 's'} that were published" if held is not True else "manifests"
+        raise Corrupt(f"{self.path} {state}, but the home holds {what}. {_REBUILD}")
+
+    def _behind(self, missing: Sequence[Line]) -> str:
+        subjects = list(dict.fromkeys(
+            line.subject if line.kind == "version" else f"{_WORDS[line.kind]} of {line.subject}"
+            if line.kind != "mark" else "moves of aliases, tags or descriptions" for line in missing
+        ))  # fmt: skip
+        more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
+        return (f"{self.path} is older than its home: it does not know {', '.join(subjects[:3])}{more}. Was it brought "
+                "back from a backup? `qhub fsck --repair` takes in again what it lacks")  # fmt: skip
+
+    def _refusal(self, error: BaseException, done: str) -> QhubError:
+        """What to say of an error of SQLite."""
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        reason = " ".join(str(error).split())[:200] if not isinstance(error, UnicodeDecodeError) else "not UTF-8"
+        if code in _OUTSIDE:
+            return QhubError(f"{self.path} cannot be {done}: {reason}: {_OUTSIDE[code]}")
+        return Corrupt(f"{self.path} is damaged: {reason}. {_REBUILD}")
 
     def _open(self) -> sqlite3.Connection:
         try:
             connection = self._connect()
+        except DAMAGED as error:
+            raise self._refusal(error, "opened") from None
+        try:
             connection.row_factory = sqlite3.Row
             (applied,) = connection.execute("PRAGMA user_version").fetchone()
             if applied > len(MIGRATIONS):
+                if not self.checked and not schema_problem(connection):
+                    raise Corrupt(f"{self.path} is damaged: it names a version of its form that it has not. {_REBUILD}")
                 raise InputError(f"{self.path} was written by a newer version of qhub: install that version or newer")
             if applied < len(MIGRATIONS):
                 if connection.execute("PRAGMA query_only").fetchone()[0]:
@@ -95,22 +199,54 @@ class Database:
                 _migrate(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
-        except sqlite3.DatabaseError as error:
-            raise Corrupt(f"{self.path} cannot be opened: {error}. `qhub fsck --rebuild-db` makes it again") from None
+            if self.checked and (missing := unread(connection, self.ledger)):
+                raise Corrupt(self._behind(missing))
+        except DAMAGED as error:
+            connection.close()
+            raise self._refusal(error, "opened") from None
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _connect(self) -> sqlite3.Connection:
-        """A connection that needs to create no file where none can be created: a home may be mounted read-only."""
-        effective = os.access in os.supports_effective_ids
-        if not self.path.exists() or os.access(self.path.parent, os.W_OK, effective_ids=effective):
-            return sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+        """A connection that creates no file where we may not write the database: it would be ours, and in the way.
+
+        A home may be mounted read-only, or be another member's of a group.
+        """
+        timeout = BUSY_TIMEOUT_MS / 1000
+        if not self.path.exists():
+            self.path.touch()
+        if _may_write(self.path.parent):
+            share_file(self.path)
+            if _may_write(self.path):
+                return sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
         address = f"file:{quote(str(self.path))}?mode=ro"
         log = Path(f"{self.path}-wal")
         if not log.exists() or log.stat().st_size == 0:  # all there is is in the one file
             address += "&immutable=1"
-        connection = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+        else:
+            address += "&readonly_shm=1"
+        connection = sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None)
         connection.execute("PRAGMA query_only = ON")
         return connection
+
+
+_REBUILD = "`qhub fsck --rebuild-db` makes it again"
+_WORDS = {"removal": "the removal", "evaluation": "an evaluation"}
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _seen(path: Path) -> tuple[int, ...]:
+    """Which file has this name, empty if there is none or nothing was ever written to it."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return (status.st_dev, status.st_ino) if status.st_size else ()
 
 
 def _begin(connection: sqlite3.Connection) -> None:

@@ -9,44 +9,18 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from sqlite3 import Row
 
-from adapterhub_local.durable import digest_bytes
+from adapterhub_local.durable import alone, digest_bytes
 from adapterhub_local.errors import BadFile, Corrupt, QhubError
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.registry.blobs import is_sound
-from adapterhub_local.registry.registry import Registry, evaluation_record, removal_record
-from adapterhub_local.registry.version import File, Version
+from adapterhub_local.registry.rebuild import rebuild_alone
+from adapterhub_local.registry.records import evaluation_record, removal_record
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.report import Problem, Report, found_orphans, state_problems
+from adapterhub_local.registry.version import File, Version, version_of_row
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is not what it should be; `repaired` says what was done about it, if anything."""
-
-    kind: str  # damaged, missing, foreign, header, row, alias or database
-    subject: str  # the blob's digest, the reference, or the file
-    message: str
-    repaired: str | None = None
-
-
-@dataclass
-class Report:
-    """What was looked at and what was wrong. Unreferenced blobs are no problem: `qhub gc` gives their space back."""
-
-    num_blobs: int = 0
-    num_versions: int = 0
-    num_unreferenced: int = 0
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def is_clean(self) -> bool:
-        return not self.problems
-
-    @property
-    def is_repaired(self) -> bool:
-        return all(problem.repaired for problem in self.problems)
 
 
 @dataclass
@@ -82,14 +56,24 @@ def fsck(
 
     May run while others publish: rows are read before blobs, and blobs are on disk before their rows.
     """
-    report = Report()
+    if not repair or not registry.home.root.is_dir():
+        return _fsck(registry, False, progress)
+    with alone(registry.home.repair_lock):
+        return _fsck(registry, True, progress)
+
+
+def _fsck(registry: Registry, repair: bool, progress: Callable[[int, int], None]) -> Report:
+    registry = Registry(registry.home, checked=False)
+    report = Report(problems=list(state_problems(registry.home)))
+    if repair and report.problems:
+        report.rebuilt = rebuild_alone(registry)
+        done = "the database was made again from the manifests and records"
+        report.problems = [replace(problem, repaired=done) for problem in report.problems]
     store = Checked(registry)
-    if not registry.database.is_sound():
-        where = str(registry.home.database)
-        report.problems.append(Problem("database", where, "cannot be read: `qhub fsck --rebuild-db` makes it again"))
     versions, copies = read_rows(registry, report)
     blobs = registry.blobs.paths()
     needed = {digest for version in versions for digest in _digests(version)} | set(copies)
+    needed |= {digest for orphan in found_orphans(registry.database) for digest in orphan.blobs}
     users: dict[str, list[str]] = {}
     for version in versions:
         for digest in _digests(version):
@@ -111,7 +95,8 @@ def fsck(
         if store.state(digest) == "missing" and digest not in missing:
             report.problems.append(Problem("missing", digest, "a record the database knows is missing"))
     if repair:
-        report.problems = [_repair(registry, problem, copies) for problem in report.problems]
+        report.problems = [problem if problem.repaired else _repair(registry, problem, copies)
+                           for problem in report.problems]  # fmt: skip
     return report
 
 
@@ -145,24 +130,6 @@ def read_rows(registry: Registry, report: Report) -> tuple[list[Version], dict[s
         if not any(problem.kind == "database" for problem in report.problems):
             report.problems.append(Problem("database", str(registry.home.database), str(error)))
     return versions, copies
-
-
-def version_of_row(row: Row) -> Version:
-    """The version of a row of `versions`. Raises Corrupt unless all its columns are what its digests say."""
-    version = Version.from_manifest(row["manifest"].encode(), row["lineage"].encode())
-    columns = (
-        *(version.name, version.number, version.manifest_digest, version.content_digest),
-        *(version.base_fingerprint, version.created_at),
-    )
-    names = ("name", "number", "manifest_digest", "content_digest", "base_fingerprint", "created_at")
-    wrong = [name for name, value in zip(names, columns, strict=True) if row[name] != value]
-    if version.manifest != row["manifest"].encode():
-        wrong.append("manifest")
-    if File.of("lineage.json", row["lineage"].encode()) != version.lineage_file:
-        wrong.append("lineage")
-    if wrong:
-        raise Corrupt(f"its row in the database is damaged ({', '.join(wrong)})")
-    return version
 
 
 def _evaluations(registry: Registry, report: Report) -> dict[str, bytes]:

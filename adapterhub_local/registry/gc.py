@@ -16,10 +16,13 @@ from pathlib import Path
 from adapterhub_local.durable import sync_folder
 from adapterhub_local.errors import Corrupt, InUse
 from adapterhub_local.registry.ancestry import children
-from adapterhub_local.registry.fsck import Report, read_rows, version_of_row
+from adapterhub_local.registry.fsck import read_rows
 from adapterhub_local.registry.journal import marking
-from adapterhub_local.registry.registry import Registry, now, point_alias, removal_record
-from adapterhub_local.registry.version import Version
+from adapterhub_local.registry.ledger import enter
+from adapterhub_local.registry.records import removal_record
+from adapterhub_local.registry.registry import Registry, now, point_alias
+from adapterhub_local.registry.report import Report, found_orphans, state_problems
+from adapterhub_local.registry.version import Version, version_of_row
 from adapterhub_local.settings import make_folder
 
 GRACE_SECONDS = 3600.0  # what is younger may belong to a version that is being published
@@ -57,10 +60,11 @@ def remove(registry: Registry, version: Version, *, force: bool = False) -> None
             shown = ", ".join(made[:3]) + (", ..." if len(made) > 3 else "")
             raise InUse(f"{version} is a parent of {shown}: --force removes it anyway")
         removed_at = now()
-        registry.blobs.put("removal.json", removal_record(version.manifest_digest, removed_at))
+        record = registry.blobs.put("removal.json", removal_record(version.manifest_digest, removed_at))
         for alias in aliases:
             point_alias(db, version.name, alias, None, action="removed")
-        db.execute("INSERT OR IGNORE INTO removals VALUES (?, ?, ?)", (*values, removed_at))
+        if db.execute("INSERT OR IGNORE INTO removals VALUES (?, ?, ?)", (*values, removed_at)).rowcount:
+            enter(db, "removal", version, record.digest)
 
 
 def lease(registry: Registry, version: Version, holder: str, seconds: float) -> None:
@@ -89,11 +93,14 @@ def collect(
     """Set aside the blobs that nothing needs and that are older than `grace` seconds; count them only without `apply`.
 
     What has been in quarantine for `purge` seconds is deleted for good, and so are leftovers in `tmp/`.
-    Raises Corrupt if the database cannot be read: nobody knows then what is needed.
+    Raises Corrupt if the database cannot be read or does not know all that was published: nobody knows then what is
+    needed.
     """
-    if not registry.database.is_sound():
-        raise Corrupt(f"{registry.home.database} is damaged: run `qhub fsck --rebuild-db` first. Nothing was collected")
-    if not registry.home.database.exists():
+    if problems := list(state_problems(registry.home)):
+        shown = "; ".join(f"{problem.subject} {problem.message}" for problem in problems[:2])
+        more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
+        raise Corrupt(f"{shown}{more}: run `qhub fsck --repair` first. Nothing was collected")
+    if registry.database.connection() is None:
         return Collected(0, 0, 0, 0, 0, apply)
     clock = time.time()
     sweep: list[Path] = []
@@ -130,6 +137,8 @@ def _marked(registry: Registry, clock: float) -> tuple[set[str], set[str]]:
     """The digests of blobs, and of contents, that are needed."""
     versions, copies = read_rows(registry, Report())
     needed = set(copies)
+    for orphan in found_orphans(registry.database):  # of a number that is free, and may be somebody's at this moment
+        needed |= orphan.blobs
     leased = {row[0] for row in registry.database.rows(
         "SELECT content_digest FROM leases WHERE expires_at > ?", (clock,))}  # fmt: skip
     contents = set(leased)

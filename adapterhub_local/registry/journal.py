@@ -7,19 +7,23 @@ what the tables say can be made again from the blobs alone: the records in order
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from adapterhub_local.durable import canonical_json
+from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.registry.blobs import Blobs
 from adapterhub_local.registry.database import Database
+from adapterhub_local.registry.found import Record
+from adapterhub_local.registry.ledger import enter
 
 KINDS = {
     "alias": {"action", "alias", "at", "id", "mark", "name", "new", "old"},
     "tag": {"at", "id", "is_set", "mark", "name", "number", "tag"},
     "description": {"at", "description", "id", "mark", "name", "number"},
+    "split": {"at", "id", "mark", "name", "shares"},
 }
+_LOG = "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at, action) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 @contextmanager
@@ -40,6 +44,7 @@ def note(db: sqlite3.Connection, kind: str, **fields: Any) -> None:
     (last,) = db.execute("SELECT coalesce(max(id), 0) FROM marks").fetchone()
     record = canonical_json({"id": last + 1, "mark": kind, **fields}).decode()
     db.execute("INSERT INTO marks (id, record) VALUES (?, ?)", (last + 1, record))
+    enter(db, "mark", last + 1, digest_bytes(record.encode()))
 
 
 def is_record(value: dict[str, Any]) -> bool:
@@ -47,26 +52,26 @@ def is_record(value: dict[str, Any]) -> bool:
     return isinstance(value.get("mark"), str) and value.keys() == KINDS.get(value["mark"]) and type(value["id"]) is int
 
 
-def in_order(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records, one for each id: of two the later counts, the earlier was never committed."""
+def in_order(records: Iterable[Record], committed: Container[str]) -> list[dict[str, Any]]:
+    """The records, one for each id: of two the one in `committed` counts, else the later; the other was left behind."""
     chosen: dict[int, dict[str, Any]] = {}
-    for record in sorted(records, key=lambda record: str(record["at"])):
-        chosen[record["id"]] = record
+    for record in sorted(records, key=lambda record: (record.digest in committed, str(record.value["at"]))):
+        chosen[record.value["id"]] = record.value
     return [chosen[number] for number in sorted(chosen)]
 
 
 def replay(db: sqlite3.Connection, records: list[dict[str, Any]], known: set[tuple[str, int]]) -> list[str]:
-    """Fill the tables from the records, in a database that has the versions `known`; what could not be is told."""
+    """Fill the tables from the records, in a database that has the versions `known`; returns what could not be."""
     lost = []
     for record in records:
-        kind, name = record["mark"], record["name"]
+        kind, name = record["mark"], str(record["name"])
         db.execute("INSERT INTO marks (id, record) VALUES (?, ?)", (record["id"], canonical_json(record).decode()))
+        if kind == "split":
+            replace_split(db, name, record["shares"])
+            continue
         if kind == "alias":
             values = (name, record["alias"], record["old"], record["new"], record["at"], record["action"])
-            db.execute(
-                "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at, action)"
-                " VALUES (?, ?, ?, ?, ?, ?)", values,
-            )  # fmt: skip
+            db.execute(_LOG, values)
             number = record["new"]
             db.execute("DELETE FROM aliases WHERE name = ? AND alias = ?", values[:2])
         else:
@@ -75,6 +80,8 @@ def replay(db: sqlite3.Connection, records: list[dict[str, Any]], known: set[tup
             continue
         if (name, number) not in known:
             lost.append(f"{kind} of {name}@{number}, which is not there any more")
+            if kind == "alias":
+                db.execute(_LOG, (name, record["alias"], number, None, record["at"], "lost"))
         elif kind == "alias":
             db.execute("INSERT INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, record["alias"], number))
         elif kind == "description":
@@ -85,6 +92,13 @@ def replay(db: sqlite3.Connection, records: list[dict[str, Any]], known: set[tup
         else:
             db.execute("DELETE FROM tags WHERE name = ? AND number = ? AND tag = ?", (name, number, record["tag"]))
     return lost
+
+
+def replace_split(db: sqlite3.Connection, name: str, shares: Iterable[tuple[str, int]]) -> None:
+    """How the traffic of a name is split from now on, in the caller's transaction."""
+    db.execute("DELETE FROM splits WHERE name = ?", (name,))
+    for place, (alias, share) in enumerate(shares):
+        db.execute("INSERT INTO splits VALUES (?, ?, ?, ?)", (name, alias, share, place))
 
 
 def parse(text: str) -> dict[str, Any] | None:

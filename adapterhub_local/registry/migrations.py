@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 
 # Append only: migration n brings a database from user_version n to n + 1.
 MIGRATIONS = (
@@ -170,6 +171,21 @@ MIGRATIONS = (
     CREATE TRIGGER marks_keep BEFORE UPDATE ON marks BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
     CREATE TRIGGER marks_stay BEFORE DELETE ON marks BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
     """,
+    """
+    -- How far the ledger beside the database was read, and the lines of our own not met there yet (ledger.py).
+    CREATE TABLE ledger_state (id INTEGER PRIMARY KEY CHECK (id = 1), size INTEGER NOT NULL) STRICT;
+    CREATE TABLE ledger_pending (id INTEGER PRIMARY KEY AUTOINCREMENT, line TEXT NOT NULL) STRICT;
+    CREATE INDEX ledger_pending_by_line ON ledger_pending (line);
+
+    -- What the ledger names and nobody has any more. A version's number stays taken.
+    CREATE TABLE lost (digest TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL,
+        name TEXT, number INTEGER) STRICT;
+    CREATE INDEX lost_by_name ON lost (name, number);
+
+    -- Sorting by a metric reads scores in their order; parents are found by digest, imported ones, too.
+    CREATE INDEX scores_by_version ON scores (metric, name, number, task, value);
+    CREATE INDEX versions_by_origin ON versions (json_extract(lineage, '$.imported_from.manifest_digest'));
+    """,
 )
 
 
@@ -179,6 +195,23 @@ def apply_migrations(connection: sqlite3.Connection, applied: int) -> None:
         for statement in _statements(migration):
             connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def schema_problem(connection: sqlite3.Connection) -> str | None:
+    """What differs between the schema of a database and the newest, None if nothing does."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as model:
+        apply_migrations(model, 0)
+        should = _schema(model)
+    found = _schema(connection)
+    if found == should:
+        return None
+    names = sorted({name for _, name, _ in found ^ should})
+    return f"its schema is not qhub's ({', '.join(names)[:120]!a})"
+
+
+def _schema(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    query = "SELECT type, name, coalesce(sql, '') FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
+    return {(str(kind), str(name), str(sql)) for kind, name, sql in connection.execute(query)}
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -1,51 +1,30 @@
-"""Make the database again from the manifests and records among the blobs, and keep what the old one still tells.
+"""Make the database again from the manifests and records among the blobs, and keep what the old one still says.
 
-Versions, evaluations, removals, and what was said about versions (journal.py) come from blobs. What an older
-qhub kept in the database only is taken over as far as it can be read, and what is lost is said.
+Versions, evaluations, removals, and what was said about versions (journal.py) come from blobs; the ledger says which
+of them were committed, and in which order. What an older qhub kept in the database only is taken over as far as it can
+be read. What is lost is named, and a number that is lost stays taken.
 """
 
 import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.durable import sync_folder
+from adapterhub_local.durable import alone, digest_bytes, sync_folder
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.blobs import is_sound
-from adapterhub_local.registry.fsck import version_of_row
-from adapterhub_local.registry.journal import in_order, is_record, parse, replay
+from adapterhub_local.registry.database import DAMAGED
+from adapterhub_local.registry.fill import fill
+from adapterhub_local.registry.found import KEPT, Found, Rebuilt, Record
+from adapterhub_local.registry.journal import is_record, parse
+from adapterhub_local.registry.ledger import is_complete, last_entered
+from adapterhub_local.registry.manifests import MAX_MANIFEST_BYTES
 from adapterhub_local.registry.migrations import apply_migrations
-from adapterhub_local.registry.registry import Registry, insert_evaluation, insert_version
-from adapterhub_local.registry.version import ARTIFACT_TYPE, Version
-
-MAX_MANIFEST_BYTES = 16 << 20
-# In the order in which rows may refer to each other. All but the first are made from records where there are some.
-KEPT = ("removals", "aliases", "alias_log", "tags", "descriptions", "marks", "splits")
-
-
-@dataclass
-class Rebuilt:
-    """What the new database holds, and, in `lost`, one line for everything that could not be made again."""
-
-    num_versions: int = 0
-    num_evaluations: int = 0
-    lost: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Found:
-    """What blobs and the old database tell."""
-
-    versions: dict[tuple[str, int], Version] = field(default_factory=dict)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    removed: dict[str, str] = field(default_factory=dict)  # manifest digest -> when
-    records: list[dict[str, Any]] = field(default_factory=list)
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    is_whole: bool = False  # all tables of the old database could be read
-    lost: list[str] = field(default_factory=list)
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.version import ARTIFACT_TYPE, Version, version_of_row
+from adapterhub_local.settings import make_folder
 
 
 def rebuild(registry: Registry) -> Rebuilt:
@@ -54,27 +33,40 @@ def rebuild(registry: Registry) -> Rebuilt:
     A database that SQLite can still read is replaced in one transaction, which others wait for. A damaged
     one is set aside first.
     """
-    found = _Found()
+    make_folder(registry.home.root)
+    with alone(registry.home.repair_lock):
+        return rebuild_alone(registry)
+
+
+def rebuild_alone(registry: Registry) -> Rebuilt:
+    """`rebuild` for who holds the lock of repairs."""
+    registry = Registry(registry.home, checked=False)
+    home = registry.home
+    found = Found(ledger=registry.database.ledger.read()[0])
     _read_blobs(registry, found)
-    if registry.home.database.exists() and registry.database.is_sound():
+    has_database = home.database.exists() and home.database.stat().st_size > 0
+    if has_database and registry.database.is_sound():
         with registry.database.writing() as db:
+            found.is_complete = is_complete(db, registry.database.ledger)
+            found.ledger = registry.database.ledger.read()[0]  # others may have published meanwhile
             _salvage(db, found)
             found.is_whole = True
             _clear(db)
-            return _fill(db, found)
-    if registry.home.database.exists():
-        _salvage_damaged(registry.home.database, found)
-        registry.database.close()
-        for suffix in ("", "-wal", "-shm"):
-            path = Path(f"{registry.home.database}{suffix}")
-            if path.exists():
-                registry.blobs.set_aside(path)
-        sync_folder(registry.home.root)
+            return fill(db, registry, found)
+    found.is_complete = bool(found.ledger)
+    if has_database:
+        _salvage_damaged(home.database, found)
+    registry.database.close()
+    for suffix in ("", "-wal", "-shm"):
+        path = Path(f"{home.database}{suffix}")
+        if path.exists():
+            registry.blobs.set_aside(path)
+    sync_folder(home.root)
     with registry.database.writing() as db:
-        return _fill(db, found)
+        return fill(db, registry, found)
 
 
-def _read_blobs(registry: Registry, found: _Found) -> None:
+def _read_blobs(registry: Registry, found: Found) -> None:
     """Every sound manifest, evaluation, removal and record among the blobs."""
     manifests: dict[str, dict[str, Any]] = {}
     others: list[tuple[int, str, dict[str, Any]]] = []
@@ -90,11 +82,11 @@ def _read_blobs(registry: Registry, found: _Found) -> None:
         if digest in owned:
             continue
         if value.keys() == {"evaluation", "manifest", "task"}:
-            found.evaluations.append({**value, "digest": digest})
+            found.evaluations[digest] = value
         elif value.keys() == {"removed", "removed_at"}:
-            found.removed[value["removed"]] = value["removed_at"]
+            found.removals[digest] = (value["removed"], value["removed_at"])
         elif is_record(value):
-            found.records.append(value)
+            found.records.append(Record(digest, value))
     for digest in manifests.keys() - owned:
         data = registry.blobs.path(digest).read_bytes()
         try:
@@ -105,7 +97,7 @@ def _read_blobs(registry: Registry, found: _Found) -> None:
         except (Corrupt, KeyError, TypeError, OSError, ValueError) as error:
             found.lost.append(f"the version of manifest {digest[:19]}: {error}")
             continue
-        _add(found, version)
+        found.manifests[digest] = version
 
 
 def _owned(manifest: dict[str, Any]) -> Iterator[str]:
@@ -114,14 +106,6 @@ def _owned(manifest: dict[str, Any]) -> Iterator[str]:
     for part in (config, *(layers if isinstance(layers, list) else ())):
         if isinstance(part, dict) and isinstance(part.get("digest"), str):
             yield part["digest"]
-
-
-def _add(found: _Found, version: Version) -> None:
-    # Of two manifests with one number the later counts: the earlier was never committed, or its number
-    # would not have been free.
-    known = found.versions.get((version.name, version.number))
-    if known is None or known.created_at < version.created_at:
-        found.versions[version.name, version.number] = version
 
 
 def _json_blobs(registry: Registry) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -138,43 +122,46 @@ def _json_blobs(registry: Registry) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, value
 
 
-def _salvage(db: sqlite3.Connection, found: _Found) -> None:
-    """Add what the old database tells, table by table, row by row."""
+def _salvage(db: sqlite3.Connection, found: Found) -> None:
+    """Add what the old database says, table by table, row by row."""
     for row in _rows(db, "versions", found):
         try:
             version = version_of_row(row)
-        except (Corrupt, KeyError, AttributeError, TypeError) as error:
+        except (Corrupt, KeyError, IndexError, AttributeError, TypeError) as error:
             found.lost.append(f"a row of the old database: {error}")
             continue
         # the row was committed, so it counts whatever other manifest lies about
-        found.versions[version.name, version.number] = version
-    for table in KEPT:
+        found.rows[version.name, version.number] = version
+    for table in (*KEPT, "evaluations"):
         found.tables[table] = [dict(row) for row in _rows(db, table, found)]
+    marks = (str(row.get("record")) for row in found.tables.pop("marks"))
+    found.told = [Record(digest_bytes(text.encode()), said) for text in marks if (said := parse(text))]
 
 
-def _rows(db: sqlite3.Connection, table: str, found: _Found) -> list[sqlite3.Row]:
+def _rows(db: sqlite3.Connection, table: str, found: Found) -> list[sqlite3.Row]:
     rows: list[sqlite3.Row] = []
     try:
         cursor = db.execute(f"SELECT * FROM {table}")  # noqa: S608 - a name of ours
         while row := cursor.fetchone():
             rows.append(row)
-    except sqlite3.DatabaseError as error:
+    except DAMAGED as error:
         if "no such table" not in str(error):
             found.lost.append(f"rows of {table}, of which {len(rows)} could be read: {error}")
     return rows
 
 
-def _salvage_damaged(path: Path, found: _Found) -> None:
+def _salvage_damaged(path: Path, found: Found) -> None:
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.row_factory = sqlite3.Row
             _salvage(db, found)
-    except sqlite3.DatabaseError as error:
+    except DAMAGED as error:
         found.lost.append(f"aliases, their log, tags, descriptions and removals: {error}")
 
 
 def _clear(db: sqlite3.Connection) -> None:
     """Drop everything, newest first, so that no row is left that refers to a dropped one."""
+    last = last_entered(db)
     query = "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY rowid DESC"
     virtual = [row["name"] for row in db.execute("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%'")]
     names = [row["name"] for row in db.execute(query) if not row["name"].startswith("sqlite_")]
@@ -184,63 +171,6 @@ def _clear(db: sqlite3.Connection) -> None:
         db.execute(f'DROP TABLE "{name}"')
     db.execute("PRAGMA user_version = 0")
     apply_migrations(db, 0)
-
-
-def _fill(db: sqlite3.Connection, found: _Found) -> Rebuilt:
-    rebuilt = Rebuilt(lost=found.lost)
-    by_manifest = {version.manifest_digest: version for version in found.versions.values()}
-    for key in sorted(found.versions):
-        insert_version(db, found.versions[key])
-    for record in found.evaluations:
-        if version := by_manifest.get(record["manifest"]):
-            insert_evaluation(db, version, record["task"], record["digest"], record["evaluation"])
-            rebuilt.num_evaluations += 1
-    for digest, when in found.removed.items():
-        if version := by_manifest.get(digest):
-            db.execute("INSERT INTO removals VALUES (?, ?, ?)", (version.name, version.number, when))
-    # rows were committed, so they count before blobs that a crash left behind
-    rows = [said for row in found.tables.get("marks", []) if (said := parse(str(row.get("record"))))]
-    told = {said["id"] for said in rows}
-    records = in_order([said for said in found.records if said["id"] not in told] + rows)
-    if not found.is_whole:
-        found.lost += replay(db, records, set(found.versions))
-        found.tables = _without_records(found.tables, records)
-    for table in KEPT:
-        for row in found.tables.get(table, []):
-            if table != "alias_log" and "number" in row and (row["name"], row["number"]) not in found.versions:
-                found.lost.append(f"{table}: {row['name']}@{row['number']} is not there any more")
-                continue
-            columns = ", ".join(row)
-            marks = ", ".join("?" * len(row))
-            db.execute(f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))  # noqa: S608
-    rebuilt.num_versions = len(found.versions)
-    numbers: dict[str, set[int]] = {}
-    for name, number in found.versions:
-        numbers.setdefault(name, set()).add(number)
-    for name, present in sorted(numbers.items()):
-        gone = sorted(set(range(1, max(present))) - present)
-        rebuilt.lost += [f"{name}@{number}: neither its manifest nor its row is left" for number in gone[:20]]
-    return rebuilt
-
-
-def _without_records(tables: dict[str, list[dict[str, Any]]], records: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The rows of which no record speaks: those an older qhub wrote."""
-    aliases = {(record["name"], record["alias"]) for record in records if record["mark"] == "alias"}
-    tags = {(record["name"], record["number"], record["tag"]) for record in records if record["mark"] == "tag"}
-    described = {(record["name"], record["number"]) for record in records if record["mark"] == "description"}
-
-    def left(table: str, row: dict[str, Any]) -> bool:
-        match table:
-            case "aliases" | "alias_log":
-                return (row["name"], row["alias"]) not in aliases
-            case "tags":
-                return (row["name"], row["number"], row["tag"]) not in tags
-            case "descriptions":
-                return (row["name"], row["number"]) not in described
-        return table != "marks"
-
-    # ids are given anew: those of rows and of records are not of one row
-    return {
-        table: [{key: value for key, value in row.items() if key != "id"} for row in rows if left(table, row)]
-        for table, rows in tables.items()
-    }
+    # numbers go on, or what is entered now would look older than the transaction
+    db.execute("INSERT INTO ledger_pending (id, line) VALUES (?, '')", (max(last, 1),))
+    db.execute("DELETE FROM ledger_pending")

@@ -4,6 +4,7 @@ What arrives may be hostile. Nothing is registered before manifest, lineage and 
 say, and what a version of this registry can be.
 """
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from adapterhub_local.errors import BadFile, BadReference, Corrupt
 from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.lora.contents import read_layout
 from adapterhub_local.lora.header import read_header
-from adapterhub_local.refs import check_name
+from adapterhub_local.refs import MAX_NUMBER, check_name
+from adapterhub_local.registry.ledger import enter
 from adapterhub_local.registry.lineage_form import check_lineage
-from adapterhub_local.registry.registry import Registry, insert_version
+from adapterhub_local.registry.registry import Registry, insert_version, is_number_taken
 from adapterhub_local.registry.version import File, Version
 
 MAX_JSON_BYTES = 16 << 20
+MAX_KEPT_NUMBER = MAX_NUMBER // 2
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -63,7 +66,7 @@ def parse_manifest(raw: bytes, lineage: bytes, source: object) -> Version:
     try:
         version = Version.from_manifest(raw, lineage)
         check_name(version.name)
-        if not 1 <= version.number < 2**31 or not _TIME.fullmatch(version.created_at) or version.manifest != raw:
+        if not 1 <= version.number <= MAX_NUMBER or not _TIME.fullmatch(version.created_at) or version.manifest != raw:
             raise ValueError("it was not made by qhub")
         if File.of("lineage.json", lineage) != version.lineage_file or canonical_json(version.lineage) != lineage:
             raise ValueError("its lineage is not what its digest says")
@@ -147,13 +150,18 @@ def register(registry: Registry, version: Version, folder: Path) -> Received:
         return Received(str(version), same, False)
     files = [(file, folder / file.digest.removeprefix("sha256:")) for file in (version.lineage_file, *version.files)]
     registry.blobs.take(files)
-    registry.blobs.put("manifest.json", version.manifest)
+    row = None
     with registry.database.writing() as db:
-        query = "SELECT 1 FROM versions WHERE name = ? AND number = ?"
-        taken = db.execute(query, (version.name, version.number)).fetchone()
+        # a number so high would leave none, or few, for what comes after it
+        taken = version.number > MAX_KEPT_NUMBER or is_number_taken(db, version.name, version.number)
         if not taken and all(registry.blobs.path(file.digest).is_file() for file, _ in files):
+            manifest = registry.blobs.put("manifest.json", version.manifest, durable=False)
             insert_version(db, version)
+            enter(db, "version", version, version.manifest_digest)
             row = db.execute("SELECT * FROM versions WHERE manifest_digest = ?", (version.manifest_digest,)).fetchone()
-            return Received(str(version), registry.version(row), True)
+    if row is not None:
+        with contextlib.suppress(OSError):  # the row holds it, and `fsck --repair` writes it again
+            registry.blobs.sync(manifest)
+        return Received(str(version), registry.version(row), True)
     blobs = {file.path: registry.blobs.path(file.digest) for file in version.files}
     return Received(str(version), registry.publish(version.name, blobs, renumbered_lineage(version)), True)

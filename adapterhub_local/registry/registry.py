@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.durable import canonical_json, place_folder, staging
-from adapterhub_local.errors import BadReference, InUse, NotFound
-from adapterhub_local.refs import Reference, check_alias, check_name
+from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
+from adapterhub_local.refs import MAX_NUMBER, Reference, check_alias, check_name
 from adapterhub_local.registry.blobs import Blobs, is_sound
 from adapterhub_local.registry.database import Database
 from adapterhub_local.registry.journal import marking, note
+from adapterhub_local.registry.ledger import enter
+from adapterhub_local.registry.records import evaluation_record
 from adapterhub_local.registry.version import File, Version
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
@@ -30,12 +32,16 @@ LIVE = "FROM versions v LEFT JOIN removals r USING (name, number) WHERE r.name I
 
 
 class Registry:
-    """The adapters of one home. Safe to use from several threads and processes."""
+    """The adapters of one home. Safe to use from several threads and processes.
 
-    def __init__(self, home: Home | str | Path | None = None) -> None:
+    Everything raises Corrupt if the database was deleted or comes from an older backup; with `checked=False`, for
+    repairs, what it still says is taken as it is.
+    """
+
+    def __init__(self, home: Home | str | Path | None = None, *, checked: bool = True) -> None:
         self.home = home if isinstance(home, Home) else home_at(home)
         self.blobs = Blobs(self.home)
-        self.database = Database(self.home.database)
+        self.database = Database(self.home, checked=checked)
 
     def publish(
         self, name: str, files: Mapping[str, Path | bytes], lineage: Mapping[str, Any], *, alias: str | None = None
@@ -55,12 +61,12 @@ class Registry:
                 # Bytes that were here already may have been collected meanwhile; not while the lock is held.
                 if not all(self.blobs.path(file.digest).is_file() for file in (*stored, lineage_file)):
                     continue
-                (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
-                version = Version(name, (newest or 0) + 1, now(), tuple(stored), lineage_file, lineage, self.folder)
+                version = Version(name, next_number(db, name), now(), tuple(stored), lineage_file, lineage, self.folder)
                 # Visible before the commit, flushed after it: two flushes less while others wait. Should the power
                 # fail between the two, the row holds the manifest, and `fsck --repair` writes it again.
                 manifest = self.blobs.put("manifest.json", version.manifest, durable=False)
                 insert_version(db, version)
+                enter(db, "version", version, version.manifest_digest)
                 if alias is not None:
                     point_alias(db, name, alias, version.number)
                 break
@@ -123,6 +129,7 @@ class Registry:
         blob = self.blobs.put("evaluation.json", evaluation_record(version.manifest_digest, task, evaluation))
         with self.database.writing() as db:
             insert_evaluation(db, version, task, blob.digest, evaluation)
+            enter(db, "evaluation", version, blob.digest)
 
     def metrics(self, version: Version) -> dict[str, Any]:
         """Task -> scores: those of the version's lineage, and the newest of its later evaluations."""
@@ -178,6 +185,27 @@ class Registry:
         )
 
 
+def next_number(db: sqlite3.Connection, name: str) -> int:
+    """The number after the highest that a version of `name` ever had. Raises InputError if there is none left."""
+    query = (
+        "SELECT max(coalesce((SELECT max(number) FROM versions WHERE name = ?), 0),"
+        " coalesce((SELECT max(number) FROM lost WHERE name = ?), 0))"
+    )
+    (newest,) = db.execute(query, (name, name)).fetchone()
+    if newest >= MAX_NUMBER:
+        raise InputError(f"'{name}@{newest}' has the highest number there can be: publish under another name")
+    return int(newest) + 1
+
+
+def is_number_taken(db: sqlite3.Connection, name: str, number: int) -> bool:
+    """Whether a version of `name` ever had this number."""
+    tables = (
+        "SELECT 1 FROM versions WHERE name = ? AND number = ?",
+        "SELECT 1 FROM lost WHERE name = ? AND number = ?",
+    )
+    return any(db.execute(query, (name, number)).fetchone() is not None for query in tables)
+
+
 def insert_version(db: sqlite3.Connection, version: Version) -> None:
     """The row of a version, inside a transaction."""
     db.execute(
@@ -199,16 +227,6 @@ def insert_evaluation(
         "INSERT INTO evaluations (name, number, task, digest, evaluation) VALUES (?, ?, ?, ?, ?)",
         (version.name, version.number, task, digest, canonical_json(evaluation).decode()),
     )
-
-
-def evaluation_record(manifest_digest: str, task: str, evaluation: Mapping[str, Any]) -> bytes:
-    """The blob of a later evaluation; it names its version, so that rows can be made again from blobs."""
-    return canonical_json({"evaluation": evaluation, "manifest": manifest_digest, "task": task})
-
-
-def removal_record(manifest_digest: str, removed_at: str) -> bytes:
-    """The blob that says that a version was removed, so that its number stays taken whatever happens."""
-    return canonical_json({"removed": manifest_digest, "removed_at": removed_at})
 
 
 def point_alias(

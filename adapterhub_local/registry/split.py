@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.refs import check_alias, check_name
-from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.journal import marking, note, replace_split
+from adapterhub_local.registry.registry import Registry, now
 
 MAX_SHARE = 1_000_000
 _TERM = re.compile(r"([^=,]+)=([0-9]{1,7})")
@@ -19,7 +20,7 @@ def parse_split(text: str) -> Split:
     terms = [_TERM.fullmatch(term.strip()) for term in text.split(",")]
     shares = [(term[1], int(term[2])) for term in terms if term is not None]
     if len(shares) < len(terms) or any(not 0 < share <= MAX_SHARE for _, share in shares):
-        raise InputError(f"'{text}' is no split: write aliases with their shares, such as canary=10,prod=90")
+        raise InputError(f"'{text}' is not a split: write aliases with their shares, such as canary=10,prod=90")
     if len({alias for alias, _ in shares}) < len(shares):
         raise InputError(f"'{text}' names an alias twice")
     return [(check_alias(alias), share) for alias, share in shares]
@@ -32,10 +33,9 @@ def set_split(registry: Registry, name: str, split: Split) -> None:
     for alias, _ in split:
         if alias not in known:
             raise NotFound(f"there is no alias {name}@{alias}: `qhub alias set {name} {alias} VERSION` makes it")
-    with registry.database.writing() as db:
-        db.execute("DELETE FROM splits WHERE name = ?", (name,))
-        for place, (alias, share) in enumerate(split):
-            db.execute("INSERT INTO splits VALUES (?, ?, ?, ?)", (name, alias, share, place))
+    with marking(registry.database, registry.blobs) as db:
+        replace_split(db, name, split)
+        note(db, "split", name=name, shares=[[alias, share] for alias, share in split], at=now())
 
 
 def split_of(registry: Registry, name: str) -> Split:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from sqlite3 import Row
 from typing import Any
 
 from adapterhub_local.durable import canonical_json, digest_bytes
@@ -125,3 +126,21 @@ class Version:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupt(f"a manifest cannot be read: {type(error).__name__}: {error}") from None
+
+
+def version_of_row(row: Row) -> Version:
+    """The version of a row of `versions`. Raises Corrupt unless all its columns are what its digests say."""
+    version = Version.from_manifest(row["manifest"].encode(), row["lineage"].encode())
+    columns = (
+        *(version.name, version.number, version.manifest_digest, version.content_digest),
+        *(version.base_fingerprint, version.created_at),
+    )
+    names = ("name", "number", "manifest_digest", "content_digest", "base_fingerprint", "created_at")
+    wrong = [name for name, value in zip(names, columns, strict=True) if row[name] != value]
+    if version.manifest != row["manifest"].encode():
+        wrong.append("manifest")
+    if File.of("lineage.json", row["lineage"].encode()) != version.lineage_file:
+        wrong.append("lineage")
+    if wrong:
+        raise Corrupt(f"its row in the database is damaged ({', '.join(wrong)})")
+    return version

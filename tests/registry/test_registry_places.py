@@ -156,6 +156,7 @@ def test_processes_that_migrate_at_once(home: Home, applied: int) -> None:
     registry.database.close()
     for path in home.root.glob("registry.db*"):
         path.unlink()
+    home.ledger.unlink()
     connection = sqlite3.connect(home.database)
     connection.executescript("".join(MIGRATIONS[:applied]) + f"PRAGMA user_version = {applied}")
     for version in made:
