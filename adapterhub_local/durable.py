@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def sync_file(path: Path) -> None:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Hold a lock that one process has at a time, in the file `path`; others wait. The file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    share_parents(path.parent)
     descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -83,11 +84,47 @@ def alone(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def share_parents(folder: Path) -> None:
+    """Create a folder and those it is in; what is made in a folder that a group shares is the group's, too."""
+    if folder.is_dir():
+        return
+    share_parents(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return
+    if is_shared(folder.parent):
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID | stat.S_IRWXG)
+
+
+def share_file(path: Path) -> None:
+    """Give a file that is written in place the rights of its folder, where a group shares that: all of it may write."""
+    wanted = stat.S_IMODE(path.parent.stat().st_mode) & 0o666
+    status = path.stat()
+    if is_shared(path.parent) and status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != wanted:
+        path.chmod(wanted)
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether a group shares a folder: its setgid bit is set, and the group may write."""
+    shared = stat.S_ISGID | stat.S_IWGRP
+    return folder.stat().st_mode & shared == shared
+
+
+def may_write(path: Path) -> bool:
+    """Whether this user may write a file or folder; what is not there yet counts as what it would be made in."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 @contextmanager
 def staging(parent: Path, prefix: str = "") -> Iterator[Path]:
     """A fresh folder under `parent`, removed with all it holds when the block ends."""
     folder = parent / f"{prefix}{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
+    share_parents(folder)
     try:
         yield folder
     finally:
@@ -100,7 +137,7 @@ def place_folder(staged: Path, target: Path) -> None:
         if path.is_file():
             sync_file(path)
     sync_folder(staged)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    share_parents(target.parent)
     try:
         # rename replaces an empty folder; anything else that is there makes it fail
         staged.rename(target)

@@ -13,9 +13,11 @@ QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one 
 import os
 import shlex
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterhub_local.durable import may_write, share_parents
 from adapterhub_local.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -73,6 +75,16 @@ class Home:
         return self.root / "tmp"
 
     @property
+    def scratch(self) -> Path:
+        """Where a verb that only reads puts what it makes on the way: `tmp`, or a place of this user's."""
+        return self.tmp if may_write(self.root) and may_write(self.tmp) else private_folder() / "tmp"
+
+    @property
+    def views(self) -> Path:
+        """`folders` of a home that cannot be written, in a place of this user's."""
+        return private_folder() / "folders"
+
+    @property
     def quarantine(self) -> Path:
         """What was set aside: damaged blobs and databases, and blobs nothing needs any more."""
         return self.root / "quarantine"
@@ -91,6 +103,25 @@ def compiler() -> list[str]:
 def cache() -> Path:
     """The user's folder for what can be made again and depends on the machine, not on a home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adapterhub-local"
+
+
+def private_folder() -> Path:
+    """A folder that only this user may write: in the cache, or beside other temporary files."""
+    try:
+        share_parents(cache())
+        if may_write(cache()):
+            return cache()
+    except OSError:
+        pass
+    folder = Path(tempfile.gettempdir()) / f"adapterhub-local-{os.geteuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be created: {error.strerror}. Set TMPDIR to a writable folder") from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise InputError(f"{folder} is not this user's alone: remove it, or set TMPDIR to another folder")
+    return folder
 
 
 def home(root: str | Path | None = None) -> Home:
@@ -122,35 +153,6 @@ def make_folder(folder: Path) -> None:
         share_parents(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be created: {error.strerror}. Set QHUB_HOME to a writable folder") from None
-
-
-def share_parents(folder: Path) -> None:
-    """Create a folder and those it is in; what is made in a folder that a group shares is the group's, too."""
-    if folder.is_dir():
-        return
-    share_parents(folder.parent)
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        if not folder.is_dir():
-            raise
-        return
-    if is_shared(folder.parent):
-        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID | stat.S_IRWXG)
-
-
-def share_file(path: Path) -> None:
-    """Give a file that is written in place the rights of its folder, where a group shares that: all of it may write."""
-    wanted = stat.S_IMODE(path.parent.stat().st_mode) & 0o666
-    status = path.stat()
-    if is_shared(path.parent) and status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != wanted:
-        path.chmod(wanted)
-
-
-def is_shared(folder: Path) -> bool:
-    """Whether a group shares a folder: its setgid bit is set, and the group may write."""
-    shared = stat.S_ISGID | stat.S_IWGRP
-    return folder.stat().st_mode & shared == shared
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def push(
         metrics=with_base_scores(registry, version), licence=licence, signature=signature_of(registry, version),
     )  # fmt: skip
     api = connect(endpoint, token, to_write=True)
-    with hub_errors(repo_id, endpoint=api.endpoint), staging(registry.home.tmp) as folder:
+    with hub_errors(repo_id, endpoint=api.endpoint), staging(registry.home.scratch) as folder:
         target = Target(api, repo_id, folder)
         work = _propose if pull_request else _publish
         return work(target, version, package, private=private, aliases=tuple(aliases))

@@ -24,7 +24,7 @@ from adapterhub_local.registry.receive import (
     with_parents,
 )
 from adapterhub_local.registry.registry import Registry
-from adapterhub_local.registry.version import ARTIFACT_TYPE, MANIFEST_TYPE, Version
+from adapterhub_local.registry.version import ARTIFACT_TYPE, MANIFEST_TYPE, File, Version
 
 LAYOUT = canonical_json({"imageLayoutVersion": "1.0.0"})
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -38,12 +38,13 @@ def write_archive(registry: Registry, version: Version, target: Path) -> list[Ve
     """
     check_absent(target)
     versions = with_parents(registry, version)
-    blobs: dict[str, Path] = {}
+    blobs: dict[str, Path | bytes] = {}
     descriptors = []
     for one in versions:
-        manifest = registry.blobs.put("manifest.json", one.manifest)  # as the row has it, should the blob be damaged
-        for file in (manifest, one.lineage_file, *one.files):
-            blobs[file.digest] = registry.blobs.check(file)
+        manifest = File.of("manifest.json", one.manifest)
+        # manifest and lineage as the row has them, should their blobs be damaged
+        blobs |= {manifest.digest: one.manifest, one.lineage_file.digest: canonical_json(one.lineage)}
+        blobs |= {file.digest: registry.blobs.check(file) for file in one.files}
         descriptors.append(
             {"mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE, "digest": manifest.digest,
              "size": manifest.size, "annotations": {REF_NAME: str(one)}}
@@ -54,10 +55,13 @@ def write_archive(registry: Registry, version: Version, target: Path) -> list[Ve
         with tarfile.open(stage / "archive", "w", format=tarfile.PAX_FORMAT) as tar:
             for name, data in (("oci-layout", LAYOUT), ("index.json", canonical_json(index))):
                 tar.addfile(_entry(name, len(data)), io.BytesIO(data))
-            for digest, path in sorted(blobs.items()):
-                with open(path, "rb") as blob:
-                    name = f"blobs/sha256/{digest.removeprefix('sha256:')}"
-                    tar.addfile(_entry(name, path.stat().st_size), blob)
+            for digest, content in sorted(blobs.items()):
+                name = f"blobs/sha256/{digest.removeprefix('sha256:')}"
+                if isinstance(content, bytes):
+                    tar.addfile(_entry(name, len(content)), io.BytesIO(content))
+                    continue
+                with open(content, "rb") as blob:
+                    tar.addfile(_entry(name, content.stat().st_size), blob)
         place_file(stage / "archive", target)
     return versions
 

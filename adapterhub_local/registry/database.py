@@ -4,7 +4,6 @@ Write-ahead logging, one writer at a time by `BEGIN IMMEDIATE`, a busy timeout i
 STRICT tables, and triggers that make versions and logs append-only.
 """
 
-import os
 import random
 import sqlite3
 import threading
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from adapterhub_local.durable import may_write, share_file
 from adapterhub_local.errors import Corrupt, InputError, QhubError
 from adapterhub_local.registry.ledger import Ledger, Line, entered, last_entered, meet, unread
 from adapterhub_local.registry.manifests import holds_manifests, orphans
 from adapterhub_local.registry.migrations import MIGRATIONS, apply_migrations, schema_problem
-from adapterhub_local.settings import Home, make_folder, share_file
+from adapterhub_local.settings import Home, make_folder
 
 BUSY_TIMEOUT_MS = 60_000
 # sqlite3 decodes its own messages, which quote what a damaged schema says
@@ -127,7 +127,7 @@ class Database:
         """This thread's connection, None if there is no database yet."""
         seen = _seen(self.path)
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is not None and self._local.seen != seen[: len(self._local.seen)]:
+        if connection is not None and self._local.seen != (seen, self._state() if self._local.is_fixed else None):
             self.close()  # another file has its name since: one that was restored, or made again
             connection = None
         if not seen:
@@ -135,8 +135,10 @@ class Database:
             if not create and not (seen := _seen(self.path)):
                 return None
         if connection is None:
+            self._local.is_fixed = False
+            before = self._state()
             connection = self._local.connection = self._open()
-            self._local.seen = _seen(self.path)[:2]
+            self._local.seen = (_seen(self.path), before if self._local.is_fixed else None)
         return connection
 
     def _meet(self, connection: sqlite3.Connection) -> None:
@@ -148,6 +150,15 @@ class Database:
             self.ledger.append(())
         if missing := meet(connection, self.ledger):
             raise Corrupt(self._behind(missing))
+
+    def _state(self) -> tuple[int, ...]:
+        """What changes when others write: SQLite does not look where it was told that nobody does."""
+        found = []
+        for path in (self.path, Path(f"{self.path}-wal")):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found += [status.st_size, status.st_mtime_ns]
+        return tuple(found)
 
     def _check_absence(self) -> None:
         """Raise Corrupt if there is no database although something was published here."""
@@ -217,14 +228,15 @@ class Database:
         timeout = BUSY_TIMEOUT_MS / 1000
         if not self.path.exists():
             self.path.touch()
-        if _may_write(self.path.parent):
+        if may_write(self.path.parent):
             share_file(self.path)
-            if _may_write(self.path):
+            if may_write(self.path):
                 return sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
         address = f"file:{quote(str(self.path))}?mode=ro"
         log = Path(f"{self.path}-wal")
         if not log.exists() or log.stat().st_size == 0:  # all there is is in the one file
             address += "&immutable=1"
+            self._local.is_fixed = True
         else:
             address += "&readonly_shm=1"
         connection = sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None)
@@ -234,10 +246,6 @@ class Database:
 
 _REBUILD = "`qhub fsck --rebuild-db` makes it again"
 _WORDS = {"removal": "the removal", "evaluation": "an evaluation"}
-
-
-def _may_write(path: Path) -> bool:
-    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _seen(path: Path) -> tuple[int, ...]:

@@ -18,9 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from adapterhub_local.durable import digest_bytes
+from adapterhub_local.durable import digest_bytes, share_file
 from adapterhub_local.registry.records import removal_record
-from adapterhub_local.settings import share_file
 
 _LINE = re.compile(r"(version|removal|evaluation|mark) (\S{1,150}) (sha256:[0-9a-f]{64})")
 SLACK = 16  # so many lines may still be on their way to the file from other processes

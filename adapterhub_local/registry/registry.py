@@ -11,12 +11,12 @@ import difflib
 import json
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.durable import canonical_json, place_folder, staging
+from adapterhub_local.durable import canonical_json, may_write, place_folder, share_parents, staging
 from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
 from adapterhub_local.refs import MAX_NUMBER, Reference, check_alias, check_name
 from adapterhub_local.registry.blobs import Blobs, is_sound
@@ -148,18 +148,18 @@ class Registry:
         The files are links to the read-only blobs where the filesystem allows it.
         """
         blobs = {file.path: self.blobs.check(file) for file in version.files}
-        target = self.home.folders / version.content_digest.removeprefix("sha256:")
-        if target.is_dir() and not all(_is_same(target / file.path, blobs[file.path], file) for file in version.files):
-            with staging(self.home.tmp) as discarded:  # changed by hand, or linked to a blob that was repaired since
-                target.rename(discarded / "folder")
-        if not target.is_dir():
-            with staging(self.home.tmp) as folder:
-                staged = folder / "files"
-                staged.mkdir()
-                for path, blob in blobs.items():
-                    _link_or_copy(blob, staged / path)
-                with contextlib.suppress(InUse):  # another process made the same folder meanwhile
-                    place_folder(staged, target)
+        name = version.content_digest.removeprefix("sha256:")
+        target = self.home.folders / name
+        if _holds(target, version, blobs):
+            return target
+        if may_write(self.home.root) and may_write(self.home.folders) and may_write(self.home.tmp):
+            _lay_out(target, self.home.tmp, version, blobs, _link_or_copy)
+            return target
+        target = self.home.views / name
+        if not _holds(target, version, blobs):
+            # links to the blobs, which need no room; the home is on another filesystem as a rule
+            tmp = self.home.views.parent / "tmp"
+            _lay_out(target, tmp, version, blobs, lambda blob, link: link.symlink_to(blob))
         return target
 
     def rows(self, condition: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
@@ -247,6 +247,27 @@ def point_alias(
         (name, alias, old, number, at := now(), action),
     )
     note(db, "alias", name=name, alias=alias, old=old, new=number, at=at, action=action)
+
+
+def _holds(folder: Path, version: Version, blobs: Mapping[str, Path]) -> bool:
+    """Whether a folder has the files of a version: links to their blobs, or the same bytes."""
+    return folder.is_dir() and all(_is_same(folder / file.path, blobs[file.path], file) for file in version.files)
+
+
+def _lay_out(
+    target: Path, tmp: Path, version: Version, blobs: Mapping[str, Path], place: Callable[[Path, Path], None]
+) -> None:
+    """Make the folder of a version by one rename; one that was changed by hand, or repaired since, is replaced."""
+    if target.is_dir():
+        with staging(tmp) as discarded:
+            target.rename(discarded / "folder")
+    with staging(tmp) as folder:
+        staged = folder / "files"
+        share_parents(staged)
+        for path, blob in blobs.items():
+            place(blob.absolute(), staged / path)
+        with contextlib.suppress(InUse):  # another process made the same folder meanwhile
+            place_folder(staged, target)
 
 
 def _is_same(path: Path, blob: Path, file: File) -> bool:

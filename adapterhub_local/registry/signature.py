@@ -61,7 +61,7 @@ def verify_signature(registry: Registry, version: Version, keys: Sequence[Path])
     signature = signature_of(registry, version)
     if signature is None:
         raise NotFound(f"{version} is not signed: `qhub sign {version} --key PRIVATE.pem`")
-    return check(registry.folder(version), signature, keys, str(version), registry.home.tmp)
+    return check(registry.folder(version), signature, keys, str(version), registry.home.scratch)
 
 
 def check(folder: Path, signature: bytes, keys: Sequence[Path], what: str, tmp: Path) -> Path:
