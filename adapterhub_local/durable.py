@@ -172,6 +172,23 @@ def check_absent(target: Path) -> Path:
     return target
 
 
+@contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """A new file beside `path`, which takes its place when the block ends: a reader sees the old one or the new one.
+
+    If the block raises, `path` stays as it was. One process at a time may do so.
+    """
+    staged = path.with_name(f".{path.name}.new")
+    staged.unlink(missing_ok=True)  # of a process that was killed
+    os.close(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+    try:
+        yield staged
+        sync_file(staged)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
 def link(source: Path, target: Path) -> None:
     """Have the file under a second name; a copy where the filesystem has no links."""
     try:

@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.durable import replacing
 from adapterhub_local.errors import Corrupt, InputError, NotFound
 from adapterhub_local.settings import Home, make_folder
 
@@ -144,15 +145,9 @@ class Keys:
             fcntl.flock(lock, fcntl.LOCK_EX)
             keys = _read(self.path) if self.path.exists() else {}
             yield keys
-            staged = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
-            try:
-                with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-                    json.dump({"keys": [asdict(key) for key in keys.values()]}, file, indent=2)
-                    file.flush()
-                    os.fsync(file.fileno())
-                staged.replace(self.path)
-            finally:
-                staged.unlink(missing_ok=True)
+            text = json.dumps({"keys": [asdict(key) for key in keys.values()]}, indent=2)
+            with replacing(self.path, 0o600) as staged:
+                staged.write_text(text, encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Key]:

@@ -18,6 +18,7 @@ from adapterhub_local.durable import (
     digest_file,
     place_file,
     place_folder,
+    replacing,
     staging,
 )
 from adapterhub_local.errors import InputError, InUse
@@ -143,3 +144,20 @@ def test_check_absent_wants_a_folder_to_write_into(tmp_path: Path, monkeypatch: 
         check_absent(tmp_path)
     with pytest.raises(InputError, match="create the folder first"):
         check_absent(tmp_path / "missing" / "file")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Readers see the old bytes until the block ends; one that fails leaves them, and nothing beside them."""
+    target = tmp_path / "keys.json"
+    with replacing(target, 0o600) as staged:
+        staged.write_text("old")
+        assert not target.exists()
+    assert target.stat().st_mode & 0o777 == 0o600
+    (tmp_path / ".keys.json.new").write_text("left by a process that was killed")
+    with pytest.raises(FileNotFoundError), replacing(target) as staged:
+        staged.write_bytes(b"half" + (tmp_path / "none").read_bytes())
+    assert target.read_text() == "old"
+    with replacing(target) as staged:
+        staged.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+    assert target.read_text() == "new"

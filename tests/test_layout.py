@@ -62,6 +62,7 @@ ORDER = (
     "options",
     "sizes",
     "lazy",
+    "signals",
     "visible",
     "regular",
     "noise",
@@ -80,6 +81,7 @@ LIGHT_ROOMS = (
     "options",
     "sizes",
     "lazy",
+    "signals",
 )
 DOORS = {"adapterhub_local/__init__", "adapterhub_local/__main__", "serve/__init__"}  # they name what is inside
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from adapterhub_local.cli.output import echo, print_json
-from adapterhub_local.cli.show import compatibility_text, to_json
+from adapterhub_local.cli.show import compatibility_text
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.as_json import whole
 from adapterhub_local.settings import home
 
 
@@ -51,6 +52,6 @@ def command(
         )  # fmt: skip
     rank, said = version.lineage["adapter"]["rank"], version.lineage["compatibility"]
     if as_json:
-        print_json({**to_json(version), "compatibility": said})
+        print_json({**whole(version), "compatibility": said})
         return
     echo(f"{version}: rank {rank}, for base {base.name} ({compatibility_text(said)})")

@@ -6,6 +6,7 @@ import click
 
 from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.as_json import entry
 
 MAX_ROWS = 100  # shown where nothing was asked for
 
@@ -55,7 +56,7 @@ def print_versions(registry: Registry, versions: list[Version], as_json: bool, *
 
     pointed, scored = aliases_of(registry, versions), metrics_of(registry, versions)
     if as_json:
-        print_json([_to_json(one, pointed[one.name], scored[one.name, one.number]) for one in versions])
+        print_json([entry(one, pointed[one.name], scored[one.name, one.number]) for one in versions])
         return
     if not versions:
         echo(nothing)
@@ -78,19 +79,3 @@ def _row(version: Version, aliases: dict[str, int], scored: dict[str, Any]) -> t
         lineage.get("kind"),
         version.created_at[:16].replace("T", " "),
     )
-
-
-def _to_json(version: Version, aliases: dict[str, int], metrics: dict[str, Any]) -> dict[str, Any]:
-    lineage = version.lineage
-    return {
-        "name": version.name,
-        "version": version.number,
-        "reference": str(version),
-        "aliases": aliases,
-        "base": lineage.get("base"),
-        "adapter": lineage.get("adapter"),
-        "metrics": metrics,
-        "kind": lineage.get("kind"),
-        "content_digest": version.content_digest,
-        "created_at": version.created_at,
-    }

@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from adapterhub_local.cli.output import print_json, print_table, score_text, size_text
-from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry import Registry
+from adapterhub_local.registry.as_json import whole
 from adapterhub_local.registry.marks import description_of, tags_of
 
 
@@ -19,7 +20,7 @@ def command(reference: str, as_json: bool) -> None:
     aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
     if as_json:
         said = {"tags": tags_of(registry, version), "description": description_of(registry, version)}
-        print_json({**to_json(version), "aliases": aliases, **said, "metrics": registry.metrics(version)})
+        print_json({**whole(version), "aliases": aliases, **said, "metrics": registry.metrics(version)})
         return
     lineage = version.lineage
     base, adapter = lineage.get("base") or {}, lineage.get("adapter") or {}
@@ -74,17 +75,3 @@ def compatibility_text(said: dict[str, Any]) -> str:
         return "exact base, by fingerprint"
     named = said.get("base_fingerprint") or said.get("base_model")
     return f"same shapes, it says it was made for {str(named)[:60]}" if named else "same shapes, it names no base"
-
-
-def to_json(version: Version) -> dict[str, Any]:
-    """A version as `--json` shows it."""
-    return {
-        "name": version.name,
-        "version": version.number,
-        "reference": str(version),
-        "content_digest": version.content_digest,
-        "manifest_digest": version.manifest_digest,
-        "created_at": version.created_at,
-        "files": [vars(file) for file in version.files],
-        "lineage": version.lineage,
-    }

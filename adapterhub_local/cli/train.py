@@ -100,9 +100,9 @@ def command(
         return
     version = train(loaded, home(), resume=resume, restart=restart, reporter=show)
     if as_json:
-        from adapterhub_local.cli.show import to_json
+        from adapterhub_local.registry.as_json import whole
 
-        print_json(to_json(version))
+        print_json(whole(version))
         return
     training = version.lineage["training"]
     echo(

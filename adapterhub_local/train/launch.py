@@ -11,6 +11,7 @@ from typing import Any
 
 from adapterhub_local.errors import InputError
 from adapterhub_local.settings import Process, environment_of
+from adapterhub_local.signals import handling
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,10 @@ def launch(arguments: Sequence[str], num_processes: int, nodes: Nodes = Nodes(),
             if child.poll() is None:
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _wait(children)
+        with handling((signal.SIGINT, signal.SIGTERM), hand_on, ignored_too=True):
+            return _wait(children)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         for child in children:
             if child.poll() is None:
                 child.kill()

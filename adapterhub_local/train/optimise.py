@@ -17,6 +17,7 @@ from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe.derived import num_steps
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.settings import process
+from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, write_factors
 from adapterhub_local.train.lineage import peak_memory_mb
 from adapterhub_local.train.past_runs import BEST, LAST_GOOD, checkpoints
@@ -166,17 +167,8 @@ def stopping(watch: Watch) -> Iterator[None]:
             raise KeyboardInterrupt
         watch.stop_asked = True
 
-    try:
-        asking = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
-        before = {number: signal.signal(number, ask) for number in asking}
-    except ValueError:  # not the main thread: the caller handles signals
+    with handling(STOPS, ask):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def told(error: OSError) -> str:

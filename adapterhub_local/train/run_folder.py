@@ -16,7 +16,7 @@ from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.data.dataset import Dataset
-from adapterhub_local.durable import canonical_json, digest_bytes
+from adapterhub_local.durable import canonical_json, digest_bytes, replacing
 from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Version
@@ -113,9 +113,8 @@ class Run:
             kept = [entry for entry in read_log(self.folder) if entry["step"] <= step_of(checkpoint)]
         if self.leader:
             self.folder.mkdir(parents=True, exist_ok=True)
-            staged = self.folder / f"{LOG}.new"
-            staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-            staged.replace(self.folder / LOG)  # other processes may be reading it
+            with replacing(self.folder / LOG) as staged:  # other processes may be reading it
+                staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
             self.note(
                 status="running", started_at=now(), pid=os.getpid(), steps=steps, reason=None, version=None,
                 name=self.recipe.output.name, decisive=self.decisive, base=self.info.name, text=self.recipe.text,
@@ -141,9 +140,8 @@ class Run:
         if not self.leader or not self.folder.is_dir():
             return
         record = {**read_record(self.folder), **changes}
-        staged = self.folder / f"{RECORD}.new"
-        staged.write_bytes(canonical_json(record))
-        staged.replace(self.folder / RECORD)
+        with replacing(self.folder / RECORD) as staged:
+            staged.write_bytes(canonical_json(record))
 
     def finish(self, version: str) -> None:
         """Note the registered version and drop the checkpoints; log and report stay."""

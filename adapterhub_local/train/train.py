@@ -1,7 +1,6 @@
 """A training run from recipe to registered version: the main line of `qhub train`."""
 
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from adapterhub_local.progress import Quiet, Reporter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home, process
+from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import save
 from adapterhub_local.train.lineage import lineage_of
 from adapterhub_local.train.log_curves import draw
@@ -94,27 +94,20 @@ def keeping(run: Run, save_state: Callable[[], None]) -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    try:
-        asking = [number for number in STOPS[1:] if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, stop) for number in asking}
-    except ValueError:  # not the main thread
-        before = {}
-    try:
-        yield
-    except BaseException as error:
-        save_state()
-        by_user = isinstance(error, KeyboardInterrupt)
-        reason = "stopped after the last step" if by_user else f"{type(error).__name__}: {error}"[:300]
-        run.note(status="stopped" if by_user else "failed", reason=reason)
-        if by_user:
-            raise Stopped(
-                f"stopped after the last step, before the adapter was registered; the state is kept in {run.folder}. "
-                "Go on: the same command with --resume"
-            ) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handling(STOPS[1:], stop):
+        try:
+            yield
+        except BaseException as error:
+            save_state()
+            by_user = isinstance(error, KeyboardInterrupt)
+            reason = "stopped after the last step" if by_user else f"{type(error).__name__}: {error}"[:300]
+            run.note(status="stopped" if by_user else "failed", reason=reason)
+            if by_user:
+                raise Stopped(
+                    "stopped after the last step, before the adapter was registered; the state is kept in "
+                    f"{run.folder}. Go on: the same command with --resume"
+                ) from None
+            raise
 
 
 def follow(recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Finding versions: filters, sorting, words, tags; and the history of aliases."""
 
+import importlib
 import json
-import sys
 
 import pytest
 
@@ -196,7 +196,7 @@ def test_the_verbs_say_it(registry: Registry, capsys: pytest.CaptureFixture[str]
 
 def test_a_long_list_is_cut_and_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`qhub list` shows the first so many adapters; --limit 0, --json and a name show all that were asked for."""
-    monkeypatch.setattr(sys.modules["adapterhub_local.cli.list"], "MAX_ROWS", 3)
+    monkeypatch.setattr(importlib.import_module("adapterhub_local.cli.list"), "MAX_ROWS", 3)
     registry = Registry()
     for index in range(5):
         registry.publish(f"n{index}", {"f": b"x"}, {"kind": "train"})
