@@ -38,11 +38,12 @@ def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: boo
     loaded = load_recipe(recipe, overrides)
     info = find_base(loaded.base.name, home())
     dataset = read_data(loaded)
+    from adapterhub_local.base.chat_template import stop_tokens
     from adapterhub_local.rows.examples import tokenise_data
     from adapterhub_local.train.statistics import load_tokenizer, statistics
 
     tokenizer = load_tokenizer(info)
-    train, test = tokenise_data(dataset, tokenizer, loaded.data)
+    train, test = tokenise_data(dataset, tokenizer, loaded.data, stop_tokens(info.folder, tokenizer))
     described = {
         role: {**statistics(part), "notes": part.notes(loaded.data.max_length)}
         for role, part in (("train", train), ("test", test))

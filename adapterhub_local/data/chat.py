@@ -1,5 +1,6 @@
 """A chat: what one example says, before it is tokens; and the place it comes from."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,23 +9,39 @@ from typing import Any
 from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.errors import BadData
 
-ROLES = ("system", "user", "assistant")
-TOOLS = ("tool_calls", "function_call", "tool_call_id")
+ROLES = ("system", "user", "assistant", "tool")
+CALLED = {  # what roles are called elsewhere -> here
+    "developer": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "observation": "tool",
+    "ipython": "tool",
+    "function": "tool",
+}
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+KEPT = ("name", "tool_call_id", "weight")  # beside role, content, calls and thoughts
 Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages, each `{"role": ..., "content": ...}` with an answer last; or one plain `text` without roles.
+    """Messages as `/v1/chat/completions` has them, an answer last; or one plain `text` without roles.
 
-    A message of the assistant with `"weight": 0` is not learned. `where` names file and line.
+    Each message is `{"role": ..., "content": text}`; the assistant's may have `reasoning_content` and `tool_calls`,
+    those of a tool `tool_call_id` and `name`. `tools` are the schemas that were offered. A message of the assistant
+    with `"weight": 0` is not learned. `where` names file and line.
     """
 
     where: str
     messages: tuple[Message, ...] = ()
     text: str | None = None
     is_pair: bool = False  # given as prompt and completion, not as a chat
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -39,37 +56,94 @@ class Chat:
     @cached_property
     def prompt_digest(self) -> str:
         """`sha256:<hex>` of what is asked: equal for examples that differ in their last answer only."""
-        return digest_bytes(canonical_json(self.text if self.text is not None else self.prompt))
+        asked: Any = self.text if self.text is not None else self.prompt
+        return digest_bytes(canonical_json([asked, self.tools] if self.tools else asked))
 
 
-def check_chat(messages: Any, where: str) -> Chat:
-    """The chat of these messages. Raises BadData for another structure, and where there is no answer to learn."""
+def check_chat(
+    messages: Any, where: str, roles: Mapping[str, str] | None = None, tools: Any = None, *, is_pair: bool = False
+) -> Chat:
+    """The chat of these messages. Raises BadData for another structure, and where there is no answer to learn.
+
+    `roles` says which of ours a role of the data is, beside those that are known.
+    """
+    messages = parsed(messages)
     if not isinstance(messages, list | tuple) or not messages:
         raise BadData(f'{where}: write {{"messages": [{{"role": "user", "content": ...}}, ...]}}')
-    messages = [_check_message(message, where) for message in messages]
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise BadData(f"{where}: the last message must be the assistant's answer, and not empty")
-    if not any(is_learned(message) for message in messages):
+    checked = [_check_message(message, where, roles or {}) for message in messages]
+    last = checked[-1]
+    if last["role"] != "assistant":
+        raise BadData(f"{where}: the last message must be the assistant's answer, not of the {last['role']}")
+    if not (last["content"].strip() or last.get("tool_calls")):
+        raise BadData(f"{where}: the answer is empty")
+    if not any(is_learned(message) for message in checked):
         raise BadData(f"{where}: every answer has weight 0, so there is nothing to learn")
-    return Chat(where, tuple(messages))
+    return Chat(where, tuple(checked), is_pair=is_pair, tools=check_tools(tools, where))
 
 
-def _check_message(message: Any, where: str) -> Message:
-    """The message, its content as one text. Raises BadData for what would be lost in that."""
+def parsed(value: Any) -> Any:
+    """`value`, or the list or table that it is the JSON text of: CSV and many Parquet files have no other way."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def check_tools(tools: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    """The schemas of tools as OpenAI writes them; a bare function is put into one. Raises BadData."""
+    tools = parsed(tools)
+    if not tools:
+        return ()
+    if not isinstance(tools, list):
+        raise BadData(f"{where}: tools must be a list of schemas")
+    checked = []
+    for tool in tools:
+        tool = _without_nulls(parsed(tool))
+        tool = {"type": "function", "function": tool} if isinstance(tool, dict) and "name" in tool else tool
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadData(f'{where}: a tool is {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}')
+        parameters = parsed(function.get("parameters"))
+        checked.append({**tool, "function": {**function, **({"parameters": parameters} if parameters else {})}})
+    return tuple(checked)
+
+
+def _check_message(message: Any, where: str, roles: Mapping[str, str]) -> Message:
+    """The message with its content as one text. Raises BadData for what would be lost in that."""
+    message = _without_nulls(parsed(message))
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadData(f"{where}: every message needs a role and a content, both text")
-    if told := [key for key in TOOLS if message.get(key)] or (message["role"] in ("tool", "function")) * ["tool"]:
-        raise BadData(f"{where}: a message has {told[0]}: tools are not supported, leave these examples out")
-    if thought := [key for key in THOUGHTS if message.get(key)]:
+    named = message["role"].strip()
+    role = roles.get(named) or CALLED.get(named.lower(), named)
+    if role not in ROLES:
         raise BadData(
-            f"{where}: a message has {thought[0]}, which is not learned: put it into content, or leave it out"
+            f"{where}: role '{named[:40]}' is not one of {', '.join(ROLES)}: data.roles says which it is, "
+            f"such as {{ '{named[:40]}' = 'user' }}"
         )
-    if message["role"] not in ROLES:
-        raise BadData(f"{where}: role '{message['role'][:40]}' is not one of {', '.join(ROLES)}")
     if unread := [key for key in ("train", "training") if message.get(key) is False]:
         raise BadData(f'{where}: a message has "{unread[0]}": false: write "weight": 0 for an answer not to be learned')
     if message.get("weight", 1) not in (0, 1):
         raise BadData(f"{where}: the weight of a message is 0 (not learned) or 1, not {message['weight']!r:.40}")
+    if media := [key for key in MEDIA if message.get(key)]:
+        raise BadData(f"{where}: a message has {media[0]}: only text is supported, leave these examples out")
+    calls = _calls(message, where)
+    checked = {"role": role, "content": _content(message, where, is_optional=bool(calls))}
+    checked |= {key: message[key] for key in KEPT if key in message}
+    if calls:
+        checked["tool_calls"] = calls
+    if (calls or message.get("tool_calls")) and role != "assistant":
+        raise BadData(f"{where}: a message of the {role} has tool_calls: only the assistant calls tools")
+    thoughts = [message[key] for key in THOUGHTS if message.get(key)]
+    if thoughts:
+        if role != "assistant" or not isinstance(thoughts[0], str):
+            raise BadData(f"{where}: thoughts (reasoning_content) are text, and the assistant's")
+        checked["reasoning_content"] = thoughts[0]
+    return checked
+
+
+def _content(message: Mapping[str, Any], where: str, *, is_optional: bool) -> str:
     content = message.get("content")
     if isinstance(content, list):  # OpenAI's parts
         parts = [part if isinstance(part, dict) else {} for part in content]
@@ -77,12 +151,71 @@ def _check_message(message: Any, where: str) -> Message:
             raise BadData(f"{where}: a content has a part '{str(others[0])[:40]}': only text is supported")
         texts = [part.get("text") for part in parts]
         if all(isinstance(text, str) for text in texts):
-            return {**message, "content": "".join(texts)}  # type: ignore[arg-type]
+            return "".join(texts)  # type: ignore[arg-type]
+    if content is None and is_optional:
+        return ""
     if not isinstance(content, str):
         raise BadData(f"{where}: every message needs a role and a content, both text")
-    return message
+    return content
+
+
+def _calls(message: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The calls of a message as OpenAI writes them now; also its older `function_call`."""
+    calls = parsed(message.get("tool_calls")) or []
+    if function := parsed(message.get("function_call")):
+        calls = [*calls, {"function": function}] if isinstance(calls, list) else calls
+    if not isinstance(calls, list):
+        raise BadData(f"{where}: tool_calls must be a list of calls")
+    checked = []
+    for call in calls:
+        call = parsed(call)
+        if isinstance(call, dict) and "function" not in call and "name" in call:  # a bare function
+            call = {"function": call}
+        function = parsed(call.get("function")) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise BadData(
+                f'{where}: a call is {{"id": ..., "type": "function", "function": {{"name": ..., "arguments": ...}}}}'
+            )
+        arguments = function.get("arguments", function.get("parameters", {}))
+        arguments = _without_nulls(arguments) if not isinstance(arguments, str) else arguments
+        extra = {key: call[key] for key in ("id",) if isinstance(call.get(key), str)}
+        checked.append(
+            {**extra, "type": "function", "function": {"name": function["name"], "arguments": parsed(arguments)}}
+        )
+    return checked
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without keys that have no value: files that went through Arrow have every key everywhere."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def is_learned(message: Message) -> bool:
     """Whether it is an answer that is to be learned."""
     return message["role"] == "assistant" and bool(message.get("weight", 1))
+
+
+def split_thought(message: Message) -> tuple[str, str]:
+    """What an answer thinks and what it says: thoughts of their own, or those before a closing mark in the content."""
+    content: str = message["content"]
+    if message.get("reasoning_content"):
+        return message["reasoning_content"], content
+    for opening, closing in MARKS:
+        before, mark, after = content.rpartition(closing)
+        if mark and (opening in before or not before.strip().startswith("<")):
+            return before.rpartition(opening)[2], after
+    return "", content
+
+
+MARKS = (  # what opens a thought and what closes it, by family
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel>thought\n", "<channel|>"),
+)

@@ -1,19 +1,21 @@
 """The data of a recipe: every file read and recognised, weighted, and a part held out where no test file is given."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.data.files import read_rows
-from adapterhub_local.data.formats import read_chat, recognise
+from adapterhub_local.data.formats import read_chat, recognise, renamed, unused_columns
+from adapterhub_local.data.tables import class_names
+from adapterhub_local.data.trouble import Troubles
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.recipe import Recipe
 from adapterhub_local.recipe.schema import Data
-from adapterhub_local.recipe.source import HubFiles, Source
+from adapterhub_local.recipe.source import HubFiles, Source, local_files
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,19 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Part:
-    """The chats of one file, and its record."""
+    """The chats of one file, its record, and which of the recipe's sources it belongs to."""
 
     chats: list[Chat]
     record: dict[str, Any]
+    source: int = 0
+    remarks: list[str] = field(default_factory=list)  # what became of columns and rows
 
     @property
-    def note(self) -> str:
-        return f"{self.record['role']}: {self.record['file']}, {len(self.chats):,} examples, {self.record['format']}"
+    def notes(self) -> list[str]:
+        """What a person must know of it, a sentence each."""
+        role, file = self.record["role"], self.record["file"]
+        first = f"{role}: {file}, {len(self.chats):,} examples, {self.record['format']}"
+        return [first, *(f"{role}: {remark}" for remark in self.remarks)]
 
 
 def read_data(recipe: Recipe) -> Dataset:
@@ -51,7 +58,7 @@ def read_data(recipe: Recipe) -> Dataset:
     test = read_parts(data.test, "test", data, recipe.eval.limit) if data.test else []
     kept, held_out = [part.chats for part in train], [chat for part in test for chat in part.chats]
     records = [part.record for part in (*train, *test)]
-    notes = [part.note for part in (*train, *test)]
+    notes = [note for part in (*train, *test) for note in part.notes]
     if not test and data.test_share:
         held_out = [chat for chats in kept for chat in chats if _fraction(chat, 0) < data.test_share]
         kept = [[chat for chat in chats if _fraction(chat, 0) >= data.test_share] for chats in kept]
@@ -74,7 +81,7 @@ def read_data(recipe: Recipe) -> Dataset:
         notes.append(
             f"{shared:,} of {len(held_out):,} test prompts are in the training data too: scores on them flatter"
         )
-    weights = data.weights or [1.0] * len(kept)
+    weights = [data.weights[part.source] if data.weights else 1.0 for part in train]
     weighted = [chat for chats, weight in zip(kept, weights, strict=True) for chat in _repeated(chats, weight)]
     if not weighted:
         raise BadData("no example is left to train on: lower data.test_share, or give more examples")
@@ -84,11 +91,16 @@ def read_data(recipe: Recipe) -> Dataset:
 
 
 def read_parts(sources: Sequence[Source], role: str, data: Data | None = None, limit: int | None = None) -> list[Part]:
-    """The chats of each file of these sources; `limit` counts in each file. `role` is train or test."""
+    """The chats of each file of these sources; `limit` counts in each file. `role` is train or test.
+
+    Raises BadData with what is wrong with any row, counted by kind, unless the recipe leaves such rows out.
+    """
     parts = []
-    for source in sources:
-        files, known = ([source], {}) if isinstance(source, Path) else _fetch(source, role)
-        parts += [_read(path, role, data, limit, known) for path in files]
+    for number, source in enumerate(sources):
+        files, known = (local_files(source, role), {}) if isinstance(source, Path) else _fetch(source, role)
+        if not files:
+            raise BadData(f"{source} has no data files")
+        parts += [_read(path, role, data, limit, known, number) for path in files]
     return parts
 
 
@@ -99,24 +111,49 @@ def _fetch(source: HubFiles, role: str) -> tuple[list[Path], dict[str, Any]]:
     return files, {"repo": source.repo, "revision": commit}
 
 
-def _read(path: Path, role: str, data: Data | None, limit: int | None, known: dict[str, Any]) -> Part:
+def _read(path: Path, role: str, data: Data | None, limit: int | None, known: dict[str, Any], source: int) -> Part:
     wanted = "columns" if data and data.prompt is not None else data.format if data else "auto"
+    labels = class_names(path) if wanted == "columns" else {}
     chats: list[Chat] = []
-    for where, row in islice(read_rows(path), limit):
-        if wanted == "auto":
-            wanted = recognise(row, where)
-        chats.append(read_chat(row, where, wanted, data))
+    troubles, unused = Troubles(path.name), Counter[str]()
+    for where, row in read_rows(path, role):
+        if limit is not None and len(chats) >= limit:
+            break
+        troubles.total += 1
+        try:
+            if isinstance(row, BadData):
+                raise row
+            row = renamed(row, data)
+            if wanted == "auto":
+                wanted = recognise(row, where)
+            chats.append(read_chat(row, where, wanted, data, labels))
+            unused.update(unused_columns(row, wanted, data))
+        except BadData as error:
+            troubles.add(where, error)
+    troubles.raise_if(data.bad_rows if data else "error")
     if not chats:
         raise BadData(f"{path} has no examples")
+    remarks = troubles.notes
+    if unused:
+        columns = ", ".join(f"{name} ({count:,} of {len(chats):,} examples)" for name, count in sorted(unused.items()))
+        remarks.append(f"not used: {columns}; data.prompt and data.answer join columns, data.columns names them")
+    given = (data.labels if data else None) or {}
+    for column in labels.keys() - given.keys():
+        if data and "{" + column + "}" in f"{data.prompt}{data.answer}{data.system}":
+            named = ", ".join(f"{number} is '{name}'" for number, name in enumerate(labels[column][:5]))
+            more = ", ..." if len(labels[column]) > 5 else ""
+            remarks.append(f"{column}: {named}{more}, as the file itself says; data.labels says otherwise")
     record = {
         "role": role,
         "file": path.name,
         "digest": digest_file(path),
         "rows": len(chats),
         "format": wanted,
+        **({"left_out": troubles.count} if troubles.count else {}),
+        **({"unused": sorted(unused)} if unused else {}),
         **known,
     }
-    return Part(chats, record)
+    return Part(chats, record, source, remarks)
 
 
 def _repeated(chats: list[Chat], weight: float) -> list[Chat]:

@@ -1,45 +1,48 @@
-"""Rows of data files: JSON lines, JSON, CSV, Parquet or plain text, each row with the place it stands at.
+"""Rows of data files: JSON lines, JSON, CSV, Parquet, Arrow or plain text, each row with the place it stands at.
 
-Text is UTF-8, or UTF-16 with the mark at its start that Windows writes.
+Text is UTF-8, or UTF-16 with the mark at its start that Windows writes. A row that cannot be read is given as the
+BadData that says why, so that the others are still looked at.
 """
 
 import codecs
 import csv
-import gzip
 import io
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
-from adapterhub_local.errors import BadData, InputError
-from adapterhub_local.recipe.source import SUFFIXES, data_suffix
-from adapterhub_local.regular import open_regular
+from adapterhub_local.data.compressed import open_bytes, unpacking
+from adapterhub_local.data.tables import arrow_rows
+from adapterhub_local.errors import BadData
+from adapterhub_local.recipe.source import SPLITS, SUFFIXES, data_suffix
 
 Row = tuple[str, Any]  # (`file:line`, what stands there)
 CHATS = frozenset(("messages", "conversations"))  # lists in one example, not of examples
+DELIMITERS = ",;\t|^~\x1f\x01:"
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a data file, read by its suffix; `.gz` is unpacked. One without a known suffix is read as JSON lines.
+def read_rows(path: Path, role: str = "train") -> Iterator[Row]:
+    """The rows of a data file, read by its suffix; what is compressed is unpacked. One without a known suffix is read
+    as JSON lines. `role` is train or test, which a JSON file may hold both of.
 
     Raises BadData with file and line for what cannot be read, InputError where a package is missing for it.
     """
     suffix = data_suffix(path) or ".jsonl"
     try:
-        if suffix == ".parquet":
-            yield from _parquet(path)
+        if suffix in (".parquet", ".arrow"):
+            yield from arrow_rows(path)
             return
-        with _open(path) as file:
+        with unpacking(path), _open(path) as file:
             if suffix in (".csv", ".tsv"):
                 yield from _csv(file, path, "\t" if suffix == ".tsv" else None)
             elif suffix == ".json":
-                yield from _json(file, path)
+                yield from _json(file, path, role)
             elif suffix == ".txt":
                 yield f"{path}", {"text": file.read()}
             else:
-                yield from _json_lines(file, path)
+                yield from _json_lines(file, path, role)
     except FileNotFoundError:
         raise BadData(f"there is no data file {path}") from None
     except UnicodeError:
@@ -49,20 +52,15 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _open(path: Path) -> TextIO:
-    with _open_bytes(path) as file:
+    with open_bytes(path) as file:
         start = file.read(2)
     encoding = "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-    return io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="")
-
-
-def _open_bytes(path: Path) -> BinaryIO:
-    file = open_regular(path)
-    return gzip.open(file) if path.name.lower().endswith(".gz") else file  # type: ignore[return-value]
+    return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="")
 
 
 def _undecodable(path: Path) -> int:
     """The first line that is not UTF-8."""
-    with _open_bytes(path) as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -71,39 +69,68 @@ def _undecodable(path: Path) -> int:
     return 1  # UTF-16 that breaks off
 
 
-def _json_lines(file: TextIO, path: Path) -> Iterator[Row]:
+def _json_lines(file: TextIO, path: Path, role: str) -> Iterator[Row]:
     for number, line in enumerate(file, 1):
         if line.strip():
             if line.lstrip().startswith("[") and number == 1:  # a whole JSON file under this name
-                yield from _json(io.StringIO(line + file.read()), path)
+                yield from _json(io.StringIO(line + file.read()), path, role)
                 return
-            yield f"{path}:{number}", _parsed(line, f"{path}:{number}", is_line=True)
+            where = f"{path}:{number}"
+            try:
+                yield where, _parsed(line, where, is_line=True)
+            except BadData as error:
+                yield where, error
 
 
-def _json(file: TextIO, path: Path) -> Iterator[Row]:
-    """A list of rows, a table that holds one (alone, or as `data`), one row, or JSON lines under this name."""
+def _json(file: TextIO, path: Path, role: str) -> Iterator[Row]:
+    """A list of rows, a table that holds one (alone, as `data`, or a split), columns, one row, or JSON lines."""
     text = file.read()
     first, _, rest = text.lstrip().partition("\n")
     if first.startswith("{") and first.rstrip().endswith("}") and rest.strip():
-        yield from _json_lines(io.StringIO(text), path)
+        yield from _json_lines(io.StringIO(text), path, role)
         return
     rows = _parsed(text, str(path)) if text.strip() else []
     if isinstance(rows, dict):
-        name = next(iter(rows)) if len(rows) == 1 else "data"
-        rows = rows[name] if name not in CHATS and isinstance(rows.get(name), list) else [rows]
+        rows = _rows_of(rows, role)
     if not isinstance(rows, list):
         raise BadData(f"{path}: a JSON file must hold a list of examples")
     yield from ((f"{path} example {number}", row) for number, row in enumerate(rows, 1))
 
 
+def _rows_of(table: dict[str, Any], role: str) -> list[Any]:
+    splits = {name: rows for name, rows in table.items() if isinstance(rows, list)}
+    for name in SPLITS[role]:
+        if name in splits and set(splits) <= {known for names in SPLITS.values() for known in names}:
+            return splits[name]
+    name = next(iter(table)) if len(table) == 1 else "data"
+    if name not in CHATS and isinstance(table.get(name), list):
+        return list(table[name])
+    lengths = {len(column) if isinstance(column, list) else -1 for column in table.values()}
+    is_text = all(isinstance(column, list) and isinstance((column or [0])[0], str) for column in table.values())
+    if len(table) > 1 and len(lengths) == 1 and -1 not in lengths and is_text:  # columns, as pandas writes them
+        return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    return [table]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table of JSON. Raises ValueError if it has a key twice: one of the values would be lost."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands twice in one table")
+    return table
+
+
 def _parsed(text: str, where: str, *, is_line: bool = False) -> Any:
     try:
-        parsed = json.loads(text)
+        parsed = json.loads(text, object_pairs_hook=_once)
         if "\\ud" in text.lower():  # escapes of halves of characters, which only make sense in pairs
             json.dumps(parsed, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadData(f"{where}: half a character: an escape such as \\ud83d without its other half") from None
     except (ValueError, RecursionError) as error:
+        if str(error).startswith("the key "):
+            raise BadData(f"{where}: {error}") from None
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or too long a number"
         line = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) and not is_line else ""
         if is_line:
@@ -115,44 +142,40 @@ def _parsed(text: str, where: str, *, is_line: bool = False) -> Any:
     return parsed
 
 
+def _delimiter(header: str, following: str) -> str:
+    """What separates the columns of a header: the first mark that divides it outside of quotes; rare ones only if they
+    divide the next line in the same way."""
+    for mark in DELIMITERS:
+        try:
+            first, second = (len(next(csv.reader([line], delimiter=mark), [])) for line in (header, following))
+        except csv.Error:
+            continue
+        if first > 1 and (mark in DELIMITERS[:4] or first == second):
+            return mark
+    return ","
+
+
 def _csv(file: TextIO, path: Path, delimiter: str | None) -> Iterator[Row]:
-    """Rows by the columns of the header; without a `delimiter` that of the header: a comma, or what Excel writes."""
+    """Rows by the columns of the header, without the blanks that stand after its delimiters."""
     csv.field_size_limit(2**31 - 1)  # a long text is one field
-    header = file.readline()
+    header, following = file.readline(), file.readline()
     if "\0" in header:
         raise BadData(f"{path}:1: not UTF-8 text: save the file as UTF-8")
-    delimiter = delimiter or next((mark for mark in ",;\t" if mark in header), ",")
-    reader = csv.DictReader(itertools.chain([header], file), delimiter=delimiter, strict=True)
+    delimiter = delimiter or _delimiter(header, following)
+    is_spaced = f"{delimiter} " in header and delimiter != "\t"
+    lines = itertools.chain([header, following] if following else [header], file)
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True, skipinitialspace=is_spaced)
     begins = 1
     try:
-        columns = reader.fieldnames or ()
+        columns = [name.strip() for name in reader.fieldnames or ()]
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise BadData(f"{path}:1: two columns are called '{twice[0]}'")
+        reader.fieldnames = columns
         for row in reader:
             where, begins = f"{path}:{reader.line_num}", reader.line_num
             if None in row or None in row.values():
-                raise BadData(
-                    f"{where}: this row does not have the {len(reader.fieldnames or ())} columns of the header"
-                )
+                yield where, BadData(f"{where}: this row does not have the {len(columns)} columns of the header")
+                continue
             yield where, row
     except csv.Error as error:
         raise BadData(f"{path}:{begins + 1}: not CSV: {error} in the row that begins here") from None
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise InputError(
-            f"{path}: Parquet needs the package pyarrow: pip install pyarrow, or convert the file to .jsonl"
-        ) from None
-    try:
-        with ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path} example {number}", row
-    except ArrowException as error:
-        raise BadData(f"{path} is not Parquet: {str(error).splitlines()[0]}") from None

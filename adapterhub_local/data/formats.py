@@ -1,26 +1,54 @@
-"""What a row says: messages, ShareGPT, Alpaca, prompt and completion, plain text, or columns as a recipe joins them."""
+"""What a row says: messages, ShareGPT, Alpaca, prompt and completion, plain text, or columns as a recipe joins them.
+
+Every column of a row is used, named as unused (`unused_columns`), or refused.
+"""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adapterhub_local.data.chat import Chat, check_chat
+from adapterhub_local.data.chat import KEPT, MEDIA, THOUGHTS, Chat, check_chat, parsed
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
 
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PAIRS = (
     *(("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response")),
-    ("input", "output"),
+    *(("prompt", "answer"), ("input", "output")),
 )
+SYSTEM = ("system", "system_prompt")
+JUDGED = ("label", "kto_tag")
 TURN = ("user", "assistant")
-_COLUMN = re.compile(r"\{([^{}]+)\}")
+IN_TURNS = {"role", "content", "from", "value", "train", "training", "tool_calls", "function_call", *KEPT, *THOUGHTS}
+_COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+_NAME = re.compile(r"[^\W\d][\w .-]*")
+_USED = {
+    "messages": {"messages", "tools", "choices", *SYSTEM},
+    "sharegpt": {"conversations", "tools", *SYSTEM},
+    "alpaca": {"instruction", "history", "tools", *SYSTEM},
+    "prompt-completion": {"tools", *SYSTEM},
+    "text": {"text"},
+}
+
+
+def renamed(row: Any, data: Data | None) -> Any:
+    """The row with its columns called as they are here, where a recipe says what they are called."""
+    if not (data and data.columns and isinstance(row, Mapping)):
+        return row
+    ours = {theirs: name for name, theirs in data.columns.items()}
+    named = {ours.get(key, key): value for key, value in row.items()}
+    inner = {theirs: name for theirs, name in ours.items() if name in ("role", "content")}
+    for key in ("messages", "conversations", "prompt", "completion") if inner else ():
+        turns = parsed(named.get(key))
+        if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
+            named[key] = [{inner.get(name, name): value for name, value in turn.items()} for turn in turns]
+    return named
 
 
 def recognise(row: Any, where: str) -> str:
     """The format of a row, from the names of its columns. Raises BadData if it is none of them."""
     columns = row.keys() if isinstance(row, Mapping) else ()
+    _check_preferences(row, where)
     if "messages" in columns:
         return "messages"
     if "conversations" in columns:
@@ -31,93 +59,172 @@ def recognise(row: Any, where: str) -> str:
         return "prompt-completion"
     if "text" in columns and not {"label", "labels"} & set(columns):
         return "text"
-    if "chosen" in columns and "rejected" in columns:
+    has = f"has the columns {', '.join(map(str, columns))}" if columns else "is not a table"
+    raise BadData(
+        f"{where}: not a known format, the example {has}: "
+        'write {"messages": [{"role": "user", "content": ...}, ...]}, say with data.columns what these are called, '
+        "or with data.prompt and data.answer how columns make an example"
+    )
+
+
+def read_chat(
+    row: Any,
+    where: str,
+    format: str,  # noqa: A002 - as in the recipe
+    data: Data | None = None,
+    labels: Mapping[str, Any] | None = None,
+) -> Chat:
+    """The chat that a row says in this format. Raises BadData with what is missing, or would be lost.
+
+    labels: the names of columns' numbers, beside those of the recipe.
+    """
+    if not isinstance(row, Mapping):
+        raise BadData(f"{where}: an example must be a table of columns, not {type(row).__name__}")
+    media = [key for key in MEDIA if row.get(key) not in (None, [], "", {})]
+    if media and format != "columns":
+        raise BadData(f"{where}: the column {media[0]} holds more than text, which is not supported: leave these out")
+    if format == "columns":
+        assert data is not None, "the templates are the recipe's"
+        return _columns(row, where, data, {**(labels or {}), **(data.labels or {})})
+    _check_preferences(row, where)
+    if bad := [key for key in JUDGED if row.get(key) is False]:
+        raise BadData(
+            f"{where}: the answer is judged bad ({bad[0]} is false), and would be learned as a good one: "
+            "leave such rows out"
+        )
+    return _READERS[format](row, where, data)
+
+
+def unused_columns(row: Mapping[str, Any], format: str, data: Data | None = None) -> list[str]:  # noqa: A002
+    """The columns of a row with a value that its chat does not hold; keys of its messages as `messages.id`."""
+    given = {str(key) for key, value in row.items() if value not in (None, "", [], {})}
+    if format == "columns":
+        assert data is not None, "the templates are the recipe's"
+        templates = (data.prompt or "", data.answer or "", data.system or "")
+        return sorted(given - {match[1] for text in templates for match in _COLUMN.finditer(text)})
+    used = set(_USED[format]) | {key for key in JUDGED if isinstance(row.get(key), bool)}
+    if format == "alpaca":
+        used |= {_beside(row), _answer_column(row)}
+    if format == "prompt-completion":
+        used |= set(next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), ()))
+    unused = given - used
+    for name in ("messages", "conversations"):
+        turns = parsed(row.get(name)) if name in used else None
+        for turn in turns if isinstance(turns, list) else ():
+            if isinstance(turn, Mapping):
+                unused |= {f"{name}.{key}" for key, value in turn.items() if value is not None and key not in IN_TURNS}
+    return sorted(unused)
+
+
+def _check_preferences(row: Any, where: str) -> None:
+    if isinstance(row, Mapping) and "chosen" in row and "rejected" in row:
         raise BadData(
             f"{where}: these are preferences (chosen, rejected), which are not trained on: to learn the chosen answers "
             "set data.prompt = '{prompt}' and data.answer = '{chosen}'"
         )
-    has = f"has the columns {', '.join(map(str, columns))}" if columns else "is no table"
-    raise BadData(
-        f"{where}: no known format, the example {has}: "
-        'write {"messages": [{"role": "user", "content": ...}, ...]}, '
-        "or say with data.prompt and data.answer how columns make an example"
-    )
 
 
-def read_chat(row: Any, where: str, format: str, data: Data | None = None) -> Chat:  # noqa: A002 - as in the recipe
-    """The chat that a row says in this format. Raises BadData with what is missing."""
-    if not isinstance(row, Mapping):
-        raise BadData(f"{where}: an example must be a table of columns, not {type(row).__name__}")
-    if format == "columns":
-        assert data is not None, "the templates are the recipe's"
-        return _columns(row, where, data)
-    return _READERS[format](row, where)
+def _roles(data: Data | None) -> Mapping[str, str]:
+    return (data.roles if data else None) or {}
 
 
-def _messages(row: Mapping[str, Any], where: str) -> Chat:
-    if row.get("tools"):
-        raise BadData(f"{where}: tools are not supported: leave the column out")
-    return check_chat(row.get("messages"), where)
+def _messages(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
+    messages = parsed(row.get("messages"))
+    if row.get("choices") and isinstance(messages, list):  # a request with the answer it got
+        choices = parsed(row["choices"])
+        answer = choices[0].get("message") if isinstance(choices, list) and isinstance(choices[0], Mapping) else None
+        messages = [*messages, answer]
+    system = _system(row, where)
+    if system and isinstance(messages, list) and messages and _role_of(messages[0], data) == "system":
+        raise BadData(f"{where}: a system message in the messages and another one in a column of its own")
+    return check_chat([*system, *messages] if isinstance(messages, list) else messages, where, _roles(data),
+                      row.get("tools"))  # fmt: skip
 
 
-def _sharegpt(row: Mapping[str, Any], where: str) -> Chat:
-    turns = row.get("conversations")
+def _role_of(message: Any, data: Data | None) -> Any:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    return _roles(data).get(role, role) if isinstance(role, str) else None
+
+
+def _sharegpt(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
+    turns = parsed(row.get("conversations"))
     if not isinstance(turns, list) or not turns:
         raise BadData(f'{where}: write {{"conversations": [{{"from": "human", "value": ...}}, ...]}}')
-    messages = []
+    messages: list[Any] = []
     for turn in turns:
         told = turn if isinstance(turn, dict) else {}
         speaker, said = told.get("from", told.get("role")), told.get("value", told.get("content"))
-        if not isinstance(speaker, str) or not isinstance(said, str):
+        if not isinstance(speaker, str) or not (isinstance(said, str) or (said is None and told.get("tool_calls"))):
             raise BadData(f"{where}: every turn of conversations needs 'from' and 'value', both text")
-        if speaker not in SHAREGPT_ROLES:
-            raise BadData(f"{where}: a turn is from '{speaker[:40]}', known are {', '.join(SHAREGPT_ROLES)}")
-        weight = {key: told[key] for key in ("weight", "train", "training") if key in told}
-        messages.append({"role": SHAREGPT_ROLES[speaker], "content": said, **weight})
-    return check_chat([*_system(row), *messages], where)
+        rest = {key: value for key, value in told.items() if key not in ("from", "role", "value", "content")}
+        if speaker == "function_call":  # LLaMA-Factory's: a call, or several, as JSON
+            calls = parsed(said)
+            calls = calls if isinstance(calls, list) else [calls]
+            messages.append({"role": "assistant", "content": "", "tool_calls": calls, **rest})
+        else:
+            messages.append({"role": speaker, "content": said, **rest})
+    return check_chat([*_system(row, where), *messages], where, _roles(data), row.get("tools"))
 
 
-def _alpaca(row: Mapping[str, Any], where: str) -> Chat:
+def _beside(row: Mapping[str, Any]) -> str:
+    return "input" if "input" in row else "context"
+
+
+def _answer_column(row: Mapping[str, Any]) -> str:
+    return "output" if "output" in row else "response"
+
+
+def _alpaca(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     """Stanford's columns, Dolly's names for two of them, and the earlier turns that LLaMA-Factory adds."""
-    beside, answer = "input" if "input" in row else "context", "output" if "output" in row else "response"
-    parts = [_text(row, "instruction", where), _text(row, beside, where, optional=True)]
-    chat = _pair("\n\n".join(part for part in parts if part), _text(row, answer, where), where, row)
-    earlier = row.get("history") or ()
+    parts = [_text(row, "instruction", where), _text(row, _beside(row), where, optional=True)]
+    answer = _text(row, _answer_column(row), where)
+    chat = _pair("\n\n".join(part for part in parts if part), answer, where, row)
+    earlier = parsed(row.get("history")) or ()
     if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
                for turn in earlier):  # fmt: skip
         raise BadData(f"{where}: history must be a list of [question, answer], all text")
     turns = [{"role": role, "content": said} for turn in earlier for role, said in zip(TURN, turn, strict=True)]
     system, own = chat.messages[:-2], chat.messages[-2:]
-    return check_chat([*system, *turns, *own], where) if turns else chat
+    return check_chat([*system, *turns, *own], where, None, row.get("tools")) if turns else chat
 
 
-def _prompt_completion(row: Mapping[str, Any], where: str) -> Chat:
+def _prompt_completion(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     pair = next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None)
     if pair is None:
         raise BadData(f"{where}: needs the columns prompt and completion")
-    prompt, completion = row[pair[0]], row[pair[1]]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return check_chat([*prompt, *completion], where)
+    prompt, completion = parsed(row[pair[0]]), parsed(row[pair[1]])
+    is_talk = [isinstance(side, list) and all(isinstance(turn, Mapping) for turn in side) and bool(side)
+               for side in (prompt, completion)]  # fmt: skip
+    if is_talk[0]:
+        answer = completion if is_talk[1] else [{"role": "assistant", "content": _text(row, pair[1], where)}]
+        return check_chat([*_system(row, where), *prompt, *answer], where, _roles(data), row.get("tools"))
     return _pair(_text(row, pair[0], where), _text(row, pair[1], where), where, row)
 
 
-def _plain_text(row: Mapping[str, Any], where: str) -> Chat:
+def _plain_text(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     text = _text(row, "text", where)
     if not text.strip():
         raise BadData(f"{where}: the text is empty")
     return Chat(where, text=text)
 
 
-def _columns(row: Mapping[str, Any], where: str, data: Data) -> Chat:
+def _columns(row: Mapping[str, Any], where: str, data: Data, labels: Mapping[str, Any]) -> Chat:
     def filled(template: str) -> str:
         def value(match: re.Match[str]) -> str:
+            if match[0] in ("{{", "}}"):
+                return match[0][0]
             if match[1] not in row:
-                raise BadData(f"{where}: there is no column '{match[1]}', the columns are {', '.join(map(str, row))}")
+                if not _NAME.fullmatch(match[1]):  # braces around what cannot be a column's name
+                    return match[0]
+                raise BadData(
+                    f"{where}: there is no column '{match[1]}', the columns are {', '.join(map(str, row))} "
+                    "({{ and }} stand for braces)"
+                )
             found = row[match[1]]
             if found is None or isinstance(found, list | dict):
                 what = "is empty" if found is None else "holds several values"
                 raise BadData(f"{where}: the column '{match[1]}' {what}: it must be text or a number")
-            return str(found)
+            return _named(found, match[1], labels[match[1]], where) if match[1] in labels else str(found)
 
         return _COLUMN.sub(value, template)
 
@@ -126,17 +233,35 @@ def _columns(row: Mapping[str, Any], where: str, data: Data) -> Chat:
     return _pair(filled(data.prompt), filled(data.answer), where, system)
 
 
+def _named(value: Any, column: str, names: Sequence[str] | Mapping[str, str], where: str) -> str:
+    """The name of a column's value: by its number in a list of names, or as a table has it; a name is itself."""
+    known = names if isinstance(names, Mapping) else {str(number): name for number, name in enumerate(names)}
+    key = str(int(value)) if isinstance(value, bool | float) and value == int(value) else str(value)
+    if key in known:
+        return known[key]
+    if value in known.values():
+        return str(value)
+    raise BadData(
+        f"{where}: the column '{column}' is {value!r:.40}, the names in data.labels are for {', '.join(known)}"
+    )
+
+
 def _pair(prompt: str, answer: str, where: str, row: Mapping[str, Any]) -> Chat:
     if not answer.strip():
         raise BadData(f"{where}: the answer is empty")
     asked, answered = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
-    return replace(check_chat([*_system(row), asked, answered], where), is_pair=True)
+    chat = check_chat([*_system(row, where), asked, answered], where, None, row.get("tools"))
+    return replace(chat, is_pair=True)
 
 
-def _system(row: Mapping[str, Any]) -> list[dict[str, str]]:
+def _system(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
     """The system message of a row that has a column for it."""
-    text = row.get("system")
-    return [{"role": "system", "content": text}] if isinstance(text, str) and text else []
+    texts = [row[key] for key in SYSTEM if row.get(key)]
+    if not texts:
+        return []
+    if len(texts) > 1 or not isinstance(texts[0], str):
+        raise BadData(f"{where}: the column system must be one text")
+    return [{"role": "system", "content": texts[0]}]
 
 
 def _text(row: Mapping[str, Any], column: str, where: str, *, optional: bool = False) -> str:
@@ -152,7 +277,7 @@ def _text(row: Mapping[str, Any], column: str, where: str, *, optional: bool = F
     return value
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], str], Chat]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any], str, Data | None], Chat]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,

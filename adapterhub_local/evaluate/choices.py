@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.chat_template import ChatSettings
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.rows.examples import Example, tokenise_all
@@ -15,7 +16,12 @@ from adapterhub_local.rows.packing import forward, is_exact, pack
 
 
 def with_choices(
-    chats: Sequence[Chat], choices: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str
+    chats: Sequence[Chat],
+    choices: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    settings: ChatSettings | None = None,
+    stops: frozenset[int] | None = None,
 ) -> tuple[list[list[Example]], list[int]]:
     """Each chat with each choice as its last answer, and which choice is right.
 
@@ -30,7 +36,9 @@ def with_choices(
             raise BadData(f"{chat.where}: the answer {answer[:40]!r} is none of the choices {', '.join(choices)}")
         right.append(list(choices).index(answer))
     answered = [replace(chat, messages=(*chat.prompt, _answer(choice))) for chat in chats for choice in choices]
-    examples = tokenise_all(answered, tokenizer, 2**31, loss_on="last_answer", template=template).examples
+    examples = tokenise_all(
+        answered, tokenizer, 2**31, loss_on="last_answer", template=template, settings=settings, stops=stops
+    ).examples
     return [examples[at : at + len(choices)] for at in range(0, len(examples), len(choices))], right
 
 

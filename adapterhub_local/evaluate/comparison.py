@@ -110,11 +110,13 @@ def compare(
     """
     place = find_data(source)
     check_data_settings(settings)
+    from adapterhub_local.base.chat_template import stop_tokens
     from adapterhub_local.base.load import load_base
     from adapterhub_local.data.dataset import Dataset, read_parts
     from adapterhub_local.evaluate.choices import with_choices
     from adapterhub_local.evaluate.evaluate import Checks, data_settings, entry, read_tests, score
     from adapterhub_local.evaluate.written import read_pattern
+    from adapterhub_local.rows.examples import settings_of
 
     pattern = read_pattern(regex) if regex is not None else None
     data = data_settings(subjects.adapters, **settings)
@@ -124,7 +126,8 @@ def compare(
     tests = read_tests(base, dataset.test, data, max_length)
     asked: tuple[Any, Any] = ((), ())
     if choices is not None:
-        asked = with_choices(dataset.test, list(choices), base.tokenizer, tests.template)
+        stops = stop_tokens(base.info.folder, base.tokenizer)
+        asked = with_choices(dataset.test, list(choices), base.tokenizer, tests.template, settings_of(data), stops)
     checks = Checks(*asked, pattern, json_valid, max_new_tokens)
     task = task or Path(source).name.partition(".")[0]
     scores = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo, find_by_fingerprint
+from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import Incompatible, InputError
@@ -17,7 +18,7 @@ from adapterhub_local.evaluate.written import is_json, matches, write_answers
 from adapterhub_local.progress import Counting
 from adapterhub_local.recipe.schema import Data
 from adapterhub_local.registry import Version
-from adapterhub_local.rows.examples import Example, Tokenised, scored_on, tokenise_all
+from adapterhub_local.rows.examples import Example, Tokenised, scored_on, settings_of, tokenise_all
 from adapterhub_local.settings import Home
 
 
@@ -54,7 +55,9 @@ def data_settings(versions: Sequence[Version], **given: str | None) -> Data:
     recipes = [version.lineage.get("recipe") or {} for version in versions]
     resolved = (recipe.get("resolved") or {} for recipe in recipes)
     known: dict[str, Any] = next((tables["data"] for tables in resolved if tables.get("data")), {})
-    names = ("template", "loss_on", *(() if given.get("format") else ("prompt", "answer", "system")))
+    written = ("template_args", "chat_template", "system_role", "control_tokens", "left_out", "date", "roles")
+    names: tuple[str, ...] = ("template", "loss_on", *written)
+    names += () if given.get("format") else ("prompt", "answer", "system", "columns", "labels")
     settings = {name: known[name] for name in names if known.get(name) is not None}
     data = Data(train=(), **{**settings, **{name: value for name, value in given.items() if value is not None}})
     if (data.prompt is None) != (data.answer is None):
@@ -64,7 +67,10 @@ def data_settings(versions: Sequence[Version], **given: str | None) -> Data:
 
 def read_tests(base: LoadedBase, chats: Sequence[Chat], data: Data, max_length: int) -> Tokenised:
     """Held-out chats as tokens; one that is longer than `max_length` tokens is an error."""
-    return tokenise_all(chats, base.tokenizer, max_length, loss_on=scored_on(data), template=data.template)
+    return tokenise_all(
+        chats, base.tokenizer, max_length, loss_on=scored_on(data), template=data.template,
+        settings=settings_of(data), stops=stop_tokens(base.info.folder, base.tokenizer), left_out=data.left_out,
+    )  # fmt: skip
 
 
 def score(

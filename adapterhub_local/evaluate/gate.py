@@ -92,10 +92,12 @@ class Bench:
 
 def open_bench(base: "LoadedBase", held: "Scored") -> Bench:
     """Tokenise the tasks for `base`. Raises BadData with file and line."""
+    from adapterhub_local.base.chat_template import stop_tokens
     from adapterhub_local.rows.examples import read_chats, tokenise
 
+    stops = stop_tokens(base.info.folder, base.tokenizer)
     tests = {
-        task: tokenise(read_chats(path, held.limit), base.tokenizer, held.max_length)
+        task: tokenise(read_chats(path, held.limit), base.tokenizer, held.max_length, stops=stops)
         for task, path in held.data.items()
     }
     return Bench(base, tests, held)

@@ -15,7 +15,6 @@ CALLED = {
         "data.loss_on",
     ),
     **dict.fromkeys(("type", "dataset_format"), "data.format"),
-    "chat_template": "data.template",
     **dict.fromkeys(("r", "lora_r", "lora_rank"), "adapter.rank"),
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",

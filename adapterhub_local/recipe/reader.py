@@ -1,6 +1,7 @@
 """Read a recipe strictly: every mistake at once, each with file, line, key and the nearest known key."""
 
 import difflib
+import os
 import sys
 import types
 import typing
@@ -158,7 +159,21 @@ class _Reading:
         check = item.metadata["check"]
         if check is not None and (wrong := check(converted)):
             self.problem(layer, table, key, f"{table}.{key} = {short(repr(value))}: {wrong}")
+        if (table, key) == ("data", "chat_template"):
+            return self._template(layer, converted)
         return converted
+
+    def _template(self, layer: Layer, text: str) -> str:
+        """A chat template: what a file beside the recipe holds, which is kept with the version; or a name."""
+        if not text.endswith((".jinja", ".jinja2")):
+            return text
+        path = layer.path.parent / os.path.expanduser(text)
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8 text"
+            self.problem(layer, "data", "chat_template", f"data.chat_template: {path} cannot be read: {reason}")
+            return text
 
     def check_together(self, values: Mapping[str, Any]) -> None:
         """What no single key can tell, as far as the tables are right in themselves."""
@@ -193,6 +208,12 @@ def _check_data(data: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:
     if (data.prompt is None) != (data.answer is None):
         given, missing = ("prompt", "answer") if data.answer is None else ("answer", "prompt")
         problems.append((given, f"data.{given} needs data.{missing}: both are made of columns"))
+    for key in ("columns", "format") if data.prompt is not None else ():
+        if getattr(data, key) not in (None, "auto"):
+            problems.append((key, f"data.{key} and data.prompt exclude each other: data.prompt names columns itself"))
+    if data.template == "plain" and (data.chat_template is not None or data.template_args):
+        given = "chat_template" if data.chat_template is not None else "template_args"
+        problems.append((given, f"data.{given} is for data.template = 'chat', not 'plain'"))
     if data.system is not None and data.prompt is None:
         problems.append(("system", "data.system needs data.prompt and data.answer"))
     return problems
@@ -221,7 +242,7 @@ def convert(value: Any, allowed: Sequence[Any]) -> Any:
             if all(part is not None and part != "" for part in parts) and (parts or item is not Source):
                 return tuple(parts)
         if item is not None and typing.get_origin(kind) is dict and isinstance(value, Mapping):
-            table = {key: convert(part, (item,)) for key, part in value.items()}
+            table = {str(key): convert(part, _alternatives(item)) for key, part in value.items()}
             if all(part is not None for part in table.values()):
                 return table
     return None
@@ -234,8 +255,16 @@ def _item_type(kind: Any) -> Any:
     return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
 
 
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; of another type itself."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
 def _type_name(kind: Any) -> str:
     item = _item_type(kind)
+    if item is not None and item is not Source and item != Source and len(_alternatives(item)) > 1:
+        kinds = [part for part in _alternatives(item) if part in _TYPE_NAMES]
+        return f"a table of {' or '.join(_TYPE_NAMES[part] for part in kinds) if kinds else 'lists or tables of names'}"
     if item is Source:
         return f"{_TYPE_NAMES[Source]}, or a list of {_PLURALS[Source]}"
     if item is not None:

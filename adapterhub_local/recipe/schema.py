@@ -1,5 +1,6 @@
 """The tables of a recipe and their keys, each with its unit, default and limits."""
 
+import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,15 @@ FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"
 TEMPLATES = ("auto", "chat", "plain")
 LOSS_ON = ("answer", "last_answer", "all")
 TOO_LONG = ("error", "truncate", "skip")
+SYSTEM_ROLES = ("system", "user")
+CONTROL_TOKENS = ("text", "tokens")
+LEFT_OUT = ("error", "accept")
+BAD_ROWS = ("error", "skip")
+ROLES = ("system", "user", "assistant", "tool")
+COLUMNS = (
+    *("messages", "tools", "system", "prompt", "completion", "instruction", "input", "output", "history", "text"),
+    *("conversations", "role", "content"),
+)
 INITS = ("default", "gaussian", "eva")
 MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
@@ -55,11 +65,39 @@ def _weights(value: tuple[float, ...]) -> str | None:
     return None if value and all(0 < weight <= 100 for weight in value) else "must be numbers above 0, up to 100"
 
 
+def _date(value: str) -> str | None:
+    try:
+        datetime.date.fromisoformat(value)
+    except ValueError:
+        return "must be a day such as 2026-01-31"
+    return None
+
+
+def _roles(value: dict[str, str]) -> str | None:
+    return (
+        None if value and set(value.values()) <= set(ROLES) else f"must say of each which of {', '.join(ROLES)} it is"
+    )
+
+
+def _columns(value: dict[str, str]) -> str | None:
+    if value and set(value) <= set(COLUMNS):
+        return None
+    return f"must say what some of these are called in the data: {', '.join(COLUMNS)}"
+
+
+def _labels(value: dict[str, tuple[str, ...] | dict[str, str]]) -> str | None:
+    return None if value and all(value.values()) else "must give the names of at least one column's values"
+
+
+Value = str | bool | int | float
+
+
 @dataclass(frozen=True)
 class Data:
     train: tuple[Source, ...] = key(
-        "examples to train on: a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a Hub dataset (ORG/NAME or "
-        "hf://datasets/ORG/NAME@REVISION/FILE), or a list of them; paths are relative to the recipe"
+        "examples to train on: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt; also .gz, .bz2, .xz, .zst), "
+        "a folder of them, a pattern (data/*.jsonl), a Hub dataset (ORG/NAME or "
+        "hf://datasets/ORG/NAME@REVISION/FILE), or a list of these; paths are relative to the recipe"
     )
     test: tuple[Source, ...] | None = key("held-out examples to evaluate on, as `train`", None)
     test_share: float = key(
@@ -76,7 +114,31 @@ class Data:
     format: str = key(
         f"what an example looks like: {', '.join(FORMATS)}; auto recognises it and says so", "auto", one_of(*FORMATS)
     )
-    prompt: str | None = key("the prompt made of columns, such as `Classify: {text}`; needs `answer`", None)
+    columns: dict[str, str] | None = key(
+        f"what columns are called in the data, such as {{ messages = 'dialog', role = 'speaker' }}; known are "
+        f"{', '.join(COLUMNS)}",
+        None,
+        Check(_columns, {"propertyNames": {"enum": COLUMNS}}),
+    )
+    roles: dict[str, str] | None = key(
+        "which of ours a role of the data is, such as { visitor = 'user', agent = 'assistant' }; human, gpt, model, "
+        "developer, observation and their like are known",
+        None,
+        _roles,
+    )
+    labels: dict[str, tuple[str, ...] | dict[str, str]] | None = key(
+        "the names of a column's numbers, such as { label = ['negative', 'positive'] } or { label = { 1 = 'spam' } }",
+        None,
+        _labels,
+    )
+    bad_rows: str = key(
+        f"rows that cannot be used: {', '.join(BAD_ROWS)}; what is left out is counted and said",
+        "error",
+        one_of(*BAD_ROWS),
+    )
+    prompt: str | None = key(
+        "the prompt made of columns, such as `Classify: {text}`; needs `answer`; {{ and }} are braces", None
+    )
     answer: str | None = key("the answer made of columns, such as `{label}`; needs `prompt`", None)
     system: str | None = key("the system message made of columns; needs `prompt` and `answer`", None)
     template: str = key(
@@ -84,6 +146,35 @@ class Data:
         "other), or auto (chat; plain where the base has no template and an example is a prompt and an answer)",
         "auto",
         one_of(*TEMPLATES),
+    )
+    chat_template: str | None = key(
+        "another chat template than the base's: a .jinja file, the name of one of the base's, or chatml, llama3, "
+        "gemma, zephyr, alpaca; kept with the version, and the server uses it",
+        None,
+    )
+    template_args: dict[str, Value] | None = key(
+        "variables of the chat template, such as { enable_thinking = false }; kept, and the server's default", None
+    )
+    system_role: str = key(
+        "where system messages go: system (as the template has it), or user (before the text of the user's next "
+        "message); kept, and the server does the same",
+        "system",
+        one_of(*SYSTEM_ROLES),
+    )
+    control_tokens: str = key(
+        "control tokens that a text spells are: text (as the server writes them), or tokens (ready-made marks)",
+        "text",
+        one_of(*CONTROL_TOKENS),
+    )
+    left_out: str = key(
+        f"what the chat template leaves out of an example (thoughts, system messages, tools): {', '.join(LEFT_OUT)}",
+        "error",
+        one_of(*LEFT_OUT),
+    )
+    date: str | None = key(
+        "the day that a chat template prints which prints today's, such as 2026-01-31; always the same if not given",
+        None,
+        _date,
     )
     loss_on: str = key(
         "what is learned: answer (every turn of the assistant), last_answer, or all (every token)",

@@ -65,7 +65,9 @@ def _shapes(kind: Any) -> list[dict[str, Any]]:
         return [{"type": _TYPES[kind]}]
     item = typing.get_args(kind)[-1] if typing.get_origin(kind) is dict else typing.get_args(kind)[0]
     if typing.get_origin(kind) is dict:
-        return [{"type": "object", "additionalProperties": {"type": _TYPES[item]}}]
+        is_union = typing.get_origin(item) in (typing.Union, types.UnionType)
+        shapes = [shape for part in (typing.get_args(item) if is_union else (item,)) for shape in _shapes(part)]
+        return [{"type": "object", "additionalProperties": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}]
     listed = {"type": "array", "items": {"type": _TYPES[item]}, "minItems": 1}
     return [{"type": "string"}, listed] if item == Source else [listed]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import choose_device, has_bfloat16, load_base
 from adapterhub_local.data.dataset import read_data
 from adapterhub_local.errors import InputError
@@ -57,7 +58,7 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
     if choose_device() == "cpu":
         map_large_tensors()
     base = load_base(info, dtype=compute_dtype(recipe.train.compute))
-    tokenised, held_out = tokenise_data(dataset, base.tokenizer, recipe.data)
+    tokenised, held_out = tokenise_data(dataset, base.tokenizer, recipe.data, stop_tokens(info.folder, base.tokenizer))
     for part in (tokenised, held_out):
         for note in part.notes(recipe.data.max_length) if part else ():
             reporter.note(note)

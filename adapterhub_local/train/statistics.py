@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapterhub_local.base.bases import BaseInfo, find_base
+from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.data.dataset import Dataset
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.recipe import Recipe
@@ -16,7 +17,9 @@ from adapterhub_local.train.check import Runs, data_of, gathering, raise_all
 
 def describe_data(recipe: Recipe, dataset: Dataset, home: Home) -> dict[str, dict[str, Any]]:
     """`train` and `test` -> statistics, without loading the base. Raises what tokenising raises."""
-    train, test = tokenise_data(dataset, load_tokenizer(find_base(recipe.base.name, home)), recipe.data)
+    info = find_base(recipe.base.name, home)
+    tokenizer = load_tokenizer(info)
+    train, test = tokenise_data(dataset, tokenizer, recipe.data, stop_tokens(info.folder, tokenizer))
     parts = {"train": train, **({"test": test} if test else {})}
     return {role: {**statistics(part), "notes": part.notes(recipe.data.max_length)} for role, part in parts.items()}
 

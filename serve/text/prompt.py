@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.chat_template import ChatWriter
 from serve.errors import BadParameter
 from serve.requests.generation import PLAIN_SAMPLING
 from serve.requests.messages import Message, Tool
@@ -28,6 +29,7 @@ class PromptReader:
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
         self._lock = threading.Lock()
+        self._writer = ChatWriter(tokenizer)
         self._spellings: dict[int, str] = {}
 
     def tool_format(self, messages: Sequence[Message], tools: Sequence[Tool]) -> ToolFormat | None:
@@ -59,16 +61,13 @@ class PromptReader:
         turns = [message.for_template() for message in messages]
         try:
             with self._lock:
-                text = self.tokenizer.apply_chat_template(
-                    turns,
-                    tools=_schemas(tools),
-                    tokenize=False,
-                    add_generation_prompt=begins_answer,
-                    continue_final_message=continues,
-                    **variables,
+                # as training writes it: what a message spells of control tokens is text
+                text = self._writer.write(
+                    turns, _schemas(tools) or (), begins_answer=begins_answer, continues=continues, variables=variables
                 )
-                assert isinstance(text, str)
-                tokens = self.tokenizer.encode(_whole(text, "messages"), add_special_tokens=False)
+                tokens = self._writer.shielded_ids(_whole(text, "messages"))
+                if tokens is None:
+                    tokens = self.tokenizer.encode(text, add_special_tokens=False)
                 return self._checked(tokens, "messages")
         except (
             TemplateError,

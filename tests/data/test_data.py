@@ -102,7 +102,7 @@ def test_json_files_of_other_shapes(tmp_path: Path) -> None:
         ("a.jsonl.gz", b"no", "cannot be read"),
         ("a.jsonl", b'"x"\n' * 9000 + b"\xff", r"a.jsonl:9001: not UTF-8 text|no known format"),
         ("a.txt", b"x\n" * 9000 + b"\xff", r"a.txt:9001: not UTF-8 text"),
-        ("a.jsonl", b'{"a":\n1}', r"a.jsonl:1: not JSON: .*; write each example on one line$"),
+        ("a.jsonl", b'{"a":\n1}', r"a.jsonl:1: not JSON: .*; write each example on one line\n"),
         ("a.md", b"# Notes", r"a.md:1: not JSON: .*end the name in what the file is: \.jsonl"),
         ("a.jsonl", b'{"prompt": "x", "completion": "\\ud83d"}', r"a.jsonl:1: half a character"),
         ("a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "z"}', r"preferences.*data.answer = '\{chosen\}'"),
@@ -114,7 +114,7 @@ def test_json_files_of_other_shapes(tmp_path: Path) -> None:
         ("a.jsonl", b'{"prompt": "x", "completion": null}', "'completion' is empty"),
         ("a.jsonl", b'{"prompt": "x", "completion": 1}', "not int; data.prompt and data.answer make text of numbers"),
         ("a.jsonl", b'{"instruction": "x", "output": "y", "history": [["z"]]}', "history must be a list of"),
-        ("a.jsonl", b'{"conversations": [{"from": "robot", "value": "x"}]}', "from 'robot', known are human"),
+        ("a.jsonl", b'{"conversations": [{"from": "robot", "value": "x"}]}', "role 'robot' is not one of system, user"),
         ("a.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}', "the last message must be the assistant"),
         ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}', "nothing to learn"),
         ("a.jsonl", b'{"text": "x", "label": 1}', "has the columns text, label.*data.prompt and data.answer"),
@@ -182,20 +182,20 @@ def test_formats_are_recognised_and_learned_alike(tmp_path: Path, format_: str) 
 
 
 SAID = {  # a message -> what is wrong with it
-    '{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}': "a message has tool_calls: tools are not",
-    '{"role": "tool", "content": "a", "tool_call_id": "1"}': "a message has tool_call_id",
-    '{"role": "tool", "content": "a"}': "a message has tool: tools are not supported",
+    '{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}': "a call is {",
+    '{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}': "only the assistant calls tools",
+    '{"role": "user", "content": "a", "images": ["b.jpg"]}': "a message has images: only text is supported",
     '{"role": "user", "content": [{"type": "image_url"}]}': "a content has a part 'image_url': only text",
     '{"role": "user", "content": ["a"]}': "a content has a part 'None'",
     '{"role": "user", "content": null}': "needs a role and a content",
     '{"role": "assistant", "content": "a", "train": false}': '"train": false: write "weight": 0',
-    '{"role": "assistant", "content": "a", "reasoning_content": "b"}': "has reasoning_content, which is not learned",
+    '{"role": "user", "content": "a", "reasoning_content": "b"}': "thoughts (reasoning_content) are text, and the",
 }
 
 
 @pytest.mark.parametrize("message", SAID)
 def test_nothing_of_a_message_is_dropped_in_silence(message: str) -> None:
-    """Tool calls, pictures, thoughts and other tools' marks of what is learned are refused with the reason."""
+    """Broken calls, pictures, others' thoughts and other tools' marks of what is learned are refused, with why."""
     answer = {"role": "assistant", "content": "yes"}
     with pytest.raises(BadData, match=re.escape(SAID[message])):
         read_chat({"messages": [json.loads(message), answer]}, "here", "messages")
@@ -242,7 +242,8 @@ def test_the_format_can_be_said(tmp_path: Path) -> None:
 
     assert kinds["auto"].train[0].text is None
     assert kinds["text"].train[0].text == "why? so"
-    assert kinds["text"].notes == ["train: train.jsonl, 3 examples, text"]
+    assert kinds["text"].notes[0] == "train: train.jsonl, 3 examples, text"
+    assert kinds["text"].notes[1].startswith("train: not used: messages (3 of 3 examples)")
 
 
 # -- what is learned -------------------------------------------------------------------------------
@@ -282,12 +283,11 @@ def test_a_message_of_weight_zero_is_not_learned() -> None:
 
 
 def test_a_template_that_rewrites_earlier_answers() -> None:
-    """Answers are found where earlier ones are written otherwise; where they cannot be, the template is refused."""
-    assert learned(tokenise_all([TURNS], byte_tokenizer(FORGETFUL), 512)) == [
-        ["first<|im_end|>", "<think></think>second<|im_end|>"]
-    ]
-    with pytest.raises(BadData, match="x:1: the base's chat template rewrites earlier turns"):
-        tokenise_all([TURNS], byte_tokenizer(SHIFTING), 512)
+    """Each answer is an example of its own where earlier ones are written otherwise, behind what the server sends."""
+    rewritten = tokenise_all([TURNS], byte_tokenizer(FORGETFUL), 512)
+    assert learned(rewritten) == [["<think></think>first<|im_end|>"], ["<think></think>second<|im_end|>"]]
+    assert rewritten.divided == ["x:1"]
+    assert learned(tokenise_all([TURNS], byte_tokenizer(SHIFTING), 512)) == [["first<|im_end|>"], ["second<|im_end|>"]]
 
 
 def test_a_template_that_refuses() -> None:

@@ -1,0 +1,88 @@
+"""One tokenised example, and what became of all of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised chat: `ids`, and the [start, end) spans of ids that are learned, never the first id.
+
+    Spans are in order and do not touch each other's tokens; that of an answer ends with a token at which the server
+    stops, so that the model learns to stop. A chat whose template writes earlier turns otherwise is several examples.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+    def __post_init__(self) -> None:
+        ends = [1, *(end for _, end in self.spans)]
+        assert all(before <= start <= end for before, (start, end) in zip(ends, self.spans, strict=False)), self.spans
+        assert ends[-1] <= len(self.ids), "a span ends in the example"
+
+    @property
+    def num_labels(self) -> int:
+        return sum(end - start for start, end in self.spans)
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """The examples in the order of their chats, and what was done to longer ones and to those that cannot be used."""
+
+    examples: list[Example]
+    template: str  # chat or plain
+    longest: int = 0
+    cut: list[str] = field(default_factory=list)  # where they stand
+    skipped: list[str] = field(default_factory=list)  # the same, of those left out
+    num_pieces: int = 0  # of plain texts that were cut
+    special: list[str] = field(default_factory=list)  # where a text holds what is a control token of the model
+    are_tokens: bool = False  # and is learned as one
+    divided: list[str] = field(default_factory=list)  # chats that are several examples
+    stops: Mapping[str, int] = field(default_factory=dict)  # what was put behind answers the template does not end
+    lost: Mapping[str, list[str]] = field(default_factory=dict)  # what the template leaves out -> where
+    bad: list[str] = field(default_factory=list)  # sentences about examples that were left out
+    day: str | None = None  # the date that the template prints
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What a lineage keeps: the template, and how many examples are not whole."""
+        return {"template": self.template, "examples_cut": len(self.cut), "examples_left_out": len(self.skipped)}
+
+    def notes(self, max_length: int) -> list[str]:
+        """What a person must know about these examples, a sentence each."""
+        told = list(self.bad)
+        if self.cut:
+            told.append(
+                f"{len(self.cut):,} examples were cut to {max_length:,} tokens, the longest has {self.longest:,}"
+            )
+        if self.skipped:
+            told.append(
+                f"{len(self.skipped):,} examples were left out: nothing to learn within {max_length:,} tokens "
+                f"(data.max_length, data.too_long), the first is {self.skipped[0]}"
+            )
+        if self.num_pieces:
+            told.append(f"plain texts were cut into {self.num_pieces:,} pieces of {max_length:,} tokens or less")
+        if self.special:
+            how = "learned as control tokens" if self.are_tokens else "learned as text, as the server writes them"
+            told.append(
+                f"{len(self.special):,} examples have control tokens of the model, such as its end of turn, in what is "
+                f"said; they are {how}; the first is {self.special[0]}"
+            )
+        if self.divided:
+            told.append(
+                f"{len(self.divided):,} chats are an example for each answer: the chat template writes an answer "
+                f"otherwise once more turns follow; the first is {self.divided[0]}"
+            )
+        for stop, count in self.stops.items():
+            told.append(
+                f"the chat template ends {count:,} answers with nothing at which the server stops: "
+                f"'{stop}' is put behind them and learned"
+            )
+        for what, where in self.lost.items():
+            told.append(f"the chat template leaves out {what} in {len(where):,} examples, the first is {where[0]}")
+        if self.day:
+            told.append(f"the chat template prints the date: training writes {self.day} (data.date)")
+        return told

@@ -1,0 +1,255 @@
+"""Rows are accounted for: every column used, named or refused, bad rows counted, and files of every shape read."""
+
+import bz2
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import ipc
+
+from adapterhub_local.data.chat import check_chat
+from adapterhub_local.data.dataset import read_data, read_parts
+from adapterhub_local.data.files import read_rows
+from adapterhub_local.data.formats import read_chat
+from adapterhub_local.errors import BadData
+from adapterhub_local.recipe.schema import Data
+from adapterhub_local.recipe.source import local_files
+from tests.chats import chat, recipe_with, write_rows
+
+PAIR = {"prompt": "a", "completion": "b"}
+TALK = chat("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("row", "unused"),
+    [
+        ({"question": "a", "context": "c", "answer": "b"}, "context"),
+        ({**TALK, "id": 3, "source": "x", "nothing": None}, "id, source"),
+        ({"messages": [{**TALK["messages"][0], "timestamp": 1}, TALK["messages"][1]]}, "messages.timestamp"),
+        ({**PAIR, "score": 0.5}, "score"),
+        ({"text": "a b", "url": "x"}, "url"),
+        ({**PAIR, "label": True}, None),
+        ({"instruction": "a", "input": "c", "output": "b", "system": "s"}, None),
+    ],
+)
+def test_columns_are_used_or_named(tmp_path: Path, row: dict[str, Any], unused: str | None) -> None:
+    """A column that is not part of the chat is named, with how many examples have it."""
+    (part,) = read_parts([write_rows(tmp_path / "a.jsonl", [row, row])], "train")
+    notes = part.notes[1:]
+
+    assert len(notes) == (unused is not None)
+    for name in (unused or "").split(", ") if unused else ():
+        assert f"{name} (2 of 2 examples)" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({**PAIR, "label": False}, "judged bad"),
+        ({**TALK, "kto_tag": False}, "judged bad"),
+        ({**TALK, "images": ["a.jpg"]}, "the column images holds more than text"),
+        ({**TALK, "audios": ["a.wav"]}, "the column audios holds more than text"),
+        ({**TALK, "chosen": "x", "rejected": "y"}, "these are preferences"),
+        ({**TALK, "tools": [3]}, "a tool is"),
+        (
+            {"system": "x", "messages": [{"role": "system", "content": "y"}, *TALK["messages"]]},
+            "another one in a column",
+        ),
+    ],
+)
+def test_what_would_be_lost_is_refused(row: dict[str, Any], told: str) -> None:
+    """Judgements, media and broken tools are refused with the reason, in whatever format they come."""
+    kind = "messages" if "messages" in row else "prompt-completion"
+    with pytest.raises(BadData, match=told):
+        read_chat(row, "here", kind)
+
+
+BAD = [
+    TALK,
+    {"messages": [*TALK["messages"], {"role": "user", "content": "thanks"}]},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]},
+    {"messages": [*TALK["messages"], {"role": "user", "content": "bye"}]},
+    chat("a", "ok"),
+]
+
+
+def test_all_trouble_is_counted_at_once(tmp_path: Path) -> None:
+    """Every kind of mistake is reported in one go, with its count and first place, and can be left out."""
+    path = write_rows(tmp_path / "train.jsonl", BAD)
+    path.write_text(path.read_text() + "not JSON\n")
+    with pytest.raises(BadData) as caught:
+        read_data(recipe_with(tmp_path, "data.test_share=0"))
+    first, second, third, total = str(caught.value).splitlines()
+
+    assert first.endswith(
+        "train.jsonl:2: the last message must be the assistant's answer, not of the user (2 examples)"
+    )
+    assert second.endswith("train.jsonl:3: the answer is empty")
+    assert "train.jsonl:6: not JSON" in third
+    assert total == "train.jsonl: 4 of 6 examples cannot be used: data.bad_rows = 'skip' leaves them out"
+    kept = read_data(recipe_with(tmp_path, "data.test_share=0", "data.bad_rows=skip"))
+    assert len(kept.train) == 2
+    assert kept.records[0]["left_out"] == 4
+    assert "2 of 6 examples left out (data.bad_rows): the last message must be" in kept.notes[1]
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_compressed_files(tmp_path: Path, pack: Any) -> None:
+    """bz2 and xz are unpacked, and what is not what its name says is refused."""
+    suffix = {"bz2": ".bz2", "lzma": ".xz"}[pack.__module__]
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(pack(b'{"prompt": "a", "completion": "b"}\n'))
+    assert [row for _, row in read_rows(path)] == [PAIR]
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(BadData, match="cannot be"):
+        list(read_rows(path))
+
+
+def test_zstandard_files(tmp_path: Path) -> None:
+    """Zstandard is unpacked where its package is there."""
+    zstandard = pytest.importorskip("zstandard", reason="the package zstandard is not installed")
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstandard.compress(b'{"prompt": "a", "completion": "b"}\n'))
+    assert [row for _, row in read_rows(path)] == [PAIR]
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(BadData, match="cannot be unpacked"):
+        list(read_rows(path))
+
+
+def test_folders_and_patterns(tmp_path: Path) -> None:
+    """A folder gives its data files, of several splits those of the role; a pattern those whose names it matches."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in ("train-1.jsonl", "train-2.jsonl", "test.jsonl"):
+        write_rows(folder / name, [PAIR])
+    (folder / "README.md").write_text("about")
+
+    assert [path.name for path in local_files(folder, "train")] == ["train-1.jsonl", "train-2.jsonl"]
+    assert [path.name for path in local_files(folder, "test")] == ["test.jsonl"]
+    assert [path.name for path in local_files(folder / "*-2.jsonl", "train")] == ["train-2.jsonl"]
+    assert len(read_data(recipe_with(tmp_path, "data.train=parts", "data.test=parts/te*.jsonl")).train) == 2
+    weighted = read_data(recipe_with(tmp_path, "data.train=parts", "data.weights=[2]", "data.test_share=0"))
+    assert len(weighted.train) == 4
+
+
+def save_to_disk(folder: Path) -> None:
+    """A folder as `datasets.Dataset.save_to_disk` writes it: an Arrow stream with its features in the schema."""
+    features = {
+        "text": {"dtype": "string", "_type": "Value"},
+        "label": {"names": ["bad", "good"], "_type": "ClassLabel"},
+    }
+    table = pyarrow.table({"text": ["x", "y"], "label": [0, 1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    folder.mkdir(parents=True)
+    with ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("state.json", "dataset_info.json"):
+        (folder / name).write_text("{}")
+
+
+def test_folders_of_save_to_disk(tmp_path: Path) -> None:
+    """What `datasets` saves to disk is read, and its own names of a column's numbers are used."""
+    save_to_disk(tmp_path / "one")
+    save_to_disk(tmp_path / "split" / "train")
+    (tmp_path / "split" / "dataset_dict.json").write_text("{}")
+    changes = ("data.prompt={text}?", "data.answer={label}", "data.test_share=0")
+
+    for name in ("one", "split"):
+        found = read_data(recipe_with(tmp_path, f"data.train={name}", *changes))
+        assert [one.messages[-1]["content"] for one in found.train] == ["bad", "good"]
+        assert "label: 0 is 'bad', 1 is 'good', as the file itself says" in found.notes[1]
+
+
+@pytest.mark.parametrize(
+    "header", ['"prompt";completion', "prompt|completion", "prompt, completion", "prompt^completion"]
+)
+def test_csv_of_any_delimiter(tmp_path: Path, header: str) -> None:
+    """The delimiter is the one outside of quotes, and blanks behind it are not part of the names."""
+    mark = next(mark for mark in (";", "|", ", ", "^") if mark in header)
+    (tmp_path / "a.csv").write_text(f"{header}\na{mark}b\n")
+
+    assert [row for _, row in read_rows(tmp_path / "a.csv")] == [PAIR]
+
+
+def test_a_delimiter_in_quotes_is_text(tmp_path: Path) -> None:
+    """A comma inside a quoted name does not divide the columns."""
+    (tmp_path / "a.csv").write_text('"prompt, long";completion\na;b\n')
+
+    assert [row for _, row in read_rows(tmp_path / "a.csv")] == [{"prompt, long": "a", "completion": "b"}]
+
+
+def test_keys_that_stand_twice(tmp_path: Path) -> None:
+    """A key that a table of JSON has twice is refused: one of its values would be lost."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "prompt": "c", "completion": "b"}\n')
+    with pytest.raises(BadData, match=r"a.jsonl:1: the key 'prompt' stands twice"):
+        read_parts([tmp_path / "a.jsonl"], "train")
+
+
+def test_messages_as_text() -> None:
+    """Text that holds a list in JSON is that list, as CSV has no other way."""
+    assert read_chat({"messages": json.dumps(TALK["messages"])}, "x", "messages").texts == ["a", "b"]
+
+
+def test_keys_without_a_value_are_not_given() -> None:
+    """Null is "not given": files that went through Arrow have every key in every message."""
+    messages = [
+        {"role": "user", "content": "a", "weight": None, "tool_calls": None},
+        {"role": "assistant", "content": "b", "weight": None, "reasoning_content": None},
+    ]
+    assert check_chat(messages, "x").messages == tuple(TALK["messages"])
+
+
+@pytest.mark.parametrize("role", ["developer", "human", "gpt", "model", "chatgpt", "observation"])
+def test_roles_of_elsewhere(role: str) -> None:
+    """Roles that other tools have are known; others are said with data.roles."""
+    assert check_chat([{"role": role, "content": "x"}, *TALK["messages"]], "x").messages[0]["role"] != role
+    with pytest.raises(BadData, match=r"data\.roles"):
+        check_chat([{"role": "visitor", "content": "x"}, *TALK["messages"]], "x")
+    known = check_chat([{"role": "visitor", "content": "x"}, *TALK["messages"]], "x", {"visitor": "user"})
+    assert known.messages[0]["role"] == "user"
+
+
+def test_columns_under_other_names(tmp_path: Path) -> None:
+    """`data.columns` says what the data call their columns and the keys of their turns."""
+    row = {"dialog": [{"speaker": "user", "said": "a"}, {"speaker": "agent", "said": "b"}]}
+    write_rows(tmp_path / "train.jsonl", [row] * 3)
+    columns = "data.columns={messages='dialog', role='speaker', content='said'}"
+    found = read_data(recipe_with(tmp_path, columns, "data.roles={agent='assistant'}", "data.test_share=0"))
+
+    assert found.train[0].messages == tuple(TALK["messages"])
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), {"0": "no", "1": "yes"}])
+def test_numbers_have_names(labels: Any) -> None:
+    """`data.labels` says what numbers mean; a number without a name is refused."""
+    data = Data(train=(), prompt="{text}", answer="{label}", labels={"label": labels})
+    for value in (1, True, "1", 1.0):
+        assert read_chat({"text": "a", "label": value}, "x", "columns", data).texts == ["a", "yes"]
+    with pytest.raises(BadData, match="the column 'label' is 2"):
+        read_chat({"text": "a", "label": 2}, "x", "columns", data)
+
+
+def test_braces_are_text() -> None:
+    """Doubled braces, and braces around what cannot be a column's name, are braces."""
+    row = {"text": "a", "json": '{"x": 1}'}
+    for prompt in ('Give {{"city": ...}}: {text}', 'Give {"city": ...}: {text}'):
+        data = Data(train=(), prompt=prompt, answer="{json}")
+        assert read_chat(row, "x", "columns", data).texts == ['Give {"city": ...}: a', '{"x": 1}']
+
+
+def test_calls_of_llama_factory() -> None:
+    """ShareGPT's function_call and observation are the assistant's call and the tool's result."""
+    turns = [
+        {"from": "human", "value": "a"},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+        {"from": "observation", "value": "2"},
+        {"from": "gpt", "value": "b"},
+    ]
+    found = read_chat({"conversations": turns, "tools": '[{"name": "f"}]'}, "x", "sharegpt")
+
+    assert [message["role"] for message in found.messages] == ["user", "assistant", "tool", "assistant"]
+    assert found.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert found.tools == ({"type": "function", "function": {"name": "f"}},)

@@ -1,0 +1,1 @@
+"""Tests of rows: chats as tokens."""

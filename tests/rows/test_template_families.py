@@ -1,0 +1,162 @@
+"""What is learned under the chat templates of real families: answers behind the server's prompt, and nothing else."""
+
+import pytest
+
+from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
+from adapterhub_local.data.chat import Chat, check_chat
+from adapterhub_local.errors import BadData
+from adapterhub_local.rows.examples import Tokenised, tokenise_all
+from serve.requests.messages import Message
+from serve.text.prompt import PromptReader
+from tests.rows.families import FAMILIES, Family, stops_of, tokenizer_of
+
+U1, A1, U2, A2 = "first question", "first answer", "second question", "second answer"
+SYSTEM, SECOND, THOUGHT = "be terse", "now in French", "ten and seven"
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+SINGLE = [said("user", U1), said("assistant", A1)]
+TALK = [*SINGLE, said("user", U2), said("assistant", A2)]
+KINDS = {
+    "single": SINGLE,
+    "system": [said("system", SYSTEM), *SINGLE],
+    "several turns": TALK,
+    "system and several turns": [said("system", SYSTEM), *TALK],
+    "second system": [said("system", SYSTEM), *SINGLE, said("system", SECOND), *TALK[2:]],
+    "thoughts": [said("user", U1), said("assistant", f"<think>\n{THOUGHT}\n</think>\n\n{A1}")],
+    "thoughts of earlier turns": [
+        said("user", U1),
+        said("assistant", f"<think>\n{THOUGHT}\n</think>\n\n{A1}"),
+        *TALK[2:],
+    ],
+}
+
+
+def tokenised(family: Family, messages: list[dict[str, str]], **how: str) -> Tokenised:
+    settings = ChatSettings(
+        template_args=dict(family.variables), day="2026-01-01", system_role=how.pop("system", "system")
+    )
+    chat = check_chat(messages, "x:1")
+    return tokenise_all([chat], tokenizer_of(family), 4096, settings=settings, stops=stops_of(family), **how)
+
+
+def refuses(family: Family, kind: str) -> str | None:
+    """What of such a conversation the family has no way to write."""
+    needs = {"thoughts": "thoughts", "thoughts of earlier turns": "thoughts", "system and several turns": "system"}
+    wanted = needs.get(kind, kind)
+    return wanted if wanted in family.lacks else None
+
+
+def check_learned(family: Family, messages: list[dict[str, str]], found: Tokenised) -> None:
+    """The laws: each answer once, behind what the server sends for it, ending in a stop, without another's words."""
+    tokenizer, stops = tokenizer_of(family), stops_of(family)
+    writer = ChatWriter(tokenizer, ChatSettings(template_args=dict(family.variables), day="2026-01-01"), stops)
+    answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+    spans = [(example, span) for example in found.examples for span in example.spans]
+    assert len(spans) == len(answers)
+    for turn, (example, (start, end)) in zip(answers, spans, strict=True):
+        learned, others = tokenizer.decode(example.ids[start:end]), [m for n, m in enumerate(messages) if n != turn]
+        words = messages[turn]["content"].split("</think>")[-1].strip()
+        assert words in learned
+        assert not any(m["content"].split("</think>")[-1].strip() in learned for m in others), learned
+        assert example.ids[end - 1] in stops, learned
+        assert not stops & set(example.ids[start : end - 1]), "an answer goes on behind a stop"
+        (prompt,) = writer.encode([writer.write(messages[:turn], begins_answer=True)])
+        assert list(example.ids[:start]) == prompt
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_of_every_family(name: str, kind: str) -> None:
+    """Under every template each answer is learned behind its own prompt up to a stop, or the reason is given."""
+    family, messages = FAMILIES[name], KINDS[kind]
+    if refuses(family, kind):
+        with pytest.raises(BadData, match=r"leaves out|refuses this chat"):
+            tokenised(family, messages)
+        return
+    found = tokenised(family, messages)
+    check_learned(family, messages, found)
+    if kind == "several turns":
+        assert bool(found.divided) == family.divides == (len(found.examples) == 2)
+    if kind == "thoughts":
+        assert THOUGHT in tokenizer_of(family).decode(found.examples[0].ids)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if "second system" in family.lacks])
+def test_a_system_message_without_a_place(name: str) -> None:
+    """`system_role = "user"` gives a system message a place before the user's text in templates that have none."""
+    family, messages = FAMILIES[name], KINDS["second system"]
+    found = tokenised(family, messages, system="user")
+    text = "".join(tokenizer_of(family).decode(example.ids) for example in found.examples)
+
+    assert f"{SYSTEM}\n\n{U1}" in text
+    assert f"{SECOND}\n\n{U2}" in text
+    with pytest.raises(BadData, match=r"system_role = 'user'"):
+        tokenised(family, messages)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_are_the_servers(name: str) -> None:
+    """The tokens before an answer are those that the server sends the model for the same messages."""
+    family = FAMILIES[name]
+    if "strftime_now" in family.template:
+        family = Family(family.template.replace("strftime_now", "'2026' or "), *list(vars(family).values())[1:])
+    tokenizer = tokenizer_of(family)
+    found = tokenised(family, SINGLE)
+    reader = PromptReader(tokenizer, len(tokenizer))
+    prompt = reader.chat([Message.model_validate(SINGLE[0])], (), dict(family.variables))
+
+    (example,) = found.examples
+    assert example.ids[: example.spans[0][0]] == prompt
+
+
+def test_what_is_lost_can_be_accepted() -> None:
+    """What a template leaves out is an error that counts it, or a note where the recipe accepts it."""
+    family = FAMILIES["exaone 4, drops thoughts"]
+    with pytest.raises(BadData, match=r"leaves out the thoughts of an answer in 1 of 1 examples, the first is x:1"):
+        tokenised(family, KINDS["thoughts"])
+    (note,) = tokenised(family, KINDS["thoughts"], left_out="accept").notes(512)
+    assert note == "the chat template leaves out the thoughts of an answer in 1 examples, the first is x:1"
+
+
+def test_the_stop_that_is_learned_is_said() -> None:
+    """Where a template ends an answer with nothing, what is put behind it is what the server stops at, and is said."""
+    for name, stop in (
+        ("glm 4.5, the next turn's mark ends an answer", "<|user|>"),
+        ("glm on a base that stops at the end of text only", "<|endoftext|>"),
+    ):
+        notes = tokenised(FAMILIES[name], SINGLE).notes(512)
+        (note,) = notes
+        assert note == (
+            f"the chat template ends 1 answers with nothing at which the server stops: '{stop}' is put behind them "
+            "and learned"
+        )
+
+
+def test_dates_do_not_move() -> None:
+    """A template that prints today's date prints the same one in every run, and the run says so."""
+    found = tokenised(FAMILIES["granite, today's date"], SINGLE)
+
+    assert "January 01, 2026" in tokenizer_of(FAMILIES["granite, today's date"]).decode(found.examples[0].ids)
+    assert found.notes(512) == ["the chat template prints the date: training writes 2026-01-01 (data.date)"]
+
+
+def test_thoughts_are_gone_on_with() -> None:
+    """A prompt that opens a thought is answered with the thought and its end, or with its end at once."""
+    family = FAMILIES["deepseek r1, drops thoughts and opens one"]
+    tokenizer = tokenizer_of(family)
+    for answer, wanted in (
+        (A1, f"\n</think>\n\n{A1}</s>"),
+        (f"<think>\nlong\n</think>\n\n{A1}", f"long\n</think>\n\n{A1}</s>"),
+    ):
+        (example,) = tokenised(family, [said("user", U1), said("assistant", answer)]).examples
+        ((start, end),) = example.spans
+        assert tokenizer.decode(example.ids[:start]).endswith("<A><think>\n")
+        assert tokenizer.decode(example.ids[start:end]) == wanted
+    thought = {"role": "assistant", "content": A1, "reasoning_content": "long"}
+    chat = Chat("x:1", (said("user", U1), thought))
+    (example,) = tokenise_all([chat], tokenizer, 512, stops=stops_of(family)).examples
+    assert tokenizer.decode(example.ids[slice(*example.spans[0])]) == f"long\n</think>\n\n{A1}</s>"
