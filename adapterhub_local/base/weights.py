@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.base.load import import_bitsandbytes
+from adapterhub_local.base.held import read_dense
 from adapterhub_local.base.shapes import tied_weights
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.header import read_header
@@ -61,11 +61,7 @@ class BaseWeights:
         stored = self._stored(name)
         if name not in self.constants:  # it was not quantised
             return stored, stored.dtype
-        functional = import_bitsandbytes().functional
-        parts = {key: self._stored(key) for key in self.constants[name]}
-        state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
-        dtype, state.dtype = state.dtype, torch.float32  # in its own dtype it would be rounded once more
-        return functional.dequantize_4bit(stored, state), dtype
+        return read_dense(stored, {key: self._stored(key) for key in self.constants[name]})
 
     def _stored(self, name: str) -> torch.Tensor:
         with safe_open(self.files[name], framework="pt") as file:

@@ -6,14 +6,13 @@ in. Here x is kept once for all layers that read it, sums are the products' own,
 """
 
 from collections.abc import Callable
-from copy import copy
 from functools import partial
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from adapterhub_local.base.load import import_bitsandbytes
+from adapterhub_local.base.held import dense
 
 
 def fuse(model: Any) -> int:
@@ -83,7 +82,4 @@ class LoraProduct(torch.autograd.Function):
 
 def dequantised(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight (out, in) of a bitsandbytes layer, at once in this dtype: what its forward pass multiplies with."""
-    state = copy(layer.weight.quant_state)
-    state.dtype = dtype  # else it comes in the dtype it was quantised from
-    weight: torch.Tensor = import_bitsandbytes().functional.dequantize_4bit(layer.weight.data, state)
-    return weight
+    return dense(layer.weight, dtype)

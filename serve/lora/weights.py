@@ -4,7 +4,6 @@ The copy is of what NF4 stands for, not of the weights before quantisation; on t
 Which is faster depends on the processor, the shape and the number of tokens, and is measured.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, pad
 
+from adapterhub_local.base.held import dense, is_quantised, made_from
 from adapterhub_local.base.load import import_bitsandbytes
 from serve.kernels.choose import Kernels
 from serve.lora.crossover import PROBES, gain, most_won
@@ -20,19 +20,12 @@ from serve.lora.linear import LinearGroup, Product
 
 def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     """W (out_features, in_features) in `dtype`: for NF4 exactly what bitsandbytes multiplies with."""
-    state = getattr(layer.weight, "quant_state", None)
-    if state is None:
-        return layer.weight.detach().to(dtype)
-    state = copy.copy(state)
-    state.dtype = dtype  # rounded once, from float32 to what is computed in
-    weight: torch.Tensor = import_bitsandbytes().functional.dequantize_4bit(layer.weight.data, state)
-    return weight
+    return dense(layer.weight, dtype)
 
 
 def own_weight(layer: nn.Linear) -> torch.Tensor:
     """W (out_features, in_features) as PEFT's DoRA takes its norms: rounded to what the base was quantised from."""
-    state = getattr(layer.weight, "quant_state", None)
-    return dense_weight(layer, layer.weight.dtype if state is None else state.dtype)
+    return dense(layer.weight, made_from(layer.weight))
 
 
 def dense_product(bases: Sequence[nn.Linear], dtype: torch.dtype) -> Product:
@@ -196,4 +189,4 @@ def four_bit_product(bases: Sequence[nn.Linear], kernels: Kernels) -> Product:
 
 
 def _is_quantised(group: LinearGroup) -> bool:
-    return any(getattr(base.weight, "quant_state", None) is not None for base in group.bases)
+    return any(is_quantised(base.weight) for base in group.bases)

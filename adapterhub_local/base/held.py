@@ -1,0 +1,40 @@
+"""How the weights W of a base are held, and how they become numbers: the one file that knows NF4's constants."""
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
+import torch
+
+from adapterhub_local.base.load import import_bitsandbytes
+
+
+def is_quantised(weight: torch.Tensor) -> bool:
+    """Whether a loaded weight is held in 4 bits."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+def dense(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """W (out_features, in_features) of a loaded weight in `dtype`: for NF4 what bitsandbytes multiplies with."""
+    state: Any = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight.detach().to(dtype)
+    state = copy(state)
+    state.dtype = dtype  # rounded once, from float32 to what is computed in
+    plain: torch.Tensor = import_bitsandbytes().functional.dequantize_4bit(weight.data, state)
+    return plain
+
+
+def made_from(weight: torch.Tensor) -> torch.dtype:
+    """The dtype that a loaded weight had before it was quantised, or has if it was not."""
+    state: Any = getattr(weight, "quant_state", None)
+    dtype: torch.dtype = weight.dtype if state is None else state.dtype
+    return dtype
+
+
+def read_dense(stored: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.dtype]:
+    """W in float32, and the dtype it was made from, of a weight as a base's file holds it with its constants."""
+    functional = import_bitsandbytes().functional
+    state = functional.QuantState.from_dict(dict(constants), device=torch.device("cpu"))
+    dtype, state.dtype = state.dtype, torch.float32  # in its own dtype it would be rounded once more
+    return functional.dequantize_4bit(stored, state), dtype
