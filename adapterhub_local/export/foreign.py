@@ -14,7 +14,8 @@ from safetensors import safe_open
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.errors import BadFile, Incompatible, NotFound
-from adapterhub_local.export.gguf import FINGERPRINT, architecture_of, unpermute
+from adapterhub_local.export.families import GgufLayout
+from adapterhub_local.export.gguf import FINGERPRINT
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.write import tensor_name, write_adapter
@@ -108,20 +109,20 @@ def _read_gguf(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | Non
         raise BadFile(f"{path} is not a GGUF adapter, or is damaged: {error}") from None
     if (kind, what) != ("adapter", "lora"):
         raise BadFile(f"{path} is a GGUF {kind} ({what}), not a LoRA adapter: give a base model to `qhub base add`")
-    known, names, is_permuted, heads = architecture_of(base)
-    if architecture != gguf.MODEL_ARCH_NAMES[known]:
+    layout = GgufLayout(base)
+    if architecture != gguf.MODEL_ARCH_NAMES[layout.architecture]:
         raise Incompatible(f"{path} is for a {architecture} model, base '{base.name}' is {base.architecture}")
-    modules = {names.get_name(module): module for module in linear_shapes(base)}
+    modules = {layout.tensor_name(f"{module}.weight"): module for module in linear_shapes(base)}
     layers: dict[str, _Layer] = {}
     for tensor in reader.tensors:
-        name, _, factor = tensor.name.rpartition(".weight.lora_")
+        name, _, factor = tensor.name.rpartition(".lora_")
         if name not in modules or factor not in ("a", "b"):
             raise Incompatible(f"{path}: {tensor.name} is no factor of a linear layer of base '{base.name}'")
         module = modules[name]
         layer = layers.setdefault(module, _Layer())
         values = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))  # a copy: the file is mapped read-only
-        if factor == "b" and is_permuted and module.endswith(("q_proj", "k_proj")):
-            values = unpermute(values, heads[module.rpartition(".")[2]])
+        if factor == "b":
+            values = layout.from_gguf(module, values)
         setattr(layer, factor.upper(), values)
         # a reader scales by alpha / rank, and by 1 where there is no alpha
         layer.alpha = alpha or None

@@ -4,7 +4,6 @@ The format has one alpha for all modules, and its readers know neither rsLoRA no
 module by alpha / rank. So the adapter is first brought to one rank with alpha = rank, which is exact.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,11 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.shapes import check_shapes, tied_weights
 from adapterhub_local.durable import check_absent, place_file, staging
 from adapterhub_local.errors import Incompatible
+from adapterhub_local.export.families import GgufLayout
 from adapterhub_local.lora.adapter import AdapterFile, Delta
 from adapterhub_local.merge.algebra import pad_rank, weighted_sum
 
 FINGERPRINT = "qhub.base_fingerprint"  # which base exactly it is for
-# transformers' model_type -> GGUF's architecture, and whether rows of q and k are reordered there (llama's
-# rotary halves are interleaved); these have each linear layer under its own name, otherwise as it is.
-ARCHITECTURES = {
-    "llama": ("LLAMA", True),
-    "mistral": ("LLAMA", True),
-    "qwen2": ("QWEN2", False),
-    "qwen3": ("QWEN3", False),
-}
 
 
 def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str, digest: str | None = None) -> int:
@@ -44,35 +36,26 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
             f"of it with `qhub merge {name} --weights 1 --with-base {base.name} --name NAME`, which reports the loss"
         )
     tied = {name.removesuffix(".weight") for name in tied_weights(base)}
-    architecture, names, is_permuted, heads = architecture_of(base)
+    layout = GgufLayout(base)
     rank = max(shape.rank for shape in adapter.shapes.values())
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
-        writer = gguf.GGUFWriter(stage / "adapter.gguf", gguf.MODEL_ARCH_NAMES[architecture])
+        writer = gguf.GGUFWriter(stage / "adapter.gguf", gguf.MODEL_ARCH_NAMES[layout.architecture])
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
         writer.add_name(name)
-        if base.hub_id:
-            writer.add_base_model_count(1)
-            writer.add_base_model_name(0, base.hub_id.rpartition("/")[2])
-            writer.add_base_model_repo_url(0, f"https://huggingface.co/{base.hub_id}")
-        writer.add_string(FINGERPRINT, base.fingerprint)
-        if digest:
-            writer.add_string("qhub.content_digest", digest)
+        write_origin(writer, base, digest)
         for module, delta in adapter.deltas():
-            known = names.get_name(module)
+            known = layout.tensor_name(f"{module}.weight")
             if known is None or module in tied:
                 why = "it is tied to the embeddings there" if module in tied else "the format has no place for it"
                 raise Incompatible(
                     f"{name} adapts {module}, which has no tensor of its own in a GGUF of base '{base.name}': {why}. "
-                    "Export it with --to fused"
+                    "Export it with --to fused or fused-gguf"
                 )
             normal = normal_form(delta, rank)
-            B = normal.B
-            if is_permuted and module.endswith(("q_proj", "k_proj")):
-                B = permute(B, heads[module.rpartition(".")[2]])
-            for factor, tensor in (("a", normal.A), ("b", B)):
-                writer.add_tensor(f"{known}.weight.lora_{factor}", tensor.to(_stored(adapter.dtype)).numpy())
+            for factor, tensor in (("a", normal.A), ("b", layout.to_gguf(module, normal.B))):
+                writer.add_tensor(f"{known}.lora_{factor}", tensor.to(_stored(adapter.dtype)).numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -86,35 +69,15 @@ def normal_form(delta: Delta, rank: int) -> Delta:
     return pad_rank(weighted_sum([delta], [1.0]), rank)
 
 
-def permute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Rows of llama's q and k from transformers' half-split rotary order to GGUF's interleaved one."""
-    half = weight.shape[0] // num_heads // 2
-    return weight.reshape(num_heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape).contiguous()
-
-
-def unpermute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """The inverse of `permute`."""
-    half = weight.shape[0] // num_heads // 2
-    return weight.reshape(num_heads, half, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape).contiguous()
-
-
-def architecture_of(base: BaseInfo) -> tuple[Any, Any, bool, dict[str, int]]:
-    """GGUF's architecture of a base, its names of the base's modules, whether rows of q and k are reordered there, and
-    the heads of each. Raises Incompatible for a family that is not known here.
-    """
-    import gguf
-
-    config = json.loads((base.folder / "config.json").read_bytes())
-    found = ARCHITECTURES.get(config.get("model_type", ""))
-    if found is None:
-        raise Incompatible(
-            f"base '{base.name}' ({base.architecture}) is of a family whose tensors GGUF names in ways not known here: "
-            f"GGUF adapters are known for {', '.join(ARCHITECTURES)}"
-        )
-    architecture = getattr(gguf.MODEL_ARCH, found[0])
-    heads = config["num_attention_heads"]
-    each = {"q_proj": heads, "k_proj": config.get("num_key_value_heads") or heads}
-    return architecture, gguf.get_tensor_name_map(architecture, config["num_hidden_layers"]), found[1], each
+def write_origin(writer: Any, base: BaseInfo, digest: str | None) -> None:
+    """Add which base a file belongs to, and which version's content it has."""
+    if base.hub_id:
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, base.hub_id.rpartition("/")[2])
+        writer.add_base_model_repo_url(0, f"https://huggingface.co/{base.hub_id}")
+    writer.add_string(FINGERPRINT, base.fingerprint)
+    if digest:
+        writer.add_string("qhub.content_digest", digest)
 
 
 def _stored(dtype: torch.dtype) -> torch.dtype:

@@ -14,16 +14,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adapterhub_local.base.add import add_base
 from adapterhub_local.base.bases import BaseInfo, find_base
 from adapterhub_local.base.load import load_base
+from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.base.source import open_source
 from adapterhub_local.errors import Incompatible, InputError, InUse
 from adapterhub_local.export.divergence import measure
+from adapterhub_local.export.families import GgufLayout
 from adapterhub_local.export.fused import write_fused
-from adapterhub_local.export.gguf import normal_form, permute, unpermute, write_gguf
+from adapterhub_local.export.gguf import normal_form, write_gguf
 from adapterhub_local.export.ollama import learn_template, write_ollama
 from adapterhub_local.export.requantise import add_requantised
 from adapterhub_local.lora.adapter import Delta, open_adapter
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
+from tests.architectures import save_architecture
 from tests.serve.adapter_makers import publish
 from tests.tiny import byte_tokenizer, save_tiny_model
 
@@ -53,12 +56,18 @@ def test_normal_form_is_the_same_delta() -> None:
     torch.testing.assert_close(normal.dense(), delta.dense())
 
 
-def test_permuted_rows_come_back() -> None:
-    """The order of rows that adapters are written in is undone when they are read."""
-    weight = torch.randn(24, 3)
-
-    assert torch.equal(unpermute(permute(weight, 3), 3), weight)
-    assert not torch.equal(permute(weight, 3), weight)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "falcon", "falcon-new", "gpt-neox"])
+def test_reordered_rows_come_back(home: Home, tmp_path: Path, kind: str) -> None:
+    """The order of rows that a family has in GGUF is undone when adapters are read."""
+    base = add_base("tiny", save_architecture(kind, tmp_path / "model"), home)
+    layout = GgufLayout(base)
+    moved = 0
+    for module, (rows, _) in linear_shapes(base).items():
+        weight = torch.arange(rows)[:, None]
+        there = layout.to_gguf(module, weight)
+        assert torch.equal(layout.from_gguf(module, there), weight)
+        moved += not torch.equal(there, weight)
+    assert (moved > 0) == (kind != "qwen2")
 
 
 def test_gguf_adapter_says_what_it_is(tiny_base: BaseInfo, registry: Registry, tmp_path: Path) -> None:
@@ -163,7 +172,7 @@ def test_families_that_are_not_known_are_refused(home: Home, registry: Registry,
     config = base.folder / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"olmo"'))
 
-    with pytest.raises(Incompatible, match="GGUF adapters are known for llama, mistral, qwen2, qwen3"):
+    with pytest.raises(Incompatible, match="GGUF is known for llama, mistral, qwen2, qwen3, gemma2"):
         write_gguf(open_adapter(version.path), base, tmp_path / "a.gguf", name="a")
     assert not (tmp_path / "a.gguf").exists()
 
