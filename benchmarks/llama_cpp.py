@@ -19,9 +19,8 @@ import httpx
 import torch
 from peft import PeftModel
 
-from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.bases import BaseInfo, base_of
 from adapterhub_local.base.load import load_base
-from adapterhub_local.evaluate.evaluate import base_of
 from adapterhub_local.export.gguf import write_gguf
 from adapterhub_local.export.gguf_model import write_gguf_model
 from adapterhub_local.lora.adapter import open_adapter

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.errors import BadReference, Corrupt, InputError, InUse, NotFound
+from adapterhub_local.errors import BadReference, Corrupt, Incompatible, InputError, InUse, NotFound
 from adapterhub_local.refs import check_name
-from adapterhub_local.registry import Registry
+from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
 
 RECORD = "qhub-base.json"
@@ -97,6 +97,19 @@ def choose_base(name: str | None, home: Home, what: str) -> BaseInfo:
 def find_by_fingerprint(fingerprint: str, home: Home) -> BaseInfo | None:
     """The base with this fingerprint, if the home has it."""
     return next((base for base in list_bases(home) if base.fingerprint == fingerprint), None)
+
+
+def base_of(version: Version, home: Home) -> BaseInfo:
+    """The base a version was made for. Raises Incompatible if this home does not have it."""
+    fingerprint = version.base_fingerprint
+    found = find_by_fingerprint(fingerprint, home) if fingerprint else None
+    if found is None:
+        entry = version.lineage.get("base", {})
+        name = entry.get("hub_id") or entry.get("name") or "an unknown model"
+        raise Incompatible(
+            f"{version} was made for {name} ({(fingerprint or 'no fingerprint')[:19]}): add it with `qhub base add`"
+        )
+    return found
 
 
 def read_record(folder: Path) -> BaseInfo:

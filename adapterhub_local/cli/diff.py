@@ -20,7 +20,7 @@ def command(left: str, right: str, as_json: bool) -> None:
     registry = Registry()
     versions = [registry.resolve(left), registry.resolve(right)]
     paths = [version.path for version in versions]
-    from adapterhub_local.evaluate.evaluate import base_of
+    from adapterhub_local.base.bases import base_of
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.merge.compare import compare_deltas, compare_lineages
 

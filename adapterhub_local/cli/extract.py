@@ -84,7 +84,7 @@ def command(
 def _open(text: str) -> "Weights":
     """A full model: a base here, a folder, a .gguf file or a Hub id."""
     from adapterhub_local.base.bases import find_base, list_bases
-    from adapterhub_local.base.source import open_source
+    from adapterhub_local.hub.model import open_model
     from adapterhub_local.merge.extract import Weights
 
     path = Path(os.path.expanduser(text))
@@ -93,11 +93,6 @@ def _open(text: str) -> "Weights":
 
         weights = BaseWeights(find_base(text, home()))
         return Weights(text, frozenset(weights.names), weights.read)
-    if not path.exists() and text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        from adapterhub_local.hub.model import fetch_model
-
-        repo_id, _, revision = text.partition("@")
-        path = fetch_model(repo_id, revision or None).folder
-    source = open_source(path)
-    label = text if path != Path(os.path.expanduser(text)) else path.name  # no path of this machine in a lineage
+    source = open_model(text)
+    label = path.name if path.exists() else text  # no path of this machine in a lineage
     return Weights(label, source.names, source.read)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.base.bases import BaseInfo, find_base, list_bases
+from adapterhub_local.base.bases import BaseInfo, base_of, find_base, list_bases
 from adapterhub_local.errors import Incompatible, InputError, NotFound, QhubError
 from adapterhub_local.evaluate.metrics import Score
 from adapterhub_local.progress import Counting, Quiet, Reporter
@@ -174,7 +174,6 @@ def _counting(reporter: Reporter | None, text: str) -> AbstractContextManager[Co
 
 
 def _one_base(versions: Mapping[str, Version | None], home: Home) -> BaseInfo:
-    from adapterhub_local.evaluate.evaluate import base_of
 
     bases = {find_base(text, home) if version is None else base_of(version, home) for text, version in versions.items()}
     if len({base.fingerprint for base in bases}) > 1:

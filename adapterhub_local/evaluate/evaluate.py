@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.base.bases import BaseInfo, find_by_fingerprint
 from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.data.chat import Chat
-from adapterhub_local.errors import Incompatible, InputError
+from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.choices import choose
 from adapterhub_local.evaluate.metrics import Score, evaluate
 from adapterhub_local.evaluate.written import is_json, matches, write_answers
@@ -19,20 +18,6 @@ from adapterhub_local.progress import Counting
 from adapterhub_local.recipe.schema import Data
 from adapterhub_local.registry import Version
 from adapterhub_local.rows.examples import Example, Tokenised, scored_on, settings_of, tokenise_all
-from adapterhub_local.settings import Home
-
-
-def base_of(version: Version, home: Home) -> BaseInfo:
-    """The base a version was made for. Raises Incompatible if this home does not have it."""
-    fingerprint = version.base_fingerprint
-    found = find_by_fingerprint(fingerprint, home) if fingerprint else None
-    if found is None:
-        entry = version.lineage.get("base", {})
-        name = entry.get("hub_id") or entry.get("name") or "an unknown model"
-        raise Incompatible(
-            f"{version} was made for {name} ({(fingerprint or 'no fingerprint')[:19]}): add it with `qhub base add`"
-        )
-    return found
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,9 @@ class GgufLayout:
         return rows if order is None else rows[order].contiguous()
 
     def from_gguf(self, module: str, rows: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_gguf`."""
+        """The inverse of `to_gguf`; rows of another number than the layer has are left to whoever checks shapes."""
         order = self.family.order(module, self.config)
-        return rows if order is None else rows[torch.argsort(order)].contiguous()
+        return rows if order is None or len(order) != len(rows) else rows[torch.argsort(order)].contiguous()
 
     def offset(self, name: str) -> float:
         """What is added to a tensor there: Gemma's norms are stored without their 1 here."""
@@ -199,4 +199,5 @@ def llama3_factors(rope: dict[str, Any], size: int) -> torch.Tensor:
     length = rope["original_max_position_embeddings"]
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     smooth = ((length * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
-    return 1 / ((1 - smooth) / factor + smooth)
+    factors: torch.Tensor = 1 / ((1 - smooth) / factor + smooth)
+    return factors

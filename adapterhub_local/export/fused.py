@@ -9,14 +9,19 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from adapterhub_local.base.bases import RECORD, BaseInfo
+from adapterhub_local.base.bases import RECORD, BaseInfo, check_base_name
 from adapterhub_local.base.source import INDEX, SINGLE, Source
 from adapterhub_local.durable import check_absent, place_folder, staging
+from adapterhub_local.errors import InUse
 from adapterhub_local.export.divergence import Divergence, measure
+from adapterhub_local.export.formats import Request, Written
 from adapterhub_local.export.fusion import Fusion
+from adapterhub_local.export.opening import open_request, size_text
+from adapterhub_local.hub.model import open_model
 from adapterhub_local.lora.adapter import AdapterFile
 from adapterhub_local.lora.write import write_safetensors
 
@@ -33,6 +38,32 @@ class Fused:
     num_modules: int
     size: int
     divergence: Divergence | None = None
+
+
+def export(request: Request) -> Written:
+    """The version and its base as one folder, and as a new 4-bit base if that is asked for; see `write_fused`."""
+    if request.requantise is not None and (request.home.bases / check_base_name(request.requantise)).exists():
+        raise InUse(f"base '{request.requantise}' exists already: choose another name for --requantise")
+    adapter, base = open_request(request)
+    source = open_model(request.onto) if request.onto is not None else None
+    fused = write_fused(base, adapter, request.target, request.progress, onto=source, check=request.check)
+    report: dict[str, Any] = {"base": base.name, "size": fused.size, "relative_rounding": fused.relative_rounding}
+    text = f"{size_text(fused.size)}, 16 bits; rounding is {fused.relative_rounding:.1%} of the adapter's size"
+    if fused.divergence is not None:
+        report["kl"] = vars(fused.divergence)
+        text += f"; {fused.divergence}"
+    if request.requantise is not None:
+        from adapterhub_local.export.requantise import add_requantised
+
+        name = f"{request.version} fused"
+        new, loss = add_requantised(request.requantise, request.target, base, adapter, request.home, source_name=name)
+        report["requantised"] = {"base": new.name, **vars(loss)}
+        text += f"\nbase {new.name}: in 4 bits {loss}"
+        if request.check:
+            found = measure(base, request.version.path, new)
+            report["requantised"]["kl"] = vars(found)
+            text += f"; {found}"
+    return Written(report, text)
 
 
 def write_fused(

@@ -14,10 +14,20 @@ from adapterhub_local.base.shapes import check_shapes, tied_weights
 from adapterhub_local.durable import check_absent, place_file, staging
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.export.families import GgufLayout
+from adapterhub_local.export.formats import Request, Written
+from adapterhub_local.export.opening import open_request
 from adapterhub_local.lora.adapter import AdapterFile, Delta
 from adapterhub_local.merge.algebra import pad_rank, weighted_sum
 
 FINGERPRINT = "qhub.base_fingerprint"  # which base exactly it is for
+
+
+def export(request: Request) -> Written:
+    """The version as a GGUF adapter; see `write_gguf`."""
+    adapter, base = open_request(request)
+    version = request.version
+    rank = write_gguf(adapter, base, request.target, name=str(version), digest=version.content_digest)
+    return Written({"rank": rank, "base": base.name}, f"rank and alpha {rank}, for a GGUF of {base.name}")
 
 
 def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str, digest: str | None = None) -> int:

@@ -15,15 +15,16 @@ from adapterhub_local.base.shapes import weight_shapes
 from adapterhub_local.durable import check_absent, place_file, staging
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.export.families import GgufLayout, limits
+from adapterhub_local.export.formats import TYPES, Request, Written
 from adapterhub_local.export.fused import counted
 from adapterhub_local.export.fusion import Fusion
 from adapterhub_local.export.gguf import write_origin
 from adapterhub_local.export.gguf_settings import rotary_tensors, write_settings
 from adapterhub_local.export.gguf_vocabulary import copy_vocabulary, model_name, write_vocabulary
+from adapterhub_local.export.opening import open_request, size_text
 from adapterhub_local.lora.adapter import AdapterFile
 
 _FILE_TYPES = {"f16": 1, "q8_0": 7, "bf16": 32, "f32": 0}  # as llama.cpp's llama_ftype counts them
-TYPES = tuple(_FILE_TYPES)
 MODEL = "model.gguf"
 
 
@@ -34,6 +35,18 @@ class FusedGguf:
     size: int
     context: int
     notes: tuple[str, ...]
+
+
+def export(request: Request) -> Written:
+    """The version and its base as one GGUF; see `write_gguf_model`."""
+    adapter, base = open_request(request)
+    version, kind = request.version, request.kind or TYPES[0]
+    made = write_gguf_model(
+        base, adapter, request.target, name=str(version), digest=version.content_digest, kind=kind,
+        vocabulary=request.vocabulary, progress=request.progress,
+    )  # fmt: skip
+    report = {"base": base.name, "type": kind, "size": made.size, "context": made.context}
+    return Written(report, f"{size_text(made.size)}, {kind}; {version} inside {base.name}", made.notes)
 
 
 def write_gguf_model(

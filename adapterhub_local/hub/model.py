@@ -1,9 +1,14 @@
 """Fetch a base model's files from the Hub; adapters are `push` and `pull`."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub_local.hub.client import hub_errors
+
+if TYPE_CHECKING:
+    from adapterhub_local.base.source import Source
 
 FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 
@@ -32,3 +37,14 @@ def fetch_model(repo_id: str, revision: str | None) -> FetchedModel:
         folder = Path(api.snapshot_download(repo_id, revision=info.sha, allow_patterns=FILES))
         licence = getattr(info.card_data, "license", None)
         return FetchedModel(folder, info.sha, bool(info.private), licence if isinstance(licence, str) else None)
+
+
+def open_model(text: str) -> "Source":
+    """The 16-bit model that a folder, a `.gguf` file or a Hub id (ORG/NAME@REVISION) names."""
+    from adapterhub_local.base.source import open_source
+
+    path = Path(os.path.expanduser(text))
+    if not path.exists() and text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        repo_id, _, revision = text.partition("@")
+        path = fetch_model(repo_id, revision or None).folder
+    return open_source(path)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from adapterhub_local.base.bases import BaseInfo, find_base, remove_base
+from adapterhub_local.base.bases import BaseInfo, base_of, find_base, remove_base
 from adapterhub_local.base.load import load_base
 from adapterhub_local.cli.main import run
 from adapterhub_local.errors import Incompatible
-from adapterhub_local.evaluate.evaluate import base_of, score
+from adapterhub_local.evaluate.evaluate import score
 from adapterhub_local.evaluate.metrics import evaluate
 from adapterhub_local.evaluate.written import is_json, matches, read_pattern
 from adapterhub_local.intervals import bootstrap, wilson
