@@ -55,6 +55,7 @@ docs: $(INSTALLED)
 check-long: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.engine.test_schedules 100000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.adapters.test_churn 600
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.registry.test_registry_kills 300
 	$(BIN)/python -m benchmarks.serve_traffic --seconds 600
 
 # What only a GPU can show: kernels compiled and run, graphs captured, the engine's answers with and without them,

@@ -42,7 +42,7 @@ def opening(
         return
     from adapterhub_local.merge.dora import through_base
 
-    with staging(registry.home.tmp) as folder:
+    with staging(registry.home.scratch) as folder:
         opener = through_base(base, written.dora_rank, folder, force=written.force)
         yield lambda weights: make_plan(
             labels,

@@ -1,13 +1,11 @@
 """Where a version came from, as a tree: parents of merges, or recipe and data; as text, Mermaid or Graphviz."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapterhub_local.registry.registry import Registry
 from adapterhub_local.registry.version import Version
-
-MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -21,10 +19,45 @@ class Node:
     reference: str | None = None  # of a version that is in the registry
 
 
-def ancestry(registry: Registry, version: Version, *, weight: float | None = None, depth: int = 0) -> Node:
-    """The tree of what `version` was made of. Parents that were removed or never registered have no parents."""
+def ancestry(registry: Registry, version: Version) -> Node:
+    """The tree of what `version` was made of. Parents that were removed or never registered have no parents.
+
+    A version that several others were made of is one node, however often it occurs.
+    """
+    made: dict[str, Node] = {}
+    found: dict[str, Version | None] = {}
+    entered: set[str] = set()
+    pending = [version]
+    while pending:
+        current = pending[-1]
+        if current.manifest_digest in made:
+            pending.pop()
+            continue
+        entries = current.lineage.get("parents") or ()
+        parents = [parent for entry in entries if (parent := _parent(registry, entry, found)) is not None]
+        entered.add(current.manifest_digest)
+        # one that is entered and not made is being made of this one: a lineage from elsewhere may say so
+        if missing := [parent for parent in parents if parent.manifest_digest not in entered]:
+            pending += missing
+        else:
+            made[current.manifest_digest] = _node(current, made, found)
+            pending.pop()
+    return made[version.manifest_digest]
+
+
+def _node(version: Version, made: dict[str, Node], found: dict[str, Version | None]) -> Node:
+    """The node of a version whose parents have theirs."""
     lineage = version.lineage
-    parents = [_parent(registry, entry, depth) for entry in lineage.get("parents") or ()]
+    parents = []
+    for entry in lineage.get("parents") or ():
+        weight = entry.get("weight")
+        parent = found.get(str(entry.get("manifest_digest")))
+        if parent is not None and parent.manifest_digest in made:
+            parents.append(replace(made[parent.manifest_digest], weight=weight))
+        else:
+            known = entry.get("content_digest") or entry.get("digest") or ""
+            detail = f"not in this registry, {known[:19]}" if known else "not in this registry"
+            parents.append(Node(str(entry.get("reference")), detail, (), weight))
     for entry in lineage.get("data") or ():
         detail = f"{entry.get('role')} data, {entry.get('rows')} rows, {str(entry.get('digest'))[:19]}"
         parents.append(Node(str(entry.get("file")), detail))
@@ -36,19 +69,17 @@ def ancestry(registry: Registry, version: Version, *, weight: float | None = Non
         *([f"on {base}"] if base else []),
         version.content_digest[:19],
     ]
-    return Node(str(version), ", ".join(details), tuple(parents), weight, str(version))
+    return Node(str(version), ", ".join(details), tuple(parents), None, str(version))
 
 
-def _parent(registry: Registry, entry: dict[str, Any], depth: int) -> Node:
-    label, weight = str(entry.get("reference")), entry.get("weight")
-    digest = entry.get("manifest_digest")
-    # by digest, not by name: the version it was then, whatever is called so now
-    same = "v.manifest_digest = ? OR json_extract(v.lineage, '$.imported_from.manifest_digest') = ?"
-    rows = registry.rows(f"AND ({same})", (digest, digest)) if digest else []
-    if rows and depth < MAX_DEPTH:
-        return ancestry(registry, registry.version(rows[0]), weight=weight, depth=depth + 1)
-    known = entry.get("content_digest") or entry.get("digest") or ""
-    return Node(label, f"not in this registry, {known[:19]}" if known else "not in this registry", (), weight)
+def _parent(registry: Registry, entry: dict[str, Any], found: dict[str, Version | None]) -> Version | None:
+    """The version an entry of `parents` names, by digest, not by name: what it was then, whatever is called so now."""
+    digest = str(entry.get("manifest_digest"))
+    if digest not in found:
+        same = "v.manifest_digest = ? OR json_extract(v.lineage, '$.imported_from.manifest_digest') = ?"
+        rows = registry.rows(f"AND ({same})", (digest, digest)) if entry.get("manifest_digest") else []
+        found[digest] = registry.version(rows[0]) if rows else None
+    return found[digest]
 
 
 def children(registry: Registry, version: Version) -> list[str]:
@@ -62,14 +93,24 @@ def children(registry: Registry, version: Version) -> list[str]:
 
 
 def text(node: Node) -> Iterator[str]:
-    """The tree as lines with box-drawing characters."""
-    yield f"{node.label}  ({node.detail})"
-    for index, parent in enumerate(node.parents):
-        is_last = index == len(node.parents) - 1
-        weight = f"{parent.weight:g} x " if isinstance(parent.weight, int | float) else ""
-        for number, line in enumerate(text(parent)):
-            branch = ("└── " if is_last else "├── ") + weight if number == 0 else ("    " if is_last else "│   ")
-            yield branch + line
+    """The tree as lines with box-drawing characters; what occurs again has its parents where it came first."""
+    seen: set[str] = set()
+    pending = [(node, "", "")]
+    while pending:
+        current, first, rest = pending.pop()
+        again = bool(current.parents) and current.reference in seen
+        yield f"{first}{current.label}  ({current.detail}{', as above' if again else ''})"
+        if again:
+            continue
+        if current.reference is not None:
+            seen.add(current.reference)
+        below = []
+        for index, parent in enumerate(current.parents):
+            is_last = index == len(current.parents) - 1
+            weight = f"{parent.weight:g} x " if isinstance(parent.weight, int | float) else ""
+            branch, line = ("└── ", "    ") if is_last else ("├── ", "│   ")
+            below.append((parent, f"{rest}{branch}{weight}", f"{rest}{line}"))
+        pending += reversed(below)
 
 
 def mermaid(node: Node) -> Iterator[str]:

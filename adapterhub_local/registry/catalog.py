@@ -82,7 +82,8 @@ def find(
         _check_metric(registry, metric)
     if order is None:
         best, direction = ("min", "ASC") if "loss" in sort or sort == "perplexity" else ("max", "DESC")
-        score = f"SELECT {best}(s.value) FROM scores s WHERE {own} AND s.metric = ?"  # noqa: S608
+        # +: else SQLite walks all values of the metric in their order, for every version
+        score = f"SELECT {best}(+s.value) FROM scores s WHERE {own} AND s.metric = ?"  # noqa: S608
         order = f"({score}) {direction} NULLS LAST, v.name"
         values += [*of_task, sort]
     if not where:

@@ -19,6 +19,7 @@ from adapterhub_local.errors import Corrupt, InputError, QhubError
 from adapterhub_local.registry.ledger import Ledger, Line, entered, last_entered, meet, unread
 from adapterhub_local.registry.manifests import holds_manifests, orphans
 from adapterhub_local.registry.migrations import MIGRATIONS, apply_migrations, schema_problem
+from adapterhub_local.registry.mounts import check_local
 from adapterhub_local.settings import Home, make_folder
 
 BUSY_TIMEOUT_MS = 60_000
@@ -226,9 +227,10 @@ class Database:
         A home may be mounted read-only, or be another member's of a group.
         """
         timeout = BUSY_TIMEOUT_MS / 1000
-        if not self.path.exists():
-            self.path.touch()
         if may_write(self.path.parent):
+            check_local(self.path.parent)  # what cannot be written is read, wherever it is
+            if not self.path.exists():
+                self.path.touch()
             share_file(self.path)
             if may_write(self.path):
                 return sqlite3.connect(self.path, timeout=timeout, isolation_level=None)

@@ -97,7 +97,7 @@ def collect(
     needed.
     """
     if problems := list(state_problems(registry.home)):
-        shown = "; ".join(f"{problem.subject} {problem.message}" for problem in problems[:2])
+        shown = "; ".join(f"{problem.subject}: {problem.message}" for problem in problems[:2])
         more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
         raise Corrupt(f"{shown}{more}: run `qhub fsck --repair` first. Nothing was collected")
     if registry.database.connection() is None:

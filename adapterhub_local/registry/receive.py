@@ -40,17 +40,18 @@ class Received:
 def with_parents(registry: Registry, version: Version) -> list[Version]:
     """The version and all it was merged from that is here, parents first."""
     found: dict[str, Version] = {}
-
-    def visit(one: Version, path: frozenset[str]) -> None:
-        if one.manifest_digest in found or one.manifest_digest in path:
-            return
-        for entry in one.lineage.get("parents") or ():
-            rows = registry.rows("AND v.manifest_digest = ?", (entry.get("manifest_digest"),))
-            for row in rows:
-                visit(registry.version(row), path | {one.manifest_digest})
-        found[one.manifest_digest] = one
-
-    visit(version, frozenset())
+    parents: dict[str, list[Version]] = {}
+    pending = [version]
+    while pending:
+        one = pending[-1]
+        if one.manifest_digest not in parents:
+            digests = [entry.get("manifest_digest") for entry in one.lineage.get("parents") or ()]
+            rows = [row for digest in digests for row in registry.rows("AND v.manifest_digest = ?", (digest,))]
+            parents[one.manifest_digest] = [registry.version(row) for row in rows]
+            pending += [one for one in reversed(parents[one.manifest_digest]) if one.manifest_digest not in parents]
+        else:
+            found.setdefault(one.manifest_digest, one)
+            pending.pop()
     return list(found.values())
 
 
