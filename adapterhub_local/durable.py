@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.digests import Digest, from_hex
 from adapterhub_local.errors import InputError, InUse, QhubError
 
 CHUNK = 1 << 20
@@ -43,15 +44,15 @@ def canonical_json(value: Any) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def digest_bytes(data: bytes | memoryview) -> str:
+def digest_bytes(data: bytes | memoryview) -> Digest:
     """`sha256:<hex>` of `data`."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+    return from_hex(hashlib.sha256(data).hexdigest())
 
 
-def digest_file(path: Path) -> str:
+def digest_file(path: Path) -> Digest:
     """`sha256:<hex>` of the file's bytes, read in chunks."""
     with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        return from_hex(hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from adapterhub_local.digests import short
 from adapterhub_local.registry.registry import Registry
 from adapterhub_local.registry.version import Version
 
@@ -56,10 +57,10 @@ def _node(version: Version, made: dict[str, Node], found: dict[str, Version | No
             parents.append(replace(made[parent.manifest_digest], weight=weight))
         else:
             known = entry.get("content_digest") or entry.get("digest") or ""
-            detail = f"not in this registry, {known[:19]}" if known else "not in this registry"
+            detail = f"not in this registry, {short(known)}" if known else "not in this registry"
             parents.append(Node(str(entry.get("reference")), detail, (), weight))
     for entry in lineage.get("data") or ():
-        detail = f"{entry.get('role')} data, {entry.get('rows')} rows, {str(entry.get('digest'))[:19]}"
+        detail = f"{entry.get('role')} data, {entry.get('rows')} rows, {short(str(entry.get('digest')))}"
         parents.append(Node(str(entry.get("file")), detail))
     kind = lineage.get("kind") or "unknown"
     method = (lineage.get("merge") or {}).get("method")
@@ -67,7 +68,7 @@ def _node(version: Version, made: dict[str, Node], found: dict[str, Version | No
     details = [
         f"{kind} by {method}" if method else kind,
         *([f"on {base}"] if base else []),
-        version.content_digest[:19],
+        short(version.content_digest),
     ]
     return Node(str(version), ", ".join(details), tuple(parents), None, str(version))
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.digests import Digest, from_hex, hex_of, parse_digest
 from adapterhub_local.durable import canonical_json, check_absent, digest_file, place_file, staging, telling_full
 from adapterhub_local.errors import BadFile, Corrupt, NotFound
 from adapterhub_local.registry.receive import (
     MAX_JSON_BYTES,
     Received,
-    check_digest,
     check_files,
     lineage_digest,
     parse_manifest,
@@ -65,7 +65,7 @@ def write_archive(registry: Registry, version: Version, target: Path) -> list[Ve
             for name, data in (("oci-layout", LAYOUT), ("index.json", canonical_json(index))):
                 tar.addfile(_entry(name, len(data)), io.BytesIO(data))
             for digest, content in sorted(blobs.items()):
-                name = f"blobs/sha256/{digest.removeprefix('sha256:')}"
+                name = f"blobs/sha256/{hex_of(digest)}"
                 if isinstance(content, bytes):
                     tar.addfile(_entry(name, len(content)), io.BytesIO(content))
                     continue
@@ -98,7 +98,7 @@ def read_archive(registry: Registry, source: Path) -> list[Received]:
         return [register(registry, version, folder) for version in parsed]
 
 
-def _unpack(source: Path, folder: Path) -> list[str]:
+def _unpack(source: Path, folder: Path) -> list[Digest]:
     """Write the blobs of an archive into `folder`, named by their digests, and return the manifests of its index."""
     index = None
     seen: set[str] = set()
@@ -116,7 +116,7 @@ def _unpack(source: Path, folder: Path) -> list[str]:
                 if room < 0 and not source.is_dir():
                     raise BadFile(f"{source} unpacks to more than {MAX_RATIO} times its size: nothing was read")
                 _write(data, folder / match[1])
-                if digest_file(folder / match[1]) != f"sha256:{match[1]}":
+                if digest_file(folder / match[1]) != from_hex(match[1]):
                     raise Corrupt(f"{source} is damaged: {name} has other bytes. Nothing was registered")
             elif size > MAX_JSON_BYTES:
                 raise BadFile(f"{source} has an {name} of {size:,} bytes: no archive needs that")
@@ -128,7 +128,7 @@ def _unpack(source: Path, folder: Path) -> list[str]:
     if "oci-layout" not in seen or not isinstance(manifests, list) or not manifests:
         raise BadFile(f"{source} is not in the OCI layout: it has no oci-layout or no index.json with manifests")
     try:
-        digests = list(dict.fromkeys(check_digest(entry["digest"]) for entry in manifests))
+        digests = list(dict.fromkeys(parse_digest(entry["digest"]) for entry in manifests))
     except (KeyError, TypeError, ValueError) as error:
         raise BadFile(f"{source} has an index.json that does not name its manifests: {error}") from None
     if len(digests) > MAX_VERSIONS:
@@ -188,7 +188,7 @@ def _parse(folder: Path, digest: str, source: Path, checked: set[tuple[File, ...
 
 
 def _json_bytes(folder: Path, digest: Any) -> bytes:
-    path = folder / check_digest(digest).removeprefix("sha256:")
+    path = folder / hex_of(parse_digest(digest))
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError("it is too large")
     return path.read_bytes()

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from adapterhub_local.digests import from_hex, hex_of
 from adapterhub_local.durable import CHUNK, digest_file, sync_file, sync_folder, telling_full
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.manifests import blob_paths
@@ -24,7 +25,7 @@ class Blobs:
 
     def path(self, digest: str) -> Path:
         """Where the blob `sha256:<hex>` is or would be."""
-        hexadecimal = digest.removeprefix("sha256:")
+        hexadecimal = hex_of(digest)
         return self.home.blobs / hexadecimal[:2] / hexadecimal
 
     def put(self, name: str, source: Path | bytes, *, durable: bool = True) -> File:
@@ -111,7 +112,7 @@ class Blobs:
                     size += len(chunk)
                 out.flush()
                 os.fchmod(out.fileno(), READ_ONLY)
-            return temporary, File(name, "sha256:" + hasher.hexdigest(), size)
+            return temporary, File(name, from_hex(hasher.hexdigest()), size)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from adapterhub_local.digests import from_hex, hex_of
 from adapterhub_local.durable import CHUNK, link
 from adapterhub_local.errors import Corrupt, RemoteError
 from adapterhub_local.registry.blobs import is_sound
@@ -105,7 +106,7 @@ class Download:
                     self._told(len(block))
         except FileNotFoundError:
             raise Corrupt(f"{self.store.url} lacks {file.path} ({blob_path(file.digest)}): push it again") from None
-        return "sha256:" + hasher.hexdigest() if size == file.size else "of another size"
+        return from_hex(hasher.hexdigest()) if size == file.size else "of another size"
 
     def _told(self, num_bytes: int) -> None:
         self._done += num_bytes
@@ -113,4 +114,4 @@ class Download:
 
 
 def _hex(file: File) -> str:
-    return file.digest.removeprefix("sha256:")
+    return hex_of(file.digest)

@@ -5,6 +5,7 @@ import sqlite3
 from itertools import islice
 from typing import Any
 
+from adapterhub_local.digests import short
 from adapterhub_local.durable import canonical_json
 from adapterhub_local.registry.found import KEPT, Found, Rebuilt
 from adapterhub_local.registry.journal import in_order, replay
@@ -74,7 +75,7 @@ def _renumbered(db: sqlite3.Connection, registry: Registry, version: Version, re
     registry.blobs.put_all([("lineage.json", raw), ("manifest.json", moved.manifest)])
     insert_version(db, moved)
     _insert_lost(db, [Line("version", str(version), version.manifest_digest)])
-    rebuilt.moved.append(f"{version} ({version.manifest_digest[:19]}) is {moved} now: there is another {version}")
+    rebuilt.moved.append(f"{version} ({short(version.manifest_digest)}) is {moved} now: there is another {version}")
     return moved
 
 

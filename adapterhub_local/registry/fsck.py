@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from adapterhub_local.digests import from_hex
 from adapterhub_local.durable import alone, digest_bytes
 from adapterhub_local.errors import BadFile, Corrupt, QhubError
 from adapterhub_local.lora.header import read_header
@@ -82,7 +83,7 @@ def _fsck(registry: Registry, repair: bool, progress: Callable[[int, int], None]
         report.problems += _blob_problems(registry, path, store, users)
         progress(index + 1, len(blobs))
     report.num_blobs, report.num_versions = len(blobs), len(versions)
-    report.num_unreferenced = sum(f"sha256:{path.name}" not in needed for path in blobs)
+    report.num_unreferenced = sum(from_hex(path.name) not in needed for path in blobs)
     headers: set[str] = set()
     missing: set[str] = set()
     for version in versions:
@@ -168,7 +169,7 @@ def _digests(version: Version) -> tuple[str, ...]:
 
 
 def _blob_problems(registry: Registry, path: Path, store: Checked, users: dict[str, list[str]]) -> Iterator[Problem]:
-    digest = f"sha256:{path.name}"
+    digest = from_hex(path.name)
     if not _HEX.fullmatch(path.name) or registry.blobs.path(digest) != path or not path.is_file():
         yield Problem("foreign", str(path), "is no blob: nothing of this registry made it")
     elif store.state(digest) == "damaged":

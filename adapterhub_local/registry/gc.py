@@ -6,13 +6,13 @@ explained. Leases of running processes keep content that they may load again.
 
 import contextlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapterhub_local.digests import PATTERN, from_hex
 from adapterhub_local.durable import sync_folder
 from adapterhub_local.errors import Corrupt, InUse
 from adapterhub_local.registry.ancestry import children
@@ -28,7 +28,6 @@ from adapterhub_local.settings import make_folder
 GRACE_SECONDS = 3600.0  # what is younger may belong to a version that is being published
 TMP_SECONDS = 24 * 3600.0  # a run may stage for hours
 PURGE_SECONDS = 7 * 24 * 3600.0
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def collect(
         needed, contents = _marked(registry, clock)
         for path in registry.blobs.paths():
             status = path.lstat()
-            if f"sha256:{path.name}" not in needed and status.st_mtime < clock - grace:
+            if from_hex(path.name) not in needed and status.st_mtime < clock - grace:
                 sweep.append(path)
                 size += status.st_size
         if apply and sweep:
@@ -120,7 +119,7 @@ def collect(
         for folder in sorted({path.parent for path in sweep} | ({registry.home.quarantine} if sweep else set())):
             sync_folder(folder)
         for folder in registry.home.folders.glob("*"):  # links that would keep the bytes of removed versions
-            if f"sha256:{folder.name}" not in contents:
+            if from_hex(folder.name) not in contents:
                 shutil.rmtree(folder, ignore_errors=True)
     old = dict(_aged(registry.home.quarantine, clock - purge))
     left = [path for path in _entries(registry.home.tmp) if _newest(path) < clock - TMP_SECONDS]
@@ -149,7 +148,7 @@ def _marked(registry: Registry, clock: float) -> tuple[set[str], set[str]]:
         try:
             version = version_of_row(row)
         except Corrupt:  # whatever a damaged row may need is kept
-            needed |= set(_DIGEST.findall(" ".join(map(str, tuple(row)))))
+            needed |= set(PATTERN.findall(" ".join(map(str, tuple(row)))))
             contents.add(row["content_digest"])
             continue
         if version.content_digest in leased:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.digests import Digest, from_hex
 from adapterhub_local.durable import digest_file
 from adapterhub_local.registry.ledger import Ledger, is_complete
 from adapterhub_local.registry.version import ARTIFACT_TYPE, NAME, VERSION
@@ -50,9 +51,9 @@ def orphans(home: Home, db: sqlite3.Connection, ledger: Ledger) -> list[Orphan]:
     # read before the blobs: whoever publishes at this moment is not taken for what was lost
     committed = {line.digest for line in ledger.read()[0] if line.kind == "version"}
     complete = is_complete(db, ledger)
-    found: dict[str, tuple[str, int, frozenset[str]]] = {}
+    found: dict[Digest, tuple[str, int, frozenset[str]]] = {}
     for path in blob_paths(home):
-        digest = f"sha256:{path.name}"
+        digest = from_hex(path.name)
         if _is_known(db, digest) or (manifest := _read(path)) is None:
             continue
         try:

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.digests import Digest, from_hex, short
 from adapterhub_local.durable import alone, digest_bytes, sync_folder
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.blobs import is_sound
@@ -68,10 +69,10 @@ def rebuild_alone(registry: Registry) -> Rebuilt:
 
 def _read_blobs(registry: Registry, found: Found) -> None:
     """Every sound manifest, evaluation, removal and record among the blobs."""
-    manifests: dict[str, dict[str, Any]] = {}
-    others: list[tuple[int, str, dict[str, Any]]] = []
+    manifests: dict[Digest, dict[str, Any]] = {}
+    others: list[tuple[int, Digest, dict[str, Any]]] = []
     for path, value in _json_blobs(registry):
-        digest = f"sha256:{path.name}"
+        digest = from_hex(path.name)
         if value.get("artifactType") == ARTIFACT_TYPE:
             manifests[digest] = value
         else:
@@ -95,7 +96,7 @@ def _read_blobs(registry: Registry, found: Found) -> None:
             if not is_sound(lineage, version.lineage_file.digest, version.lineage_file.size):
                 raise Corrupt("its lineage is damaged")
         except (Corrupt, KeyError, TypeError, OSError, ValueError) as error:
-            found.lost.append(f"the version of manifest {digest[:19]}: {error}")
+            found.lost.append(f"the version of manifest {short(digest)}: {error}")
             continue
         found.manifests[digest] = version
 
@@ -112,7 +113,7 @@ def _json_blobs(registry: Registry) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in registry.blobs.paths():
         try:
             size = path.stat().st_size
-            if size > MAX_MANIFEST_BYTES or not is_sound(path, f"sha256:{path.name}", size):
+            if size > MAX_MANIFEST_BYTES or not is_sound(path, from_hex(path.name), size):
                 continue
             data = path.read_bytes()
             value = json.loads(data) if data.startswith(b"{") else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.digests import hex_of, parse_digest
 from adapterhub_local.durable import canonical_json, link, staging
 from adapterhub_local.errors import BadFile, BadReference, Corrupt
 from adapterhub_local.lora.config import WEIGHTS
@@ -24,7 +25,6 @@ from adapterhub_local.registry.version import File, Version
 
 MAX_JSON_BYTES = 16 << 20
 MAX_KEPT_NUMBER = MAX_NUMBER // 2
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
@@ -55,13 +55,6 @@ def with_parents(registry: Registry, version: Version) -> list[Version]:
     return list(found.values())
 
 
-def check_digest(digest: Any) -> str:
-    """`digest`, if it is `sha256:<hex>`. Raises ValueError."""
-    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest!r} is no digest")
-    return digest
-
-
 def parse_manifest(raw: bytes, lineage: bytes, source: object) -> Version:
     """The version that these two blobs describe. Raises BadFile naming `source` if it cannot be one of ours."""
     try:
@@ -84,7 +77,7 @@ def parse_manifest(raw: bytes, lineage: bytes, source: object) -> Version:
 def lineage_digest(raw: bytes, source: object) -> str:
     """The digest of the lineage that the manifest `raw` names. Raises BadFile."""
     try:
-        return check_digest(json.loads(raw)["config"]["digest"])
+        return parse_digest(json.loads(raw)["config"]["digest"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadFile(f"{source} holds a manifest that is none of an adapter version: {error}") from None
 
@@ -96,12 +89,12 @@ def check_files(version: Version, folder: Path, source: object) -> None:
     config names, and finite.
     """
     for file in (version.lineage_file, *version.files):
-        path = folder / file.digest.removeprefix("sha256:")
+        path = folder / hex_of(file.digest)
         if not path.is_file() or path.stat().st_size != file.size:
             raise Corrupt(f"{source} does not hold {file.path} of {version}: nothing was registered")
     with staging(folder) as named:
         for file in version.files:
-            link(folder / file.digest.removeprefix("sha256:"), named / file.path)
+            link(folder / hex_of(file.digest), named / file.path)
         try:
             for file in version.files:
                 if file.path.endswith(".safetensors"):
@@ -149,7 +142,7 @@ def register(registry: Registry, version: Version, folder: Path) -> Received:
     """
     if (same := find_same(registry, version)) is not None:
         return Received(str(version), same, False)
-    files = [(file, folder / file.digest.removeprefix("sha256:")) for file in (version.lineage_file, *version.files)]
+    files = [(file, folder / hex_of(file.digest)) for file in (version.lineage_file, *version.files)]
     registry.blobs.take(files)
     row = None
     with registry.database.writing() as db:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.digests import hex_of
 from adapterhub_local.durable import canonical_json, may_write, place_folder, share_parents, staging
 from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
 from adapterhub_local.refs import MAX_NUMBER, Reference, check_alias, check_name
@@ -148,7 +149,7 @@ class Registry:
         The files are links to the read-only blobs where the filesystem allows it.
         """
         blobs = {file.path: self.blobs.check(file) for file in version.files}
-        name = version.content_digest.removeprefix("sha256:")
+        name = hex_of(version.content_digest)
         target = self.home.folders / name
         if _holds(target, version, blobs):
             return target

@@ -11,10 +11,10 @@ import re
 import uuid
 from dataclasses import dataclass
 
+from adapterhub_local.digests import hex_of, parse_digest
 from adapterhub_local.durable import canonical_json
 from adapterhub_local.errors import BadReference, Corrupt, InputError, QhubError
 from adapterhub_local.refs import check_name
-from adapterhub_local.registry.receive import check_digest
 from adapterhub_local.registry.store import Store
 
 MARKER = "qhub-remote.json"
@@ -37,7 +37,7 @@ class Slot:
 
 def blob_path(digest: str) -> str:
     """The object with these bytes."""
-    hexadecimal = digest.removeprefix("sha256:")
+    hexadecimal = hex_of(digest)
     return f"blobs/sha256/{hexadecimal[:2]}/{hexadecimal}"
 
 
@@ -103,7 +103,7 @@ def read_slot(store: Store, name: str, number: int) -> Slot | None:
     try:
         fields = json.loads(raw)
         origin = fields["origin"]
-        return Slot(number, check_digest(fields["manifest"]), None if origin is None else check_digest(origin))
+        return Slot(number, parse_digest(fields["manifest"]), None if origin is None else parse_digest(origin))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Corrupt(f"{store.url}/{path} does not say which version it is: nothing was read") from None
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from adapterhub_local.digests import short
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.database import DAMAGED, Database
 from adapterhub_local.registry.found import Rebuilt
@@ -59,11 +60,11 @@ def state_problems(home: Home) -> Iterator[Problem]:
     for line in lines:
         what = "it was published" if line.kind == "version" else f"its {line.kind} was recorded"
         subject = f"move {line.subject} of an alias or tag" if line.kind == "mark" else line.subject
-        yield Problem("unknown", subject, f"{what} ({line.digest[:19]}), and the database does not know it")
+        yield Problem("unknown", subject, f"{what} ({short(line.digest)}), and the database does not know it")
     named = {line.digest for line in lines}
     for reference, one in published.items():
         if one.digest not in named:
-            yield Problem("unknown", reference, f"the blobs hold it ({one.digest[:19]}), the database does not know it")
+            yield Problem("unknown", reference, f"the blobs hold it ({short(one.digest)}), the database does not")
 
 
 def found_orphans(database: Database) -> list[Orphan]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from adapterhub_local.digests import hex_of
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import Corrupt, InputError, NotFound
 from adapterhub_local.registry.registry import Registry
@@ -92,7 +93,7 @@ _HOW = (
 
 
 def _path(home: Home, content_digest: str) -> Path:
-    return home.signatures / f"{content_digest.removeprefix('sha256:')}.sig"
+    return home.signatures / f"{hex_of(content_digest)}.sig"
 
 
 def _check_file(key: Path) -> None:

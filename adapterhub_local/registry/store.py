@@ -17,6 +17,7 @@ from typing import Any
 
 from fsspec import filesystem
 
+from adapterhub_local.digests import from_hex
 from adapterhub_local.durable import sync_file, sync_folder, telling_full
 from adapterhub_local.errors import Corrupt, InputError, NotFound, QhubError, RemoteError
 from adapterhub_local.registry.remotes import Remote, check_kind
@@ -76,7 +77,7 @@ class Store:
         hasher = hashlib.sha256()
         for block in self.blocks(path):
             hasher.update(block)
-        return "sha256:" + hasher.hexdigest()
+        return from_hex(hasher.hexdigest())
 
     def put(self, path: str, source: Path | bytes) -> None:
         """Write an object. Whoever else writes this path writes the same bytes, so it does not matter who is last."""

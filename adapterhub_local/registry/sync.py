@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.digests import hex_of, short
 from adapterhub_local.durable import canonical_json, digest_bytes, link, staging, telling_full
 from adapterhub_local.errors import BadReference, Corrupt, InputError, NotFound, QhubError
 from adapterhub_local.refs import Reference
@@ -174,7 +175,7 @@ def pull(
         if not dry_run:
             with Download(store, list(missing.values()), folder, home.tmp / "sync", progress):
                 for digest in files.keys() - missing.keys():
-                    link(registry.blobs.path(digest), folder / digest.removeprefix("sha256:"))
+                    link(registry.blobs.path(digest), folder / hex_of(digest))
                 for digest, version in incoming.items():
                     if here[digest] is None:
                         check_files(version, folder, store.url)
@@ -184,7 +185,7 @@ def pull(
             if (same := here[digest]) is None and not dry_run:
                 same = register(registry, version, folder).version
             elif not dry_run:
-                registry.blobs.take((file, folder / file.digest.removeprefix("sha256:")) for file in fetched)
+                registry.blobs.take((file, folder / hex_of(file.digest)) for file in fetched)
             size = sum(file.size for file in fetched)
             moved.append(Moved(str(version), str(same or version), here[digest] is None, len(fetched), size, digest))
     return moved
@@ -233,7 +234,7 @@ def _look(
     version = parse_manifest(raw, lineage, where)
     if (version.name, version.number) != (name, number):
         raise Corrupt(f"{store.url} has '{version}' where '{name}@{number}' should be: nothing was registered")
-    (folder / version.lineage_file.digest.removeprefix("sha256:")).write_bytes(lineage)
+    (folder / hex_of(version.lineage_file.digest)).write_bytes(lineage)
     for entry in version.lineage.get("parents") or ():
         _look_parent(registry, store, entry, folder, incoming, path | {slot.manifest})
     incoming[slot.manifest] = version
@@ -261,7 +262,7 @@ def _json(store: Store, digest: str, where: str) -> bytes:
     try:
         data = store.read(blob_path(digest), MAX_JSON_BYTES)
     except FileNotFoundError:
-        raise Corrupt(f"{where} lacks its manifest or lineage ({digest[:19]}): push it again") from None
+        raise Corrupt(f"{where} lacks its manifest or lineage ({short(digest)}): push it again") from None
     if digest_bytes(data) != digest:
         raise Corrupt(f"{where} is damaged: {blob_path(digest)} has other bytes. Nothing was registered")
     return data

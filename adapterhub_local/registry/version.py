@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlite3 import Row
 from typing import Any
 
+from adapterhub_local.digests import PATTERN
 from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.errors import Corrupt
 
@@ -21,7 +22,6 @@ CREATED = "org.opencontainers.image.created"
 NAME = "org.qhub.name"
 VERSION = "org.qhub.version"
 _FILE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class File:
 
     def __post_init__(self) -> None:
         # a name inside a version is never a way out of its folder, whoever wrote the manifest
-        if not _FILE_PATH.fullmatch(self.path) or not _DIGEST.fullmatch(self.digest) or self.size < 0:
+        if not _FILE_PATH.fullmatch(self.path) or not PATTERN.fullmatch(self.digest) or self.size < 0:
             raise Corrupt(f"{self.path!r} ({self.digest}, {self.size} bytes) cannot be a file of a version")
 
     def descriptor(self, media_type: str | None = None) -> dict[str, Any]:
