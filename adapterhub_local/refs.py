@@ -11,6 +11,7 @@ Knows nothing of storage: whether a reference exists is the registry's business.
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapterhub_local.errors import BadReference
@@ -103,10 +104,13 @@ class Mix:
         return len(self.terms) == 1 and self.terms[0][1] == 1.0
 
     def __str__(self) -> str:
-        if self.is_single:
-            return str(self.terms[0][0])
-        # 1e+16 is written 1e16, since '+' separates terms
-        return "+".join(f"{reference}*{weight!r}".replace("e+", "e") for reference, weight in self.terms)
+        return str(self.terms[0][0]) if self.is_single else spelled(self.terms)
+
+
+def spelled(terms: Iterable[tuple[object, float]]) -> str:
+    """Terms and their weights as a mix is written."""
+    # 1e+16 is written 1e16, since '+' separates terms
+    return "+".join(f"{term}*{repr(weight).replace('e+', 'e')}" for term, weight in terms)
 
 
 def parse_weight(text: str) -> float:

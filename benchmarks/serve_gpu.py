@@ -67,8 +67,8 @@ SMALL = Load((2,), (2, 0), 4, 2)
 class DrawnPool:
     """Adapters of random factors on the device, in the place of the engine's pool: none is read from disk."""
 
-    def __init__(self, shapes: dict[str, tuple[int, int]], rank: int, dtype: Any, device: Any) -> None:
-        self.shapes, self.rank, self.dtype, self.device = shapes, rank, dtype, device
+    def __init__(self, records: Any, shapes: dict[str, tuple[int, int]], rank: int, dtype: Any, device: Any) -> None:
+        self.records, self.shapes, self.rank, self.dtype, self.device = records, shapes, rank, dtype, device
 
     def get(self, digest: str) -> dict[str, tuple[Any, Any]]:
         """The factors of adapter number `digest`, drawn anew each time; too weak to change what is measured."""
@@ -115,7 +115,8 @@ def engine_for(case: Case, shape: dict[str, Any], load: Load, device: str, tiny:
         for name, layer in engine.slots.layers.items()
         if layer.base is not base.model.get_output_embeddings()
     }
-    engine.pool = engine.loader.pool = DrawnPool(shapes, case.rank, base.model.dtype, torch.device(device))  # type: ignore[assignment]
+    drawn = DrawnPool(engine.slots.records, shapes, case.rank, base.model.dtype, torch.device(device))
+    engine.pool = engine.loader.pool = drawn  # type: ignore[assignment]
     return engine
 
 
@@ -132,6 +133,8 @@ def decode(engine: Any, batch: int, adapters: int, load: Load, meter: Meter) -> 
         Request(str(row), tuple(text), params, str(row % adapters) if adapters else None)
         for row, text in enumerate(texts)
     ]
+    for row in range(adapters):
+        engine.pool.records.make(str(row))
     engine.submit(*requests)
     while not all(request.output for request in requests):
         _step(engine)

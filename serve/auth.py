@@ -2,15 +2,13 @@
 
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 
 from adapterhub_local.keys import Key, Keys
+from serve.access import Access, Scope
 from serve.errors import Forbidden, Throttled, Unauthorized
 
-OPEN_PATHS = frozenset(["/health", "/ready"])
-ADMIN_PATHS = frozenset(["/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
-COUNTED_PATHS = frozenset(["/v1/chat/completions", "/v1/completions", "/v1/responses"])
 REFUSED = frozenset([400, 403, 404, 429])  # statuses of requests that did not run
 
 
@@ -30,9 +28,9 @@ class Gate:
         self._refused: defaultdict[str, deque[float]] = defaultdict(deque)  # the same of what did not run
         self._lock = threading.Lock()
 
-    def identify(self, path: str, authorization: str | None) -> Key | None:
+    def identify(self, path: str, access: Access, authorization: str | None) -> Key | None:
         """The key of a request to `path`, None where none is needed. Raises Unauthorized, Forbidden."""
-        if path in OPEN_PATHS or not (self.is_required or self.keys.all()):
+        if access.scope is Scope.OPEN or not (self.is_required or self.keys.all()):
             return None
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
@@ -40,15 +38,13 @@ class Gate:
         key = self.keys.find(token.strip())
         if key is None:
             raise Unauthorized("this API key is unknown, revoked or expired: `qhub key create` makes one")
-        if path in ADMIN_PATHS and "admin" not in key.scopes:
-            raise Forbidden(f"{path} is for keys of scope admin")
-        if path in COUNTED_PATHS and "infer" not in key.scopes:
-            raise Forbidden(f"{path} is for keys of scope infer")
+        if access.scope is not Scope.ANY and access.scope.value not in key.scopes:
+            raise Forbidden(f"{path} is for keys of scope {access.scope.value}")
         return key
 
-    def enter(self, path: str, key: Key | None) -> float | None:
+    def enter(self, access: Access, key: Key | None) -> float | None:
         """Count a request in; `leave` counts it out, and is told what this returns. Raises Throttled."""
-        if key is None or path not in COUNTED_PATHS:
+        if key is None or not access.is_counted:
             return None
         with self._lock:
             if key.concurrency is not None and self._running[key.id] >= key.concurrency:
@@ -57,9 +53,9 @@ class Gate:
             self._running[key.id] += 1
             return asked
 
-    def leave(self, path: str, key: Key | None, asked: float | None = None, status: int = 200) -> None:
+    def leave(self, access: Access, key: Key | None, asked: float | None = None, status: int = 200) -> None:
         """Count out what `enter` counted in at `asked`, and was answered with `status`."""
-        if key is None or path not in COUNTED_PATHS:
+        if key is None or not access.is_counted:
             return
         with self._lock:
             self._running[key.id] -= 1
@@ -80,8 +76,14 @@ class Gate:
         return now
 
 
+def allowed_by(key: Key | None) -> Callable[[str], bool]:
+    """Whether a name may be asked by this key, or by somebody who needs none."""
+    return key.allows if key is not None else lambda _: True
+
+
 def check_models(key: Key | None, names: Iterable[str]) -> None:
     """Raise Forbidden unless the key may ask all of these names, whether they exist or not."""
-    for name in names if key is not None else ():
-        if not key.allows(name):  # type: ignore[union-attr]
+    allows = allowed_by(key)
+    for name in names:
+        if not allows(name):
             raise Forbidden(f"this key is not for '{name}'")

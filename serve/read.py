@@ -44,7 +44,7 @@ class BodyReader:
         Raises BadParameter, ContextTooLong, and Busy if they are more than ever fit into the queue.
         """
         prompts, echoes, tool_format = self._prompts(body)
-        if len(prompts) * body.num_choices > self.engine.scheduler.options.queue_limit:
+        if len(prompts) * body.num_choices > self.engine.options.queue_limit:
             raise Busy(f"{len(prompts)} prompts with {body.num_choices} answers each are more than the queue holds")
         _check_numbers(body, sum(map(len, prompts)) * body.num_choices)
         grammar, param = _grammar(body, tool_format)

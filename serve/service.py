@@ -3,33 +3,31 @@
 import asyncio
 import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.base.load import LoadedBase
-from adapterhub_local.errors import BadReference, NotFound
+from adapterhub_local.errors import NotFound
 from adapterhub_local.keys import Key
-from adapterhub_local.refs import Mix
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import side_of, split_of
 from serve.adapters.held import Loaded
 from serve.adapters.leases import Leases
-from serve.adapters.usage import Uses
+from serve.adapters.record import AdapterStatus
 from serve.answers.logprobs import Echo
-from serve.answers.models import Target, find_target, is_name
+from serve.answers.models import Target, find_target
 from serve.auth import check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
-from serve.engine.request import Request as EngineRequest
-from serve.engine.request import State
+from serve.engine.request import Submission
 from serve.errors import ModelNotFound
-from serve.metrics import Activity, Metrics
+from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
 from serve.requests.generation import GenerationRequest
+from serve.requests.model_ref import ModelRef, read_model
 from serve.text.generate import Generation
 
 DRAIN_INTERVAL = 0.02  # seconds between looks at whether requests are done
@@ -58,48 +56,47 @@ class Service:
         self.base = base
         self.registry = registry
         self.http = http or HttpOptions()
-        self.engine = build_engine(base, options)
+        self.leases = Leases(registry)
+        self.engine = build_engine(base, options, self.leases)
         self.loop = EngineLoop(self.engine)
-        self.leases = Leases(registry, in_memory=lambda: self.engine.pool.users().keys())
         self.reader = BodyReader(base, self.engine, self.http.max_tokens)
-        max_pins = self.engine.scheduler.options.max_adapters - 1
-        self.loaded = Loaded(registry, self.engine.pool, self.http.lora_root, self.engine.pin, max_pins)
+        self.loaded = Loaded(registry, self.engine, self.http.lora_root)
         for reference in dict.fromkeys(self.http.pins):
             self.loaded.load(reference, None, pinned=True)
-        self.uses = Uses()
-        self.metrics = Metrics(self.activity)
-        self._live: dict[str, EngineRequest] = {}
-        self._draining: Counter[str] = Counter()  # digests that are being unloaded
+        self.metrics = Metrics(self.engine.snapshot)
+        self._live: dict[str, str | None] = {}  # id of a request that has not been answered -> its adapter's digest
 
-    def find(self, model: str) -> Target:
-        """What `model` names now. Raises ModelNotFound, BadParameter."""
-        name = model.removeprefix(f"{self.base.info.name}:")
-        if version := self.loaded.find(name):
-            return Target(model, self.base.info, version)
-        return find_target(model, self.base.info, self.registry)
+    def read(self, model: str) -> ModelRef:
+        """Which weights a name stands for. Raises ModelNotFound, BadParameter."""
+        return read_model(model, self.base.info.name)
 
-    def choose(self, model: str, user: str | None) -> Target:
-        """What answers `model` now; of a name whose traffic is split, the side of `user`. Raises as `find`."""
-        name = model.removeprefix(f"{self.base.info.name}:")
-        if model == self.base.info.name or not is_name(name) or self.loaded.find(name):
-            return self.find(model)
-        split = split_of(self.registry, name)
-        return replace(self.find(f"{name}@{side_of(split, name, user)}"), model=model) if split else self.find(model)
-
-    def names(self, model: str) -> list[str]:
-        """The names that `model` speaks of, as far as it can be read: keys are for names."""
-        base = self.base.info.name
-        if model == base:
-            return [base]
+    def names(self, model: str) -> tuple[str, ...]:
+        """The names that `model` speaks of, none if it cannot be read: then it is refused as such."""
         try:
-            return [reference.name for reference, _ in Mix.parse(model.removeprefix(f"{base}:")).terms]
-        except BadReference:
-            return []  # it names nothing, and is refused as such
+            return self.read(model).names
+        except ModelNotFound:
+            return ()
+
+    def find(self, ref: ModelRef, key: Key | None) -> Target:
+        """What that is now, if the key may ask it. Raises Forbidden, ModelNotFound, BadParameter."""
+        check_models(key, ref.names)
+        target = find_target(ref, self.base.info, self.registry, self.loaded.find(ref.name))
+        if target.version is None:  # also what weights of zero leave
+            check_models(key, [self.base.info.name])
+        return target
+
+    def choose(self, ref: ModelRef, user: str | None, key: Key | None) -> Target:
+        """The same, but of a name whose traffic is split the side of `user`. Raises as `find`."""
+        if ref.name is not None and self.loaded.find(ref.name) is None:
+            check_models(key, ref.names)
+            if split := split_of(self.registry, ref.name):
+                ref = ref.on_side(side_of(split, ref.name, user))
+        return self.find(ref, key)
 
     async def start(self, body: GenerationRequest, *, request_id: str, started: float, key: Key | None) -> Admitted:
         """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue."""
-        check_models(key, self.names(body.model))
-        target, choices, requests = await asyncio.to_thread(self._prepare, body, request_id)
+        ref = body.model_ref(self.base.info.name)
+        target, choices, requests = await asyncio.to_thread(self._prepare, ref, body, request_id, key)
         readers = [choice.calls for choice in choices]
         try:
             deadline = started + self.http.timeout
@@ -108,7 +105,7 @@ class Service:
             for request in requests:
                 self._release(request)
             raise
-        self._live |= {request.id: request for request in requests}
+        self._live |= {request.id: request.adapter for request in requests}
         return Admitted(target, generation, started, [choice.echo for choice in choices if choice.echo])
 
     def finish(self, admitted: Admitted) -> dict[str, Any]:
@@ -120,8 +117,7 @@ class Service:
         for request in generation.requests:
             self._live.pop(request.id, None)
         num_prompt = sum(len(request.prompt) for request in generation.requests)
-        name = target.version.name if target.version is not None else self.base.info.name
-        self.metrics.note_answer(name, num_prompt, generation.num_completion_tokens, generation.reasons)
+        self.metrics.note_answer(target.label, num_prompt, generation.num_completion_tokens, generation.reasons)
         times = [seconds - admitted.started for seconds in generation.times or ()]
         if times:
             self.metrics.note_times(times[0], times[-1], generation.num_completion_tokens // len(generation.requests))
@@ -135,87 +131,49 @@ class Service:
             "finish_reasons": generation.reasons,
         }
 
-    def activity(self) -> Activity:
-        """What runs and waits now."""
-        requests = list(self._live.values())
-        names: dict[State, set[str]] = {state: set() for state in State}
-        for request in requests:
-            if request.adapter is not None:
-                names[request.state].add(self.uses.name(request.adapter))
-        return Activity(
-            self.engine.snapshot(), tuple(sorted(names[State.RUNNING])), tuple(sorted(names[State.WAITING]))
-        )
-
     async def unload(self, name: str, *, force: bool = False) -> int:
         """Hold `name` no longer, and free its adapter when the requests that use it now are done; the bytes freed.
 
         With `force` these requests end with an error, at once. 0 if other names or later requests keep the adapter:
         a name of the registry still resolves. Raises NotFound if nothing of that name is in memory.
         """
-        if name in self.loaded.versions():
+        if name in self.loaded.sources():
             digest = await asyncio.to_thread(self.loaded.unload, name)
         else:
             try:
-                version = await asyncio.to_thread(lambda: self.find(name).version)
+                version = await asyncio.to_thread(lambda: self.find(self.read(name), None).version)
             except ModelNotFound:
                 version = None
-            if version is None or version.content_digest not in self.engine.pool.users():
+            digest = version.content_digest if version is not None else ""
+            if not any(each.digest == digest and each.num_bytes for each in self.engine.adapters()):
                 raise NotFound(f"the lora adapter '{name}' cannot be found: /v1/adapters lists what is in memory")
-            digest = version.content_digest
-        self._draining[digest] += 1
-        try:
-            using = {request.id for request in list(self._live.values()) if request.adapter == digest}
-            while not force and any(request_id in self._live for request_id in using):
+        with self.engine.draining(digest):
+            using = {request_id for request_id, adapter in list(self._live.items()) if adapter == digest}
+            while not force and not using.isdisjoint(self._live):
                 await asyncio.sleep(DRAIN_INTERVAL)
-            if digest in {version.content_digest for version in self.loaded.versions().values()}:
+            if digest in {source.content_digest for source in self.loaded.sources().values()}:
                 return 0
             return await asyncio.to_thread(self.engine.unload, digest, force=force)
-        finally:
-            self._draining -= Counter([digest])
 
-    def _state(self, digest: str, users: dict[str, int], loading: list[str]) -> str:
-        if digest in self._draining:
-            return "draining"
-        return "loading" if digest in loading else "ready" if digest in users else "absent"
+    def adapters(self) -> list[AdapterStatus]:
+        """Every adapter in memory or used since the start: state, memory, requests and last use."""
+        return self.engine.adapters()
 
-    def adapters(self) -> list[dict[str, Any]]:
-        """Every adapter in memory or used since the start, by digest: state, memory, requests and last use."""
-        users, loading, pinned = self.engine.pool.users(), self.engine.pool.loading(), self.loaded.pinned()
-        held = {version.content_digest: name for name, version in self.loaded.versions().items()}
-        running: dict[str, int] = {}
-        for request in list(self._live.values()):
-            if request.adapter is not None and request.state is not State.FINISHED:
-                running[request.adapter] = running.get(request.adapter, 0) + 1
-        entries, uses = [], self.uses.all()
-        for digest in dict.fromkeys([*users, *loading, *uses]):
-            use = uses.get(digest)
-            entries.append({
-                "digest": digest,
-                "name": use.name if use is not None else held.get(digest),
-                "state": self._state(digest, users, loading),
-                "in_slot": digest in self.engine.slots,
-                "is_held": digest in held,
-                "is_pinned": digest in pinned,
-                "bytes": self.engine.pool.bytes_of(digest),
-                "requests_now": running.get(digest, 0),
-                "requests": use.num_requests if use is not None else 0,
-                "last_used": use.last_time if use is not None else None,
-            })  # fmt: skip
-        return entries
-
-    def _prepare(self, body: GenerationRequest, request_id: str) -> tuple[Target, list[Choice], list[EngineRequest]]:
+    def _prepare(
+        self, ref: ModelRef, body: GenerationRequest, request_id: str, key: Key | None
+    ) -> tuple[Target, list[Choice], list[Submission]]:
         """What answers, what is asked for, and the engine's requests, each holding its adapter.
 
         Reads files: not for the event loop.
         """
-        target = self.choose(body.model, body.user)
+        target = self.choose(ref, body.user, key)
         choices = self.reader.choices(body)
-        requests: list[EngineRequest] = []
+        requests: list[Submission] = []
         try:
             for choice in choices:
                 adapter = self._acquire(target)
                 name = f"{request_id}-{uuid.uuid4().hex[:12]}-{choice.name}"
-                requests.append(EngineRequest(name, choice.prompt, choice.params, adapter, choice.constraint))
+                requests.append(Submission(name, choice.prompt, choice.params, adapter, choice.constraint))
         except BaseException:
             for request in requests:
                 self._release(request)
@@ -226,15 +184,12 @@ class Service:
         """Have the target's adapter in memory, held for one request, and remember that it was used."""
         if target.version is None:
             return None
-        for version in target.versions:
-            self.leases.hold(version)
         start = time.monotonic()
-        with self.uses.noted(target.version.content_digest, str(target.version)):
-            hold = self.engine.pool.acquire(target.version)
+        hold = self.engine.acquire(target.version, is_request=True)
         if hold.was_read:
             self.metrics.note_load(time.monotonic() - start)
         return hold.digest
 
-    def _release(self, request: EngineRequest) -> None:
+    def _release(self, request: Submission) -> None:
         if request.adapter is not None:
-            self.engine.pool.release(request.adapter)
+            self.engine.release(request.adapter)

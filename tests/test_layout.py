@@ -30,6 +30,7 @@ ORDER = (
     "serve/text",
     "serve/requests",
     "serve/auth",
+    "serve/access",
     "serve/metrics",
     "serve/engine",
     "serve/adapters",

@@ -6,17 +6,18 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
 from adapterhub_local.registry import Version
+from serve.adapters.source import Source
 
 
-def check_base(version: Version, base: BaseInfo) -> None:
+def check_base(version: Source, base: BaseInfo) -> None:
     """Raise Incompatible unless the version was made for `base`, as far as its lineage says."""
-    fingerprint = version.base_fingerprint
-    if fingerprint is not None and fingerprint != base.fingerprint:
-        theirs = version.lineage.get("base", {}).get("name") or fingerprint[:19]
-        raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
+    if not isinstance(version, Version) or version.base_fingerprint in (None, base.fingerprint):
+        return
+    theirs = version.lineage.get("base", {}).get("name") or str(version.base_fingerprint)[:19]
+    raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
 
 
-def check_origin(adapter: AdapterFile, version: Version, base: BaseInfo) -> None:
+def check_origin(adapter: AdapterFile, version: Source, base: BaseInfo) -> None:
     """Raise Incompatible if weights or config name another base; `check_base` reads the lineage only."""
     if adapter.base_fingerprint not in (None, base.fingerprint):
         raise Incompatible(f"the weights of '{version}' say that they were made for another base than '{base.name}'")

@@ -6,12 +6,13 @@ Nothing but this thread writes to the stacks. A step reads the slots of its own 
 import logging
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 
 import torch
 
 from serve.adapters.pool import AdapterPool
+from serve.adapters.record import Record
 from serve.adapters.slots import Slots
 from serve.threads import compute_alone
 
@@ -40,31 +41,34 @@ class SlotLoader:
         self.lock = lock
         self.between_steps = between_steps
         self._worker = ThreadPoolExecutor(1, "slots", compute_alone)
-        self._loading: dict[str, Future[None]] = {}
+        self._filling: list[Record] = []
 
     def prefetch(self) -> dict[str, BaseException]:
         """Begin to load what is wanted and not there, under `lock`; why others could not be loaded, by digest."""
         failed: dict[str, BaseException] = {}
-        for digest, future in list(self._loading.items()):
-            if future.done():
-                del self._loading[digest]
-                if error := future.exception():
-                    failed[digest] = error
+        for record in list(self._filling):
+            if record.filling is not None and record.filling.done():
+                if error := record.filling.exception():
+                    failed[record.digest] = error
+                record.filling = None
+                self._filling.remove(record)
         for digest in self.wanted():
-            if digest not in self.slots and digest not in self._loading and digest not in failed:
-                self._loading[digest] = self._worker.submit(self._load, digest)
+            record = self.pool.records[digest]
+            if record.slot is None and record.filling is None and digest not in failed:
+                record.filling = self._worker.submit(self._fill, digest)
+                self._filling.append(record)
         return failed
 
     def wait(self, seconds: float) -> None:
         """Until an adapter that is being loaded is there, or could not be loaded."""
-        wait(list(self._loading.values()), seconds, FIRST_COMPLETED)
+        wait([each.filling for each in list(self._filling) if each.filling is not None], seconds, FIRST_COMPLETED)
 
     def drop(self, digest: str, is_used: Callable[[], bool]) -> int:
         """Free slot and memory of an adapter, unless it is used by then; the bytes that are free now."""
         return self._worker.submit(self._drop, digest, is_used).result()
 
     @torch.inference_mode()
-    def _load(self, digest: str) -> None:
+    def _fill(self, digest: str) -> None:
         with self.lock:
             wanted = self.wanted()
             if digest not in wanted or digest in self.slots:
@@ -80,7 +84,7 @@ class SlotLoader:
             if is_used():
                 return 0
             before = self.slots.num_bytes
-            rank = self.slots.forget(digest)
+            rank = self.slots.free(digest)
         if rank is not None:
             self.slots.compact(rank, self.between_steps)
         return before - self.slots.num_bytes + self.pool.drop(digest)

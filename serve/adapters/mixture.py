@@ -7,21 +7,27 @@ from functools import cached_property
 import torch
 
 from adapterhub_local.durable import canonical_json, digest_bytes
-from adapterhub_local.registry import Version
-from serve.adapters.slots import Factors
+from adapterhub_local.refs import spelled
+from serve.adapters.record import Label
+from serve.adapters.source import Source
 from serve.errors import BadParameter
+from serve.lora.product import Factors
 
 MAX_TERMS = 16  # each adds its rank to what every token is multiplied with
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A weighted sum of versions, no two of equal content, no weight zero. Where it is asked for, it is a version."""
+    """A weighted sum of sources, no two of equal content, no weight zero. Where it is asked for, it is like one."""
 
-    terms: tuple[tuple[Version, float], ...]
+    terms: tuple[tuple[Source, float], ...]
 
     def __str__(self) -> str:
-        return "+".join(f"{version}*{weight!r}".replace("e+", "e") for version, weight in self.terms)
+        return spelled(self.terms)
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        return tuple(source for source, _ in self.terms)
 
     @property
     def name(self) -> str:
@@ -39,12 +45,18 @@ class Mixture:
         return digest_bytes(canonical_json(["mix", terms]))
 
 
-def mixture(terms: Sequence[tuple[Version, float]]) -> Version | Mixture | None:
-    """What a sum of versions is: a mixture, a single version if that is all, None for the base itself.
+def label_of(source: Source | Mixture) -> Label:
+    """How a source is shown."""
+    parts = source.parts if isinstance(source, Mixture) else (source,)
+    return Label(str(source), tuple(sorted({part.name for part in parts})))
+
+
+def mixture(terms: Sequence[tuple[Source, float]]) -> Source | Mixture | None:
+    """What a sum of sources is: a mixture, a single source if that is all, None for the base itself.
 
     Equal contents are added up and weights of zero left out. Raises BadParameter for too many terms.
     """
-    weights: dict[str, tuple[Version, float]] = {}
+    weights: dict[str, tuple[Source, float]] = {}
     for version, weight in terms:
         known, before = weights.get(version.content_digest, (version, 0.0))
         weights[version.content_digest] = (known, before + weight)
@@ -60,13 +72,19 @@ def mixed_factors(parts: Sequence[tuple[Factors, float]], dtype: torch.dtype) ->
     """The factors of a weighted sum: side by side, the weight in B, so that there are no cross terms.
 
     A (in_features, sum of ranks), B (sum of ranks, out_features); exact for any ranks and modules, and signs, and for
-    DoRA too: W + sum of w_i (W_i - W), whose scales of W x are the weighted sum of those of the parts.
+    DoRA too: W + sum of w_i (W_i - W), whose scales of W x are the weighted sum of those of the parts. Raises
+    BadParameter for a weight that overflows.
     """
     mixed: dict[str, tuple[torch.Tensor, ...]] = {}
     for module in dict.fromkeys(module for factors, _ in parts for module in factors):
         own = [(factors[module], weight) for factors, weight in parts if module in factors]
         a = torch.cat([each[0] for each, _ in own], dim=1)
-        b = torch.cat([(each[1].float() * weight).to(dtype) for each, weight in own])
+        scaled = [(each[1].float() * weight).to(dtype) for each, weight in own]
+        for part, (_, weight) in zip(scaled, own, strict=True):
+            if not torch.isfinite(part).all():
+                kind = str(dtype).removeprefix("torch.")
+                raise BadParameter(f"the weight {weight!r} is too large: {module} overflows in {kind}", "model")
+        b = torch.cat(scaled)
         scales = [each[2].float() * weight for each, weight in own if len(each) > 2]
         mixed[module] = (a, b, torch.stack(scales).sum(0).to(dtype)) if scales else (a, b)
     return mixed

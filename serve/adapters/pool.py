@@ -1,42 +1,23 @@
-"""AdapterPool: adapters read, checked and kept in host memory, by content digest. Names are none of its business."""
+"""AdapterPool: who holds which adapter in host memory, by content digest, within a budget of bytes.
 
-import logging
+Its records are all that the server knows of an adapter; slots fill in theirs. Names are only shown, never looked up.
+"""
+
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import torch
-
-from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.errors import BadFile, Incompatible
-from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
-from adapterhub_local.merge.dora import row_scales
+from adapterhub_local.errors import Incompatible
 from adapterhub_local.registry import Version
-from serve.adapters.compatibility import check_base, check_modules, check_origin
-from serve.adapters.mixture import Mixture, mixed_factors
-from serve.adapters.slots import Factors
-from serve.errors import Busy
-
-logger = logging.getLogger(__name__)
-PINNED = 16 << 20  # bytes of a piece of pinned memory, of which torch gives powers of two
-# module -> its weight (out_features, in_features), in the dtype that DoRA takes norms in
-WeightOf = Callable[[str], torch.Tensor]
-# how far from 1 the scales of a DoRA adapter may be that was never trained: PEFT begins with lengths in 16 bits
-UNTRAINED = 2.0**-8
-
-
-@dataclass(eq=False)
-class PooledAdapter:
-    """An adapter in memory, its factors as slots take them. `users` hold it there."""
-
-    digest: str
-    factors: Factors
-    users: int = 0
-    num_bytes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.num_bytes = sum(tensor.nbytes for factor in self.factors.values() for tensor in factor)
+from serve.adapters.leases import Leases
+from serve.adapters.mixture import Mixture, label_of, mixed_factors
+from serve.adapters.reader import AdapterReader
+from serve.adapters.record import AdapterStatus, Label, Record, Records, State
+from serve.adapters.source import Source
+from serve.errors import BadParameter, Busy
+from serve.lora.product import Factors
 
 
 @dataclass(frozen=True)
@@ -48,203 +29,225 @@ class Hold:
 
 
 class AdapterPool:
-    """The adapters of one base within a budget of bytes; those without users leave first, least recently used first.
+    """The adapters of one base; those that nobody holds leave first, the least recently used of them first.
 
     Safe to use from several threads: `acquire` reads files and is meant for a worker, `get` is for the step loop.
+    What `leases` keep on disk is what is in memory or was wanted lately.
     """
 
     def __init__(
         self,
-        base: BaseInfo,
-        shapes: Mapping[str, tuple[int, int]],
-        weight: WeightOf,
+        reader: AdapterReader,
         *,
-        dtype: torch.dtype,
         max_bytes: int,
-        pin_memory: bool = False,
+        max_pins: int,
+        leases: Leases | None = None,
+        records: Records | None = None,
     ) -> None:
-        self.base = base
-        self.shapes = shapes  # module -> (in_features, out_features)
-        self.weight = weight
-        self.dtype = dtype
+        self.reader = reader
         self.max_bytes = max_bytes
-        self.pin_memory = pin_memory  # for copies to a GPU that run beside its work
+        self.max_pins = max_pins
         self.num_loads = 0
         self.num_evictions = 0
-        self._adapters: OrderedDict[str, PooledAdapter] = OrderedDict()
-        self._lock = threading.Lock()
-        self._loading: dict[str, threading.Lock] = {}
-
-    @property
-    def num_bytes(self) -> int:
-        with self._lock:
-            return self._num_bytes()
+        self.num_bytes = 0
+        self.pinned: frozenset[str] = frozenset()  # digests that have a slot for themselves; replaced, never changed
+        self.records = records or Records()
+        self._leases = leases
+        self._lock: threading.Lock = self.records.lock
 
     def __len__(self) -> int:
-        return len(self._adapters)
+        return sum(record.factors is not None for record in self.records.all())
 
-    def acquire(self, version: Version | Mixture) -> Hold:
-        """Have the version's adapter, or the mixture, in memory and hold it there until `release`.
+    def acquire(self, source: Source | Mixture, *, is_request: bool = False) -> Hold:
+        """Have the source's adapter, or the mixture, in memory and hold it there until `release`.
 
         Raises Incompatible or BadFile, naming modules and tensors, if it does not belong to the base; Corrupt
         if its files are damaged; Busy if all of the budget is in use.
         """
-        digest = version.content_digest
-        for part in (version,) if isinstance(version, Version) else (part for part, _ in version.terms):
-            check_base(part, self.base)
+        parts = source.parts if isinstance(source, Mixture) else (source,)
+        for part in parts:
+            self.reader.check(part)
+        for part in parts:
+            if isinstance(part, Version):
+                self.lease(part)
         with self._lock:
-            loading = self._loading.setdefault(digest, threading.Lock())
+            record = self.records.make(source.content_digest, label_of(source))
+            record.num_loading += 1
         try:
-            with loading:  # the same adapter is read once, different ones side by side
-                if is_missing := not self._hold(digest):
-                    factors = self._mix(version) if isinstance(version, Mixture) else self._read(version)
-                    self._add(PooledAdapter(digest, _pinned(factors) if self.pin_memory else factors), str(version))
+            with record.reading:  # the same adapter is read once, different ones side by side
+                if is_missing := not self._hold(record):
+                    self.insert(record.digest, self._read(source), record.label)
         finally:
             with self._lock:
-                self._loading.pop(digest, None)
-        return Hold(digest, was_read=is_missing)
-
-    def drop(self, digest: str) -> int:
-        """Take an adapter that nobody holds out of memory; the bytes that are free now, 0 if it is held or not here."""
-        with self._lock:
-            adapter = self._adapters.get(digest)
-            if adapter is None or adapter.users:
-                return 0
-            del self._adapters[digest]
-            return adapter.num_bytes
-
-    def bytes_of(self, digest: str) -> int:
-        """Memory of an adapter, 0 if it is not here."""
-        with self._lock:
-            return self._adapters[digest].num_bytes if digest in self._adapters else 0
-
-    def loading(self) -> list[str]:
-        """Digests of adapters that are being read."""
-        with self._lock:
-            return [digest for digest in self._loading if digest not in self._adapters]
-
-    def users(self) -> dict[str, int]:
-        """Digest -> how often it is held, of every adapter in memory, least recently used first."""
-        with self._lock:
-            return {digest: adapter.users for digest, adapter in self._adapters.items()}
-
-    def get(self, digest: str) -> Factors:
-        """The factors of an adapter that is held."""
-        with self._lock:
-            return self._adapters[digest].factors
+                record.num_loading -= 1
+                self.records.forget(record)
+        if is_request:
+            with self._lock:
+                record.num_requests += 1
+                record.last_used = time.time()
+                self.records.trim()
+        return Hold(record.digest, was_read=is_missing)
 
     def release(self, digest: str) -> None:
         """Undo one `acquire`."""
         with self._lock:
-            adapter = self._adapters[digest]
-            assert adapter.users > 0, digest
-            adapter.users -= 1
+            record = self.records[digest]
+            assert record.users > 0, digest
+            record.users -= 1
 
-    def _read(self, version: Version) -> Factors:
+    def insert(self, digest: str, factors: Factors, label: Label) -> None:
+        """Put factors into memory, held once. Raises Incompatible if they can never fit, Busy if they cannot now."""
+        factors = self.reader.placed(factors)
+        num_bytes = sum(tensor.nbytes for factor in factors.values() for tensor in factor)
+        if num_bytes > self.max_bytes:
+            raise Incompatible(
+                f"'{label.text}' needs {num_bytes:,} bytes, all adapters may take {self.max_bytes:,}: "
+                "start the server with more memory for adapters"
+            )
+        with self._lock:
+            record = self.records.make(digest, label)
+            if record.factors is not None:
+                record.users += 1
+                return
+            idle = [each for each in self.records.all() if each.factors is not None and not each.users]
+            if self.num_bytes - sum(each.num_bytes for each in idle) + num_bytes > self.max_bytes:
+                raise Busy(f"no memory for '{label.text}' while other adapters are in use: try again later")
+            while self.num_bytes + num_bytes > self.max_bytes:
+                self._evict(idle.pop(0))
+                self.num_evictions += 1
+            record.factors, record.num_bytes = factors, num_bytes
+            record.users += 1
+            self.num_bytes += num_bytes
+            self.num_loads += 1
+            self.records.touch(record)
+
+    def drop(self, digest: str) -> int:
+        """Take an adapter that nobody holds out of memory; the bytes that are free now, 0 if it is held or not here."""
+        with self._lock:
+            record = self.records.get(digest)
+            if record is None or record.factors is None or record.users:
+                return 0
+            freed = self._evict(record)
+            self.records.forget(record)
+            return freed
+
+    def get(self, digest: str) -> Factors:
+        """The factors of an adapter that is held."""
+        factors = self.records[digest].factors
+        if factors is None:
+            raise KeyError(digest)
+        return factors
+
+    def keep(self, digest: str, name: str, *, pinned: bool) -> None:
+        """Turn one hold into that of a name, which lasts until `unkeep`; `pinned`: it has a slot for itself, too.
+
+        Raises Busy if so much is kept already, BadParameter if so much is pinned; the hold is the caller's then.
+        """
+        with self._lock:
+            record, records = self.records[digest], self.records.all()
+            # what is held for good may take half of the memory, or nothing else could be served
+            if sum(each.num_bytes for each in records if each.holders or each is record) > self.max_bytes // 2:
+                raise Busy(
+                    "adapters that are held would take more than half of the memory for adapters: unload some first"
+                )
+            others = {each.digest for each in records if any(each.holders[one] for one in each.holders.keys() - {name})}
+            if pinned and len(others | {digest}) > self.max_pins:
+                raise BadParameter(
+                    f"'{name}' cannot be pinned: {len(others)} are, of {self.max_pins + 1} slots, and one must stay "
+                    "free for all others. Unload a pinned one, or start the server with more --max-adapters",
+                    "pinned",
+                )
+            record.users -= name in record.holders  # which had a hold already
+            record.holders[name] = pinned
+            self._note_pins(records)
+
+    def unkeep(self, digest: str, name: str) -> None:
+        """Undo `keep`, and give its hold back."""
+        with self._lock:
+            record = self.records[digest]
+            del record.holders[name]
+            record.users -= 1
+            self._note_pins(self.records.all())
+
+    @contextmanager
+    def draining(self, digest: str) -> Iterator[None]:
+        """Show an adapter as draining while its last requests are waited for."""
+        with self._lock:
+            record = self.records.make(digest)
+            record.num_draining += 1
         try:
-            return load_factors(version, self.base, self.shapes, self.weight, self.dtype)
-        except BadFile as error:  # clients read this: where the file is they need not know
-            raise BadFile(str(error).replace(str(version.path), f"'{version}'")) from None
+            yield
+        finally:
+            with self._lock:
+                record.num_draining -= 1
+                self.records.forget(record)
 
-    def _mix(self, mixture: Mixture) -> Factors:
-        """The mixture's factors, made of those of its parts, which are held only while that takes."""
+    def lease(self, version: Version) -> None:
+        """Keep the content of a version on disk while it is in memory, and for some minutes after it was wanted."""
+        if self._leases is None:
+            return
+        with self._lock:
+            record = self.records.make(version.content_digest, label_of(version))
+            is_leased, record.leased = record.leased is not None, time.monotonic()
+        if not is_leased:
+            self._leases.take(version)
+
+    def leased(self, since: float) -> set[str]:
+        """Digests of what is leased and in memory, or was wanted `since`, a time of the monotonic clock.
+
+        The other leases are forgotten, or a server of many adapters would keep them all for ever.
+        """
+        with self._lock:
+            found = set()
+            for record in self.records.all():
+                if record.leased is not None and (record.factors is not None or record.leased >= since):
+                    found.add(record.digest)
+                else:
+                    record.leased = None
+                    self.records.forget(record)
+            return found
+
+    def users(self) -> dict[str, int]:
+        """Digest -> how often it is held, of every adapter in memory, least recently used first."""
+        return {record.digest: record.users for record in self.records.all() if record.factors is not None}
+
+    def status(self, running: Mapping[str, int]) -> list[AdapterStatus]:
+        """Every adapter in memory, being read or used since the start; `running`: digest -> its requests now."""
+        with self._lock:
+            found = [record.status(running.get(record.digest, 0)) for record in self.records.all()]
+        order: Sequence[State] = (State.READY, State.DRAINING, State.LOADING, State.ABSENT)
+        shown = [each for each in found if each.state is not State.ABSENT or each.num_requests]
+        return sorted(shown, key=lambda each: order.index(each.state))
+
+    def _read(self, source: Source | Mixture) -> Factors:
+        """The factors of one source; a mixture's are made of its parts', which are held only while that takes."""
+        if not isinstance(source, Mixture):
+            return self.reader.read(source)
         held: list[str] = []
         try:
             parts = []
-            for version, weight in mixture.terms:
-                held.append(self.acquire(version).digest)
+            for part, weight in source.terms:
+                held.append(self.acquire(part).digest)
                 parts.append((self.get(held[-1]), weight))
-            return mixed_factors(parts, self.dtype)
+            return mixed_factors(parts, self.reader.dtype)
         finally:
             for digest in held:
                 self.release(digest)
 
-    def _hold(self, digest: str) -> bool:
+    def _hold(self, record: Record) -> bool:
         with self._lock:
-            if digest not in self._adapters:
+            if record.factors is None:
                 return False
-            self._adapters.move_to_end(digest)
-            self._adapters[digest].users += 1
+            record.users += 1
+            self.records.touch(record)
             return True
 
-    def _add(self, adapter: PooledAdapter, name: str) -> None:
-        with self._lock:
-            if adapter.digest in self._adapters:
-                self._adapters[adapter.digest].users += 1
-                return
-            idle = [other for other in self._adapters.values() if not other.users]
-            held = self._num_bytes() - sum(other.num_bytes for other in idle)
-            if adapter.num_bytes > self.max_bytes:
-                raise Incompatible(
-                    f"'{name}' needs {adapter.num_bytes:,} bytes, all adapters may take {self.max_bytes:,}: "
-                    "start the server with more memory for adapters"
-                )
-            if held + adapter.num_bytes > self.max_bytes:
-                raise Busy(f"no memory for '{name}' while other adapters are in use: try again later")
-            while self._num_bytes() + adapter.num_bytes > self.max_bytes:
-                del self._adapters[idle.pop(0).digest]
-                self.num_evictions += 1
-            adapter.users = 1
-            self._adapters[adapter.digest] = adapter
-            self.num_loads += 1
+    def _evict(self, record: Record) -> int:
+        """Take an adapter out of memory, under the lock; its bytes."""
+        freed = record.num_bytes
+        record.factors, record.num_bytes = None, 0
+        self.num_bytes -= freed
+        return freed
 
-    def _num_bytes(self) -> int:
-        return sum(adapter.num_bytes for adapter in self._adapters.values())
-
-
-def _pinned(factors: Factors) -> Factors:
-    """The factors in pages that the system does not move, if it has enough of such."""
-    # in a few large pieces: to pin each of a thousand tensors by itself takes longer than to read them
-    pieces: list[list[torch.Tensor]] = []
-    for tensor in (tensor for own in factors.values() for tensor in own):
-        if not pieces or sum(each.numel() for each in pieces[-1]) + tensor.numel() > PINNED // tensor.itemsize:
-            pieces.append([])
-        pieces[-1].append(tensor)
-    pinned: list[torch.Tensor] = []
-    try:
-        for piece in pieces:
-            flat = torch.cat([tensor.flatten() for tensor in piece]).pin_memory()
-            parts = flat.split([tensor.numel() for tensor in piece])
-            pinned += [part.view(tensor.shape) for part, tensor in zip(parts, piece, strict=True)]
-    except RuntimeError as error:
-        logger.warning("an adapter is kept in memory that is not pinned: %s", error)
-        return factors
-    held = iter(pinned)
-    return {module: tuple(next(held) for _ in own) for module, own in factors.items()}
-
-
-def load_factors(
-    version: Version, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], weight: WeightOf, dtype: torch.dtype
-) -> dict[str, tuple[torch.Tensor, ...]]:
-    """Read and check a version's adapter: every module must be a linear layer of the base with that very shape.
-
-    Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
-    """
-    adapter = open_adapter(version.path, dora=True)
-    check_origin(adapter, version, base)
-    check_modules(adapter, str(version), base, shapes)
-    factors: dict[str, tuple[torch.Tensor, ...]] = {}
-    has_effect = False
-    for module, delta in adapter.deltas():
-        a = delta.A.T.to(dtype).contiguous()  # each slot's product reads it row by row
-        b = delta.B.T.float() * delta.scaling
-        scale: tuple[torch.Tensor, ...] = ()
-        if module in adapter.magnitudes:
-            # g (W x + s B A x) = W x + (g - 1) W x + (s B g) A x
-            g = _dora_scales(adapter, module, delta, weight(module), str(version))
-            b *= g
-            scale = ((g - 1).to(dtype),)
-            has_effect = has_effect or bool(((g - 1).abs() > UNTRAINED).any())
-        factors[module] = (a, b.to(dtype).contiguous(), *scale)
-        has_effect = has_effect or bool(a.any() and b.any())
-    if not has_effect:
-        raise Incompatible(f"'{version}' changes nothing: one factor of every module is zero. Was it trained?")
-    return factors
-
-
-def _dora_scales(adapter: AdapterFile, module: str, delta: Delta, weight: torch.Tensor, name: str) -> torch.Tensor:
-    """DoRA's factor of each row (out_features), float32 on the CPU. Raises Incompatible if a row has none."""
-    scales = row_scales(weight, delta, adapter.magnitude(module), weight.dtype).cpu()
-    if not torch.isfinite(scales).all():
-        raise Incompatible(f"'{name}' rescales a row of {module} that is zero, by no finite number: train it anew")
-    return scales
+    def _note_pins(self, records: Sequence[Record]) -> None:
+        self.pinned = frozenset(record.digest for record in records if record.is_pinned)

@@ -4,27 +4,35 @@ Adapters of one rank share a stack, so that none is padded to another's rank. Kn
 """
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from serve.adapters.record import Record, Records
 from serve.lora.linear import LinearGroup, MultiLoraLinear
-from serve.lora.product import Slot
-
-# module -> (A (in_features, rank), B (rank, out_features) with the scaling in it), and with DoRA a third tensor: by how
-# much more than once W x counts (out_features)
-Factors = Mapping[str, tuple[torch.Tensor, ...]]
+from serve.lora.product import Factors, Slot
 
 
 class Slots:
-    """At most `max_slots` adapters in the stacks of all wrapped layers, at the same place in each layer."""
+    """At most `max_slots` adapters in the stacks of all wrapped layers, at the same place in each layer.
+
+    Which adapter is where stands in its record. One thread at a time fills and frees slots; a step reads those of its
+    own adapters, which are left alone but for `between_steps`, so neither needs a lock.
+    """
 
     def __init__(
-        self, layers: Mapping[str, MultiLoraLinear], dtype: torch.dtype, device: torch.device, max_slots: int
+        self,
+        layers: Mapping[str, MultiLoraLinear],
+        dtype: torch.dtype,
+        device: torch.device,
+        max_slots: int,
+        records: Records | None = None,
     ) -> None:
+        self.records = records or Records()
         self.layers = layers
         self.groups: list[LinearGroup] = list({id(each.group): each.group for each in layers.values()}.values())
         self.dtype = dtype
@@ -32,19 +40,19 @@ class Slots:
         self.max_slots = max_slots
         self.num_loads = 0
         self.num_evictions = 0
-        self._slots: OrderedDict[str, Slot] = OrderedDict()  # digest -> slot, least recently used first
-        self._scaled: set[str] = set()  # digests of adapters with DoRA
+        self._num_finds = 0
+        self._filled: list[Record] = []  # those that have a slot
         self._capacity: dict[int, int] = {}  # rank -> slots in its stack
-        self._lock = threading.Lock()  # of who is where; the stacks need none
         self.moving = threading.Lock()  # held while stacks are exchanged, and while a graph that reads them is captured
         self.moves: Counter[int] = Counter()  # rank -> how often its stacks were exchanged
         self._stream: Any = None  # for copies beside the steps
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._filled)
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._slots
+        record = self.records.get(digest)
+        return record is not None and record.slot is not None
 
     @property
     def num_bytes(self) -> int:
@@ -57,31 +65,29 @@ class Slots:
 
     def find(self, digests: Iterable[str]) -> dict[str, Slot]:
         """Where these adapters are in the step that begins now; they count as used."""
-        found = {}
-        with self._lock:
-            for digest in digests:
-                self._slots.move_to_end(digest)
-                found[digest] = self._slots[digest]
-            scaled = frozenset(slot for digest, slot in found.items() if digest in self._scaled)
-        for context in {id(group.context): group.context for group in self.groups}.values():
-            context.scaled = scaled
+        self._num_finds += 1
+        found: dict[str, Slot] = {}
+        for digest in digests:
+            if digest not in found:
+                record = self.records[digest]
+                assert record.slot is not None, digest
+                record.slot_step = self._num_finds
+                found[digest] = record.slot
         return found
 
     def make_room(self, factors: Factors, keep: Set[str]) -> bool:
-        """Forget the least recently used adapter that is not in `keep`, if the new one needs its place.
+        """Evict the least recently used adapter that is not in `keep`, if the new one needs its place.
 
         Whether there is room now, or can be made by moving adapters together.
         """
-        with self._lock:
-            if self._free(_rank(factors)) is not None or len(self._slots) < self.max_slots:
-                return True
-            idle = next((digest for digest in self._slots if digest not in keep), None)
-            if idle is None:
-                return False
-            del self._slots[idle]
-            self._scaled.discard(idle)
-            self.num_evictions += 1
+        if self._free(_rank(factors)) is not None or len(self._filled) < self.max_slots:
             return True
+        idle = [record for record in self._filled if record.digest not in keep]
+        if not idle:
+            return False
+        self._leave(min(idle, key=lambda record: record.slot_step))
+        self.num_evictions += 1
+        return True
 
     def put(
         self,
@@ -112,30 +118,24 @@ class Slots:
                 self._make_stacks(self.layers[name], rank, factor)
         place = self._free(rank)
         assert place is not None
-        slot = Slot(rank, place)
+        slot = Slot(rank, place, is_scaled=any(len(factor) > 2 for factor in factors.values()))
         with self._copying():
             for name, layer in self.layers.items():
                 self._fill(layer, slot, factors.get(name))
-        with self._lock:
-            self._slots[digest] = slot
-            if any(len(factor) > 2 for factor in factors.values()):
-                self._scaled.add(digest)
+        with self.records.lock:
+            record = self.records.make(digest)
+            record.slot_step = self._num_finds
+            record.slot = slot
+            self._filled.append(record)
         self.num_loads += 1
         return slot
 
-    def drop(self, digest: str) -> int:
-        """Free the slot of an adapter that no running request uses; the bytes that are free now."""
-        before, rank = self.num_bytes, self.forget(digest)
-        if rank is not None:
-            self.compact(rank)
-        return before - self.num_bytes
-
-    def forget(self, digest: str) -> int | None:
+    def free(self, digest: str) -> int | None:
         """Take an adapter that no running request uses out of its slot, which stays; its rank, None if it has none."""
-        with self._lock:
-            slot = self._slots.pop(digest, None)
-            self._scaled.discard(digest)
-            return None if slot is None else slot.rank
+        record = self.records.get(digest)
+        if record is None or record.slot is None:
+            return None
+        return self._leave(record).rank
 
     def stacks(self, rank: int) -> list[torch.Tensor]:
         """All stacks of a rank; as long as they are held, a step may read those of its requests even if others took
@@ -186,26 +186,40 @@ class Slots:
         elif rank in scales:
             scales[rank][slot.index].zero_()
 
+    def _leave(self, record: Record) -> Slot:
+        assert record.slot is not None, record.digest
+        with self.records.lock:
+            slot, record.slot = record.slot, None
+            self._filled.remove(record)
+            self.records.forget(record)
+        return slot
+
+    def _of_rank(self, rank: int) -> dict[int, Record]:
+        """Place -> the record of who has it, in a rank's stack."""
+        found = ((record.slot, record) for record in list(self._filled))
+        return {slot.index: record for slot, record in found if slot is not None and slot.rank == rank}
+
     def _free(self, rank: int) -> int | None:
         """A free place in the stack of `rank`: the lowest, so that those in use stay close together."""
-        taken = {slot.index for slot in self._slots.values() if slot.rank == rank}
+        taken = self._of_rank(rank)
         return next((place for place in range(self._capacity.get(rank, 0)) if place not in taken), None)
 
     def compact(self, rank: int, between_steps: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Move the adapters of a rank together and give back the memory of the rest."""
-        held = sorted((slot.index, digest) for digest, slot in list(self._slots.items()) if slot.rank == rank)
+        held = sorted(self._of_rank(rank).items(), key=lambda item: item[0])
         if len(held) == self._capacity.get(rank, 0):
             return
         moved = list(self._resized(rank, [index for index, _ in held], len(held)))
-        with between_steps(), self._lock:
+        with between_steps():
             self.moves[rank] += 1
             for stacks, stack in moved:
                 if held:
                     stacks[rank] = stack
                 else:
                     del stacks[rank]
-            for place, (_, digest) in enumerate(held):
-                self._slots[digest] = Slot(rank, place)
+            for place, (_, record) in enumerate(held):
+                assert record.slot is not None
+                record.slot = replace(record.slot, index=place)
             if held:
                 self._capacity[rank] = len(held)
             else:

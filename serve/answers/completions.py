@@ -136,16 +136,16 @@ class Answer:
         """What a choice begins with, and its log-probabilities. Its first token must have come."""
         if not self.echoes:
             return Echo(), None
-        echo, request = self.echoes[index], generation.requests[index]
+        echo, prompt = self.echoes[index], generation.requests[index].prompt
         if self.num_alternatives is None:
             return echo, None
-        return echo, of_echo(request.prompt, request.scores, echo, self.num_alternatives, self.spell)
+        return echo, of_echo(prompt, generation.prompts[index].scores, echo, self.num_alternatives, self.spell)
 
     def _prompt_logprobs(self, index: int, generation: Generation) -> dict[str, Any]:
         if self.prompt_logprobs is None:
             return {}
-        request = generation.requests[index]
-        return {"prompt_logprobs": of_prompt(request.prompt, request.scores, self.prompt_logprobs, self.spell)}
+        prompt, scores = generation.requests[index].prompt, generation.prompts[index].scores
+        return {"prompt_logprobs": of_prompt(prompt, scores, self.prompt_logprobs, self.spell)}
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -1,15 +1,19 @@
 """What the field `model` may name: the base, or any reference to a version that was made for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.errors import BadReference, NotFound
-from adapterhub_local.refs import Mix, Reference, check_name
-from adapterhub_local.registry import Registry, Version
-from serve.adapters.mixture import Mixture, mixture
+from adapterhub_local.errors import NotFound
+from adapterhub_local.refs import Reference
+from adapterhub_local.registry import Registry
+from serve.adapters.mixture import Mixture, label_of, mixture
+from serve.adapters.record import AdapterStatus, Label
+from serve.adapters.source import Source
 from serve.errors import ModelNotFound
+from serve.requests.model_ref import ModelRef
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Target:
 
     model: str  # as it was asked for
     base: BaseInfo
-    version: Version | Mixture | None
+    version: Source | Mixture | None
 
     @property
     def fingerprint(self) -> str:
@@ -27,71 +31,45 @@ class Target:
         return f"fp_{_short(self.base.fingerprint)}{digest}"
 
     @property
-    def adapter(self) -> dict[str, Any] | None:
-        """Exactly which version answers, or which in what proportions."""
-        match self.version:
-            case Version() as version:
-                return _identity(version)
-            case Mixture() as mix:
-                terms = [{**_identity(version), "weight": weight} for version, weight in mix.terms]
-                return {"name": mix.name, "digest": mix.content_digest, "mix": terms}
-        return None
+    def label(self) -> Label:
+        """What counts are kept by: the base, or the adapters without versions and weights."""
+        if self.version is None:
+            return Label(self.base.name, (self.base.name,))
+        return Label(self.version.name, label_of(self.version).names)
 
     @property
-    def versions(self) -> list[Version]:
-        """The versions of the registry that answer: one, or those of a mix; none that was loaded from a folder."""
-        match self.version:
-            case Version() as version:
-                found = [version]
-            case Mixture() as mix:
-                found = [version for version, _ in mix.terms]
-            case _:
-                found = []
-        return [version for version in found if version.lineage.get("kind") != "load"]
+    def adapter(self) -> dict[str, Any] | None:
+        """Exactly which version answers, or which in what proportions."""
+        if self.version is None:
+            return None
+        if not isinstance(self.version, Mixture):
+            return _identity(self.version)
+        terms = [{**_identity(source), "weight": weight} for source, weight in self.version.terms]
+        return {"name": self.version.name, "digest": self.version.content_digest, "mix": terms}
 
 
-def is_name(text: str) -> bool:
-    """Whether `text` is an adapter's name and nothing else."""
-    try:
-        return bool(check_name(text))
-    except BadReference:
-        return False
+def find_target(ref: ModelRef, base: BaseInfo, registry: Registry, folder: Source | None = None) -> Target:
+    """What a request asks for now: aliases and new versions count from this moment; `folder` is held by its name.
 
-
-def find_target(model: str, base: BaseInfo, registry: Registry) -> Target:
-    """What `model` names now: aliases and new versions count from this moment.
-
-    The base's name, `reference`, `base:reference`, or a mix instead of the reference. Raises ModelNotFound;
-    BadParameter for a mix of too many.
+    Raises ModelNotFound; BadParameter for a mix of too many.
     """
-    if model == base.name:
-        return Target(model, base, None)
+    if ref.mix is None or folder is not None:
+        return Target(ref.text, base, folder)
     try:
-        mix = Mix.parse(model.removeprefix(f"{base.name}:"))
-        return Target(model, base, mixture([(registry.resolve(reference), weight) for reference, weight in mix.terms]))
-    except (BadReference, NotFound) as error:
-        if rest := _behind_a_base(model):
-            message = f"the base that is served here is '{base.name}': ask for '{rest}', or '{base.name}:{rest}'"
-            raise ModelNotFound(message) from None
+        found = mixture([(registry.resolve(reference), weight) for reference, weight in ref.mix.terms])
+    except NotFound as error:
         raise ModelNotFound(f"{error} (served are base '{base.name}' and its adapters, see /v1/models)") from None
+    return Target(ref.text, base, found)
 
 
-def _behind_a_base(model: str) -> Mix | None:
-    """What `model` asks of a base by its name, if that is how it is spelled."""
-    try:
-        return Mix.parse(model.partition(":")[2])
-    except BadReference:
-        return None
-
-
-def list_models(base: BaseInfo, registry: Registry) -> list[dict[str, Any]]:
+def list_models(base: BaseInfo, registry: Registry, allows: Callable[[str], bool]) -> list[dict[str, Any]]:
     """The base and every name, version and alias of the adapters made for it, as OpenAI lists models.
 
-    `root` is the content that answers (a digest), `parent` the base it is added to.
+    Of names that are allowed; `root` is the content that answers (a digest), `parent` the base it is added to.
     """
-    models = [model_entry(base.name, base.created_at, base.fingerprint, None)]
+    models = [model_entry(base.name, base.created_at, base.fingerprint, None)] if allows(base.name) else []
     versions = registry.versions_on_base(base.fingerprint)
-    for name in sorted({version.name for version in versions}):
+    for name in sorted({version.name for version in versions if allows(version.name)}):
         own = {version.number: version for version in versions if version.name == name}
         newest = registry.resolve(Reference(name)).number
         spellings = {name: newest, **{f"{name}@{number}": number for number in own}}
@@ -110,7 +88,23 @@ def model_entry(name: str, created_at: str, root: str, parent: str | None) -> di
     return {"id": name, "object": "model", "created": created, "owned_by": "qhub", "root": root, "parent": parent}
 
 
-def _identity(version: Version) -> dict[str, Any]:
+def adapter_entry(status: AdapterStatus) -> dict[str, Any]:
+    """An adapter as /v1/adapters lists it."""
+    return {
+        "digest": status.digest,
+        "name": status.label.text or None,
+        "state": status.state.value,
+        "in_slot": status.in_slot,
+        "is_held": status.is_held,
+        "is_pinned": status.is_pinned,
+        "bytes": status.num_bytes,
+        "requests_now": status.num_running,
+        "requests": status.num_requests,
+        "last_used": status.last_used,
+    }
+
+
+def _identity(version: Source) -> dict[str, Any]:
     return {"name": version.name, "version": version.number, "digest": version.content_digest}
 
 

@@ -46,7 +46,8 @@ def packed_attention(
         raise Incompatible(f"this model's attention needs {', '.join(unknown) or 'a mask of its own'}, not supported")
     index = module.layer_idx
     assert isinstance(index, int)
-    packed.windows[index] = sliding_window
+    if packed.watch is not None:
+        packed.watch(index, sliding_window)
     keys, values = packed.cache.write(index, packed.pages, packed.offsets, key[0], value[0])
     _, heads, num_tokens, head_dim = query.shape
     kv_heads = keys.shape[1]

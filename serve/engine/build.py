@@ -8,7 +8,9 @@ import torch
 
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import InputError
+from serve.adapters.leases import Leases
 from serve.adapters.pool import AdapterPool
+from serve.adapters.reader import AdapterReader
 from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
 from serve.engine.engine import Engine
@@ -27,8 +29,11 @@ SCORED_BYTES = 256_000_000  # logits in float32 of the prompts' tokens that one 
 KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
 
 
-def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engine:
-    """An engine over `base`, whose model is changed in place. Raises Incompatible if it cannot be served."""
+def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases: Leases | None = None) -> Engine:
+    """An engine over `base`, whose model is changed in place; `leases` keep its adapters' files.
+
+    Raises Incompatible if it cannot be served.
+    """
     model = base.model
     device = model.get_input_embeddings().weight.device
     options = options or EngineOptions.on(device.type)
@@ -39,32 +44,27 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None) -> Engi
     context = LoraContext(kernels=kernels)
     layers = wrap_linears(model, context, shared)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-    pool = AdapterPool(
-        base.info,
-        shapes,
-        lambda name: own_weight(layers[name].base),
-        dtype=model.dtype,
-        max_bytes=options.adapter_bytes,
-        pin_memory=device.type == "cuda",
-    )
-    slots = Slots(layers, model.dtype, device, options.max_adapters)
+    is_gpu = device.type == "cuda"
+    reader = AdapterReader(base.info, shapes, lambda name: own_weight(layers[name].base), model.dtype, is_gpu)
+    pool = AdapterPool(reader, max_bytes=options.adapter_bytes, max_pins=options.max_adapters - 1, leases=leases)
+    slots = Slots(layers, model.dtype, device, options.max_adapters, pool.records)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
     if options.base_exec == "auto" and kernels is not None and kernels.has("multiply"):
-        (use_four_bit if device.type == "cuda" else use_four_bit_for_few)(slots.groups, model.dtype, kernels)
+        (use_four_bit if is_gpu else use_four_bit_for_few)(slots.groups, model.dtype, kernels)
     num_pages = _num_pages(options, max_length, page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
     is_copied = device.type == "cpu" and not (kernels and kernels.has("paged_attention"))
     max_kept = min(num_pages, KEPT_BYTES // page_bytes) if is_copied else 0
-    runner = Runner(model, KVCache(num_pages, max_kept), context)
-    if options.cuda_graphs and kernels is not None and device.type == "cuda":
-        runner.graphs = Graphs(model, runner.cache, context, slots, kernels, runner.windows, max_length)
-    if device.type == "cuda":
+    cache, graphs = KVCache(num_pages, max_kept), None
+    if options.cuda_graphs and kernels is not None and is_gpu:
+        graphs = Graphs(model, cache, context, slots, kernels, max_length)
+    runner = Runner(model, cache, context, graphs)
+    if is_gpu:
         _warm_up(runner)
-    engine = Engine(runner, slots, pool, options, pages, max_length)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    engine.scheduler.max_scored = max(1, min(options.tokens_per_step, SCORED_BYTES // (4 * vocabulary)))
-    return engine
+    max_scored = max(1, min(options.tokens_per_step, SCORED_BYTES // (4 * vocabulary)))
+    return Engine(runner, slots, pool, options, pages, max_length, max_scored)
 
 
 def _warm_up(runner: Runner) -> None:

@@ -5,24 +5,28 @@ Knows nothing of text, names and HTTP. `submit` and `abort` may be called from a
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import torch
 
 from adapterhub_local.errors import QhubError
 from serve.adapters.loader import SlotLoader
-from serve.adapters.pool import AdapterPool
+from serve.adapters.mixture import Mixture
+from serve.adapters.pool import AdapterPool, Hold
+from serve.adapters.record import AdapterStatus, Label
 from serve.adapters.slots import Slots
+from serve.adapters.source import Source
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
-from serve.engine.request import Request, Sampled, Scheduled, State, TokenOutput
+from serve.engine.request import PromptOutput, Request, Sampled, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import Sampler, choose
 from serve.engine.scheduler import Scheduler
 from serve.engine.score import score_prompts
-from serve.engine.stats import Stats
+from serve.engine.stats import Snapshot, Stats
 from serve.errors import AdapterUnloaded, ContextTooLong, DeviceLost, GenerationFailed
 from serve.lora.product import Slot
 
@@ -34,29 +38,38 @@ class Engine:
     """Answers requests, many in one batch, each with its own adapter."""
 
     def __init__(
-        self, runner: Runner, slots: Slots, pool: AdapterPool, options: EngineOptions, pages: PagePool, max_length: int
+        self,
+        runner: Runner,
+        slots: Slots,
+        pool: AdapterPool,
+        options: EngineOptions,
+        pages: PagePool,
+        max_length: int,
+        max_scored: int | None = None,
     ) -> None:
+        self.options = options
         self.runner = runner
         self.slots = slots
         self.pool = pool
         self.pages = pages
         self.max_length = min(max_length, pages.num_pages * PAGE)  # tokens of prompt and answer together
-        self.scheduler = Scheduler(options, pages)
+        self.scheduler = Scheduler(
+            options, pages, is_ready=slots.__contains__, pinned=lambda: pool.pinned, max_scored=max_scored
+        )
         self.stats = Stats()
         self._samplers: dict[str, Sampler] = {}
         self._requests: dict[str, Request] = {}
         self._aborted: set[str] = set()
-        self._news: list[TokenOutput] = []  # of requests that ended outside a step
+        self._ended: list[TokenOutput] = []  # of requests that ended outside a step
         self._lock = threading.Lock()
         self._exclusive = threading.Lock()  # held by a step, and by what must not happen during one
         self.loader = SlotLoader(slots, pool, self._wanted, self._lock, self._between_steps)
-        self.scheduler.is_ready = slots.__contains__
         self._next = threading.Lock()  # who comes next: without it the next step could always be first
 
     @property
     def has_work(self) -> bool:
         with self._lock:
-            return self.scheduler.has_work or bool(self._news)
+            return self.scheduler.has_work or bool(self._ended)
 
     def submit(self, *requests: Request) -> None:
         """Queue requests, all or none. The adapter of each must be acquired; the engine releases it in the end.
@@ -106,14 +119,44 @@ class Engine:
                 if is_aborted:  # nothing more is said of it
                     continue
                 error = AdapterUnloaded("the adapter was unloaded before the answer was complete")
-                self._news.append(TokenOutput(request.id, None, error=error))
+                self._ended.append(TokenOutput(request.id, None, error=error))
         return self.loader.drop(digest, lambda: any(each.adapter == digest for each in self._requests.values()))
 
-    def pin(self, digests: frozenset[str]) -> None:
-        """Keep these adapters, which somebody holds in memory, in slots of their own from now on, and no others."""
+    def acquire(self, source: Source | Mixture, *, is_request: bool = False) -> Hold:
+        """Hold an adapter in memory; `is_request`: for one that is about to be submitted. Raises as the pool's."""
+        return self.pool.acquire(source, is_request=is_request)
+
+    def release(self, digest: str) -> None:
+        """Undo one `acquire` whose hold no request was submitted with."""
+        self.pool.release(digest)
+
+    def keep(self, digest: str, name: str, *, pinned: bool) -> None:
+        """Have a name keep an adapter in memory by the hold that the caller has, and in a slot if it is `pinned`.
+
+        Raises Busy and BadParameter as the pool's.
+        """
         with self._lock:
-            self.scheduler.pinned = digests
+            self.pool.keep(digest, name, pinned=pinned)
             self._prefetch()
+
+    def unkeep(self, digest: str, name: str) -> None:
+        """Undo `keep`."""
+        with self._lock:
+            self.pool.unkeep(digest, name)
+
+    def draining(self, digest: str) -> AbstractContextManager[None]:
+        """While it is open the adapter is shown as draining."""
+        return self.pool.draining(digest)
+
+    def leased(self, since: float) -> set[str]:
+        """Digests of the adapters whose files are wanted: in memory, or asked for `since` (on the monotonic clock)."""
+        return self.pool.leased(since)
+
+    def adapters(self) -> list[AdapterStatus]:
+        """Every adapter in memory, being read or used since the start."""
+        with self._lock:
+            running = Counter(each.adapter for each in self._requests.values() if each.adapter is not None)
+        return self.pool.status(running)
 
     @torch.inference_mode()
     def step(self) -> list[TokenOutput]:
@@ -123,15 +166,15 @@ class Engine:
                 self._reap()
                 self._prefetch()
                 batch = self.scheduler.schedule()
-                news, self._news = self._news, []
+                outputs, self._ended = self._ended, []
                 if dirty := self.pages.take_dirty():
                     self.runner.cache.clear(dirty)
             results = self._compute(batch) if batch else {}
             with self._lock:
-                news += [output for item in batch for output in self._update(item, results[item.request.id])]
-        if not batch and not news:
+                outputs += [output for item in batch for output in self._update(item, results[item.request.id])]
+        if not batch and not outputs:
             self.loader.wait(LOAD_WAIT)
-        return news
+        return outputs
 
     def fail_all(self) -> list[TokenOutput]:
         """End every request with an error: the last resort after a step that failed for a reason of our own."""
@@ -217,7 +260,7 @@ class Engine:
             for request in [each for each in self._requests.values() if each.adapter == digest]:
                 self._leave(request, "error")
                 error = GenerationFailed("there is no memory for the adapter on this device")
-                self._news.append(TokenOutput(request.id, None, error=error))
+                self._ended.append(TokenOutput(request.id, None, error=error))
 
     def _update(self, item: Scheduled, result: Sampled | Exception | None) -> list[TokenOutput]:
         """Note one request's result, under the lock."""
@@ -226,10 +269,14 @@ class Engine:
             self._leave(request, "error")
             error = result if isinstance(result, QhubError) else GenerationFailed("the model failed on this request")
             return [TokenOutput(request.id, None, error=error)]
+        is_first = not request.output
         self.scheduler.update(item, None if result is None else result.token)
         if request.state is State.FINISHED:
             self._leave(request, request.finish_reason or "stop")
-        return [] if result is None else [TokenOutput(request.id, result, request.finish_reason)]
+        if result is None:
+            return []
+        prompt = PromptOutput(request.num_cached, tuple(request.scores)) if is_first else None
+        return [TokenOutput(request.id, result, request.finish_reason, prompt=prompt)]
 
     def _reap(self) -> None:
         """Take out what was aborted since the last step, under the lock."""
@@ -244,23 +291,31 @@ class Engine:
         if request.adapter is not None:
             self.pool.release(request.adapter)
 
-    def snapshot(self) -> dict[str, Any]:
-        """Numbers for people and tests: what runs, waits and is held."""
+    def snapshot(self) -> Snapshot:
+        """What runs, waits and is held now, and what was done since the start."""
         with self._lock:
-            return {
-                "kv_usage": self.pages.num_used / self.pages.num_pages,
-                "adapter_loads": self.pool.num_loads,
-                "adapter_evictions": self.pool.num_evictions,
-                "slots_used": len(self.slots),
-                "slots_total": self.scheduler.options.max_adapters,
-                "slot_bytes": self.slots.num_bytes,
-                "running": len(self.scheduler.running),
-                "waiting": len(self.scheduler.waiting),
-                "adapters_loaded": len(self.pool),
-                "adapter_bytes": self.pool.num_bytes,
-                "kv_bytes": self.runner.cache.num_bytes,
-                "kernels": self.runner.kernels,
-                "cuda_graphs": len(self.runner.graphs or ()),
-                "prefix_bytes": self.pages.num_idle * self.runner.cache.page_bytes,
-                **vars(self.stats),
-            }
+            running, waiting = list(self.scheduler.running), list(self.scheduler.waiting)
+            return Snapshot(
+                kv_usage=self.pages.num_used / self.pages.num_pages,
+                adapter_loads=self.pool.num_loads,
+                adapter_evictions=self.pool.num_evictions,
+                slots_used=len(self.slots),
+                slots_total=self.options.max_adapters,
+                slot_bytes=self.slots.num_bytes,
+                running=len(running),
+                waiting=len(waiting),
+                adapters_loaded=len(self.pool),
+                adapter_bytes=self.pool.num_bytes,
+                kv_bytes=self.runner.cache.num_bytes,
+                kernels=tuple(self.runner.kernels),
+                cuda_graphs=len(self.runner.graphs or ()),
+                prefix_bytes=self.pages.num_idle * self.runner.cache.page_bytes,
+                stats=replace(self.stats),
+                running_adapters=self._labels(running),
+                waiting_adapters=self._labels(waiting),
+            )
+
+    def _labels(self, requests: Sequence[Request]) -> tuple[Label, ...]:
+        """The adapters of these requests, each as it was asked for first."""
+        digests = {each.adapter for each in requests if each.adapter is not None}
+        return tuple(sorted(self.pool.records[digest].label for digest in digests))

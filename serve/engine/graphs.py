@@ -42,8 +42,8 @@ class StaticBatch:
     pages: torch.Tensor
     offsets: torch.Tensor
     single: Answers
-    windows: dict[int, int | None]
     prompts: tuple[()] = ()
+    watch: None = None
 
     @property
     def answers(self) -> Any:
@@ -76,7 +76,6 @@ class StaticStep:
             pages,
             offsets,
             Answers(None, tables.view(size, width), lengths),
-            graphs.windows,
         )
         self.ranks = ranks
         self.lora = None
@@ -106,7 +105,7 @@ class StaticStep:
     def run(self) -> torch.Tensor:
         """Logits (size, vocabulary) of what was filled in."""
         context = self.graphs.context
-        context.tokens = context.logits = self.lora
+        context.replay(self.lora)
         try:
             logits: torch.Tensor = self.graphs.model(
                 input_ids=self.tokens[None],
@@ -141,7 +140,6 @@ class Graphs:
     context: LoraContext
     slots: Slots
     kernels: Kernels
-    windows: dict[int, int | None]
     max_length: int
     is_captured: bool = True
     settled: int = SETTLED
@@ -163,7 +161,7 @@ class Graphs:
 
     def forward(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
         """Logits (rows, vocabulary), float32; None where the batch has to go the ordinary way."""
-        if not self._is_for_graphs(batch):
+        if not self._is_for_graphs(batch, segments):
             return None
         size = next(size for size in SIZES if size >= len(batch))
         key = (size, tuple(sorted({segment.slot.rank for segment in segments})))
@@ -184,12 +182,13 @@ class Graphs:
         made.step.fill(batch, segments)
         return made.replay()[: len(batch)].to(torch.float32, copy=True)
 
-    def _is_for_graphs(self, batch: Sequence[Scheduled]) -> bool:
+    def _is_for_graphs(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> bool:
         return (
             self.reason is None
             and len(batch) <= SIZES[-1]
             and all(item.num_tokens == 1 and item.wants_token for item in batch)
-            and not self.context.scaled  # DoRA's tokens are gathered by tensors of no fixed size
+            # DoRA's tokens are gathered by tensors of no fixed size
+            and not any(segment.slot.is_scaled for segment in segments)
             and (not self.is_captured or (self.kernels.has("add_lora") and self.kernels.has("paged_attention")))
         )
 

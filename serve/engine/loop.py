@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from serve.engine.engine import Engine
-from serve.engine.request import Request, TokenOutput
+from serve.engine.request import Request, Submission, TokenOutput
 from serve.errors import Busy, DeviceLost, GenerationFailed
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class EngineLoop:
         for request_id in list(self._listeners):
             self._send([TokenOutput(request_id, None, error=GenerationFailed("the server is stopping"))])
 
-    def submit(self, *requests: Request) -> asyncio.Queue[TokenOutput]:
+    def submit(self, *asked: Submission) -> asyncio.Queue[TokenOutput]:
         """Queue requests, all or none; their outputs come, mixed, out of the queue returned.
 
         Raises as `Engine.submit`, and Busy while the loop stops.
@@ -56,12 +56,12 @@ class EngineLoop:
         if not self.is_alive:
             raise Busy("the server is stopping: try again later")
         listener = Listener(asyncio.get_running_loop(), asyncio.Queue())
-        self._listeners.update({request.id: listener for request in requests})
+        self._listeners.update({each.id: listener for each in asked})
         try:
-            self.engine.submit(*requests)
+            self.engine.submit(*map(Request.of, asked))
         except Exception:
-            for request in requests:
-                self._listeners.pop(request.id, None)
+            for each in asked:
+                self._listeners.pop(each.id, None)
             raise
         with self._wake:
             self._wake.notify()

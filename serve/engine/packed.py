@@ -1,6 +1,6 @@
 """PackedBatch: where each token of a batch belongs, and what of the cache its attention reads. Made once a step."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,8 @@ from serve.kernels.choose import Kernels
 
 # A group takes in shorter rows until they make it read this many places too many: about what one more group costs.
 MAX_WASTE = 256
+# with a layer's number and its sliding window, None: all before it
+Watch = Callable[[int, int | None], None]
 MAX_PLACES = 4096  # that a group of several rows reads: more do not stay in the processor's cache
 
 
@@ -80,16 +82,17 @@ class Answers:
 class PackedBatch:
     """The rows of a batch in their order. `positions`: (tokens,) int64, of each token in its sequence.
 
-    `kernels`, if there are any, read the pages of rows with one token where they lie.
+    `kernels`, if there are any, read the pages of rows with one token where they lie. `watch` is called with what each
+    layer asks for, by the check at load.
     """
 
     cache: KVCache
     rows: Sequence[Row]
     positions: torch.Tensor
-    windows: dict[int, int | None] = field(default_factory=dict)  # what each layer asked for, for the check at load
     kernels: Kernels | None = None
-    _made: dict[Hashable, Any] = field(default_factory=dict)  # indices and masks
     before: Sequence[Group] = ()  # whose copies the step before has kept
+    watch: Watch | None = None
+    _made: dict[Hashable, Any] = field(default_factory=dict)  # indices and masks
 
     @cached_property
     def pages(self) -> torch.Tensor:

@@ -82,9 +82,20 @@ class Scores:
     values: "array[float]"
 
 
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """What is asked of the engine: one answer, under an id that no other request has. Nothing of it changes."""
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    adapter: str | None = None  # a content digest that is held in memory for it
+    constraint: Constraint | None = None
+
+
 @dataclass(eq=False)
 class Request:
-    """One answer being made. `adapter` is a content digest, or None for the bare base.
+    """One answer being made, known to the engine alone. `adapter` is a content digest, or None for the bare base.
 
     `num_computed` tokens of prompt and output are in `pages` of the KV cache; the first `num_cached` of them were taken
     over from other requests when it was admitted first. The rest is the scheduler's and the page pool's: keys of the
@@ -107,6 +118,11 @@ class Request:
     num_passed: int = 0  # requests that went before
     num_waited: int = 0  # steps
     scores: list[Scores] = field(default_factory=list)  # of the prompt's tokens from the second, as they are computed
+
+    @classmethod
+    def of(cls, asked: Submission) -> "Request":
+        """The request that was submitted."""
+        return cls(asked.id, asked.prompt, asked.params, asked.adapter, asked.constraint)
 
     @property
     def num_tokens(self) -> int:
@@ -165,13 +181,23 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class PromptOutput:
+    """What is known of a prompt once it is computed: how many of its tokens others had computed, and the
+    log-probabilities of those from the second, if they are wanted."""
+
+    num_cached: int = 0
+    scores: tuple[Scores, ...] = ()
+
+
+@dataclass(frozen=True)
 class TokenOutput:
-    """One step's news of one request: a token, or the error that ended it."""
+    """What one step gave of one request: a token, or the error that ended it; with the first token, its prompt's."""
 
     request_id: str
     sampled: Sampled | None
     finish_reason: str | None = None
     error: Exception | None = None
+    prompt: PromptOutput | None = None
 
     @property
     def is_last(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from serve.engine.cache import KVCache
 from serve.engine.graphs import Graphs
-from serve.engine.packed import Group, PackedBatch, Row
+from serve.engine.packed import Group, PackedBatch, Row, Watch
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
@@ -20,12 +20,19 @@ MAX_GRID = 128
 class Runner:
     """The model with its KV cache. Which adapter sits in which slot is given with every batch."""
 
-    def __init__(self, model: Any, cache: KVCache, context: LoraContext) -> None:
+    def __init__(
+        self,
+        model: Any,
+        cache: KVCache,
+        context: LoraContext,
+        graphs: Graphs | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self.model = model
         self.cache = cache
         self.context = context
-        self.graphs: Graphs | None = None
-        self.windows: dict[int, int | None] = {}  # layer -> the sliding window it asked for
+        self.graphs = graphs
+        self._watch = watch
         self._kept: list[Group] = []  # what the last step has kept copies of
         self.device = model.get_input_embeddings().weight.device
 
@@ -78,7 +85,7 @@ class Runner:
         positions = [position for item in batch for position in range(item.start, item.end)]
         kernels = self.context.kernels
         in_place = kernels if kernels is not None and kernels.has("paged_attention") else None
-        return PackedBatch(self.cache, rows, self._tensor(positions), self.windows, in_place, before=self._kept)
+        return PackedBatch(self.cache, rows, self._tensor(positions), in_place, self._kept, self._watch)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)

@@ -5,7 +5,7 @@ or for a page that another request computes, others may pass it, a bounded numbe
 out, the request admitted last gives back its own and goes to the head of the queue, to be computed again.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 
 from serve.engine.options import EngineOptions
@@ -17,20 +17,31 @@ MAX_WAITED = 256  # steps in which others may pass the head of the queue
 
 
 class Scheduler:
-    """The waiting queue and the running requests."""
+    """The waiting queue and the running requests.
 
-    def __init__(self, options: EngineOptions, pages: PagePool) -> None:
+    `is_ready`: whether an adapter is where a batch can use it; `pinned`: adapters whose places are theirs even if no
+    request runs. `max_scored`: tokens of prompts in one step whose log-probabilities are wanted, None: all of a step.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        pages: PagePool,
+        *,
+        is_ready: Callable[[str], bool] = lambda _: True,
+        pinned: Callable[[], frozenset[str]] = frozenset,
+        max_scored: int | None = None,
+    ) -> None:
         self.options = options
         self.pages = pages
+        self.is_ready = is_ready
+        self.pinned = pinned
+        self.max_scored = options.tokens_per_step if max_scored is None else max_scored
         self.max_passes = 4 * options.max_rows
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
         self.num_preemptions = 0
         self.num_cached = 0  # tokens that were not computed because their pages were known
-        self._adapters: Counter[str] = Counter()  # running requests of each adapter
-        self.is_ready: Callable[[str], bool] = lambda _: True  # whether an adapter is where a batch can use it
-        self.max_scored = options.tokens_per_step  # tokens of prompts in one step whose log-probabilities are wanted
-        self.pinned: frozenset[str] = frozenset()  # adapters whose places are theirs even if no request runs
 
     @property
     def has_work(self) -> bool:
@@ -39,7 +50,7 @@ class Scheduler:
     @property
     def adapters(self) -> frozenset[str]:
         """The adapters of the running requests, and those that are pinned."""
-        return self.pinned | self._adapters.keys()
+        return self.pinned() | {request.adapter for request in self.running if request.adapter is not None}
 
     def can_submit(self, count: int = 1) -> bool:
         return len(self.waiting) + count <= self.options.queue_limit
@@ -116,19 +127,16 @@ class Scheduler:
     def _stop(self, request: Request, *, is_clean: bool) -> None:
         self.running.remove(request)
         self.pages.close(request, is_clean=is_clean)
-        if request.adapter is not None:
-            self._adapters[request.adapter] -= 1
-            if not self._adapters[request.adapter]:
-                del self._adapters[request.adapter]
 
     def _admit_waiting(self) -> None:
         head: Request | None = None  # once it is known that it must wait
+        placed = set(self.adapters) if self.waiting else set()
         for request in list(self.waiting):
             if len(self.running) >= self.options.max_rows:
                 return
             if head and (head.num_passed >= self.max_passes or head.num_waited > MAX_WAITED):
                 return
-            if not self._has_place(request) or self.pages.is_coming(request):
+            if not self._has_place(request.adapter, placed) or self.pages.is_coming(request):
                 if head is None:
                     head = request
                     head.num_waited += 1
@@ -137,16 +145,16 @@ class Scheduler:
             if not self.pages.open(request, spare=len(self.running)):
                 return
             self._admit(request)
+            if request.adapter is not None:
+                placed.add(request.adapter)
             if head:
                 head.num_passed += 1
 
-    def _has_place(self, request: Request) -> bool:
-        """Whether the request's adapter, if it has one, runs already, or is ready and has a place."""
-        return (
-            request.adapter is None
-            or request.adapter in self._adapters
-            or (len(self.adapters | {request.adapter}) <= self.options.max_adapters and self.is_ready(request.adapter))
-        )
+    def _has_place(self, adapter: str | None, placed: set[str]) -> bool:
+        """Whether an adapter, if it is one, is ready and has a place among those that are `placed`."""
+        if adapter is None:
+            return True
+        return self.is_ready(adapter) and (adapter in placed or len(placed) < self.options.max_adapters)
 
     def _admit(self, request: Request) -> None:
         self.waiting.remove(request)
@@ -155,8 +163,6 @@ class Scheduler:
         self.num_cached += request.num_computed
         if not request.output:
             request.num_cached = request.num_computed
-        if request.adapter is not None:
-            self._adapters[request.adapter] += 1
 
 
 def _is_sampled(request: Request) -> bool:

@@ -61,7 +61,8 @@ def _difference(
     kernels: Kernels | None = None,
 ) -> str | None:
     """Why the packed model is not the plain model, or None. The long sequence comes in two chunks and a token."""
-    runner = Runner(model, cache, LoraContext(kernels=kernels))
+    windows: dict[int, int | None] = {}  # of each layer
+    runner = Runner(model, cache, LoraContext(kernels=kernels), watch=windows.__setitem__)
     params = SamplingParams(max_tokens=1)
     first, second = (
         Request(str(pages), tuple(sequence), params, pages=pages)
@@ -76,9 +77,9 @@ def _difference(
     except Exception as error:
         # a foreign model's forward may raise anything when it is used in a way it was not written for
         return f"its forward pass does not take a packed batch ({type(error).__name__}: {error})"
-    if set(runner.windows) != set(range(model.config.get_text_config().num_hidden_layers)):
+    if set(windows) != set(range(model.config.get_text_config().num_hidden_layers)):
         return "not all of its attention goes through transformers' attention interface"
-    if _windows_missing(model, runner.windows):
+    if _windows_missing(model, windows):
         return "its sliding windows are in a mask of its own"
     wanted = torch.stack(expected)
     tolerance = TOLERANCE.get(model.dtype, 5e-2)

@@ -1,8 +1,10 @@
-"""Stats: what an engine did since it was started."""
+"""Stats: what an engine did since it was started; and the Snapshot in which others see it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from serve.adapters.record import Label
 from serve.engine.request import Scheduled
 from serve.engine.scheduler import Scheduler
 
@@ -29,3 +31,33 @@ class Stats:
         self.num_preemptions = scheduler.num_preemptions
         self.max_rows = max(self.max_rows, len(batch))
         self.max_adapters = max(self.max_adapters, len({item.request.adapter for item in batch} - {None}))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An engine at one moment. Memory is in bytes; `kv_usage` is the share of the KV cache's pages that are in use."""
+
+    kv_usage: float
+    adapter_loads: int  # read from files since the start
+    adapter_evictions: int
+    slots_used: int
+    slots_total: int
+    slot_bytes: int
+    running: int  # requests in the batch
+    waiting: int
+    adapters_loaded: int
+    adapter_bytes: int
+    kv_bytes: int
+    kernels: tuple[str, ...]  # of our own, in use
+    cuda_graphs: int
+    prefix_bytes: int
+    stats: Stats
+    running_adapters: tuple[Label, ...] = ()
+    waiting_adapters: tuple[Label, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What /health says of it: no names, which are not for everybody."""
+        fields = asdict(self)
+        for name in ("stats", "running_adapters", "waiting_adapters"):
+            del fields[name]
+        return fields | asdict(self.stats)

@@ -20,8 +20,10 @@ from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import QhubError
 from adapterhub_local.keys import Key, Keys
 from adapterhub_local.registry import Registry
-from serve.answers.models import list_models, model_entry
-from serve.auth import Gate, check_models
+from serve.access import Routes, Scope, access
+from serve.adapters.source import Folder
+from serve.answers.models import Target, adapter_entry, list_models, model_entry
+from serve.auth import Gate, allowed_by, check_models
 from serve.engine.options import EngineOptions
 from serve.errors import BadParameter, ContextTooLong, ErrorBody, error_body
 from serve.http.front import Front
@@ -59,16 +61,20 @@ def create_app(
         # adapters are read in these threads
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "work", compute_alone))
         service.loop.start()
-        service.leases.start()
+        service.leases.start(service.engine.leased)
         yield
         await asyncio.to_thread(service.loop.stop)
         await asyncio.to_thread(service.leases.stop)
         service.reader.grammars.close()
 
-    app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, docs_url=None, redoc_url=None)
+    # its own pages would declare no access
+    pages: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, **pages)
     app.state.service = service
     gate = Gate(Keys(registry.home), is_required=service.http.require_keys)
-    app.add_middleware(Front, gate=gate, options=service.http, metrics=service.metrics)
+    app.add_middleware(
+        Front, access=lambda scope: routes.access(scope), gate=gate, options=service.http, metrics=service.metrics
+    )
     if service.http.origins:  # outermost: a browser asks whether it may ask without a key
         app.add_middleware(
             CORSMiddleware,
@@ -80,6 +86,7 @@ def create_app(
     _handle_errors(app)
     _add_answers(app, service)
     _add_operations(app, service)
+    routes = Routes(app)
     return app
 
 
@@ -88,42 +95,43 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     base = service.base.info
 
     @app.get("/v1/models")
+    @access(Scope.ANY)
     def models(request: Request) -> dict[str, Any]:
         """The base and every name, version and alias of its adapters, as far as the request's key allows them."""
-        key: Key | None = request.scope["state"]["key"]
-        known = list_models(base, service.registry) + [
-            model_entry(name, version.created_at, version.content_digest, base.name)
-            for name, version in service.loaded.versions().items()
-            if service.loaded.find(name)
+        allows = allowed_by(_key(request))
+        known = list_models(base, service.registry, allows) + [
+            model_entry(name, folder.created_at, folder.content_digest, base.name)
+            for name, folder in service.loaded.sources().items()
+            if isinstance(folder, Folder) and allows(name)
         ]
-        data = [
-            model | {"max_model_len": service.engine.max_length}
-            for model in known
-            if key is None or key.allows(model["id"].partition("@")[0])
-        ]
+        data = [model | {"max_model_len": service.engine.max_length} for model in known]
         return {"object": "list", "data": data}
 
     @app.get("/v1/models/{model:path}")
+    @access(Scope.ANY)
     def model(model: str, request: Request) -> dict[str, Any]:
         """One model, by any reference."""
-        check_models(request.scope["state"]["key"], service.names(model))
-        target, limits = service.find(model), {"max_model_len": service.engine.max_length}
+        target = service.find(service.read(model), _key(request))
+        limits = {"max_model_len": service.engine.max_length}
         if target.version is None:
             return model_entry(model, base.created_at, base.fingerprint, None) | limits
         created = getattr(target.version, "created_at", base.created_at)  # a mix was made by nobody
         return model_entry(model, created, target.version.content_digest, base.name) | limits
 
     @app.post("/v1/chat/completions")
+    @access(Scope.INFER, counted=True)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         return await respond(service, body, request)
 
     @app.post("/v1/completions")
+    @access(Scope.INFER, counted=True)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or more texts."""
         return await respond(service, body, request)
 
     @app.post("/v1/responses")
+    @access(Scope.INFER, counted=True)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation in OpenAI's newer way. Nothing is stored."""
         try:
@@ -138,11 +146,13 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             raise
 
     @app.post("/tokenize")
+    @access(Scope.INFER, counted=True)
     def tokens(body: TokenizeRequest) -> dict[str, Any]:
         """Text or messages as token ids."""
         return tokenize(service.reader.prompts, body, service.engine.max_length)
 
     @app.post("/detokenize")
+    @access(Scope.INFER, counted=True)
     def text(body: DetokenizeRequest) -> dict[str, Any]:
         """Token ids as text."""
         return {"prompt": service.reader.prompts.text(body.tokens)}
@@ -153,51 +163,70 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     base = service.base.info
 
     @app.get("/")
+    @access(Scope.ANY)
     def index() -> dict[str, Any]:
         """What this is, and where what is."""
         return {"name": PACKAGE, "version": app.version, "base": base.name, "paths": _paths(app)}
 
+    @app.get("/openapi.json", include_in_schema=False)
+    @access(Scope.ANY)
+    def openapi() -> dict[str, Any]:
+        """The endpoints and their bodies, for tools."""
+        return app.openapi()
+
     @app.get("/version")
+    @access(Scope.ANY)
     def version() -> dict[str, str]:
         """The version of the server."""
         return {"version": app.version}
 
     @app.get("/health")
+    @access(Scope.OPEN)
     async def health() -> Response:
         """Whether the engine lives, and what it does."""
         body = {
             "status": "ok" if service.loop.is_alive else "stopped",
             "base": {"name": base.name, "fingerprint": base.fingerprint},
-            "engine": service.engine.snapshot(),
+            "engine": service.engine.snapshot().to_json(),
         }
         return JSONResponse(body, 200 if service.loop.is_alive else 503)
 
     @app.get("/ready")
+    @access(Scope.OPEN)
     async def ready() -> Response:
         """Whether requests are taken."""
         return JSONResponse({"ready": service.loop.is_alive}, 200 if service.loop.is_alive else 503)
 
     @app.get("/metrics")
-    def metrics() -> Response:
-        """Everything that is counted, for Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    @access(Scope.ANY)
+    def metrics(request: Request) -> Response:
+        """What is counted, for Prometheus; of adapters those that the request's key may ask."""
+        text = service.metrics.text(allowed_by(_key(request)))
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/adapters")
-    def adapters() -> dict[str, Any]:
-        """Every adapter in memory or used since the start: state, memory, requests and last use."""
-        return {"object": "list", "data": service.adapters()}
+    @access(Scope.ADMIN)
+    def adapters(request: Request) -> dict[str, Any]:
+        """Every adapter in memory or used since the start that the request's key may ask: state, memory and use."""
+        allows = allowed_by(_key(request))
+        shown = [adapter_entry(status) for status in service.adapters() if all(map(allows, status.label.names))]
+        return {"object": "list", "data": shown}
 
     @app.post("/v1/load_lora_adapter")
-    def load(body: LoadRequest) -> Response:
+    @access(Scope.ADMIN)
+    def load(body: LoadRequest, request: Request) -> Response:
         """Hold an adapter in memory until it is unloaded: a reference, or a folder below the configured root."""
-        version = service.loaded.load(body.lora_name, body.lora_path, replace=body.load_inplace, pinned=body.pinned)
-        headers = weights_headers(service.find(body.lora_name))
+        check_models(_key(request), service.names(body.lora_name))
+        source = service.loaded.load(body.lora_name, body.lora_path, replace=body.load_inplace, pinned=body.pinned)
+        headers = weights_headers(Target(body.lora_name, base, source))
         text = f"Success: LoRA adapter '{body.lora_name}' added successfully."
-        return PlainTextResponse(text, headers=headers | {"X-Qhub-Digest": version.content_digest})
+        return PlainTextResponse(text, headers=headers)
 
     @app.post("/v1/unload_lora_adapter")
-    async def unload(body: UnloadRequest) -> Response:
+    @access(Scope.ADMIN)
+    async def unload(body: UnloadRequest, request: Request) -> Response:
         """Hold an adapter no longer, and free it when the requests that use it are done, or end them by `force`."""
+        check_models(_key(request), service.names(body.lora_name))
         freed = await service.unload(body.lora_name, force=body.force)
         text = f"Success: LoRA adapter '{body.lora_name}' removed successfully."
         return PlainTextResponse(text, headers={"X-Qhub-Freed-Bytes": str(freed)})
@@ -221,6 +250,11 @@ def _handle_errors(app: FastAPI) -> None:
             return _error_response(unknown_path(method, path, _paths(app)))
         message = f"{method} {path}: {error.detail}"
         return _error_response(ErrorBody(error.status_code, message, "invalid_request_error"), error.headers)
+
+
+def _key(request: Request) -> Key | None:
+    key: Key | None = request.scope["state"]["key"]
+    return key
 
 
 def _paths(app: FastAPI) -> list[str]:

@@ -6,12 +6,13 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub_local.errors import QhubError
+from serve.access import Access
 from serve.auth import Gate
 from serve.errors import TimedOut, TooLarge, error_body
 from serve.metrics import Metrics
@@ -26,8 +27,11 @@ class Front:
     where they leave what else the log should say; `status` is what was answered, 0 if nothing was.
     """
 
-    def __init__(self, app: ASGIApp, gate: Gate, options: HttpOptions, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, access: Callable[[Scope], Access], gate: Gate, options: HttpOptions, metrics: Metrics
+    ) -> None:
         self.app = app
+        self.access = access  # what the route of a request declares
         self.gate = gate
         self.options = options
         self.metrics = metrics
@@ -61,18 +65,18 @@ class Front:
             self._note(scope)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
-        path, state = scope["path"], scope["state"]
+        path, state, access = scope["path"], scope["state"], self.access(scope)
         try:
-            key = state["key"] = self.gate.identify(path, headers.get("authorization"))
+            key = state["key"] = self.gate.identify(path, access, headers.get("authorization"))
             body = await self._body(receive, headers)
-            asked = self.gate.enter(path, key)
+            asked = self.gate.enter(access, key)
         except QhubError as error:
             await _refuse(error, send)
             return
         try:
             await self.app(scope, _replayed(body, receive), send)
         finally:
-            self.gate.leave(path, key, asked, state["status"])
+            self.gate.leave(access, key, asked, state["status"])
 
     async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
         """The whole body. Raises TooLarge, TimedOut."""

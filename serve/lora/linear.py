@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from serve.kernels.choose import Kernels
-from serve.lora.product import LoraBatch, Segment, Slot, add_by_grid, add_by_segment, lora_batch, tiled_batch
+from serve.lora.product import LoraBatch, Segment, add_by_grid, add_by_segment, lora_batch, tiled_batch
 
 # x (..., in_features) -> W x of each of some layers
 Product = Callable[[torch.Tensor], list[torch.Tensor]]
@@ -31,15 +31,13 @@ class ScaledTokens:
 class LoraContext:
     """The batch being computed, set by the runner before a forward pass and read by all wrapped layers.
 
-    `logits` is the same for the layer that makes logits, which sees only the tokens that need some. `scaled` are
-    the slots of adapters with DoRA, `scaled_tokens` and `scaled_logits` their tokens. `kernels`, if there are any,
-    compute the batch's tiles.
+    `logits` is the same for the layer that makes logits, which sees only the tokens that need some. `scaled_tokens` and
+    `scaled_logits` are the tokens of adapters with DoRA. `kernels`, if there are any, compute the batch's tiles.
     """
 
     tokens: LoraBatch | None = None
     logits: LoraBatch | None = None
     kernels: Kernels | None = None
-    scaled: frozenset[Slot] = frozenset()
     scaled_tokens: tuple[ScaledTokens, ...] = ()
     scaled_logits: tuple[ScaledTokens, ...] = ()
 
@@ -50,10 +48,11 @@ class LoraContext:
             tiled_batch(segments, device) if is_tiled else lora_batch(segments, device, max_grid)
             for segments in (tokens, logits)
         )
-        if self.scaled:
-            self.scaled_tokens, self.scaled_logits = (
-                _scaled_tokens(segments, self.scaled, device) for segments in (tokens, logits)
-            )
+        self.scaled_tokens, self.scaled_logits = (_scaled_tokens(each, device) for each in (tokens, logits))
+
+    def replay(self, batch: LoraBatch | None) -> None:
+        """Note a batch whose tensors are there already, one token a row, all of which need logits."""
+        self.tokens = self.logits = batch
 
     def end(self) -> None:
         """The batch is computed."""
@@ -61,12 +60,10 @@ class LoraContext:
         self.scaled_tokens = self.scaled_logits = ()
 
 
-def _scaled_tokens(
-    segments: Sequence[Segment], scaled: frozenset[Slot], device: torch.device
-) -> tuple[ScaledTokens, ...]:
+def _scaled_tokens(segments: Sequence[Segment], device: torch.device) -> tuple[ScaledTokens, ...]:
     by_rank: dict[int, list[tuple[int, int]]] = {}
     for segment in segments:
-        if segment.slot in scaled:
+        if segment.slot.is_scaled:
             pairs = ((token, segment.slot.index) for token in range(segment.start, segment.end))
             by_rank.setdefault(segment.slot.rank, []).extend(pairs)
     return tuple(

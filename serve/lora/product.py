@@ -3,7 +3,7 @@
 Grids and segments are for torch, tiles for the kernels of a GPU (`serve.kernels`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,13 +11,18 @@ import torch
 
 from serve.kernels.reference import TILE
 
+# module -> (A (in_features, rank), B (rank, out_features) with the scaling in it), and with DoRA a third tensor: by how
+# much more than once W x counts (out_features)
+Factors = Mapping[str, tuple[torch.Tensor, ...]]
+
 
 @dataclass(frozen=True, order=True)
 class Slot:
-    """The place of one adapter: number `index` of the stack of its rank."""
+    """The place of one adapter: number `index` of the stack of its rank; `is_scaled`: it has DoRA."""
 
     rank: int
     index: int
+    is_scaled: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from serve.engine.request import SamplingParams
 from serve.requests.messages import Message, ResponseFormat, StructuredOutputs, Tool, ToolChoice
+from serve.requests.model_ref import ModelRef, read_model
 from serve.requests.unsupported import refuse_unsupported
 
 MAX_ALTERNATIVES = 20
@@ -68,14 +69,6 @@ class GenerationRequest(BaseModel):
     adapters: list[AdapterTerm] | None = Field(None, description="A mix on top of the base that `model` names")
 
     @model_validator(mode="after")
-    def _name_mix(self) -> "GenerationRequest":
-        """`adapters` says the same as a mix behind the base's name, and is known by that from here on."""
-        if self.adapters:
-            terms = "+".join(f"{term.ref}*{term.weight!r}".replace("e+", "e") for term in self.adapters)
-            self.model, self.adapters = f"{self.model}:{terms}", None
-        return self
-
-    @model_validator(mode="after")
     def _refuse_unsupported(self) -> "GenerationRequest":
         refuse_unsupported(self.model_extra or {}, type(self).model_fields)
         if self.stream_options is not None and not self.stream:
@@ -99,6 +92,10 @@ class GenerationRequest(BaseModel):
             if not (token.isascii() and token.isdigit() and len(token) < 10):
                 raise PydanticCustomError("no_token", "its keys are token ids", {"param": "logit_bias"})
         return value
+
+    def model_ref(self, base: str) -> ModelRef:
+        """Which weights are asked for, where `base` is served. Raises ModelNotFound, BadParameter."""
+        return read_model(self.model, base, [(term.ref, term.weight) for term in self.adapters or ()])
 
     @property
     def num_choices(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from serve.engine.loop import EngineLoop
-from serve.engine.request import Request, Sampled, TokenOutput
+from serve.engine.request import PromptOutput, Sampled, Submission, TokenOutput
 from serve.errors import TimedOut
 from serve.text.detokenize import Detokenizer
 from serve.text.tools import Call, CallReader
@@ -17,7 +17,7 @@ from serve.text.tools import Call, CallReader
 
 @dataclass(frozen=True)
 class Piece:
-    """News of choice `index`: text, the token it came with, calls that became whole, and at the end why it ended.
+    """A part of choice `index`: text, the token it came with, calls that became whole, and at the end why it ended.
 
     `end` is the token that ended it, which is no part of the text.
     """
@@ -40,13 +40,14 @@ class Generation:
     def __init__(
         self,
         loop: EngineLoop,
-        requests: Sequence[Request],
+        requests: Sequence[Submission],
         tokenizer: PreTrainedTokenizerBase,
         readers: Sequence[CallReader | None] = (),
         *,
         deadline: float | None = None,
     ) -> None:
         self.requests = requests
+        self.prompts = [PromptOutput()] * len(requests)  # what is known of each prompt since its first token
         self.num_completion_tokens = 0
         self.times: tuple[float, float] | None = None  # of the first and the newest token, time.monotonic()
         self.reasons: list[str] = []  # why answers ended, in the order in which they did
@@ -69,6 +70,8 @@ class Generation:
             if output.error is not None:
                 raise output.error
             assert output.sampled is not None
+            if output.prompt is not None:
+                self.prompts[self._open[output.request_id]] = output.prompt
             index, detokenizer = self._open[output.request_id], self._texts[output.request_id]
             is_empty = self.requests[index].params.max_tokens == 0
             self.num_completion_tokens += not is_empty
@@ -120,7 +123,7 @@ class Generation:
     def usage(self, num_choices: int) -> dict[str, Any]:
         """Token counts; the prompt of `num_choices` neighbours is one prompt."""
         num_prompt = sum(len(request.prompt) for request in self.requests[::num_choices])
-        num_cached = sum(request.num_cached for request in self.requests[::num_choices])
+        num_cached = sum(prompt.num_cached for prompt in self.prompts[::num_choices])
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": self.num_completion_tokens,

@@ -49,6 +49,7 @@ class Adapters:
     """Random adapters of two ranks in the place of the engine's pool; `dora` has scales, too."""
 
     def __init__(self, engine: Engine) -> None:
+        self.records = engine.slots.records
         layers = engine.slots.layers.items()
         self.shapes = {name: (each.in_features, each.out_features) for name, each in layers if name != "lm_head"}
 
@@ -85,6 +86,9 @@ def answers(engine: Engine, adapters: list[str | None], ways: list[dict[str, Any
         Request(str(number), tuple(range(3 + number, 20 + 7 * number)), SamplingParams(max_tokens=12, **way), adapter)
         for number, (adapter, way) in enumerate(zip(adapters, ways, strict=True))
     ]
+    for adapter in adapters:
+        if adapter is not None:
+            engine.pool.records.make(adapter)
     engine.submit(*requests)
     while engine.has_work:
         if waits is not None:

@@ -48,7 +48,7 @@ def test_adapters_come_and_go(built_base: Path, tmp_path: Path) -> None:
         assert numbers["adapter_evictions"] > 2
         assert 0 < max(seen) <= pool.max_bytes
         assert not any(pool.users().values())
-        assert not pool._loading
+        assert not any(record.num_loading for record in pool.records.all())
         assert len(server.service.engine.slots) <= 2
     finally:
         server.stop()

@@ -18,6 +18,7 @@ from adapterhub_local.errors import NotFound
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
 from adapterhub_local.lora.write import write_safetensors
 from adapterhub_local.registry import Registry, Version
+from serve.adapters.reader import AdapterReader
 from serve.engine.options import EngineOptions
 from serve.http.app import create_app
 from serve.options import HttpOptions
@@ -61,6 +62,19 @@ def entry(server: Server, name: str) -> dict:
     """What /v1/adapters says of an adapter of the registry."""
     digest = server.registry.resolve(name).content_digest
     return next(one for one in server.http.get("/v1/adapters").json()["data"] if one["digest"] == digest)
+
+
+def give_reader(server: Server, monkeypatch: pytest.MonkeyPatch, read: Callable[[Version], object]) -> None:
+    """Have the server read adapters by `read`."""
+    pool = server.service.engine.pool
+
+    class Reader(AdapterReader):
+        def read(self, source: Version) -> object:
+            return read(source)
+
+    monkeypatch.setattr(
+        pool, "reader", Reader(**{field: getattr(pool.reader, field) for field in pool.reader.__dict__})
+    )
 
 
 def events(server: Server, body: dict, started: threading.Barrier | None = None) -> list[str]:
@@ -165,13 +179,13 @@ def test_draining(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_loading(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """While an adapter's files are read it is listed as loading, by its name, and others answer."""
-    read, may_read = living.service.engine.pool._read, threading.Event()
+    read, may_read = living.service.engine.pool.reader.read, threading.Event()
 
     def slow(version: Version) -> object:
         assert may_read.wait(20)
         return read(version)
 
-    monkeypatch.setattr(living.service.engine.pool, "_read", slow)
+    give_reader(living, monkeypatch, slow)
     unload(living, "v9")
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(living.complete, model="v9", prompt="Hello")
@@ -229,17 +243,17 @@ def test_a_load_is_counted_once(living: Server, monkeypatch: pytest.MonkeyPatch,
     name = "counted" if adapters is None else "counted-mix"
     publish(living.registry, "counted", living.service.base.info, seed=103 if adapters is None else 104)
     pool, asked, may_read = living.service.engine.pool, threading.Semaphore(0), threading.Event()
-    acquire, read = pool.acquire, pool._read
+    acquire, read = pool.acquire, pool.reader.read
 
     def slow(version: Version) -> object:
         assert may_read.wait(20)
         return read(version)
 
-    def noted(version: Version) -> object:
+    def noted(*asks, **more) -> object:
         asked.release()
-        return acquire(version)
+        return acquire(*asks, **more)
 
-    monkeypatch.setattr(pool, "_read", slow)
+    give_reader(living, monkeypatch, slow)
     monkeypatch.setattr(pool, "acquire", noted)
     key = ("qhub_adapter_load_seconds_count",)
     before = samples(living)[key]
@@ -424,4 +438,4 @@ def test_hostile_adapters(living: Server, lora_root: Path, spoil: Callable[[dict
         assert str(lora_root) not in message, "where the server has its files is nobody's business"
         assert str(living.registry.home.root) not in message
     assert living.complete(model="hostile", prompt="Hello").status_code == 404
-    assert set(living.service.loaded.versions()) == {"v0"}
+    assert set(living.service.loaded.sources()) == {"v0"}

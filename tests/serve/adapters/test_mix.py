@@ -101,7 +101,7 @@ def test_scaled_factors_keep_the_delta(engine: Engine, served_registry: Registry
         torch.testing.assert_close(left @ right, expected, atol=1e-5, rtol=1e-4)
     for digest in held:
         engine.pool.release(digest)
-    assert all(adapter.users == 0 for adapter in engine.pool._adapters.values())
+    assert not any(engine.pool.users().values())
 
 
 def chat(server: Server, **body) -> httpx.Response:

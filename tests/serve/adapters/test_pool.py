@@ -14,6 +14,7 @@ from adapterhub_local.base.weights import dequantised
 from adapterhub_local.errors import BadFile, Corrupt, Incompatible
 from adapterhub_local.registry import Registry
 from serve.adapters.pool import AdapterPool
+from serve.adapters.reader import AdapterReader
 from serve.errors import Busy
 from tests.serve.adapter_makers import llama_shapes, publish, write_random
 
@@ -32,7 +33,8 @@ def registry(home) -> Registry:
 
 def make_pool(base: BaseInfo, shapes, max_bytes: int = 1 << 30) -> AdapterPool:
     weights = {name: weight for name, weight, _ in dequantised(base, shapes)}
-    return AdapterPool(base, shapes, weights.__getitem__, dtype=torch.float32, max_bytes=max_bytes)
+    reader = AdapterReader(base, shapes, weights.__getitem__, torch.float32)
+    return AdapterPool(reader, max_bytes=max_bytes, max_pins=1)
 
 
 def test_factors_are_the_files(tiny_base: BaseInfo, shapes, registry: Registry) -> None:

@@ -16,7 +16,7 @@ from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
-from serve.engine.request import Request, SamplingParams, State, TokenOutput
+from serve.engine.request import Request, SamplingParams, State, Submission, TokenOutput
 from serve.engine.sampler import NotFinite
 from serve.errors import Busy, ContextTooLong, GenerationFailed
 from tests.serve.adapter_makers import publish
@@ -45,7 +45,7 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
     assert shared_engine.pages.num_used == 0
     assert not shared_engine._requests
     assert not shared_engine._samplers
-    assert all(adapter.users == 0 for adapter in shared_engine.pool._adapters.values())
+    assert not any(shared_engine.pool.users().values())
 
 
 def request(engine: Engine, name: str, version=None, *, length: int = 6, max_tokens: int = 8, seed: int = 0) -> Request:
@@ -53,6 +53,12 @@ def request(engine: Engine, name: str, version=None, *, length: int = 6, max_tok
     prompt = tuple(random.Random(seed).choices(range(POISON), k=length))
     adapter = engine.pool.acquire(version).digest if version else None
     return Request(name, prompt, SamplingParams(max_tokens=max_tokens, temperature=0), adapter)
+
+
+def submission(engine: Engine, name: str, **asked) -> Submission:
+    """The same as it is given to the loop."""
+    made = request(engine, name, **asked)
+    return Submission(made.id, made.prompt, made.params, made.adapter)
 
 
 def drain(engine: Engine) -> list[TokenOutput]:
@@ -197,10 +203,10 @@ def test_loop_delivers_and_stops(engine: Engine) -> None:
 
     async def go() -> None:
         loop.start()
-        queue = loop.submit(request(engine, "short", max_tokens=3))
+        queue = loop.submit(submission(engine, "short", max_tokens=3))
         outputs = [await asyncio.wait_for(queue.get(), 10) for _ in range(3)]
         assert [output.finish_reason for output in outputs] == [None, None, "length"]
-        queue = loop.submit(request(engine, "endless", max_tokens=480))
+        queue = loop.submit(submission(engine, "endless", max_tokens=480))
         await asyncio.wait_for(queue.get(), 10)
         await asyncio.to_thread(loop.stop)
         last = None
@@ -208,7 +214,7 @@ def test_loop_delivers_and_stops(engine: Engine) -> None:
             last = await asyncio.wait_for(queue.get(), 10)
         assert isinstance(last.error, QhubError)
         with pytest.raises(Busy):
-            loop.submit(request(engine, "late"))
+            loop.submit(submission(engine, "late"))
 
     asyncio.run(go())
     assert not loop.is_alive

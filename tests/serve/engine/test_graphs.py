@@ -30,7 +30,7 @@ def with_steps(engine: Engine, settled: int = 0) -> Graphs:
     runner = engine.runner
     kernels = runner.context.kernels = Kernels({})
     runner.graphs = Graphs(
-        runner.model, runner.cache, runner.context, engine.slots, kernels, runner.windows, engine.max_length,
+        runner.model, runner.cache, runner.context, engine.slots, kernels, engine.max_length,
         is_captured=False, settled=settled,
     )  # fmt: skip
     return runner.graphs
@@ -106,18 +106,18 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
     """With the kernels, interpreted here, and static steps on top, mixed adapters get the tokens that torch gives."""
     pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
     engine = engine_of(built_base, kernels="triton")
-    assert engine.snapshot()["kernels"] == ["add_lora", "multiply", "paged_attention"]
+    assert engine.snapshot().kernels == ("add_lora", "multiply", "paged_attention")
     assert answers(engine, served_registry, ADAPTERS, tokens=4) == [each[:4] for each in wanted["mixed"]]
 
     runner = engine.runner
     assert runner.context.kernels is not None
     runner.graphs = Graphs(
-        runner.model, runner.cache, runner.context, engine.slots, runner.context.kernels, runner.windows,
+        runner.model, runner.cache, runner.context, engine.slots, runner.context.kernels,
         engine.max_length, is_captured=False, settled=0,
     )  # fmt: skip
     assert answers(engine, served_registry, ADAPTERS, tokens=3) == [each[:3] for each in wanted["mixed"]]
     assert len(runner.graphs)
-    assert engine.snapshot()["kernels"] == ["add_lora", "multiply", "paged_attention"]
+    assert engine.snapshot().kernels == ("add_lora", "multiply", "paged_attention")
 
 
 def test_a_wrong_kernel_is_found_by_the_check_at_load(
@@ -137,7 +137,7 @@ def test_a_wrong_kernel_is_found_by_the_check_at_load(
     monkeypatch.setattr("serve.engine.build.choose_kernels", lambda *_: kernels)
     engine = engine_of(built_base)
 
-    assert engine.snapshot()["kernels"] == []
+    assert engine.snapshot().kernels == ()
     assert "paged_attention is not used: a packed batch gives other logits" in caplog.records[0].getMessage()
     assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
 

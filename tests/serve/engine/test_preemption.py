@@ -63,10 +63,10 @@ def test_answers_do_not_change(built_base, served_registry: Registry, prefix_byt
             for output in engine.step():
                 assert output.error is None, output.error
                 streamed[output.request_id].append(output.sampled.token)
-            assert engine.snapshot()["kv_usage"] <= 1
+            assert engine.snapshot().kv_usage <= 1
         assert streamed == {request.id: request.output for request in requests}
-        assert (engine.snapshot()["num_preemptions"] > 0) == (rows == 4)
-        assert engine.snapshot()["kv_usage"] == 0
+        assert (engine.snapshot().stats.num_preemptions > 0) == (rows == 4)
+        assert engine.snapshot().kv_usage == 0
         assert not any(engine.pool.users().values())
         answers.append(streamed)
     assert answers[0] == answers[1]

@@ -54,7 +54,7 @@ def test_cached_equals_uncached(engine: Engine, cold: Engine, served_registry: R
         assert request.num_cached == cached
         assert request.output == wanted.output
         assert logprobs == pytest.approx(expected, abs=1e-4)
-    assert engine.snapshot()["num_cached"] == 6 * PAGE
+    assert engine.snapshot().stats.num_cached == 6 * PAGE
 
 
 def test_conversations_go_on_where_they_were(engine: Engine, cold: Engine) -> None:
@@ -81,7 +81,7 @@ def test_a_shared_beginning_is_enough(engine: Engine, cold: Engine) -> None:
 
 def test_no_adapter_finds_what_another_computed(engine: Engine, cold: Engine, served_registry: Registry) -> None:
     """Base, adapters and a changed adapter under an old name each compute their own beginning."""
-    base = engine.pool.base
+    base = engine.pool.reader.base
     old = publish(served_registry, "changing", base, seed=71)
     versions = [None, served_registry.resolve("alpha"), served_registry.resolve("beta"), old]
     for version in versions:

@@ -106,13 +106,14 @@ class Schedules(RuleBasedStateMachine):
         self.count = 0
 
     def clear(self) -> None:
-        self.engine.pin(frozenset())
+        for name in [record.digest for record in self.engine.pool.records.all() if record.holders]:
+            self.engine.unkeep(name, "pin")
         for request_id in list(self.engine._requests):
             self.engine.abort(request_id)
         while self.engine.has_work:
             self.engine.step()
-        for adapter in self.engine.pool._adapters.values():
-            adapter.users = 0
+        for record in self.engine.pool.records.all():
+            record.users = 0
 
     @rule(
         name=st.one_of(st.none(), st.integers(0, NAMES - 1)),
@@ -187,9 +188,14 @@ class Schedules(RuleBasedStateMachine):
             digest = self.engine.pool.acquire(self.world.versions[content]).digest if is_pinned else None
         except Busy:
             return
-        self.engine.pin(frozenset([digest] if digest else []))
-        if self.pinned:
-            self.engine.pool.release(self.pinned)
+        if digest is not None:
+            try:
+                self.engine.keep(digest, "pin", pinned=True)
+            except Busy:
+                self.engine.release(digest)
+                return
+        if self.pinned and self.pinned != digest:
+            self.engine.unkeep(self.pinned, "pin")
         self.pinned = digest
 
     @rule(share=st.sampled_from([0, 3, 1000]))

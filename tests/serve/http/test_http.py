@@ -314,12 +314,12 @@ def test_disconnect_frees_the_row(server: Server) -> None:
     before = server.service.engine.stats.num_sampled
     server.wait_until_idle()
     assert server.service.engine.stats.num_sampled - before < 400, "the answers were computed to the end"
-    assert all(adapter.users == 0 for adapter in server.service.engine.pool._adapters.values())
+    assert not any(server.service.engine.pool.users().values())
 
 
 def test_queue_limit(server: Server) -> None:
     """When the queue is full a request is 429 at once, and those that were admitted are answered."""
-    limit = server.service.engine.scheduler.options.queue_limit
+    limit = server.service.engine.options.queue_limit
 
     async def flood() -> list[int]:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as client:

@@ -17,6 +17,7 @@ from adapterhub_local.keys import Keys, parse_rate
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from serve.__main__ import command
+from serve.access import Access, Scope
 from serve.auth import Gate
 from serve.errors import Forbidden, Throttled, Unauthorized
 from serve.server import is_loopback
@@ -24,6 +25,7 @@ from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
 
 CHAT = "/v1/chat/completions"
+ANSWERS = Access(Scope.INFER, is_counted=True)
 
 
 def test_a_key_is_found_by_its_secret_alone(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +68,7 @@ def test_a_damaged_file_lets_nobody_in(home: Home) -> None:
     for text in ("", "{", "{}", '{"keys": [{}]}', "[]"):
         home.keys.write_text(text)
         with pytest.raises(Corrupt):
-            Gate(Keys(home)).identify(CHAT, None)
+            Gate(Keys(home)).identify(CHAT, ANSWERS, None)
 
 
 @pytest.mark.parametrize("rate", ["", "60", "0/min", "60/week", "-1/s", "1.5/s", "60 /min", "9999999/s"])
@@ -79,26 +81,26 @@ def test_bad_rates(rate: str) -> None:
 def test_gate(home: Home) -> None:
     """Open without keys; with one, each path wants a key with its scope, except for what asks if the server lives."""
     gate = Gate(Keys(home))
-    assert gate.identify(CHAT, None) is None
+    assert gate.identify(CHAT, ANSWERS, None) is None
     with pytest.raises(Unauthorized):
-        Gate(Keys(home), is_required=True).identify(CHAT, None)
+        Gate(Keys(home), is_required=True).identify(CHAT, ANSWERS, None)
     key, infer = Keys(home).create()
     admin_key, admin = Keys(home).create(scopes=("admin",))
-    assert gate.identify(CHAT, f"Bearer {infer}") == key
-    assert gate.identify("/v1/adapters", f"bearer  {admin}") == admin_key
-    assert gate.identify("/metrics", f"Bearer {infer}") == key
-    assert gate.identify("/ready", None) is None
+    assert gate.identify(CHAT, ANSWERS, f"Bearer {infer}") == key
+    assert gate.identify("/v1/adapters", Access(Scope.ADMIN), f"bearer  {admin}") == admin_key
+    assert gate.identify("/metrics", Access(Scope.ANY), f"Bearer {infer}") == key
+    assert gate.identify("/ready", Access(Scope.OPEN), None) is None
     for header in (None, "", "Bearer", "Bearer ", infer, f"Basic {infer}", f"Bearer {infer}x"):
         with pytest.raises(Unauthorized):
-            gate.identify(CHAT, header)
+            gate.identify(CHAT, ANSWERS, header)
     with pytest.raises(Forbidden):
-        gate.identify("/v1/load_lora_adapter", f"Bearer {infer}")
+        gate.identify("/v1/load_lora_adapter", Access(Scope.ADMIN), f"Bearer {infer}")
     with pytest.raises(Forbidden):
-        gate.identify(CHAT, f"Bearer {admin}")
+        gate.identify(CHAT, ANSWERS, f"Bearer {admin}")
     Keys(home).revoke(key.id)
     Keys(home).revoke(admin_key.id)
     with pytest.raises(Unauthorized):  # revoking the last key does not open the door
-        gate.identify(CHAT, None)
+        gate.identify(CHAT, ANSWERS, None)
 
 
 def test_rate_and_concurrency(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,20 +109,20 @@ def test_rate_and_concurrency(home: Home, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("serve.auth.monotonic", lambda: now[0])
     gate = Gate(Keys(home))
     key, _ = Keys(home).create(rate="3/min", concurrency=2)
-    gate.enter(CHAT, key)
-    gate.enter(CHAT, key)
+    gate.enter(ANSWERS, key)
+    gate.enter(ANSWERS, key)
     with pytest.raises(Throttled, match="2 requests at once"):
-        gate.enter(CHAT, key)
-    gate.leave(CHAT, key)
+        gate.enter(ANSWERS, key)
+    gate.leave(ANSWERS, key)
     now[0] += 20
-    gate.enter(CHAT, key)
-    gate.leave(CHAT, key)
+    gate.enter(ANSWERS, key)
+    gate.leave(ANSWERS, key)
     with pytest.raises(Throttled) as caught:
-        gate.enter(CHAT, key)
+        gate.enter(ANSWERS, key)
     assert caught.value.seconds == 40
     now[0] += 41
-    gate.enter(CHAT, key)
-    gate.enter("/v1/models", key)  # only answers count
+    gate.enter(ANSWERS, key)
+    gate.enter(Access(Scope.ANY), key)  # only answers count
 
 
 def test_what_was_refused_is_given_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,20 +131,20 @@ def test_what_was_refused_is_given_back(home: Home, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("serve.auth.monotonic", lambda: now[0])
     gate = Gate(Keys(home))
     key, _ = Keys(home).create(rate="2/min")
-    first = gate.enter(CHAT, key)
+    first = gate.enter(ANSWERS, key)
     now[0] += 10
-    gate.leave(CHAT, key, gate.enter(CHAT, key), 403)
-    gate.leave(CHAT, key, first, 200)
+    gate.leave(ANSWERS, key, gate.enter(ANSWERS, key), 403)
+    gate.leave(ANSWERS, key, first, 200)
     now[0] += 10
-    gate.leave(CHAT, key, gate.enter(CHAT, key), 400)
+    gate.leave(ANSWERS, key, gate.enter(ANSWERS, key), 400)
     with pytest.raises(Throttled, match="refused as often") as caught:
-        gate.enter(CHAT, key)
+        gate.enter(ANSWERS, key)
     assert caught.value.seconds == 50
     now[0] += 51  # the first of the refused and the one that ran are forgotten
-    gate.leave(CHAT, key, gate.enter(CHAT, key), 200)
-    gate.leave(CHAT, key, gate.enter(CHAT, key), 504)  # it ran
+    gate.leave(ANSWERS, key, gate.enter(ANSWERS, key), 200)
+    gate.leave(ANSWERS, key, gate.enter(ANSWERS, key), 504)  # it ran
     with pytest.raises(Throttled, match="2/min: try"):
-        gate.enter(CHAT, key)
+        gate.enter(ANSWERS, key)
 
 
 def test_verbs(home: Home) -> None:

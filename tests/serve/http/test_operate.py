@@ -145,11 +145,12 @@ def test_gateway_gauge_names_running_adapters(operated: Server, monkeypatch: pyt
 
 def test_labels_are_bounded(operated: Server) -> None:
     """However many adapters are asked for, there are not more than so many labels."""
-    from serve.metrics import MAX_ADAPTER_LABELS, Activity, Metrics
+    from serve.adapters.record import Label
+    from serve.metrics import MAX_ADAPTER_LABELS, Metrics
 
-    metrics = Metrics(lambda: Activity(operated.service.engine.snapshot(), (), ()))
+    metrics = Metrics(operated.service.engine.snapshot)
     for number in range(MAX_ADAPTER_LABELS + 50):
-        metrics.note_answer(f"adapter{number}", 1, 1, ["stop"])
+        metrics.note_answer(Label(f"adapter{number}", (f"adapter{number}",)), 1, 1, ["stop"])
     lines = [line for line in metrics.text().decode().splitlines() if line.startswith("qhub_tokens_total{")]
     assert len(lines) == 2 * (MAX_ADAPTER_LABELS + 1)
     assert 'qhub_tokens_total{adapter="other",kind="prompt"} 50.0' in lines
@@ -245,7 +246,7 @@ def test_bad_loads(operated: Server, lora_root: Path, name: str, path: str | Non
     response = load(operated, name, path)
     assert response.status_code == status, response.text
     assert response.json()["error"]["message"]
-    assert not operated.service.loaded.versions()
+    assert not operated.service.loaded.sources()
     assert operated.complete(model="alpha", prompt="Hi").status_code == 200
 
 
@@ -313,7 +314,7 @@ def test_slow_reader(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.01)
         operated.wait_until_idle()
     assert operated.service.engine.stats.num_sampled - before < 600, "the answers were computed to the end"
-    assert operated.service.activity().running == ()
+    assert operated.service.engine.snapshot().running_adapters == ()
     assert all(not users for users in operated.service.engine.pool.users().values())
 
 

@@ -30,7 +30,8 @@ def test_mixed_traffic(built_base, tmp_path, caplog: pytest.LogCaptureFixture) -
             assert response.json()["error"]["message"]
         server.wait_until_idle()
         assert all(not users for users in server.service.engine.pool.users().values())
-        assert server.service.activity().running == server.service.activity().waiting == ()
+        snapshot = server.service.engine.snapshot()
+        assert snapshot.running_adapters == snapshot.waiting_adapters == ()
         assert not server.service._live
         assert not server.service.loop._listeners
         assert not [record for record in caplog.records if record.levelname == "ERROR" and record.name[:6] == "serve."]

@@ -1,0 +1,106 @@
+"""Reading adapters: a source's files become factors as slots take them, once they are found to belong to the base."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.errors import BadFile, Incompatible
+from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
+from adapterhub_local.merge.dora import row_scales
+from serve.adapters.compatibility import check_base, check_modules, check_origin
+from serve.adapters.source import Source
+from serve.lora.product import Factors
+
+logger = logging.getLogger(__name__)
+PINNED = 16 << 20  # bytes of a piece of pinned memory, of which torch gives powers of two
+# module -> its weight (out_features, in_features), in the dtype that DoRA takes norms in
+WeightOf = Callable[[str], torch.Tensor]
+# how far from 1 the scales of a DoRA adapter may be that was never trained: PEFT begins with lengths in 16 bits
+UNTRAINED = 2.0**-8
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterReader:
+    """Reads adapters for one base, whose linear layers have `shapes`: module -> (in_features, out_features)."""
+
+    base: BaseInfo
+    shapes: Mapping[str, tuple[int, int]]
+    weight: WeightOf
+    dtype: torch.dtype
+    pin_memory: bool = False  # for copies to a GPU that run beside its work
+
+    def check(self, source: Source) -> None:
+        """Raise Incompatible if the source says that it was made for another base; reads no file."""
+        check_base(source, self.base)
+
+    def read(self, source: Source) -> Factors:
+        """The factors in the source's files. Raises as `load_factors`."""
+        try:
+            return load_factors(source, self.base, self.shapes, self.weight, self.dtype)
+        except BadFile as error:  # clients read this: where the file is they need not know
+            raise BadFile(str(error).replace(str(source.path), f"'{source}'")) from None
+
+    def placed(self, factors: Factors) -> Factors:
+        """The factors where they are to be kept until they are copied into slots."""
+        return _pinned(factors) if self.pin_memory else factors
+
+
+def _pinned(factors: Factors) -> Factors:
+    """The factors in pages that the system does not move, if it has enough of such."""
+    # in a few large pieces: to pin each of a thousand tensors by itself takes longer than to read them
+    pieces: list[list[torch.Tensor]] = []
+    for tensor in (tensor for own in factors.values() for tensor in own):
+        if not pieces or sum(each.numel() for each in pieces[-1]) + tensor.numel() > PINNED // tensor.itemsize:
+            pieces.append([])
+        pieces[-1].append(tensor)
+    pinned: list[torch.Tensor] = []
+    try:
+        for piece in pieces:
+            flat = torch.cat([tensor.flatten() for tensor in piece]).pin_memory()
+            parts = flat.split([tensor.numel() for tensor in piece])
+            pinned += [part.view(tensor.shape) for part, tensor in zip(parts, piece, strict=True)]
+    except RuntimeError as error:
+        logger.warning("an adapter is kept in memory that is not pinned: %s", error)
+        return factors
+    held = iter(pinned)
+    return {module: tuple(next(held) for _ in own) for module, own in factors.items()}
+
+
+def load_factors(
+    source: Source, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], weight: WeightOf, dtype: torch.dtype
+) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Read and check a source's adapter: every module must be a linear layer of the base with that very shape.
+
+    Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
+    """
+    adapter = open_adapter(source.path, dora=True)
+    check_origin(adapter, source, base)
+    check_modules(adapter, str(source), base, shapes)
+    factors: dict[str, tuple[torch.Tensor, ...]] = {}
+    has_effect = False
+    for module, delta in adapter.deltas():
+        a = delta.A.T.to(dtype).contiguous()  # each slot's product reads it row by row
+        b = delta.B.T.float() * delta.scaling
+        scale: tuple[torch.Tensor, ...] = ()
+        if module in adapter.magnitudes:
+            # g (W x + s B A x) = W x + (g - 1) W x + (s B g) A x
+            g = _dora_scales(adapter, module, delta, weight(module), str(source))
+            b *= g
+            scale = ((g - 1).to(dtype),)
+            has_effect = has_effect or bool(((g - 1).abs() > UNTRAINED).any())
+        factors[module] = (a, b.to(dtype).contiguous(), *scale)
+        has_effect = has_effect or bool(a.any() and b.any())
+    if not has_effect:
+        raise Incompatible(f"'{source}' changes nothing: one factor of every module is zero. Was it trained?")
+    return factors
+
+
+def _dora_scales(adapter: AdapterFile, module: str, delta: Delta, weight: torch.Tensor, name: str) -> torch.Tensor:
+    """DoRA's factor of each row (out_features), float32 on the CPU. Raises Incompatible if a row has none."""
+    scales = row_scales(weight, delta, adapter.magnitude(module), weight.dtype).cpu()
+    if not torch.isfinite(scales).all():
+        raise Incompatible(f"'{name}' rescales a row of {module} that is zero, by no finite number: train it anew")
+    return scales
