@@ -69,19 +69,19 @@ def packed_attention(
 
     # every row that has one token
     in_place = packed.kernels is not None and added is None and values.shape[-1] == head_dim
-    if packed.kernels is not None and in_place and packed.single is not None:
-        single = packed.single
+    if packed.kernels is not None and in_place and packed.decode is not None:
+        rows = packed.decode
         queries = query[0].transpose(0, 1)
         result = packed.kernels.paged_attention(
-            queries if single.tokens is None else queries[single.tokens], keys, values, single.tables, single.lengths,
+            queries if rows.tokens is None else queries[rows.tokens], keys, values, rows.tables, rows.lengths,
             scale=scale, window=sliding_window, softcap=softcap,
         )  # fmt: skip
-        if single.tokens is None:
+        if rows.tokens is None:
             return result[None], None
-        out[single.tokens] = result.view(-1, kv_heads, repeats, head_dim)
-    for group, tokens in () if in_place else packed.answers:
+        out[rows.tokens] = result.view(-1, kv_heads, repeats, head_dim)
+    for group, tokens in () if in_place else packed.decode_groups:
         out[tokens] = attend(grouped[:, :, tokens].permute(2, 0, 1, 3), group, 1)
-    for group in packed.prompts:
+    for group in packed.prefills:
         row = group.rows[0]
         count = row.end - row.start
         queries = grouped[:, :, row.start : row.end].reshape(1, kv_heads, repeats * count, head_dim)

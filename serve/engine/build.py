@@ -26,7 +26,7 @@ from serve.lora.weights import own_weight, use_dense, use_four_bit, use_four_bit
 
 DEFAULT_MAX_LENGTH = 4096
 SCORED_BYTES = 256_000_000  # logits in float32 of the prompts' tokens that one step scores
-KEPT_BYTES = 256_000_000  # each of two copies of what is read on the CPU
+COPIED_BYTES = 256_000_000  # each of two copies of what is read on the CPU
 
 
 def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases: Leases | None = None) -> Engine:
@@ -55,8 +55,8 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     num_pages = _num_pages(options, max_length, page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
     is_copied = device.type == "cpu" and not (kernels and kernels.has("paged_attention"))
-    max_kept = min(num_pages, KEPT_BYTES // page_bytes) if is_copied else 0
-    cache, graphs = KVCache(num_pages, max_kept), None
+    max_copied = min(num_pages, COPIED_BYTES // page_bytes) if is_copied else 0
+    cache, graphs = KVCache(num_pages, max_copied), None
     if options.cuda_graphs and kernels is not None and is_gpu:
         graphs = Graphs(model, cache, context, slots, kernels, max_length)
     runner = Runner(model, cache, context, graphs)

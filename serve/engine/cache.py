@@ -12,17 +12,17 @@ class KVCache:
 
     On the CPU they grow with the highest page in use, up to `num_pages` and page 0; elsewhere they are made whole at
     once and stay where they are. Unwritten places hold zeros, so that what is masked out is always finite. Each of two
-    copies that `read` keeps may have `max_kept` pages.
+    copies that `read` keeps may have `max_copied` pages.
     """
 
-    def __init__(self, num_pages: int, max_kept: int = 0) -> None:
+    def __init__(self, num_pages: int, max_copied: int = 0) -> None:
         self.num_pages = num_pages
-        self.max_kept = max_kept
+        self.max_copied = max_copied
         self._capacity = 0
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # what `read` fills, again and again: memory that is new costs more than the copying
         self._copies: dict[tuple[int | None, int | None, int], torch.Tensor] = {}
-        self._kept: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._latest: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -71,12 +71,12 @@ class KVCache:
             copy = self._copies[key][:count].view(len(index), -1)
             found.append(torch.index_select(flat, 0, index, out=copy).view(len(index), PAGE, -1))
         if keep is not None:
-            self._kept[layer, keep] = found
+            self._latest[layer, keep] = found
         return found
 
-    def kept(self, layer: int, keep: int) -> list[torch.Tensor]:
+    def latest(self, layer: int, keep: int) -> list[torch.Tensor]:
         """What `read` gave with that layer and `keep`."""
-        return self._kept[layer, keep]
+        return self._latest[layer, keep]
 
     def clear(self, pages: list[int]) -> None:
         """Zero pages that may hold NaN or infinity."""

@@ -16,7 +16,7 @@ import torch
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
-from serve.engine.packed import Answers
+from serve.engine.packed import DecodeRows
 from serve.engine.pages import PAGE, pages_for
 from serve.engine.request import Scheduled
 from serve.kernels.choose import Kernels
@@ -41,16 +41,16 @@ class StaticBatch:
     positions: torch.Tensor
     pages: torch.Tensor
     offsets: torch.Tensor
-    single: Answers
-    prompts: tuple[()] = ()
+    decode: DecodeRows
+    prefills: tuple[()] = ()
     watch: None = None
 
     @property
-    def answers(self) -> Any:
+    def decode_groups(self) -> Any:
         """Only asked for by attention that the kernel does not compute."""
         raise Incompatible("its attention is not the kernel's kind")
 
-    num_places = answers
+    num_places = decode_groups
 
 
 class StaticStep:
@@ -75,7 +75,7 @@ class StaticStep:
             positions,
             pages,
             offsets,
-            Answers(None, tables.view(size, width), lengths),
+            DecodeRows(None, tables.view(size, width), lengths),
         )
         self.ranks = ranks
         self.lora = None
@@ -119,7 +119,7 @@ class StaticStep:
 
 
 @dataclass(frozen=True)
-class Made:
+class Captured:
     """A step that can be replayed as long as the stacks of its ranks are the same: `moves` of each.
 
     It holds them: they may be exchanged beside a step, which then reads what it read before, not memory of others.
@@ -133,7 +133,7 @@ class Made:
 
 @dataclass
 class Graphs:
-    """The steps that were made, by size and ranks. `is_captured` is False in tests, where steps just run."""
+    """The steps that were captured, by size and ranks. `is_captured` is False in tests, where steps just run."""
 
     model: Any
     cache: KVCache
@@ -144,7 +144,7 @@ class Graphs:
     is_captured: bool = True
     settled: int = SETTLED
     reason: str | None = None  # why there are no graphs any more
-    _made: OrderedDict[Key, "Made"] = field(default_factory=OrderedDict)
+    _captured: OrderedDict[Key, "Captured"] = field(default_factory=OrderedDict)
     _seen: Counter[Key] = field(default_factory=Counter)
     _pool: Any = None
 
@@ -157,7 +157,7 @@ class Graphs:
         return pages_for(self.max_length)
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._captured)
 
     def forward(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
         """Logits (rows, vocabulary), float32; None where the batch has to go the ordinary way."""
@@ -165,22 +165,22 @@ class Graphs:
             return None
         size = next(size for size in SIZES if size >= len(batch))
         key = (size, tuple(sorted({segment.slot.rank for segment in segments})))
-        made = self._made.get(key)
-        if made is not None and made.moves != self._moves(key[1]):
+        captured = self._captured.get(key)
+        if captured is not None and captured.moves != self._moves(key[1]):
             self._forget_moved()
-            made = None
-        if made is None:
+            captured = None
+        if captured is None:
             self._seen[key] += 1
             if self._seen[key] <= self.settled or not self.slots.moving.acquire(blocking=False):
                 return None
             try:
-                return self._make(key, batch, segments)
+                return self._capture_step(key, batch, segments)
             finally:
                 self.slots.moving.release()
-        self._made.move_to_end(key)
+        self._captured.move_to_end(key)
         self._reserve(batch)
-        made.step.fill(batch, segments)
-        return made.replay()[: len(batch)].to(torch.float32, copy=True)
+        captured.step.fill(batch, segments)
+        return captured.replay()[: len(batch)].to(torch.float32, copy=True)
 
     def _is_for_graphs(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> bool:
         return (
@@ -197,14 +197,14 @@ class Graphs:
 
     def _forget_moved(self) -> None:
         """Let go of the steps whose stacks were exchanged, and of the memory they hold."""
-        for key in [key for key, made in self._made.items() if made.moves != self._moves(key[1])]:
-            del self._made[key]
+        for key in [key for key, captured in self._captured.items() if captured.moves != self._moves(key[1])]:
+            del self._captured[key]
             self._seen[key] = 0
 
     def _reserve(self, batch: Sequence[Scheduled]) -> None:
         self.cache.reserve(max(max(item.request.pages) for item in batch))
 
-    def _make(self, key: Key, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
+    def _capture_step(self, key: Key, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
         """Capture a step, and its logits for this batch; None and a warning if it cannot be captured."""
         try:
             step = StaticStep(self, *key)
@@ -219,12 +219,12 @@ class Graphs:
             self.reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason'}"
         if self.reason is not None:
             logger.warning("steps are not captured as CUDA graphs: %s. They go on without, more slowly", self.reason)
-            self._made.clear()
+            self._captured.clear()
             return None
         stacks = [stack for rank in key[1] for stack in self.slots.stacks(rank)]
-        self._made[key] = Made(step, replay, self._moves(key[1]), stacks)
-        while len(self._made) > MAX_GRAPHS:
-            self._made.popitem(last=False)
+        self._captured[key] = Captured(step, replay, self._moves(key[1]), stacks)
+        while len(self._captured) > MAX_GRAPHS:
+            self._captured.popitem(last=False)
         return logits[: len(batch)].to(torch.float32, copy=True)
 
     def _capture(self, step: StaticStep, wanted: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -36,17 +36,17 @@ class Row:
 class Group:
     """Rows that are read together: one token each, or one row with several.
 
-    A copy of what answering rows read may be kept in place `kept` of the cache, with room for `room` pages a row;
-    when the same rows come again (`goes_on`) only their newest token is added to it.
+    A copy of what decoding rows read may be kept at `copy_index` of the cache, with room for `room` pages a row;
+    when the same rows come again (`continues`) only their newest token is added to it.
     """
 
     rows: Sequence[Row]
-    kept: int | None = None
+    copy_index: int | None = None
     room: int = 0
-    goes_on: bool = False
+    continues: bool = False
 
     @property
-    def is_answers(self) -> bool:
+    def is_decode(self) -> bool:
         return self.rows[0].end - self.rows[0].start == 1
 
     @property
@@ -69,7 +69,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Answers:
+class DecodeRows:
     """Rows with one token, for a kernel: which tokens of the batch (n,), all if None; their pages (n, most) and their
     lengths (n,), the token included, as int32."""
 
@@ -90,9 +90,9 @@ class PackedBatch:
     rows: Sequence[Row]
     positions: torch.Tensor
     kernels: Kernels | None = None
-    before: Sequence[Group] = ()  # whose copies the step before has kept
+    before: Sequence[Group] = ()  # of the step before, whose copies are still there
     watch: Watch | None = None
-    _made: dict[Hashable, Any] = field(default_factory=dict)  # indices and masks
+    _memo: dict[Hashable, Any] = field(default_factory=dict)  # indices and masks
 
     @cached_property
     def pages(self) -> torch.Tensor:
@@ -111,12 +111,12 @@ class PackedBatch:
         return max(len(row.pages) for row in self.rows) * PAGE
 
     @cached_property
-    def prompts(self) -> list[Group]:
+    def prefills(self) -> list[Group]:
         """The rows with several tokens, each by itself."""
         return [Group([row]) for row in self.rows if row.end - row.start > 1]
 
     @cached_property
-    def answers(self) -> list[tuple[Group, torch.Tensor]]:
+    def decode_groups(self) -> list[tuple[Group, torch.Tensor]]:
         """The rows with one token in groups of like length, each with its tokens' places (n,) in the batch."""
         groups: list[list[Row]] = []
         waste = 0
@@ -127,17 +127,17 @@ class PackedBatch:
                 waste = 0
             groups[-1].append(row)
         before = [next((old for old in self.before if old.is_next(rows)), None) for rows in groups]
-        free = list({0, 1} - {old.kept for old in before if old})
+        free = list({0, 1} - {old.copy_index for old in before if old})
         return [
             (
-                Group(rows, old.kept, old.room, goes_on=True) if old else self._new_group(rows, free),
+                Group(rows, old.copy_index, old.room, continues=True) if old else self._new_group(rows, free),
                 self._tensor([row.start for row in rows]),
             )
             for rows, old in zip(groups, before, strict=True)
         ]
 
     @cached_property
-    def single(self) -> Answers | None:
+    def decode(self) -> DecodeRows | None:
         """The rows with one token all at once; None if there are none."""
         rows = [row for row in self.rows if row.end - row.start == 1]
         if not rows:
@@ -145,13 +145,13 @@ class PackedBatch:
         device = self.positions.device
         tokens = None if len(rows) == len(self.positions) else self._tensor([row.start for row in rows])
         lengths = torch.tensor([row.num_places for row in rows], dtype=torch.int32).to(device, non_blocking=True)
-        return Answers(tokens, Group(rows).table(device).int(), lengths)
+        return DecodeRows(tokens, Group(rows).table(device).int(), lengths)
 
     def _new_group(self, rows: Sequence[Row], free: list[int]) -> Group:
         num_pages = len(rows[0].pages)
         room = num_pages + num_pages // 4 + 1
-        is_kept = free and len(rows) * room <= self.cache.max_kept
-        return Group(rows, free.pop(), room) if is_kept else Group(rows)
+        may_copy = free and len(rows) * room <= self.cache.max_copied
+        return Group(rows, free.pop(), room) if may_copy else Group(rows)
 
     def read(self, layer: int, group: Group, written: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Copies of keys and values (rows, kv_heads, places, head_dim) for a group, good until the next call.
@@ -159,47 +159,47 @@ class PackedBatch:
         `written`: this step's keys and values (kv_heads, tokens, head_dim), which are in their pages already.
         """
         kv_heads = written[0].shape[0]
-        if group.goes_on and group.kept is not None:
-            copies = self.cache.kept(layer, group.kept)
+        if group.continues and group.copy_index is not None:
+            copies = self.cache.latest(layer, group.copy_index)
         else:
-            copies = self.cache.read(layer, self._index(group, kv_heads), group.kept)
+            copies = self.cache.read(layer, self._index(group, kv_heads), group.copy_index)
         copies = [copy.view(len(group.rows), kv_heads, -1, copy.shape[-1]) for copy in copies]
-        if group.goes_on:
+        if group.continues:
             rows, tokens, positions = self._newest(group)
             for copy, new in zip(copies, written, strict=True):
                 copy[rows, :, positions] = new[:, tokens].transpose(0, 1)
         return [copy[:, :, : group.num_places] for copy in copies]
 
     def _newest(self, group: Group) -> tuple[torch.Tensor, ...]:
-        """Of each answering row its number, the place of its token in the batch and in the row."""
-        if group not in self._made:
+        """Of each decoding row its number, the place of its token in the batch and in the row."""
+        if group not in self._memo:
             tokens = self._tensor([row.start for row in group.rows])
-            self._made[group] = (torch.arange(len(tokens)), tokens, self.positions[tokens])
-        newest: tuple[torch.Tensor, ...] = self._made[group]
+            self._memo[group] = (torch.arange(len(tokens)), tokens, self.positions[tokens])
+        newest: tuple[torch.Tensor, ...] = self._memo[group]
         return newest
 
     def _index(self, group: Group, kv_heads: int) -> torch.Tensor:
         """Which (page, head) the rows of a group read, (rows * kv_heads * pages,) in the order of the result."""
         key = (group, kv_heads)
-        if key not in self._made:
+        if key not in self._memo:
             heads = torch.arange(kv_heads, device=self.positions.device)[:, None]
             table = group.table(self.positions.device)
-            self._made[key] = (table[:, None] * kv_heads + heads).flatten()
-        index: torch.Tensor = self._made[key]
+            self._memo[key] = (table[:, None] * kv_heads + heads).flatten()
+        index: torch.Tensor = self._memo[key]
         return index
 
     def mask(self, group: Group, dtype: torch.dtype, window: int | None, repeats: int) -> torch.Tensor:
         """Additive: (rows, 1, 1, places) of rows with one token, (repeats * tokens, places) of one with several."""
         key = (group, dtype, window, repeats)
-        if key not in self._made:
+        if key not in self._memo:
             places = torch.arange(group.num_places, device=self.positions.device)
             last = self._tensor([place for row in group.rows for place in range(row.first, row.num_places)])[:, None]
             visible = places <= last  # itself and before, at most `window` of them
             if window is not None:
                 visible &= places > last - window
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
-            self._made[key] = mask[:, None, None] if group.is_answers else mask.repeat(repeats, 1)
-        made: torch.Tensor = self._made[key]
+            self._memo[key] = mask[:, None, None] if group.is_decode else mask.repeat(repeats, 1)
+        made: torch.Tensor = self._memo[key]
         return made
 
     def _tensor(self, values: list[int]) -> torch.Tensor:

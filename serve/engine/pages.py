@@ -38,7 +38,7 @@ class PagePool:
         self._known: dict[bytes, int] = {}  # key -> page
         self._keys: dict[int, bytes] = {}  # the other way round
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._promised: set[bytes] = set()  # keys of pages that running requests are about to compute
+        self._in_flight: set[bytes] = set()  # keys of pages that running requests are about to compute
         self._dirty: list[int] = []
 
     @property
@@ -53,8 +53,8 @@ class PagePool:
     def num_available(self) -> int:
         return len(self._free) + len(self._idle)
 
-    def open(self, request: Request, spare: int) -> bool:
-        """Give the request pages for all of its tokens, known ones where there are some; whether there was room.
+    def allocate(self, request: Request, spare: int) -> bool:
+        """Allocate pages for all of the request's tokens, known ones where there are some; whether there was room.
 
         At least the last token is left to compute: its logits are needed. `spare` pages must be left over.
         """
@@ -69,8 +69,8 @@ class PagePool:
         request.num_computed = len(found) * PAGE
         if self.max_idle:
             keys = self._keys_of(request, request.num_tokens // PAGE)[len(found) :]
-            request.promised = tuple(key for key in keys if key not in self._known)
-            self._promised.update(request.promised)
+            request.in_flight = tuple(key for key in keys if key not in self._known)
+            self._in_flight.update(request.in_flight)
         return True
 
     def extend(self, request: Request) -> bool:
@@ -81,9 +81,9 @@ class PagePool:
             request.pages.append(self._take())
         return True
 
-    def close(self, request: Request, *, is_clean: bool) -> None:
-        """Take the request's pages back. Unless `is_clean` there may be NaN in those that are not known."""
-        self._forget_promises(request)
+    def free(self, request: Request, *, is_clean: bool) -> None:
+        """Free the request's pages. Unless `is_clean` there may be NaN in those that are not known."""
+        self._clear_in_flight(request)
         for page in reversed(request.pages):
             self._users[page] -= 1
             if self._users[page]:
@@ -98,9 +98,9 @@ class PagePool:
         request.pages = []
         self.trim()
 
-    def learn(self, request: Request) -> None:
-        """Know the whole pages of what the request has computed, now that its logits were found to be finite."""
-        self._forget_promises(request)
+    def insert(self, request: Request) -> None:
+        """Insert the whole pages of what the request has computed, now that its logits were found to be finite."""
+        self._clear_in_flight(request)
         if not self.max_idle:
             return
         count = request.num_computed // PAGE
@@ -109,10 +109,10 @@ class PagePool:
                 self._known[key] = page
                 self._keys[page] = key
 
-    def is_coming(self, request: Request) -> bool:
+    def is_in_flight(self, request: Request) -> bool:
         """Whether a running request is about to compute the first page that this one would have to compute."""
-        keys = self._findable(request) if self._promised else ()
-        return next((key in self._promised for key in keys if key not in self._known), False)
+        keys = self._findable(request) if self._in_flight else ()
+        return next((key in self._in_flight for key in keys if key not in self._known), False)
 
     def trim(self) -> None:
         """Free what is idle beyond `max_idle`."""
@@ -155,9 +155,9 @@ class PagePool:
         del self._known[self._keys.pop(page)]
         return page
 
-    def _forget_promises(self, request: Request) -> None:
-        self._promised.difference_update(request.promised)
-        request.promised = ()
+    def _clear_in_flight(self, request: Request) -> None:
+        self._in_flight.difference_update(request.in_flight)
+        request.in_flight = ()
 
 
 def root_key(base: str, adapter: str | None) -> bytes:

@@ -114,7 +114,7 @@ class Request:
     pages: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     page_keys: list[bytes] = field(default_factory=list)
-    promised: tuple[bytes, ...] = ()
+    in_flight: tuple[bytes, ...] = ()
     num_passed: int = 0  # requests that went before
     num_waited: int = 0  # steps
     scores: list[Scores] = field(default_factory=list)  # of the prompt's tokens from the second, as they are computed

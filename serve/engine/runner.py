@@ -33,7 +33,7 @@ class Runner:
         self.context = context
         self.graphs = graphs
         self._watch = watch
-        self._kept: list[Group] = []  # what the last step has kept copies of
+        self._copied: list[Group] = []  # what the last step has wanted_places copies of
         self.device = model.get_input_embeddings().weight.device
 
     @property
@@ -55,9 +55,11 @@ class Runner:
                 return replayed
         ends = list(_ends(batch))
         counts = [len(item.scored) + item.wants_token for item in batch]
-        kept = [place for item, end in zip(batch, ends, strict=True) for place in _kept(item, end - item.num_tokens)]
+        wanted_places = [
+            place for item, end in zip(batch, ends, strict=True) for place in _logit_places(item, end - item.num_tokens)
+        ]
         packed = self._pack(batch, ends)
-        self._kept = []  # of a step that fails nothing can be said
+        self._copied = []  # of a step that fails nothing can be said
         wanting = _segments(batch, slots, counts)
         self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
@@ -67,14 +69,14 @@ class Runner:
                 position_ids=packed.positions[None],
                 use_cache=False,
                 # a step of prompt chunks alone wants none; one is computed and dropped
-                logits_to_keep=self._tensor(kept or [0]),
+                logits_to_keep=self._tensor(wanted_places or [0]),
                 packed=packed,
             ).logits
         finally:
             self.context.end()
-        if self.cache.max_kept:
-            self._kept = [group for group, _ in packed.answers if group.kept is not None]
-        return logits[0, : len(kept)].float()
+        if self.cache.max_copied:
+            self._copied = [group for group, _ in packed.decode_groups if group.copy_index is not None]
+        return logits[0, : len(wanted_places)].float()
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
         rows = [
@@ -85,7 +87,7 @@ class Runner:
         positions = [position for item in batch for position in range(item.start, item.end)]
         kernels = self.context.kernels
         in_place = kernels if kernels is not None and kernels.has("paged_attention") else None
-        return PackedBatch(self.cache, rows, self._tensor(positions), in_place, self._kept, self._watch)
+        return PackedBatch(self.cache, rows, self._tensor(positions), in_place, self._copied, self._watch)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)
@@ -107,7 +109,7 @@ def _segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Seq
     return segments
 
 
-def _kept(item: Scheduled, start: int) -> list[int]:
+def _logit_places(item: Scheduled, start: int) -> list[int]:
     """Places in the batch, where the item begins at `start`, after which logits are needed."""
     places = [start + position - item.start for position in item.scored]
     return [*places, start + item.num_tokens - 1] if item.wants_token else places

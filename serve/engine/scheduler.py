@@ -65,14 +65,14 @@ class Scheduler:
         self.waiting.extend(requests)
 
     def schedule(self) -> list[Scheduled]:
-        """The next step's tokens: one of every answering request, and of prompts in order of admission.
+        """The next step's tokens: one of every decoding request, and of prompts in order of admission.
 
         At most `tokens_per_step` tokens, at least one unless nothing is to be done.
         """
         if not self._make_room():
             self._admit_waiting()
-        answering = [request for request in self.running if request.num_tokens - request.num_computed == 1]
-        batch = [Scheduled(request, request.num_computed, 1) for request in answering]
+        decoding = [request for request in self.running if request.num_tokens - request.num_computed == 1]
+        batch = [Scheduled(request, request.num_computed, 1) for request in decoding]
         budget, scored = self.options.tokens_per_step - len(batch), self.max_scored
         for request in self.running:
             remaining = request.num_tokens - request.num_computed
@@ -92,8 +92,8 @@ class Scheduler:
         request.num_computed = item.end
         if token is None:
             return
-        if request.promised or item.end % PAGE == 0:
-            self.pages.learn(request)
+        if request.in_flight or item.end % PAGE == 0:
+            self.pages.insert(request)
         request.output.append(token)
         if token in request.params.stop_token_ids and request.params.max_tokens:
             self.finish(request, "stop")
@@ -110,7 +110,7 @@ class Scheduler:
         request.finish_reason = reason
 
     def _make_room(self) -> bool:
-        """Have a page for the next token of every answering request; whether others had to give theirs back."""
+        """Have a page for the next token of every decoding request; whether others had to give theirs back."""
         before = self.num_preemptions
         for request in list(self.running):
             while request.state is State.RUNNING and not self.pages.extend(request):
@@ -126,7 +126,7 @@ class Scheduler:
 
     def _stop(self, request: Request, *, is_clean: bool) -> None:
         self.running.remove(request)
-        self.pages.close(request, is_clean=is_clean)
+        self.pages.free(request, is_clean=is_clean)
 
     def _admit_waiting(self) -> None:
         head: Request | None = None  # once it is known that it must wait
@@ -136,13 +136,13 @@ class Scheduler:
                 return
             if head and (head.num_passed >= self.max_passes or head.num_waited > MAX_WAITED):
                 return
-            if not self._has_place(request.adapter, placed) or self.pages.is_coming(request):
+            if not self._has_place(request.adapter, placed) or self.pages.is_in_flight(request):
                 if head is None:
                     head = request
                     head.num_waited += 1
                 continue
             # a page for each request that runs, or it would soon be preempted; room is waited for in order
-            if not self.pages.open(request, spare=len(self.running)):
+            if not self.pages.allocate(request, spare=len(self.running)):
                 return
             self._admit(request)
             if request.adapter is not None:

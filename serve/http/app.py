@@ -72,6 +72,7 @@ def create_app(
     app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, **pages)
     app.state.service = service
     gate = Gate(Keys(registry.home), is_required=service.http.require_keys)
+    routes: Routes  # known once all are added
     app.add_middleware(
         Front, access=lambda scope: routes.access(scope), gate=gate, options=service.http, metrics=service.metrics
     )

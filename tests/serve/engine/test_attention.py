@@ -111,14 +111,14 @@ def test_packed_equals_plain(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("max_kept", [0, 4])
-def test_every_answer_token_equals_plain(name: str, max_kept: int) -> None:
+@pytest.mark.parametrize("max_copied", [0, 4])
+def test_every_answer_token_equals_plain(name: str, max_copied: int) -> None:
     """Fed one token at a time, each step's logits are those of the sequence so far, be its copy kept or not."""
     model = make_model(CONFIGS[name])
     tokens = torch.randint(128, (36,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = plain_logits(model, tokens)
     use_packed_attention(model)
-    runner = Runner(model, KVCache(3, max_kept), LoraContext())
+    runner = Runner(model, KVCache(3, max_copied), LoraContext())
     request = Request("r", tuple(tokens[:4]), SamplingParams(max_tokens=99), pages=[2, 1, 3])
     got = [runner.forward([Scheduled(request, 0, 4)], {})[0]]
     for position in range(4, 36):
@@ -176,7 +176,7 @@ def test_groups_of_like_length() -> None:
         for place, length in enumerate(lengths)
     ]
     positions = torch.tensor([length - 1 for length in lengths])
-    answers = PackedBatch(KVCache(1), rows, positions).answers
+    answers = PackedBatch(KVCache(1), rows, positions).decode_groups
     assert sorted(place for _, tokens in answers for place in tokens.tolist()) == list(range(len(lengths)))
     found = [[row.num_places for row in group.rows] for group, _ in answers]
     assert found == [[4000], [1000, 900], [700], [130, *[100] * 8], [*[100] * 7, 90]]

@@ -67,21 +67,21 @@ def test_static_steps_equal_ordinary_steps(built_base: Path, served_registry: Re
     assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
     assert answers(engine, served_registry, [None] * 5) == wanted["base"]
     assert graphs.reason is None
-    assert {(8, ()), (4, ())} <= set(graphs._made)  # five rows, then four
-    assert {rank for _, ranks in graphs._made for rank in ranks} == {3, 8, 16}
+    assert {(8, ()), (4, ())} <= set(graphs._captured)  # five rows, then four
+    assert {rank for _, ranks in graphs._captured for rank in ranks} == {3, 8, 16}
 
 
 def test_steps_follow_factors_that_move(built_base: Path, served_registry: Registry, wanted) -> None:
-    """A step whose adapters were moved or replaced in their stacks is made anew."""
+    """A step whose adapters were moved or replaced in their stacks is captured anew."""
     engine = engine_of(built_base, max_adapters=3)
     graphs = with_steps(engine)
     assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
-    before = dict(graphs._made)
+    before = dict(graphs._captured)
     for name in ("alpha", "beta", "gamma"):
         engine.unload(served_registry.resolve(name).content_digest)
     assert answers(engine, served_registry, ["beta", None, None, None, None])[1:] == wanted["base"][1:]
     assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
-    assert any(graphs._made[key] is not made for key, made in before.items() if key in graphs._made)
+    assert any(graphs._captured[key] is not captured for key, captured in before.items() if key in graphs._captured)
 
 
 def test_no_step_is_made_of_stacks_that_are_exchanged(built_base: Path, served_registry: Registry, wanted) -> None:
@@ -92,8 +92,8 @@ def test_no_step_is_made_of_stacks_that_are_exchanged(built_base: Path, served_r
         assert answers(engine, served_registry, [None] * 5) == wanted["base"]
     assert not len(graphs)
     assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
-    made = graphs._made[4, (3, 8, 16)]
-    assert {id(stack) for stack in made.stacks} >= {id(engine.slots.groups[0].a[rank]) for rank in (3, 8, 16)}
+    captured = graphs._captured[4, (3, 8, 16)]
+    assert {id(stack) for stack in captured.stacks} >= {id(engine.slots.groups[0].a[rank]) for rank in (3, 8, 16)}
 
     before = engine.slots.moves[8]
     with suppress(MemoryError), engine.slots._exchanging(8):
@@ -147,7 +147,7 @@ def test_a_kind_of_step_is_made_once_it_is_common(built_base: Path, served_regis
     engine = engine_of(built_base)
     graphs = with_steps(engine, settled=10)
     assert answers(engine, served_registry, [None] * 5) == wanted["base"]
-    assert set(graphs._made) == {(4, ())}
+    assert set(graphs._captured) == {(4, ())}
 
 
 def test_what_cannot_be_captured_goes_on_without(

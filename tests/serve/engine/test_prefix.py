@@ -126,30 +126,30 @@ def test_budget() -> None:
 
     def use(first: int, length: int) -> Request:
         request = Request("r", tuple(range(first, first + length)), SamplingParams(1))
-        assert pages.open(request, spare=0)
+        assert pages.allocate(request, spare=0)
         found = request.num_computed
         request.num_computed = length
-        pages.learn(request)
+        pages.insert(request)
         request.num_cached = found
         return request
 
     for first, length in ((0, 3 * PAGE), (500, PAGE), (900, PAGE + 3)):
-        pages.close(use(first, length), is_clean=True)
+        pages.free(use(first, length), is_clean=True)
     assert (pages.num_used, pages.num_idle, pages.num_available) == (0, 4, 6)
     again = use(0, 3 * PAGE + 1)  # its third page had to go
     assert again.num_cached == 2 * PAGE
     assert (pages.num_used, pages.num_idle) == (4, 2)
-    assert not pages.open(Request("r", tuple(range(3 * PAGE)), SamplingParams(1)), spare=2)
+    assert not pages.allocate(Request("r", tuple(range(3 * PAGE)), SamplingParams(1)), spare=2)
     last = use(100, 2 * PAGE)  # takes what is idle, not what is used
     assert (pages.num_used, pages.num_idle, pages.num_available) == (6, 0, 0)
-    pages.close(last, is_clean=True)
+    pages.free(last, is_clean=True)
     assert use(0, 2 * PAGE + 5).num_cached == 2 * PAGE  # shared while the other still uses it
     nothing = PagePool(6)
     again = Request("r", PROMPT, SamplingParams(1))
-    assert nothing.open(again, spare=0)
+    assert nothing.allocate(again, spare=0)
     again.num_computed = len(PROMPT)
-    nothing.learn(again)
-    nothing.close(again, is_clean=False)
+    nothing.insert(again)
+    nothing.free(again, is_clean=False)
     assert nothing.num_available == 6
     assert sorted(nothing.take_dirty()) == [1, 2, 3, 4]
     assert nothing.take_dirty() == []

@@ -134,7 +134,7 @@ def test_every_request_ends_within_budgets(arrivals, rows, extra, adapters, num_
             assert len(each.output) == each.params.max_tokens
     check_pages(scheduler.pages, [])
     assert not scheduler.adapters
-    assert not scheduler.pages._promised
+    assert not scheduler.pages._in_flight
 
 
 def test_first_come_first_served() -> None:
@@ -152,14 +152,14 @@ def test_first_come_first_served() -> None:
 def test_long_prompt_does_not_stop_answers() -> None:
     """While a long prompt is read in chunks, running answers get their token in every step."""
     scheduler = make_scheduler(max_rows=2, tokens_per_step=8)
-    answering, long = request("answering", prompt=2, max_tokens=50), request("long", prompt=60)
-    scheduler.submit(answering)
+    decoding, long = request("decoding", prompt=2, max_tokens=50), request("long", prompt=60)
+    scheduler.submit(decoding)
     step(scheduler)
     scheduler.submit(long)
     steps = 0
     while not long.output:
         batch = step(scheduler)
-        assert [item.num_tokens for item in batch if item.request is answering] == [1]
+        assert [item.num_tokens for item in batch if item.request is decoding] == [1]
         steps += 1
     assert steps == 9  # 60 tokens, 7 a step
 
