@@ -101,7 +101,7 @@ def test_web_pages(paged: Server, server: Server) -> None:
         assert refused.status_code >= 400
         assert "access-control-allow-origin" not in refused.headers
         assert "access-control-allow-origin" not in asked.http.get("/health", headers={"Origin": origin}).headers
-    with pytest.raises(InputError, match="no origin"):
+    with pytest.raises(InputError, match="not an origin"):
         HttpOptions(origins=("page.example/path",))
 
 
