@@ -99,6 +99,21 @@ class AdapterTrainer(Trainer):
         )
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's schedule one step further on: the first step and the last one learn, too."""
+        scheduler: Any = super().create_scheduler(num_training_steps + 1, optimizer)
+
+        def later(rate: Callable[[int], float]) -> Callable[[int], float]:
+            return lambda step: rate(step + 1)
+
+        scheduler.lr_lambdas = [later(rate) for rate in scheduler.lr_lambdas]
+        for group, first, rate in zip(
+            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = first * rate(0)
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+        return scheduler
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
