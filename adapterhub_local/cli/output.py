@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.progress import Quiet, Reporter, Terminal
+from adapterhub_local.progress import Lines, Reporter, Terminal
 from adapterhub_local.visible import visible, visible_json, visible_line
 
 
@@ -86,7 +86,7 @@ def counting(what: str, *, in_bytes: bool = False) -> Iterator[Any]:
 
 def reporter() -> Reporter:
     """What shows how work goes on: bars on a terminal, else nothing."""
-    return Terminal() if sys.stderr.isatty() else Quiet()
+    return Terminal() if sys.stderr.isatty() else Lines()
 
 
 def size_text(size: int) -> str:

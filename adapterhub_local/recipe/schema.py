@@ -301,7 +301,9 @@ class Train:
     patience: int | None = key(
         "stop after so many evaluations in a row without a lower loss; needs eval_every", None, at_least_one
     )
-    save_every: int | None = key("save the state to resume from every so many steps", None, at_least_one)
+    save_every: int | None = key(
+        "save the state to resume from every so many steps; every five minutes if not given", None, at_least_one
+    )
     seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1))
 
 

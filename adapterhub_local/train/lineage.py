@@ -37,7 +37,12 @@ def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[
             "num_modules": len(peft_model.targeted_module_names),
             "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
         },
-        "recipe": {"text": recipe.text, "digest": digest_bytes(recipe.text.encode()), "resolved": recipe.to_json()},
+        "recipe": {
+            "text": recipe.text,
+            "digest": digest_bytes(recipe.text.encode()),
+            "resolved": recipe.to_json(),
+            **({"overrides": list(recipe.overrides)} if recipe.overrides else {}),
+        },
         "data": run.data,
         "seed": recipe.train.seed,
         "run": run.folder.name,

@@ -54,7 +54,7 @@ class PastRun:
             "step": losses[-1]["step"] if losses else 0,
             "steps": self.record.get("steps"),
             "loss": losses[-1]["loss"] if losses else None,
-            "eval_loss": evaluated[-1]["eval_loss"] if evaluated else None,
+            "eval_loss": (evaluated[-1] if evaluated else self.record).get("eval_loss"),
             "version": self.record.get("version"),
             "reason": self.record.get("reason"),
             "started_at": self.record.get("started_at"),

@@ -40,6 +40,10 @@ def write_report(
     parts += ["<h2>Data</h2>", _table(("role", "file", "rows", "digest"), [_data(entry) for entry in lineage["data"]])]
     environment = [[name, value] for name, value in lineage["environment"].items()]
     parts += ["<h2>Environment</h2>", _table(("", ""), [*environment, *_settings(training)])]
+    if notes := lineage.get("notes"):
+        parts += ["<h2>Notes</h2>", _table(("",), [[note] for note in notes])]
+    if changes := lineage["recipe"].get("overrides"):
+        parts += ["<h2>Changes to the recipe</h2>", _table(("--set",), [[change] for change in changes])]
     parts += ["<h2>Recipe</h2>", f"<pre>{escape(lineage['recipe']['text'])}</pre>"]
     return "\n".join(part for part in parts if part) + "</html>\n"
 
@@ -49,7 +53,11 @@ def _data(entry: Mapping[str, Any]) -> list[Any]:
 
 
 def _settings(training: Mapping[str, Any]) -> list[list[Any]]:
-    return [[name, training[name]] for name in ("compute", "optimizer", "peak_memory_mb") if name in training]
+    rows: list[list[Any]] = [[name, training[name]] for name in ("compute", "optimizer") if name in training]
+    return [
+        *rows,
+        *([["peak memory", f"{training['peak_memory_mb']:,.0f} MB"]] if "peak_memory_mb" in training else []),
+    ]
 
 
 def _p(text: str | None) -> str:

@@ -48,6 +48,7 @@ class Run:
             self.decisive["from"] = start.content_digest
         identity = digest_bytes(canonical_json(self.decisive)).removeprefix("sha256:")[:12]
         self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
+        self.notes: list[str] = []  # what was said of data and choices before it began
         self.leader = process().is_leader  # among several processes the one that writes
 
     @contextmanager
@@ -118,6 +119,7 @@ class Run:
             self.note(
                 status="running", started_at=now(), pid=os.getpid(), steps=steps, reason=None, version=None,
                 name=self.recipe.output.name, decisive=self.decisive, base=self.info.name, text=self.recipe.text,
+                overrides=list(self.recipe.overrides), notes=self.notes,
             )  # fmt: skip
         return kept
 
@@ -143,9 +145,9 @@ class Run:
         with replacing(self.folder / RECORD) as staged:
             staged.write_bytes(canonical_json(record))
 
-    def finish(self, version: str) -> None:
-        """Note the registered version and drop the checkpoints; log and report stay."""
-        self.note(status="finished", version=version, finished_at=now())
+    def finish(self, version: str, eval_loss: float | None = None) -> None:
+        """Note the registered version, with its held-out loss, and drop the checkpoints; log and report stay."""
+        self.note(status="finished", version=version, finished_at=now(), eval_loss=eval_loss)
         for checkpoint in self.folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
         (self.folder / BEST).unlink(missing_ok=True)

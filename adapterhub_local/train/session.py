@@ -1,6 +1,6 @@
 """All that a run needs, read, loaded and checked, before anything is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import choose_device, has_bfloat16, load_base
 from adapterhub_local.data.dataset import read_data
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import compute_on
@@ -63,10 +63,22 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
         for note in part.notes(recipe.data.max_length) if part else ():
             reporter.note(note)
     tests = held_out.examples if held_out else []
+    check_ids([*tokenised.examples, *tests], base.tokenizer, base.model.get_input_embeddings().weight.shape[0])
     if recipe.train.eval_every and not tests:
         raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
     model = with_adapter(base, recipe, start=start, examples=tokenised.examples)
     return Session(run, model, base.tokenizer, tokenised.examples, tests, tokenised.counts, checkpoint)
+
+
+def check_ids(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Raise BadData for a token without a row in the embeddings: on a GPU that is an assertion of the device."""
+    highest = max(max(example.ids) for example in examples)
+    if highest >= rows:
+        name = tokenizer.convert_ids_to_tokens(highest)
+        raise BadData(
+            f"{name} (id {highest}) has no row in the base's embeddings ({rows}): leave out the examples that hold it, "
+            "or use a base whose embeddings fit its tokenizer"
+        )
 
 
 def compute_dtype(wanted: str) -> torch.dtype:

@@ -1,22 +1,24 @@
 """A training run from recipe to registered version: the main line of `qhub train`."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import QhubError, Stopped
 from adapterhub_local.evaluate.metrics import evaluate
 from adapterhub_local.plan.auto import settle
-from adapterhub_local.progress import Quiet, Reporter
+from adapterhub_local.progress import Keeping, Quiet, Reporter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home, process
 from adapterhub_local.signals import handling
-from adapterhub_local.train.adapter import save
+from adapterhub_local.train.adapter import factors_of, save
 from adapterhub_local.train.lineage import lineage_of
 from adapterhub_local.train.log_curves import draw
 from adapterhub_local.train.optimise import STOPS, fit, told
@@ -55,12 +57,16 @@ def train(
 
 def _train(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Callable[[Run], Path | None]) -> Version:
     recipe, choices = settle(recipe, home)
+    reporter = kept = Keeping(reporter)
     for choice in choices:
         reporter.note(str(choice))
     session = prepare(recipe, home, reporter, find_checkpoint)
     run, model, tests = session.run, session.model, session.tests
+    run.notes = kept.notes
+    before = {name: factor.detach().cpu().clone() for name, factor in factors_of(model).items()}
     fitted = fit(session, reporter)
     with keeping(run, fitted.save_state):
+        check_changed(before, factors_of(model))
         model.eval()
         scores = {}
         if tests:
@@ -73,6 +79,7 @@ def _train(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Call
             files = save(model, recipe, run.info, folder)
             statistics = fitted.statistics | session.counts
             lineage = lineage_of(run, model, scores, statistics, len(session.examples))
+            lineage["notes"] = kept.notes
             if choices:
                 lineage["strategy"] = [choice.to_json() for choice in choices]
             published = Registry(home).publish(recipe.output.name, files, lineage, alias=recipe.output.alias)
@@ -81,10 +88,19 @@ def _train(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Call
     try:
         (run.folder / REPORT).write_text(page, encoding="utf-8")
         (run.folder / CURVE).write_text(draw(entries, str(published)), encoding="utf-8")
-        run.finish(str(published))
+        run.finish(str(published), scores["adapter"].loss if scores else None)
     except OSError as error:
         raise QhubError(f"{published} is registered, but its report cannot be written: {told(error)}") from None
     return published
+
+
+def check_changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> None:
+    """Raise QhubError if training has left every factor as it was: the result would be its start."""
+    if all(torch.equal(tensor, after[name].detach().cpu()) for name, tensor in before.items()):
+        raise QhubError(
+            "the adapter is what it was at its start, so nothing is registered: raise train.learning_rate or "
+            "train.epochs, or look at what is learned with `qhub data preview`"
+        )
 
 
 @contextmanager

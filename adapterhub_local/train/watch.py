@@ -1,6 +1,7 @@
 """What looks at a run while it goes: reports steps, evaluates and saves on schedule, and stops a run gone wrong."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from adapterhub_local.errors import QhubError
 
+SAVE_SECONDS = 300.0  # between checkpoints where the recipe does not say: what a killed run loses at most
 WINDOW = 10  # steps whose mean loss is compared
 Report = Callable[[dict[str, Any]], None]
 
@@ -45,6 +47,7 @@ class Watch(TrainerCallback):
         self.worse = 0  # evaluations in a row that were no better
         self.good: dict[str, torch.Tensor] | None = None
         self._lowest, self._copied_at = math.inf, 0
+        self._saved = time.monotonic()
 
     def restore(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Take up what the log of a stopped run says."""
@@ -92,6 +95,11 @@ class Watch(TrainerCallback):
                 return
         if self.save_every and step % self.save_every == 0 and not last:
             control.should_save = True
+        # several processes would have to agree on the time
+        if not self.save_every and not last and args.world_size == 1 and time.monotonic() - self._saved > SAVE_SECONDS:
+            control.should_save = True
+        if control.should_save:
+            self._saved = time.monotonic()
         if last and args.world_size > 1:  # nobody can save it any more once the other processes have gone
             control.should_save = True
         if self.stop_asked and not last:
