@@ -91,6 +91,8 @@ def read_archive(registry: Registry, source: Path) -> list[Received]:
     """
     if not source.is_file() and not source.is_dir():
         raise NotFound(f"{source} is not a file that can be read" if source.exists() else f"there is no file {source}")
+    if source.is_dir() and not (source / "oci-layout").exists():
+        raise NotFound(f"{source} is a folder, not a tar of `qhub export --oci`, and has no oci-layout")
     with telling_full(registry.home.root, "nothing was imported"), staging(registry.home.tmp) as folder:
         digests = _unpack(source, folder)
         checked: set[tuple[File, ...]] = set()
@@ -123,10 +125,10 @@ def _unpack(source: Path, folder: Path) -> list[Digest]:
             elif name == "index.json":
                 index = json.loads(data.read())
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError) as error:
-        raise BadFile(f"{source} is not in the OCI layout: {error}") from None
+        raise BadFile(f"{source} is not a tar in the OCI layout: {error}") from None
     manifests = index.get("manifests") if isinstance(index, dict) else None
     if "oci-layout" not in seen or not isinstance(manifests, list) or not manifests:
-        raise BadFile(f"{source} is not in the OCI layout: it has no oci-layout or no index.json with manifests")
+        raise BadFile(f"{source} is not a tar in the OCI layout: it has no oci-layout or no index.json with manifests")
     try:
         digests = list(dict.fromkeys(parse_digest(entry["digest"]) for entry in manifests))
     except (KeyError, TypeError, ValueError) as error:
