@@ -82,6 +82,7 @@ class Keys:
         try:
             state = self.path.stat()
         except FileNotFoundError:
+            self._known, self._stamp = {}, None
             return []
         stamp = (state.st_mtime_ns, state.st_size, state.st_ino)
         if stamp != self._stamp:

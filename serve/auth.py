@@ -1,10 +1,12 @@
 """Who may ask: keys, their scopes and adapters, and how often and how much at once each may ask."""
 
+import contextlib
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from time import monotonic
 
+from adapterhub_local.errors import Corrupt
 from adapterhub_local.keys import Key, Keys
 from serve.access import Access, Scope
 from serve.errors import Forbidden, Throttled, Unauthorized
@@ -15,6 +17,8 @@ REFUSED = frozenset([400, 403, 404, 429])  # statuses of requests that did not r
 class Gate:
     """Decides on every request. Without a key in the home it is open, unless `is_required`.
 
+    Once a key was seen it stays closed: a file that is removed or emptied while the server runs opens nothing.
+
     A request that is refused before it runs (another's adapter, no such model, wrong parameters, a full queue) is given
     back to its key's rate, so that a mistake does not use up the budget of what works. Of these a key may have as many
     again in the same time: a flood of them is throttled, too.
@@ -23,16 +27,39 @@ class Gate:
     def __init__(self, keys: Keys, *, is_required: bool = False) -> None:
         self.keys = keys
         self.is_required = is_required
+        self._has_seen_keys = False
+        with contextlib.suppress(Corrupt):
+            self.is_open()
         self._running: Counter[str] = Counter()
         self._times: defaultdict[str, deque[float]] = defaultdict(deque)  # of each key, when it asked lately
         self._refused: defaultdict[str, deque[float]] = defaultdict(deque)  # the same of what did not run
         self._lock = threading.Lock()
 
+    def is_open(self) -> bool:
+        """Whether requests need no key. Raises Corrupt if the keys cannot be read, and closes."""
+        try:
+            self._has_seen_keys = bool(self.keys.all()) or self._has_seen_keys
+        except Corrupt:
+            self._has_seen_keys = True
+            raise
+        return not (self.is_required or self._has_seen_keys)
+
+    def is_valid(self, key: Key) -> bool:
+        """Whether a key that was found before is still one: neither revoked, expired nor gone."""
+        try:
+            return any(known.id == key.id and known.is_valid() for known in self.keys.all())
+        except Corrupt:
+            return False
+
     def identify(self, path: str, access: Access, authorization: str | None) -> Key | None:
-        """The key of a request to `path`, None where none is needed. Raises Unauthorized, Forbidden."""
-        if access.scope is Scope.OPEN or not (self.is_required or self.keys.all()):
-            return None
+        """The key of a request to `path`, None where none is needed. Raises Unauthorized, Forbidden, Corrupt."""
         scheme, _, token = (authorization or "").partition(" ")
+        if access.scope is Scope.OPEN:  # asked by what only looks whether the server lives; a key is shown more
+            with contextlib.suppress(Corrupt):
+                return None if self.is_open() or scheme.lower() != "bearer" else self.keys.find(token.strip())
+            return None
+        if self.is_open():
+            return None
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthorized("this server wants an API key: send the header 'Authorization: Bearer qhub-...'")
         key = self.keys.find(token.strip())

@@ -6,6 +6,8 @@ from typing import Any
 
 from adapterhub_local.errors import Incompatible, InputError, InUse, NotFound, QhubError
 
+MAX_MESSAGE = 4000  # characters: what it quotes of a request can be as long as the request
+
 
 class Busy(QhubError):
     """There is no room for the request now; it may be sent again later."""
@@ -25,6 +27,10 @@ class Unauthorized(InputError):
 
 class Forbidden(InputError):
     """The request's key, or the server's configuration, does not allow this."""
+
+
+class BadFraming(InputError):
+    """A request of which it is not clear where it ends."""
 
 
 class TooLarge(InputError):
@@ -81,7 +87,8 @@ class ErrorBody:
     headers: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        message = self.message if len(self.message) <= MAX_MESSAGE else f"{self.message[:MAX_MESSAGE]} ..."
+        return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 def error_body(error: Exception) -> ErrorBody:

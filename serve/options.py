@@ -34,6 +34,17 @@ class HttpOptions:
         "--allow-origin",
         metavar="ORIGIN",
     )
+    share_prefixes: bool = option(
+        False,
+        "Let API keys share what is computed of prompts: it saves time, and lets one key find out by the time that an "
+        "answer takes how others' prompts begin.",
+    )
+    hosts: tuple[str, ...] = option(
+        (),
+        "Without API keys, answer under this name too, beside localhost and loopback addresses.",
+        "--allow-host",
+        metavar="NAME",
+    )
     require_keys: bool = False
 
     def __post_init__(self) -> None:
@@ -44,5 +55,8 @@ class HttpOptions:
         for origin in self.origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s?#]+", origin):
                 raise InputError(f"'{origin}' is not an origin of web pages: write https://example.org, no path, or *")
+        for host in self.hosts:
+            if not re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+", host):
+                raise InputError(f"'{host}' is not the name of a host: write it without scheme and port")
         if self.lora_root is not None and not self.lora_root.is_dir():
             raise InputError(f"{self.lora_root} is not a folder: adapters could not be loaded from there")

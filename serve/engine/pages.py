@@ -1,8 +1,8 @@
 """PagePool: which pages of the KV cache are whose, and which are kept for requests that begin with the same tokens.
 
-A page is known by the base, the adapter's digest and all tokens up to its end: what one adapter computed can never be
-found by a request for another, nor for a changed one. Known pages are shared by reference and never written to again.
-No torch.
+A page is known by the base, the adapter's digest, the request's salt and all tokens up to its end: what one adapter
+computed can never be found by a request for another, nor for a changed one, nor by one with another salt. Known pages
+are shared by reference and never written to again. No torch.
 """
 
 import hashlib
@@ -141,7 +141,7 @@ class PagePool:
         """The keys of the request's first `count` pages, each computed once."""
         keys = request.page_keys
         while len(keys) < count:
-            before = keys[-1] if keys else root_key(self.base, request.adapter)
+            before = keys[-1] if keys else root_key(self.base, request.adapter, request.salt)
             keys.append(page_key(before, request.tokens(len(keys) * PAGE, PAGE)))
         return keys[:count]
 
@@ -160,10 +160,10 @@ class PagePool:
         request.in_flight = ()
 
 
-def root_key(base: str, adapter: str | None) -> bytes:
-    """What stands before the first page of every sequence under this adapter's digest, or none."""
+def root_key(base: str, adapter: str | None, salt: str = "") -> bytes:
+    """What stands before the first page of every sequence under this adapter's digest, or none, and this salt."""
     kind = "base" if adapter is None else "adapter"
-    return hashlib.sha256(f"{base}\0{kind}\0{adapter or ''}".encode()).digest()
+    return hashlib.sha256(f"{base}\0{kind}\0{adapter or ''}\0{salt}".encode()).digest()
 
 
 def page_key(before: bytes, tokens: Sequence[int]) -> bytes:

@@ -107,6 +107,7 @@ class Request:
     params: SamplingParams
     adapter: str | None = None
     constraint: Constraint | None = None
+    salt: str = ""  # only requests with the same one share what is computed of a prompt
     output: list[int] = field(default_factory=list)
     state: State = State.WAITING
     num_computed: int = 0

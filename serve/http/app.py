@@ -27,6 +27,7 @@ from serve.auth import Gate, allowed_by, check_models
 from serve.engine.options import EngineOptions
 from serve.errors import BadParameter, ContextTooLong, ErrorBody, error_body
 from serve.http.front import Front
+from serve.http.guard import Guard
 from serve.http.invalid import invalid_body, unknown_path
 from serve.http.respond import respond, weights_headers
 from serve.options import HttpOptions
@@ -65,7 +66,7 @@ def create_app(
         yield
         await asyncio.to_thread(service.loop.stop)
         await asyncio.to_thread(service.leases.stop)
-        service.reader.grammars.close()
+        service.close()
 
     # its own pages would declare no access
     pages: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
@@ -84,6 +85,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
+    app.add_middleware(Guard, gate=gate, hosts=service.http.hosts, origins=service.http.origins)
     _handle_errors(app)
     _add_answers(app, service)
     _add_operations(app, service)
@@ -183,14 +185,18 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     @access(Scope.OPEN)
-    async def health() -> Response:
-        """Whether the engine lives, and what it does."""
+    async def health(request: Request) -> Response:
+        """Whether the engine lives, and what it does; nothing of that without a key where keys are needed."""
+        status = 200 if service.loop.is_alive else 503
+        state = request.scope["state"]
+        if state["key"] is None and not state["is_open"]:
+            return JSONResponse({"status": "ok" if service.loop.is_alive else "stopped"}, status)
         body = {
             "status": "ok" if service.loop.is_alive else "stopped",
             "base": {"name": base.name, "fingerprint": base.fingerprint},
             "engine": service.engine.snapshot().to_json(),
         }
-        return JSONResponse(body, 200 if service.loop.is_alive else 503)
+        return JSONResponse(body, status)
 
     @app.get("/ready")
     @access(Scope.OPEN)

@@ -1,6 +1,7 @@
 """What every request passes first: its id, its key, limits on its body, and its line in the log."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -11,20 +12,24 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapterhub_local.errors import QhubError
+from adapterhub_local.errors import InputError, QhubError
 from serve.access import Access
 from serve.auth import Gate
-from serve.errors import TimedOut, TooLarge, error_body
+from serve.errors import BadFraming, TimedOut, TooLarge, error_body
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 
 logger = logging.getLogger("serve.access")
+MAX_DISCARDED = 32 << 20  # bytes of a body too large that are read so that the answer is
+DISCARD_SECONDS = 10.0
+MAX_VALUES = 200_000  # lists and objects of a body, as far as counting brackets shows: to make more holds up all others
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Front:
-    """The outermost layer. `scope["state"]` carries to the endpoints: request_id, key, started, and `said`,
-    where they leave what else the log should say; `status` is what was answered, 0 if nothing was.
+    """The layer behind the guard. `scope["state"]` carries to the endpoints: request_id, key, whether none is needed
+    (is_open), the gate, started, and `said`, where they leave what else the log should say; `status` is what was
+    answered, 0 if nothing was.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Front:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "said": {}, "status": 0}
+        state |= {"is_open": False, "gate": self.gate}
         if scope["method"] == "HEAD":  # answered as a GET, whose body the HTTP layer keeps back
             scope = {**scope, "method": "GET"}
 
@@ -60,18 +66,22 @@ class Front:
             if state["status"]:  # the answer has begun: all that is left is to break it off
                 raise
             logger.error("a request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
-            await _refuse(error, send_named)
+            await refuse(error, send_named)
         finally:
             self._note(scope)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
         path, state, access = scope["path"], scope["state"], self.access(scope)
+        with contextlib.suppress(QhubError):
+            state["is_open"] = self.gate.is_open()
         try:
             key = state["key"] = self.gate.identify(path, access, headers.get("authorization"))
             body = await self._body(receive, headers)
+            if body.count(b"[") + body.count(b"{") > MAX_VALUES:
+                raise InputError(f"a body may have {MAX_VALUES:,} lists and objects, this one may have more")
             asked = self.gate.enter(access, key)
         except QhubError as error:
-            await _refuse(error, send)
+            await refuse(error, send)
             return
         try:
             await self.app(scope, _replayed(body, receive), send)
@@ -83,7 +93,10 @@ class Front:
         limit = self.options.max_body
         problem = f"the body of a request may have {limit:,} bytes"
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > limit:
+        if length.isdigit() and (len(length) > 15 or int(length) > limit):
+            is_little = len(length) <= 15 and int(length) <= limit + MAX_DISCARDED
+            if is_little and "expect" not in headers:
+                await self._discard(receive)
             raise TooLarge(problem)
         chunks, size = [], 0
         try:
@@ -95,11 +108,24 @@ class Front:
                     chunks.append(message.get("body", b""))
                     size += len(chunks[-1])
                     if size > limit:
+                        chunks.clear()
+                        await self._discard(receive)
                         raise TooLarge(problem)
                     if not message.get("more_body", False):
                         return b"".join(chunks)
         except TimeoutError:
             raise TimedOut(f"the body did not come within {self.options.body_timeout:g} s", 408) from None
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read on for a while: most clients look for an answer only when they have sent everything."""
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(DISCARD_SECONDS, self.options.body_timeout)):
+                while size <= MAX_DISCARDED:
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        return
 
     def _note(self, scope: Scope) -> None:
         state = scope["state"]
@@ -134,11 +160,12 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(error: Exception, send: Send) -> None:
+async def refuse(error: Exception, send: Send) -> None:
+    """Answer with an error."""
     body = error_body(error)
     content = json.dumps(body.to_json()).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(content))), *body.headers]
-    if body.status in (408, 413):  # the rest of the body is not read
+    if body.status in (408, 413) or isinstance(error, BadFraming):  # the rest of the body is not read
         headers.append(("Connection", "close"))
     encoded: list[tuple[bytes, bytes]] = [(name.lower().encode(), value.encode()) for name, value in headers]
     await send({"type": "http.response.start", "status": body.status, "headers": encoded})

@@ -10,16 +10,19 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from adapterhub_local.errors import QhubError
+from adapterhub_local.keys import Key
 from serve.answers.completions import Answer
 from serve.answers.items import ItemAnswer
 from serve.answers.models import Target
-from serve.errors import error_body
+from serve.auth import Gate
+from serve.errors import Unauthorized, error_body
 from serve.requests.generation import ChatRequest, GenerationRequest
 from serve.requests.responses import ResponsesRequest
 from serve.service import Service
 from serve.text.generate import Generation, Piece
 
 logger = logging.getLogger(__name__)
+LOOK_INTERVAL = 1.0  # seconds between looks at whether a key is still one
 CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is there to read it
 
 
@@ -64,8 +67,11 @@ async def respond(
     """Answer a request; `asked` is what it was before it was read as a chat's."""
     state = request.scope["state"]
     admitted = await service.start(body, request_id=state["request_id"], started=state["started"], key=state["key"])
+    watch = asyncio.create_task(_watch(state["gate"], state["key"], admitted.generation)) if state["key"] else None
 
     def finish() -> None:
+        if watch is not None:
+            watch.cancel()
         state["said"].update(service.finish(admitted))
 
     try:
@@ -103,6 +109,13 @@ def weights_headers(target: Target) -> dict[str, str]:
     if target.version is not None:
         headers |= {"X-Qhub-Adapter": str(target.version), "X-Qhub-Digest": target.version.content_digest}
     return headers
+
+
+async def _watch(gate: Gate, key: Key, generation: Generation) -> None:
+    """End an answer with an error soon after its key was revoked, or expired."""
+    while gate.is_valid(key):
+        await asyncio.sleep(LOOK_INTERVAL)
+    generation.fail(Unauthorized("this API key was revoked, or expired, before the answer was complete"))
 
 
 async def _collect(generation: Generation) -> list[Piece]:

@@ -114,8 +114,10 @@ class Generation:
         self._open = {}
 
     def _end(self) -> None:
-        """Put an error where the next token is waited for."""
-        error = TimedOut("the answer was not ready in the time that a request may take here", 504)
+        self.fail(TimedOut("the answer was not ready in the time that a request may take here", 504))
+
+    def fail(self, error: Exception) -> None:
+        """Put an error where the next token is waited for: it ends the answer."""
         for request_id in self._open:
             self._queue.put_nowait(TokenOutput(request_id, None, error=error))
             return

@@ -193,6 +193,7 @@ def guarded(built_base, home: Home):
         "one": keys.create(concurrency=1),
     }
     server.keys = {name: token for name, (_, token) in made.items()}
+    server.health_headers = {"Authorization": f"Bearer {server.keys['admin']}"}
     server.ids = {name: key.id for name, (key, _) in made.items()}
     yield server
     server.stop()
