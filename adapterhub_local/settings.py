@@ -101,8 +101,12 @@ def compiler() -> list[str]:
 
 
 def cache() -> Path:
-    """The user's folder for what can be made again and depends on the machine, not on a home."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adapterhub-local"
+    """The user's folder for what can be made again and depends on the machine, not on a home.
+
+    A relative XDG_CACHE_HOME is ignored, as its specification has it: it would be another folder at every start.
+    """
+    chosen = os.environ.get("XDG_CACHE_HOME") or ""
+    return Path(chosen if os.path.isabs(chosen) else os.path.expanduser("~/.cache")) / "adapterhub-local"
 
 
 def private_folder() -> Path:

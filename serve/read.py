@@ -33,7 +33,7 @@ class BodyReader:
         self.engine = engine
         self.max_tokens = max_tokens  # of one answer; None: what the context has room for
         self.vocabulary_size = base.model.get_input_embeddings().weight.shape[0]
-        self.prompts = PromptReader(base.tokenizer, self.vocabulary_size)
+        self.prompts = PromptReader(base.tokenizer, self.vocabulary_size, engine.max_length)
         self.end_tokens = end_tokens(base.model, base.tokenizer)
         self.defaults = sampling_defaults(base.model)
         self.grammars = GrammarReader(base.tokenizer, self.vocabulary_size, self.end_tokens)
@@ -43,9 +43,10 @@ class BodyReader:
 
         Raises BadParameter, ContextTooLong, and Busy if they are more than ever fit into the queue.
         """
+        num_prompts = len(body.prompts) if isinstance(body, CompletionRequest) else 1
+        if num_prompts * body.num_choices > self.engine.options.queue_limit:
+            raise Busy(f"{num_prompts} prompts with {body.num_choices} answers each are more than the queue holds")
         prompts, echoes, tool_format = self._prompts(body)
-        if len(prompts) * body.num_choices > self.engine.options.queue_limit:
-            raise Busy(f"{len(prompts)} prompts with {body.num_choices} answers each are more than the queue holds")
         _check_numbers(body, sum(map(len, prompts)) * body.num_choices)
         grammar, param = _grammar(body, tool_format)
         count = len(prompts) * body.num_choices
@@ -71,7 +72,14 @@ class BodyReader:
             tool_format = self.prompts.tool_format(body.messages, tools)
             variables = body.chat_template_kwargs or {}
             continues, begins = body.continue_final_message, body.begins_answer
-            prompt = self.prompts.chat(body.messages, tools, variables, continues=continues, begins_answer=begins)
+            prompt = self.prompts.chat(
+                body.messages,
+                tools,
+                variables,
+                continues=continues,
+                begins_answer=begins,
+                parse_special=body.parse_special,
+            )
             return [prompt], [], tool_format
         assert isinstance(body, CompletionRequest)
         tokens = [self.prompts.plain(prompt) for prompt in body.prompts]

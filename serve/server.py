@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import ipaddress
 import logging
 import signal
@@ -22,6 +23,7 @@ from adapterhub_local.registry import Registry
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.http.app import create_app
+from serve.http.connections import ImpatientProtocol, allow_connections
 from serve.http.front import JsonLines
 from serve.memory import bound_memory
 from serve.options import HttpOptions
@@ -95,6 +97,7 @@ def run_server(
             )
     log_json(access=access_log)
     bound_memory()
+    allow_connections()
     with listen(host, port) as listener:  # before the base is loaded: a wrong port should not cost minutes
         registry = Registry()
 
@@ -119,6 +122,8 @@ def run_server(
         # uvicorn raises the signals it caught once more when it is done: by then they have done their work
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: to look through it again and again would hold up the answers
         DrainingServer(config, app.state.service.loop, ready).run(sockets=[listener])
 
 
@@ -126,6 +131,7 @@ def http_config(app: FastAPI, **settings: Any) -> uvicorn.Config:
     """How the product listens; `settings` are uvicorn's own, such as a port."""
     return uvicorn.Config(
         app,
+        http=ImpatientProtocol,
         log_level="warning",
         timeout_graceful_shutdown=2 * DRAIN_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

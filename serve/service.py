@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,11 @@ from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
 from serve.requests.generation import GenerationRequest
 from serve.requests.model_ref import ModelRef, read_model
+from serve.text.compiler import PROCESSES
 from serve.text.generate import Generation
+from serve.threads import compute_alone
 
+LOADS = 4  # cold adapters that are read at the same time
 DRAIN_INTERVAL = 0.02  # seconds between looks at whether requests are done
 
 
@@ -64,7 +68,16 @@ class Service:
         for reference in dict.fromkeys(self.http.pins):
             self.loaded.load(reference, None, pinned=True)
         self.metrics = Metrics(self.engine.snapshot)
+        # rooms of their own for what takes long, so that it never fills the one where all others are read
+        self.forms = ThreadPoolExecutor(PROCESSES, "forms", compute_alone)
+        self.loading = ThreadPoolExecutor(LOADS, "loading", compute_alone)
         self._live: dict[str, str | None] = {}  # id of a request that has not been answered -> its adapter's digest
+
+    def close(self) -> None:
+        """End what reads and compiles."""
+        for room in (self.forms, self.loading):
+            room.shutdown(wait=False, cancel_futures=True)
+        self.reader.grammars.close()
 
     def read(self, model: str) -> ModelRef:
         """Which weights a name stands for. Raises ModelNotFound, BadParameter."""
@@ -96,7 +109,12 @@ class Service:
     async def start(self, body: GenerationRequest, *, request_id: str, started: float, key: Key | None) -> Admitted:
         """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue."""
         ref = body.model_ref(self.base.info.name)
-        target, choices, requests = await asyncio.to_thread(self._prepare, ref, body, request_id, key)
+        loop = asyncio.get_running_loop()
+        target = await asyncio.to_thread(self.choose, ref, body.user, key)
+        choices = await loop.run_in_executor(self.forms if body.has_form else None, self.reader.choices, body)
+        room = self.loading if self._is_cold(target) else None
+        salt = self._salt(body, key)
+        requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt)
         readers = [choice.calls for choice in choices]
         try:
             deadline = started + self.http.timeout
@@ -159,26 +177,34 @@ class Service:
         """Every adapter in memory or used since the start: state, memory, requests and last use."""
         return self.engine.adapters()
 
-    def _prepare(
-        self, ref: ModelRef, body: GenerationRequest, request_id: str, key: Key | None
-    ) -> tuple[Target, list[Choice], list[Submission]]:
-        """What answers, what is asked for, and the engine's requests, each holding its adapter.
+    def _salt(self, body: GenerationRequest, key: Key | None) -> str:
+        """What keeps apart the prefixes of those that do not share them."""
+        owner = key.id if key is not None and not self.http.share_prefixes else ""
+        return f"{owner}\0{body.cache_salt or ''}"
+
+    def _is_cold(self, target: Target) -> bool:
+        """Whether its adapter has to be read first, which takes long on slow storage."""
+        if target.version is None:
+            return False
+        digest = target.version.content_digest
+        return not any(each.digest == digest and each.num_bytes for each in self.engine.adapters())
+
+    def _prepare(self, target: Target, choices: list[Choice], request_id: str, salt: str) -> list[Submission]:
+        """The engine's requests, each holding its adapter.
 
         Reads files: not for the event loop.
         """
-        target = self.choose(ref, body.user, key)
-        choices = self.reader.choices(body)
         requests: list[Submission] = []
         try:
             for choice in choices:
                 adapter = self._acquire(target)
                 name = f"{request_id}-{uuid.uuid4().hex[:12]}-{choice.name}"
-                requests.append(Submission(name, choice.prompt, choice.params, adapter, choice.constraint))
+                requests.append(Submission(name, choice.prompt, choice.params, adapter, choice.constraint, salt))
         except BaseException:
             for request in requests:
                 self._release(request)
             raise
-        return target, choices, requests
+        return requests
 
     def _acquire(self, target: Target) -> str | None:
         """Have the target's adapter in memory, held for one request, and remember that it was used."""

@@ -91,6 +91,7 @@ class Submission:
     params: SamplingParams
     adapter: str | None = None  # a content digest that is held in memory for it
     constraint: Constraint | None = None
+    salt: str = ""  # only requests with the same one share what is computed of a prompt
 
 
 @dataclass(eq=False)
@@ -123,7 +124,7 @@ class Request:
     @classmethod
     def of(cls, asked: Submission) -> "Request":
         """The request that was submitted."""
-        return cls(asked.id, asked.prompt, asked.params, asked.adapter, asked.constraint)
+        return cls(asked.id, asked.prompt, asked.params, asked.adapter, asked.constraint, asked.salt)
 
     @property
     def num_tokens(self) -> int:

@@ -26,6 +26,7 @@ ABSENT = {
     "batches": "requests that come together run in one batch anyway: send them to /v1/chat/completions",
     "fine_tuning": "adapters are trained by `qhub train`",
 }
+MAX_ERRORS = 20  # of which the one is told that went furthest
 # as pydantic names the members of a union
 _UNION_TAG = re.compile(r".*\[.*|str|int|float|bool|none|constrained-.*|[A-Z]\w+")
 
@@ -35,6 +36,7 @@ def invalid_body(errors: Sequence[Mapping[str, Any]], content_type: str) -> Erro
 
     Where several forms were possible it is told of the one that went furthest.
     """
+    errors = errors[:MAX_ERRORS]
     first = errors[0]
     if first["type"] == "json_invalid":
         return ErrorBody(400, f"the body is not JSON: {first.get('ctx', {}).get('error', '')}", KIND)
@@ -44,7 +46,8 @@ def invalid_body(errors: Sequence[Mapping[str, Any]], content_type: str) -> Erro
     if top == ("body",) and first["type"] == "model_attributes_type":
         return ErrorBody(400, "the body is no JSON object", KIND)
     rivals = [error for error in errors if error["loc"][:2] == top]
-    deepest = max(rivals, key=lambda error: len(_path(error)))
+    # what is too long was not looked at any further
+    deepest = max(rivals, key=lambda error: (error["type"] == "too_long", len(_path(error))))
     same = [error for error in rivals if _path(error) == _path(deepest)]
     path, message = _path(deepest), ", or: ".join(dict.fromkeys(error["msg"] for error in same))
     param = deepest.get("ctx", {}).get("param") or (path[0] if path else None)
@@ -56,12 +59,12 @@ def invalid_body(errors: Sequence[Mapping[str, Any]], content_type: str) -> Erro
 def unknown_path(method: str, path: str, known: Sequence[str]) -> ErrorBody:
     """What to say of an address that is none."""
     parts = path.strip("/").split("/")
-    near = difflib.get_close_matches(path.rstrip("/"), known, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(path[:200].rstrip("/"), known, n=1, cutoff=0.75)
     absent = ABSENT.get(parts[1] if parts[0] == "v1" and len(parts) > 1 else parts[0])
     hint = absent or (f"did you mean {near[0]}?" if near else "GET / lists what there is")
-    return ErrorBody(404, f"there is no {method} {path}: {hint}", KIND, None, "unknown_url")
+    return ErrorBody(404, f"there is no {method} {path[:200]}: {hint}", KIND, None, "unknown_url")
 
 
 def _path(error: Mapping[str, Any]) -> list[str]:
     """Where in the body an error is, as its sender sees it."""
-    return [str(part) for part in error["loc"][1:] if not (isinstance(part, str) and _UNION_TAG.fullmatch(part))]
+    return [str(part)[:80] for part in error["loc"][1:] if not (isinstance(part, str) and _UNION_TAG.fullmatch(part))]

@@ -7,8 +7,11 @@ library is linked to none, and finds the functions of the one that torch has loa
 import contextlib
 import ctypes
 import hashlib
+import logging
+import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -20,6 +23,9 @@ SOURCE = Path(__file__).with_name("cpu.c")
 FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fassociative-math"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
 SECONDS = 120
+DIGEST_BYTES = 32
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+logger = logging.getLogger(__name__)
 
 
 class CannotCompile(Exception):
@@ -33,9 +39,14 @@ def load_library() -> ctypes.CDLL:
     compiler = find_compiler()
     path = _folder() / f"kernels-{_key(compiler)}.so"
     try:
-        if not path.exists():
+        if not _is_ours(path):
             _compile(compiler, path)
-        return ctypes.CDLL(str(path))
+        try:
+            return _loaded(path)
+        except OSError as error:
+            logger.warning("%s is damaged (%s): it is compiled anew", path, error)
+            _compile(compiler, path)
+            return _loaded(path)
     except OSError as error:  # a folder that cannot be written, a library that does not load
         raise CannotCompile(f"{path.parent}: {error}") from None
 
@@ -52,10 +63,37 @@ def _folder() -> Path:
     """For all of a user's homes, as torch and Triton keep what they compile."""
     folder = settings.cache()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CannotCompile(f"{folder}: {error.strerror}") from None
+    state = folder.lstat()
+    if stat.S_ISLNK(state.st_mode) or state.st_uid != os.geteuid():
+        raise CannotCompile(
+            f"{folder} is a link or belongs to another user, and what lies there would be run: remove it"
+        )
+    if state.st_mode & OTHERS_WRITE:
+        folder.chmod(stat.S_IMODE(state.st_mode) & ~OTHERS_WRITE)
     return folder
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether the library is there, made by this user, and nobody else can have changed it."""
+    try:
+        state = path.lstat()
+    except FileNotFoundError:
+        return False
+    is_ours = stat.S_ISREG(state.st_mode) and state.st_uid == os.geteuid() and not state.st_mode & OTHERS_WRITE
+    if not is_ours:
+        logger.warning("%s is a link, or others may have written it: it is compiled anew", path)
+    return is_ours
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    """The library. Raises OSError if it is not what was compiled."""
+    content = path.read_bytes()
+    if content[-DIGEST_BYTES:] != hashlib.sha256(content[:-DIGEST_BYTES]).digest():
+        raise OSError("its content is not what was compiled")
+    return ctypes.CDLL(str(path))
 
 
 def _key(compiler: list[str]) -> str:
@@ -79,4 +117,8 @@ def _compile(compiler: list[str], path: Path) -> None:
             if done.returncode:
                 line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
                 raise CannotCompile(f"{compiler[0]}: {line.strip() or f'it ended with {done.returncode}'}")
+        with linked.open("r+b") as file:  # its digest behind it, which loaders do not read
+            digest = hashlib.sha256(file.read()).digest()
+            file.write(digest)
+        linked.chmod(0o755)
         linked.replace(path)  # another process may do the same at this moment

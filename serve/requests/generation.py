@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 from serve.engine.request import SamplingParams
-from serve.requests.messages import Message, ResponseFormat, StructuredOutputs, Tool, ToolChoice
+from serve.requests.messages import Messages, ResponseFormat, StructuredOutputs, Tool, ToolChoice, Tools
 from serve.requests.model_ref import ModelRef, read_model
 from serve.requests.unsupported import refuse_unsupported
 
@@ -58,15 +58,20 @@ class GenerationRequest(BaseModel):
     prompt_logprobs: int | None = Field(
         None, description="Log-probabilities of the prompt's tokens, as in vLLM", ge=0, le=MAX_ALTERNATIVES
     )
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[Token], Field(max_length=128)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=128, fail_fast=True)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = Field(None, description="What the answer looks like, as in vLLM")
     user: str | None = Field(None, description="Sticks to one side where traffic is split between aliases")
+    cache_salt: str | None = Field(
+        None, description="Only requests with the same share prefixes, as in vLLM", min_length=1, max_length=256
+    )
     ignore_eos: bool = False
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    adapters: list[AdapterTerm] | None = Field(None, description="A mix on top of the base that `model` names")
+    adapters: list[AdapterTerm] | None = Field(
+        None, description="A mix on top of the base that `model` names", fail_fast=True
+    )
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> "GenerationRequest":
@@ -96,6 +101,12 @@ class GenerationRequest(BaseModel):
     def model_ref(self, base: str) -> ModelRef:
         """Which weights are asked for, where `base` is served. Raises ModelNotFound, BadParameter."""
         return read_model(self.model, base, [(term.ref, term.weight) for term in self.adapters or ()])
+
+    @property
+    def has_form(self) -> bool:
+        """Whether the answer may have to have a form, which has to be compiled."""
+        has_schema = self.response_format is not None and self.response_format.is_json
+        return has_schema or self.structured_outputs is not None
 
     @property
     def num_choices(self) -> int:
@@ -147,16 +158,19 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template, as in vLLM")
     continue_final_message: bool = Field(False, description="Go on with the last message instead of answering it")
     add_generation_prompt: bool | None = None
+    parse_special: bool = Field(
+        False, description="Control tokens that messages spell are control tokens, not text; as llama.cpp calls it"
+    )
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatRequest":
@@ -184,6 +198,10 @@ class ChatRequest(GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
+    def has_form(self) -> bool:
+        return super().has_form or self.must_call
+
+    @property
     def begins_answer(self) -> bool:
         """Whether the prompt ends where the assistant begins to speak."""
         return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
@@ -207,9 +225,12 @@ class CompletionRequest(GenerationRequest):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=128)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=128)]
+        | Annotated[list[str], Field(min_length=1, max_length=128, fail_fast=True)]
+        | Annotated[list[Token], Field(min_length=1, fail_fast=True)]
+        | Annotated[
+            list[Annotated[list[Token], Field(min_length=1, fail_fast=True)]],
+            Field(min_length=1, max_length=128, fail_fast=True),
+        ]
     )
     max_tokens: int | None = Field(None, description="0 is for echo and prompt_logprobs alone", ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)

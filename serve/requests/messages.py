@@ -3,10 +3,15 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+# Lists end at their first mistake: a body of 4 MiB could have hundreds of thousands, of which one is told.
+MAX_MESSAGES = 4096
+MAX_PARTS = 16_384  # of all messages together
+MAX_CALLS = 1024
+MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
@@ -41,12 +46,12 @@ class Message(BaseModel):
 
     model_config = STRICT
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
     refusal: None = None
-    annotations: list[None] | None = None
+    annotations: Annotated[list[None], Field(fail_fast=True)] | None = None
     audio: None = None
     function_call: None = None
 
@@ -79,6 +84,22 @@ class Message(BaseModel):
         return message
 
 
+def _bound_parts(value: Any) -> Any:
+    """Raise PydanticCustomError about more parts than are looked at one by one."""
+    contents = [each.get("content") for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+    num_parts = sum(len(content) for content in contents if isinstance(content, list))
+    if num_parts > MAX_PARTS:
+        message = "the messages may have {limit} parts together, these have {found}"
+        context = {"param": "messages", "limit": MAX_PARTS, "found": num_parts}
+        raise PydanticCustomError("too_long", message, context)  # type: ignore[arg-type]
+    return value
+
+
+Messages = Annotated[
+    list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True), BeforeValidator(_bound_parts)
+]
+
+
 class Function(BaseModel):
     """What a tool is called, does and takes; `parameters` is a JSON schema."""
 
@@ -95,6 +116,9 @@ class Tool(BaseModel):
     model_config = STRICT
     type: Literal["function"]
     function: Function
+
+
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class FunctionChoice(BaseModel):
@@ -154,7 +178,9 @@ class StructuredOutputs(BaseModel):
     json_: dict[str, Any] | None = Field(None, alias="json")
     json_object: Literal[True] | None = None
     regex: str | None = Field(None, min_length=1, max_length=10_000)
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=1000)
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, max_length=1000, fail_fast=True
+    )
     grammar: str | None = Field(None, min_length=1, max_length=100_000)
 
     @model_validator(mode="after")

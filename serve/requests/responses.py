@@ -3,13 +3,14 @@
 Nothing is stored, so what points to earlier answers is refused: the whole conversation comes as input.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from serve.requests.generation import ChatRequest
-from serve.requests.messages import STRICT, FunctionName
+from serve.requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, STRICT, FunctionName
 
 # what /v1/chat/completions calls otherwise
 NAMES = {
@@ -45,13 +46,16 @@ class Part(BaseModel):
     logprobs: list[Any] | None = None
 
 
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
+
+
 class MessageItem(BaseModel):
     """A message of the conversation."""
 
     model_config = STRICT
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Parts
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -73,7 +77,7 @@ class ResultItem(BaseModel):
     model_config = STRICT
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Part]
+    output: str | Parts
     id: str | None = None
     status: str | None = None
 
@@ -103,17 +107,22 @@ class ResponsesRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     model: str
-    input: str | Annotated[list[MessageItem | CallItem | ResultItem], Field(min_length=1)]
+    input: (
+        str
+        | Annotated[
+            list[MessageItem | CallItem | ResultItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+        ]
+    )
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = Field(None, ge=0)
-    tools: list[FunctionTool] | None = None
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     text: TextForm | None = None
-    include: list[str] | None = None
+    include: list[str] | None = Field(None, max_length=64, fail_fast=True)
     metadata: dict[str, str] | None = None
     user: str | None = None
     stream: bool | None = None
@@ -175,7 +184,7 @@ class ResponsesRequest(BaseModel):
         return turns
 
 
-def _text(content: str | list[Part]) -> str:
+def _text(content: str | Sequence[Part]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 

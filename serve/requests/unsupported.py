@@ -63,7 +63,9 @@ def refuse_unsupported(extra: Mapping[str, Any], known: Iterable[str]) -> None:
         if value is None or name in IGNORED or value in NEUTRAL.get(name, ()):
             continue
         if name in NEUTRAL:
-            raise PydanticCustomError("unsupported", "this parameter is not supported: leave it out", {"param": name})
-        near = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, [*known, *NEUTRAL], n=1)
+            raise PydanticCustomError(
+                "unsupported", "this parameter is not supported: leave it out", {"param": name[:80]}
+            )
+        near = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name[:80], [*known, *NEUTRAL], n=1)
         hint = f"did you mean {near[0]}?" if near else "leave it out"
-        raise PydanticCustomError("unknown", f"there is no such parameter: {hint}", {"param": name})
+        raise PydanticCustomError("unknown", f"there is no such parameter: {hint}", {"param": name[:80]})

@@ -136,8 +136,10 @@ class _Process:
     def _read(self, size: int, deadline: float) -> bytes:
         assert self._process.stdout is not None
         file, found = self._process.stdout.fileno(), b""
+        poll = select.poll()  # select() knows the first 1,024 files only
+        poll.register(file, select.POLLIN)
         while len(found) < size:
-            ready, _, _ = select.select([file], [], [], max(0.0, deadline - time.monotonic()))
+            ready = poll.poll(1000 * max(0.0, deadline - time.monotonic()))
             part = os.read(file, size - len(found)) if ready else b""
             if not part:
                 self._bury(is_late=not ready)

@@ -11,11 +11,12 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from adapterhub_local.base.chat_template import ChatWriter
-from serve.errors import BadParameter
+from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
+from serve.errors import BadParameter, ContextTooLong
 from serve.requests.generation import PLAIN_SAMPLING
 from serve.requests.messages import Message, Tool
 from serve.text.detokenize import Detokenizer
+from serve.text.encode import Encoder, characters
 from serve.text.tools import ToolFormat, format_of
 
 # what `apply_chat_template` takes itself, and what it gives to every template
@@ -23,13 +24,16 @@ RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_templa
 
 
 class PromptReader:
-    """The base's tokenizer, used by one thread at a time: encoding changes its state."""
+    """Reads prompts for one base, by many threads at a time, and none that cannot fit into `max_length` tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, max_length: int = 1 << 20) -> None:
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
-        self._lock = threading.Lock()
+        self.max_length = max_length
+        self.encoder = Encoder(tokenizer)
         self._writer = ChatWriter(tokenizer)
+        self._raw_writer = ChatWriter(tokenizer, ChatSettings(control_tokens="tokens"))
+        self._lock = threading.Lock()
         self._spellings: dict[int, str] = {}
 
     def tool_format(self, messages: Sequence[Message], tools: Sequence[Tool]) -> ToolFormat | None:
@@ -50,33 +54,43 @@ class PromptReader:
         *,
         continues: bool = False,
         begins_answer: bool = True,
+        parse_special: bool = False,
     ) -> tuple[int, ...]:
         """Tokens of a conversation, up to where the assistant begins to speak, or goes on with the last message.
 
-        `variables` are the template's own. Raises BadParameter.
+        `variables` are the template's own. What any of these spells of control tokens is text, unless `parse_special`.
+        Raises BadParameter, ContextTooLong.
         """
         if not self._has_template:
             raise BadParameter("this base has no chat template: use /v1/completions", "messages")
         self._check_variables(variables, tools)
         turns = [message.for_template() for message in messages]
+        self._bound(characters([turns, _schemas(tools)]), "messages")
         try:
-            with self._lock:
-                # as training writes it: what a message spells of control tokens is text
-                text = self._writer.write(
-                    turns, _schemas(tools) or (), begins_answer=begins_answer, continues=continues, variables=variables
-                )
-                tokens = self._writer.shielded_ids(_whole(text, "messages"))
-                if tokens is None:
-                    tokens = self.tokenizer.encode(text, add_special_tokens=False)
-                return self._checked(tokens, "messages")
+            schemas = _schemas(tools) or ()
+            writer = self._raw_writer if parse_special else self._writer
+            if not parse_special:
+                with self._lock:  # made once for each template
+                    control = writer.control(schemas)
+                variables = control.shield(dict(variables))
+            # as training writes it: what a message spells of control tokens is text
+            text = writer.write(turns, schemas, begins_answer=begins_answer, continues=continues, variables=variables)
+            self._bound(len(text), "messages")
+            tokens = writer.shielded_ids(_whole(text, "messages"))
         except (
             TemplateError,
             TypeError,
             ValueError,
             AttributeError,
             LookupError,
+            ArithmeticError,
+            RecursionError,
+            MemoryError,
         ) as error:  # templates refuse conversations they were not made for
             raise BadParameter(f"the base's chat template refuses these messages: {error}", "messages") from None
+        if tokens is None:
+            tokens = self._encoded(text, "messages", add_special_tokens=False)
+        return self._checked(tokens, "messages")
 
     def _check_variables(self, variables: Mapping[str, Any], tools: Sequence[Tool]) -> None:
         """Raise BadParameter about what is no variable of the chat template: it would change nothing, or too much."""
@@ -91,18 +105,31 @@ class PromptReader:
         return bool(self.tokenizer.chat_template)
 
     def plain(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Tokens of a text, or token ids as they are. Raises BadParameter."""
+        """Tokens of a text, or token ids as they are. Raises BadParameter, ContextTooLong."""
         if not isinstance(prompt, str):
+            if len(prompt) > self.max_length:
+                self._raise_too_long(f"{len(prompt):,} tokens", "prompt")
             return self._checked(prompt, "prompt")
-        with self._lock:
-            tokens = self.tokenizer.encode(_whole(prompt, "prompt"), add_special_tokens=add_special_tokens)
-            return self._checked(tokens, "prompt")
+        return self._checked(self._encoded(prompt, "prompt", add_special_tokens=add_special_tokens), "prompt")
+
+    def _encoded(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        self._bound(len(text), param)
+        return self.encoder.encode(_whole(text, param), add_special_tokens=add_special_tokens)
+
+    def _bound(self, num_characters: int, param: str) -> None:
+        """Raise ContextTooLong about a text that cannot fit, before it is read: that takes long."""
+        if num_characters > self.max_length * self.encoder.longest:
+            self._raise_too_long(f"{num_characters:,} characters", param)
+
+    def _raise_too_long(self, size: str, param: str) -> None:
+        error = ContextTooLong(f"the context is {self.max_length} tokens, and {size} do not fit: shorten the prompt")
+        error.param = param
+        raise error
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of token ids. Raises BadParameter about those that the base does not have."""
         self._check_known(tokens, "tokens")
-        with self._lock:
-            text = self.tokenizer.decode(list(tokens))
+        text = self.tokenizer.decode(list(tokens))
         assert isinstance(text, str)
         return text
 
@@ -133,8 +160,7 @@ class PromptReader:
 
     def spelled(self, tokens: Sequence[int]) -> list[str]:
         """Each token as the vocabulary spells it."""
-        with self._lock:
-            return list(self.tokenizer.convert_ids_to_tokens(list(tokens)))
+        return list(self.tokenizer.convert_ids_to_tokens(list(tokens)))
 
     def _checked(self, tokens: Any, param: str) -> tuple[int, ...]:
         if not tokens:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from serve.requests.generation import Token
-from serve.requests.messages import Message, Tool
+from serve.requests.messages import Messages, Tools
 from serve.text.prompt import PromptReader
 
 
@@ -16,10 +16,11 @@ class TokenizeRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: list[Tool] | None = None
+    messages: Messages | None = None
+    tools: Tools | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
+    parse_special: bool = False  # of messages, as in a ChatRequest
 
     @model_validator(mode="after")
     def _check_one(self) -> "TokenizeRequest":
@@ -33,14 +34,14 @@ class DetokenizeRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     model: str | None = None
-    tokens: Annotated[list[Token], Field(max_length=1 << 20)]
+    tokens: Annotated[list[Token], Field(max_length=1 << 17, fail_fast=True)]
 
 
 def tokenize(reader: PromptReader, body: TokenizeRequest, max_length: int) -> dict[str, Any]:
     """Token ids, how many they are, and how many prompt and answer may have. Raises BadParameter."""
     if body.messages is not None:
         reader.tool_format(body.messages, body.tools or [])
-        tokens = reader.chat(body.messages, body.tools or [])
+        tokens = reader.chat(body.messages, body.tools or [], parse_special=body.parse_special)
     else:
         tokens = reader.plain(body.prompt or "", add_special_tokens=body.add_special_tokens)
     spelled = reader.spelled(tokens) if body.return_token_strs else None

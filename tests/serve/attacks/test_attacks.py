@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.serve.attacks.attacked import AttackedServer, Bystander
+from tests.serve.attacks.bodies import BODIES
 from tests.serve.attacks.forms import FORMS
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -31,3 +32,20 @@ def test_forms(attacked: AttackedServer, name: str) -> None:
         error = answer.json()["error"]
         assert error["param"] == param
         assert words in error["message"]
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_requests(attacked: AttackedServer, name: str) -> None:
+    """Whatever is sent gets an error in OpenAI's form that is small, and tells nothing of the inside."""
+    attack = BODIES[name]
+    answer = attacked.http.request(attack.method, attack.path, content=attack.content, headers=attack.all_headers)
+    assert answer.status_code == attack.status, answer.text[:500]
+    assert len(answer.content) < 20_000
+    message = answer.json()["error"]["message"]
+    assert attack.words in message
+    assert "Traceback" not in message
+
+
+def test_there_are_many() -> None:
+    """The corpus holds what it promises."""
+    assert len(FORMS) + len(BODIES) >= 110

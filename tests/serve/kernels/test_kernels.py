@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
+from adapterhub_local import settings as project_settings
 from adapterhub_local.errors import InputError
 from serve.engine.options import EngineOptions
 from serve.kernels import attention, launch, lora, nf4, reference
@@ -271,6 +272,22 @@ def test_neighbours_change_no_bit() -> None:
         torch.set_num_threads(before)
 
 
+def _cut(library: Path) -> None:
+    content = library.read_bytes()
+    library.unlink()  # this process has it loaded
+    library.write_bytes(content[:5000])
+
+
+def _link(library: Path) -> None:
+    library.unlink()
+    library.symlink_to("/dev/null")
+
+
+def _open_to_all(library: Path) -> None:
+    library.chmod(0o777)
+    library.parent.chmod(0o777)
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="these kernels are for a CPU")
 def test_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Kernels are compiled once for all processes; without a compiler, or with a broken one, `auto` is plain torch."""
@@ -284,6 +301,12 @@ def test_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert kernels is not None
         assert kernels.names == ["add_lora", "multiply", "paged_attention"]
         assert len(list(folder.iterdir())) == 1
+    (library,) = folder.iterdir()
+    for spoil in (_cut, _link, _open_to_all):  # what is damaged, or others may have written, is compiled anew
+        spoil(library)
+        assert choose_kernels("auto", cpu, torch.float32, (4, 2, 16)) is not None
+        assert not library.is_symlink()
+        assert library.stat().st_mode & 0o022 == folder.stat().st_mode & 0o022 == 0
     monkeypatch.setenv("CC", "false")  # a command that only fails
     assert choose_kernels("auto", cpu, torch.float32, (4, 2, 16)) is None
     with pytest.raises(InputError, match=r"--kernels c cannot be had here: .*false"):
@@ -292,6 +315,12 @@ def test_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(CannotCompile, match="there is no C compiler"):
         find_compiler()
     assert len(list(folder.iterdir())) == 1  # nothing half-made
+
+
+def test_a_relative_cache_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative XDG_CACHE_HOME names another folder at every start: what lies there is not run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert project_settings.cache() == Path.home() / ".cache" / "adapterhub-local"
 
 
 @pytest.mark.timeout(300)

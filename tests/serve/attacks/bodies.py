@@ -1,0 +1,163 @@
+"""Bodies and requests that are made to hurt: each with what is sent, the status it gets, and what the answer says."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+CHAT, COMPLETIONS, RESPONSES, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize"
+USER = {"role": "user", "content": "x"}
+CONTENT = {"type": "text", "text": "x"}
+LARGE = 4_000_000  # characters, just below what a body may have
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One request. `value` is sent as JSON, `raw` as it is; `status` may be one of several."""
+
+    path: str
+    status: int
+    words: str = ""
+    value: Any = None
+    raw: bytes | None = None
+    method: str = "POST"
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def content(self) -> bytes:
+        return self.raw if self.raw is not None else json.dumps(self.value).encode()
+
+    @property
+    def all_headers(self) -> dict[str, str]:
+        kind = {"Content-Type": "application/json"} if self.raw is None else {}
+        return kind | self.headers
+
+
+def chat(messages: Any, status: int = 400, words: str = "", **more: Any) -> Attack:
+    """A conversation."""
+    return Attack(CHAT, status, words, {"model": "alpha", "messages": messages, "max_tokens": 1, **more})
+
+
+def plain(prompt: Any, status: int = 400, words: str = "", **more: Any) -> Attack:
+    """A text to be continued."""
+    return Attack(COMPLETIONS, status, words, {"model": "alpha", "prompt": prompt, "max_tokens": 1, **more})
+
+
+def tokenize(status: int = 400, words: str = "", **value: Any) -> Attack:
+    """Text as token ids."""
+    return Attack(TOKENIZE, status, words, value)
+
+
+def raw(content: bytes, words: str = "", status: int = 400, **headers: str) -> Attack:
+    """Bytes in the place of JSON."""
+    return Attack(CHAT, status, words, raw=content, headers={"Content-Type": "application/json", **headers})
+
+
+def look(status: int, words: str = "", path: str = "/v1/models", method: str = "GET", **headers: str) -> Attack:
+    """A request without a body, with headers."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Attack(path, status, words, raw=b"", method=method, headers=named)
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+LONG = "do not fit"
+LIST = "at most"
+BODIES: dict[str, Attack] = {
+    "4 MB of text": plain("a" * LARGE, words=LONG),
+    "4 MB of blanks": plain(" " * LARGE, words=LONG),
+    "4 MB of characters of four bytes": plain("\U0001f600" * (LARGE // 12), words=LONG),
+    "128 texts of 30 kB": plain(["a" * 30_000] * 128, words=LONG),
+    "129 texts": plain(["a"] * 129, words=LIST),
+    "a million texts": plain(["a"] * 800_000, words=LIST),
+    "a million ids": plain([5] * 1_000_000, words=LONG),
+    "a million ids and a word": plain([5] * 1_000_000 + ["x"]),
+    "120 lists of 8,000 ids": plain([[5] * 8000] * 120, words=LONG),
+    "ids that are lists": plain([[[5] * 100]] * 1000),
+    "ids that are too large": plain([2**31] * 100),
+    "an id that is negative": plain([-1]),
+    "an id that is not there": plain([100_000], words="not one of"),
+    "no ids": plain([]),
+    "a million ids to echo": plain([5] * 1_000_000, words=LONG, echo=True, logprobs=1),
+    "100,000 messages": chat([USER] * 100_000, words=LIST),
+    "60,000 wrong messages": chat([{"role": "user", "content": 1}] * 60_000),
+    "90,000 wrong parts": chat([{"role": "user", "content": [{"type": "image", "x": "x"}] * 90_000}]),
+    "120,000 parts": chat([{"role": "user", "content": [CONTENT] * 120_000}], words="16384 parts"),
+    "4,000 messages of 30 parts": chat([{"role": "user", "content": [CONTENT] * 25}] * 4000, words="16384 parts"),
+    "a message of 4 MB": chat([{"role": "user", "content": "a" * LARGE}], words=LONG),
+    "4,000 messages of 900 letters": chat([{"role": "user", "content": "a" * 900}] * 4000, words=LONG),
+    "40,000 calls": chat([{"role": "assistant", "content": None, "tool_calls": [
+        {"id": "a", "function": {"name": "f", "arguments": ""}}] * 40_000}], words=LIST),
+    "40,000 wrong calls": chat([{"role": "assistant", "content": None, "tool_calls": [{"id": 1}] * 40_000}]),
+    "arguments of 4 MB": chat([{"role": "assistant", "content": None, "tool_calls": [
+        {"id": "a", "function": {"name": "f", "arguments": "[" * LARGE}}]}], words="200,000 lists"),
+    "half a million annotations": chat([{"role": "assistant", "content": "x", "annotations": [1] * 500_000}]),
+    "30,000 tools": chat([USER], words=LIST, tools=[TOOL] * 30_000),
+    "30,000 wrong tools": chat([USER], tools=[{"type": "x"}] * 30_000),
+    "a tool described in 4 MB": chat([USER], words=LONG, tools=[
+        {"type": "function", "function": {"name": "f", "description": "a" * LARGE}}]),
+    "100,000 stop strings": chat([USER], words=LIST, stop=["a"] * 100_000),
+    "a stop string of 4 MB": chat([USER], stop="a" * LARGE),
+    "100,000 biases": chat([USER], logit_bias={str(number): 0 for number in range(100_000)}),
+    "a bias for what is not a token": chat([USER], logit_bias={"9" * 5000: 1}),
+    "100,000 stop tokens": chat([USER], words=LIST, stop_token_ids=[1] * 100_000),
+    "a field called by 4 MB": chat([USER], words="no such parameter", **{"a" * LARGE: 1}),
+    "200,000 fields": chat([USER], words="no such parameter", **{f"field{number}": 1 for number in range(200_000)}),
+    "a role of 4 MB": chat([{"role": "a" * LARGE, "content": "x"}]),
+    "a model called by 4 MB": Attack(CHAT, 404, "", {"model": "a" * LARGE, "messages": [USER]}),
+    "a model of control characters": Attack(CHAT, 404, "", {"model": "\x1b[2J\x00", "messages": [USER]}),
+    "a path as a model": Attack(CHAT, 404, "", {"model": "../../etc/passwd", "messages": [USER]}),
+    "a number as a model": Attack(CHAT, 400, "", {"model": 1, "messages": [USER]}),
+    "129 answers": chat([USER], n=129),
+    "more answers than the queue holds": plain(["a"] * 100, 429, "queue", n=100),
+    "an answer of a quintillion tokens": chat([USER], max_tokens=10**18),
+    "a temperature that is not a number": raw(b'{"model": "alpha", "messages": [], "temperature": NaN}'),
+    "a temperature of 1e400": raw(b'{"model": "alpha", "messages": [], "temperature": 1e400}'),
+    "variables of the template": chat([USER], words="no variable", chat_template_kwargs={"self": 1, "a" * 1000: 2}),
+    "the template itself": chat([USER], words="no such parameter", chat_template="{{ 1 }}"),
+    "half a surrogate": raw(b'{"model": "alpha", "messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+    "lists 100,000 deep": raw(b"[" * 100_000, "body"),
+    "lists 900 deep": raw(b'{"model": ' + b"[" * 900 + b"]" * 900 + b"}"),
+    "objects 100,000 deep": raw(b'{"a":' * 100_000, "body"),
+    "messages 5,000 deep": raw(b'{"model": "alpha", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}"),
+    "a number of 4 MB": raw(b'{"model": "alpha", "seed": ' + b"9" * LARGE + b"}", "body"),
+    "900 numbers of 4,000 digits": raw(b'{"model": "alpha", "x": [' + b",".join([b"9" * 4000] * 900) + b"]}"),
+    "4 MB of commas": raw(b'{"model": "alpha", "messages": [' + b"," * LARGE, "not JSON"),
+    "an open string of 4 MB": raw(b'{"model": "' + b"a" * LARGE, "not JSON"),
+    "4 MB of escapes": raw(b'{"model": "' + b"\\u0041" * 600_000 + b'", "messages": []}'),
+    "1.4 million lists": raw(b'{"model": "alpha", "messages": [' + b"[]," * 1_300_000 + b"[]]}", "200,000 lists"),
+    "zero bytes": raw(b"\x00" * 100_000, "body"),
+    "bytes that are not UTF-8": raw(b"\xff\xfe" * 1000, "body"),
+    "nothing": raw(b""),
+    "compressed": raw(b"\x1f\x8b\x08\x00" + b"x" * 1000, **{"Content-Encoding": "gzip"}),
+    "a form": Attack(CHAT, 400, "application/json", raw=b"a=1", headers={"Content-Type": "text/plain"}),
+    "no kind of content": Attack(CHAT, 400, "application/json", raw=b'{"model": "alpha"}'),
+    "a body of 5 MB": raw(b" " * 5_000_000, "bytes", 413),
+    "a body that ends in two ways": raw(b"{}", "this one has both", **{"Transfer-Encoding": "chunked"}),
+    "input of 100,000 items": Attack(RESPONSES, 400, LIST, {"model": "alpha", "input": [USER] * 100_000}),
+    "input of 90,000 wrong parts": Attack(
+        RESPONSES, 400, "", {"model": "alpha", "input": [{"role": "user", "content": [{"type": "x"}] * 90_000}]}),
+    "an instruction of 4 MB": Attack(
+        RESPONSES, 400, LONG, {"model": "alpha", "input": "x", "instructions": "a" * LARGE}),
+    "200,000 things to include": Attack(
+        RESPONSES, 400, LIST, {"model": "alpha", "input": "x", "include": ["a"] * 200_000}),
+    "a salt of half a surrogate": raw(
+        b'{"model": "alpha", "messages": [{"role": "user", "content": "x"}], "cache_salt": "\\ud800"}', "cache_salt"),
+    "4 MB to tokenize": tokenize(words=LONG, prompt="a" * LARGE),
+    "100,000 messages to tokenize": tokenize(words=LIST, messages=[USER] * 100_000),
+    "30,000 tools to tokenize": tokenize(words=LIST, messages=[USER], tools=[TOOL] * 30_000),
+    "a million ids to spell": Attack("/detokenize", 400, LIST, {"tokens": [5] * 1_000_000}),
+    "ids to spell that are not there": Attack("/detokenize", 400, "not one of", {"tokens": [2**31 - 1]}),
+    "a name that another machine gave": look(403, "--allow-host", Host="evil.example.com"),
+    "the same for an answer": Attack(
+        COMPLETIONS, 403, "--allow-host", {"model": "alpha", "prompt": "x"}, headers={"Host": "evil.example.com"}),
+    "the same for leave": look(403, "--allow-host", CHAT, "OPTIONS", Host="evil.example.com:80"),
+    "the same to unload": Attack(
+        "/v1/unload_lora_adapter", 403, "--allow-host", {"lora_name": "alpha"}, headers={"Host": "evil.example.com"}),
+    "a page of another site": look(403, "--allow-origin", Origin="https://evil.example.com"),
+    "a page without an origin": look(403, "--allow-origin", Origin="null"),
+    "an image of another site": look(403, "--allow-origin", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors"),
+    "a path of 60 kB": look(404, "", "/" + "a" * 60_000),
+    "a path upwards": look(404, "", "/../../../../etc/passwd"),
+    "a model upwards": look(404, "", "/v1/models/..%2f..%2fetc%2fpasswd"),
+    "a folder to load": Attack("/v1/load_lora_adapter", 403, "", {"lora_name": "x", "lora_path": "/etc"}),
+    "a folder upwards to load": Attack("/v1/load_lora_adapter", 403, "", {"lora_name": "x", "lora_path": "../../etc"}),
+}  # fmt: skip
