@@ -267,7 +267,7 @@ def test_large_bodies(operated: Server) -> None:
 def test_slow_body(operated: Server) -> None:
     """A body that does not come is 408 after the time for it, and the connection is closed."""
     with socket.create_connection(("127.0.0.1", int(operated.url.rpartition(":")[2])), timeout=5) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         answer = b""
         while chunk := connection.recv(65536):
             answer += chunk
@@ -301,7 +301,7 @@ def test_slow_reader(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"model": "alpha", "messages": MESSAGES, "max_tokens": 100, "ignore_eos": True, "stream": True, "n": 8}
     data = json.dumps({**body, "logprobs": True, "top_logprobs": 20}).encode()
     head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     )
     listener = operated._uvicorn.servers[0].sockets[0]
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what the system keeps for a reader that may come
