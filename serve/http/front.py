@@ -108,13 +108,15 @@ class Front:
                     chunks.append(message.get("body", b""))
                     size += len(chunks[-1])
                     if size > limit:
-                        chunks.clear()
-                        await self._discard(receive)
-                        raise TooLarge(problem)
+                        break
                     if not message.get("more_body", False):
                         return b"".join(chunks)
         except TimeoutError:
             raise TimedOut(f"the body did not come within {self.options.body_timeout:g} s", 408) from None
+        chunks.clear()
+        if message.get("more_body", False):
+            await self._discard(receive)
+        raise TooLarge(problem)
 
     async def _discard(self, receive: Receive) -> None:
         """Read on for a while: most clients look for an answer only when they have sent everything."""
