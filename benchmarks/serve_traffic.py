@@ -157,7 +157,10 @@ class Traffic:
         host, port = httpx.URL(self.url).host, httpx.URL(self.url).port
         _, writer = await asyncio.open_connection(host, port)
         body = b'{"model": "beta", "prompt": "Hi", "max_tokens": 200, "ignore_eos": true, "stream": true}'
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
         writer.write(head % len(body) + (body if self.rng.random() < 0.5 else body[:10]))
         await asyncio.sleep(0.2)
         writer.close()

@@ -13,6 +13,8 @@ from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
+from serve.access import Access
+from serve.access import Scope as AccessScope
 from serve.auth import Gate
 from serve.errors import BadFraming, Forbidden, Unauthorized
 from serve.http.guard import Guard
@@ -20,6 +22,7 @@ from serve.options import HttpOptions
 from tests.serve.conftest import Server
 
 CHAT = "/v1/chat/completions"
+ANSWERS = Access(AccessScope.INFER, is_counted=True)
 METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE")
 
 
@@ -111,9 +114,9 @@ def test_keys_once_seen_keep_the_server_closed(home: Home, change: str) -> None:
         home.keys.write_text('{"keys": []}' if change == "emptied" else "{")
     for header in (None, f"Bearer {token}"):
         with pytest.raises((Unauthorized, Corrupt)):
-            gate.identify(CHAT, header)
+            gate.identify(CHAT, ANSWERS, header)
     _, token = Keys(home).create() if change != "damaged" else (None, "")
-    assert change == "damaged" or gate.identify(CHAT, f"Bearer {token}") is not None
+    assert change == "damaged" or gate.identify(CHAT, ANSWERS, f"Bearer {token}") is not None
 
 
 @pytest.fixture

@@ -300,8 +300,10 @@ def test_slow_reader(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(operated, monkeypatch)
     body = {"model": "alpha", "messages": MESSAGES, "max_tokens": 100, "ignore_eos": True, "stream": True, "n": 8}
     data = json.dumps({**body, "logprobs": True, "top_logprobs": 20}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    )
     listener = operated._uvicorn.servers[0].sockets[0]
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what the system keeps for a reader that may come
     before = operated.service.engine.stats.num_sampled
