@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.errors import BadFile, Corrupt, InputError, NotFound
 from adapterhub_local.lora.header import read_header
+from adapterhub_local.lora.pattern import compile_pattern, matches_end
 
 # what the architectures call the parts of a layer: self_attn (Llama, Mistral, Qwen, Gemma, Phi-3),
 # self_attention (Falcon), attention (GPT-NeoX), attn (GPT-2); feed_forward in a few
@@ -48,13 +49,13 @@ def check_targets(info: BaseInfo, targets: str | tuple[str, ...]) -> None:
 
 def check_patterns(info: BaseInfo, targets: str | tuple[str, ...], patterns: Iterable[str]) -> None:
     """Raises InputError for a pattern (PEFT's: a regular expression for the end of a name) that matches no module that
-    `targets` name, or is no regular expression."""
+    `targets` name, or is not taken, as an adapter's own pattern would not be."""
     named = [targets] if isinstance(targets, str) else targets
     modules = {module for target in named for module in chosen_modules(linear_modules(info), target)}
     for pattern in patterns:
         try:
-            matches = any(re.match(rf"(.*\.)?({pattern})$", module) for module in modules)
-        except re.error as error:
-            raise InputError(f"'{pattern}' is no regular expression: {error}") from None
-        if not matches:
-            raise InputError(f"'{pattern}' is the end of no module that adapter.target_modules names")
+            compile_pattern(pattern)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if not any(matches_end(pattern, module) for module in modules):
+            raise InputError(f"'{pattern}' is not the end of any module that adapter.target_modules names")

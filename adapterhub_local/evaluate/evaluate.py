@@ -14,6 +14,7 @@ from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.choices import choose
 from adapterhub_local.evaluate.metrics import Score, evaluate
 from adapterhub_local.evaluate.written import is_json, matches, write_answers
+from adapterhub_local.lora.loadable import loadable
 from adapterhub_local.progress import Counting
 from adapterhub_local.recipe.schema import Data
 from adapterhub_local.registry import Version
@@ -94,7 +95,8 @@ def adapted(base: LoadedBase, folder: Path | None) -> Iterator[Any]:
     import_bitsandbytes()  # before peft imports it
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(base.model, str(folder)).eval()
+    with loadable(folder) as place:
+        model = PeftModel.from_pretrained(base.model, str(place)).eval()
     try:
         yield model
     finally:

@@ -15,6 +15,7 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import import_bitsandbytes, load_base, quiet_loading
 from adapterhub_local.base.source import Source
 from adapterhub_local.errors import QhubError
+from adapterhub_local.lora.loadable import loadable
 
 PROBE = (  # ordinary prose, questions, a list and a little code: enough to see a mistake, short enough for a CPU
     "The library opens at nine and closes at six, except on Sundays. Last winter the roof had to be repaired, and for "
@@ -91,11 +92,11 @@ def _with_adapter(model: Any, folder: Path) -> Any:
     import_bitsandbytes()  # before peft imports it
     from peft import PeftModel
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), loadable(folder) as place:
         warnings.filterwarnings(
             "ignore", "Model has `tie_word_embeddings=True`"
         )  # only the output is adapted: it is right
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return PeftModel.from_pretrained(model, str(place)).eval()
 
 
 def _log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Adapter files opened strictly and read one module at a time; what is in them is told by `layout.py`."""
+"""Adapter files opened strictly and read one module at a time; `contents.py` reads what is in them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +48,7 @@ class AdapterFile:
     keys: Mapping[tuple[str, str], str]  # (module, "A" or "B") -> name of the tensor in the file
     dtype: torch.dtype
     magnitudes: Mapping[str, str] = field(default_factory=dict)  # module -> name of its lengths, DoRA only
+    copies: Mapping[str, str] = field(default_factory=dict)  # tensor beside the factors -> the base's name of it
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -56,6 +57,19 @@ class AdapterFile:
     @property
     def num_parameters(self) -> int:
         return sum(shape.rank * (shape.in_features + shape.out_features) for shape in self.shapes.values())
+
+    def renamed(self, names: Mapping[str, str]) -> "AdapterFile":
+        """The same adapter with its modules called otherwise: `names` are module -> new name, all different."""
+        if all(new == module for module, new in names.items()):
+            return self
+        assert len(set(names.values())) == len(self.shapes), "two modules cannot have one name"
+        return replace(
+            self,
+            config=self.config.pinned({new: module for module, new in names.items()}),
+            shapes={names[module]: shape for module, shape in self.shapes.items()},
+            keys={(names[module], factor): key for (module, factor), key in self.keys.items()},
+            magnitudes={names[module]: key for module, key in self.magnitudes.items()},
+        )
 
     def magnitude(self, module: str) -> torch.Tensor:
         """DoRA's lengths of the rows of a module, (out_features). Raises BadFile if one is NaN or infinity."""
@@ -82,6 +96,11 @@ class AdapterFile:
                         )
                 yield module, Delta(factors["A"], factors["B"], self.config.scaling(module))
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor by its name in the file, on the CPU."""
+        with self._open() as file:
+            return self._read(file, name)
+
     def _open(self) -> BinaryIO:
         try:
             return open(self.path, "rb")
@@ -101,9 +120,9 @@ class AdapterFile:
         return tensor
 
 
-def open_adapter(path: Path, *, alpha: float | None = None, dora: bool = False) -> AdapterFile:
+def open_adapter(path: Path, *, alpha: float | None = None, dora: bool = False, copies: bool = False) -> AdapterFile:
     """Open a PEFT folder or a single file, without reading tensors; see `read_layout` for what it takes and refuses."""
-    layout = read_layout(path, alpha=alpha, dora=dora)
+    layout = read_layout(path, alpha=alpha, dora=dora, copies=copies)
     return AdapterFile(
         layout.path,
         layout.header,
@@ -113,4 +132,5 @@ def open_adapter(path: Path, *, alpha: float | None = None, dora: bool = False) 
         layout.keys,
         _DTYPES[layout.dtype],
         layout.magnitudes,
+        layout.copies,
     )

@@ -4,17 +4,18 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 from adapterhub_local.errors import BadFile
+from adapterhub_local.lora.pattern import MAX_WORK, PatternTable, compile_pattern, matches_whole
 
 WEIGHTS = "adapter_model.safetensors"  # PEFT's names of an adapter's two files
 CONFIG = "adapter_config.json"
 CONFIG_KEY = "adapter_config"  # in the weights' metadata, so that one file says all about itself
 BASE_KEY = "base_fingerprint"
-Number = TypeVar("Number", int, float)
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
 
 # Settings that change nothing about the delta of a trained adapter.
@@ -26,10 +27,7 @@ _HARMLESS = frozenset(
         "base_model_name_or_path",
         "revision",
         "inference_mode",
-        "exclude_modules",
         "lora_dropout",
-        "layers_to_transform",
-        "layers_pattern",
         "megatron_core",
         "loftq_config",
         "eva_config",
@@ -38,7 +36,10 @@ _HARMLESS = frozenset(
         "runtime_config",
     ]
 )
-_READ = frozenset(["peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern"])
+_NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
+_READ = frozenset(
+    ["peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", *_NARROWING]
+)
 # Settings that make the result something else than W x + scaling * B A x on a frozen base.
 _REFUSED = {
     "use_dora": "DoRA rescales base weights (`qhub merge FOLDER --weights 1 --with-base NAME` makes a LoRA of it)",
@@ -51,6 +52,36 @@ _REFUSED = {
     "alora_invocation_tokens": "it is active on a part of the text only (aLoRA)",
 }
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal", None)
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What takes modules away from those that `target_modules` names, as PEFT reads it.
+
+    `layers` counts for lists of names only; `patterns` are what stands before a layer's number.
+    """
+
+    exclude: frozenset[str] | str = frozenset()
+    layers: tuple[int, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+    def excludes(self, module: str) -> bool:
+        if isinstance(self.exclude, str):
+            return bool(self.exclude) and matches_whole(self.exclude, module)
+        return _ends_with_any(module, self.exclude)
+
+    def has_layer(self, module: str) -> bool:
+        """Whether the module is in one of the layers, if some are named."""
+        if not self.layers:
+            return True
+        if not self.patterns:  # the first number after two names, as in model.layers.0.
+            parts = module.split(".")
+            index = next((part for part in parts[2:-1] if _is_number(part)), None)
+            return index is not None and int(index) in self.layers
+        for pattern in self.patterns:
+            if found := compile_pattern(rf"(?:^|.*?\.)(?:{pattern})\.(?P<idx>[0-9]+)\.").match(module):
+                return int(found["idx"]) in self.layers
+        return False
 
 
 @dataclass(frozen=True)
@@ -69,6 +100,7 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model: str | None = None
     use_dora: bool = False  # https://arxiv.org/abs/2402.09353; read only where it was asked for
+    narrowing: Narrowing | None = None  # read, never written: what is written names each module then
 
     @property
     def hub_id(self) -> str | None:
@@ -76,20 +108,81 @@ class AdapterConfig:
         name = self.base_model
         return name if name and name.count("/") == 1 and not name.startswith(("/", ".", "~")) else None
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.target_modules)
+
+    @cached_property
+    def _ranks(self) -> PatternTable[int]:
+        return PatternTable(self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> PatternTable[float]:
+        return PatternTable(self.alpha_pattern)
+
     def rank_of(self, module: str) -> int:
-        return _match(self.rank_pattern, module, self.rank)
+        return self._ranks.get(module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        return self._alphas.get(module, self.alpha)
 
     def targets(self, module: str) -> bool:
-        """Whether `target_modules` names the module, as PEFT reads it: by the ends of names, or one pattern."""
-        named = self.target_modules
+        """Whether the config names the module, as PEFT reads it: by the ends of names, or one pattern."""
+        named, narrowing = self.target_modules, self.narrowing
+        if narrowing is not None and narrowing.excludes(module):
+            return False
         if isinstance(named, str):
-            return named == "all-linear" or re.fullmatch(named, module) is not None
-        return any(module == name or module.endswith(f".{name}") for name in named)
+            return named == "all-linear" or matches_whole(named, module)
+        if module in self._names:
+            return True
+        return _ends_with_any(module, self._names) and (narrowing is None or narrowing.has_layer(module))
 
     def scaling(self, module: str) -> float:
         """The factor before B @ A in `module`."""
         rank = self.rank_of(module)
-        return _match(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def check_size(self, num_modules: int) -> None:
+        """Raises ValueError if so many patterns are more than so many modules can be looked up in."""
+        if num_modules * (self._ranks.work + self._alphas.work) > MAX_WORK:
+            count = len(self.rank_pattern) + len(self.alpha_pattern)
+            raise ValueError(f"{count:,} patterns for {num_modules:,} modules are more than an adapter needs")
+
+    def pinned(self, names: Mapping[str, str]) -> "AdapterConfig":
+        """The same settings said of each module by its full name: `names` are module -> how this config calls it."""
+        ranks = {module: self.rank_of(name) for module, name in names.items()}
+        alphas = {module: self.alpha_of(name) for module, name in names.items()}
+        return replace(
+            self,
+            target_modules=tuple(sorted(names)),
+            rank_pattern={re.escape(module): rank for module, rank in ranks.items() if rank != self.rank},
+            alpha_pattern={re.escape(module): alpha for module, alpha in alphas.items() if alpha != self.alpha},
+            narrowing=None,
+        )
+
+    def for_modules(self, modules: Iterable[str], known: Iterable[str] = ()) -> "AdapterConfig":
+        """The config to write beside factors of just these modules; `known` are the linear modules of the base.
+
+        PEFT makes factors for whatever a config names: where a short list names more of the base than there is, each
+        module is named in full, and so it is where a pattern is not a plain name, or the order of patterns counts.
+        """
+        mine = set(modules)
+        named = self.target_modules
+        short = not isinstance(named, str) and self.narrowing is None
+        short = short and not any(self.targets(module) for module in known if module not in mine)
+        ordered = replace(
+            self,
+            rank_pattern=dict(sorted(self.rank_pattern.items())),
+            alpha_pattern=dict(sorted(self.alpha_pattern.items())),
+        )
+        plain = self._ranks.is_literal and self._alphas.is_literal
+        if short and plain and all(self._said(module) == ordered._said(module) for module in mine):
+            return ordered
+        exact = self.pinned({module: module for module in mine})
+        return replace(exact, target_modules=named) if short and not isinstance(named, str) else exact
+
+    def _said(self, module: str) -> tuple[int, float]:
+        return self.rank_of(module), self.alpha_of(module)
 
     def to_json(self) -> dict[str, Any]:
         """PEFT's `adapter_config.json`, without paths of this machine; equal configs give equal files."""
@@ -136,12 +229,14 @@ class AdapterConfig:
                 rank_pattern={key: _positive_int(rank) for key, rank in (fields.get("rank_pattern") or {}).items()},
                 alpha_pattern={key: _finite(alpha) for key, alpha in (fields.get("alpha_pattern") or {}).items()},
                 base_model=_base_model(fields.get("base_model_name_or_path")),
+                narrowing=_narrowing(fields),
             )
-            own = [config.target_modules] if isinstance(config.target_modules, str) else []
-            for pattern in (*config.rank_pattern, *config.alpha_pattern, *own):
-                re.compile(pattern)
-        except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
-            raise BadFile(f"{where} has a wrong or missing setting: {error}") from None
+            config.check_size(1)  # which reads every pattern
+            if isinstance(config.target_modules, str):
+                compile_pattern(config.target_modules)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{error} is not there" if isinstance(error, KeyError) else error
+            raise BadFile(f"{where} has a wrong or missing setting: {reason}") from None
         return config
 
 
@@ -164,12 +259,30 @@ def _refuse_unsupported(fields: Mapping[str, Any], where: str) -> None:
             raise BadFile(f"{where} sets {key} = {json.dumps(value)[:60]}, not supported: {reason}")
 
 
-def _match(pattern: Mapping[str, Number], module: str, default: Number) -> Number:
-    """The value of the first pattern that matches the module's name or its end (PEFT's `get_pattern_key`)."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+def _ends_with_any(module: str, names: frozenset[str]) -> bool:
+    """Whether the module is one of `names` or ends with one of them, after a dot."""
+    return module in names or any(module[at + 1 :] in names for at, letter in enumerate(module) if letter == ".")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
+def _narrowing(fields: Mapping[str, Any]) -> Narrowing | None:
+    exclude, layers, patterns = (fields.get(key) for key in _NARROWING)
+    if isinstance(exclude, str):
+        compile_pattern(exclude)
+    else:
+        exclude = frozenset(exclude or ())
+    layers = (layers,) if type(layers) is int else tuple(layers or ())
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+    if not all(isinstance(name, str) for name in (*exclude, *patterns)) or not all(type(n) is int for n in layers):
+        raise ValueError("exclude_modules, layers_to_transform or layers_pattern is not a list of names or numbers")
+    if len(patterns) > 16:
+        raise ValueError(f"layers_pattern has {len(patterns):,} patterns")
+    for pattern in patterns:
+        compile_pattern(rf"(?:^|.*?\.)(?:{pattern})\.(?P<idx>[0-9]+)\.")
+    return Narrowing(exclude, layers, patterns) if exclude or layers else None
 
 
 def _targets(value: Any) -> tuple[str, ...] | str:

@@ -1,23 +1,23 @@
-"""What an adapter's files hold, told strictly from header and config, without torch and without reading tensors.
+"""What an adapter's files hold, read strictly from header and config, without torch and without reading tensors.
 
 Three spellings of the same thing are read: a PEFT folder, a single self-describing `.safetensors`
-file, and a single foreign file whose alpha the caller gives.
+file, and a single foreign file that says its scale elsewhere, or whose alpha the caller gives.
 """
 
+import json
 import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from adapterhub_local.errors import BadFile, InputError, NotFound
-from adapterhub_local.lora.config import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
+from adapterhub_local.errors import BadFile, NotFound
+from adapterhub_local.lora.config import BASE_KEY, CONFIG, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import Header, read_header
+from adapterhub_local.lora.names import PREFIX, parse_name
+from adapterhub_local.lora.scale import ask, check_given, config_beside, read_config, said_settings
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>[\w.-]+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight", re.ASCII)
-_MAGNITUDE = re.compile(
-    r"base_model\.model\.(?P<module>[\w.-]+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?", re.ASCII
-)
 FLOATS = ("F64", "F32", "F16", "BF16")  # from wide to narrow
 
 
@@ -32,7 +32,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """A weights file, its config, and the shapes of its modules; `dtype` is the widest, as safetensors spells it."""
+    """A weights file, its config, and the shapes of its modules; `dtype` is the widest, as safetensors spells it.
+
+    `copies` are tensors beside the factors that only a base can tell to be its own: name -> the base's name of it.
+    """
 
     path: Path
     header: Header
@@ -42,83 +45,183 @@ class Layout:
     keys: Mapping[tuple[str, str], str]  # (module, "A" or "B") -> name of the tensor in the file
     dtype: str
     magnitudes: Mapping[str, str] = field(default_factory=dict)  # module -> name of its lengths, DoRA only
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_layout(path: Path, *, alpha: float | None = None, dora: bool = False) -> Layout:
+def read_layout(path: Path, *, alpha: float | None = None, dora: bool = False, copies: bool = False) -> Layout:
     """The layout of a PEFT folder or a single file.
 
-    `alpha` is for a single file that does not carry its config; its rank is read off the shapes. With `dora` an
-    adapter with DoRA's magnitudes is read too, whose deltas say nothing without them.
-    Raises NotFound, or BadFile naming the file and the tensors that are wrong: unknown names, a factor
+    `alpha` is for a single file that does not say its scale; its rank is read off the shapes. With `dora` an
+    adapter with DoRA's magnitudes is read too, whose deltas say nothing without them; with `copies` one that has
+    tensors of its base along, which the caller compares.
+    Raises NotFound, or BadFile naming the file and what is wrong, the config's reason first: unknown names, a factor
     without its partner, modules the config does not name, shapes that do not fit together or the config,
-    dtypes that are not floats.
+    dtypes that are not floats. Raises AlphaKnown for an alpha that is given for what says another.
     """
-    weights = path / WEIGHTS if path.is_dir() else path
-    if path.is_dir() and not weights.is_file():
-        pickled = sorted(path.glob("adapter_model.bin"))
-        if pickled:
-            raise BadFile(f"{pickled[0]} is a pickle, which can run code: save the adapter as safetensors with PEFT")
-        raise NotFound(f"{path} is not an adapter folder: it has no {WEIGHTS}")
+    weights = find_weights(path)
     header = read_header(weights)
-    magnitudes = _magnitudes(weights, header) if dora else {}
-    keys = _keys(weights, header, set(magnitudes.values()))
-    shapes = _shapes(weights, header, keys)
-    config = _config(weights, header, shapes, alpha, dora, bool(magnitudes))
-    if bool(magnitudes) != config.use_dora:
-        said = "sets use_dora, but there are no magnitudes" if config.use_dora else "does not set use_dora"
-        raise BadFile(f"{weights}: its config {said}" + (f" as {min(magnitudes.values())} is" if magnitudes else ""))
-    if magnitudes and (plain := sorted(shapes.keys() - magnitudes.keys())):
-        raise BadFile(f"{weights}: {plain[0]} has no lora_magnitude_vector, as the others have: DoRA is all or nothing")
-    for module, name in magnitudes.items():
-        if module not in shapes or math.prod(header.tensors[name].shape) != shapes[module].out_features:
-            raise BadFile(f"{weights}: {name} {list(header.tensors[name].shape)} does not fit the factors of {module}")
-    for module, shape in shapes.items():
-        if shape.rank != config.rank_of(module):
-            raise BadFile(f"{weights}: {module} has rank {shape.rank}, its config says {config.rank_of(module)}")
-        if not config.targets(module):
-            raise BadFile(f"{weights} has factors for {module}, which target_modules of its config does not name")
-    dtypes = {header.tensors[key].dtype for key in keys.values()}
+    config = read_config(weights, header.metadata, dora=dora)
+    found = _Found.of(weights, header)
+    if found.magnitudes and not dora:
+        raise BadFile(
+            f"{weights} has DoRA ({min(found.magnitudes.values())}), which rescales the base's own weights: "
+            "`qhub merge FOLDER --weights 1 --with-base NAME` makes a LoRA of it"
+        )
+    if found.copies and not copies:
+        entry = header.tensors[first := min(found.copies)]
+        raise BadFile(
+            f"{weights}: {first!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer. If it is "
+            "the base's own weight, saved along, `qhub add` and `qhub pull` with its base leave it out"
+        )
+    shapes = _shapes(weights, header, found.keys)
+    if config is not None:
+        check_given(alpha, config.alpha, str(weights.parent / CONFIG if config_beside(weights) else weights))
+    else:
+        config = _made(weights, header, shapes, alpha, bool(found.magnitudes))
+    config = _renamed(weights, config, found.said)
+    _check(weights, header, config, shapes, found)
+    dtypes = {header.tensors[key].dtype for key in found.keys.values()}
     dtype = next(name for name in FLOATS if name in dtypes)
-    return Layout(weights, header, config, header.metadata.get(BASE_KEY), shapes, keys, dtype, magnitudes)
+    fingerprint = header.metadata.get(BASE_KEY)
+    return Layout(weights, header, config, fingerprint, shapes, found.keys, dtype, found.magnitudes, found.copies)
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file of the adapter at `path`, a folder or the file itself.
+
+    Raises NotFound naming the adapters that lie in folders below, BadFile for a pickle or for what is not a file.
+    """
+    if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise BadFile(f"{path} is not a file: adapters are read from files and folders only")
+        return path
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    if pickled := sorted(path.glob("adapter_model*.bin")):
+        raise BadFile(f"{pickled[0]} is a pickle, which can run code: save the adapter as safetensors with PEFT")
+    if sharded := sorted(path.glob("adapter_model-*.safetensors")):
+        raise BadFile(f"{path} is sharded ({sharded[0].name}, ...): save it as one file (PEFT: save_pretrained)")
+    below = sorted({str(file.parent.relative_to(path)) for file in _below(path)})
+    if below:
+        shown = ", ".join(below[:8]) + (f" and {len(below) - 8} more" if len(below) > 8 else "")
+        raise NotFound(f"{path} has no {WEIGHTS}, but there are adapters in its folders: {shown}. Name one of them")
+    raise NotFound(f"{path} is not an adapter folder: it has no {WEIGHTS}")
+
+
+def _below(path: Path) -> list[Path]:
+    return [file for depth in ("*", "*/*") for file in path.glob(f"{depth}/{WEIGHTS}")]
 
 
 def tensor_name(module: str, factor: str) -> str:
     """PEFT's name for factor "A" or "B" of a module."""
-    return f"base_model.model.{module}.lora_{factor}.weight"
+    return f"{PREFIX}{module}.lora_{factor}.weight"
 
 
 def magnitude_name(module: str) -> str:
     """PEFT's name for DoRA's lengths of a module."""
-    return f"base_model.model.{module}.lora_magnitude_vector"
+    return f"{PREFIX}{module}.lora_magnitude_vector"
 
 
-def _magnitudes(path: Path, header: Header) -> dict[str, str]:
-    names = ((name, _MAGNITUDE.fullmatch(name)) for name, entry in header.tensors.items() if entry.dtype in FLOATS)
-    found: dict[str, str] = {}
-    for name, match in names:
-        if match and found.setdefault(match["module"], name) != name:
-            raise BadFile(f"{path}: {name} is there twice, with and without '.default'")
-    return found
+# what a tensor is that cannot be read as a factor -> why not
+_REASONS = {
+    "bias": "its B factors have a bias (lora_bias), which a LoRA here has not",
+    "embedding": "it adapts an embedding, and only linear layers are adapted here: train without it",
+    "saved": "it replaces a whole module of the shared base (modules_to_save): fuse it into the model "
+    "(PEFT: merge_and_unload) and add that as a base of its own",
+    "tokens": "it changes rows of the shared base's embeddings (trainable_token_indices): fuse it into the model "
+    "(PEFT: merge_and_unload) and add that as a base of its own",
+    "mlx": "it is named as MLX-LM names it: `qhub add` takes the folder, with its adapter_config.json",
+}
 
 
-def _keys(path: Path, header: Header, besides: Set[str]) -> dict[tuple[str, str], str]:
-    keys: dict[tuple[str, str], str] = {}
-    for name, entry in header.tensors.items():
-        if name in besides:
-            continue
-        if _MAGNITUDE.fullmatch(name):
+@dataclass
+class _Found:
+    """The tensors of a file by what they are."""
+
+    keys: dict[tuple[str, str], str]
+    magnitudes: dict[str, str]
+    copies: dict[str, str]
+    said: dict[str, str]  # module -> how the file calls it
+
+    @classmethod
+    def of(cls, path: Path, header: Header) -> "_Found":
+        found = cls({}, {}, {}, {})
+        adapters: dict[str, str] = {}
+        for name, entry in header.tensors.items():
+            parts = parse_name(name)
+            if parts.kind in _REASONS:
+                raise BadFile(f"{path} has {name!r}: {_REASONS[parts.kind]}")
+            if parts.kind in ("weight", "unknown"):
+                if parts.kind == "unknown" or entry.dtype not in FLOATS or not name.endswith((".weight", ".bias")):
+                    raise BadFile(
+                        f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer"
+                    )
+                found._add_once(path, found.copies, parts.module, name)
+                continue
+            if entry.dtype not in FLOATS:
+                raise BadFile(
+                    f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor in floating point: save "
+                    "it as F32, F16 or BF16"
+                )
+            adapters.setdefault(parts.adapter, name)
+            if parts.kind == "magnitude":
+                found._add_once(path, found.magnitudes, parts.module, name)
+                continue
+            if len(entry.shape) != 2:
+                raise BadFile(
+                    f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer"
+                )
+            found._add_once(path, found.keys, (parts.module, parts.kind), name)
+            if found.said.setdefault(parts.module, parts.said) != parts.said:
+                found.said[parts.module] = parts.module
+        if len(adapters) > 1:
+            shown = ", ".join(sorted(adapters)[:8])
             raise BadFile(
-                f"{path} has DoRA ({name}), which rescales the base's own weights: "
-                "`qhub merge FOLDER --weights 1 --with-base NAME` makes a LoRA of it"
+                f"{path} holds several adapters ({shown}): save each by itself (PEFT: selected_adapters=[...])"
             )
-        match = _KEY.fullmatch(name)
-        if not match or len(entry.shape) != 2 or entry.dtype not in FLOATS:
-            raise BadFile(f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer")
-        if keys.setdefault((match["module"], match["factor"]), name) != name:
-            raise BadFile(f"{path}: {name} is there twice, with and without '.default'")
-    if not keys:
-        raise BadFile(f"{path} holds no LoRA factors")
-    return keys
+        if not found.keys:
+            raise BadFile(f"{path} holds no LoRA factors")
+        found.copies = {name: wanted for wanted, name in found.copies.items()}
+        return found
+
+    @staticmethod
+    def _add_once(path: Path, where: dict[Any, str], key: Any, name: str) -> None:
+        if (before := where.setdefault(key, name)) != name:
+            raise BadFile(
+                f"{path}: {name} is there twice, the other time as {before}: their names differ by a wrapper only"
+            )
+
+
+def _check(path: Path, header: Header, config: AdapterConfig, shapes: Mapping[str, Shape], found: _Found) -> None:
+    magnitudes = found.magnitudes
+    if bool(magnitudes) != config.use_dora:
+        said = "sets use_dora, but there are no magnitudes" if config.use_dora else "does not set use_dora"
+        raise BadFile(f"{path}: its config {said}" + (f" as {min(magnitudes.values())} is" if magnitudes else ""))
+    if magnitudes and (plain := sorted(shapes.keys() - magnitudes.keys())):
+        raise BadFile(f"{path}: {plain[0]} has no lora_magnitude_vector, as the others have: DoRA is all or nothing")
+    for module, name in magnitudes.items():
+        if module not in shapes or math.prod(header.tensors[name].shape) != shapes[module].out_features:
+            raise BadFile(f"{path}: {name} {list(header.tensors[name].shape)} does not fit the factors of {module}")
+    for module, shape in shapes.items():
+        if shape.rank != config.rank_of(module):
+            raise BadFile(f"{path}: {module} has rank {shape.rank}, its config says {config.rank_of(module)}")
+        if not config.targets(module):
+            raise BadFile(f"{path} has factors for {module}, which target_modules of its config does not name")
+
+
+def _renamed(path: Path, config: AdapterConfig, said: Mapping[str, str]) -> AdapterConfig:
+    """The config for names without wrappers, where its patterns are about names with them."""
+    try:
+        config.check_size(len(said))
+    except ValueError as error:
+        raise BadFile(f"{path}: {error}") from None
+    if all(name == module for module, name in said.items()):
+        return config
+    names = {module: name if config.targets(name) else module for module, name in said.items()}
+    for name in names.values():
+        if not config.targets(name):
+            raise BadFile(f"{path} has factors for {name}, which target_modules of its config does not name")
+    return config.pinned(names)
 
 
 def _shapes(path: Path, header: Header, keys: Mapping[tuple[str, str], str]) -> dict[str, Shape]:
@@ -135,22 +238,18 @@ def _shapes(path: Path, header: Header, keys: Mapping[tuple[str, str], str]) -> 
     return shapes
 
 
-def _config(
-    weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None, dora: bool, has_dora: bool
+def _made(
+    weights: Path, header: Header, shapes: Mapping[str, Shape], alpha: float | None, has_dora: bool
 ) -> AdapterConfig:
-    # a PEFT folder, also when its weights file is what was named
-    beside = weights.parent / CONFIG
-    if weights.name == WEIGHTS and beside.is_file():
-        return AdapterConfig.parse(beside.read_bytes(), str(beside), dora=dora)
-    if CONFIG_KEY in header.metadata:
-        return AdapterConfig.parse(header.metadata[CONFIG_KEY], f"{weights} (its header)", dora=dora)
-    if alpha is None:
-        raise BadFile(
-            f"{weights} does not carry its config: put its {CONFIG} beside it and name the folder, or give --alpha"
-        )
-    if not math.isfinite(alpha):
-        raise InputError(f"alpha is {alpha}: give the finite number the adapter was trained with")
+    """The config of a file that does not carry one: its ranks are the shapes', its alpha what it or the caller says."""
     ranks = {module: shape.rank for module, shape in shapes.items()}
-    rank = max(ranks.values())
-    patterns = {re.escape(module): value for module, value in ranks.items() if value != rank}
-    return AdapterConfig(rank, alpha, tuple(shapes), rank_pattern=patterns, use_dora=has_dora)
+    said = said_settings(header.metadata, f"{weights} (its header)")
+    rank = said.get("r", max(ranks.values()))
+    fields: dict[str, Any] = {"rank_pattern": {re.escape(m): value for m, value in ranks.items() if value != rank}}
+    fields |= {"use_dora": has_dora, "peft_type": "LORA", "target_modules": sorted(shapes), "r": rank, **said}
+    check_given(alpha, said.get("lora_alpha"), f"{weights} (its header)")
+    if "lora_alpha" not in said:
+        if alpha is None:
+            raise ask(str(weights), ranks)
+        fields["lora_alpha"] = alpha
+    return AdapterConfig.parse(json.dumps(fields), f"{weights} (its header)", dora=True)

@@ -14,6 +14,7 @@ import torch
 
 from adapterhub_local.lora.config import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.contents import tensor_name
+from adapterhub_local.lora.names import parse_name
 
 __all__ = ["DTYPE_NAMES", "Shapes", "tensor_name", "write_adapter", "write_safetensors"]
 
@@ -67,12 +68,15 @@ def write_adapter(
     tensors: Iterable[tuple[str, torch.Tensor]],
     base_fingerprint: str | None,
     extra: Mapping[str, str] | None = None,
+    known: Iterable[str] = (),
 ) -> dict[str, Path | bytes]:
     """Write the two files of an adapter into `folder` and return them by name.
 
     Tensor names are PEFT's, see `tensor_name`. The weights file carries its config and the fingerprint
-    of its base in its own metadata, so it can be used alone; `extra` metadata is added.
+    of its base in its own metadata, so it can be used alone; `extra` metadata is added. `known` are the linear modules
+    of the base, as far as they are known: the config names just those that there are factors for.
     """
+    config = config.for_modules({parse_name(name).module for name in shapes}, known)
     metadata = {**(extra or {}), "format": "pt", CONFIG_KEY: json.dumps(config.to_json(), allow_nan=False)}
     if base_fingerprint:
         metadata[BASE_KEY] = base_fingerprint

@@ -39,7 +39,8 @@ def with_adapter(
 
     adapter = recipe.adapter
     opened = open_adapter(start.path, dora=True) if start else None
-    config = opened.config if opened else _config_of(base, adapter)
+    # of a version's own patterns PEFT would match any, and a version may come from anywhere
+    config = opened.config.for_modules(opened.modules) if opened else _config_of(base, adapter)
     targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
     set_seed(recipe.train.seed)  # before the factors are drawn
     settings = LoraConfig(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub_local.errors import BadFile
 from adapterhub_local.lora.adapter import open_adapter
-from adapterhub_local.lora.config import CONFIG, CONFIG_KEY, AdapterConfig
+from adapterhub_local.lora.config import CONFIG, CONFIG_KEY, AdapterConfig, Narrowing
 from tests.adapter_files import PLAIN, Q, factors, save_peft
 
 REFUSED: dict[str, dict[str, Any]] = {
@@ -68,7 +68,9 @@ def test_harmless_and_unset_settings_are_accepted(tmp_path: Path) -> None:
         "rank_pattern": {},
     }
     folder = save_peft(tmp_path / "a", factors({Q: (8, 6, 2)}), **harmless, **unset, init_lora_weights="gaussian")
-    assert open_adapter(folder).config == AdapterConfig(2, 4, ("q_proj",))
+    read = open_adapter(folder).config
+    assert read == AdapterConfig(2, 4, ("q_proj",), narrowing=Narrowing(layers=(0,)))
+    assert read.for_modules([Q]) == AdapterConfig(2, 4, (Q,))
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"\xff", b"{", b"[" * 100_000, b'{"peft_type": "LORA"}'])

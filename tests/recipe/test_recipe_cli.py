@@ -67,8 +67,11 @@ def test_preview_marks_what_is_learned(tiny_base: BaseInfo, tmp_path: Path, caps
         (["--set", "data.format=alpaca"], "train.jsonl:1: there is no column 'instruction'"),
         (["--set", "adapter.rank=0"], "must be from 1 to 4096"),
         (["--set", "train.optimizer=sgd"], "must be one of auto, paged_adamw_8bit"),
-        (["--set", "adapter.rank_pattern={ qproj = 2 }"], "adapter.rank_pattern: 'qproj' is the end of no module"),
-        (["--set", "adapter.alpha_pattern={ '(' = 2 }"], "adapter.alpha_pattern: '(' is no regular expression"),
+        (["--set", "adapter.rank_pattern={ qproj = 2 }"], "adapter.rank_pattern: 'qproj' is not the end of any module"),
+        (
+            ["--set", "adapter.alpha_pattern={ '(' = 2 }"],
+            "adapter.alpha_pattern: the pattern '(' is not a regular expression",
+        ),
         (["--set", "adapter.from=sql@3"], "recipe.toml: --set: adapter.from = 'sql@3': there is no adapter 'sql'"),
     ],
 )

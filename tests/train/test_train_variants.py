@@ -66,7 +66,7 @@ def test_patterns_reach_their_modules(tiny_base: BaseInfo, home: Home, tmp_path:
 
     assert (ranks["q_proj"], ranks["k_proj"]) == (2, 4)
     assert (scalings["q_proj"], scalings["k_proj"], scalings["v_proj"]) == (3 / 2, 1 / 4, 8 / 4)
-    with pytest.raises(InputError, match="'q_porj' is the end of no module"):
+    with pytest.raises(InputError, match="'q_porj' is not the end of any module"):
         train(load_recipe(path, ["adapter.rank_pattern={ q_porj = 2 }"]), home)
 
 
