@@ -1,5 +1,7 @@
 """Whether an adapter's modules are a base's modules, from headers and config, without loading weights."""
 
+from collections.abc import Mapping
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -40,9 +42,12 @@ def _skeleton(base: BaseInfo) -> torch.nn.Module:
     return model
 
 
-def check_shapes(adapter: AdapterFile, base: BaseInfo) -> None:
-    """Raises Incompatible naming the first module that the base does not have, or has in another shape."""
-    known = linear_shapes(base)
+def check_shapes(adapter: AdapterFile, base: BaseInfo, shapes: Mapping[str, tuple[int, int]] | None = None) -> None:
+    """Raises Incompatible naming the first module that the base does not have, or has in another shape.
+
+    `shapes` are those of the base's linear layers, if they are known.
+    """
+    known = linear_shapes(base) if shapes is None else shapes
     for module, shape in adapter.shapes.items():
         wanted = known.get(module)
         if wanted is None:

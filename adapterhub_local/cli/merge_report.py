@@ -53,9 +53,16 @@ def tell_modules(report: dict[str, Any]) -> None:
 
 def warn(report: dict[str, Any], weights: list[float]) -> None:
     """Cautions and notes on standard error, so that the report can be piped on."""
-    if report["kept"] < 0.1:
+    for note in report.get("notes", ()):
+        echo(f"note: {note}", err=True)
+    idle = sum("changes nothing" in note for note in report.get("notes", ()))
+    if report["kept"] < 0.1 and idle < len(weights):
         echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
     if report["max_lora_rank"] is None:
-        echo(f"warning: rank {report['rank']} is above 512, the most vLLM can serve: give --rank 512", err=True)
+        echo(
+            f"warning: rank {report['rank']} is above 512, the most vLLM can serve: --rank lossless "
+            "keeps all there is at the least rank, --rank 512 the most that fits",
+            err=True,
+        )
     if abs(sum(weights) - 1) > 1e-9:
         echo(f"note: the weights sum to {sum(weights):g}", err=True)

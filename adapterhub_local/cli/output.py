@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,3 +97,10 @@ def size_text(size: int) -> str:
             break
         number /= 1000
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+
+
+def note_left_out(lineage: Mapping[str, Any]) -> None:
+    """A note of the tensors of an adapter's file that were not taken, since its base has them."""
+    if left_out := lineage.get("left_out"):
+        shown = ", ".join(left_out[:4]) + (f" and {len(left_out) - 4} more" if len(left_out) > 4 else "")
+        echo(f"note: left out, as equal to the base's own: {shown}", err=True)

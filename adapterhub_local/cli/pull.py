@@ -2,26 +2,27 @@
 
 import click
 
-from adapterhub_local.cli.output import echo, print_json
+from adapterhub_local.cli.output import echo, note_left_out, print_json
 
 
 @click.command(name="pull")
-@click.argument("repository", metavar="ORG/REPO[@REVISION]")
+@click.argument("repository", metavar="ORG/REPO[/FOLDER][@REVISION]")
+@click.option("--subfolder", metavar="FOLDER", help="The folder of the repository that the adapter is in.")
 @click.option("--name", metavar="NAME", help="The adapter's name here; default: the repository's own.")
 @click.option("--base", metavar="BASE", help="The base here it is for, where neither fingerprint nor Hub id tells.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(repository: str, name: str | None, base: str | None, as_json: bool) -> None:
+def command(repository: str, subfolder: str | None, name: str | None, base: str | None, as_json: bool) -> None:
     """Pull an adapter from the Hugging Face Hub and register it as a version.
 
-    REVISION is a tag, a branch or a commit. What `qhub push` made is checked byte for byte and comes back
-    as it was; what PEFT made is rewritten. Pickles and unsupported features are refused. The base is known by
-    its fingerprint, or by Hub id and revision; shapes that fit are only a hint, which --base confirms.
+    REVISION is a tag, a branch or a commit; the address of a repository's page is taken too. What `qhub push` made is
+    checked byte for byte and comes back as it was; what PEFT made is rewritten. Pickles and unsupported features are
+    refused. The base is known by its fingerprint, or by Hub id and revision; shapes that fit are only a hint, which
+    --base confirms.
     """
     from adapterhub_local.hub import pull
     from adapterhub_local.registry import Registry
 
-    repo_id, _, revision = repository.partition("@")
-    result = pull(Registry(), repo_id, revision=revision or None, name=name, base=base)
+    result = pull(Registry(), repository, subfolder=subfolder, name=name, base=base)
     version, hub_id = result.version, result.version.lineage.get("base", {}).get("hub_id")
     if as_json:
         print_json(
@@ -44,6 +45,7 @@ def command(repository: str, name: str | None, base: str | None, as_json: bool) 
     done = "pulled" if result.is_new else "here already"
     checked = "bytes as its manifest says" if result.is_verified else "made with PEFT, no manifest to check against"
     echo(f"{version} {done}: {result.repo_id} at {result.commit[:12]}, {checked}")
+    note_left_out(version.lineage)
     if result.base_known:
         echo(f"its base is {result.base}, by {result.matched_by}")
         return

@@ -74,4 +74,12 @@ def compatibility_text(said: dict[str, Any]) -> str:
     if said.get("level") == "exact":
         return "exact base, by fingerprint"
     named = said.get("base_fingerprint") or said.get("base_model")
+    if said.get("level") == "named":
+        return f"its base by name, {str(named)[:60]}"
+    if said.get("confirmed"):
+        return (
+            f"shapes, confirmed by --base; it says it was made for {str(named)[:60]}"
+            if named
+            else "shapes, confirmed by --base"
+        )
     return f"same shapes, it says it was made for {str(named)[:60]}" if named else "same shapes, it names no base"

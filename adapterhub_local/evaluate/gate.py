@@ -106,14 +106,16 @@ def open_bench(base: "LoadedBase", held: "Scored") -> Bench:
 def base_for(known: Mapping[str, Any], home: Home) -> "BaseInfo":
     """The base of this home that a merge's parents were made for. Raises Incompatible if it is not here."""
     from adapterhub_local.base.bases import list_bases
+    from adapterhub_local.base.origin import Origin, best
 
-    for key in ("fingerprint", "hub_id"):
-        if known.get(key):
-            found = next((base for base in list_bases(home) if getattr(base, key) == known[key]), None)
-            if found is not None:
-                return found
-            name = known.get("hub_id") or known.get("name") or "an unknown model"
-            raise Incompatible(f"the adapters' base is {name} ({known[key][:19]}): add it with `qhub base add`")
+    said = Origin.of_lineage(known)
+    if said.is_known:
+        found = best(said, list_bases(home))
+        if found is not None:
+            return found
+        name = known.get("hub_id") or known.get("name") or "an unknown model"
+        which = (said.fingerprint or said.hub_id or "")[:19]
+        raise Incompatible(f"the adapters' base is {name} ({which}): add it with `qhub base add`")
     raise Incompatible("these files do not say which base they are for: `qhub add` them with --base, then score them")
 
 

@@ -1,12 +1,15 @@
-"""Adapters that other tools wrote, brought into PEFT's form: GGUF adapters, and kohya's or diffusers' tensor names.
+"""Adapters that other tools wrote, brought into PEFT's form: GGUF, MLX-LM, and kohya's or diffusers' tensor names.
 
 Only adapters of language models: each name must be that of a linear layer of the base, else it is refused.
 """
 
+import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,8 +19,10 @@ from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.errors import BadFile, Incompatible, NotFound
 from adapterhub_local.export.families import GgufLayout
 from adapterhub_local.export.gguf import FINGERPRINT
-from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.lora.config import CONFIG, WEIGHTS, AdapterConfig, is_hub_id
 from adapterhub_local.lora.header import read_header
+from adapterhub_local.lora.names import fitted, parse_name
+from adapterhub_local.lora.scale import MAX_CONFIG_BYTES, ask, check_given, read_config, said_settings
 from adapterhub_local.lora.write import tensor_name, write_adapter
 
 # <prefix><module><factor>: lora_te_model_layers_0_mlp_up_proj.lora_down.weight, transformer.layers.0.mlp.up_proj.lora_A
@@ -26,7 +31,7 @@ _KOHYA = re.compile(
     r"(?P<module>.+?)\.(?:lora_|lora\.|lora_linear_layer\.)?"
     r"(?P<kind>down|up|A|B|alpha)(?:\.default)?(?:\.weight)?"
 )
-_PEFT = "base_model.model."
+MLX_WEIGHTS = "adapters.safetensors"  # MLX-LM's name, beside an adapter_config.json of its own
 _BASE_URL = "general.base_model.0.repo_url"
 _FACTOR = {"down": "A", "A": "A", "up": "B", "B": "B", "alpha": "alpha"}
 
@@ -41,29 +46,37 @@ class _Layer:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether the file is a GGUF, or safetensors whose tensors have other names than PEFT's."""
+    """Whether the file is a GGUF, of MLX-LM, or safetensors with other words for its factors than PEFT's."""
     if path.suffix == ".gguf":
         return True
-    if path.is_dir() or path.suffix != ".safetensors":
+    if path.is_dir():
+        return not (path / WEIGHTS).is_file() and (path / MLX_WEIGHTS).is_file()
+    if path.suffix != ".safetensors":
         return False
     names = read_header(path).tensors
-    return bool(names) and all(not name.startswith(_PEFT) and _KOHYA.fullmatch(name) for name in names)
+    kinds = {parse_name(name).kind for name in names}
+    if "mlx" in kinds:
+        return True
+    return not kinds & {"A", "B"} and bool(names) and all(_KOHYA.fullmatch(name) for name in names)
 
 
 def convert(path: Path, base: BaseInfo, folder: Path, *, alpha: float | None = None) -> Path:
     """Write the foreign adapter at `path`, made for `base`, into `folder` as PEFT would, and return the folder.
 
-    `alpha` is for kohya's files without one; the rank is the default there, so that the scale is 1. What a GGUF says
-    of its base is kept: the fingerprint that our export notes, or the base's repository. Raises BadFile
-    for what is no adapter or is damaged, Incompatible for modules that the base does not have.
+    `alpha` is for modules whose scale nothing in the file says. What a file says of its base is kept: the fingerprint
+    that our export notes, the base's repository. Raises BadFile for what is no adapter, is damaged, or says no scale;
+    Incompatible for modules that the base does not have; AlphaKnown for an alpha beside one that is there.
     """
-    fingerprint, hub_id = None, base.hub_id
+    fingerprint: str | None = None
+    hub_id: str | None = None
     if path.suffix == ".gguf":
         layers, fingerprint, hub_id = _read_gguf(path, base)
+    elif path.is_dir() or any(parse_name(name).kind == "mlx" for name in read_header(path).tensors):
+        layers, hub_id = _read_mlx(path, base)
     else:
-        layers = _read_kohya(path, base)
+        layers, hub_id = _read_kohya(path, base)
     linears = linear_shapes(base)
-    ranks, alphas = {}, {}
+    ranks: dict[str, int] = {}
     for module, layer in layers.items():
         if layer.A is None or layer.B is None or layer.A.dim() != 2 or layer.B.dim() != 2:
             raise BadFile(f"{path}: {module} has not both factors of a LoRA, as matrices")
@@ -75,20 +88,46 @@ def convert(path: Path, base: BaseInfo, folder: Path, *, alpha: float | None = N
                 f"{linears[module][0]} x {linears[module][1]}"
             )
         ranks[module] = layer.A.shape[0]
-        given = layer.alpha if layer.alpha is not None else alpha
-        alphas[module] = given if given is not None else float(ranks[module])
+    alphas = _alphas(path, layers, ranks, alpha)
     rank, scale = max(ranks.values()), max(set(alphas.values()), key=list(alphas.values()).count)
     config = AdapterConfig(
         rank, scale, tuple(sorted(layers)),
         rank_pattern={re.escape(module): value for module, value in ranks.items() if value != rank},
         alpha_pattern={re.escape(module): value for module, value in alphas.items() if value != scale},
-        base_model=hub_id or base.hub_id,
+        base_model=hub_id,
     )  # fmt: skip
-    factors = {tensor_name(module, f): getattr(layers[module], f) for module in sorted(layers) for f in "AB"}
+    factors = {tensor_name(module, f): _factor(layers[module], f) for module in sorted(layers) for f in "AB"}
     shapes = {name: (factor.dtype, tuple(factor.shape)) for name, factor in factors.items()}
     folder.mkdir()
     write_adapter(folder, config, shapes, factors.items(), fingerprint)
     return folder
+
+
+def _factor(layer: _Layer, key: str) -> torch.Tensor:
+    factor = layer.A if key == "A" else layer.B
+    assert factor is not None, "it was looked at before"
+    return factor
+
+
+def _alphas(
+    path: Path, layers: Mapping[str, _Layer], ranks: Mapping[str, int], given: float | None
+) -> dict[str, float]:
+    """The alpha of each module: its own, that of the file, or the one that is given. Raises BadFile, AlphaKnown."""
+    known = [layer.alpha for layer in layers.values() if layer.alpha is not None]
+    for module, layer in layers.items():
+        if layer.alpha is not None and not math.isfinite(layer.alpha):
+            raise BadFile(f"{path}: the alpha of {module} is {layer.alpha}, not a finite number")
+    check_given(given, known[0] if len(known) == len(layers) else None, str(path))
+    if len(known) < len(layers) and given is None:
+        missing = sorted(module for module, layer in layers.items() if layer.alpha is None)
+        if known:
+            raise BadFile(
+                f"{path} has an alpha for {len(known)} of its {len(layers)} modules, none for {missing[0]}: give "
+                "--alpha for those that have none"
+            )
+        raise ask(str(path), ranks)
+    chosen = {module: layer.alpha if layer.alpha is not None else given for module, layer in layers.items()}
+    return {module: float(alpha) for module, alpha in chosen.items() if alpha is not None}
 
 
 def _read_gguf(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | None, str | None]:
@@ -107,6 +146,7 @@ def _read_gguf(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | Non
         )
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise BadFile(f"{path} is not a GGUF adapter, or is damaged: {error}") from None
+    _refuse_unread(path, reader)
     if (kind, what) != ("adapter", "lora"):
         raise BadFile(f"{path} is a GGUF {kind} ({what}), not a LoRA adapter: give a base model to `qhub base add`")
     layout = GgufLayout(base)
@@ -124,32 +164,120 @@ def _read_gguf(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | Non
         if factor == "b":
             values = layout.from_gguf(module, values)
         setattr(layer, factor.upper(), values)
-        # a reader scales by alpha / rank, and by 1 where there is no alpha
-        layer.alpha = alpha or None
+        # a reader scales by alpha / rank, and by 1 where alpha is 0
+        layer.alpha = alpha or float(values.shape[0] if factor == "a" else values.shape[1])
     return layers, fingerprint, (url or "").partition("huggingface.co/")[2] or None
 
 
-def _read_kohya(path: Path, base: BaseInfo) -> dict[str, _Layer]:
+# keys of an adapter that say no more than is read or may be left out; any other changes what the adapter does
+_READ = frozenset(["adapter.type", "adapter.lora.alpha", "adapter.lora.task_name"])
+
+
+def _refuse_unread(path: Path, reader: Any) -> None:
+    """Raise BadFile for a setting that makes the adapter something else than W x + scaling * B A x, always."""
+    for key, field in reader.fields.items():
+        if not key.startswith("adapter.") or key in _READ:
+            continue
+        if not field.data or not field.contents():  # empty, so it is not set
+            continue
+        shown = key if key.isprintable() else repr(key)
+        reason = (
+            "it is active on a part of the text only (aLoRA)" if "invocation" in key
+            else "it belongs to a prompt that starts with this text, which nobody would write here" if "prompt" in key
+            else "this setting is not known here"
+        )  # fmt: skip
+        raise BadFile(f"{path} sets {shown[:80]}, not supported: {reason}")
+
+
+def _read_kohya(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | None]:
+    """The layers, and the base that a config beside the file names."""
     flat = {module.replace(".", "_"): module for module in linear_shapes(base)}
     layers: dict[str, _Layer] = {}
+    header = read_header(path)
     with safe_open(path, framework="pt") as file:
-        for name in read_header(path).tensors:
+        for name in header.tensors:
             match = _KOHYA.fullmatch(name)
             module = _find(flat, match["module"].replace(".", "_")) if match else None
             if match is None or module is None:
                 raise Incompatible(
-                    f"{path}: {name} is no factor of a linear layer of base '{base.name}' ({base.architecture}); "
+                    f"{path}: {name!r} is no factor of a linear layer of base '{base.name}' ({base.architecture}); "
                     "adapters of image models are not taken"
                 )
             layer, value = layers.setdefault(module, _Layer()), file.get_tensor(name)
             kind = _FACTOR[match["kind"]]
             if kind == "alpha":
+                if value.numel() != 1:
+                    raise BadFile(f"{path}: {name!r} is not one number")
                 layer.alpha = float(value)
             elif getattr(layer, kind) is not None:
-                raise BadFile(f"{path}: {module} has two factors {kind}, one of them {name}")
+                raise BadFile(f"{path}: {module} has two factors {kind}, one of them {name!r}")
             else:
                 setattr(layer, kind, value)
-    return layers
+    config = read_config(path, header.metadata, dora=False)
+    said = said_settings(header.metadata, f"{path} (its header)") if config is None else {}
+    for module, layer in layers.items():
+        if layer.alpha is None and config is not None and layer.A is not None:
+            layer.alpha = config.scaling(module) * layer.A.shape[0]
+        elif layer.alpha is None and "lora_alpha" in said:
+            layer.alpha = said["lora_alpha"]
+    return layers, config.hub_id if config is not None else None
+
+
+def _read_mlx(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | None]:
+    """The layers of an MLX-LM adapter, lora_a (in, r) and lora_b (r, out), and the base that its config names.
+
+    It computes `W x + scale (x A) B` (https://github.com/ml-explore/mlx-lm): its scale is our alpha / rank.
+    """
+    weights = path / MLX_WEIGHTS if path.is_dir() else path
+    beside = weights.parent / CONFIG
+    scale, hub_id = _mlx_scale(beside) if beside.is_file() else (None, None)
+    header = read_header(weights)
+    linears = linear_shapes(base)
+    names = fitted({parse_name(name).module for name in header.tensors}, linears)
+    layers: dict[str, _Layer] = {}
+    with safe_open(weights, framework="pt") as file:
+        for name in header.tensors:
+            parts = parse_name(name)
+            if parts.kind != "mlx" or names[parts.module] not in linears:
+                why = "DoRA of MLX-LM, which has no plain factors" if name.endswith(".m") else (
+                    f"is no factor of a linear layer of base '{base.name}' ({base.architecture})"
+                )  # fmt: skip
+                raise Incompatible(f"{weights}: {name!r} {'is ' if name.endswith('.m') else ''}{why}")
+            layer = layers.setdefault(names[parts.module], _Layer())
+            factor = file.get_tensor(name)
+            if factor.dim() != 2:
+                raise BadFile(f"{weights}: {name!r} {list(factor.shape)} is not a factor of one linear layer")
+            if name.endswith("lora_a"):
+                layer.A = factor.T.contiguous()
+            else:
+                layer.B = factor.T.contiguous()
+    if not layers:
+        raise BadFile(f"{weights} holds no LoRA factors")
+    for layer in layers.values():
+        if scale is not None and layer.A is not None:
+            layer.alpha = scale * layer.A.shape[0]
+    return layers, hub_id
+
+
+def _mlx_scale(config: Path) -> tuple[float | None, str | None]:
+    try:
+        if config.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError("it is too large")
+        fields = json.loads(config.read_bytes())
+        if not isinstance(fields, dict):
+            raise ValueError("it is not a table")
+        if fields.get("fine_tune_type", "lora") != "lora":
+            raise BadFile(
+                f"{config} sets fine_tune_type = {str(fields['fine_tune_type'])[:20]!r}, not supported: only lora is"
+            )
+        said = fields.get("lora_parameters") or {}
+        scale = said.get("scale") if isinstance(said, dict) else None
+        if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale)):
+            raise ValueError(f"its scale is {str(scale)[:20]!r}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFile(f"{config} is not a config of MLX-LM: {str(error)[:100]}") from None
+    model = fields.get("model")
+    return scale, model if isinstance(model, str) and is_hub_id(model) else None
 
 
 def _find(flat: Mapping[str, str], name: str) -> str | None:

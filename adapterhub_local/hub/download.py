@@ -18,19 +18,26 @@ PICKLED = "adapter_model.bin"
 MAX_JSON_BYTES = 16 << 20
 
 
-def download(api: HfApi, repo_id: str, revision: str | None, folder: Path, home: Home) -> tuple[str, set[str]]:
-    """Fetch the adapter at `revision` into `folder`; returns its commit and the names of its files.
+def download(
+    api: HfApi, repo_id: str, revision: str | None, folder: Path, home: Home, subfolder: str | None = None
+) -> tuple[str, set[str]]:
+    """Fetch the adapter at `revision`, in `subfolder`, into `folder`; returns its commit and the names of its files.
 
     Only files whose names are known beforehand are fetched. Raises BadFile if there is no adapter or a file is too
     large, QhubError if they do not fit on the disk, Corrupt if they are not what the Hub lists.
     """
     commit, listed = _look(api, repo_id, revision)
-    where = f"{repo_id}@{commit[:12]}"
-    _check_listing(listed, where)
+    prefix = f"{subfolder}/" if subfolder else ""
+    where = f"{repo_id}@{commit[:12]}" + (f", folder {subfolder}" if subfolder else "")
+    everything = listed
+    listed = {path.removeprefix(prefix): file for path, file in listed.items() if path.startswith(prefix)}
+    _check_listing(listed, where, _elsewhere(everything, repo_id, prefix))
     _check_space(home, listed, where)
     fetched = [path for path in (CONFIG, MANIFEST, SIGNATURE, WEIGHTS) if path in listed]
     for path in fetched:
-        api.hf_hub_download(repo_id, path, revision=commit, local_dir=folder)
+        api.hf_hub_download(repo_id, prefix + path, revision=commit, local_dir=folder)
+        if prefix:
+            (folder / prefix / path).rename(folder / path)
         _check_download(folder / path, listed[path], where)
     return commit, set(fetched)
 
@@ -52,8 +59,18 @@ def _look(api: HfApi, repo_id: str, revision: str | None) -> tuple[str, dict[str
     return info.sha, {file.rfilename: Listed(file.size, file.lfs.sha256 if file.lfs else None) for file in files}
 
 
-def _check_listing(listed: Mapping[str, Listed], where: str) -> None:
-    """Raise BadFile unless there is an adapter among the files."""
+def _elsewhere(listed: Mapping[str, Listed], repo_id: str, prefix: str) -> str:
+    """Where in the repository adapters are, if not here, as a hint."""
+    folders = sorted({path.removesuffix(f"/{WEIGHTS}") for path in listed if path.endswith(f"/{WEIGHTS}")})
+    shown = [f"{repo_id}/{folder}" for folder in folders if folder.isprintable() and f"{folder}/" != prefix]
+    if WEIGHTS in listed and prefix:
+        shown.insert(0, repo_id)
+    more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+    return f". There are adapters at {', '.join(shown[:8])}{more}: name one of them" if shown else ""
+
+
+def _check_listing(listed: Mapping[str, Listed], where: str, elsewhere: str) -> None:
+    """Raise BadFile unless there is an adapter among the files; `elsewhere` says where there is one."""
     if WEIGHTS not in listed and PICKLED in listed:
         raise BadFile(
             f"{where} holds {PICKLED}, a pickle, which can run code when it is read. If you trust it, load it with "
@@ -61,7 +78,7 @@ def _check_listing(listed: Mapping[str, Listed], where: str) -> None:
             "`qhub add FOLDER --name NAME`"
         )
     if missing := [path for path in (WEIGHTS, CONFIG) if path not in listed]:
-        raise BadFile(f"{where} is not a LoRA adapter: it has no {' and no '.join(missing)}")
+        raise BadFile(f"{where} is not a LoRA adapter: it has no {' and no '.join(missing)}{elsewhere}")
     for path in (CONFIG, MANIFEST, SIGNATURE):
         if path in listed and (size := listed[path].size or 0) > MAX_JSON_BYTES:
             raise BadFile(f"{path} of {where} has {size:,} bytes: no adapter needs that many")

@@ -93,7 +93,8 @@ def _freshness(api: HfApi, version: Version, repo_id: str) -> Freshness:
     if info.sha == origin.get("commit"):
         return Freshness(*told, head=info.sha, newer=False)
     large = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs}
-    if WEIGHTS not in large:
-        return Freshness(*told, head=info.sha, problem=f"{repo_id} has no {WEIGHTS} any more")
+    weights = f"{origin['subfolder']}/{WEIGHTS}" if origin.get("subfolder") else WEIGHTS
+    if weights not in large:
+        return Freshness(*told, head=info.sha, problem=f"{repo_id} has no {weights} any more")
     before = origin.get("weights") or next((file.digest for file in version.files if file.path == WEIGHTS), None)
-    return Freshness(*told, head=info.sha, newer=before != f"sha256:{large[WEIGHTS]}")
+    return Freshness(*told, head=info.sha, newer=before != f"sha256:{large[weights]}")

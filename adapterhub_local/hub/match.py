@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_local.base.bases import BaseInfo, find_base, list_bases
-from adapterhub_local.errors import Incompatible
+from adapterhub_local.base.origin import Origin, belongs, best
+from adapterhub_local.errors import BadFile, Incompatible
 from adapterhub_local.settings import Home
 
 if TYPE_CHECKING:
@@ -30,35 +31,32 @@ def match_base(home: Home, wanted: Mapping[str, Any], adapter: "AdapterFile", ch
     `chosen` is the base the user confirmed. Raises Incompatible if the adapter's modules are not those of the
     base it names, NotFound if there is no base `chosen`.
     """
-    from adapterhub_local.base.shapes import check_shapes  # loads torch
+    from adapterhub_local.base.fit import fit  # loads torch
 
     bases = list_bases(home)
-    fingerprint, hub_id, revision = (wanted.get(key) for key in ("fingerprint", "hub_id", "revision"))
+    said = Origin(*(wanted.get(key) for key in ("fingerprint", "hub_id", "revision")))
     if chosen is not None:
         base = find_base(chosen, home)
-        check_shapes(adapter, base)
-        if base.fingerprint == fingerprint:
+        fit(adapter, base)
+        answer = belongs(said, base)
+        if answer.level == "exact":
             return Match(base, "fingerprint")
-        same = hub_id and base.hub_id == hub_id and base.revision == revision and revision and not fingerprint
+        same = answer.level == "named" and said.revision and said.revision == base.revision and not said.fingerprint
         return Match(base, "hub_id and revision" if same else "shapes, confirmed")
-    if fingerprint:
-        if found := next((base for base in bases if base.fingerprint == fingerprint), None):
+    if found := best(said, bases):
+        if belongs(said, found).level == "exact":
             return Match(found, "fingerprint")
-    elif hub_id:
-        named = [base for base in bases if base.hub_id == hub_id]
-        exact = [base for base in named if revision and base.revision == revision]
-        agreeing = exact or [base for base in named if not (revision and base.revision)]
-        if agreeing:
-            check_shapes(adapter, agreeing[0])
-            return Match(agreeing[0], "hub_id and revision" if exact else "hub_id")
+        fit(adapter, found)
+        is_same = said.revision and said.revision == found.revision
+        return Match(found, "hub_id and revision" if is_same else "hub_id")
     return Match(fitting=tuple(base.name for base in bases if _fits(adapter, base)))
 
 
 def _fits(adapter: "AdapterFile", base: BaseInfo) -> bool:
-    from adapterhub_local.base.shapes import check_shapes
+    from adapterhub_local.base.fit import fit
 
     try:
-        check_shapes(adapter, base)
-    except Incompatible:
+        fit(adapter, base)
+    except (Incompatible, BadFile):
         return False
     return True

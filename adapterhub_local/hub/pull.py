@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_local.base.bases import find_base
+from adapterhub_local.base.bases import BaseInfo, find_base
+from adapterhub_local.base.modules import linear_modules
 from adapterhub_local.durable import digest_bytes, digest_file, staging
-from adapterhub_local.errors import BadFile, BadReference, Corrupt, Incompatible
+from adapterhub_local.errors import BadFile, BadReference, Corrupt, Incompatible, InputError
+from adapterhub_local.hub.address import Address
 from adapterhub_local.hub.client import check_repo_id, connect, hub_errors, is_model_id
 from adapterhub_local.hub.download import download
 from adapterhub_local.hub.match import Match, match_base
@@ -58,6 +60,7 @@ def pull(
     repo_id: str,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     name: str | None = None,
     base: str | None = None,
     trusted: Sequence[Path] | None = None,
@@ -66,13 +69,17 @@ def pull(
 ) -> PullResult:
     """Register the adapter in `repo_id` at `revision` (branch, tag or commit; default `main`) as `name`'s next version.
 
+    `repo_id` may be an address copied from the Hub, and have the adapter's folder behind it, or in `subfolder`.
     `name` defaults to the repository's own. `base` names the base of this home it is for, where neither
     fingerprint nor Hub id tells. With `trusted` (default: QHUB_TRUSTED_KEYS) it must be signed with one of these
     public keys. Raises NotFound, HubError, BadReference for a name that cannot be used, Corrupt
     if bytes are not what the manifest or the Hub says, BadFile for what is no adapter or is not supported,
     Incompatible for a base that does not fit; then nothing is registered.
     """
-    name = _name(name, check_repo_id(repo_id))
+    address = Address.parse(repo_id)
+    repo_id, revision = check_repo_id(address.repo_id), revision or address.revision
+    subfolder = subfolder or address.subfolder
+    name = _name(name, repo_id)
     keys = trusted_keys() if trusted is None else tuple(trusted)
     if base is not None:
         find_base(base, registry.home)  # said before anything is downloaded
@@ -80,9 +87,10 @@ def pull(
     with staging(registry.home.tmp) as folder:
         fetched = folder / "fetched"
         with hub_errors(repo_id, revision, endpoint=api.endpoint):
-            commit, names = download(api, repo_id, revision, fetched, registry.home)
-        where = f"{repo_id}@{commit[:12]}"
+            commit, names = download(api, repo_id, revision, fetched, registry.home, subfolder)
+        where = f"{repo_id}@{commit[:12]}" + (f", folder {subfolder}" if subfolder else "")
         origin: dict[str, Any] = {"repo_id": repo_id, "commit": commit, "weights": digest_file(fetched / WEIGHTS)}
+        origin |= {"subfolder": subfolder} if subfolder else {}
         files: Mapping[str, Path | bytes]
         lineage: Mapping[str, Any]
         if is_verified := MANIFEST in names:
@@ -95,15 +103,20 @@ def pull(
             signature = (fetched / SIGNATURE).read_bytes() if SIGNATURE in names else None
             if keys:
                 _check_signature(fetched, folder / "signed", signature, keys, where)
+            match = _matched(registry.home, lineage, adapter, base, where)
         else:
             if keys:
                 raise Corrupt(f"{where} was not pushed by qhub, so no signature vouches for it: {_POLICY}")
             adapter, signature = _check_adapter(fetched, {}, where), None
-            files, lineage = _converted(adapter, folder / "converted", _base_revision(fetched / CONFIG))
-        match = _matched(registry.home, lineage, adapter, base, where)
+            revision = _base_revision(fetched / CONFIG)
+            said = {"base": {"hub_id": _base_id(adapter), "revision": revision}}
+            match = _matched(registry.home, said, adapter, base, where)
+            adapter, left_out = _fitted(adapter, match.base, where)
+            files, lineage = _converted(adapter, folder / "converted", revision, match.base)
+            lineage |= {"left_out": list(left_out)} if left_out else {}
         if match.base and match.base.fingerprint != (before := lineage.get("base") or {}).get("fingerprint"):
             if is_verified:  # the header of its weights names the base it was made for
-                files, _ = _converted(adapter, folder / "converted", None)
+                files, _ = _converted(adapter, folder / "converted", None, match.base)
                 lineage = {**lineage, "base_before": before}
             lineage = {**lineage, "base": {**match.base.lineage(), "matched_by": match.by}}
         version = _registered(registry, name, files, origin, (lineage.get("base") or {}).get("fingerprint"))
@@ -141,7 +154,7 @@ def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "Ada
     from adapterhub_local.lora.adapter import open_adapter  # loads torch
 
     try:
-        adapter = open_adapter(folder, dora=True)
+        adapter = open_adapter(folder, dora=True, copies=not lineage)
         for _ in tensors_of(adapter):  # refuses NaN and infinity
             pass
     except BadFile as error:
@@ -161,12 +174,39 @@ def _base_revision(config: Path) -> str | None:
 def _matched(home: Home, lineage: Mapping[str, Any], adapter: "AdapterFile", chosen: str | None, where: str) -> Match:
     try:
         return match_base(home, lineage.get("base") or {}, adapter, chosen)
-    except Incompatible as error:
-        raise Incompatible(str(error).replace(str(adapter.path), where)) from None
+    except (Incompatible, BadFile) as error:
+        raise type(error)(str(error).replace(str(adapter.path), where)) from None
+
+
+def _base_id(adapter: "AdapterFile") -> str | None:
+    """The id on the Hub that the config names as its base, perhaps an old one of one word; a path is dropped."""
+    named = adapter.config.base_model
+    one_word = named if named and "/" not in named and is_model_id(named) else None
+    return adapter.config.hub_id or one_word
+
+
+def _fitted(adapter: "AdapterFile", base: "BaseInfo | None", where: str) -> tuple["AdapterFile", tuple[str, ...]]:
+    """The adapter with its base's names, and what was left out as the base's own.
+
+    Raises BadFile for more than factors where there is no base to compare it with.
+    """
+    from adapterhub_local.base.fit import fit
+
+    if base is None:
+        if adapter.copies:
+            raise BadFile(
+                f"{where}: {min(adapter.copies)!r} is not a LoRA factor of a linear layer. If it is its base's own "
+                "weight, saved along, it is left out once that base is here: `qhub base add` it, then give --base"
+            )
+        return adapter, ()
+    try:
+        return fit(adapter, base)
+    except InputError as error:
+        raise type(error)(str(error).replace(str(adapter.path), where)) from None
 
 
 def _converted(
-    adapter: "AdapterFile", folder: Path, revision: str | None
+    adapter: "AdapterFile", folder: Path, revision: str | None, base: "BaseInfo | None"
 ) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
     """A plain PEFT adapter in our self-describing form, and what is known of where it came from."""
     from adapterhub_local.adopt import tensors_of
@@ -185,10 +225,11 @@ def _converted(
             dtype = dtypes[entries[adapter.magnitudes[module]].dtype]
             shapes[magnitude_name(module)] = (dtype, (adapter.shapes[module].out_features,))
     config = adapter.config
-    base_id = config.base_model if is_model_id(config.base_model) else None  # a path of someone's machine is dropped
+    base_id = _base_id(adapter)
+    known = linear_modules(base) if base is not None else ()
     folder.mkdir()
-    files = write_adapter(folder, replace(config, base_model=base_id), shapes, tensors_of(adapter), None)
-    targets = config.target_modules
+    files = write_adapter(folder, replace(config, base_model=base_id), shapes, tensors_of(adapter), None, known=known)
+    targets = config.target_modules if config.narrowing is None else tuple(sorted(adapter.modules))
     lineage = {
         "kind": "pull",
         "base": {"hub_id": base_id, **({"revision": revision} if base_id and revision else {})},
@@ -222,7 +263,7 @@ def _registered(
     content = content_digest(tuple(described))
     for version in registry.versions(name):
         before = version.lineage.get("pulled_from", {})
-        same_commit = (before.get("repo_id"), before.get("commit")) == (origin["repo_id"], origin["commit"])
+        same_commit = all(before.get(key) == origin.get(key) for key in ("repo_id", "commit", "subfolder"))
         same_manifest = "manifest_digest" in origin and origin["manifest_digest"] in (
             version.manifest_digest,
             before.get("manifest_digest"),

@@ -40,18 +40,48 @@ _NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 _READ = frozenset(
     ["peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", *_NARROWING]
 )
+_FUSE = "Fuse it into its model (PEFT: merge_and_unload) and `qhub base add` that"
 # Settings that make the result something else than W x + scaling * B A x on a frozen base.
 _REFUSED = {
     "use_dora": "DoRA rescales base weights (`qhub merge FOLDER --weights 1 --with-base NAME` makes a LoRA of it)",
-    "modules_to_save": "it replaces whole modules of the shared base",
+    "modules_to_save": f"it replaces whole modules of the shared base. {_FUSE}",
     "lora_bias": "its B factors have a bias",
-    "trainable_token_indices": "it changes rows of the shared base's embeddings",
+    "trainable_token_indices": f"it changes rows of the shared base's embeddings. {_FUSE}",
     "target_parameters": "it adapts parameters that are not linear layers",
     "layer_replication": "it changes the layers of the shared base",
     "fan_in_fan_out": "its factors are transposed",
     "alora_invocation_tokens": "it is active on a part of the text only (aLoRA)",
 }
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal", None)
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w", re.ASCII)
+# what people call the folders that they train into; as the first part of a name they are no organisation
+_FOLDERS = frozenset(
+    [
+        "output",
+        "outputs",
+        "checkpoint",
+        "checkpoints",
+        "ckpt",
+        "ckpts",
+        "models",
+        "model",
+        "results",
+        "runs",
+        "saves",
+        "out",
+    ]
+)
+_CHECKPOINT = re.compile(r"(checkpoint|ckpt|epoch|step)[-_]?[0-9]+", re.ASCII)
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a base's name is an id on the Hub (`org/model`), not a folder of some machine."""
+    if not name or not _HUB_ID.fullmatch(name):
+        return False
+    first, last = name.split("/")
+    return first.lower() not in _FOLDERS and not _CHECKPOINT.fullmatch(last)
 
 
 @dataclass(frozen=True)
@@ -105,8 +135,7 @@ class AdapterConfig:
     @property
     def hub_id(self) -> str | None:
         """`base_model` if it is a Hub id, None for what may be a path of some machine."""
-        name = self.base_model
-        return name if name and name.count("/") == 1 and not name.startswith(("/", ".", "~")) else None
+        return self.base_model if is_hub_id(self.base_model) else None
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -256,7 +285,8 @@ def _refuse_unsupported(fields: Mapping[str, Any], where: str) -> None:
                 )
         elif value not in (None, False, {}, [], "", 0):
             reason = _REFUSED.get(key, "this setting is not known here")
-            raise BadFile(f"{where} sets {key} = {json.dumps(value)[:60]}, not supported: {reason}")
+            shown = key if key.isprintable() and len(key) <= 60 else repr(key[:60])
+            raise BadFile(f"{where} sets {shown} = {json.dumps(value)[:60]}, not supported: {reason}")
 
 
 def _ends_with_any(module: str, names: frozenset[str]) -> bool:

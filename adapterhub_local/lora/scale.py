@@ -8,6 +8,7 @@ from typing import Any
 
 from adapterhub_local.errors import BadFile, InputError
 from adapterhub_local.lora.config import CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
+from adapterhub_local.regular import read_regular
 
 DIFFUSERS_KEY = "lora_adapter_metadata"  # diffusers >= 0.35: the fields of PEFT's config, in JSON
 _ALPHAS = ("ss_network_alpha", "lora_alpha", "alpha", "network_alpha")  # of the whole file, as text
@@ -23,6 +24,8 @@ def config_beside(weights: Path) -> Path | None:
     """The `adapter_config.json` that belongs to the file: beside PEFT's own name, or the only weights in its folder."""
     beside = weights.parent / CONFIG
     if not beside.is_file():
+        if beside.exists() and weights.name == WEIGHTS:
+            raise BadFile(f"{beside} is not a file")
         return None
     if weights.name == WEIGHTS or len(list(weights.parent.glob("*.safetensors"))) == 1:
         return beside
@@ -41,9 +44,7 @@ def read_config(weights: Path, metadata: Mapping[str, str], *, dora: bool) -> Ad
 
 def _bytes(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise BadFile(f"{path} has {path.stat().st_size:,} bytes: no config needs that many")
-        return path.read_bytes()
+        return read_regular(path, MAX_CONFIG_BYTES)
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror}") from None
 

@@ -7,12 +7,16 @@ W' = m (W + s B A) / |W + s B A|. Its delta W' - W has full rank, so a plain ada
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.fit import check_copies, renamed_for
+from adapterhub_local.base.modules import linear_modules
+from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
@@ -80,14 +84,14 @@ def through_base(info: BaseInfo, rank: int | None, folder: Path, *, force: bool 
     def opened(path: Path, alpha: float | None) -> Converted:
         if path in made:
             return made[path]
-        adapter = open_adapter(path, alpha=alpha, dora=True)
+        adapter = open_adapter(path, alpha=alpha, dora=True, copies=True)
+        check_copies(adapter, info)
+        adapter = replace(renamed_for(adapter, dict.fromkeys(linear_modules(info))), copies={})
         if not adapter.magnitudes:
             return adapter, None
-        said, hub_id = adapter.base_fingerprint, adapter.config.hub_id
-        is_own = said == info.fingerprint if said else not hub_id or not info.hub_id or hub_id == info.hub_id
-        if not is_own and not force:
-            known = hub_id or (said or "")[:19]
-            raise Incompatible(f"{path} was made for {known}, not for base '{info.name}': --force converts anyway")
+        answer = belongs(Origin.of_adapter(adapter), info)
+        if not answer and not force:
+            raise Incompatible(f"{path} was {answer.reason}: --force converts anyway")
         target = folder / hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]
         target.mkdir(parents=True)
         made[path] = _convert(adapter, info, rank or 2 * adapter.config.rank, target)
@@ -123,7 +127,7 @@ def _convert(adapter: AdapterFile, info: BaseInfo, rank: int, folder: Path) -> C
     config = AdapterConfig(
         rank=widest,
         alpha=widest,
-        target_modules=adapter.config.target_modules,
+        target_modules=adapter.config.for_modules(adapter.modules).target_modules,
         rank_pattern=narrow,
         alpha_pattern=dict(narrow),
         base_model=adapter.config.base_model,

@@ -91,7 +91,7 @@ def _write(plan: MergePlan, folder: Path, note: dict[str, Any] | None) -> tuple[
     with one_thread():
         layout, modules = _merge(plan)
         shapes, config = _shapes(plan, layout), _config(plan, layout)
-        files = write_adapter(folder, config, shapes, tensors(modules), plan.base.get("fingerprint"), extra)
+        files = write_adapter(folder, config, shapes, tensors(modules), plan.base.get("fingerprint"), extra, plan.known)
     return files, _report(plan, layout, tally)
 
 
@@ -149,8 +149,10 @@ def _shapes(plan: MergePlan, layout: Layout) -> Shapes:
 def _config(plan: MergePlan, layout: Layout) -> AdapterConfig:
     """Normal form. Where all parents adapt the same modules their short list of targets says so, else full names."""
     modules = set(plan.shapes)
-    targets = {parent.adapter.config.target_modules for parent in plan.parents}
-    same = all(set(parent.adapter.shapes) == modules for parent in plan.parents)
+    configs = [parent.adapter.config for parent in plan.parents]
+    targets = {config.target_modules for config in configs if config.narrowing is None}
+    same = all(config.narrowing is None for config in configs)
+    same = same and all(set(parent.adapter.shapes) == modules for parent in plan.parents)
     common = targets.pop() if same and len(targets) == 1 else None
     other = {re.escape(module): rank for module, rank in layout.padded.items() if rank != layout.rank}
     return AdapterConfig(

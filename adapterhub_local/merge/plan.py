@@ -10,11 +10,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.base.modules import linear_modules
+from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.durable import digest_file
 from adapterhub_local.errors import BadReference, Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import WEIGHTS
-from adapterhub_local.lora.contents import Shape
+from adapterhub_local.lora.contents import Shape, read_layout
+from adapterhub_local.lora.scale import AlphaKnown
+from adapterhub_local.merge.align import align, base_here, remarks, without_copies
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.registry import Registry, Version
 
@@ -30,6 +34,7 @@ class Parent:
     weight: float
     version: Version | None = None
     converted: Mapping[str, Any] | None = None  # from what, and with which loss; `adapter` is the converted one
+    left_out: tuple[str, ...] = ()  # tensors of its file that are the base's own
 
     @property
     def base(self) -> dict[str, Any]:
@@ -77,6 +82,8 @@ class MergePlan:
     base: dict[str, Any]
     forced: bool = False
     formula: Formula = Formula()
+    known: frozenset[str] = frozenset()  # the linear modules of the base, if it is here
+    notes: tuple[str, ...] = ()  # what a person should know
 
     def lineage(self) -> list[dict[str, Any]]:
         """What the result records of its parents; files are hashed side by side."""
@@ -108,7 +115,7 @@ def make_plan(
 ) -> MergePlan:
     """Open the adapters named by `labels` (files, PEFT folders or references) and check that they can be merged.
 
-    `alpha` is for files that do not carry their config: one for all, or one for each label. `opener` opens files
+    `alpha` is for files that do not say their scale: one for all, or one for each label. `opener` opens files
     and folders, as `dora.through_base` does for those that must be converted first. Raises InputError if weights
     and adapters do not match in number, or a weight is not finite, or all are zero, or the formula does not fit;
     Incompatible for different bases (unless `force`) or shapes; what opening a file raises.
@@ -122,11 +129,16 @@ def make_plan(
         raise InputError("all weights are zero: the merge would be the base itself")
     formula.check(weights)
     formula = formula.normal()
-    alphas = alpha if isinstance(alpha, Sequence) else [alpha] * len(labels)
-    opened = zip(labels, weights, alphas, strict=True)
+    alphas = list(alpha) if isinstance(alpha, Sequence) else [alpha] * len(labels)
+    opened = zip(labels, weights, _needed(labels, alphas, registry), strict=True)
     parents = tuple(_open(label, weight, registry, one, opener) for label, weight, one in opened)
     base = _common_base(parents, force)
-    plan = MergePlan(parents, _common_shapes(parents), base, force, formula)
+    info = base_here(Origin.of_lineage(base), registry)
+    parents = align(parents, info)
+    left_out = [f"{one.name}: left out, as its base's own: {name}" for one in parents for name in one.left_out]
+    known = frozenset(linear_modules(info)) if info is not None else frozenset()
+    notes = (*remarks(parents), *left_out)
+    plan = MergePlan(parents, _common_shapes(parents), base, force, formula, known, notes)
     if formula.rule.kind == "rank" and formula.rule.value > plan.largest_rank:
         raise InputError(
             f"rank {formula.rule.value:g} is more than this merge has: its modules have rank {plan.largest_rank} "
@@ -144,27 +156,53 @@ def is_path(label: str) -> bool:
 def _open(label: str, weight: float, registry: Registry, alpha: float | None, opener: Opener | None) -> Parent:
     version = None if is_path(label) else registry.resolve(label)
     path, given = (Path(os.path.expanduser(label)), alpha) if version is None else (version.path, None)
+    left_out: tuple[str, ...] = ()
     try:
-        adapter, converted = opener(path, given) if opener is not None else (open_adapter(path, alpha=given), None)
+        if opener is not None:
+            adapter, converted = opener(path, given)
+        else:
+            adapter, converted = open_adapter(path, alpha=given, copies=True), None
+            adapter, left_out = without_copies(adapter, Origin.of_adapter(adapter), registry)
     except InputError as error:
         if version is None:
             raise
         raise type(error)(str(error).replace(str(path), label)) from None  # nobody knows the folders of versions
-    return Parent(label, adapter, weight, version, converted)
+    return Parent(label, adapter, weight, version, converted, left_out)
+
+
+def _needed(labels: Sequence[str], alphas: Sequence[float | None], registry: Registry) -> list[float | None]:
+    """The alpha for each label: one that is given for all is for those only that do not say theirs.
+
+    Raises AlphaKnown if all of them say another.
+    """
+    if len(labels) < 2 or alphas[0] is None or len(set(alphas)) > 1:
+        return list(alphas)
+    needed: list[float | None] = []
+    refused = None
+    for label, one in zip(labels, alphas, strict=True):
+        try:
+            if is_path(label):
+                read_layout(Path(os.path.expanduser(label)), alpha=one, dora=True, copies=True)
+            needed.append(one)
+        except AlphaKnown as error:
+            refused = error
+            needed.append(None)
+    if refused is not None and all(
+        one is None or not is_path(label) for label, one in zip(labels, needed, strict=True)
+    ):
+        raise refused
+    return needed
 
 
 def _common_base(parents: Sequence[Parent], force: bool) -> dict[str, Any]:
     """The base all parents were made for. Unknown bases are taken to fit; known ones must agree."""
     for left, right in combinations(parents, 2):
-        for kind in ("fingerprint", "hub_id"):
-            ours, theirs = left.base.get(kind), right.base.get(kind)
-            if ours and theirs and ours != theirs and not force:
-                raise Incompatible(
-                    f"{left.label} and {right.label} were made for different bases ({_short(left)} and "
-                    f"{_short(right)}): a merge of them means nothing. --force merges them anyway"
-                )
-            if ours and theirs:
-                break  # equal fingerprints decide; ids are compared only where one has none
+        ours, theirs = (Origin.of_lineage(parent.base) for parent in (left, right))
+        if ours.is_known and theirs.is_known and not belongs(ours, theirs) and not force:
+            raise Incompatible(
+                f"{left.label} and {right.label} were made for different bases ({_short(left)} and "
+                f"{_short(right)}): a merge of them means nothing. --force merges them anyway"
+            )
     bases = [parent.base for parent in parents]
     return next((base for kind in ("fingerprint", "hub_id") for base in bases if base.get(kind)), bases[0])
 

@@ -23,7 +23,7 @@ class MergeReport:
     is |merged| / sum |w_i| |D_i|: near 0 the parents cancel each other out, and the error is given relative to
     what went in. `conversions` are the parents that were made plain adapters before, with the loss of that, which
     the errors here are not about. `interference` are the pairwise cosines of the parents' deltas; `modules` the
-    same per module.
+    same per module; `notes` are what a person should know of the parents.
     """
 
     formula: dict[str, Any]
@@ -41,6 +41,7 @@ class MergeReport:
     conversions: list[dict[str, Any]] = field(default_factory=list)
     interference: list[dict[str, Any]] = field(default_factory=list)
     modules: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def server_rank(self) -> int | None:
@@ -49,7 +50,7 @@ class MergeReport:
 
     def summary(self) -> dict[str, Any]:
         """The numbers over all modules: what the lineage keeps under `merge`."""
-        besides = ("formula", "interference", "modules", *(() if self.conversions else ("conversions",)))
+        besides = ("formula", "interference", "modules", "notes", *(() if self.conversions else ("conversions",)))
         values = {key: value for key, value in vars(self).items() if key not in besides}
         return {**self.formula, **values}
 
@@ -58,7 +59,7 @@ class MergeReport:
         return {"interference": self.interference, "modules": self.modules}
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.summary(), "max_lora_rank": self.server_rank, **self.details()}
+        return {**self.summary(), "max_lora_rank": self.server_rank, **self.details(), "notes": self.notes}
 
 
 class Tally:
@@ -118,7 +119,14 @@ class Tally:
                 for (i, j), cosine in zip(pairs, _cosines(self.products), strict=True)
             ],
             modules=self.modules,
+            notes=[*self.plan.notes, *self._untrained(names)],
         )
+
+    def _untrained(self, names: Sequence[str]) -> list[str]:
+        """Of the parents that change nothing."""
+        given = zip(names, self.products.diagonal().tolist(), self.weights.tolist(), strict=True)
+        idle = [name for name, size, weight in given if weight and not size]
+        return [f"{name} changes nothing: one factor of each of its modules is zero. Was it trained?" for name in idle]
 
 
 def _relative(squared: float, total: float, into: float) -> float:

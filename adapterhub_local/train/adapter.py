@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
+from adapterhub_local.base.modules import linear_modules
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
@@ -188,4 +189,4 @@ def save(model: Any, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, 
         base_model=info.hub_id,
     )
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in factors.items()}
-    return write_adapter(folder, config, shapes, factors.items(), info.fingerprint)
+    return write_adapter(folder, config, shapes, factors.items(), info.fingerprint, known=linear_modules(info))

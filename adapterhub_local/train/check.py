@@ -7,6 +7,7 @@ from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo, find_base
 from adapterhub_local.base.modules import check_patterns, check_targets
+from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.data.dataset import Dataset, read_data
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.config import CONFIG, AdapterConfig
@@ -68,11 +69,10 @@ def check_run(recipe: Recipe, home: Home) -> tuple[BaseInfo, Version | None]:
 
 
 def _check_start(start: Version, info: BaseInfo) -> None:
-    if start.base_fingerprint != info.fingerprint:
-        raise Incompatible(
-            f"{start} was made for another base ({(start.base_fingerprint or 'unknown')[:19]}), "
-            f"not for {info.name} ({info.fingerprint[:19]})"
-        )
+    answer = belongs(Origin(start.base_fingerprint), info)
+    if answer.level != "exact":
+        reason = answer.reason if start.base_fingerprint else f"made for another base (unknown), not for {info.name}"
+        raise Incompatible(f"{start} was {reason}")
 
 
 def _check_kept(start: Version, recipe: Recipe, problems: list[InputError]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
 from adapterhub_local.registry import Version
@@ -11,7 +12,7 @@ from serve.adapters.source import Source
 
 def check_base(version: Source, base: BaseInfo) -> None:
     """Raise Incompatible unless the version was made for `base`, as far as its lineage says."""
-    if not isinstance(version, Version) or version.base_fingerprint in (None, base.fingerprint):
+    if not isinstance(version, Version) or belongs(Origin(version.base_fingerprint), base):
         return
     theirs = version.lineage.get("base", {}).get("name") or str(version.base_fingerprint)[:19]
     raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
@@ -19,11 +20,11 @@ def check_base(version: Source, base: BaseInfo) -> None:
 
 def check_origin(adapter: AdapterFile, version: Source, base: BaseInfo) -> None:
     """Raise Incompatible if weights or config name another base; `check_base` reads the lineage only."""
-    if adapter.base_fingerprint not in (None, base.fingerprint):
-        raise Incompatible(f"the weights of '{version}' say that they were made for another base than '{base.name}'")
-    named = adapter.config.base_model
-    if version.base_fingerprint is None and adapter.base_fingerprint is None and named not in (None, base.hub_id):
-        raise Incompatible(f"'{version}' was made for '{named}', the base '{base.name}' comes from '{base.hub_id}'")
+    said = Origin.of_adapter(adapter)
+    if version.base_fingerprint is not None:  # whoever registered it has decided, whatever its config names
+        said = Origin(said.fingerprint)
+    if not (answer := belongs(said, base)):
+        raise Incompatible(f"'{version}' was {answer.reason}")
 
 
 def check_modules(adapter: AdapterFile, name: str, base: BaseInfo, shapes: Mapping[str, tuple[int, int]]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.fit import check_copies, renamed_for
 from adapterhub_local.errors import BadFile, Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.merge.dora import row_scales
@@ -76,8 +77,10 @@ def load_factors(
 
     Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
     """
-    adapter = open_adapter(source.path, dora=True)
+    adapter = open_adapter(source.path, dora=True, copies=True)
     check_origin(adapter, source, base)
+    adapter = renamed_for(adapter, shapes)
+    check_copies(adapter, base)
     check_modules(adapter, str(source), base, shapes)
     factors: dict[str, tuple[torch.Tensor, ...]] = {}
     has_effect = False

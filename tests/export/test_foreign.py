@@ -1,19 +1,21 @@
 """Adapters in other tools' spellings become the same deltas here; what is not a language model's is refused."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.cli.add import command
-from adapterhub_local.errors import BadFile, Incompatible, NotFound, QhubError
+from adapterhub_local.errors import BadFile, Incompatible, InputError, NotFound, QhubError
 from adapterhub_local.export.foreign import convert, is_foreign
 from adapterhub_local.export.gguf import write_gguf
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
@@ -72,9 +74,10 @@ def test_other_names_are_the_same_modules(ours: AdapterFile, tiny_base: BaseInfo
     """kohya's flat names with an alpha for each module, and diffusers' two spellings, give the same deltas."""
     path = save_style(ours, style, tmp_path / "foreign.safetensors")
 
-    assert is_foreign(path)
+    assert is_foreign(path) is (style != "diffusers")  # whose names are PEFT's without its prefix
     assert not is_foreign(ours.path)
-    same_deltas(open_adapter(convert(path, tiny_base, tmp_path / "out")), ours)
+    alpha = None if "kohya" in style else 8.0  # which is the rank: the scale is in B
+    same_deltas(open_adapter(convert(path, tiny_base, tmp_path / "out", alpha=alpha)), ours)
 
 
 def test_command_adds_foreign_adapters(
@@ -88,7 +91,8 @@ def test_command_adds_foreign_adapters(
         CliRunner().invoke(command, [str(tmp_path / file), "--name", name], catch_exceptions=False)
         version = registry.resolve(name)
         same_deltas(open_adapter(version.path), ours)
-        assert version.lineage["source"] == {"file": file, "base_model": tiny_base.hub_id}
+        named = tiny_base.hub_id if file.endswith(".gguf") else None  # kohya's file names none, and nobody claims it
+        assert version.lineage["source"] == {"file": file, "base_model": named}
         assert list(registry.home.tmp.iterdir()) == []
         assert version.base_fingerprint == tiny_base.fingerprint
 
@@ -160,12 +164,102 @@ def test_what_cannot_be_taken_is_told(tiny_base: BaseInfo, tmp_path: Path) -> No
 
 
 def test_alpha_of_kohyas_files_without_one(ours: AdapterFile, tiny_base: BaseInfo, tmp_path: Path) -> None:
-    """Without an alpha the scale is 1, or what is given."""
-    path = save_style(ours, "diffusers", tmp_path / "foreign.safetensors")
+    """A file that says no scale is asked for it; one that says it in its header, or for some modules, keeps that."""
+    path = save_style(ours, "old diffusers", tmp_path / "foreign.safetensors")
+    tensors, module = load_file(path), ours.modules[0]
+    with pytest.raises(BadFile, match=r"nothing in it says the scale.*give --alpha .*8 for a scale of 1"):
+        convert(path, tiny_base, tmp_path / "none")
 
-    plain = open_adapter(convert(path, tiny_base, tmp_path / "plain"))
     given = open_adapter(convert(path, tiny_base, tmp_path / "given", alpha=2.0))
-
-    module = plain.modules[0]
-    assert plain.config.scaling(module) == 1
     assert math.isclose(given.config.scaling(module), 2 / 8)
+    for key, text in {"ss_network_alpha": "32", "alpha": "32.0", "lora_adapter_metadata": '{"lora_alpha": 32}'}.items():
+        save_file(tensors, path, metadata={key: text})
+        said = open_adapter(convert(path, tiny_base, tmp_path / key))
+        assert {said.config.scaling(one) for one in said.modules} == {4.0}
+        with pytest.raises(InputError, match="alpha 32, and --alpha 2 was given"):
+            convert(path, tiny_base, tmp_path / "both", alpha=2.0)
+
+
+def test_alphas_of_some_modules_only(ours: AdapterFile, tiny_base: BaseInfo, tmp_path: Path) -> None:
+    """An alpha that is missing for one module comes from the header or from --alpha, never a guess; NaN is refused."""
+    path = save_style(ours, "kohya", tmp_path / "kohya.safetensors")
+    tensors = load_file(path)
+    whole = open_adapter(convert(path, tiny_base, tmp_path / "whole"))
+    first = next(name for name in tensors if name.endswith(".alpha"))
+    alpha = float(tensors.pop(first))
+
+    save_file(tensors, path)
+    with pytest.raises(BadFile, match=r"has an alpha for 9 of its 10 modules|an alpha for \d+ of its"):
+        convert(path, tiny_base, tmp_path / "one")
+    same_deltas(open_adapter(convert(path, tiny_base, tmp_path / "given", alpha=alpha)), whole)
+    save_file(tensors, path, metadata={"ss_network_alpha": str(alpha), "ss_network_dim": "8"})
+    same_deltas(open_adapter(convert(path, tiny_base, tmp_path / "header")), whole)
+
+    for value, why in ((float("nan"), "nan, not a finite"), (float("inf"), "inf, not a finite")):
+        save_file({**tensors, first: torch.tensor(value)}, path)
+        done = CliRunner().invoke(command, [str(path), "--name", "x"])
+        assert isinstance(done.exception, BadFile)
+        assert why in str(done.exception)
+        assert str(path) in str(done.exception)
+
+
+def test_mlx_adapters_are_read(ours: AdapterFile, registry: Registry, tiny_base: BaseInfo, tmp_path: Path) -> None:
+    """MLX-LM's transposed factors and its scale give the same deltas, by folder and by file; DoRA is refused."""
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    tensors = {}
+    for module, delta in ours.deltas():
+        tensors[f"{module}.lora_a"] = delta.A.T.contiguous()
+        tensors[f"{module}.lora_b"] = (delta.scaling / 20 * delta.B.T).contiguous()
+    save_file(tensors, folder / "adapters.safetensors", metadata={"format": "mlx"})
+    config: dict[str, Any] = {"fine_tune_type": "lora", "model": "mlx-community/tiny-4bit", "num_layers": 2}
+    config["lora_parameters"] = {"rank": 8, "scale": 20.0, "dropout": 0.0}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+    for name, path in (("one", folder), ("two", folder / "adapters.safetensors")):
+        CliRunner().invoke(command, [str(path), "--name", name], catch_exceptions=False)
+        same_deltas(open_adapter(registry.resolve(name).path), ours)
+        assert registry.resolve(name).lineage["compatibility"]["level"] == "named"  # a mirror of someone/tiny
+
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "fine_tune_type": "dora"}))
+    with pytest.raises(BadFile, match="fine_tune_type = 'dora', not supported"):
+        convert(folder, tiny_base, tmp_path / "dora")
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(BadFile, match="nothing in it says the scale"):
+        convert(folder, tiny_base, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("adapter.alora.invocation_tokens", [5, 6], "aLoRA"),
+        ("adapter.lora.invocation_tokens", [5, 6], "aLoRA"),
+        ("adapter.lora.prompt_prefix", "query: ", "prompt"),
+        ("adapter.alora.prompt_prefix", "query: ", "prompt"),
+        ("adapter.lora.something_new", 1, "not known"),
+        ("adapter.lora.task_name", "search", None),
+        ("adapter.lora.prompt_prefix", "", None),
+    ],
+)
+def test_gguf_that_is_more_than_a_plain_adapter(
+    tiny_base: BaseInfo, tmp_path: Path, key: str, value: Any, reason: str | None
+) -> None:
+    """A GGUF that is active after certain tokens or prompts only, or in ways not known, is refused with its reason."""
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    add = {str: writer.add_string, list: writer.add_array, int: writer.add_uint32}[type(value)]
+    add(key, value)
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.ones((2, 64), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight.lora_b", np.ones((64, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if reason is None:
+        assert convert(tmp_path / "a.gguf", tiny_base, tmp_path / "out").is_dir()
+        return
+    with pytest.raises(BadFile, match=reason) as caught:
+        convert(tmp_path / "a.gguf", tiny_base, tmp_path / "out")
+    assert key in str(caught.value)
