@@ -65,7 +65,8 @@ class PromptReader:
             raise BadParameter("this base has no chat template: use /v1/completions", "messages")
         self._check_variables(variables, tools)
         turns = [message.for_template() for message in messages]
-        self._bound(characters([turns, _schemas(tools)]), "messages")
+        self._bound(characters(_schemas(tools)), "tools")
+        self._bound(characters(turns), "messages")
         try:
             schemas = _schemas(tools) or ()
             writer = self._raw_writer if parse_special else self._writer

@@ -5,6 +5,7 @@ from typing import Any
 Form = tuple[dict[str, Any], int, str | None, str]
 DEEP = "refer to one another too deeply"
 LATE = "has to be compiled"
+LONG = "do not fit"  # tools are a part of the prompt, too
 
 
 def chain(count: int, link: str = "$ref") -> dict[str, Any]:
@@ -73,8 +74,8 @@ FORMS: dict[str, Form] = {
     "a definition that is itself": (schema({"$ref": "#"}), 400, SCHEMA, "no answer can have this form"),
     "what is nested 200 deep": (schema(nested(200)), 400, SCHEMA, "100 levels"),
     "anyOf nested 200 deep": (schema({"anyOf": [nested(200, "not")]}), 400, SCHEMA, "100 levels"),
-    "a tool of 5,000 references": (tool(chain(5000)), 400, TOOLS, DEEP),
-    "a tool of 2,000 objects": (tool(chain(2000, "properties")), 400, TOOLS, DEEP),
+    "a tool of 5,000 references": (tool(chain(5000)), 400, TOOLS, LONG),
+    "a tool of 2,000 objects": (tool(chain(2000, "properties")), 400, TOOLS, LONG),
     "a tool that is nested 200 deep": (tool(nested(200)), 400, TOOLS, "100 levels"),
     "5,000 rules": (structured(grammar=rules(5000)), 400, OUTPUTS, DEEP),
     "2,000 rules, which fit": (structured(grammar=rules(2000)), 200, None, ""),
