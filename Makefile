@@ -2,6 +2,8 @@
 # make check-fast  lint, types, layout and the tests of the rooms changed since main
 # make test        lint, types and all tests
 # make docs        the site, into build/site
+# make lock        requirements.lock anew: the versions of constraints.txt with the hashes of their files
+# make sbom        what an installation holds as CycloneDX JSON, into build/sbom.json
 #
 # PYTHON=python3.12 chooses another Python (3.11 or newer). TORCH_FLAGS="--index-url ..." chooses where the
 # torch build comes from, such as a CPU-only one.
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-fast check-long check-gpu check-hub1 check-llama-cpp check-oldest docs clean
+.PHONY: install demo test lint format check check-fast check-long check-gpu check-hub1 check-llama-cpp check-oldest docs lock sbom clean
 
 install: $(INSTALLED)
 
@@ -85,6 +87,25 @@ check-oldest:
 check-llama-cpp: $(INSTALLED)
 	$(PIP) -c constraints.txt -e '.[llama-cpp]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/export/test_llama_cpp.py tests/export/test_gguf_vocabulary.py
+
+# Tools of their own environment: what they need is no business of ours.
+TOOLS := build/tools/bin
+$(TOOLS)/uv: Makefile
+	$(PYTHON) -m venv build/tools
+	$(TOOLS)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 cyclonedx-bom==7.5.0
+	touch $@
+
+# The comment at its head stays. To install from it: pip install --require-hashes -r requirements.lock
+lock: $(TOOLS)/uv
+	sed '/^[^#]/,$$d' requirements.lock > build/lock
+	$(TOOLS)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -c constraints.txt \
+	  --extra sign --extra parquet --extra plot --extra s3 pyproject.toml >> build/lock
+	mv build/lock requirements.lock
+
+sbom: $(TOOLS)/uv
+	$(TOOLS)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+	  -o build/sbom.json requirements.lock
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

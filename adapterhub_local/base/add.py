@@ -12,7 +12,7 @@ from adapterhub_local.base.bases import BaseInfo, check_base_name, write_record
 from adapterhub_local.base.fingerprint import Record, fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.base.quantise import CONSTANTS, quantisation_config, quantise, quantised_modules, skipped_modules
-from adapterhub_local.base.source import INDEX, SINGLE, Source, open_source
+from adapterhub_local.base.source import INDEX, SINGLE, Source, not_a_model, open_source
 from adapterhub_local.durable import place_folder, staging
 from adapterhub_local.errors import BadFile, InUse
 from adapterhub_local.lora.write import write_safetensors
@@ -48,8 +48,11 @@ def add_base(
         folder = stage / "base"
         folder.mkdir()
         source = open_source(path)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(source.config)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(source.config, trust_remote_code=False)
+        except Exception as error:
+            raise not_a_model(path, error) from None
         written = _write_weights(folder, source, model, progress or (lambda done, total: None))
         source.config.dtype = written.dtype
         source.config.quantization_config = quantisation_config(skipped_modules(model), written.dtype)

@@ -41,8 +41,10 @@ def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str |
     import_bitsandbytes()
     with quiet_loading(), plain_linear():
         try:
-            model = AutoModelForCausalLM.from_pretrained(info.folder, dtype=dtype, device_map={"": place})
-            tokenizer = AutoTokenizer.from_pretrained(info.folder)
+            model = AutoModelForCausalLM.from_pretrained(
+                info.folder, dtype=dtype, device_map={"": place}, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False)
         except torch.OutOfMemoryError:
             raise  # a RuntimeError, but no fault of the base
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -38,7 +38,8 @@ def tied_weights(base: BaseInfo) -> dict[str, str]:
 def _skeleton(base: BaseInfo) -> torch.nn.Module:
     """The base's model without memory for its weights."""
     with quiet_loading(), torch.device("meta"):
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.folder))
+        config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
 
 

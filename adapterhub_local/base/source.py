@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
 
+from adapterhub_local.base.bounds import LIMITS, check_files, check_settings
+from adapterhub_local.base.gguf_header import read_gguf_header
 from adapterhub_local.errors import BadFile, NotFound, QhubError
 from adapterhub_local.lora.header import read_header
+from adapterhub_local.regular import read_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,19 +49,37 @@ def open_source(path: Path) -> Source:
         return _open_folder(path) if path.is_dir() else _open_gguf(path)
     except QhubError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadFile(f"{path} cannot be read as a causal language model: {reason}") from None
+    except BaseException as error:
+        raise not_a_model(path, error) from None
+
+
+def not_a_model(path: Path, error: BaseException) -> BaseException:
+    """BadFile with the first line of what a library said of a foreign model, whatever kind of error that was.
+
+    What does not come from the model (the user's Ctrl-C, a full memory) stays what it is.
+    """
+    is_panic = type(error).__name__ == "PanicException"  # of tokenizers, in Rust; not an Exception in Python
+    if isinstance(error, QhubError | MemoryError | torch.OutOfMemoryError) or not (
+        isinstance(error, Exception) or is_panic
+    ):
+        return error
+    if isinstance(error, RecursionError):
+        return BadFile(f"{path} cannot be read as a causal language model: it is nested too deeply")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return BadFile(f"{path} cannot be read as a causal language model: {lines[0][:300]}")
 
 
 def _open_folder(folder: Path) -> Source:
     if not (folder / "config.json").is_file():
         raise BadFile(f"{folder} is not a transformers model: it has no config.json")
+    check_files(folder)
+    files = _weight_files(folder)
+    fields = json.loads((folder / "config.json").read_bytes())
+    check_settings(fields, str(folder / "config.json"), num_tensors=len(files))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if method := getattr(config, "quantization_config", None):
         kind = method.get("quant_method") if isinstance(method, dict) else method.quant_method
         raise BadFile(f"{folder} is quantised already ({kind}): give the 16-bit model it was made from")
-    files = _weight_files(folder)
     stored = _model_names(files, config)
 
     def read(name: str) -> torch.Tensor:
@@ -77,7 +99,7 @@ def _model_names(files: Iterable[str], config: Any) -> dict[str, str]:
     GPT-NeoX's checkpoints say embed_out, its model lm_head. Tensors that would have to be joined keep their names.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     renamings = [entry for entry in get_model_conversion_mapping(model) if type(entry) is WeightRenaming]
     known = set(model.state_dict())
     return {name if name in known else apply_renamings(name, renamings): name for name in files}
@@ -86,8 +108,13 @@ def _model_names(files: Iterable[str], config: Any) -> dict[str, str]:
 def _weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> file that holds it."""
     if (folder / INDEX).is_file():
-        shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
-        paths = [folder / Path(shard).name for shard in shards]
+        index = json.loads(read_regular(folder / INDEX, LIMITS[INDEX]))
+        listed = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
+            raise BadFile(f"{folder / INDEX} has no weight_map from tensors to files")
+        paths = [folder / Path(shard).name for shard in sorted(set(listed.values()))]
+        if missing := next((path.name for path in paths if not path.is_file()), None):
+            raise BadFile(f"{folder / INDEX} names {missing[:100]}, which is not a file there")
     elif (folder / SINGLE).is_file():
         paths = [folder / SINGLE]
     elif list(folder.glob("pytorch_model*.bin")):
@@ -103,24 +130,28 @@ def _open_gguf(path: Path) -> Source:
     """GGUF is dequantised tensor by tensor; https://github.com/ggml-org/ggml/blob/master/docs/gguf.md."""
     import gguf
 
-    with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
-            raise BadFile(f"{path} is not a GGUF file: give a transformers folder, a .gguf file or a Hub id (ORG/NAME)")
+    header = read_gguf_header(path)
+    check_settings({key: value for key, value in header.settings.items() if not key.startswith("tokenizer.")},
+                   str(path), num_tensors=len(header.tensors))  # fmt: skip
+    if len(str(header.settings.get("tokenizer.chat_template", ""))) > LIMITS["chat_template.jinja"]:
+        raise BadFile(f"{path}: its chat template has more than {LIMITS['chat_template.jinja']:,} bytes")
+    architecture = header.architecture
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError) as error:
-        raise BadFile(f"{path} is a GGUF file that cannot be read, most likely truncated: {error}") from None
-    architecture = reader.fields["general.architecture"].contents()
-    parent, name = str(path.absolute().parent), path.name
-    config = AutoConfig.from_pretrained(parent, gguf_file=name)
-    tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
+        raise BadFile(f"{path} is a GGUF file that cannot be read: {str(error)[:200]}") from None
+    with TemporaryDirectory() as alone:  # transformers would also read a tokenizer_config.json that lies beside it
+        (Path(alone) / "model.gguf").symlink_to(path.absolute())
+        whole: dict[str, Any] = {"gguf_file": "model.gguf", "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(alone, **whole)
+        tokenizer = AutoTokenizer.from_pretrained(alone, **whole)
     if architecture not in STREAMED_GGUF:
         return _open_gguf_whole(path, config, tokenizer)
 
     blocks = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     with torch.device("meta"):
-        wanted = AutoModelForCausalLM.from_config(config).state_dict()
+        wanted = AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict()
     named = {key: blocks.get_name(key, try_suffixes=(".weight", ".bias")) for key in wanted}
 
     def read(key: str) -> torch.Tensor:
@@ -143,6 +174,7 @@ def _open_gguf_whole(path: Path, config: Any, tokenizer: PreTrainedTokenizerBase
         gguf_file=path.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
+        trust_remote_code=False,
     )
     state = model.state_dict()
     return Source(config, tokenizer, None, frozenset(state), state.__getitem__)

@@ -16,6 +16,9 @@ from adapterhub_local.cli.output import echo, print_json
 @click.option("--pr", "pull_request", is_flag=True, help="Open a pull request instead of committing to main.")
 @click.option("--base-id", metavar="ORG/MODEL", help="The Hub id of the base, if it is not known or private.")
 @click.option("--license", "licence", metavar="ID", help="Licence for the model card; default: the base's, if known.")
+@click.option("--license-name", "licence_name", metavar="NAME", help="What the licence is called, for --license other.")
+@click.option("--license-link", "licence_link", metavar="URL", help="Where it can be read, for --license other.")
+@click.option("--to-main", is_flag=True, help="Move main to the version although a newer one is there.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
@@ -26,6 +29,9 @@ def command(
     pull_request: bool,
     base_id: str | None,
     licence: str | None,
+    licence_name: str | None,
+    licence_link: str | None,
+    to_main: bool,
     private: bool,
     as_json: bool,
 ) -> None:
@@ -36,18 +42,22 @@ def command(
     qhub push sentiment theirs/sentiment-lora --pr
     qhub push --all your-team --private
 
-    The repository is made if it is missing; a version that is there already is not sent again.
+    The repository is made if it is missing; a version that is there already is not sent again. main moves to newer
+    versions only. Of a model card that people edited, our marked block and our keys change, nothing else.
     Needs a token with write access: `hf auth login`, or HF_TOKEN.
     """
     from adapterhub_local.errors import HubError, InputError
     from adapterhub_local.registry import Registry
 
     if everything:
-        if repo_id is not None or aliases or pull_request:
+        if repo_id is not None or aliases or pull_request or to_main:
             raise InputError("--all takes an organisation only: qhub push --all ORG [--private] [--base-id ORG/MODEL]")
         from adapterhub_local.hub import push_all
 
-        done = push_all(Registry(), reference, base_id=base_id, private=private, licence=licence)
+        done = push_all(
+            Registry(), reference, base_id=base_id, private=private, licence=licence, licence_name=licence_name,
+            licence_link=licence_link, note=_note,
+        )  # fmt: skip
         if as_json:
             print_json([one.to_json() for one in done])
         for one in () if as_json else done:
@@ -61,12 +71,16 @@ def command(
 
     result = push(
         Registry(), reference, repo_id, base_id=base_id, private=private, aliases=aliases, pull_request=pull_request,
-        licence=licence,
+        licence=licence, licence_name=licence_name, licence_link=licence_link, to_main=to_main, note=_note,
     )  # fmt: skip
     if as_json:
         print_json(dataclasses.asdict(result))
     else:
         echo(f"{reference} {_told(result)}\n{result.url}")
+
+
+def _note(text: str) -> None:
+    echo(f"note: {text}", err=True)
 
 
 def _told(result: Any) -> str:

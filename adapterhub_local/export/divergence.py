@@ -63,7 +63,9 @@ def measure(
     One model is in memory at a time.
     """
     with quiet_loading():
-        ids = AutoTokenizer.from_pretrained(base.folder)(text, return_tensors="pt")["input_ids"]
+        ids = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)(text, return_tensors="pt")[
+            "input_ids"
+        ]
     plain = load_base(base, dtype=torch.float32).model if onto is None else _load_source(onto)
     reference = _log_probabilities(_with_adapter(plain, adapter), ids)
     del plain
@@ -72,7 +74,7 @@ def measure(
         model = load_base(fused, dtype=torch.float32).model
     else:
         with quiet_loading():
-            model = AutoModelForCausalLM.from_pretrained(fused, dtype=torch.float32).eval()
+            model = AutoModelForCausalLM.from_pretrained(fused, dtype=torch.float32, trust_remote_code=False).eval()
     ours = _log_probabilities(model, ids)
     each = (reference.exp() * (reference - ours)).sum(-1)
     same = (reference.argmax(-1) == ours.argmax(-1)).double().mean()
@@ -81,7 +83,7 @@ def measure(
 
 def _load_source(source: Source) -> Any:
     with quiet_loading():
-        model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32, trust_remote_code=False).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # of tied ones the first only
             parameter.copy_(source.read(name))

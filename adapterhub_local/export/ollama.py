@@ -104,7 +104,7 @@ def write_ollama(
     """
     check_absent(target)
     with quiet_loading():
-        tokenizer = AutoTokenizer.from_pretrained(base.folder)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
     template = learn_template(tokenizer, base.name) if base.has_chat_template else None
     with staging(target.absolute().parent, prefix=".qhub-") as stage:
         folder = stage / "ollama"

@@ -9,28 +9,31 @@ from typing import Any
 
 import yaml
 
+from adapterhub_local.hub.edited import block
 from adapterhub_local.hub.scores import interval
 from adapterhub_local.hub.usage import usage
 from adapterhub_local.registry import Version
+from adapterhub_local.visible import visible, visible_line
 
 TAGS = ["lora", "qlora", "qhub"]
 
 
 def card(
     version: Version, base_id: str, repo_id: str, *,
-    picture: str | None = None, licence: str | None = None, max_lora_rank: int | None = None,
+    picture: str | None = None, licence: Mapping[str, str] | None = None, max_lora_rank: int | None = None,
 ) -> str:  # fmt: skip
     """The README.md of `version` in `repo_id`: YAML front matter for the Hub, then Markdown for people.
 
-    `picture` is the file of the training curve beside it; `licence` an identifier of the Hub, by default that of
-    the base if it is known; `max_lora_rank` what vLLM needs, None if vLLM cannot serve the adapter.
+    `picture` is the file of the training curve beside it; `licence` the keys that say it (`licences.check_licence`), by
+    default that of the base if it is known; `max_lora_rank` what vLLM needs, None if vLLM cannot serve the adapter.
     """
     lineage = version.lineage
-    licence = licence or _text(_table(lineage.get("base")).get("license"))
-    matter = _front_matter(lineage, base_id, repo_id, licence)
+    known = _text(_table(lineage.get("base")).get("license"))
+    said = dict(licence or ({"license": known} if known else {}))
+    matter = _front_matter(lineage, base_id, repo_id, said)
     front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=1000)
     sections = [
-        _title(version, base_id, repo_id, licence),
+        _title(version, base_id, repo_id, said.get("license_name") or said.get("license")),
         usage(version, _table(lineage.get("base")), base_id, repo_id, max_lora_rank),
         _metrics(_table(lineage.get("metrics"))),
         _merge(lineage),
@@ -39,12 +42,12 @@ def card(
         _data(lineage.get("data")),
         _identity(version, lineage),
     ]
-    return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    return f"---\n{front}---\n\n" + block("\n\n".join(section for section in sections if section)) + "\n"
 
 
-def _front_matter(lineage: Mapping[str, Any], base_id: str, repo_id: str, licence: str | None) -> dict[str, Any]:
+def _front_matter(lineage: Mapping[str, Any], base_id: str, repo_id: str, licence: Mapping[str, str]) -> dict[str, Any]:
     front: dict[str, Any] = {
-        **({"license": licence} if licence else {}),
+        **licence,
         "library_name": "peft",
         "base_model": base_id,
         "base_model_relation": "adapter",
@@ -154,7 +157,7 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
         return ""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)  # the recipe cannot end its own block
-    return f"## Recipe\n\n{fence}toml\n{text.strip()}\n{fence}"
+    return f"## Recipe\n\n{fence}toml\n{visible(text.strip())}\n{fence}"
 
 
 def _data(data: Any) -> str:
@@ -184,12 +187,12 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> st
 
 def _cell(value: Any) -> str:
     """`value` on one line that cannot break out of its cell."""
-    text = "" if value is None else " ".join(str(value).split())
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    text = "" if value is None else visible_line(" ".join(str(value).split()))
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _code(digest: Any) -> str | None:
-    return f"`{digest}`" if isinstance(digest, str) and digest else None
+    return f"`{digest.replace('`', '')}`" if isinstance(digest, str) and digest else None
 
 
 def _text(value: Any) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -33,6 +33,7 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils import logging as hub_logging
 
 from adapterhub_local.errors import HubError, InputError, NotFound, QhubError
+from adapterhub_local.hub.patience import Note, PatientApi
 
 _PROBE = 5  # seconds to wait for a connection that only tells whether there is a way
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -62,12 +63,17 @@ def is_model_id(text: object) -> bool:
     return True
 
 
-def connect(endpoint: str | None, token: str | None, *, to_write: bool = False) -> HfApi:
-    """A client of the Hub at `endpoint` (default: huggingface_hub's own). Raises HubError without a token to write."""
+def connect(endpoint: str | None, token: str | None, *, to_write: bool = False, note: Note | None = None) -> PatientApi:
+    """A client of the Hub at `endpoint` (default: huggingface_hub's own), which waits where it is asked to.
+
+    `note` is told of long waits. Raises HubError without a token to write.
+    """
     token = token or get_token()
     if to_write and not token:
         raise HubError(f"pushing needs a token of the Hub with write access: {LOG_IN}")
-    return HfApi(endpoint=endpoint, token=token, library_name="qhub")
+    api = PatientApi(endpoint=endpoint, token=token, library_name="qhub")
+    api.note = note
+    return api
 
 
 @contextmanager
@@ -147,7 +153,7 @@ def _refused(error: HfHubHTTPError, endpoint: str, repo_id: str) -> HubError:
         401: f"the token is missing, wrong or expired: {LOG_IN}",
         403: f"the token may not do this: make one with write access to {repo_id.partition('/')[0]}",
         412: "others are changing it at the same time: try again",
-        429: "too many requests: wait some minutes and try again",
+        429: "too many requests, for longer than is waited: try again later, what is there is not sent again",
     }
     hint = advice.get(status, "try again later" if status >= 500 else "nothing was changed by this request")
     return HubError(f"the Hub at {endpoint} refused {repo_id} with {status} ({said}): {hint}")

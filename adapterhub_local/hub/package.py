@@ -62,7 +62,7 @@ class Unpacked:
 
 def pack(
     version: Version, folder: Path, base_id: str, repo_id: str, home: Path, *,
-    metrics: Mapping[str, Any] | None = None, licence: str | None = None,
+    metrics: Mapping[str, Any] | None = None, licence: Mapping[str, str] | None = None,
     signature: bytes | None = None,
 ) -> Package:  # fmt: skip
     """The files to push for `version`, whose checked files are in `folder`.

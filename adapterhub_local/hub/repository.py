@@ -6,30 +6,33 @@ Every function can be stopped at any call and run again: what is there already i
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from adapterhub_local.durable import CHUNK
-from adapterhub_local.errors import HubError, InUse
+from adapterhub_local.errors import HubError, InputError, InUse
 from adapterhub_local.hub.client import status_of
-from adapterhub_local.hub.package import MANIFEST, OPTIONAL, Package, describes
+from adapterhub_local.hub.package import CARD, MANIFEST, OPTIONAL, Package, describes
+from adapterhub_local.hub.patience import PAUSES, PatientApi
 from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.registry import File
 
-ATTEMPTS = 5  # at a commit, while others commit at the same time
+MAX_CARD = 1 << 20  # bytes
+ATTEMPTS = 8  # at a commit, while others commit at the same time
 
 
 @dataclass(frozen=True)
 class Target:
     """The repository, and a folder for what is read back from it."""
 
-    api: HfApi
+    api: PatientApi
     repo_id: str
     tmp: Path
 
@@ -82,6 +85,43 @@ def is_there(target: Target, commit: str, package: Package) -> bool:
     return describes(_read_manifest(target, commit), package)
 
 
+def remove_repository(target: Target) -> bool:
+    """Remove the repository, which this push has made and left empty; False if this token may not."""
+    try:
+        target.api.delete_repo(target.repo_id)
+    except HTTPError:
+        return False
+    return True
+
+
+def read_card(target: Target, oid: str) -> str | None:
+    """The model card at a commit. Raises InputError for one that is not text, or too long to be a card."""
+    found = target.api.get_paths_info(target.repo_id, [CARD], revision=oid)
+    if not found or not isinstance(found[0], RepoFile):
+        return None
+    if found[0].size > MAX_CARD:
+        raise InputError(
+            f"{CARD} of {target.repo_id} has {found[0].size:,} bytes: it is not a model card, move it away"
+        )
+    path = target.api.hf_hub_download(target.repo_id, CARD, revision=oid, local_dir=target.tmp / oid)
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{CARD} of {target.repo_id} is not UTF-8 text: mend it there") from None
+
+
+def commit_beside(target: Target, refs: Refs, package: Package, message: str, branch: str) -> str:
+    """Commit the package on a branch of its own, from where main is, so that main stays there; the new commit."""
+    at = refs.branches.get(branch)
+    if at is None:
+        at = refs.head
+        assert at is not None, "a repository with a newer version has a main branch"
+        target.api.create_branch(target.repo_id, branch=branch, revision=at)
+    elif is_there(target, at, package):
+        return at
+    return _create(target, at, package, message, _left_over(target, at, package), branch=branch).oid
+
+
 def commit(target: Target, head: str | None, package: Package, message: str, *, is_new: bool = False) -> str:
     """Commit the package on top of `head`; the new commit.
 
@@ -90,6 +130,7 @@ def commit(target: Target, head: str | None, package: Package, message: str, *, 
     Raises InUse if they changed our files by hand. What an earlier version left and this one has not is removed;
     `is_new` says that there is no earlier one.
     """
+    pauses = list(PAUSES)
     for _ in range(ATTEMPTS):
         stale = [] if is_new or head is None else _left_over(target, head, package)
         try:
@@ -101,6 +142,9 @@ def commit(target: Target, head: str | None, package: Package, message: str, *, 
             new_head = read_refs(target).head
             if new_head is not None and new_head != head and is_there(target, new_head, package):
                 return new_head
+            if status is not None and status >= 500 and new_head == head and pauses:
+                time.sleep(pauses.pop(0))
+                continue
             if status != 412 or new_head is None:
                 raise
             if head is not None and not _may_follow(target, head, new_head, package):
@@ -175,13 +219,25 @@ def move_branch(target: Target, branch: str, oid: str, refs: Refs) -> None:
 
 
 def _create(
-    target: Target, head: str | None, package: Package, message: str, stale: list[str], *, create_pr: bool = False
+    target: Target,
+    head: str | None,
+    package: Package,
+    message: str,
+    stale: list[str],
+    *,
+    create_pr: bool = False,
+    branch: str | None = None,
 ) -> CommitInfo:
     with _operations(package) as additions:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions]
         operations += [CommitOperationDelete(path) for path in stale]
         return target.api.create_commit(
-            target.repo_id, operations=operations, commit_message=message, parent_commit=head, create_pr=create_pr
+            target.repo_id,
+            operations=operations,
+            commit_message=message,
+            parent_commit=head,
+            create_pr=create_pr,
+            revision=branch,
         )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.hub.client import check_repo_id
+from adapterhub_local.hub.patience import Note
 from adapterhub_local.hub.push import PushResult, check_branch, push
 from adapterhub_local.registry import Registry
 
@@ -28,12 +29,16 @@ def push_all(
     base_id: str | None = None,
     private: bool = False,
     licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
     token: str | None = None,
     endpoint: str | None = None,
+    note: Note | None = None,
 ) -> list[Pushed]:
     """Push every version of every name to `organisation`/<name>, oldest first, and its aliases as branches.
 
-    A '/' in a name becomes '-'. A version that cannot be pushed does not hold up the others. Raises InputError
+    A '/' in a name becomes '-'. A version that cannot be pushed does not hold up the others; `note` is told of
+    long waits, for the Hub counts requests. Raises InputError
     if there is nothing to push, or two names would share a repository.
     """
     names = registry.names()
@@ -53,7 +58,8 @@ def push_all(
                     check_branch(alias)
                 result = push(
                     registry, str(version), repos[name], base_id=base_id, private=private, aliases=aliases,
-                    licence=licence, token=token, endpoint=endpoint,
+                    licence=licence, licence_name=licence_name, licence_link=licence_link, token=token,
+                    endpoint=endpoint, note=note,
                 )  # fmt: skip
             except QhubError as error:
                 done.append(Pushed(str(version), error=str(error)))

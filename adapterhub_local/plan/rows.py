@@ -56,7 +56,7 @@ def read_examples(recipe: Recipe, folder: Path | None) -> list[Any]:
     if folder is not None:
         from transformers import AutoTokenizer
 
-        return tokenise_data(dataset, AutoTokenizer.from_pretrained(folder), data)[0].examples
+        return tokenise_data(dataset, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), data)[0].examples
     examples = [estimated(chat) for chat in dataset.train]
     short = [example for example in examples if len(example.ids) <= data.max_length]
     if len(short) < len(examples) and data.too_long == "error":

@@ -39,7 +39,7 @@ def describe_runs(runs: Runs, datasets: Mapping[Any, Dataset], home: Home) -> di
 def load_tokenizer(info: BaseInfo) -> PreTrainedTokenizerBase:
     """The tokenizer of a base, without its model. Raises Corrupt."""
     try:
-        return AutoTokenizer.from_pretrained(info.folder)
+        return AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise Corrupt(f"base '{info.name}' has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
 

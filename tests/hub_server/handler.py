@@ -71,6 +71,10 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             kind = self.hub.disturbance(path)
             try:
+                if (left := self.hub.requests_left) is not None:  # how many are answered before it asks to wait
+                    self.hub.requests_left = left - 1 if left else self.hub.window
+                    if not left:
+                        raise Answer(429, {"error": "Too many requests"}, RateLimit=f'"api";r=0;t={self.hub.reset}')
                 if kind == "drop" or isinstance(kind, int):
                     raise Answer(kind if isinstance(kind, int) else 0, {"error": "no"}, Retry_After="0")
                 answer = self._route(path)

@@ -22,6 +22,13 @@ def create(call: Handler) -> Answer:
     return Answer(200, url)
 
 
+def delete(call: Handler) -> Answer:
+    call.check_right()
+    wanted = json.loads(call.body)
+    del call.hub.repos[f"{wanted['organization']}/{wanted['name']}"]
+    return Answer(200, {})
+
+
 def whoami(call: Handler) -> Answer:
     return Answer(200, {"name": "me", "type": "user", "orgs": []})
 
@@ -32,6 +39,8 @@ def validate(call: Handler) -> Answer:
         front = yaml.safe_load(content.split("---")[1])
         if "/" not in front.get("base_model", "a/b").strip("/."):
             raise ValueError('"base_model" must be the id of a model')
+        if front.get("language") == "klingon":
+            raise ValueError('"language" must only contain lowercase characters and be an ISO 639 code')
     except (IndexError, AttributeError, ValueError, yaml.YAMLError) as error:
         return Answer(400, {"errors": [{"message": str(error)}], "warnings": []})
     return Answer(200, {"errors": [], "warnings": []})
@@ -74,6 +83,7 @@ def info(call: Handler, repo: str, revision: str = "main") -> Answer:
 
 ROUTES = (
     Route("POST", r"/api/repos/create", create),
+    Route("DELETE", r"/api/repos/delete", delete),
     Route("GET", r"/api/whoami-v2", whoami),
     Route("POST", r"/api/validate-yaml", validate, Access.ANYONE),
     Route("GET", r"/api/models", search, Access.ANYONE),

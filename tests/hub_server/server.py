@@ -22,6 +22,8 @@ class HubServer:
         self.before: Callable[[str, str], bool | None] | None = None
         self.disturbances: list[list] = []
         self.may_create = self.may_write = True
+        self.requests_left: int | None = None
+        self.window, self.reset = 20, 0  # requests, and seconds that are asked for
         self.renamed: dict[str, str] = {}
         self.large_files_elsewhere = False
         self.multipart_above = multipart_above
