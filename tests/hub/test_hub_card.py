@@ -22,7 +22,8 @@ def test_no_path_of_this_machine_is_published(hub: HubServer, registry: Registry
     """Paths in recipe and lineage are cut short in every pushed file, the manifest says where, and it pulls."""
     here = [str(home.root), str(Path.cwd()), str(Path.home())]
     text = f'data = "{home.root}/data/train.jsonl"\nother = "{Path.cwd()}/x"\nthird = "/srv/secret/y.jsonl"\n'
-    version = publish(registry, recipe={"text": text}, data=[{"role": "train", "file": f"{Path.home()}/d/train.jsonl"}])
+    data = [{**LINEAGE["data"][0], "file": f"{Path.home()}/d/train.jsonl"}]
+    version = publish(registry, recipe={"text": text}, data=data)
     pushed(hub, registry)
 
     everything = b"".join(hub.repos[REPO].files().values())
