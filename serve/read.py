@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from adapterhub_local.base.chat_template import ChatSettings
 from adapterhub_local.base.load import LoadedBase
 from serve.answers.logprobs import MAX_NUMBERS, Echo
 from serve.engine.engine import Engine
@@ -10,7 +11,7 @@ from serve.errors import BadParameter, Busy, ContextTooLong
 from serve.requests.generation import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from serve.requests.messages import ToolChoice
 from serve.text.grammar import Grammar, GrammarReader, answer_grammar, structured_grammar
-from serve.text.prompt import PromptReader, end_tokens, sampling_defaults
+from serve.text.prompt import PLAIN, PromptReader, end_tokens, sampling_defaults
 from serve.text.tools import CallReader, ToolFormat
 
 
@@ -38,15 +39,17 @@ class BodyReader:
         self.defaults = sampling_defaults(base.model)
         self.grammars = GrammarReader(base.tokenizer, self.vocabulary_size, self.end_tokens)
 
-    def choices(self, body: GenerationRequest) -> list[Choice]:
+    def choices(self, body: GenerationRequest, settings: ChatSettings = PLAIN) -> list[Choice]:
         """The answers that `body` asks for, those to one prompt beside each other.
+
+        `settings`: how the adapter that answers was trained to be spoken to.
 
         Raises BadParameter, ContextTooLong, and Busy if they are more than ever fit into the queue.
         """
         num_prompts = len(body.prompts) if isinstance(body, CompletionRequest) else 1
         if num_prompts * body.num_choices > self.engine.options.queue_limit:
             raise Busy(f"{num_prompts} prompts with {body.num_choices} answers each are more than the queue holds")
-        prompts, echoes, tool_format = self._prompts(body)
+        prompts, echoes, tool_format = self._prompts(body, settings)
         _check_numbers(body, sum(map(len, prompts)) * body.num_choices)
         grammar, param = _grammar(body, tool_format)
         count = len(prompts) * body.num_choices
@@ -65,11 +68,13 @@ class BodyReader:
                 choices.append(Choice(f"{index}.{number}", prompt, params, constraint, calls, echo))
         return choices
 
-    def _prompts(self, body: GenerationRequest) -> tuple[list[tuple[int, ...]], list[Echo], ToolFormat | None]:
+    def _prompts(
+        self, body: GenerationRequest, settings: ChatSettings
+    ) -> tuple[list[tuple[int, ...]], list[Echo], ToolFormat | None]:
         """Tokens of each prompt, what of them to give back, and how tools are called if they may be."""
         if isinstance(body, ChatRequest):
             tools = body.callable_tools
-            tool_format = self.prompts.tool_format(body.messages, tools)
+            tool_format = self.prompts.tool_format(body.messages, tools, settings)
             variables = body.chat_template_kwargs or {}
             continues, begins = body.continue_final_message, body.begins_answer
             prompt = self.prompts.chat(
@@ -79,6 +84,7 @@ class BodyReader:
                 continues=continues,
                 begins_answer=begins,
                 parse_special=body.parse_special,
+                settings=settings,
             )
             return [prompt], [], tool_format
         assert isinstance(body, CompletionRequest)

@@ -27,10 +27,11 @@ from serve.errors import ModelNotFound
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
-from serve.requests.generation import GenerationRequest
+from serve.requests.generation import ChatRequest, GenerationRequest
 from serve.requests.model_ref import ModelRef, read_model
 from serve.text.compiler import PROCESSES
 from serve.text.generate import Generation
+from serve.text.prompt import PLAIN
 from serve.threads import compute_alone
 
 LOADS = 4  # cold adapters that are read at the same time
@@ -111,7 +112,7 @@ class Service:
         ref = body.model_ref(self.base.info.name)
         loop = asyncio.get_running_loop()
         target = await asyncio.to_thread(self.choose, ref, body.user, key)
-        choices = await loop.run_in_executor(self.forms if body.has_form else None, self.reader.choices, body)
+        choices = await loop.run_in_executor(self.forms if body.has_form else None, self._read, target, body)
         room = self.loading if self._is_cold(target) else None
         salt = self._salt(body, key)
         requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt)
@@ -181,6 +182,10 @@ class Service:
         """What keeps apart the prefixes of those that do not share them."""
         owner = key.id if key is not None and not self.http.share_prefixes else ""
         return f"{owner}\0{body.cache_salt or ''}"
+
+    def _read(self, target: Target, body: GenerationRequest) -> list[Choice]:
+        """The answers that are asked for, with prompts as what answers was trained on."""
+        return self.reader.choices(body, target.chat_settings if isinstance(body, ChatRequest) else PLAIN)
 
     def _is_cold(self, target: Target) -> bool:
         """Whether its adapter has to be read first, which takes long on slow storage."""

@@ -38,6 +38,32 @@ class ChatSettings:
     control_tokens: str = "text"
     day: str | None = None
 
+    @classmethod
+    def of_lineage(cls, lineage: Mapping[str, Any]) -> "ChatSettings":
+        """How the conversations that a version was trained on were written; the defaults if it was not trained.
+
+        Raises InputError where a version from elsewhere brings a template of its own: that is a program.
+        """
+        recipe = lineage.get("recipe")
+        resolved = recipe.get("resolved") if isinstance(recipe, dict) else None
+        data = resolved.get("data") if isinstance(resolved, dict) else None
+        if not isinstance(data, dict):
+            return _DEFAULTS
+        arguments, template = data.get("template_args"), data.get("chat_template")
+        is_foreign = "pulled_from" in lineage or "imported_from" in lineage
+        if is_foreign and isinstance(template, str) and is_source(template):
+            raise InputError(
+                "it was trained elsewhere with a chat template of its own, and templates of others are not run: "
+                "ask with /v1/completions and a prompt as it was trained"
+            )
+        return cls(
+            template_args=arguments if isinstance(arguments, dict) else {},
+            chat_template=template if isinstance(template, str) else None,
+            system_role="user" if data.get("system_role") == "user" else "system",
+            control_tokens="tokens" if data.get("control_tokens") == "tokens" and not is_foreign else "text",
+            day=_day(data.get("date")) or DAY,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """What differs from the defaults."""
         return {key: value for key, value in vars(self).items() if value != getattr(_DEFAULTS, key)}
@@ -175,6 +201,13 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
             value = None
         function["arguments"] = value if isinstance(value, dict) else function["arguments"]
     return {**{key: value for key, value in call.items() if key != "index"}, "function": function}
+
+
+def _day(value: Any) -> str | None:
+    try:
+        return datetime.date.fromisoformat(value).isoformat()
+    except (TypeError, ValueError):
+        return None
 
 
 def is_source(text: str) -> bool:

@@ -6,13 +6,14 @@ from datetime import datetime
 from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.errors import NotFound
+from adapterhub_local.base.chat_template import ChatSettings
+from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.refs import Reference
-from adapterhub_local.registry import Registry
+from adapterhub_local.registry import Registry, Version
 from serve.adapters.mixture import Mixture, label_of, mixture
 from serve.adapters.record import AdapterStatus, Label
 from serve.adapters.source import Source
-from serve.errors import ModelNotFound
+from serve.errors import BadParameter, ModelNotFound
 from serve.requests.model_ref import ModelRef
 
 
@@ -36,6 +37,22 @@ class Target:
         if self.version is None:
             return Label(self.base.name, (self.base.name,))
         return Label(self.version.name, label_of(self.version).names)
+
+    @property
+    def chat_settings(self) -> ChatSettings:
+        """How it was trained to be spoken to; that of the base for a mix whose parts differ. Raises BadParameter."""
+        match self.version:
+            case Version() as version:
+                parts = [version]
+            case Mixture() as mix:
+                parts = [source for source, _ in mix.terms if isinstance(source, Version)]
+            case _:
+                parts = []
+        try:
+            found = [ChatSettings.of_lineage(version.lineage) for version in parts]
+        except InputError as error:
+            raise BadParameter(f"'{self.model}' cannot be asked with messages: {error}", "messages") from None
+        return found[0] if found and all(each == found[0] for each in found) else ChatSettings()
 
     @property
     def adapter(self) -> dict[str, Any] | None:

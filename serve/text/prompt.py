@@ -1,9 +1,12 @@
 """Prompts to token ids: the base's chat template for conversations, its tokenizer for plain text."""
 
 import inspect
+import json
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +22,8 @@ from serve.text.detokenize import Detokenizer
 from serve.text.encode import Encoder, characters
 from serve.text.tools import ToolFormat, format_of
 
+PLAIN = ChatSettings()
+WRITERS = 64  # ways of writing that are remembered
 # what `apply_chat_template` takes itself, and what it gives to every template
 RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages", "self"}
 
@@ -31,16 +36,29 @@ class PromptReader:
         self.vocabulary_size = vocabulary_size
         self.max_length = max_length
         self.encoder = Encoder(tokenizer)
-        self._writer = ChatWriter(tokenizer)
-        self._raw_writer = ChatWriter(tokenizer, ChatSettings(control_tokens="tokens"))
+        self._writers: OrderedDict[str, ChatWriter] = OrderedDict()  # by settings
         self._lock = threading.Lock()
         self._spellings: dict[int, str] = {}
 
-    def tool_format(self, messages: Sequence[Message], tools: Sequence[Tool]) -> ToolFormat | None:
+    def _writer(self, settings: ChatSettings) -> ChatWriter:
+        """What writes conversations in this way, made once."""
+        key = json.dumps(settings.to_json(), sort_keys=True, default=str)
+        with self._lock:
+            writer = self._writers.get(key) or ChatWriter(self.tokenizer, settings)
+            self._writers[key] = writer
+            self._writers.move_to_end(key)
+            if len(self._writers) > WRITERS:
+                self._writers.popitem(last=False)
+            return writer
+
+    def tool_format(
+        self, messages: Sequence[Message], tools: Sequence[Tool], settings: ChatSettings = PLAIN
+    ) -> ToolFormat | None:
         """How the base writes calls, if the conversation has to do with tools. Raises BadParameter if it knows none."""
         if not tools and not any(message.uses_tools for message in messages):
             return None
-        found = format_of(self.tokenizer.get_chat_template(tools=_schemas(tools)) if self._has_template else "")
+        writer = self._writer(settings)
+        found = format_of(writer.template(_schemas(tools) or ()) if writer.has_template else "")
         if found is None:
             param = "tools" if tools else "messages"
             raise BadParameter("the chat template of this base has no tools, or calls them in an unknown way", param)
@@ -55,22 +73,24 @@ class PromptReader:
         continues: bool = False,
         begins_answer: bool = True,
         parse_special: bool = False,
+        settings: ChatSettings = PLAIN,
     ) -> tuple[int, ...]:
         """Tokens of a conversation, up to where the assistant begins to speak, or goes on with the last message.
 
-        `variables` are the template's own. What any of these spells of control tokens is text, unless `parse_special`.
+        `settings` are those of the adapter that answers, `variables` the template's own. What any of these spells of
+        control tokens is text, unless `parse_special`.
         Raises BadParameter, ContextTooLong.
         """
-        if not self._has_template:
+        writer = self._writer(replace(settings, control_tokens="tokens") if parse_special else settings)
+        if not writer.has_template:
             raise BadParameter("this base has no chat template: use /v1/completions", "messages")
-        self._check_variables(variables, tools)
+        self._check_variables(variables, writer.template(_schemas(tools) or ()))
         turns = [message.for_template() for message in messages]
         self._bound(characters(_schemas(tools)), "tools")
         self._bound(characters(turns), "messages")
         try:
             schemas = _schemas(tools) or ()
-            writer = self._raw_writer if parse_special else self._writer
-            if not parse_special:
+            if writer.settings.control_tokens == "text":
                 with self._lock:  # made once for each template
                     control = writer.control(schemas)
                 variables = control.shield(dict(variables))
@@ -93,17 +113,12 @@ class PromptReader:
             tokens = self._encoded(text, "messages", add_special_tokens=False)
         return self._checked(tokens, "messages")
 
-    def _check_variables(self, variables: Mapping[str, Any], tools: Sequence[Tool]) -> None:
+    def _check_variables(self, variables: Mapping[str, Any], template: str) -> None:
         """Raise BadParameter about what is no variable of the chat template: it would change nothing, or too much."""
-        template = self.tokenizer.get_chat_template(tools=_schemas(tools)) if variables else ""
         for name in variables:
             if name in RESERVED or not re.search(rf"\b{re.escape(name)}\b", template):
                 message = f"'{name[:80]}' is no variable of this base's chat template that a request may set"
                 raise BadParameter(message, "chat_template_kwargs")
-
-    @property
-    def _has_template(self) -> bool:
-        return bool(self.tokenizer.chat_template)
 
     def plain(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of a text, or token ids as they are. Raises BadParameter, ContextTooLong."""
