@@ -65,7 +65,7 @@ def parse_rate(text: str) -> tuple[int, int]:
     """`60/min` as (60, 60): requests and seconds. Raises InputError."""
     match = _RATE.fullmatch(text)
     if match is None or not 1 <= int(match[1]) <= MAX_RATE:
-        raise InputError(f"'{text}' is no rate: write a number and {', '.join(PERIODS)}, such as 60/min")
+        raise InputError(f"'{text}' is not a rate: write a number and {', '.join(PERIODS)}, such as 60/min")
     return int(match[1]), PERIODS[match[2]]
 
 
@@ -171,7 +171,7 @@ def _expiry(age: str | None) -> str | None:
         return None
     match = _AGE.fullmatch(age)
     if match is None or not int(match[1]):
-        raise InputError(f"'{age}' is no time: write hours or days, such as 12h or 30d")
+        raise InputError(f"'{age}' is not a time: write hours or days, such as 12h or 30d")
     return _now(timedelta(hours=int(match[1])) if match[2] == "h" else timedelta(days=int(match[1])))
 
 

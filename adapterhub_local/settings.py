@@ -173,7 +173,7 @@ class Process:
 
 
 def process() -> Process:
-    """This process's place, as torchrun tells it. Raises InputError for what is no number."""
+    """This process's place, as torchrun tells it. Raises InputError for what is not a number."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     try:
         rank, local_rank, world_size = (

@@ -6,7 +6,7 @@ Same base, tokens and order of magnitude of work: rank 16 on all linear layers, 
 on the CPU. The baselines pad each batch and compute logits at every position, as their defaults do (TRL casts the
 factors to bfloat16 as well); ours packs a batch behind what its examples share and computes logits where there are
 labels. Each side is a process of its own, in turn, so that a noisy machine hits all; the median is reported, and the
-held-out score of each, because speed that costs quality is none. TRL is no dependency: --trl names a folder made by
+held-out score of each, because speed that costs quality is none. TRL is not a dependency: --trl names a folder made by
 
     pip install --target FOLDER --no-deps trl datasets pandas pyarrow multiprocess dill xxhash aiohttp frozenlist \
       aiosignal multidict yarl attrs propcache aiohappyeyeballs python-dateutil pytz tzdata six

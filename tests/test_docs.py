@@ -1,5 +1,6 @@
 """The README and the pages of the rooms say what is so."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -83,3 +84,22 @@ def test_the_site_builds(tmp_path: Path) -> None:
     rows = [line for line in verbs.splitlines() if line.startswith("| `-")]
     assert len(rows) > 150
     assert not [row for row in rows if row.endswith("|  |")], "every option says what it does"
+
+
+ENGLISH = re.compile(
+    r"(?<!here )\b(?:is|was) no (?:\w+ )?(?:id|file|number|folder|adapter|digest|version|alias|name|option|rate)\b|"
+    r"\bis told\b|\bis said\b|cannot be had|say something"
+)
+
+
+@pytest.mark.parametrize("room", ["adapterhub_local", "serve"])
+def test_messages_are_in_plain_english(room: str) -> None:
+    """No message or help text uses the turns of phrase that native readers stumble over: "is no digest", "is told"."""
+    found = []
+    for path in sorted((ROOT / room).rglob("*.py")):
+        tree = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {id(node.value) for node in tree if isinstance(node, ast.Expr)}
+        for node in tree:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                found += [f"{path.name}: {node.value}" for _ in ENGLISH.finditer(node.value)]
+    assert not found

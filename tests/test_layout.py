@@ -202,7 +202,7 @@ def test_the_library_shows_what_it_lists() -> None:
 
 
 def test_every_verb_has_its_file() -> None:
-    """A verb is one file of the command line, and there is no file that is no verb."""
+    """A verb is one file of the command line, and there is no file that is not a verb."""
     helpers = {"__init__", "main", "output", "merge_report"}
     files = {path.stem for path in (ROOT / "adapterhub_local" / "cli").glob("*.py")}
     assert files - helpers == {verb.replace("-", "_") for verb in VERBS}

@@ -63,7 +63,7 @@ def test_good_spellings_parse_and_print_back(text: str, printed: str) -> None:
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: ascii(text)[:24])
 def test_bad_spellings_are_refused_in_one_short_line(text: str) -> None:
-    """What is no reference is refused with a printable message that fits a line, however long or hostile it is."""
+    """What is not a reference is refused with a printable message that fits a line, however long or hostile it is."""
     with pytest.raises(BadReference) as caught:
         Reference.parse(text)
     message = str(caught.value)
@@ -130,7 +130,7 @@ def test_mixes_as_people_write_them() -> None:
 
 @pytest.mark.parametrize("text", BAD_MIXES, ids=lambda text: ascii(text)[:24])
 def test_bad_mixes_are_refused(text: str) -> None:
-    """A mix with a missing term, a weight that is no finite number, or a bad reference is refused."""
+    """A mix with a missing term, a weight that is not a finite number, or a bad reference is refused."""
     with pytest.raises(BadReference):
         Mix.parse(text)
 

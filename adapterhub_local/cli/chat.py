@@ -74,7 +74,7 @@ def _check_url(url: str) -> None:
     except ValueError:  # a port that is none
         is_address = False
     if not is_address:
-        raise InputError(f"'{url}' is no server's address: write it as http://127.0.0.1:8000/v1")
+        raise InputError(f"'{url}' is not a server's address: write it as http://127.0.0.1:8000/v1")
 
 
 @dataclass

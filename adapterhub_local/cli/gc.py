@@ -7,7 +7,7 @@ from adapterhub_local.registry import Registry
 
 
 @click.command(name="gc")
-@click.option("--apply", is_flag=True, help="Do it; without it only what would be done is told.")
+@click.option("--apply", is_flag=True, help="Do it; without it, only report what would be done.")
 @click.option("--grace", type=click.FloatRange(0), default=3600, show_default=True, metavar="SECONDS",
               help="Keep what is younger: it may belong to a version being published.")  # fmt: skip
 @click.option("--purge-after", type=click.FloatRange(0), default=7 * 24 * 3600, show_default=True, metavar="SECONDS",

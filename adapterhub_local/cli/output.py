@@ -44,7 +44,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
 
 
 def score_text(metric: str, value: float, interval: Sequence[float] | None = None, *, is_signed: bool = False) -> str:
-    """A score for people, with its interval: `89.5% [84.5, 93.0]`; what is no share as a number."""
+    """A score for people, with its interval: `89.5% [84.5, 93.0]`; what is not a share as a number."""
     from adapterhub_local.registry.catalog import SHARES
 
     is_share = metric in SHARES

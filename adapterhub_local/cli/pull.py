@@ -9,7 +9,7 @@ from adapterhub_local.cli.output import echo, note_left_out, print_json
 @click.argument("repository", metavar="ORG/REPO[/FOLDER][@REVISION]")
 @click.option("--subfolder", metavar="FOLDER", help="The folder of the repository that the adapter is in.")
 @click.option("--name", metavar="NAME", help="The adapter's name here; default: the repository's own.")
-@click.option("--base", metavar="BASE", help="The base here it is for, where neither fingerprint nor Hub id tells.")
+@click.option("--base", metavar="BASE", help="The base here it is for, where neither fingerprint nor Hub id decides.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(repository: str, subfolder: str | None, name: str | None, base: str | None, as_json: bool) -> None:
     """Pull an adapter from the Hugging Face Hub and register it as a version.

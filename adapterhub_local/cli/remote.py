@@ -97,7 +97,7 @@ def rm(name: str) -> None:
 def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"'{text}' is no option: write KEY=VALUE, such as endpoint_url=https://...")
+        raise InputError(f"'{text}' is not an option: write KEY=VALUE, such as endpoint_url=https://...")
     try:
         return key.strip(), json.loads(value)  # numbers, true, false
     except ValueError:

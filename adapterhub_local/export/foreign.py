@@ -64,7 +64,7 @@ def convert(path: Path, base: BaseInfo, folder: Path, *, alpha: float | None = N
     """Write the foreign adapter at `path`, made for `base`, into `folder` as PEFT would, and return the folder.
 
     `alpha` is for modules whose scale nothing in the file says. What a file says of its base is kept: the fingerprint
-    that our export notes, the base's repository. Raises BadFile for what is no adapter, is damaged, or says no scale;
+    that our export notes, the base's repository. Raises BadFile for what is damaged, not an adapter, or has no scale;
     Incompatible for modules that the base does not have; AlphaKnown for an alpha beside one that is there.
     """
     fingerprint: str | None = None
@@ -157,7 +157,7 @@ def _read_gguf(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | Non
     for tensor in reader.tensors:
         name, _, factor = tensor.name.rpartition(".lora_")
         if name not in modules or factor not in ("a", "b"):
-            raise Incompatible(f"{path}: {tensor.name} is no factor of a linear layer of base '{base.name}'")
+            raise Incompatible(f"{path}: {tensor.name} is not a factor of a linear layer of base '{base.name}'")
         module = modules[name]
         layer = layers.setdefault(module, _Layer())
         values = torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))  # a copy: the file is mapped read-only
@@ -200,7 +200,7 @@ def _read_kohya(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | No
             module = _find(flat, match["module"].replace(".", "_")) if match else None
             if match is None or module is None:
                 raise Incompatible(
-                    f"{path}: {name!r} is no factor of a linear layer of base '{base.name}' ({base.architecture}); "
+                    f"{path}: {name!r} is not a factor of a linear layer of base '{base.name}' ({base.architecture}); "
                     "adapters of image models are not taken"
                 )
             layer, value = layers.setdefault(module, _Layer()), file.get_tensor(name)
@@ -240,7 +240,7 @@ def _read_mlx(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | None
             parts = parse_name(name)
             if parts.kind != "mlx" or names[parts.module] not in linears:
                 why = "DoRA of MLX-LM, which has no plain factors" if name.endswith(".m") else (
-                    f"is no factor of a linear layer of base '{base.name}' ({base.architecture})"
+                    f"is not a factor of a linear layer of base '{base.name}' ({base.architecture})"
                 )  # fmt: skip
                 raise Incompatible(f"{weights}: {name!r} {'is ' if name.endswith('.m') else ''}{why}")
             layer = layers.setdefault(names[parts.module], _Layer())

@@ -67,7 +67,7 @@ def write_vocabulary(writer: Any, base: BaseInfo, size: int) -> list[str]:
         writer.add_token_list(tokens)
         writer.add_token_merges(
             [_joined(merge) for merge in merges] or ["a b"]
-        )  # llama.cpp wants some; "ab" is no token
+        )  # llama.cpp wants some; "ab" is not a token
     writer.add_token_types(types)
     _write_special(writer, base, tokenizer)
     if tokenizer.chat_template is not None:

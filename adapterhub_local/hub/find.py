@@ -45,7 +45,7 @@ def search_hub(
 ) -> list[Found]:
     """PEFT adapters whose id has `words` in it, most downloaded first; `base` is the Hub id of their base.
 
-    Raises InputError for a base that is no id, HubError.
+    Raises InputError for a base that is not an id, HubError.
     """
     if base is not None and not is_model_id(base):
         raise InputError(f"{base!r} is not the id of a model on the Hub: give --base ORG/MODEL")

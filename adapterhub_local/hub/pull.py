@@ -73,7 +73,7 @@ def pull(
     `name` defaults to the repository's own. `base` names the base of this home it is for, where neither
     fingerprint nor Hub id tells. With `trusted` (default: QHUB_TRUSTED_KEYS) it must be signed with one of these
     public keys. Raises NotFound, HubError, BadReference for a name that cannot be used, Corrupt
-    if bytes are not what the manifest or the Hub says, BadFile for what is no adapter or is not supported,
+    if bytes are not what the manifest or the Hub says, BadFile for what is not an adapter or is not supported,
     Incompatible for a base that does not fit; then nothing is registered.
     """
     address = Address.parse(repo_id)

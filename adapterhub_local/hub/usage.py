@@ -52,7 +52,7 @@ def _vllm(version: Version, base_id: str, repo_id: str, max_lora_rank: int | Non
     if max_lora_rank is None:
         return "vLLM does not read this adapter as it is: its rank or scale differs by module, or is above 512."
     short = version.name.replace("/", "-")
-    return f"""With vLLM, whose base is not in 4 bits unless it is told so:
+    return f"""With vLLM, whose base is in 16 bits unless asked otherwise:
 
 ```sh
 pip install vllm bitsandbytes

@@ -39,7 +39,7 @@ def compare_deltas(
     """One module at a time; modules of different shapes have no cosine.
 
     No dense matrix is made, but where one of the two has DoRA: its change of a module's weight depends on the weight
-    and is no low-rank product, so it needs its base in `bases`. Raises Incompatible if that is not its base.
+    and is not a low-rank product, so it needs its base in `bases`. Raises Incompatible if that is not its base.
     """
     sides = [(side, BaseWeights(base) if base else None) for side, base in zip((left, right), bases, strict=True)]
     is_dense = any(side.magnitudes for side, _ in sides)

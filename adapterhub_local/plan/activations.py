@@ -78,7 +78,7 @@ def adapted(shape: Shape, targets: tuple[str, ...]) -> tuple[Linear, ...]:
         if not found:
             names = ", ".join(linear.name for linear in shape.linears)
             raise InputError(
-                f"adapter.target_modules: '{target}' is no linear layer of {shape.model_type}: it has {names}"
+                f"adapter.target_modules: '{target}' is not a linear layer of {shape.model_type}: it has {names}"
             )
         chosen |= found
     return tuple(linear for linear in shape.linears if linear in chosen)

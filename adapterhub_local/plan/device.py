@@ -34,7 +34,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
     size = float(match[1]) * UNITS[match[2] or ""] if match else 0
     if not 1 <= size < 2**60:
-        raise InputError(f"'{text}' is no size of memory: write it as 24GB, 7.4GiB or 900MB")
+        raise InputError(f"'{text}' is not a size of memory: write it as 24GB, 7.4GiB or 900MB")
     return int(size)
 
 

@@ -40,7 +40,7 @@ class Layer:
 def read_layers(path: Path) -> list[Layer]:
     """The recipe at `path` and all it extends, the most general first.
 
-    Raises NotFound if there is no such file, BadRecipe for what is no TOML, or for files that extend each other.
+    Raises NotFound if there is no such file, BadRecipe for what is not TOML, or for files that extend each other.
     """
     layers: list[Layer] = []
     seen: list[Path] = []

@@ -171,7 +171,7 @@ def _digests(version: Version) -> tuple[str, ...]:
 def _blob_problems(registry: Registry, path: Path, store: Checked, users: dict[str, list[str]]) -> Iterator[Problem]:
     digest = from_hex(path.name)
     if not _HEX.fullmatch(path.name) or registry.blobs.path(digest) != path or not path.is_file():
-        yield Problem("foreign", str(path), "is no blob: nothing of this registry made it")
+        yield Problem("foreign", str(path), "is not a blob: nothing of this registry made it")
     elif store.state(digest) == "damaged":
         needing = ", ".join(users.get(digest, [])[:3]) or "no version"
         yield Problem("damaged", digest, f"its bytes have another digest; {needing} needs it: pull or publish it again")

@@ -62,7 +62,7 @@ def check_format(store: Store) -> bool:
 def prepare(store: Store) -> None:
     """Mark a new remote, once it was seen to keep its word: a store may take a condition and not heed it.
 
-    Raises QhubError if it replaces what it was told to leave.
+    Raises QhubError if it replaces what it was asked to keep.
     """
     if check_format(store):
         return
@@ -71,7 +71,7 @@ def prepare(store: Store) -> None:
     heeded = not store.create(probe, b"other") and store.read(probe, 5) == b"first"
     store.remove(probe)
     if not heeded:
-        raise QhubError(f"{store.url} replaces what it was told to leave, so two people could overwrite one another's "
+        raise QhubError(f"{store.url} replaces what it was asked to keep, so two people could overwrite one another's "
                         "versions: push to a folder or to a store that heeds If-None-Match")  # fmt: skip
     store.create(MARKER, canonical_json({"format": FORMAT}))
 

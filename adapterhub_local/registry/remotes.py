@@ -105,7 +105,7 @@ def check_kind(scheme: str) -> None:
             else "write a folder or s3://bucket/team to push and to pull, or "
             "to pull only what fsspec opens, such as gs://, az://, sftp:// or https://"
         )
-        raise InputError(f"'{scheme}://' is no kind of place that can be opened: {hint}")
+        raise InputError(f"'{scheme}://' is not a kind of place that can be opened: {hint}")
     try:
         get_filesystem_class(scheme)
     except ImportError as error:
@@ -149,7 +149,7 @@ def _check_folder(path: str) -> None:
     if scheme.lower() in kinds and not Path(path).exists():
         meant = f"{scheme.lower()}://{rest.strip('/') or 'bucket/team'}"
         raise InputError(
-            f"'{path}' is no folder here and looks like a kind of place: write {meant}, or ./{path} to make that folder"
+            f"'{path}' is not a folder here and looks like a kind of place: write {meant}, or ./{path} for that folder"
         )
 
 

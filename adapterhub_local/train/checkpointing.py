@@ -109,7 +109,7 @@ def move_embeddings(model: Any) -> None:
 class HostEmbedding(nn.Module):
     """Rows of a frozen table in host memory: ids (...) int64 on any device -> rows (..., hidden) where the table was.
 
-    The table is no parameter, so the model's device is that of the others, and nothing moves it.
+    The table is not a parameter, so the model's device is that of the others, and nothing moves it.
     """
 
     def __init__(self, layer: nn.Embedding) -> None:

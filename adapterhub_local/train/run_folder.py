@@ -69,7 +69,7 @@ class Run:
             else:
                 raise InUse(
                     f"{self.folder.name} is being trained by another process: `qhub runs show {self.folder.name}` "
-                    "tells how far it is; stop it first to train it here"
+                    "shows how far it is; stop it first to train it here"
                 )
             try:
                 yield

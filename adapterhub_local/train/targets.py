@@ -28,7 +28,7 @@ def target_names(model: Any, wanted: str | Sequence[str]) -> str | list[str]:
         if not chosen:
             leaves = sorted({module.rpartition(".")[2] for module in linear})
             raise InputError(
-                f"adapter.target_modules: '{name}' is no linear layer of the base ({type(model).__name__}); "
+                f"adapter.target_modules: '{name}' is not a linear layer of the base ({type(model).__name__}); "
                 f"it has {', '.join(leaves)}, and the groups {', '.join(GROUPS)}"
             )
         found |= _short(chosen, set(linear) - set(chosen)) if name in GROUPS else {name}

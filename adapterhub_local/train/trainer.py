@@ -137,7 +137,7 @@ class AdapterTrainer(Trainer):
 
 
 class NotFinite(QhubError):
-    """The loss or the gradient is no number; the factors are still those of the step before."""
+    """The loss or the gradient is not a number; the factors are still those of the step before."""
 
 
 class NotSaved(QhubError):
@@ -184,7 +184,7 @@ def make_trainer(
         data_seed=train.seed,
         use_cpu=model.device.type == "cpu",
         logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         save_strategy="no",
         save_total_limit=1,
         remove_unused_columns=False,

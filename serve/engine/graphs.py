@@ -249,7 +249,7 @@ class Graphs:
             graph.replay()
             return logits
 
-        # a row of an adapter that overflows is no number either way
+        # a row of an adapter that overflows is not a number either way
         got, known = (torch.nan_to_num(each.float(), posinf=0.0, neginf=0.0) for each in (replay(), wanted))
         difference = float((got - known).abs().max() / known.abs().max().clamp(min=1e-6))
         if not difference <= TOLERANCE:

@@ -44,7 +44,7 @@ def invalid_body(errors: Sequence[Mapping[str, Any]], content_type: str) -> Erro
     if top == ("body",) and "json" not in content_type:
         return ErrorBody(400, "a body is read with the header 'Content-Type: application/json' only", KIND)
     if top == ("body",) and first["type"] == "model_attributes_type":
-        return ErrorBody(400, "the body is no JSON object", KIND)
+        return ErrorBody(400, "the body is not a JSON object", KIND)
     rivals = [error for error in errors if error["loc"][:2] == top]
     # what is too long was not looked at any further
     deepest = max(rivals, key=lambda error: (error["type"] == "too_long", len(_path(error))))

@@ -82,7 +82,7 @@ def choose_kernels(
     reason, own = _compiled(device, dtype) if is_c else _triton(device)
     if reason is not None:
         if wanted != "auto":
-            raise InputError(f"--kernels {wanted} cannot be had here: {reason}. Leave it out, or say --kernels torch")
+            raise InputError(f"--kernels {wanted} cannot be used here: {reason}. Leave it out, or give --kernels torch")
         logger.info("no kernels: %s. Plain torch computes the same, more slowly", reason)
         return None
     kernels = Kernels(own)

@@ -70,7 +70,7 @@ class LoraBatch:
     tiles: tuple[Tiles, ...] = ()
 
 
-LONG = 64  # a segment of more tokens is no work for tiles, each of which reads the factors
+LONG = 64  # a segment of more tokens is not work for tiles, each of which reads the factors
 
 
 def tiled_batch(segments: Sequence[Segment], device: torch.device) -> LoraBatch | None:

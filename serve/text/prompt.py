@@ -114,10 +114,10 @@ class PromptReader:
         return self._checked(tokens, "messages")
 
     def _check_variables(self, variables: Mapping[str, Any], template: str) -> None:
-        """Raise BadParameter about what is no variable of the chat template: it would change nothing, or too much."""
+        """Raise BadParameter about what is not a variable of the chat template: it would change nothing or too much."""
         for name in variables:
             if name in RESERVED or not re.search(rf"\b{re.escape(name)}\b", template):
-                message = f"'{name[:80]}' is no variable of this base's chat template that a request may set"
+                message = f"'{name[:80]}' is not a variable of this base's chat template that a request may set"
                 raise BadParameter(message, "chat_template_kwargs")
 
     def plain(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -180,7 +180,7 @@ class PromptReader:
 
     def _checked(self, tokens: Any, param: str) -> tuple[int, ...]:
         if not tokens:
-            raise BadParameter("the prompt has no tokens: say something", param)
+            raise BadParameter("the prompt has no tokens: send some text", param)
         self._check_known(tokens, param)
         return tuple(tokens)
 

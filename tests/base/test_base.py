@@ -167,7 +167,7 @@ def test_bad_sources(home: Home, tmp_path: Path, tiny_folder: Path, damage, mess
 
 
 def test_not_a_gguf_file(home: Home, tmp_path: Path) -> None:
-    """A file that is no GGUF is an error, not a traceback."""
+    """A file that is not a GGUF is an error, not a traceback."""
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(BadFile, match="is not a GGUF file: give"):
         add_base("bad", tmp_path / "text.gguf", home)

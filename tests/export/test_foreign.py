@@ -139,7 +139,7 @@ def test_what_cannot_be_taken_is_told(tiny_base: BaseInfo, tmp_path: Path) -> No
     a, b = np.zeros((2, 64), np.float32), np.zeros((64, 2), np.float32)
     whole = {"blk.0.attn_q.weight.lora_a": a, "blk.0.attn_q.weight.lora_b": b}
     cases: list[tuple[dict, dict, type[QhubError], str]] = [
-        ({**whole, "blk.7.attn_q.weight.lora_a": a}, {}, Incompatible, "blk.7.attn_q.weight.lora_a is no factor"),
+        ({**whole, "blk.7.attn_q.weight.lora_a": a}, {}, Incompatible, "blk.7.attn_q.weight.lora_a is not a factor"),
         ({"blk.0.attn_q.weight.lora_a": a}, {}, BadFile, "has not both factors"),
         ({**whole, "blk.0.attn_q.weight.lora_b": b[:32]}, {}, Incompatible, r"is 32 x 64, in base 'tiny' it is 64"),
         ({**whole, "blk.0.attn_q.weight.lora_b": b[:, :1].copy()}, {}, BadFile, "rank 2 and 1"),

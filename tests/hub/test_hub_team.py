@@ -40,7 +40,7 @@ def test_alias_is_a_branch_that_moves(hub: HubServer, registry: Registry) -> Non
 
 
 def test_branch_with_commits_of_its_own_is_not_moved(hub: HubServer, registry: Registry) -> None:
-    """A branch that holds what is no version stays, as do main and names that tags have."""
+    """A branch that holds what is not a version stays, as do main and names that tags have."""
     publish(registry)
     pushed(hub, registry, aliases=["prod"])
     own = hub.repos[REPO].commit({"notes.txt": b"mine"}, "mine", "prod")

@@ -133,7 +133,7 @@ UNSOUND: dict[str, dict[str, torch.Tensor]] = {
 
 @pytest.mark.parametrize("told", UNSOUND)
 def test_unsound_weights_are_refused_by_name(tmp_path: Path, told: str) -> None:
-    """A tensor that is no factor, has no partner, or does not fit its partner or the config is named."""
+    """A tensor that is not a factor, has no partner, or does not fit its partner or the config is named."""
     folder = save_peft(tmp_path / "a", UNSOUND[told])
     with pytest.raises(BadFile) as caught:
         open_adapter(folder)
@@ -192,7 +192,7 @@ PEFT_CONFIGS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"^model.layers.1.mlp.down_proj": 3},
         "alpha_pattern": {"q_proj": 1},
     },
-    "prefix is no match": {"rank_pattern": {"proj": 9, "q": 9, "self_attn": 9}, "alpha_pattern": {"down": 99}},
+    "prefix is not a match": {"rank_pattern": {"proj": 9, "q": 9, "self_attn": 9}, "alpha_pattern": {"down": 99}},
     "some layers": {"layers_to_transform": [1]},
     "all linear": {"target_modules": "all-linear"},
     "regular expression": {"target_modules": r".*layers\.0.*(q|v)_proj"},

@@ -61,7 +61,7 @@ def header(value: Any, size: int = 4) -> Attack:
 
 
 def special(make: Callable[[Path], None], inside: str | None = None) -> Attack:
-    """A path that is no ordinary file, named itself or in an adapter's folder."""
+    """A path that is not an ordinary file, named itself or in an adapter's folder."""
 
     def made(place: Path) -> Path:
         if inside is None:

@@ -75,7 +75,7 @@ def test_harmless_and_unset_settings_are_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"\xff", b"{", b"[" * 100_000, b'{"peft_type": "LORA"}'])
 def test_a_config_that_is_none_is_refused(tmp_path: Path, text: bytes) -> None:
-    """A config file that is no table of LoRA settings is BadFile that names the file."""
+    """A config file that is not a table of LoRA settings is BadFile that names the file."""
     folder = save_peft(tmp_path / "a", factors({Q: (8, 6, 2)}))
     (folder / CONFIG).write_bytes(text)
     with pytest.raises(BadFile, match=CONFIG):

@@ -99,7 +99,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, tol
 
 @pytest.mark.parametrize("text", ["", "merge = 1", "adapter = []", "adapter = [1]", '[merge]\nrank = ["x"]'])
 def test_a_plan_without_its_tables_is_refused(tmp_path: Path, text: str) -> None:
-    """Nothing, or something else than tables, is no plan; neither is a file that is not there or not text."""
+    """Nothing, or something else than tables, is not a plan; neither is a file that is not there or not text."""
     (tmp_path / "plan.toml").write_text(text)
     with pytest.raises(BadRecipe):
         load_plan(tmp_path / "plan.toml")

@@ -311,7 +311,7 @@ def test_configs_that_cannot_be_planned(config: dict, message: str) -> None:
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:
-    """A missing file, and one that is no JSON object, are errors."""
+    """A missing file, and one that is not a JSON object, are errors."""
     with pytest.raises(NotFound):
         read_config(tmp_path)
     for text in ("[]", "{", "\0"):
@@ -345,7 +345,7 @@ def test_the_verb(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     assert said["time"]["seconds"] > 0
     assert "Does not fit" in not_fits.output
     assert "not yet measured on a GPU" in gpu.output
-    with pytest.raises(InputError, match="'wide' is no linear layer"):
+    with pytest.raises(InputError, match="'wide' is not a linear layer"):
         CliRunner().invoke(
             command, [path, "--set", 'adapter.target_modules=["wide"]'], standalone_mode=False, catch_exceptions=False
         )

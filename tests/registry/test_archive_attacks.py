@@ -275,7 +275,7 @@ CONTAINERS: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("what", CONTAINERS)
 def test_hostile_containers_are_refused(what: str, home: Home, tmp_path: Path) -> None:
-    """Links, devices, cut files, bombs and whatever is no archive are refused, without reading what they point to."""
+    """Links, devices, cut files, bombs and what is not an archive are refused, without reading what they point to."""
     make, said = CONTAINERS[what]
     refused(make(tmp_path), home, said)
 

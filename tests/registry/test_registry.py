@@ -227,7 +227,7 @@ def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_corrupt(registry: Registry, home: Home) -> None:
     """A registry.db with other bytes in it is Corrupt, not an error of SQLite."""
     home.root.mkdir()
-    home.database.write_bytes(b"this is no database, but it is long enough to look like one" * 20)
+    home.database.write_bytes(b"this is not a database, but it is long enough to look like one" * 20)
     with pytest.raises(Corrupt, match="is damaged: file is not a database"):
         registry.versions()
 
@@ -323,7 +323,7 @@ def test_a_manifest_that_is_none_is_corrupt(manifest: bytes) -> None:
 
 
 def test_a_file_needs_a_whole_digest() -> None:
-    """A digest that is no sha256, or a negative size, cannot be a file of a version."""
+    """A digest that is not a sha256, or a negative size, cannot be a file of a version."""
     for digest, size in (("sha256:abc", 1), ("md5:" + "0" * 32, 1), ("../" + "0" * 64, 1), (DIGEST, -1)):
         with pytest.raises(Corrupt):
             File("name", digest, size)

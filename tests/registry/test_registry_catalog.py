@@ -91,7 +91,7 @@ def test_a_later_evaluation_replaces_the_score(registry: Registry) -> None:
 
 @pytest.mark.parametrize("text", ["exact_match", ">0.8", "a>b", "a>>1", "a>1; DROP TABLE versions", "", "a=nan"])
 def test_a_condition_that_is_none_is_refused(text: str) -> None:
-    """What is no metric with a bound is an InputError that shows how one is written."""
+    """What is not a metric with a bound is an InputError that shows how one is written."""
     with pytest.raises(InputError, match=r"exact_match>0\.8"):
         Condition.parse(text)
 
@@ -215,7 +215,7 @@ def test_a_long_list_is_cut_and_says_so(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_a_metric_that_nobody_has_is_told(registry: Registry) -> None:
-    """A misspelt metric is no empty list: the nearest ones are named; without any scores nothing can be wrong."""
+    """A misspelt metric is not an empty list: the nearest ones are named; without any scores nothing can be wrong."""
     for call in ({"sort": "exact_mach"}, {"conditions": [Condition.parse("exact_mach>0.5")]}):
         with pytest.raises(NotFound, match="did you mean exact_match"):
             find(registry, **call)

@@ -129,7 +129,7 @@ def test_a_store_that_heeds_no_condition_is_refused(
 ) -> None:
     """A store that replaces what it was told to leave is found out before anything is pushed to it."""
     monkeypatch.setattr(Store, "create", lambda self, path, data: self.put(path, data) or True)
-    with pytest.raises(QhubError, match="replaces what it was told to leave"):
+    with pytest.raises(QhubError, match="replaces what it was asked to keep"):
         push(Registry(), store, [merge])
     assert store.names("", deep=True) == []
 

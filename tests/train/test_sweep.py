@@ -65,7 +65,7 @@ def test_a_sweep(tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest
 def test_a_run_that_fails_does_not_end_the_sweep(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A learning rate with which the loss is no number is told; the other runs count."""
+    """A learning rate with which the loss is not a number is told; the other runs count."""
     # a decay of 10 at a rate of 1 makes every factor nine times as large in each step
     paired = "[sweep.paired]\ntrain.weight_decay = [10, 0]\ntrain.learning_rate = [1, 1e-2]\ntrain.epochs = [15, 1]\n"
     path = write_recipe(tmp_path, RECIPE + paired)

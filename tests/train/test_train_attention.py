@@ -114,7 +114,7 @@ def test_pieces_cover_what_is_seen(layout: Layout, window: int | None) -> None:
             count[first:last, begin:stop] += (key <= query).long()
         else:
             near = first - query <= 0 if limit is None else (query - first) + (stop - key) < limit
-            assert near.expand(-1, stop - begin).any(1).all()  # a softmax over nothing is no number
+            assert near.expand(-1, stop - begin).any(1).all()  # a softmax over nothing is not a number
             count[first:last, begin:stop] += near.expand(-1, stop - begin).long()
 
     assert torch.equal(count, seen(layout, window).long())

@@ -170,7 +170,7 @@ def test_sharding_is_refused(tiny_base: BaseInfo, home: Home, tmp_path: Path, mo
 
 
 def test_the_place_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without torchrun a process is alone and leads; a rank that is no number is told."""
+    """Without torchrun a process is alone and leads; a rank that is not a number is told."""
     assert process() == Process(0, 0, 1)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -177,7 +177,7 @@ def test_neutral_parameters_are_accepted(server: Server) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"null", b'"text"', b'{"model": NaN}', b"\xff\xfe", b"[" * 20_000])
 def test_malformed_body(server: Server, body: bytes) -> None:
-    """What is no JSON object is 400 with an OpenAI error body."""
+    """What is not a JSON object is 400 with an OpenAI error body."""
     response = server.http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 400, response.text
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}

@@ -73,7 +73,7 @@ def test_a_damaged_file_lets_nobody_in(home: Home) -> None:
 
 @pytest.mark.parametrize("rate", ["", "60", "0/min", "60/week", "-1/s", "1.5/s", "60 /min", "9999999/s"])
 def test_bad_rates(rate: str) -> None:
-    """What is no rate is refused with an example."""
+    """What is not a rate is refused with an example."""
     with pytest.raises(InputError, match="60/min"):
         parse_rate(rate)
 

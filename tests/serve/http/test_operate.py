@@ -234,7 +234,7 @@ def test_hold_a_version(operated: Server) -> None:
     ],
 )
 def test_bad_loads(operated: Server, lora_root: Path, name: str, path: str | None, status: int) -> None:
-    """Paths out of the root, links included, what is no adapter, and taken names are refused and hold nothing."""
+    """Paths out of the root, links included, what is not an adapter, and taken names are refused and hold nothing."""
     for folder in ("empty", "broken", "linked_file", "zero"):
         (lora_root / folder).mkdir(exist_ok=True)
     if not (lora_root / "link").exists():

@@ -46,7 +46,7 @@ def test_users_stay_when_the_first_share_grows(shares: list[int], user: str, mor
     "text", ["", "a", "a=", "a=0", "a=-1", "a=1,", "a=1,a=2", "a=1.5", "3=1", "latest=1", "a=9999999"]
 )
 def test_bad_splits(text: str) -> None:
-    """What is no split is refused."""
+    """What is not a split is refused."""
     with pytest.raises(InputError):
         parse_split(text)
 

@@ -309,7 +309,7 @@ def test_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert library.stat().st_mode & 0o022 == folder.stat().st_mode & 0o022 == 0
     monkeypatch.setenv("CC", "false")  # a command that only fails
     assert choose_kernels("auto", cpu, torch.float32, (4, 2, 16)) is None
-    with pytest.raises(InputError, match=r"--kernels c cannot be had here: .*false"):
+    with pytest.raises(InputError, match=r"--kernels c cannot be used here: .*false"):
         choose_kernels("c", cpu, torch.float32, (4, 2, 16))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotCompile, match="there is no C compiler"):
