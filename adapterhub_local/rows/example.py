@@ -68,8 +68,8 @@ class Tokenised:
         if self.special:
             how = "learned as control tokens" if self.are_tokens else "learned as text, as the server writes them"
             told.append(
-                f"{len(self.special):,} examples have control tokens of the model, such as its end of turn, in what is "
-                f"said; they are {how}; the first is {self.special[0]}"
+                f"{len(self.special):,} examples have control tokens of the model, such as its end of turn, in their "
+                f"messages; they are {how}; the first is {self.special[0]}"
             )
         if self.divided:
             told.append(

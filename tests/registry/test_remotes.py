@@ -49,7 +49,7 @@ def test_remotes_have_names(home: Home, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("url", "said"), [
     ("bogus://x", "write a folder or s3://bucket/team"), ("s3n://x", "did you mean s3://"),
     ("S3://x", "did you mean s3://"),
-    ("zip://x", "no kind of place"),
+    ("zip://x", "not a kind of place"),
     ("s3", "s3://bucket/team, or ./s3 for that folder"),
     ("s3:/bucket/team", "write s3://bucket/team"), ("ftp", "write ftp://"),
     ("missing://x", "pip install missing-store"),

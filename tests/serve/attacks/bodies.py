@@ -111,7 +111,7 @@ BODIES: dict[str, Attack] = {
     "an answer of a quintillion tokens": chat([USER], max_tokens=10**18),
     "a temperature that is not a number": raw(b'{"model": "alpha", "messages": [], "temperature": NaN}'),
     "a temperature of 1e400": raw(b'{"model": "alpha", "messages": [], "temperature": 1e400}'),
-    "variables of the template": chat([USER], words="no variable", chat_template_kwargs={"self": 1, "a" * 1000: 2}),
+    "variables of the template": chat([USER], words="not a variable", chat_template_kwargs={"self": 1, "a" * 1000: 2}),
     "the template itself": chat([USER], words="no such parameter", chat_template="{{ 1 }}"),
     "half a surrogate": raw(b'{"model": "alpha", "messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
     "lists 100,000 deep": raw(b"[" * 100_000, "body"),
