@@ -23,7 +23,7 @@ def changed(since: str) -> list[str]:
     return [*git("diff", "--name-only", base), *git("ls-files", "--others", "--exclude-standard")]
 
 
-def tests_of(paths: Iterable[str]) -> list[str]:
+def related_tests(paths: Iterable[str]) -> list[str]:
     """The test files and folders for these paths, each once, none inside another."""
     found: dict[str, None] = {}
     for path in paths:
@@ -42,4 +42,4 @@ def tests_of(paths: Iterable[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(" ".join(tests_of(changed(sys.argv[1]))) + "\n")
+    sys.stdout.write(" ".join(related_tests(changed(sys.argv[1]))) + "\n")

@@ -1,9 +1,9 @@
 """What `make check-fast` runs: the tests of the rooms that changed."""
 
-from tests.changed import tests_of
+from tests.changed import related_tests
 
 
-def test_a_file_stands_for_the_tests_of_its_room() -> None:
+def test_a_file_stands_for_the_related_tests_its_room() -> None:
     """Rooms become their folders of tests, files at the root their file, tests themselves; nothing is run twice."""
     paths = [
         "adapterhub_local/merge/rank.py",
@@ -14,4 +14,4 @@ def test_a_file_stands_for_the_tests_of_its_room() -> None:
         "README.md",
     ]
 
-    assert tests_of(paths) == ["tests/merge", "tests/test_refs.py", "tests/serve/engine", "tests/serve/http"]
+    assert related_tests(paths) == ["tests/merge", "tests/test_refs.py", "tests/serve/engine", "tests/serve/http"]

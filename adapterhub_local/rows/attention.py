@@ -89,7 +89,7 @@ def _own_attention(module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor,
     """The attention the model would have without ours; eager attention is a function beside the module's class."""
     if module.config._attn_implementation == NAMES["sdpa"]:  # type: ignore[union-attr]
         own: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    return own
+        return own
     return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
 
 

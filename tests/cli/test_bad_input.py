@@ -27,7 +27,7 @@ MISTYPED = [
     ("key create --concurrency 0", "at least 1"),
     ("key revoke nothing", "there is no key 'nothing'"),
     ("alias split a canary=10,prod=90", "there is no alias a@canary"),
-    ("alias split a prod=0", "no split: write aliases with their shares"),
+    ("alias split a prod=0", "not a split: write aliases with their shares"),
     ("alias split a@1 prod=1", "'a@1' is not a name"),
     ("alias split nobody prod=1", "there is no alias nobody@prod"),
     ("sync push nowhere a", "there is no remote 'nowhere'"),

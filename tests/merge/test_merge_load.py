@@ -31,7 +31,7 @@ weight = 0.7
 [[adapter]]
 reference = "sub/b.safetensors"
 weight = 3
-alpha = 8
+alpha = 4
 
 [output]
 path = "out.safetensors"
@@ -44,7 +44,7 @@ def test_a_plan_says_what_the_options_say(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
     written = load_plan(tmp_path / "plan.toml")
     assert written.weights == (0.7, 3.0)
-    assert written.alphas == (None, 8)
+    assert written.alphas == (None, 4)
     assert written.formula.rule == RankRule("rank", 2)
     assert written.path == tmp_path / "out.safetensors"
     plan = make_plan(written.labels, written.weights, Registry(), alpha=written.alphas, formula=written.formula)
@@ -112,7 +112,7 @@ def test_a_plan_without_its_tables_is_refused(tmp_path: Path, text: str) -> None
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     """Two wrong keys in two tables are two lines."""
-    (tmp_path / "plan.toml").write_text(PLAN.replace("rank = 2", "rnk = 2").replace("alpha = 8", "alpah = 8"))
+    (tmp_path / "plan.toml").write_text(PLAN.replace("rank = 2", "rnk = 2").replace("alpha = 4", "alpah = 8"))
     with pytest.raises(BadRecipe) as caught:
         load_plan(tmp_path / "plan.toml")
     assert len(str(caught.value).splitlines()) == 2

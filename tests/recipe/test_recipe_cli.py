@@ -86,7 +86,7 @@ def test_check_tells_what_training_would(
 
         assert code == 2
         assert output == ""
-        assert errors.count("\n") == 1
+        assert len([line for line in errors.splitlines() if line.startswith("qhub: ")]) == 1
         assert message in errors
         assert sorted(tmp_path.rglob("*")) == before
 
@@ -101,8 +101,9 @@ def test_a_gpu_that_is_not_there(
     for verb in (["recipe", "check", path], ["train", path], ["train", path, "--dry-run"]):
         code, _, errors = qhub(capsys, *verb)
 
-        assert (code, errors) == (
-            2, "qhub: a GPU was asked for (cuda) and torch sees none: set QHUB_DEVICE to auto or cpu\n"
+        last = errors.splitlines()[-1]
+        assert (code, last) == (
+            2, "qhub: a GPU was asked for (cuda) and torch sees none: set QHUB_DEVICE to auto or cpu"
         )  # fmt: skip
     assert not home.runs.exists()
 

@@ -120,8 +120,9 @@ def test_every_verb_says_so(
     for line in VERBS:
         code, said = call(line, capsys)
         assert code == 1, (line, said)
-        assert "registry.db" in said or "does not know it" in said, (line, said)
-        assert "qhub fsck" in said, (line, said)
+        said = "".join(said.split())  # a table breaks long paths
+        assert "registry.db" in said or "doesnotknowit" in said, (line, said)
+        assert "qhubfsck" in said, (line, said)
     with pytest.raises(Corrupt, match="fsck"):
         Registry().publish("a", files(9), LINEAGE)
     with pytest.raises(Corrupt, match="fsck"):

@@ -49,7 +49,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def invoke(*arguments: str) -> str:
     done = CliRunner().invoke(qhub, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    return done.output
+    return done.stdout
 
 
 def test_evaluating_and_saving_change_nothing(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:

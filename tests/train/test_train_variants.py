@@ -51,7 +51,8 @@ def test_variants(tiny_base: BaseInfo, home: Home, tmp_path: Path, changes: list
     measured = version.lineage["metrics"]["yes-no"]
 
     assert measured["adapter"]["loss"] < measured["base"]["loss"]
-    tolerance = 1e-5 if "adapter.dtype=bfloat16" not in changes else 1e-3
+    # DoRA's norms of rows are rounded to bfloat16 at other places when PEFT loads them: 3 digits
+    tolerance = 1e-5 if "adapter.dtype=bfloat16" not in changes else 3e-3
     found = peft_loss(tiny_base, version.path, tmp_path / "test.jsonl")
     assert found == pytest.approx(measured["adapter"]["loss"], rel=tolerance)
 

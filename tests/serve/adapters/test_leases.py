@@ -107,9 +107,8 @@ def test_a_registry_that_cannot_be_written_is_served(
     """Without a right to write there is no lease, and a warning, and the server goes on."""
     registry = Registry()
     registry.database.close()
-    registry.database._local.connection = sqlite3.connect(
-        f"file:{home.database}?mode=ro", uri=True, isolation_level=None
-    )
+    address = f"file:{home.database}?mode=ro"
+    monkeypatch.setattr(registry.database, "_open", lambda: sqlite3.connect(address, uri=True, isolation_level=None))
     leases = Leases(registry)
     with caplog.at_level(logging.WARNING):
         pool_with(leases).lease(version)

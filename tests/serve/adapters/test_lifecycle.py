@@ -334,7 +334,7 @@ def leftover(tensors: dict[str, torch.Tensor], config: dict) -> None:
 
 def other_names(tensors: dict[str, torch.Tensor], config: dict) -> None:
     for name in list(tensors):
-        tensors[name.replace("model.layers", "model.language_model.layers")] = tensors.pop(name)
+        tensors[name.replace("model.layers", "model.encoder.layers")] = tensors.pop(name)
 
 
 def other_base(tensors: dict[str, torch.Tensor], config: dict) -> None:
@@ -398,7 +398,7 @@ def no_tensors(tensors: dict[str, torch.Tensor], config: dict) -> None:
     [
         (no_effect, "changes nothing"),
         (leftover, "model.layers.7.self_attn.q_proj (no such linear layer)"),
-        (other_names, "model.language_model.layers.0.mlp.down_proj (no such linear layer)"),
+        (other_names, "model.encoder.layers.0.mlp.down_proj (no such linear layer)"),
         (other_base, "someone/quite-another"),
         (bias, "bias = 'lora_only'"),
         (bias_tensor, "model.layers.0.self_attn.q_proj.base_layer.bias"),
