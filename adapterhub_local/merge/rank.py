@@ -16,7 +16,7 @@ def check_kept(rule: RankRule, lost: float, total: float, rank: int) -> None:
     allowed = {"energy": 1 - rule.value, "max_error": rule.value**2, "lossless": 0.0}.get(rule.kind, math.inf)
     if lost > (allowed + 1e-5) * total:
         raise InputError(
-            f"{rule} cannot be reached: rank {rank}, the largest that is kept, has {1 - lost / total:.2%} of energy "
+            f"{rule} cannot be reached: rank {rank}, the largest stored, keeps {1 - lost / total:.2%} of energy "
             f"(error {math.sqrt(lost / total):.3f}). Ask for less, or merge in core space, which loses nothing"
         )
 
