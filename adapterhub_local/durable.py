@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from adapterhub_local.digests import Digest, from_hex
 from adapterhub_local.errors import InputError, InUse, QhubError
 
 CHUNK = 1 << 20
+
+RIGHTS_SECONDS = 0.5  # how long a folder of a group may have the rights of its maker alone
 
 
 @contextmanager
@@ -87,17 +90,20 @@ def alone(path: Path) -> Iterator[None]:
 
 def share_parents(folder: Path) -> None:
     """Create a folder and those it is in; what is made in a folder that a group shares is the group's, too."""
-    if folder.is_dir():
-        return
-    share_parents(folder.parent)
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        if not folder.is_dir():
-            raise
-        return
-    if is_shared(folder.parent):
-        folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID | stat.S_IRWXG)
+    if not folder.is_dir():
+        share_parents(folder.parent)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+        else:
+            if is_shared(folder.parent):
+                folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID | stat.S_IRWXG)
+            return
+    deadline = time.monotonic() + RIGHTS_SECONDS
+    while not may_write(folder) and is_shared(folder.parent) and time.monotonic() < deadline:
+        time.sleep(0.005)  # another member made it a moment ago, and is about to give it to the group
 
 
 def share_file(path: Path) -> None:
@@ -106,6 +112,27 @@ def share_file(path: Path) -> None:
     status = path.stat()
     if is_shared(path.parent) and status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != wanted:
         path.chmod(wanted)
+
+
+def create_shared(path: Path) -> None:
+    """Create an empty file that is written in place, unless it is there, with its rights from the first moment.
+
+    Another member of a group may open it as soon as it can be seen: rights that come later would be too late.
+    """
+    if path.exists():
+        return
+    made = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    made.touch(exist_ok=False)
+    try:
+        share_file(made)
+        os.link(made, path)
+    except FileExistsError:
+        return
+    except OSError:  # a filesystem without hard links
+        path.touch()
+        share_file(path)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def is_shared(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from adapterhub_local.durable import may_write, share_file
+from adapterhub_local.durable import create_shared, may_write, share_file
 from adapterhub_local.errors import Corrupt, InputError, QhubError
 from adapterhub_local.registry.ledger import Ledger, Line, entered, last_entered, meet, unread
 from adapterhub_local.registry.manifests import holds_manifests, orphans
@@ -229,8 +229,7 @@ class Database:
         timeout = BUSY_TIMEOUT_MS / 1000
         if may_write(self.path.parent):
             check_local(self.path.parent)  # what cannot be written is read, wherever it is
-            if not self.path.exists():
-                self.path.touch()
+            create_shared(self.path)
             share_file(self.path)
             if may_write(self.path):
                 return sqlite3.connect(self.path, timeout=timeout, isolation_level=None)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from adapterhub_local.durable import digest_bytes, share_file
+from adapterhub_local.durable import create_shared, digest_bytes, share_file
 from adapterhub_local.registry.records import removal_record
 
 _LINE = re.compile(r"(version|removal|evaluation|mark) (\S{1,150}) (sha256:[0-9a-f]{64})")
@@ -71,6 +71,7 @@ class Ledger:
     def append(self, lines: Iterable[str]) -> None:
         """Append lines by one write; a line that a power failure cut is ended first."""
         text = "".join(f"{line}\n" for line in lines)
+        create_shared(self.path)
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             size = os.fstat(descriptor).st_size
