@@ -88,7 +88,7 @@ check-llama-cpp: $(INSTALLED)
 	$(PIP) -c constraints.txt -e '.[llama-cpp]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/export/test_llama_cpp.py tests/export/test_gguf_vocabulary.py
 
-# Tools of their own environment: what they need is no business of ours.
+# Tools in an environment of their own, so that their dependencies do not mix with ours.
 TOOLS := build/tools/bin
 $(TOOLS)/uv: Makefile
 	$(PYTHON) -m venv build/tools

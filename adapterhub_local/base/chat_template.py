@@ -124,7 +124,7 @@ class ChatWriter:
         continues: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text of a conversation, control tokens in what is said shielded; `ControlTokens.encode` reads it.
+        """The text of a conversation, control tokens in messages shielded; `ControlTokens.encode` reads it.
 
         `begins_answer` adds what makes the assistant speak. Raises whatever the template raises.
         """
@@ -144,7 +144,7 @@ class ChatWriter:
         return text
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts that `write` wrote, with any tools: what is shielded is told by its spelling."""
+        """Token ids of texts that `write` wrote, with any tools: what is shielded is recognised by its spelling."""
         for control in self._controls.values():
             if any(control.is_shielded(text) for text in texts):
                 return control.encode(texts)
