@@ -38,9 +38,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
         table.add_column(visible_line(str(column)), overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*("" if cell is None else visible_line(str(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 200
     # a description may hold [brackets] and :colons:, which rich would take for markup
-    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not sys.stdout.isatty():  # a program reads it: as wide as the longest cell, so that no path is broken in two
+        console.width = console.measure(table, options=console.options.update(width=1_000_000)).maximum
+    console.print(table)
 
 
 def score_text(metric: str, value: float, interval: Sequence[float] | None = None, *, is_signed: bool = False) -> str:
