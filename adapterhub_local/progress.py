@@ -9,7 +9,12 @@ from typing import Protocol
 from adapterhub_local.visible import visible, visible_line
 
 Counting = Callable[[int, int], None]  # (done, total)
-Stepping = Callable[[int, float], None]  # (step, loss)
+
+
+class Stepping(Protocol):
+    """Told of each step: its number, its loss, and what else is worth a look."""
+
+    def __call__(self, step: int, loss: float, more: str = "") -> None: ...
 
 
 class Reporter(Protocol):
@@ -34,7 +39,7 @@ class Quiet:
 
     @contextmanager
     def training(self, steps: int, tokens_a_step: float) -> Iterator[Stepping]:
-        yield lambda step, loss: None
+        yield lambda step, loss, more="": None
 
 
 class Lines:
@@ -65,7 +70,7 @@ class Lines:
         begun = last = time.monotonic()
         first: int | None = None
 
-        def report(step: int, loss: float) -> None:
+        def report(step: int, loss: float, more: str = "") -> None:
             nonlocal first, last
             now = time.monotonic()
             first = step - 1 if first is None else first
@@ -73,7 +78,7 @@ class Lines:
                 last = now
                 rate = (step - first) * tokens_a_step / max(now - begun, 1e-9)
                 left = _left(now - begun, step - first, steps - first)
-                self.note(f"step {step:,} of {steps:,}: loss {loss:.4f}, {rate:,.0f} tokens/s, {left} left")
+                self.note(f"step {step:,} of {steps:,}: loss {loss:.4f}{more}, {rate:,.0f} tokens/s, {left} left")
 
         yield report
 
@@ -132,13 +137,13 @@ class Terminal:
     def training(self, steps: int, tokens_a_step: float) -> Iterator[Stepping]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        numbers = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} tokens/s")
+        numbers = TextColumn("loss {task.fields[loss]:.4f}{task.fields[more]}  {task.fields[rate]:.0f} tokens/s")
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), numbers, TimeRemainingColumn())
         with Progress(*columns, console=self.console) as bar:
-            task = bar.add_task("training", total=steps, loss=float("nan"), rate=0.0)
+            task = bar.add_task("training", total=steps, loss=float("nan"), rate=0.0, more="")
 
-            def report(step: int, loss: float) -> None:
+            def report(step: int, loss: float, more: str = "") -> None:
                 rate = (bar.tasks[0].speed or 0.0) * tokens_a_step
-                bar.update(task, completed=step, loss=loss, rate=rate)
+                bar.update(task, completed=step, loss=loss, rate=rate, more=more)
 
             yield report

@@ -28,10 +28,11 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "sentiment.toml"
 
 def ours(arguments) -> dict[str, float]:
     from adapterhub_local.train.trainer import make_trainer
+    from adapterhub_local.train.watch import Watch
 
     model, data, recipe, tests = prepare(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = make_trainer(model, data, recipe.train, Path(folder), lambda entry: None)
+        trainer = make_trainer(model, data, recipe, Path(folder), Watch(lambda entry: None))
         return run(trainer, data, tests)
 
 

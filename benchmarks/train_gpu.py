@@ -223,6 +223,7 @@ def prepared(case: Case, shape: dict[str, Any], device: str, folder: Path) -> tu
 def fits(case: Case, shape: dict[str, Any], device: str, steps: int) -> dict[str, Any]:
     """Train some steps with our trainer: peak memory and tokens a second, the first step left out of the time."""
     from adapterhub_local.train.trainer import make_trainer
+    from adapterhub_local.train.watch import Watch
 
     meter = Meter(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -230,7 +231,8 @@ def fits(case: Case, shape: dict[str, Any], device: str, steps: int) -> dict[str
         examples = random_examples(case.examples * steps, case.length, shape["vocab_size"])
         stamps: list[float] = []
         meter.reset()
-        trainer, _ = make_trainer(model, examples, recipe.train, Path(folder), lambda entry: stamps.append(meter.now()))
+        watch = Watch(lambda entry: stamps.append(meter.now()))
+        trainer = make_trainer(model, examples, recipe, Path(folder), watch)
         trainer.train()
     tokens = case.examples * case.length * (len(stamps) - 1)
     return {**meter.peak(), "tokens_per_second": round(tokens / (stamps[-1] - stamps[0]), 1)}

@@ -38,25 +38,23 @@ def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: boo
     loaded = load_recipe(recipe, overrides)
     info = find_base(loaded.base.name, home())
     dataset = read_data(loaded)
-    from adapterhub_local.base.chat_template import stop_tokens
-    from adapterhub_local.rows.examples import tokenise_data
-    from adapterhub_local.train.statistics import load_tokenizer, statistics
+    from adapterhub_local.train.statistics import load_tokenizer, statistics, tokenised
 
     tokenizer = load_tokenizer(info)
-    train, test = tokenise_data(dataset, tokenizer, loaded.data, stop_tokens(info.folder, tokenizer))
+    train, test = tokenised(loaded, dataset, info, tokenizer)
     described = {
         role: {**statistics(part), "notes": part.notes(loaded.data.max_length)}
         for role, part in (("train", train), ("test", test))
         if part is not None
     }
-    shown = train.examples[:samples]
+    shown = [(number, part) for number, item in enumerate(train.items[:samples], 1) for part in item.parts]
     if as_json:
-        tokens = [_tokens(tokenizer, example) for example in shown]
+        tokens = [_tokens(tokenizer, example) for _, example in shown]
         print_json({"notes": dataset.notes, "data": described, "samples": tokens})
         return
     for note in dataset.notes:
         echo(note)
-    for number, example in enumerate(shown, 1):
+    for number, example in shown:
         echo(f"\n-- example {number}: {len(example.ids)} tokens, {example.num_labels} learned --")
         echo(_masked(tokenizer, example, is_coloured=sys.stdout.isatty() and wants_colour()), is_styled=True)
     echo()

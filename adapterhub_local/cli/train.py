@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub_local.cli.output import echo, print_json, print_table, reporter
+from adapterhub_local.cli.output import echo, print_json, print_table, reporter, score_text
 from adapterhub_local.settings import home, process
 
 if TYPE_CHECKING:
@@ -116,10 +116,12 @@ def command(
         )
     for task, scores in version.lineage.get("metrics", {}).items():
         base, adapter = scores["base"], scores["adapter"]
-        echo(
-            f"{task} on {adapter['rows']} held-out examples: exact match {base['exact_match']:.1%} -> "
-            f"{adapter['exact_match']:.1%}, loss {base['loss']:.4f} -> {adapter['loss']:.4f}"
-        )
+        told = [
+            f"{name.replace('_', ' ')} {score_text(name, base[name])} -> {score_text(name, adapter[name])}"
+            for name in ("exact_match", "accuracy", "margin", "loss")
+            if name in base and name in adapter
+        ]
+        echo(f"{task} on {adapter['rows']} held-out examples: {', '.join(told)}")
 
 
 def _print_sweep(recipe: Recipe, runs: list[SweepRun], best: SweepRun, as_json: bool) -> None:
@@ -146,13 +148,15 @@ def _print_sweep(recipe: Recipe, runs: list[SweepRun], best: SweepRun, as_json: 
         )
         return
     keys = [change.partition("=")[0] for change in runs[0].overrides]
-    rows = []
+    rows, share = [], None
     for run in runs:
         scores = run.scores(task)
         values = [change.partition("=")[2].strip('"') for change in run.overrides]
-        told = (f"{scores['loss']:.4f}", f"{scores['exact_match']:.1%}") if scores else ("", "failed")
+        share = next((name for name in ("exact_match", "accuracy") if name in scores), share)
+        right = score_text(share, scores[share]) if share in scores else ""
+        told = (f"{scores['loss']:.4f}", right) if scores else ("", "failed")
         how = "best" if run is best else "was there" if run.was_there else ""
         rows.append((run.version or run.error.partition(":")[0], *values, *told, how))
-    print_table((task, *keys, "loss", "exact match", ""), rows)
+    print_table((task, *keys, "loss", (share or "exact_match").replace("_", " "), ""), rows)
     assert best.version is not None, "the best has finished"
     echo(f"{best.version} is the best by {recipe.sweep.metric}: {best.version.name}@{recipe.sweep.alias}")

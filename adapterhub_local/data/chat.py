@@ -34,7 +34,8 @@ class Chat:
 
     Each message is `{"role": ..., "content": text}`; the assistant's may have `reasoning_content` and `tool_calls`,
     those of a tool `tool_call_id` and `name`. `tools` are the schemas that were offered. A message of the assistant
-    with `"weight": 0` is not learned. `where` names file and line.
+    with `"weight": 0` is not learned. `where` names file and line. Where answers are judged, `rejected` is another last
+    message than the one that was chosen, and `is_good` says what the last one is.
     """
 
     where: str
@@ -42,6 +43,8 @@ class Chat:
     text: str | None = None
     is_pair: bool = False  # given as prompt and completion, not as a chat
     tools: tuple[Mapping[str, Any], ...] = ()
+    rejected: Message | None = None
+    is_good: bool = True
 
     @property
     def prompt(self) -> tuple[Message, ...]:

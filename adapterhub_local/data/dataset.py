@@ -13,6 +13,7 @@ from adapterhub_local.data.tables import class_names
 from adapterhub_local.data.trouble import Troubles
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
 from adapterhub_local.errors import BadData
+from adapterhub_local.recipe.objectives import ANSWERS, OBJECTIVES
 from adapterhub_local.recipe.recipe import Recipe
 from adapterhub_local.recipe.schema import Data
 from adapterhub_local.recipe.source import HubFiles, Source, local_files
@@ -54,8 +55,9 @@ class Part:
 def read_data(recipe: Recipe) -> Dataset:
     """Read all data of a recipe. Raises BadData with file and line, HubError and NotFound for datasets of the Hub."""
     data = recipe.data
-    train = read_parts(data.train, "train", data, data.limit)
-    test = read_parts(data.test, "test", data, recipe.eval.limit) if data.test else []
+    shape = OBJECTIVES[recipe.train.objective].shape
+    train = read_parts(data.train, "train", data, data.limit, shape)
+    test = read_parts(data.test, "test", data, recipe.eval.limit, shape) if data.test else []
     kept, held_out = [part.chats for part in train], [chat for part in test for chat in part.chats]
     records = [part.record for part in (*train, *test)]
     notes = [note for part in (*train, *test) for note in part.notes]
@@ -65,7 +67,7 @@ def read_data(recipe: Recipe) -> Dataset:
         held_out = held_out[: recipe.eval.limit]
         if held_out:
             shown = f"{data.test_share:.0%} of {', '.join(part.record['file'] for part in train)}"
-            told = [list(chat.messages) or chat.text for chat in held_out]
+            told = [_said(chat) for chat in held_out]
             digest = digest_bytes(canonical_json(told))
             records.append({"role": "test", "file": shown, "digest": digest, "rows": len(held_out)})
             notes.append(f"held out: {len(held_out):,} examples, {shown} by hash of the prompt")
@@ -76,11 +78,12 @@ def read_data(recipe: Recipe) -> Dataset:
             )
         else:
             notes.append(f"held out: nothing, {data.test_share:.0%} of so few examples is none; data.test names a file")
-    asked = {chat.prompt_digest for chats in kept for chat in chats}
-    if shared := sum(chat.prompt_digest in asked for chat in held_out):
-        notes.append(
-            f"{shared:,} of {len(held_out):,} test prompts are in the training data too: scores on them flatter"
-        )
+    # of judged answers, which may all answer one prompt, it is the answers that must be others
+    known = _digest if shape != ANSWERS else lambda chat: chat.prompt_digest
+    asked = {known(chat) for chats in kept for chat in chats}
+    if shared := sum(known(chat) in asked for chat in held_out):
+        what = "test prompts" if shape == ANSWERS else "test examples"
+        notes.append(f"{shared:,} of {len(held_out):,} {what} are in the training data too: scores on them flatter")
     weights = [data.weights[part.source] if data.weights else 1.0 for part in train]
     weighted = [chat for chats, weight in zip(kept, weights, strict=True) for chat in _repeated(chats, weight)]
     if not weighted:
@@ -90,8 +93,12 @@ def read_data(recipe: Recipe) -> Dataset:
     return Dataset(weighted, held_out, records, notes)
 
 
-def read_parts(sources: Sequence[Source], role: str, data: Data | None = None, limit: int | None = None) -> list[Part]:
+def read_parts(
+    sources: Sequence[Source], role: str, data: Data | None = None, limit: int | None = None, shape: str = ANSWERS
+) -> list[Part]:
     """The chats of each file of these sources; `limit` counts in each file. `role` is train or test.
+
+    shape: what a row must be, see `recipe.objectives`.
 
     Raises BadData with what is wrong with any row, counted by kind, unless the recipe leaves such rows out.
     """
@@ -100,7 +107,7 @@ def read_parts(sources: Sequence[Source], role: str, data: Data | None = None, l
         files, known = (local_files(source, role), {}) if isinstance(source, Path) else _fetch(source, role)
         if not files:
             raise BadData(f"{source} has no data files")
-        parts += [_read(path, role, data, limit, known, number) for path in files]
+        parts += [_read(path, role, data, limit, known, number, shape) for path in files]
     return parts
 
 
@@ -111,7 +118,9 @@ def _fetch(source: HubFiles, role: str) -> tuple[list[Path], dict[str, Any]]:
     return files, {"repo": source.repo, "revision": commit}
 
 
-def _read(path: Path, role: str, data: Data | None, limit: int | None, known: dict[str, Any], source: int) -> Part:
+def _read(
+    path: Path, role: str, data: Data | None, limit: int | None, known: dict[str, Any], source: int, shape: str
+) -> Part:
     wanted = "columns" if data and data.prompt is not None else data.format if data else "auto"
     labels = class_names(path) if wanted == "columns" else {}
     chats: list[Chat] = []
@@ -125,7 +134,7 @@ def _read(path: Path, role: str, data: Data | None, limit: int | None, known: di
                 raise row
             row = renamed(row, data)
             if wanted == "auto":
-                wanted = recognise(row, where)
+                wanted = recognise(row, where, shape)
             chats.append(read_chat(row, where, wanted, data, labels))
             unused.update(unused_columns(row, wanted, data))
         except BadData as error:
@@ -154,6 +163,18 @@ def _read(path: Path, role: str, data: Data | None, limit: int | None, known: di
         **known,
     }
     return Part(chats, record, source, remarks)
+
+
+def _said(chat: Chat) -> Any:
+    """All of a chat that is scored, by which test data are known again."""
+    said: Any = list(chat.messages) or chat.text
+    if chat.rejected is not None:
+        return [said, chat.rejected]
+    return said if chat.is_good else [said, False]
+
+
+def _digest(chat: Chat) -> str:
+    return digest_bytes(canonical_json(_said(chat)))
 
 
 def _repeated(chats: list[Chat], weight: float) -> list[Chat]:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from adapterhub_local.data.chat import KEPT, MEDIA, THOUGHTS, Chat, check_chat, parsed
+from adapterhub_local.data.preferences import JUDGED, is_judged, is_preference, judged, read_preference, used_columns
 from adapterhub_local.errors import BadData
+from adapterhub_local.recipe import objectives
 from adapterhub_local.recipe.schema import Data
 
 PAIRS = (
@@ -17,7 +19,6 @@ PAIRS = (
     *(("prompt", "answer"), ("input", "output")),
 )
 SYSTEM = ("system", "system_prompt")
-JUDGED = ("label", "kto_tag")
 TURN = ("user", "assistant")
 IN_TURNS = {"role", "content", "from", "value", "train", "training", "tool_calls", "function_call", *KEPT, *THOUGHTS}
 _COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
@@ -45,9 +46,20 @@ def renamed(row: Any, data: Data | None) -> Any:
     return named
 
 
-def recognise(row: Any, where: str) -> str:
-    """The format of a row, from the names of its columns. Raises BadData if it is none of them."""
+def recognise(row: Any, where: str, shape: str = objectives.ANSWERS) -> str:
+    """The format of a row, from the names of its columns. Raises BadData if it is none of them, or of another shape."""
     columns = row.keys() if isinstance(row, Mapping) else ()
+    if shape != objectives.ANSWERS:
+        if is_preference(row):
+            return "preference"
+        if shape == objectives.JUDGED and set(JUDGED) & set(columns):
+            return "judged"
+        wanted = "chosen and rejected" + (", or an answer and label" if shape == objectives.JUDGED else "")
+        hint = ": train.objective = 'kto' learns from answers with a label" if is_judged(row) else ""
+        raise BadData(
+            f"{where}: this objective needs the columns {wanted}; the example has {', '.join(map(str, columns))}"
+            + (hint or "; data.columns says what they are called")
+        )
     _check_preferences(row, where)
     if "messages" in columns:
         return "messages"
@@ -86,11 +98,21 @@ def read_chat(
     if format == "columns":
         assert data is not None, "the templates are the recipe's"
         return _columns(row, where, data, {**(labels or {}), **(data.labels or {})})
+    if format == "preference":
+        if not is_preference(row):
+            raise BadData(f"{where}: needs the columns chosen and rejected")
+        return read_preference(row, where, data)
+    if format == "judged":
+        inner = _READERS[_answer_format(row, where)]
+        chat = inner(row, where, data)
+        if chat.text is not None:
+            raise BadData(f"{where}: a plain text has no answer that could be judged")
+        return replace(chat, is_good=judged(row, where))
     _check_preferences(row, where)
     if bad := [key for key in JUDGED if row.get(key) is False]:
         raise BadData(
             f"{where}: the answer is judged bad ({bad[0]} is false), and would be learned as a good one: "
-            "leave such rows out"
+            "leave such rows out, or learn from both with train.objective = 'kto'"
         )
     return _READERS[format](row, where, data)
 
@@ -102,6 +124,11 @@ def unused_columns(row: Mapping[str, Any], format: str, data: Data | None = None
         assert data is not None, "the templates are the recipe's"
         templates = (data.prompt or "", data.answer or "", data.system or "")
         return sorted(given - {match[1] for text in templates for match in _COLUMN.finditer(text)})
+    if format == "preference":
+        return sorted(given - used_columns(row))
+    if format == "judged":
+        format = _answer_format(row, "")  # noqa: A001
+        given -= set(JUDGED)
     used = set(_USED[format]) | {key for key in JUDGED if isinstance(row.get(key), bool)}
     if format == "alpaca":
         used |= {_beside(row), _answer_column(row)}
@@ -119,9 +146,14 @@ def unused_columns(row: Mapping[str, Any], format: str, data: Data | None = None
 def _check_preferences(row: Any, where: str) -> None:
     if isinstance(row, Mapping) and "chosen" in row and "rejected" in row:
         raise BadData(
-            f"{where}: these are preferences (chosen, rejected), which are not trained on: to learn the chosen answers "
-            "set data.prompt = '{prompt}' and data.answer = '{chosen}'"
+            f"{where}: these are preferences (chosen, rejected): set train.objective = 'dpo' to learn from both, or "
+            "data.prompt = '{prompt}' and data.answer = '{chosen}' to learn the chosen answers"
         )
+
+
+def _answer_format(row: Any, where: str) -> str:
+    """The format of a judged row without its judgement."""
+    return recognise({key: value for key, value in row.items() if key not in JUDGED}, where)
 
 
 def _roles(data: Data | None) -> Mapping[str, str]:

@@ -85,7 +85,7 @@ def choose(
             recipe = replace(recipe, **{table: replace(getattr(recipe, table), **{name: value})})
             choices.append(Choice(key, value, reason))
 
-    labels = sum(example.num_labels for example in examples)
+    labels = sum(part.num_labels for example in examples for part in example.parts)
     targets = pass_of(recipe, device, _nothing()).targets
     enough = rank
     while enough < MAX_RANK and num_factors(shape, enough, targets) * BITS_PER_FACTOR < labels * BITS_PER_LABEL:

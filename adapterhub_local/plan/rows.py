@@ -15,6 +15,7 @@ from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import examples_a_row, shares_prefixes
+from adapterhub_local.recipe.objectives import ANSWERS, OBJECTIVES
 
 BYTES_PER_TOKEN = 4
 TURN_TOKENS = 4  # what a chat template writes around a message
@@ -26,7 +27,9 @@ class Rows:
     """Examples and the rows they become. Lengths in tokens; `row_tokens` and `row_labels` are the largest seen.
 
     epoch_tokens: tokens of all examples; computed: of them, what an epoch computes once prefixes are shared.
-    shared: tokens all examples begin with. is_packed: some row holds several examples. is_estimated: no tokenizer.
+    looked_at: tokens of an epoch that are computed without gradients (kto); referred: the same by the reference of
+    preferences, once in a run. shared: tokens all examples begin with. is_packed: some row holds several examples.
+    is_estimated: no tokenizer.
     """
 
     examples: int
@@ -41,22 +44,31 @@ class Rows:
     row_labels: int
     is_packed: bool
     is_estimated: bool
+    looked_at: int = 0
+    referred: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def read_examples(recipe: Recipe, folder: Path | None) -> list[Any]:
-    """The recipe's training examples, by the tokenizer in `folder`, or estimated without one. Raises BadData."""
+    """The recipe's training examples, or items that judge several (`rows.judged`).
+
+    By the tokenizer in `folder`, or estimated without one. Raises BadData.
+    """
     from adapterhub_local.data.dataset import read_data
-    from adapterhub_local.rows.examples import Example, tokenise_data
+    from adapterhub_local.rows.examples import Example
+    from adapterhub_local.rows.judged import as_judged, tokenise_items
 
     dataset = read_data(recipe)
-    data = recipe.data
+    data, shape = recipe.data, OBJECTIVES[recipe.train.objective].shape
     if folder is not None:
         from transformers import AutoTokenizer
 
-        return tokenise_data(dataset, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), data)[0].examples
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return list(tokenise_items(dataset, tokenizer, data, shape, recipe.train.batch_size)[0].items)
+    if shape != ANSWERS:
+        return as_judged(dataset.train, estimated, shape, recipe.train.batch_size)
     examples = [estimated(chat) for chat in dataset.train]
     short = [example for example in examples if len(example.ids) <= data.max_length]
     if len(short) < len(examples) and data.too_long == "error":
@@ -94,9 +106,12 @@ def estimated(chat: Chat) -> Any:
 
 def pack_examples(examples: Sequence[Any], recipe: Recipe, is_estimated: bool) -> Rows:
     """How the trainer will cut these examples into rows, over up to MAX_BATCHES batches in random order."""
+    from adapterhub_local.rows.example import num_labels, num_tokens
+    from adapterhub_local.rows.judged import computed_tokens, cut_items
     from adapterhub_local.rows.packing import common_prefix, pack_rows
 
-    train = recipe.train
+    train, kind = recipe.train, OBJECTIVES[recipe.train.objective]
+    is_judged = kind.shape != ANSWERS
     size = examples_a_row(train)
     share = shares_prefixes(recipe.adapter)
     order = list(examples)
@@ -106,25 +121,39 @@ def pack_examples(examples: Sequence[Any], recipe: Recipe, is_estimated: bool) -
     while batches < MAX_BATCHES and (batches == 0 or batches * train.batch_size < 3 * len(order)):
         shuffle(order)
         for start in range(0, len(order), train.batch_size):
-            for row in pack_rows(order[start : start + train.batch_size], train.packed_tokens, size, share=share):
-                prefix = common_prefix(row) if share and len(row) > 1 else 0
-                tokens = prefix + sum(len(example.ids) - prefix for example in row)
-                row_tokens, row_labels = max(row_tokens, tokens), max(row_labels, sum(one.num_labels for one in row))
-                computed, rows, is_packed = computed + tokens, rows + 1, is_packed or len(row) > 1
+            batch = order[start : start + train.batch_size]
+            if is_judged:
+                cut = cut_items(batch, train.packed_tokens, size, kind.learned, share=share)
+            else:
+                cut = pack_rows(batch, train.packed_tokens, size, share=share)
+            for row in cut:
+                prefix = common_prefix(row) if not is_judged and share and len(row) > 1 else 0
+                if is_judged:
+                    tokens = sum(computed_tokens(item, kind.learned, share=share) for item in row)
+                else:
+                    tokens = prefix + sum(len(example.ids) - prefix for example in row)
+                labels = sum(part.num_labels for item in row for part in item.parts[: kind.learned])
+                row_tokens, row_labels = max(row_tokens, tokens), max(row_labels, labels)
+                computed, rows = computed + tokens, rows + 1
+                is_packed = is_packed or len(row) * kind.learned > 1
             batches += 1
     epochs = batches / -(-len(order) // train.batch_size)
-    lengths = [len(example.ids) for example in examples]
+    lengths = [num_tokens(example) for example in examples]
+    computed = round(computed / epochs)
+    looked_at = sum(len(part.ids) for item in examples for part in item.parts[kind.learned :]) if is_judged else 0
     return Rows(
         examples=len(lengths),
         mean=round(statistics.mean(lengths)),
         longest=max(lengths),
-        shared=common_prefix(examples) if share and len(examples) > 1 else 0,
+        shared=common_prefix(examples) if not is_judged and share and len(examples) > 1 else 0,
         epoch_tokens=sum(lengths),
-        epoch_labels=sum(example.num_labels for example in examples),
-        computed=round(computed / epochs),
+        epoch_labels=sum(map(num_labels, examples)),
+        computed=computed,
         rows=round(rows / epochs),
         row_tokens=row_tokens,
         row_labels=row_labels,
         is_packed=is_packed,
         is_estimated=is_estimated,
+        looked_at=looked_at,
+        referred=computed + looked_at if kind.has_reference else 0,
     )

@@ -57,7 +57,8 @@ def duration(shape: Shape, rows: Rows, run: Pass, steps: int, epochs: float, dev
     one_epoch = (rows.computed * a_token + head) / rate
     one_epoch += rows.rows * passes * shape.linear_size / DEQUANTISED_PER_SECOND[device.kind]
     one_epoch += rows.rows * passes * shape.layers * SECONDS_A_LAYER
-    seconds = one_epoch * epochs
+    looking = (2 * shape.linear_size + 2 * factors + attention) / rate  # seconds a token without gradients
+    seconds = (one_epoch + rows.looked_at * looking) * epochs + rows.referred * looking
     return Duration(round(seconds, 3), steps, round(rows.epoch_tokens * epochs / seconds, 1), basis)
 
 

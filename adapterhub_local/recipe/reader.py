@@ -14,6 +14,7 @@ from adapterhub_local.errors import BadRecipe
 from adapterhub_local.recipe.elsewhere import hint
 from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
+from adapterhub_local.recipe.objectives import check_objective
 from adapterhub_local.recipe.recipe import RENAMED, Recipe
 from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
@@ -179,8 +180,13 @@ class _Reading:
         """What no single key can tell, as far as the tables are right in themselves."""
         for table, check in (("train", _check_train), ("data", _check_data)):
             for key, message in check(values[table], values) if values[table] else ():
-                layer = next(layer for layer in reversed(self.layers) if key in layer.tables.get(table, {}))
-                self.problem(layer, table, key, message)
+                self.problem(self.holder(table, key), table, key, message)
+        for table, key, message in check_objective(dict(values), set(self.origins)):
+            self.problem(self.holder(table, key), table, key, message)
+
+    def holder(self, table: str, key: str) -> Layer:
+        """The layer that gives a key its value."""
+        return next(layer for layer in reversed(self.layers) if key in layer.tables.get(table, {}))
 
 
 def _check_train(train: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.recipe.field import keys
+from adapterhub_local.recipe.objectives import Preference
 from adapterhub_local.recipe.schema import TABLES, Adapter, Base, Data, Eval, Output, Train
 from adapterhub_local.recipe.source import Source, shown
 
@@ -48,6 +49,7 @@ class Recipe:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     sweep: Sweep | None = field(default=None, compare=False)
     overrides: tuple[str, ...] = field(default=(), compare=False)
+    preference: Preference = Preference()
 
     @property
     def task(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from adapterhub_local.errors import BadReference
 from adapterhub_local.recipe.field import Check, at_least_one, between, key, one_of
+from adapterhub_local.recipe.objectives import OBJECTIVES, Preference
 from adapterhub_local.recipe.source import Source
 from adapterhub_local.refs import Reference, check_alias, check_name
 
@@ -14,7 +15,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 STRATEGIES = ("manual", "auto")
 COMPUTE = ("auto", "float32", "bfloat16")
 CHECKPOINTING = (False, True, "offload")
-FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text")
+FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "preference", "judged")
 TEMPLATES = ("auto", "chat", "plain")
 LOSS_ON = ("answer", "last_answer", "all")
 TOO_LONG = ("error", "truncate", "skip")
@@ -25,7 +26,7 @@ BAD_ROWS = ("error", "skip")
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = (
     *("messages", "tools", "system", "prompt", "completion", "instruction", "input", "output", "history", "text"),
-    *("conversations", "role", "content"),
+    *("conversations", "role", "content", "chosen", "rejected", "label"),
 )
 INITS = ("default", "gaussian", "eva")
 MOVES_THE_BASE = ("pissa", "olora", "corda", "loftq")
@@ -257,6 +258,12 @@ class Train:
         "manual",
         one_of(*STRATEGIES),
     )
+    objective: str = key(
+        f"what is minimised: {', '.join(OBJECTIVES)}; sft learns answers, kto from answers judged good or bad, the "
+        "others from an answer that was chosen over another to the same prompt",
+        "sft",
+        one_of(*OBJECTIVES),
+    )
     epochs: float = key("passes over the training data", 1.0, between(0.001, 10_000))
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(
@@ -327,6 +334,7 @@ TABLES: dict[str, type] = {
     "data": Data,
     "adapter": Adapter,
     "train": Train,
+    "preference": Preference,
     "eval": Eval,
     "output": Output,
 }

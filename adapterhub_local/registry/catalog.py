@@ -11,7 +11,13 @@ from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.registry.registry import LIVE, Registry
 from adapterhub_local.registry.version import Version
 
-SHARES = ("exact_match", "accuracy", "regex_match", "json_valid")  # metrics that are shares of the examples
+SHARES = (
+    "exact_match",
+    "accuracy",
+    "reward_accuracy",
+    "regex_match",
+    "json_valid",
+)  # metrics that are shares of the examples
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>|=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 _ORDERS = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}
 # probed version by version, so that the first hundred names do not wait for all

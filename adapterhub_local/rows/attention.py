@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.rows.flash import attend_in_pieces
-from adapterhub_local.rows.layout import Layout, visible
+from adapterhub_local.rows.layout import Groups, Layout, visible
 
 NAMES = {"sdpa": "qhub_layout_sdpa", "eager": "qhub_layout_eager"}  # what a model used -> its name with ours beside it
 # what models pass along that has no bearing on causal attention
@@ -63,7 +63,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    layout: Layout | None = None,
+    layout: Layout | Groups | None = None,
     **given: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a layer calls: the model's own attention, or with a layout that of the packed row, whatever the mask.
@@ -73,6 +73,12 @@ def _attention(
     """
     if layout is None:
         return _own_attention(module)(module, query, key, value, attention_mask, **given)
+    if isinstance(layout, Groups):
+        outs = []
+        for own, (start, end) in zip(layout.layouts, layout.bounds, strict=True):
+            part = (tensor[:, :, start:end] for tensor in (query, key, value))
+            outs.append(_attention(module, *part, attention_mask, layout=own, **given)[0])
+        return torch.cat(outs, dim=1), None
     window, softcap, scale = given.pop("sliding_window", None), given.pop("softcap", None), given.pop("scaling", None)
     dropout = given.pop("dropout", 0.0)
     unknown = [name for name, value in given.items() if value is not None and name not in _HARMLESS]

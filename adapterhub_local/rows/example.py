@@ -1,8 +1,10 @@
 """One tokenised example, and what became of all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from adapterhub_local.data.chat import Chat
 
 Span = tuple[int, int]
 
@@ -24,8 +26,35 @@ class Example:
         assert ends[-1] <= len(self.ids), "a span ends in the example"
 
     @property
+    def parts(self) -> tuple["Example", ...]:
+        """Itself: a term of a loss may be about several (`Item`)."""
+        return (self,)
+
+    @property
     def num_labels(self) -> int:
         return sum(end - start for start, end in self.spans)
+
+
+class Item(Protocol):
+    """What a term of a loss is about: an example, or an answer with those it is compared with, its `parts`."""
+
+    @property
+    def parts(self) -> tuple[Example, ...]: ...
+
+
+def num_tokens(item: Item) -> int:
+    """Tokens of all its examples, a prompt that they share counted in each."""
+    return sum(len(part.ids) for part in item.parts)
+
+
+def num_labels(item: Item) -> int:
+    """Tokens that are scored."""
+    return sum(part.num_labels for part in item.parts)
+
+
+def parts_of(items: Sequence[Item]) -> list[Example]:
+    """The examples of all items, in order."""
+    return [part for item in items for part in item.parts]
 
 
 @dataclass(frozen=True)
@@ -34,6 +63,8 @@ class Tokenised:
 
     examples: list[Example]
     template: str  # chat or plain
+    chats: list[Chat] = field(default_factory=list, repr=False)  # of each example, the one that it is of
+    judged: Sequence[Item] | None = None  # pairs, or answers judged good or bad, made of the examples
     longest: int = 0
     cut: list[str] = field(default_factory=list)  # where they stand
     skipped: list[str] = field(default_factory=list)  # the same, of those left out
@@ -45,6 +76,11 @@ class Tokenised:
     lost: Mapping[str, list[str]] = field(default_factory=dict)  # what the template leaves out -> where
     bad: list[str] = field(default_factory=list)  # sentences about examples that were left out
     day: str | None = None  # the date that the template prints
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """What an objective's loss is a mean over: the examples, or what judges several together."""
+        return self.examples if self.judged is None else self.judged
 
     @property
     def counts(self) -> dict[str, Any]:

@@ -121,15 +121,18 @@ def tokenise_all(
         for example in parts:
             if len(example.ids) <= max_length:
                 found.examples.append(example)
+                found.chats.append(chat)
             elif chat.text is not None:
                 pieces = [example.ids[at : at + max_length] for at in range(0, len(example.ids), max_length)]
                 whole = [Example(ids, ((1, len(ids)),)) for ids in pieces if len(ids) > 1]
                 found.examples.extend(whole)
+                found.chats.extend([chat] * len(whole))
                 num_pieces += len(whole)
             else:
                 over.append((chat.where, len(example.ids)))
                 short = _cut(example, max_length) if too_long == "truncate" else None
                 found.examples.extend([short] if short else [])
+                found.chats.extend([chat] if short else [])
                 (found.cut if short else found.skipped).append(chat.where)
     troubles.raise_if(bad_rows)
     if findings.lost and left_out == "error":

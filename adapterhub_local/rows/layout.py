@@ -6,6 +6,7 @@ over the examples and not the square of the row. Knows nothing of models.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -44,6 +45,27 @@ class Layout:
     def binding(self, window: int | None) -> int | None:
         """`window`, or None where no example is longer."""
         return window if window is not None and window < self.prefix + max(self.rests) else None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Several layouts one behind another in a row, none of which sees another: pairs of answers with their prompts."""
+
+    layouts: tuple[Layout, ...]
+
+    @property
+    def is_single(self) -> bool:
+        return False
+
+    @property
+    def tokens(self) -> int:
+        return sum(layout.tokens for layout in self.layouts)
+
+    @property
+    def bounds(self) -> tuple[Span, ...]:
+        """Where each layout lies in the row."""
+        ends = list(accumulate(layout.tokens for layout in self.layouts))
+        return tuple(zip([0, *ends], ends, strict=False))
 
 
 @dataclass(frozen=True)

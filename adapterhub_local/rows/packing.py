@@ -17,7 +17,7 @@ import torch
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.rows.attention import attach, detach, is_attached
 from adapterhub_local.rows.examples import Example
-from adapterhub_local.rows.layout import Layout
+from adapterhub_local.rows.layout import Groups, Layout
 
 IGNORE = -100
 
@@ -27,14 +27,18 @@ class Packed:
     """One row of T tokens.
 
     input_ids, position_ids, labels: (1, T) int64; labels are IGNORE where nothing is learned.
-    segments: (T,) int64, 0 for the prefix, i + 1 for example i; layout says the same.
+    segments: (T,) int64, 0 for a prefix, i + 1 for example i; layout says the same.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
     segments: torch.Tensor
-    layout: Layout
+    layout: Layout | Groups
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.numel()
 
     @property
     def num_labels(self) -> int:
@@ -58,6 +62,24 @@ def pack(examples: Sequence[Example], *, share: bool = True) -> Packed:
     layout = Layout(prefix, tuple(len(example.ids) - prefix for example in examples))
     return Packed(
         torch.tensor([ids]), torch.tensor([positions]), torch.tensor([labels]), torch.tensor(segments), layout
+    )
+
+
+def pack_groups(groups: Sequence[Sequence[Example]], *, share: bool = True) -> Packed:
+    """Groups of examples in one row, each group behind what its own examples begin with."""
+    if len(groups) == 1:
+        return pack(groups[0], share=share)
+    packs = [pack(group, share=share) for group in groups]
+    segments, before = [], 0
+    for one, group in zip(packs, groups, strict=True):
+        segments.append(torch.where(one.segments > 0, one.segments + before, 0))
+        before += len(group)
+    return Packed(
+        torch.cat([one.input_ids for one in packs], dim=1),
+        torch.cat([one.position_ids for one in packs], dim=1),
+        torch.cat([one.labels for one in packs], dim=1),
+        torch.cat(segments),
+        Groups(tuple(one.layout for one in packs if isinstance(one.layout, Layout))),
     )
 
 
@@ -119,6 +141,8 @@ def inputs(model: Any, packed: Packed) -> dict[str, Any]:
     if is_attached(model):  # a mask, of one element, keeps the model from making one
         seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         return {**row, "attention_mask": _for_layers(model, seen, seen), "layout": packed.layout}
+    if isinstance(packed.layout, Groups):
+        raise Incompatible("a mask for groups would need the square of the row: compute them one by one")
     return {**row, "attention_mask": _mask(model, packed.segments.to(device), positions[0])}
 
 
@@ -153,24 +177,29 @@ def is_exact(model: Any, examples: Sequence[Example], *, share: bool = True) -> 
     """
     longest = max(range(len(examples)), key=lambda index: len(examples[index].ids))
     probes = [examples[index] for index in sorted({0, min(1, len(examples) - 1), longest})]
+    return is_exact_row(model, probes, pack(probes, share=share))
+
+
+def is_exact_row(model: Any, probes: Sequence[Example], packed: Packed) -> bool:
+    """`is_exact` for one packed row of these examples."""
     was_attached = is_attached(model)
     with torch.inference_mode():
         detach(model)
         alone = [forward(model, pack([example]))[0] for example in probes]
-        if attach(model) and _agrees(model, probes, alone, share):
+        if attach(model) and _agrees(model, packed, alone):
             return True
         detach(model)
-        if _agrees(model, probes, alone, share):
+        if _agrees(model, packed, alone):
             return True
     if was_attached:  # by a training run, whose rows were found exact
         attach(model)
     return False
 
 
-def _agrees(model: Any, probes: Sequence[Example], alone: Sequence[torch.Tensor], share: bool) -> bool:
-    """Whether the probes together have the logits (n, vocabulary) that each has alone."""
+def _agrees(model: Any, packed: Packed, alone: Sequence[torch.Tensor]) -> bool:
+    """Whether examples in one row have the logits (n, vocabulary) that each has alone."""
     try:
-        together, _, owner = forward(model, pack(probes, share=share))
+        together, _, owner = forward(model, packed)
     except (ValueError, RuntimeError, TypeError, IndexError, AttributeError, KeyError, Incompatible):
         if model.device.type == "cuda":
             torch.cuda.empty_cache()

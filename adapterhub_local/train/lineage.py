@@ -3,13 +3,14 @@
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version as installed
 from typing import Any
 
 import torch
 
 from adapterhub_local.durable import digest_bytes
-from adapterhub_local.evaluate.metrics import Score
+from adapterhub_local.evaluate.preferences import AnyScore
 from adapterhub_local.recipe.derived import optimizer_on
 from adapterhub_local.train.log_curves import short_curve
 from adapterhub_local.train.past_runs import read_log
@@ -18,7 +19,9 @@ from adapterhub_local.train.run_folder import Run
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")
 
 
-def lineage_of(run: Run, model: Any, scores: dict[str, Score], statistics: dict[str, Any], rows: int) -> dict[str, Any]:
+def lineage_of(
+    run: Run, model: Any, scores: Mapping[str, AnyScore], statistics: dict[str, Any], rows: int
+) -> dict[str, Any]:
     """Where the version comes from; enough to train it again."""
     recipe = run.recipe
     peft_model = model.base_model

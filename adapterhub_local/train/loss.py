@@ -40,6 +40,31 @@ def answer_loss(model: Any, packed: Packed, head: Head | None, max_bytes: int = 
     return torch.stack(losses).sum()
 
 
+def answer_log_probs(
+    model: Any, packed: Packed, head: Head | None, count: int, max_bytes: int = LOGITS_BYTES
+) -> torch.Tensor:
+    """The log-probability in nats of the answer of each of a row's `count` examples: (count,) float32.
+
+    Summed over its tokens, end of turn included. `head` and `max_bytes` as for `answer_loss`.
+    """
+    size = max(1, max_bytes // (4 * model.config.get_text_config().vocab_size))
+    if head is None or packed.num_labels <= size:
+        logits, targets, owner = forward(model, packed)
+        losses = cross_entropy(logits.float(), targets, reduction="none")
+    else:
+        positions = label_positions(packed)
+        targets, owner = packed.labels[0, positions].to(model.device), packed.segments[positions] - 1
+        states = _states(model, packed)[positions.to(model.device) - 1]
+
+        def chunk(some: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(head(some).float(), wanted, reduction="none")
+
+        chunks = zip(states.split(size), targets.split(size), strict=True)
+        losses = torch.cat([checkpoint(chunk, some, wanted, use_reentrant=False) for some, wanted in chunks])
+    sums = torch.zeros(count, device=losses.device)
+    return sums.index_add(0, owner.to(losses.device), -losses)
+
+
 def output_head(model: Any, example: Example) -> Head | None:
     """What turns the model's last states (n, hidden) into logits (n, vocabulary), soft caps and scales included.
 

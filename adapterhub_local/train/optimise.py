@@ -3,23 +3,24 @@
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.errors import InputError, QhubError, Stopped
-from adapterhub_local.evaluate.metrics import evaluate
 from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe.derived import num_steps
-from adapterhub_local.rows.examples import Example
+from adapterhub_local.rows.example import num_tokens
 from adapterhub_local.settings import process
 from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, write_factors
 from adapterhub_local.train.lineage import peak_memory_mb
+from adapterhub_local.train.objectives.objective import Objective
 from adapterhub_local.train.past_runs import BEST, LAST_GOOD, checkpoints
 from adapterhub_local.train.preflight import preflight
 from adapterhub_local.train.run_folder import Run, differences
@@ -36,24 +37,26 @@ class Fitted:
 
     statistics: dict[str, Any]
     save_state: Callable[[], None]
+    objective: Objective
 
 
-def fit(session: Session, reporter: Reporter) -> Fitted:
-    """Run the optimizer over the examples. Raises Stopped, and QhubError for a run gone wrong."""
-    run, model, examples, train = session.run, session.model, session.examples, session.run.recipe.train
-    tokens_a_step = sum(len(example.ids) for example in examples) / len(examples) * train.batch_size
+def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted:
+    """Run the optimizer over the examples, from a checkpoint on. Raises Stopped, and QhubError for a run gone wrong."""
+    run, model, examples, recipe = session.run, session.model, session.examples, session.run.recipe
+    train = recipe.train
+    tokens_a_step = sum(map(num_tokens, examples)) / len(examples) * train.batch_size
     steps = num_steps(len(examples), train)
     with quiet_loading(), reporter.training(steps, tokens_a_step) as report:
         watch = Watch(
             lambda entry: None,
-            evaluate=lambda: held_out(model, session.tests, run.recipe.eval.batch_size),
+            evaluate=lambda: trainer.objective.held_out(session.tests, recipe.eval.batch_size),
             eval_every=train.eval_every,
             patience=train.patience,
             save_every=train.save_every,
             keep_best=(lambda: write_factors(model, run.folder / BEST)) if run.leader else None,
             factors=factors_of(model),
         )
-        trainer, _ = make_trainer(model, examples, train, run.folder, watch.report, watch)
+        trainer = make_trainer(model, examples, recipe, run.folder, watch)
         try:
             agree(run)
             preflight(trainer, examples, run.home)
@@ -61,7 +64,7 @@ def fit(session: Session, reporter: Reporter) -> Fitted:
             with suppress(OSError):  # the Trainer has made an empty folder
                 run.folder.rmdir()
             raise
-        entries = run.begin(session.checkpoint, steps)
+        entries = run.begin(checkpoint, steps)
         watch.restore(entries)
         log = [entry for entry in entries if "loss" in entry]
         start = time.perf_counter() - (log[-1].get("seconds", 0.0) if log else 0.0)
@@ -73,11 +76,11 @@ def fit(session: Session, reporter: Reporter) -> Fitted:
                     write(entry)
                     if "loss" in entry:
                         log.append(entry)
-                        report(int(entry["step"]), entry["loss"])
+                        report(int(entry["step"]), entry["loss"], _shown(entry))
 
                 watch.report = note
                 if not watch.stopped_early:  # else it was resumed after its end
-                    trainer.train(resume_from_checkpoint=str(session.checkpoint) if session.checkpoint else None)
+                    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except (NotFinite, Diverged) as error:
             run.note(status="failed", reason=str(error))
             raise QhubError(f"{error}: {_keep_good(session, watch)}") from None
@@ -117,7 +120,7 @@ def fit(session: Session, reporter: Reporter) -> Fitted:
         if trainer.args.world_size == 1 and checkpoints(run.folder)[-1:] != [run.folder / f"checkpoint-{step}"]:
             trainer._save_checkpoint(model, None)
 
-    return Fitted(statistics, save_state)
+    return Fitted(statistics, save_state, trainer.objective)
 
 
 def agree(run: Run) -> None:
@@ -135,13 +138,6 @@ def agree(run: Run) -> None:
             raise InputError(f"process {rank} does not train the same: {changes}; give every machine the same files")
 
 
-def held_out(model: Any, tests: list[Example], batch_size: int) -> dict[str, float]:
-    """The scores of the model as it is, for the log. Draws no random number, so it changes nothing."""
-    model.eval()
-    score = evaluate(model, tests, batch_size)
-    return {"eval_loss": score.loss, "eval_exact_match": score.exact_match}
-
-
 def _keep_good(session: Session, watch: Watch) -> str:
     """Write the last good factors as an adapter; returns what to tell the user."""
     advice = "lower train.learning_rate, or look at the data"
@@ -156,6 +152,12 @@ def _keep_good(session: Session, watch: Watch) -> str:
     folder.mkdir(parents=True)
     save(session.model, session.run.recipe, session.run.info, folder)
     return f"{advice}. The last good adapter is kept in {folder} (`qhub add` registers it)"
+
+
+def _shown(entry: Mapping[str, Any]) -> str:
+    """What a step of the log tells beside its loss, for the line of progress."""
+    names = {"reward_accuracy": "accuracy", "reward_margin": "margin"}
+    return "".join(f", {shown} {entry[name]:.2f}" for name, shown in names.items() if name in entry)
 
 
 @contextmanager

@@ -15,10 +15,9 @@ from adapterhub_local.durable import staging
 from adapterhub_local.errors import BadData, Corrupt, InputError, QhubError
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.write import write_safetensors
-from adapterhub_local.rows.examples import Example
+from adapterhub_local.rows.example import Item, num_labels, num_tokens
 from adapterhub_local.settings import Home, make_folder
 from adapterhub_local.train.adapter import factors_of, random_devices, read_factors
-from adapterhub_local.train.loss import answer_loss
 from adapterhub_local.train.trainer import AdapterTrainer
 
 COPIES = 8  # of the factors on the disk at worst: two checkpoints of three (weights, two moments), best, result
@@ -42,7 +41,7 @@ class Preflight:
         return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
-def preflight(trainer: AdapterTrainer, examples: Sequence[Example], home: Home) -> Preflight:
+def preflight(trainer: AdapterTrainer, examples: Sequence[Item], home: Home) -> Preflight:
     """Try one step on the longest of the data, and the round trip of the factors through a file.
 
     On a GPU the row is the largest that a batch can give, so that what does not fit is known now. Changes
@@ -59,22 +58,22 @@ def preflight(trainer: AdapterTrainer, examples: Sequence[Example], home: Home) 
             f"{(COPIES * size >> 20) + 1} MB for checkpoints: free some space or set QHUB_HOME to another disk"
         )
     for number, example in enumerate(examples, 1):
-        if not example.num_labels:
+        if not num_labels(example):
             raise BadData(f"training example {number} has no answer token to learn")
-    longest = sorted(examples, key=lambda example: -len(example.ids))
+    longest = sorted(examples, key=lambda example: -num_tokens(example))
     batch = longest[: trainer.args.per_device_train_batch_size] if model.device.type == "cuda" else longest[:1]
     collate: Any = trainer.data_collator
     rows = collate(batch)["rows"]
-    row = max(rows, key=lambda row: row.input_ids.numel())
+    row = max(rows, key=lambda row: row.num_tokens)
     model.train()
     with torch.random.fork_rng(devices=random_devices(model)):
         start = time.perf_counter()
         try:
-            loss = answer_loss(model, row, trainer.head) / row.num_labels
+            loss, _ = trainer.objective.loss(row, trainer.objective.begin([row], [row], lambda tensor: tensor))
             loss.backward()
         except torch.OutOfMemoryError as error:
             raise QhubError(
-                f"a row of {row.input_ids.numel()} tokens does not fit into the GPU's memory: lower "
+                f"a row of {row.num_tokens} tokens does not fit into the GPU's memory: lower "
                 "train.packed_tokens, train.micro_batch_size or data.max_length, or set "
                 f"train.activation_checkpointing ({error})"
             ) from None
@@ -96,16 +95,16 @@ def preflight(trainer: AdapterTrainer, examples: Sequence[Example], home: Home) 
             f"{home.tmp} cannot hold the factors ({(size >> 20) + 1} MB): {getattr(error, 'strerror', None) or error}: "
             "free some space or set QHUB_HOME to another disk"
         ) from None
-    tokens = sum(len(example.ids) for example in examples)
+    tokens = sum(map(num_tokens, examples))
     steps = trainer.args.max_steps
     return Preflight(
         examples=len(examples),
         tokens=tokens,
-        labels=sum(example.num_labels for example in examples),
-        longest=len(longest[0].ids),
+        labels=sum(map(num_labels, examples)),
+        longest=num_tokens(longest[0]),
         steps=steps,
         num_parameters=sum(factor.numel() for factor in factors.values()),
-        row_tokens=row.input_ids.numel(),
+        row_tokens=row.num_tokens,
         row_seconds=seconds,
         loss=value,
     )

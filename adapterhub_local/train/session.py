@@ -1,8 +1,7 @@
 """All that a run needs, read, loaded and checked, before anything is written."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import choose_device, has_bfloat16, load_base
-from adapterhub_local.data.dataset import read_data
+from adapterhub_local.data.dataset import Dataset, read_data
 from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import compute_on
-from adapterhub_local.rows.examples import Example, tokenise_data
+from adapterhub_local.recipe.objectives import OBJECTIVES
+from adapterhub_local.rows.example import Example, Item, parts_of
+from adapterhub_local.rows.judged import tokenise_items
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.check import check_run
@@ -30,14 +31,21 @@ class Session:
     run: Run
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    examples: list[Example]
-    tests: list[Example]
+    examples: list[Item]
+    tests: list[Item]
     counts: dict[str, Any]  # what became of examples that were too long
-    checkpoint: Path | None
 
 
-def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Callable[[Run], Path | None]) -> Session:
-    """Read the data, load the base, put the adapter on it."""
+@dataclass(frozen=True)
+class Inputs:
+    """What decides a run, read and checked without loading the base."""
+
+    run: Run
+    dataset: Dataset
+
+
+def read_inputs(recipe: Recipe, home: Home, reporter: Reporter) -> Inputs:
+    """Hold the recipe against base and parent, and read its data. Raises their InputErrors."""
     if is_sharded():
         raise InputError(
             "FSDP cannot shard this base: its 4-bit weights are stored as uint8, with which training crashes or has "
@@ -51,23 +59,29 @@ def prepare(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Cal
     dataset = read_data(recipe)
     for note in dataset.notes:
         reporter.note(note)
-    run = Run(recipe, info, home, dataset, start)
-    checkpoint = find_checkpoint(run)
+    return Inputs(Run(recipe, info, home, dataset, start), dataset)
 
+
+def load(inputs: Inputs, reporter: Reporter) -> Session:
+    """Load the base, tokenise the data, put the adapter on the base."""
+    run, dataset = inputs.run, inputs.dataset
+    recipe, info = run.recipe, run.info
     reporter.note(f"base {info.name}: loading")
     if choose_device() == "cpu":
         map_large_tensors()
     base = load_base(info, dtype=compute_dtype(recipe.train.compute))
-    tokenised, held_out = tokenise_data(dataset, base.tokenizer, recipe.data, stop_tokens(info.folder, base.tokenizer))
+    shape, group = OBJECTIVES[recipe.train.objective].shape, recipe.train.batch_size
+    stops = stop_tokens(info.folder, base.tokenizer)
+    tokenised, held_out = tokenise_items(dataset, base.tokenizer, recipe.data, shape, group, stops)
     for part in (tokenised, held_out):
         for note in part.notes(recipe.data.max_length) if part else ():
             reporter.note(note)
-    tests = held_out.examples if held_out else []
-    check_ids([*tokenised.examples, *tests], base.tokenizer, base.model.get_input_embeddings().weight.shape[0])
+    items, tests = list(tokenised.items), list(held_out.items) if held_out else []
+    check_ids(parts_of([*items, *tests]), base.tokenizer, base.model.get_input_embeddings().weight.shape[0])
     if recipe.train.eval_every and not tests:
         raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
-    model = with_adapter(base, recipe, start=start, examples=tokenised.examples)
-    return Session(run, model, base.tokenizer, tokenised.examples, tests, tokenised.counts, checkpoint)
+    model = with_adapter(base, recipe, start=run.start, examples=parts_of(items))
+    return Session(run, model, base.tokenizer, items, tests, tokenised.counts)
 
 
 def check_ids(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:

@@ -10,7 +10,9 @@ from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.data.dataset import Dataset
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.recipe import Recipe
-from adapterhub_local.rows.examples import Tokenised, tokenise_data
+from adapterhub_local.recipe.objectives import OBJECTIVES
+from adapterhub_local.rows.example import Tokenised, num_labels, num_tokens
+from adapterhub_local.rows.judged import tokenise_items
 from adapterhub_local.settings import Home
 from adapterhub_local.train.check import Runs, data_of, gathering, raise_all
 
@@ -19,9 +21,17 @@ def describe_data(recipe: Recipe, dataset: Dataset, home: Home) -> dict[str, dic
     """`train` and `test` -> statistics, without loading the base. Raises what tokenising raises."""
     info = find_base(recipe.base.name, home)
     tokenizer = load_tokenizer(info)
-    train, test = tokenise_data(dataset, tokenizer, recipe.data, stop_tokens(info.folder, tokenizer))
+    train, test = tokenised(recipe, dataset, info, tokenizer)
     parts = {"train": train, **({"test": test} if test else {})}
     return {role: {**statistics(part), "notes": part.notes(recipe.data.max_length)} for role, part in parts.items()}
+
+
+def tokenised(
+    recipe: Recipe, dataset: Dataset, info: BaseInfo, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Tokenised, Tokenised | None]:
+    """The data of a recipe as what its objective is about."""
+    shape, stops = OBJECTIVES[recipe.train.objective].shape, stop_tokens(info.folder, tokenizer)
+    return tokenise_items(dataset, tokenizer, recipe.data, shape, recipe.train.batch_size, stops)
 
 
 def describe_runs(runs: Runs, datasets: Mapping[Any, Dataset], home: Home) -> dict[str, dict[str, Any]]:
@@ -44,15 +54,15 @@ def load_tokenizer(info: BaseInfo) -> PreTrainedTokenizerBase:
         raise Corrupt(f"base '{info.name}' has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
 
 
-def statistics(tokenised: Tokenised) -> dict[str, Any]:
+def statistics(found: Tokenised) -> dict[str, Any]:
     """Counts of examples, tokens and labels, and lengths in tokens: least, median, 95th percentile, most."""
-    lengths = sorted(len(example.ids) for example in tokenised.examples)
+    lengths = sorted(map(num_tokens, found.items))
     return {
         "examples": len(lengths),
         "tokens": sum(lengths),
-        "labels": sum(example.num_labels for example in tokenised.examples),
+        "labels": sum(map(num_labels, found.items)),
         **{name: _quantile(lengths, share) for name, share in (("min", 0), ("median", 0.5), ("p95", 0.95), ("max", 1))},
-        **tokenised.counts,
+        **found.counts,
     }
 
 

@@ -1,8 +1,8 @@
 """A training run from recipe to registered version: the main line of `qhub train`."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import QhubError, Stopped
-from adapterhub_local.evaluate.metrics import evaluate
-from adapterhub_local.plan.auto import settle
+from adapterhub_local.evaluate.preferences import AnyScore, score_items
+from adapterhub_local.plan.auto import Choice, settle
 from adapterhub_local.progress import Keeping, Quiet, Reporter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
@@ -21,14 +21,15 @@ from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import factors_of, save
 from adapterhub_local.train.lineage import lineage_of
 from adapterhub_local.train.log_curves import draw
-from adapterhub_local.train.optimise import STOPS, fit, told
+from adapterhub_local.train.optimise import STOPS, fit
 from adapterhub_local.train.past_runs import CURVE, RECORD, REPORT, read_log
 from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.report import write_report
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.samples import take_samples
-from adapterhub_local.train.session import prepare
+from adapterhub_local.train.session import Inputs, load, read_inputs
 from adapterhub_local.train.trainer import make_trainer
+from adapterhub_local.train.watch import Watch
 
 
 def train(
@@ -46,40 +47,42 @@ def train(
     recipe, base and data before anything is written.
     """
     assert process().is_leader, "other processes follow"
-    with ExitStack() as held:
-
-        def find_checkpoint(run: Run) -> Path | None:
-            held.enter_context(run.alone())
-            return run.find_checkpoint(resume=resume, restart=restart)
-
-        return _train(recipe, home, reporter or Quiet(), find_checkpoint)
-
-
-def _train(recipe: Recipe, home: Home, reporter: Reporter, find_checkpoint: Callable[[Run], Path | None]) -> Version:
     recipe, choices = settle(recipe, home)
-    reporter = kept = Keeping(reporter)
+    kept = Keeping(reporter or Quiet())
     for choice in choices:
-        reporter.note(str(choice))
-    session = prepare(recipe, home, reporter, find_checkpoint)
+        kept.note(str(choice))
+    inputs = read_inputs(recipe, home, kept)
+    with inputs.run.alone():
+        checkpoint = inputs.run.find_checkpoint(resume=resume, restart=restart)
+        return _train(inputs, checkpoint, kept, choices)
+
+
+def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: Sequence[Choice]) -> Version:
+    session = load(inputs, reporter)
     run, model, tests = session.run, session.model, session.tests
-    run.notes = kept.notes
+    recipe, home = run.recipe, run.home
+    run.notes = reporter.notes
     before = {name: factor.detach().cpu().clone() for name, factor in factors_of(model).items()}
-    fitted = fit(session, reporter)
+    fitted = fit(session, checkpoint, reporter)
     with keeping(run, fitted.save_state):
         check_changed(before, factors_of(model))
         model.eval()
-        scores = {}
+        scores: dict[str, AnyScore] = {}
         if tests:
             with reporter.counting("evaluating the adapter") as progress:
-                scores["adapter"] = evaluate(model, tests, recipe.eval.batch_size, progress)
+                scores["adapter"] = score_items(model, tests, recipe.eval.batch_size, progress)
             with model.disable_adapter(), reporter.counting("evaluating the base") as progress:
-                scores["base"] = evaluate(model, tests, recipe.eval.batch_size, progress)
-        samples = take_samples(model, session.tokenizer, tests, recipe.eval.samples)
+                scores["base"] = score_items(model, tests, recipe.eval.batch_size, progress)
+        samples = take_samples(model, session.tokenizer, [item.parts[0] for item in tests], recipe.eval.samples)
         with staging(home.tmp) as folder:
             files = save(model, recipe, run.info, folder)
             statistics = fitted.statistics | session.counts
             lineage = lineage_of(run, model, scores, statistics, len(session.examples))
-            lineage["notes"] = kept.notes
+            lineage["notes"] = reporter.notes
+            if tests and recipe.train.objective != "sft":
+                rewards = fitted.objective.held_out(tests, recipe.eval.batch_size)
+                told = {name.removeprefix("eval_"): round(value, 6) for name, value in rewards.items()}
+                lineage["metrics"][recipe.task]["adapter"] |= {"objective_loss": told.pop("loss"), **told}
             if choices:
                 lineage["strategy"] = [choice.to_json() for choice in choices]
             published = Registry(home).publish(recipe.output.name, files, lineage, alias=recipe.output.alias)
@@ -129,16 +132,17 @@ def keeping(run: Run, save_state: Callable[[], None]) -> Iterator[None]:
 def follow(recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False) -> None:
     """Take part in the run of another process (rank 0 of several), which evaluates and registers the result."""
     recipe, _ = settle(recipe, home)
-    session = prepare(recipe, home, Quiet(), lambda run: run.find_checkpoint(resume=resume, restart=restart))
-    fit(session, Quiet())
-    if not (session.run.folder / RECORD).exists():  # a machine with a home of its own: the leader's has the run
-        shutil.rmtree(session.run.folder, ignore_errors=True)
+    inputs = read_inputs(recipe, home, Quiet())
+    checkpoint = inputs.run.find_checkpoint(resume=resume, restart=restart)
+    fit(load(inputs, Quiet()), checkpoint, Quiet())
+    if not (inputs.run.folder / RECORD).exists():  # a machine with a home of its own: the leader's has the run
+        shutil.rmtree(inputs.run.folder, ignore_errors=True)
 
 
 def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
     """Everything up to the first step, and that step; leaves nothing behind."""
     recipe, _ = settle(recipe, home)
-    session = prepare(recipe, home, reporter, lambda run: None)
+    session = load(read_inputs(recipe, home, reporter), reporter)
     with quiet_loading(), staging(home.tmp) as folder:
-        trainer, _ = make_trainer(session.model, session.examples, recipe.train, folder, lambda entry: None)
+        trainer = make_trainer(session.model, session.examples, recipe, folder, Watch(lambda entry: None))
         return preflight(trainer, session.examples, home)

@@ -1,4 +1,4 @@
-"""The optimisation: transformers' Trainer with our rows, our loss, and the step shared by several processes."""
+"""The optimisation: transformers' Trainer with our rows, an objective, and the step shared by several processes."""
 
 import math
 import shutil
@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from adapterhub_local.errors import QhubError
-from adapterhub_local.recipe.derived import examples_a_row, num_steps, optimizer_on
-from adapterhub_local.recipe.schema import Train
-from adapterhub_local.rows.examples import Example
-from adapterhub_local.rows.packing import Packed, is_exact, pack, pack_rows
+from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.derived import num_steps, optimizer_on
+from adapterhub_local.rows.example import Item
 from adapterhub_local.train.checkpointing import enable_checkpointing
-from adapterhub_local.train.loss import answer_loss, output_head
-from adapterhub_local.train.watch import Report, Watch
+from adapterhub_local.train.objectives import make_objective
+from adapterhub_local.train.objectives.objective import Objective
+from adapterhub_local.train.watch import Watch
 
 # our name -> the Trainer's
 OPTIMIZERS = {
@@ -31,50 +31,66 @@ OPTIMIZERS = {
 
 
 class AdapterTrainer(Trainer):
-    """Trains the adapter factors of a PEFT model; the loss is the mean over all answer tokens of a step.
+    """Trains the adapter factors of a PEFT model to lower an objective.
 
-    A batch is the examples of one optimizer step, cut into rows; each row is a forward and a backward pass.
+    A batch is the items of one optimizer step, cut into rows; each row is a forward and a backward pass.
     With several processes each has the whole batch and takes its share of the rows, so that neither order
     nor denominator depends on their number; the gradients are summed once a step.
     """
 
-    head: Callable[[torch.Tensor], torch.Tensor] | None = None
-    loraplus_ratio: float | None = None
-    watch: Watch
+    def __init__(
+        self, *, objective: Objective, watch: Watch, loraplus_ratio: float | None = None, **given: Any
+    ) -> None:
+        super().__init__(callbacks=[watch], **given)
+        self.objective, self.watch, self.loraplus_ratio = objective, watch, loraplus_ratio
+        self.told: dict[str, float] = {}  # the objective's metrics of the last step
+        self.model_accepts_loss_kwargs = True
+        self.remove_callback(PrinterCallback)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         model.train()
-        rows: list[Packed] = inputs["rows"]
-        # the sum over each row by the labels of the whole step (transformers#34191)
-        num_labels = sum(row.num_labels for row in rows)
-        total = torch.zeros((), device=self.args.device)
-        for row in rows[self.args.process_index :: self.args.world_size]:
-            loss = answer_loss(model, row, self.head) / num_labels
+        rows: list[Any] = inputs["rows"]
+        own = rows[self.args.process_index :: self.args.world_size]
+        step = self.objective.begin(rows, own, self._sum)
+        totals = torch.zeros(1 + len(self.objective.metrics), device=self.args.device)
+        for row in own:
+            loss, told = self.objective.loss(row, step)
             self.accelerator.backward(loss)
-            total += loss.detach()
+            totals[0] += loss.detach()
+            totals[1:] += told.to(totals.device)
         if self.args.world_size > 1:
-            total = self._sum_over_processes(model, total)
-        if not math.isfinite(total.item()):
-            raise NotFinite(f"the loss is {total.item()} at step {self.state.global_step + 1}")
-        return total
+            totals = self._sum_over_processes(model, totals)
+        self.told = dict(zip(self.objective.metrics, totals[1:].tolist(), strict=True))
+        if not math.isfinite(totals[0].item()):
+            raise NotFinite(f"the loss is {totals[0].item()} at step {self.state.global_step + 1}")
+        return totals[0]
 
-    def _sum_over_processes(self, model: Any, loss: torch.Tensor) -> torch.Tensor:
-        """Sum gradients and loss over the processes, as one vector. Returns the loss of the whole step."""
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log({**logs, **self.told} if "loss" in logs else logs, start_time)
+
+    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.args.world_size == 1:
+            return tensor
+        summed: torch.Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return summed
+
+    def _sum_over_processes(self, model: Any, totals: torch.Tensor) -> torch.Tensor:
+        """Sum gradients, loss and metrics (1 + metrics,) over the processes, as one vector; returns the latter."""
         factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for factor in factors:
             if factor.grad is None:  # a process that had no row
                 factor.grad = torch.zeros_like(factor)
-        asked = torch.tensor([float(self.watch.stop_asked)], device=loss.device)  # all stop after the same step
-        parts = [loss.float().reshape(1), asked, *(factor.grad.float().reshape(-1) for factor in factors)]
+        asked = torch.tensor([float(self.watch.stop_asked)], device=totals.device)  # all stop after the same step
+        parts = [asked, totals.float().reshape(-1), *(factor.grad.float().reshape(-1) for factor in factors)]
         flat = self.accelerator.reduce(torch.cat(parts), reduction="sum")
-        self.watch.stop_asked = bool(flat[1] > 0)
-        sums = flat[2:].split([factor.numel() for factor in factors])
+        self.watch.stop_asked = bool(flat[0] > 0)
+        summed_totals, *sums = flat[1:].split([totals.numel(), *(factor.numel() for factor in factors)])
         for factor, summed in zip(factors, sums, strict=True):
             factor.grad.copy_(summed.view_as(factor))
-        total: torch.Tensor = flat[0].clone()
-        return total
+        together: torch.Tensor = summed_totals.clone()
+        return together
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
@@ -125,7 +141,7 @@ class AdapterTrainer(Trainer):
                 f"the state of step {self.state.global_step} cannot be saved in {folder}: {reason}. Free some space"
             ) from error
 
-    def get_train_dataloader(self) -> DataLoader[Packed]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         loader = super().get_train_dataloader()
         if isinstance(loader.batch_sampler, BatchSamplerShard):  # every process has the whole batch
             loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
@@ -144,32 +160,13 @@ class NotSaved(QhubError):
     """A checkpoint could not be written; those before it are whole."""
 
 
-def make_rows(
-    model: Any, examples: Sequence[Example], train: Train, world_size: int = 1
-) -> Callable[[Sequence[Example]], list[Packed]]:
-    """How this model's batches are cut into rows: packed and with a shared prefix only where that is exact.
-
-    One dropout mask for a shared prefix would not be what was asked for, so dropout shares nothing.
-    """
-    size = examples_a_row(train, world_size)
-    share = not any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    if size > 1 and not is_exact(model.eval(), examples, share=share):
-        size = 1
-
-    def rows(batch: Sequence[Example]) -> list[Packed]:
-        return [pack(row, share=share) for row in pack_rows(batch, train.packed_tokens, size, share=share)]
-
-    return rows
-
-
-def make_trainer(
-    model: Any, examples: Sequence[Example], train: Train, folder: Path, report: Report, watch: Watch | None = None
-) -> tuple[AdapterTrainer, Watch]:
-    """A trainer of the recipe's [train] table, and the watch by which it can be stopped.
+def make_trainer(model: Any, items: Sequence[Item], recipe: Recipe, folder: Path, watch: Watch) -> AdapterTrainer:
+    """A trainer of a recipe's objective and [train] table, which reports to the watch and is stopped by it.
 
     Model: PEFT over a frozen base. Checkpoints go into `folder`, when the watch says so.
     """
-    steps = num_steps(len(examples), train)
+    train = recipe.train
+    steps = num_steps(len(items), train)
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=train.batch_size,
@@ -195,22 +192,18 @@ def make_trainer(
     )
     # one process, one GPU: with several in sight the Trainer would wrap the model in DataParallel, and multiply batches
     arguments._n_gpu = min(1, arguments.n_gpu)
-    rows = make_rows(model, examples, train, arguments.world_size)
-    watch = watch or Watch(report)
+    objective = make_objective(model, items, recipe, arguments.world_size)
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
-        train_dataset=list(examples),
-        data_collator=lambda batch: {"rows": rows(batch)},
-        callbacks=[watch],
+        train_dataset=list(items),
+        data_collator=lambda batch: {"rows": objective.rows(batch)},
+        objective=objective,
+        watch=watch,
+        loraplus_ratio=train.loraplus_ratio,
     )
-    trainer.watch = watch
-    trainer.head = output_head(model.eval(), examples[0])
-    trainer.loraplus_ratio = train.loraplus_ratio
-    trainer.model_accepts_loss_kwargs = True
-    trainer.remove_callback(PrinterCallback)
     enable_checkpointing(model, train.activation_checkpointing)
     if trainer.args.world_size > 1:
         # the gradients are summed in `training_step`: DDP would sum them after every row
         model._is_accelerate_prepared = True
-    return trainer, watch
+    return trainer

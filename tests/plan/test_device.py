@@ -21,6 +21,7 @@ from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.preflight import preflight
 from adapterhub_local.train.trainer import make_trainer
+from adapterhub_local.train.watch import Watch
 from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.graphs import Graphs
@@ -150,7 +151,7 @@ def train(model: Any, folder: Path, home: Home, info: BaseInfo) -> list[float]:
     adapted = with_adapter(LoadedBase(info, model, byte_tokenizer()), recipe)
     torch.__future__.set_overwrite_module_params_on_conversion(False)
     losses: list[float] = []
-    trainer, _ = make_trainer(adapted, examples, recipe.train, folder, lambda entry: losses.append(entry["loss"]))
+    trainer = make_trainer(adapted, examples, recipe, folder, Watch(lambda entry: losses.append(entry["loss"])))
     preflight(trainer, examples, home)
     trainer.train()
     return [*losses, evaluate(adapted.eval(), examples, 4).loss]

@@ -30,6 +30,7 @@ from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.train import train
 from adapterhub_local.train.trainer import make_trainer
+from adapterhub_local.train.watch import Watch
 from tests.chats import chat, write_chats, write_recipe
 from tests.tiny import VOCABULARY, byte_tokenizer
 
@@ -182,7 +183,7 @@ def test_split_into_micro_batches_changes_nothing(tiny_base: BaseInfo, home: Hom
         recipe = load_recipe(write_recipe(tmp_path), [f"train.micro_batch_size={size}", "train.epochs=1"])
         log: list[dict] = []
         model = with_adapter(load_base(tiny_base), recipe)
-        trainer, _ = make_trainer(model, examples_of(tmp_path, 16), recipe.train, tmp_path / "run", log.append)
+        trainer = make_trainer(model, examples_of(tmp_path, 16), recipe, tmp_path / "run", Watch(log.append))
         trainer.train()
         logs.append([value for entry in log for value in (entry["loss"], entry["grad_norm"])])
 

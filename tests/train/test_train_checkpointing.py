@@ -26,6 +26,7 @@ from adapterhub_local.train.checkpointing import (
 from adapterhub_local.train.fused_lora import fuse
 from adapterhub_local.train.loss import answer_loss
 from adapterhub_local.train.trainer import make_trainer
+from adapterhub_local.train.watch import Watch
 from tests.architectures import SHAPES, in_nf4
 from tests.chats import write_recipe
 from tests.pretend_gpu import moved, pretend_gpu
@@ -122,9 +123,8 @@ def test_a_run_on_a_gpu(built_base: Path, tmp_path: Path, monkeypatch: pytest.Mo
             model = with_adapter(LoadedBase(read_record(built_base), base, byte_tokenizer()), recipe)
             torch.__future__.set_overwrite_module_params_on_conversion(False)
             seen = losses[wanted] = []
-            trainer, _ = make_trainer(
-                model, examples, recipe.train, tmp_path, lambda entry, seen=seen: seen.append(entry["loss"])
-            )
+            watch = Watch(lambda entry, seen=seen: seen.append(entry["loss"]))
+            trainer = make_trainer(model, examples, recipe, tmp_path, watch)
             trainer.train()
             assert isinstance(model.get_input_embeddings(), HostEmbedding) == (wanted == "offload")
 
@@ -144,8 +144,8 @@ def test_a_run_with_everything_moved(tiny_base: BaseInfo, tmp_path: Path) -> Non
         if moves:
             move_embeddings(model)
             assert isinstance(model.get_input_embeddings(), HostEmbedding)
-        trainer, watch = make_trainer(model, examples, recipe.train, tmp_path / f"run-{moves}", lambda entry: None)
-        watch.save_every = 1
+        watch = Watch(lambda entry: None, save_every=1)
+        trainer = make_trainer(model, examples, recipe, tmp_path / f"run-{moves}", watch)
         if moves:
             move_boundaries(model)
         trainer.train()

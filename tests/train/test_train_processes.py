@@ -28,6 +28,7 @@ from adapterhub_local.train.past_runs import read_log
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.train import train
 from adapterhub_local.train.trainer import make_trainer
+from adapterhub_local.train.watch import Watch
 from tests.chats import RECIPE, write_recipe
 
 CHANGES = ["train.epochs=4", "train.eval_every=3"]
@@ -137,7 +138,8 @@ def test_all_stop_after_the_same_step(tiny_base: BaseInfo, home: Home, tmp_path:
     base = load_base(tiny_base)
     examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
     model = with_adapter(base, recipe)
-    trainer, watch = make_trainer(model, examples, recipe.train, tmp_path / "run", lambda entry: None)
+    watch = Watch(lambda entry: None)
+    trainer = make_trainer(model, examples, recipe, tmp_path / "run", watch)
 
     def other(vector: torch.Tensor, reduction: str) -> torch.Tensor:
         assert reduction == "sum"
@@ -145,9 +147,9 @@ def test_all_stop_after_the_same_step(tiny_base: BaseInfo, home: Home, tmp_path:
         return vector + theirs
 
     trainer.accelerator.reduce = other
-    loss = trainer._sum_over_processes(model, torch.tensor(2.0))
+    loss_and_metrics = trainer._sum_over_processes(model, torch.tensor([2.0, 0.5]))
 
-    assert loss == 3
+    assert loss_and_metrics.tolist() == [3.0, 1.5]
     assert watch.stop_asked
     assert all(torch.equal(factor.grad, torch.ones_like(factor)) for factor in factors_of(model).values())
 

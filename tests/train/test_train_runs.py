@@ -151,7 +151,7 @@ def test_a_loss_that_is_no_number(
     calls = []
 
     def poisoned(model, *arguments):
-        trainer, watch = make_trainer(model, *arguments)
+        trainer = make_trainer(model, *arguments)
         step = trainer.training_step
 
         def training_step(*given):
@@ -162,7 +162,7 @@ def test_a_loss_that_is_no_number(
             return loss
 
         monkeypatch.setattr(trainer, "training_step", training_step)
-        return trainer, watch
+        return trainer
 
     monkeypatch.setattr(fit_module, "make_trainer", poisoned)
     with pytest.raises(QhubError, match=r"gradient norm is nan at step 3: lower train\.learning_rate.*last-good"):
@@ -186,7 +186,7 @@ def test_what_is_no_number_is_found(tiny_base: BaseInfo, home: Home, tmp_path: P
     base = load_base(tiny_base)
     examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
     model = with_adapter(base, recipe)
-    trainer, _ = make_trainer(model, examples, recipe.train, tmp_path / "run", lambda entry: None)
+    trainer = make_trainer(model, examples, recipe, tmp_path / "run", Watch(lambda entry: None))
     next(p for name, p in model.named_parameters() if "lora_B" in name).data.fill_(math.inf)
     with pytest.raises(NotFinite, match="at step 1"):
         trainer.train()

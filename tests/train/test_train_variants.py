@@ -21,6 +21,7 @@ from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import factors_of, with_adapter
 from adapterhub_local.train.train import train
 from adapterhub_local.train.trainer import make_trainer
+from adapterhub_local.train.watch import Watch
 from tests.chats import write_recipe
 from tests.tiny import save_tiny_model
 
@@ -111,7 +112,7 @@ def test_loraplus_rates(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None
     base = load_base(tiny_base)
     examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)
     model = with_adapter(base, recipe)
-    trainer, _ = make_trainer(model, examples, recipe.train, tmp_path / "run", lambda entry: None)
+    trainer = make_trainer(model, examples, recipe, tmp_path / "run", Watch(lambda entry: None))
     rates = {id(factor): group["lr"] for group in trainer.create_optimizer().param_groups for factor in group["params"]}
 
     assert {rates[id(factor)] for name, factor in factors_of(model).items() if "lora_A" in name} == {0.01}
