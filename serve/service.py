@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.base.renderer import shared
 from adapterhub_local.errors import NotFound
 from adapterhub_local.keys import Key
 from adapterhub_local.registry import Registry
@@ -65,6 +66,8 @@ class Service:
         self.engine = build_engine(base, options, self.leases)
         self.loop = EngineLoop(self.engine)
         self.reader = BodyReader(base, self.engine, self.http.max_tokens)
+        if base.tokenizer.chat_template:
+            shared().warm()
         self.loaded = Loaded(registry, self.engine, self.http.lora_root)
         for reference in dict.fromkeys(self.http.pins):
             self.loaded.load(reference, None, pinned=True)

@@ -65,6 +65,7 @@ ORDER = (
     "sizes",
     "lazy",
     "signals",
+    "apart",
     "visible",
     "regular",
     "noise",

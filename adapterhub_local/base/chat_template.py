@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.control import ControlTokens
 from adapterhub_local.base.named_templates import NAMED_TEMPLATES
+from adapterhub_local.base.renderer import chat_text
 from adapterhub_local.errors import InputError
 
 DAY = "2026-01-01"  # what templates that print today's date print in training, so that a run does not depend on its day
@@ -126,7 +127,8 @@ class ChatWriter:
     ) -> str:
         """The text of a conversation, control tokens in messages shielded; `ControlTokens.encode` reads it.
 
-        `begins_answer` adds what makes the assistant speak. Raises whatever the template raises.
+        `begins_answer` adds what makes the assistant speak. Raises TemplateFailed where the template refuses it, or
+        takes more than a template may take.
         """
         turns = for_template(messages, self.settings.system_role)
         template, schemas = self.template(tools), list(tools)
@@ -136,12 +138,10 @@ class ChatWriter:
         given = {**self.settings.template_args, **(variables or {})}
         if self.settings.day is not None and "strftime_now" in template:
             template, given["qhub_dates"] = _on_day(template, datetime.date.fromisoformat(self.settings.day))
-        apply: Any = self.tokenizer.apply_chat_template
-        text: str = apply(
-            turns, tools=schemas or None, chat_template=template, tokenize=False, add_generation_prompt=begins_answer,
-            continue_final_message=continues, **given,
+        return chat_text(
+            self.tokenizer, turns, template=template, tools=schemas, begins_answer=begins_answer, continues=continues,
+            variables=given,
         )  # fmt: skip
-        return text
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts that `write` wrote, with any tools: what is shielded is recognised by its spelling."""
@@ -233,6 +233,6 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[i
 
 def _on_day(template: str, day: datetime.date) -> tuple[str, dict[str, str]]:
     """The template with a `strftime_now` of its own that prints `day`, and what it prints for each format."""
-    formats = {match[2] for match in re.finditer(r"strftime_now\s*\(\s*(['\"])(.*?)\1", template)}
+    formats = {match[2] for match in re.finditer(r"strftime_now\s*\(\s*(['\"])(.{0,100}?)\1", template)}
     macro = "{%- macro strftime_now(format) -%}{{ qhub_dates[format] }}{%- endmacro -%}"
     return macro + template, {text: day.strftime(text) for text in formats}

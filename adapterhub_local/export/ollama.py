@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import quiet_loading
+from adapterhub_local.base.renderer import chat_text
 from adapterhub_local.durable import check_absent, place_folder, staging
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.export.formats import TYPES, Request, Written
@@ -148,8 +149,7 @@ def learn_template(tokenizer: Any, base_name: str) -> Template:
 
     def rendered(roles: tuple[str, ...], generate: bool) -> str:
         messages = [{"role": role, "content": _MARK.format(index)} for index, role in enumerate(roles)]
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        return text.removeprefix(bos)
+        return chat_text(tokenizer, messages, begins_answer=generate).removeprefix(bos)
 
     try:
         template = _learn(rendered)

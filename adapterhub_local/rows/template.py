@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import ChatWriter
+from adapterhub_local.base.renderer import TemplateBound, TemplateFailed
 from adapterhub_local.data.chat import MARKS, Chat, Message, is_learned, split_thought
 from adapterhub_local.errors import BadData, InputError
 
@@ -203,9 +204,9 @@ def _write(chat: Chat, writer: ChatWriter, messages: Sequence[Message], *, begin
         raise BadData(f"{chat.where}: the chat begins with an answer, which no prompt asks for: begin with the user")
     try:
         text = writer.write(messages, chat.tools, begins_answer=begins_answer)
-    except InputError:
-        raise
-    except Exception as error:  # a template is a program, and may raise whatever it likes
+    except TemplateBound as error:  # so would the next chats, at a second each
+        raise InputError(f"{chat.where}: the base's chat template cannot write this chat: {error}") from None
+    except (TemplateFailed, RecursionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = (
             ": data.system_role = 'user' puts it before the user's text"
@@ -223,6 +224,6 @@ def _fails_for_system(chat: Chat, writer: ChatWriter) -> bool:
         return False
     try:
         writer.write(others, chat.tools, begins_answer=False)
-    except Exception:  # as above
+    except (TemplateFailed, RecursionError):
         return False
     return True

@@ -83,12 +83,16 @@ def main() -> None:
     tokenizer = LLTokenizer(setup["tokenizer"], n_vocab=setup["size"], eos_token=setup["end_tokens"])
     while (grammar := read_message(source)) is not None:
         said: list[str | None] = []
-        with contextlib.suppress(OSError, ValueError), open("/proc/self/statm", encoding="ascii") as file:
+        with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
+            _, hard = resource.getrlimit(resource.RLIMIT_AS)
+            wanted = size + MEMORY if hard == resource.RLIM_INFINITY else min(size + MEMORY, hard)
+            resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
         usage = resource.getrusage(resource.RUSAGE_SELF)
         spent = int(usage.ru_utime + usage.ru_stime) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, resource.RLIM_INFINITY))
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        wanted = spent + SECONDS if hard == resource.RLIM_INFINITY else min(spent + SECONDS, hard)
+        resource.setrlimit(resource.RLIMIT_CPU, (wanted, hard))
 
         def work(grammar: str = grammar, said: list[str | None] = said) -> None:
             said.append(check(tokenizer, grammar))

@@ -1,21 +1,18 @@
 """FormCompiler: forms are tried in another process first, so that none can end or fill up this one."""
 
-import os
+import json
 import queue
-import select
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llguidance import LLMatcher, LLTokenizer
 
+from adapterhub_local.apart import Apart, Died
 from serve.errors import Busy
 from serve.text import compile_forms
 from serve.text.compile_forms import MEMORY, SECONDS, STACK
@@ -32,8 +29,8 @@ class FormCompiler:
 
     def __init__(self, tokenizer: str, size: int, end_tokens: list[int]) -> None:
         self.tokenizer = LLTokenizer(tokenizer, n_vocab=size, eos_token=end_tokens)
-        self._setup = {"tokenizer": tokenizer, "size": size, "end_tokens": end_tokens}
-        self._free: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        self._setup = json.dumps({"tokenizer": tokenizer, "size": size, "end_tokens": end_tokens}).encode()
+        self._free: queue.LifoQueue[Apart | None] = queue.LifoQueue()
         for _ in range(PROCESSES):
             self._free.put(None)
         self._problems: OrderedDict[bytes, str | None] = OrderedDict()
@@ -80,89 +77,30 @@ class FormCompiler:
         kept = None
         try:
             if process is None or not process.is_alive:
-                process = _Process(self._setup)
-            problem = process.ask(grammar)
+                process = Apart(Path(compile_forms.__file__))
+                process.send(self._setup)
+            process.send(json.dumps(grammar).encode())
+            problem: str | None = json.loads(process.receive(WAIT))
             kept = process
             return problem
-        except _Died as death:
-            return str(death)
+        except Died as death:
+            return _reason(death)
         finally:
+            if process is not None and kept is None:
+                process.close()
             self._free.put(kept)
 
 
-class _Died(Exception):
-    """The process did not live through a grammar; the message is for who sent it."""
-
-
-class _Process:
-    """One process that compiles."""
-
-    def __init__(self, setup: dict[str, Any]) -> None:
-        # -P: what lies beside the program is not to be taken for the standard library
-        program = [sys.executable, "-P", str(Path(compile_forms.__file__))]
-        self._process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+def _reason(death: Died) -> str:
+    """Of what a process died."""
+    if death.is_late or death.number == signal.SIGXCPU:
+        return f"it takes longer than the {SECONDS} s in which a form has to be compiled"
+    if death.number in (signal.SIGSEGV, signal.SIGBUS):
+        return (
+            "its definitions or rules refer to one another too deeply: compiling a form may take "
+            f"{STACK >> 20} MiB of stack, which is enough for some hundred levels"
         )
-        self._send(setup)
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def ask(self, grammar: str) -> str | None:
-        """What is wrong with a grammar, None if nothing is. Raises _Died."""
-        self._send(grammar)
-        deadline = time.monotonic() + WAIT
-        head = self._read(4, deadline)
-        answer = self._read(int.from_bytes(head, "big"), deadline)
-        problem: str | None = compile_forms.parse(answer)
-        return problem
-
-    def close(self) -> None:
-        """End it, whatever it does."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def _send(self, value: Any) -> None:
-        assert self._process.stdin is not None
-        try:
-            compile_forms.write_message(self._process.stdin, value)
-        except OSError:
-            self._bury()
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        assert self._process.stdout is not None
-        file, found = self._process.stdout.fileno(), b""
-        poll = select.poll()  # select() knows the first 1,024 files only
-        poll.register(file, select.POLLIN)
-        while len(found) < size:
-            ready = poll.poll(1000 * max(0.0, deadline - time.monotonic()))
-            part = os.read(file, size - len(found)) if ready else b""
-            if not part:
-                self._bury(is_late=not ready)
-            found += part
-        return found
-
-    def _bury(self, *, is_late: bool = False) -> None:
-        """Say of what it died. Raises _Died."""
-        if not is_late:
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                is_late = True
-        code = -(self._process.returncode or 0)
-        self.close()
-        if is_late or code == signal.SIGXCPU:
-            raise _Died(f"it takes longer than the {SECONDS} s in which a form has to be compiled")
-        if code in (signal.SIGSEGV, signal.SIGBUS):
-            raise _Died(
-                "its definitions or rules refer to one another too deeply: compiling a form may take "
-                f"{STACK >> 20} MiB of stack, which is enough for some hundred levels"
-            )
-        raise _Died(f"it needs more than the {MEMORY >> 20} MiB in which a form has to be compiled")
+    return f"it needs more than the {MEMORY >> 20} MiB in which a form has to be compiled"
 
 
 def with_stack(size: int, work: Callable[[], Result]) -> Result:

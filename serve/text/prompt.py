@@ -11,10 +11,10 @@ from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
+from adapterhub_local.base.renderer import TemplateBound, TemplateFailed
 from serve.errors import BadParameter, ContextTooLong
 from serve.requests.generation import PLAIN_SAMPLING
 from serve.requests.messages import Message, Tool
@@ -98,16 +98,9 @@ class PromptReader:
             text = writer.write(turns, schemas, begins_answer=begins_answer, continues=continues, variables=variables)
             self._bound(len(text), "messages")
             tokens = writer.shielded_ids(_whole(text, "messages"))
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            LookupError,
-            ArithmeticError,
-            RecursionError,
-            MemoryError,
-        ) as error:  # templates refuse conversations they were not made for
+        except TemplateBound as error:
+            raise BadParameter(f"the base's chat template cannot write these messages: {error}", "messages") from None
+        except (TemplateFailed, RecursionError) as error:  # templates refuse conversations they were not made for
             raise BadParameter(f"the base's chat template refuses these messages: {error}", "messages") from None
         if tokens is None:
             tokens = self._encoded(text, "messages", add_special_tokens=False)

@@ -47,6 +47,11 @@ def tokenize(status: int = 400, words: str = "", **value: Any) -> Attack:
     return Attack(TOKENIZE, status, words, value)
 
 
+def template(act: str, words: str) -> Attack:
+    """A conversation at which the base's chat template does something bad."""
+    return chat([{"role": "user", "content": f"template: {act}"}], words=words)
+
+
 def raw(content: bytes, words: str = "", status: int = 400, **headers: str) -> Attack:
     """Bytes in the place of JSON."""
     return Attack(CHAT, status, words, raw=content, headers={"Content-Type": "application/json", **headers})
@@ -158,6 +163,13 @@ BODIES: dict[str, Attack] = {
     "a path of 60 kB": look(404, "", "/" + "a" * 60_000),
     "a path upwards": look(404, "", "/../../../../etc/passwd"),
     "a model upwards": look(404, "", "/v1/models/..%2f..%2fetc%2fpasswd"),
+    "a template that loops": template("loop", "s of computing"),
+    "a template of a billion letters": template("billion", "256 MiB"),
+    "a template of two billion blanks": template("width", "256 MiB"),
+    "a template that calls itself": template("recursion", "recursion"),
+    "a template of lists in lists": template("doubled", "that a template may"),
+    "a template that writes 60 MB": template("long", "32 MiB"),
+    "a template that refuses": template("refusal", "not this one"),
     "a folder to load": Attack("/v1/load_lora_adapter", 403, "", {"lora_name": "x", "lora_path": "/etc"}),
     "a folder upwards to load": Attack("/v1/load_lora_adapter", 403, "", {"lora_name": "x", "lora_path": "../../etc"}),
 }  # fmt: skip
