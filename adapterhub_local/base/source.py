@@ -18,6 +18,7 @@ from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from adapterhub_local.base.bounds import LIMITS, check_files, check_settings
 from adapterhub_local.base.gguf_header import read_gguf_header
+from adapterhub_local.base.gguf_tokenizer import answer_ends, gguf_tokenizer
 from adapterhub_local.errors import BadFile, NotFound, QhubError
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.regular import read_regular
@@ -144,9 +145,12 @@ def _open_gguf(path: Path) -> Source:
         (Path(alone) / "model.gguf").symlink_to(path.absolute())
         whole: dict[str, Any] = {"gguf_file": "model.gguf", "trust_remote_code": False}
         config = AutoConfig.from_pretrained(alone, **whole)
-        tokenizer = AutoTokenizer.from_pretrained(alone, **whole)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        tokenizer = gguf_tokenizer(fields, path) or AutoTokenizer.from_pretrained(alone, **whole)
+    ends = answer_ends(fields, tokenizer)
+    generation = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=ends) if ends else None
     if architecture not in STREAMED_GGUF:
-        return _open_gguf_whole(path, config, tokenizer)
+        return _open_gguf_whole(path, config, tokenizer, generation)
 
     blocks = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
     stored = {tensor.name: tensor for tensor in reader.tensors}
@@ -162,10 +166,12 @@ def _open_gguf(path: Path) -> Source:
             weight = _unpermute(weight, heads)
         return weight
 
-    return Source(config, tokenizer, None, frozenset(key for key in wanted if named[key] in stored), read)
+    return Source(config, tokenizer, generation, frozenset(key for key in wanted if named[key] in stored), read)
 
 
-def _open_gguf_whole(path: Path, config: Any, tokenizer: PreTrainedTokenizerBase) -> Source:
+def _open_gguf_whole(
+    path: Path, config: Any, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None
+) -> Source:
     """Through transformers' own conversion, which needs the whole 16-bit model in memory at once."""
     from transformers import GgufConfig
 
@@ -177,7 +183,7 @@ def _open_gguf_whole(path: Path, config: Any, tokenizer: PreTrainedTokenizerBase
         trust_remote_code=False,
     )
     state = model.state_dict()
-    return Source(config, tokenizer, None, frozenset(state), state.__getitem__)
+    return Source(config, tokenizer, generation, frozenset(state), state.__getitem__)
 
 
 def _unpermute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:

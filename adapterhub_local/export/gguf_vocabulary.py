@@ -12,27 +12,13 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.gguf_split import SPLITS
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.errors import BadFile, Incompatible
 
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
-_TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-# (how the text is split, whether a word that is a token is taken whole) -> the name in llama.cpp's src/llama-vocab.cpp
-SPLITS = {
-    ("bytes", False): "gpt-2",
-    ("digits, bytes", False): "smollm",
-    ("punctuation, bytes, numbers, [0-9][0-9][0-9]", False): "falcon",
-    (_CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL, False): "qwen2",
-    (_CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL, True): "llama-bpe",
-    (_CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL, False): "smaug-bpe",
-    (_CASED + "|" + _UPPER + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _TAIL, True): "tekken",
-    (
-        _CASED + "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|" + _UPPER + "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-        + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _TAIL, False,
-    ): "gpt-4o",
-}  # fmt: skip
+# (how the text is split, whether a word that is a token is taken whole, whether the text is normalised to NFC first)
+# -> the name in llama.cpp's src/llama-vocab.cpp, which does not normalise
+NAMES = {(", ".join(split.steps), split.takes_words, split.composes): split.names[0] for split in reversed(SPLITS)}
 _SPACE = "\u2581"  # what sentencepiece writes for a space
 
 
@@ -143,12 +129,14 @@ def split_name(data: dict[str, Any], base: BaseInfo) -> str:
     split = data.get("pre_tokenizer") or {}
     steps = split["pretokenizers"] if split.get("type") == "Sequence" else [split]
     rules = [_rule(step) for step in steps]
-    if rules[-1:] == [""] and len(rules) == 2:  # a Split, then bytes without a rule of their own
-        rules = rules[:1]
-    key = (", ".join(rules), bool(data["model"].get("ignore_merges")))
-    if key not in SPLITS:
-        raise Incompatible(refusal(base, f"it splits text by a rule that is not known there ({key[0][:60] or 'none'})"))
-    return SPLITS[key]
+    if rules[-1:] == [""] and len(rules) > 1:  # patterns, then bytes without a rule of their own
+        rules = rules[:-1]
+    rule, takes_words = ", ".join(rules), bool(data["model"].get("ignore_merges"))
+    composes = data.get("normalizer") is not None
+    name = NAMES.get((rule, takes_words, composes)) or NAMES.get((rule, takes_words, not composes))
+    if name is None:
+        raise Incompatible(refusal(base, f"it splits text by a rule that is not known there ({rule[:60] or 'none'})"))
+    return name
 
 
 def _rule(step: dict[str, Any]) -> str:

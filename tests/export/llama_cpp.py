@@ -5,6 +5,8 @@ from typing import Any
 
 import httpx
 
+_CLIENT = httpx.Client(timeout=120, trust_env=False, verify=False)  # plain HTTP on this machine; one for all is faster
+
 
 def serve(model: Path, adapter: Path | None = None, *, context: int = 256) -> Any:
     """llama.cpp's server on one thread, computing attention in float32; raises RuntimeError for a file it refuses."""
@@ -24,7 +26,7 @@ def serve(model: Path, adapter: Path | None = None, *, context: int = 256) -> An
 
 def post(server: Any, path: str, body: dict[str, Any]) -> Any:
     """What one request is answered with."""
-    return httpx.post(f"{server.listening_address}{path}", json=body, timeout=120, trust_env=False).json()
+    return _CLIENT.post(f"{server.listening_address}{path}", json=body).json()
 
 
 def greedy(server: Any, prompt: list[int], count: int) -> list[int]:

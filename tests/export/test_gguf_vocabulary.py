@@ -7,13 +7,14 @@ from pathlib import Path
 
 import gguf
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.gguf_split import BY_NAME, SPLITS, pre_tokenizer
 from adapterhub_local.errors import BadFile, Incompatible
 from adapterhub_local.export.gguf_model import write_gguf_model
-from adapterhub_local.export.gguf_vocabulary import SPLITS, model_name, split_name
+from adapterhub_local.export.gguf_vocabulary import model_name, split_name
 from tests.export.llama_cpp import serve, tokenise
 from tests.tiny import SPECIALS
 
@@ -26,35 +27,19 @@ TEXTS = [
     "x",
 ]
 SIZE = 320  # tokens of the base's embeddings
-RULES = {name: key for key, name in SPLITS.items()}
+RULES = [split.names[0] for split in SPLITS]
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None,
     reason="llama.cpp is not installed: pip install 'adapterhub-local[llama-cpp]'",
 )
 
 
-def splitter(name: str) -> pre_tokenizers.PreTokenizer:
-    """The splitter that llama.cpp calls `name`, as tokenizers have it."""
-    steps = {
-        "bytes": pre_tokenizers.ByteLevel(add_prefix_space=False),
-        "digits": pre_tokenizers.Digits(individual_digits=True),
-        "numbers": pre_tokenizers.Digits(individual_digits=False),
-        "punctuation": pre_tokenizers.Punctuation("contiguous"),
-        "[0-9][0-9][0-9]": pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
-    }
-    rule = RULES[name][0]
-    if "(?" in rule or "{" in rule:
-        return pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(rule), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-        )
-    chosen = [steps[step] for step in rule.split(", ")]
-    return chosen[0] if len(chosen) == 1 else pre_tokenizers.Sequence(chosen)
-
-
 def byte_level(name: str) -> Tokenizer:
     """A small byte-level tokenizer with merges learned from the texts."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=RULES[name][1]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = splitter(name), decoders.ByteLevel()
+    split = BY_NAME[name]
+    tokenizer = Tokenizer(models.BPE(ignore_merges=split.takes_words))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer(split), decoders.ByteLevel()
+    tokenizer.normalizer = normalizers.NFC() if split.composes else None
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=310, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
