@@ -23,6 +23,7 @@ from adapterhub_local.errors import Corrupt, InputError, NotFound
 from adapterhub_local.settings import Home, make_folder
 
 SCOPES = ("infer", "admin")
+PRIORITIES = ("low", "normal", "high")
 PERIODS = {"s": 1, "min": 60, "h": 3600, "day": 86400}
 MAX_RATE = 100_000
 _RATE = re.compile(r"([0-9]{1,6})/(s|min|h|day)")
@@ -34,7 +35,10 @@ _NOBODY = hashlib.sha256(b"").hexdigest()
 
 @dataclass(frozen=True)
 class Key:
-    """What a key allows. `adapters` are patterns of names (`sql*`), none for all; `rate` is such as 60/min."""
+    """What a key allows. `adapters` are patterns of names (`sql*`), none for all; `rate` is such as 60/min.
+
+    `priority`, one of PRIORITIES: whose requests go first where requests wait.
+    """
 
     id: str
     digest: str  # sha256 of the secret, which has 256 random bits: nothing slower is needed
@@ -46,6 +50,7 @@ class Key:
     concurrency: int | None = None
     expires_at: str | None = None
     revoked_at: str | None = None
+    priority: str = "normal"
 
     def allows(self, name: str) -> bool:
         """Whether an adapter, or the base, of this name may be asked."""
@@ -108,10 +113,13 @@ class Keys:
         concurrency: int | None = None,
         expires: str | None = None,
         note: str | None = None,
+        priority: str = "normal",
     ) -> tuple[Key, str]:
         """A new key and the token to send, which cannot be shown again. Raises InputError."""
         if not scopes or not set(scopes) <= set(SCOPES):
             raise InputError(f"a key has scopes out of {', '.join(SCOPES)}")
+        if priority not in PRIORITIES:
+            raise InputError(f"'{priority}' is not a priority: it is {', '.join(PRIORITIES[:-1])} or {PRIORITIES[-1]}")
         if rate is not None:
             parse_rate(rate)
         if concurrency is not None and concurrency < 1:
@@ -125,7 +133,7 @@ class Keys:
                 identity = secrets.token_hex(4)
             digest = hashlib.sha256(secret.encode()).hexdigest()
             limits = (adapters, rate, concurrency, _expiry(expires))
-            key = Key(identity, digest, tuple(dict.fromkeys(scopes)), _now(), note, *limits)
+            key = Key(identity, digest, tuple(dict.fromkeys(scopes)), _now(), note, *limits, priority=priority)
             keys[identity] = key
         return key, f"qhub-{identity}-{secret}"
 
@@ -158,6 +166,8 @@ def _read(path: Path) -> dict[str, Key]:
             Key(**{**entry, "scopes": tuple(entry["scopes"]), "adapters": tuple(entry["adapters"])})
             for entry in entries
         ]
+        if strange := [key.priority for key in keys if key.priority not in PRIORITIES]:
+            raise ValueError(strange[0])
     except (OSError, ValueError, KeyError, TypeError) as error:
         # no key is better than any key: nobody gets in until it is mended
         raise Corrupt(

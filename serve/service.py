@@ -11,7 +11,7 @@ from typing import Any
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.base.renderer import shared
 from adapterhub_local.errors import NotFound
-from adapterhub_local.keys import Key
+from adapterhub_local.keys import PRIORITIES, Key
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import side_of, split_of
 from serve.adapters.held import Loaded
@@ -23,7 +23,7 @@ from serve.auth import check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
-from serve.engine.request import Submission
+from serve.engine.request import LOW, NORMAL, Submission
 from serve.errors import ModelNotFound
 from serve.metrics import Metrics
 from serve.options import HttpOptions
@@ -118,7 +118,8 @@ class Service:
         choices = await loop.run_in_executor(self.forms if body.has_form else None, self._read, target, body)
         room = self.loading if self._is_cold(target) else None
         salt = self._salt(body, key)
-        requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt)
+        priority = LOW + PRIORITIES.index(key.priority) if key is not None else NORMAL
+        requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt, priority)
         readers = [choice.calls for choice in choices]
         try:
             deadline = started + self.http.timeout
@@ -194,10 +195,11 @@ class Service:
         """Whether its adapter has to be read first, which takes long on slow storage."""
         if target.version is None:
             return False
-        digest = target.version.content_digest
-        return not any(each.digest == digest and each.num_bytes for each in self.engine.adapters())
+        return target.version.content_digest not in self.engine.pool
 
-    def _prepare(self, target: Target, choices: list[Choice], request_id: str, salt: str) -> list[Submission]:
+    def _prepare(
+        self, target: Target, choices: list[Choice], request_id: str, salt: str, priority: int
+    ) -> list[Submission]:
         """The engine's requests, each holding its adapter.
 
         Reads files: not for the event loop.
@@ -207,7 +209,9 @@ class Service:
             for choice in choices:
                 adapter = self._acquire(target)
                 name = f"{request_id}-{uuid.uuid4().hex[:12]}-{choice.name}"
-                requests.append(Submission(name, choice.prompt, choice.params, adapter, choice.constraint, salt))
+                requests.append(
+                    Submission(name, choice.prompt, choice.params, adapter, choice.constraint, salt, priority)
+                )
         except BaseException:
             for request in requests:
                 self._release(request)

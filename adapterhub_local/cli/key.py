@@ -7,7 +7,7 @@ import click
 
 from adapterhub_local import settings
 from adapterhub_local.cli.output import echo, print_json, print_table
-from adapterhub_local.keys import SCOPES, Key, Keys
+from adapterhub_local.keys import PRIORITIES, SCOPES, Key, Keys
 
 
 @click.group(name="key")
@@ -27,6 +27,13 @@ def command() -> None:
 @click.option("--adapters", multiple=True, metavar="PATTERN", help="Names it may ask, such as 'sql*'. Default: all.")
 @click.option("--rate", metavar="N/PERIOD", help="Requests in any second, minute, hour or day: 60/min.")
 @click.option("--concurrency", type=int, metavar="N", help="Requests at once.")
+@click.option(
+    "--priority",
+    type=click.Choice(PRIORITIES),
+    default="normal",
+    show_default=True,
+    help="Whose requests go first where requests wait.",
+)
 @click.option("--expires", metavar="AGE", help="When it ends by itself: 12h, 30d.")
 @click.option("--note", help="What it is for, in words.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -35,13 +42,20 @@ def create(
     adapters: tuple[str, ...],
     rate: str | None,
     concurrency: int | None,
+    priority: str,
     expires: str | None,
     note: str | None,
     as_json: bool,
 ) -> None:
     """Make a key and print it: it is stored as a hash only, and cannot be shown again."""
     key, token = Keys(settings.home()).create(
-        scopes=scopes or ("infer",), adapters=adapters, rate=rate, concurrency=concurrency, expires=expires, note=note
+        scopes=scopes or ("infer",),
+        adapters=adapters,
+        rate=rate,
+        concurrency=concurrency,
+        priority=priority,
+        expires=expires,
+        note=note,
     )
     if as_json:
         print_json({**_entry(key), "key": token})
@@ -65,12 +79,13 @@ def list_(as_json: bool) -> None:
             ", ".join(key.adapters) or "all",
             key.rate,
             key.concurrency,
+            key.priority,
             _state(key),
             key.note,
         )
         for key in keys
     ]
-    print_table(("id", "scopes", "adapters", "rate", "at once", "state", "note"), rows)
+    print_table(("id", "scopes", "adapters", "rate", "at once", "priority", "state", "note"), rows)
 
 
 @command.command()

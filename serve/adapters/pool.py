@@ -58,6 +58,11 @@ class AdapterPool:
     def __len__(self) -> int:
         return sum(record.factors is not None for record in self.records.all())
 
+    def __contains__(self, digest: str) -> bool:
+        """Whether an adapter is in memory."""
+        record = self.records.get(digest)
+        return record is not None and record.factors is not None
+
     def acquire(self, source: Source | Mixture, *, is_request: bool = False) -> Hold:
         """Have the source's adapter, or the mixture, in memory and hold it there until `release`.
 

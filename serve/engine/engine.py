@@ -6,9 +6,8 @@ Knows nothing of text, names and HTTP. `submit` and `abort` may be called from a
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 
 import torch
 
@@ -16,19 +15,18 @@ from adapterhub_local.errors import QhubError
 from serve.adapters.loader import SlotLoader
 from serve.adapters.mixture import Mixture
 from serve.adapters.pool import AdapterPool, Hold
-from serve.adapters.record import AdapterStatus, Label
+from serve.adapters.record import AdapterStatus
 from serve.adapters.slots import Slots
 from serve.adapters.source import Source
+from serve.engine.compute import Compute, Result
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
-from serve.engine.request import PromptOutput, Request, Sampled, Scheduled, State, TokenOutput
-from serve.engine.runner import Runner, in_segments
-from serve.engine.sampler import Sampler, choose
+from serve.engine.request import PromptOutput, Request, Scheduled, State, TokenOutput
+from serve.engine.runner import Runner
+from serve.engine.sampler import Sampler
 from serve.engine.scheduler import Scheduler
-from serve.engine.score import score_prompts
-from serve.engine.stats import Snapshot, Stats
-from serve.errors import AdapterUnloaded, ContextTooLong, DeviceLost, GenerationFailed
-from serve.lora.product import Slot
+from serve.engine.stats import Snapshot, Stats, take_snapshot
+from serve.errors import AdapterUnloaded, ContextTooLong, GenerationFailed
 
 logger = logging.getLogger(__name__)
 LOAD_WAIT = 0.1  # seconds that a step without work waits for an adapter, before it looks whether there is other work
@@ -58,6 +56,7 @@ class Engine:
         )
         self.stats = Stats()
         self._samplers: dict[str, Sampler] = {}
+        self.compute = Compute(runner, slots, self._samplers)
         self._requests: dict[str, Request] = {}
         self._aborted: set[str] = set()
         self._ended: list[TokenOutput] = []  # of requests that ended outside a step
@@ -169,8 +168,10 @@ class Engine:
                 outputs, self._ended = self._ended, []
                 if dirty := self.pages.take_dirty():
                     self.runner.cache.clear(dirty)
-            results = self._compute(batch) if batch else {}
+            results = self.compute.results(batch) if batch else {}
             with self._lock:
+                if batch:
+                    self.stats.note(batch, self.scheduler, self.compute.num_failed)
                 outputs += [output for item in batch for output in self._update(item, results[item.request.id])]
         if not batch and not outputs:
             self.loader.wait(LOAD_WAIT)
@@ -194,59 +195,10 @@ class Engine:
         finally:
             self._exclusive.release()
 
-    def _compute(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
-        """What came of every request: a token, none yet, or an error. A failing batch is tried one by one."""
-        try:
-            return self._forward(batch)
-        except Exception as error:
-            # whatever it was, it must not take the other requests with it
-            self.stats.num_failed_steps += 1
-            if self._is_lost():
-                raise DeviceLost(f"the GPU gives no answers any more ({error}): start the server again") from error
-            if len(batch) == 1:
-                logger.error("request %s failed", batch[0].request.id, exc_info=error)
-                if isinstance(error, torch.OutOfMemoryError):
-                    return {batch[0].request.id: GenerationFailed("the GPU's memory is full: try again later")}
-                return {batch[0].request.id: error}
-            logger.warning("a step with %d requests failed (%s): trying them one by one", len(batch), error)
-        # out here, where the error no longer holds the tensors of the step that failed
-        if self.runner.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return {key: result for item in batch for key, result in self._compute([item]).items()}
-
-    def _is_lost(self) -> bool:
-        """Whether the GPU is of no use to this process any more: an error like an illegal address stays for ever."""
-        if self.runner.device.type != "cuda":
-            return False
-        try:
-            torch.cuda.synchronize(self.runner.device)
-        except RuntimeError:
-            return True
-        return False
-
-    def _forward(self, batch: Sequence[Scheduled]) -> dict[str, Sampled | Exception | None]:
-        slots = self._acquire_slots(batch)
-        batch = in_segments(batch, slots)
-        scores, logits = score_prompts(batch, self.runner.forward(batch, slots))
-        results: dict[str, Sampled | Exception | None] = {item.request.id: None for item in batch}
-        wanting = [item.request.id for item in batch if item.wants_token]
-        results.update(zip(wanting, choose([self._samplers[key] for key in wanting], logits), strict=True))
-        for item in batch:  # nothing can fail any more, so nothing is noted twice
-            found = scores.get(item.request.id)
-            if isinstance(found, Exception):
-                results[item.request.id] = found
-            elif found is not None:
-                item.request.scores.append(found)
-        self.stats.note(batch, self.scheduler)
-        return results
-
-    def _acquire_slots(self, batch: Sequence[Scheduled]) -> dict[str, Slot]:
-        return self.slots.find(item.request.adapter for item in batch if item.request.adapter is not None)
-
     def _wanted(self) -> dict[str, None]:
         """Adapters that should be in slots, under the lock: of running requests, pinned, of waiting ones in order."""
         wanted = dict.fromkeys(self.scheduler.adapters)
-        for request in self.scheduler.waiting:
+        for request in self.scheduler.queue:
             if len(wanted) >= self.scheduler.options.max_adapters:
                 break
             if request.adapter is not None:
@@ -262,7 +214,7 @@ class Engine:
                 error = GenerationFailed("there is no memory for the adapter on this device")
                 self._ended.append(TokenOutput(request.id, None, error=error))
 
-    def _update(self, item: Scheduled, result: Sampled | Exception | None) -> list[TokenOutput]:
+    def _update(self, item: Scheduled, result: Result) -> list[TokenOutput]:
         """Note one request's result, under the lock."""
         request = item.request
         if isinstance(result, Exception):
@@ -295,27 +247,4 @@ class Engine:
         """What runs, waits and is held now, and what was done since the start."""
         with self._lock:
             running, waiting = list(self.scheduler.running), list(self.scheduler.waiting)
-            return Snapshot(
-                kv_usage=self.pages.num_used / self.pages.num_pages,
-                adapter_loads=self.pool.num_loads,
-                adapter_evictions=self.pool.num_evictions,
-                slots_used=len(self.slots),
-                slots_total=self.options.max_adapters,
-                slot_bytes=self.slots.num_bytes,
-                running=len(running),
-                waiting=len(waiting),
-                adapters_loaded=len(self.pool),
-                adapter_bytes=self.pool.num_bytes,
-                kv_bytes=self.runner.cache.num_bytes,
-                kernels=tuple(self.runner.kernels),
-                cuda_graphs=len(self.runner.graphs or ()),
-                prefix_bytes=self.pages.num_idle * self.runner.cache.page_bytes,
-                stats=replace(self.stats),
-                running_adapters=self._labels(running),
-                waiting_adapters=self._labels(waiting),
-            )
-
-    def _labels(self, requests: Sequence[Request]) -> tuple[Label, ...]:
-        """The adapters of these requests, each as it was asked for first."""
-        digests = {each.adapter for each in requests if each.adapter is not None}
-        return tuple(sorted(self.pool.records[digest].label for digest in digests))
+            return take_snapshot(self, running, waiting)

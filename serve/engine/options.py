@@ -27,6 +27,12 @@ class EngineOptions:
         derived="what --max-rows requests of --max-length need, or half of what is free",
     )
     tokens_per_step: int = option(512, "Tokens of one step; longer prompts are read in parts.", low=1, on_gpu=2048)
+    prefill_tokens: int | None = option(
+        None,
+        "Of a step in which others wait for a token, what prompts that take several steps may have.",
+        low=1,
+        derived="half of --tokens-per-step",
+    )
     max_adapters: int = option(16, "Different adapters in one batch.", low=1)
     queue_limit: int = option(256, "Requests that may wait; more are refused.", "--queue", low=1)
     adapter_bytes: int = option(
@@ -76,6 +82,11 @@ class EngineOptions:
                 options.get("tokens_per_step", cls.tokens_per_step), options.get("max_rows", cls.max_rows)
             )
         return cls(**options)
+
+    @property
+    def max_part(self) -> int:
+        """Tokens of prompts that are not read to their end, in a step in which others wait for a token."""
+        return self.prefill_tokens or max(1, self.tokens_per_step // 2)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Protocol
 
 GREEDY_BELOW = 1e-5  # a temperature so low that dividing by it would only overflow
+LOW, NORMAL, HIGH = -1, 0, 1  # priorities
 
 
 class State(Enum):
@@ -92,6 +93,7 @@ class Submission:
     adapter: str | None = None  # a content digest that is held in memory for it
     constraint: Constraint | None = None
     salt: str = ""  # only requests with the same one share what is computed of a prompt
+    priority: int = NORMAL
 
 
 @dataclass(eq=False)
@@ -100,7 +102,8 @@ class Request:
 
     `num_computed` tokens of prompt and output are in `pages` of the KV cache; the first `num_cached` of them were taken
     over from other requests when it was admitted first. The rest is the scheduler's and the page pool's: keys of the
-    whole pages, those among them that others may wait for, and how long it stood at the head of the queue.
+    whole pages, those among them that others may wait for, since which step it is here, and how long it stood at the
+    head of the queue.
     """
 
     id: str
@@ -109,6 +112,7 @@ class Request:
     adapter: str | None = None
     constraint: Constraint | None = None
     salt: str = ""  # only requests with the same one share what is computed of a prompt
+    priority: int = NORMAL
     output: list[int] = field(default_factory=list)
     state: State = State.WAITING
     num_computed: int = 0
@@ -117,6 +121,7 @@ class Request:
     finish_reason: str | None = None
     page_keys: list[bytes] = field(default_factory=list)
     in_flight: tuple[bytes, ...] = ()
+    since: int = 0
     num_passed: int = 0  # requests that went before
     num_waited: int = 0  # steps
     scores: list[Scores] = field(default_factory=list)  # of the prompt's tokens from the second, as they are computed
@@ -124,11 +129,16 @@ class Request:
     @classmethod
     def of(cls, asked: Submission) -> "Request":
         """The request that was submitted."""
-        return cls(asked.id, asked.prompt, asked.params, asked.adapter, asked.constraint, asked.salt)
+        return cls(asked.id, asked.prompt, asked.params, asked.adapter, asked.constraint, asked.salt, asked.priority)
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt) + len(self.output)
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether all but its newest token is computed: then that was sampled from logits that were finite."""
+        return self.num_tokens - self.num_computed == 1
 
     @property
     def num_unscored(self) -> int:

@@ -1,8 +1,10 @@
 """Which tokens of which requests run in the next step: continuous batching with chunked prefill. No torch.
 
-First come, first served, with one exception: while the head of the queue waits for a place among the batch's adapters,
-or for a page that another request computes, others may pass it, a bounded number for a bounded time. When pages run
-out, the request admitted last gives back its own and goes to the head of the queue, to be computed again.
+Requests are admitted by priority, those of one first come, first served; whoever waits rises, so that nobody waits for
+ever. While the head of the queue waits for a place among the batch's adapters, or for a page that another request
+computes, others may pass it, a bounded number for a bounded time. When pages run out, the least urgent request that
+was admitted last gives back its own and goes to the head of the queue, to be computed again. How a step is divided
+among prompts is in `shares`.
 """
 
 from collections import deque
@@ -10,10 +12,12 @@ from collections.abc import Callable
 
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
-from serve.engine.request import Request, Scheduled, State
+from serve.engine.request import HIGH, Request, Scheduled, State
+from serve.engine.shares import divide
 from serve.errors import Busy
 
 MAX_WAITED = 256  # steps in which others may pass the head of the queue
+RISE = 256  # steps after which a request is as urgent as one of the next priority
 
 
 class Scheduler:
@@ -40,6 +44,7 @@ class Scheduler:
         self.max_passes = 4 * options.max_rows
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
+        self.num_steps = 0
         self.num_preemptions = 0
         self.num_cached = 0  # tokens that were not computed because their pages were known
 
@@ -52,6 +57,11 @@ class Scheduler:
         """The adapters of the running requests, and those that are pinned."""
         return self.pinned() | {request.adapter for request in self.running if request.adapter is not None}
 
+    @property
+    def queue(self) -> list[Request]:
+        """The waiting requests, the most urgent first; of one urgency in the order in which they came."""
+        return sorted(self.waiting, key=self._urgency, reverse=True)
+
     def can_submit(self, count: int = 1) -> bool:
         return len(self.waiting) + count <= self.options.queue_limit
 
@@ -62,29 +72,25 @@ class Scheduler:
         """
         if not self.can_submit(len(requests)):
             raise Busy(f"{len(self.waiting)} requests are waiting already: try again later")
+        for request in requests:
+            request.since = self.num_steps
         self.waiting.extend(requests)
 
     def schedule(self) -> list[Scheduled]:
-        """The next step's tokens: one of every decoding request, and of prompts in order of admission.
+        """The next step's tokens: one of every decoding request, the rest divided among prompts.
 
         At most `tokens_per_step` tokens, at least one unless nothing is to be done.
         """
+        self.num_steps += 1
         if not self._make_room():
             self._admit_waiting()
-        decoding = [request for request in self.running if request.num_tokens - request.num_computed == 1]
-        batch = [Scheduled(request, request.num_computed, 1) for request in decoding]
-        budget, scored = self.options.tokens_per_step - len(batch), self.max_scored
-        for request in self.running:
-            remaining = request.num_tokens - request.num_computed
-            if remaining > 1 and budget > 0:
-                count = min(remaining, budget)
-                if request.num_unscored:  # before these there is only what was scored before a preemption
-                    count = min(count, max(0, request.num_scored - request.num_computed) + scored)
-                if count:
-                    batch.append(Scheduled(request, request.num_computed, count))
-                    budget -= count
-                    scored -= len(batch[-1].scored)
-        return batch
+        batch = [Scheduled(each, each.num_computed, 1) for each in self.running if each.is_decoding]
+        prompts = [each for each in self.running if not each.is_decoding]
+        return batch + self._divide(prompts, self.options.tokens_per_step - len(batch), is_awaited=bool(batch))
+
+    def _divide(self, prompts: list[Request], budget: int, *, is_awaited: bool) -> list[Scheduled]:
+        max_part = self.options.max_part
+        return divide(prompts, budget, max_part=max_part, max_scored=self.max_scored, is_awaited=is_awaited)
 
     def update(self, item: Scheduled, token: int | None) -> None:
         """Note that `item` was computed and, if it wanted one, that `token` was sampled; finish if that ends it."""
@@ -105,7 +111,7 @@ class Scheduler:
         if request.state is State.WAITING:
             self.waiting.remove(request)
         elif request.state is State.RUNNING:
-            self._stop(request, is_clean=reason != "error" and _is_sampled(request))
+            self._stop(request, is_clean=reason != "error" and request.is_decoding)
         request.state = State.FINISHED
         request.finish_reason = reason
 
@@ -114,11 +120,11 @@ class Scheduler:
         before = self.num_preemptions
         for request in list(self.running):
             while request.state is State.RUNNING and not self.pages.extend(request):
-                self._preempt(self.running[-1])
+                self._preempt(min(reversed(self.running), key=self._urgency))
         return self.num_preemptions > before
 
     def _preempt(self, request: Request) -> None:
-        self._stop(request, is_clean=_is_sampled(request))
+        self._stop(request, is_clean=request.is_decoding)
         request.state = State.WAITING
         request.num_computed = 0
         self.waiting.appendleft(request)
@@ -131,7 +137,7 @@ class Scheduler:
     def _admit_waiting(self) -> None:
         head: Request | None = None  # once it is known that it must wait
         placed = set(self.adapters) if self.waiting else set()
-        for request in list(self.waiting):
+        for request in self.queue:
             if len(self.running) >= self.options.max_rows:
                 return
             if head and (head.num_passed >= self.max_passes or head.num_waited > MAX_WAITED):
@@ -150,6 +156,10 @@ class Scheduler:
             if head:
                 head.num_passed += 1
 
+    def _urgency(self, request: Request) -> int:
+        """Its priority, and one more after each RISE steps; at most the highest there is."""
+        return min(HIGH, request.priority + (self.num_steps - request.since) // RISE)
+
     def _has_place(self, adapter: str | None, placed: set[str]) -> bool:
         """Whether an adapter, if it is one, is ready and has a place among those that are `placed`."""
         if adapter is None:
@@ -163,8 +173,3 @@ class Scheduler:
         self.num_cached += request.num_computed
         if not request.output:
             request.num_cached = request.num_computed
-
-
-def _is_sampled(request: Request) -> bool:
-    """Whether a token was chosen after all that is computed, whose logits then were finite."""
-    return request.num_tokens - request.num_computed == 1

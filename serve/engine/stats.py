@@ -1,12 +1,15 @@
 """Stats: what an engine did since it was started; and the Snapshot in which others see it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from serve.adapters.record import Label
-from serve.engine.request import Scheduled
+from serve.engine.request import Request, Scheduled
 from serve.engine.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from serve.engine.engine import Engine
 
 
 @dataclass
@@ -22,8 +25,9 @@ class Stats:
     max_rows: int = 0
     max_adapters: int = 0
 
-    def note(self, batch: Sequence[Scheduled], scheduler: Scheduler) -> None:
-        """Count a step that computed `batch`."""
+    def note(self, batch: Sequence[Scheduled], scheduler: Scheduler, num_failed: int) -> None:
+        """Count a step that computed `batch`; `num_failed` steps have failed so far."""
+        self.num_failed_steps = num_failed
         self.num_steps += 1
         self.num_tokens += sum(item.num_tokens for item in batch)
         self.num_sampled += sum(item.wants_token for item in batch)
@@ -61,3 +65,33 @@ class Snapshot:
         for name in ("stats", "running_adapters", "waiting_adapters"):
             del fields[name]
         return fields | asdict(self.stats)
+
+
+def take_snapshot(engine: "Engine", running: Sequence[Request], waiting: Sequence[Request]) -> Snapshot:
+    """The engine as it is, under its lock."""
+    pool, slots, pages, runner = engine.pool, engine.slots, engine.pages, engine.runner
+
+    def labels(requests: Sequence[Request]) -> tuple[Label, ...]:
+        """The adapters of these requests, each as it was asked for first."""
+        digests = {each.adapter for each in requests if each.adapter is not None}
+        return tuple(sorted(pool.records[digest].label for digest in digests))
+
+    return Snapshot(
+        kv_usage=pages.num_used / pages.num_pages,
+        adapter_loads=pool.num_loads,
+        adapter_evictions=pool.num_evictions,
+        slots_used=len(slots),
+        slots_total=engine.options.max_adapters,
+        slot_bytes=slots.num_bytes,
+        running=len(running),
+        waiting=len(waiting),
+        adapters_loaded=len(pool),
+        adapter_bytes=pool.num_bytes,
+        kv_bytes=runner.cache.num_bytes,
+        kernels=tuple(runner.kernels),
+        cuda_graphs=len(runner.graphs or ()),
+        prefix_bytes=pages.num_idle * runner.cache.page_bytes,
+        stats=replace(engine.stats),
+        running_adapters=labels(running),
+        waiting_adapters=labels(waiting),
+    )

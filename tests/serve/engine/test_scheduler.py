@@ -137,18 +137,6 @@ def test_every_request_ends_within_budgets(arrivals, rows, extra, adapters, num_
     assert not scheduler.pages._in_flight
 
 
-def test_first_come_first_served() -> None:
-    """Requests are admitted in the order in which they came."""
-    scheduler = make_scheduler(max_rows=2)
-    requests = [request(str(number)) for number in range(5)]
-    scheduler.submit(*requests)
-    order = []
-    while scheduler.has_work:
-        step(scheduler)
-        order += [each.id for each in requests if each.state is State.FINISHED and each.id not in order]
-    assert order == ["0", "1", "2", "3", "4"]
-
-
 def test_long_prompt_does_not_stop_answers() -> None:
     """While a long prompt is read in chunks, running answers get their token in every step."""
     scheduler = make_scheduler(max_rows=2, tokens_per_step=8)
@@ -161,7 +149,7 @@ def test_long_prompt_does_not_stop_answers() -> None:
         batch = step(scheduler)
         assert [item.num_tokens for item in batch if item.request is decoding] == [1]
         steps += 1
-    assert steps == 9  # 60 tokens, 7 a step
+    assert steps == 15  # 60 tokens, 4 a step: half of it
 
 
 def test_queue_limit_is_all_or_none() -> None:

@@ -3,6 +3,7 @@
 import json
 import stat
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -19,6 +20,7 @@ from adapterhub_local.settings import Home
 from serve.__main__ import command
 from serve.access import Access, Scope
 from serve.auth import Gate
+from serve.engine.options import EngineOptions
 from serve.errors import Forbidden, Throttled, Unauthorized
 from serve.server import is_loopback
 from tests.serve.adapter_makers import publish
@@ -184,13 +186,15 @@ def guarded(built_base, home: Home):
     base = read_record(built_base)
     publish(registry, "sql-tools", base, seed=1)
     publish(registry, "tone", base, seed=2)
-    server = Server(load_base(base, device="cpu"), registry)
+    server = Server(load_base(base, device="cpu"), registry, options=EngineOptions(max_rows=1))
     keys = Keys(home)
     made = {
         "sql": keys.create(adapters=("sql*",)),
         "admin": keys.create(scopes=("admin",)),
         "few": keys.create(rate="2/h"),
         "one": keys.create(concurrency=1),
+        "low": keys.create(priority="low"),
+        "high": keys.create(priority="high"),
     }
     server.keys = {name: token for name, (_, token) in made.items()}
     server.health_headers = {"Authorization": f"Bearer {server.keys['admin']}"}
@@ -256,3 +260,37 @@ def test_concurrency_over_http(guarded: Server) -> None:
             done.set()
             break
     assert done.is_set()
+
+
+def test_priority_over_http(guarded: Server) -> None:
+    """While there is no room, requests of a key of high priority go before those that came earlier."""
+    header = {name: {"Authorization": f"Bearer {token}"} for name, token in guarded.keys.items()}
+    body = {"model": "tone", "prompt": "Hi", "max_tokens": 1, "ignore_eos": True}
+    order: list[str] = []
+
+    def ask(name: str) -> None:
+        assert guarded.http.post("/v1/completions", json=body, headers=header[name]).status_code == 200
+        order.append(name)
+
+    with ThreadPoolExecutor(3) as threads, guarded.service.engine._between_steps():
+        for number, name in enumerate(("low", "one", "high"), 1):
+            answered = threads.submit(ask, name)
+            while guarded.service.engine.snapshot().waiting < number:
+                assert not answered.done()
+                time.sleep(0.01)
+    assert order == ["high", "one", "low"]
+
+
+def test_priorities(home: Home) -> None:
+    """A key of before there were priorities is a normal one; what is not one of them is refused, or not read."""
+    keys = Keys(home)
+    keys.create(priority="high")
+    text = home.keys.read_text()
+    entry = json.loads(text)["keys"][0]
+    home.keys.write_text(json.dumps({"keys": [{name: entry[name] for name in entry if name != "priority"}]}))
+    assert [key.priority for key in Keys(home).all()] == ["normal"]
+    with pytest.raises(InputError, match="'urgent' is not a priority: it is low, normal or high"):
+        keys.create(priority="urgent")
+    home.keys.write_text(text.replace('"high"', '"urgent"'))
+    with pytest.raises(Corrupt):
+        Keys(home).all()
