@@ -1,6 +1,7 @@
 """`python -m serve` and `qhub serve`: one command, whose heavy imports wait until it runs."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +18,11 @@ from serve.options import HttpOptions
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", default=8000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @click.option(
+    "--uds",
+    type=click.Path(path_type=Path),
+    help="Listen at this unix socket instead, which only this user can reach.",
+)
+@click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to load. Default: QHUB_DEVICE, or auto."
 )
 @click.option(
@@ -29,7 +35,14 @@ from serve.options import HttpOptions
 @add_options(HttpOptions)
 @add_options(EngineOptions)
 def command(
-    base: str | None, host: str, port: int, device: str | None, dtype: str | None, access_log: bool, **limits: Any
+    base: str | None,
+    host: str,
+    port: int,
+    uds: Path | None,
+    device: str | None,
+    dtype: str | None,
+    access_log: bool,
+    **limits: Any,
 ) -> None:
     """Serve a base and all its adapters, OpenAI-compatible.
 
@@ -54,6 +67,7 @@ def command(
         dtype=dtype,
         device=device,
         access_log=access_log,
+        uds=uds,
     )
 
 

@@ -8,6 +8,17 @@ from adapterhub_local.errors import Incompatible, InputError, InUse, NotFound, Q
 
 MAX_MESSAGE = 4000  # characters: what it quotes of a request can be as long as the request
 
+# what Anthropic calls the errors of a status
+ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
 
 class Busy(QhubError):
     """There is no room for the request now; it may be sent again later."""
@@ -58,9 +69,10 @@ class ContextTooLong(InputError):
 class BadParameter(InputError):
     """A parameter of a request has a value that cannot be used; `param` is its name."""
 
-    def __init__(self, message: str, param: str) -> None:
+    def __init__(self, message: str, param: str, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 class DeviceLost(QhubError):
@@ -86,8 +98,14 @@ class ErrorBody:
     code: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, path: str = "") -> dict[str, Any]:
+        """The body, in the form that clients of this path read: OpenAI's, Anthropic's or Ollama's."""
         message = self.message if len(self.message) <= MAX_MESSAGE else f"{self.message[:MAX_MESSAGE]} ..."
+        if path.startswith("/api/"):
+            return {"error": message, "param": self.param, "code": self.code}
+        if path.startswith("/v1/messages"):
+            kind = ANTHROPIC.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+            return {"type": "error", "error": {"type": kind, "message": message, "param": self.param}}
         return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
 
 
@@ -99,7 +117,7 @@ def error_body(error: Exception) -> ErrorBody:
         case ContextTooLong():
             return ErrorBody(400, str(error), "invalid_request_error", error.param, "context_length_exceeded")
         case BadParameter():
-            return ErrorBody(400, str(error), "invalid_request_error", error.param, "invalid_value")
+            return ErrorBody(400, str(error), "invalid_request_error", error.param, error.code)
         case Incompatible():
             return ErrorBody(400, str(error), "invalid_request_error", "model", "adapter_incompatible")
         case Throttled():

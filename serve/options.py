@@ -1,5 +1,6 @@
 """HttpOptions: what the server demands of its clients, and how long it waits for them."""
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,26 @@ class HttpOptions:
         "--allow-host",
         metavar="NAME",
     )
+    drain: float = option(10.0, "Seconds that running answers may go on when the server stops.", low=0)
+    notice: float = option(
+        0.0,
+        "Seconds in which /ready says that the server stops while it still takes requests, for a balancer to see it.",
+        low=0,
+    )
+    replica: str | None = option(
+        None, "Name of this server among several, in the header X-Qhub-Replica of each answer.", derived="no header"
+    )
+    root_path: str = option(
+        "",
+        "Path below which a proxy shows this server, such as /llm; requests come with it or without.",
+        metavar="PATH",
+    )
+    forwarded: tuple[str, ...] = option(
+        (),
+        "Believe X-Forwarded-For and X-Forwarded-Proto of a proxy at this address or network.",
+        "--trust-proxy",
+        metavar="ADDRESS",
+    )
     require_keys: bool = False
 
     def __post_init__(self) -> None:
@@ -55,6 +76,15 @@ class HttpOptions:
         for origin in self.origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s?#]+", origin):
                 raise InputError(f"'{origin}' is not an origin of web pages: write https://example.org, no path, or *")
+        if self.root_path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.root_path):
+            raise InputError(f"'{self.root_path}' is not a root path: write /llm, without a slash at the end")
+        if self.replica is not None and not re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", self.replica):
+            raise InputError(f"'{self.replica}' cannot be a replica's name: use letters, digits, '.', '_', ':' and '-'")
+        for address in self.forwarded:
+            try:
+                ipaddress.ip_network(address, strict=False)
+            except ValueError:
+                raise InputError(f"'{address}' is not an address or network: write 10.0.0.7 or 10.0.0.0/8") from None
         for host in self.hosts:
             if not re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+", host):
                 raise InputError(f"'{host}' is not the name of a host: write it without scheme and port")

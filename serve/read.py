@@ -8,22 +8,25 @@ from serve.answers.logprobs import MAX_NUMBERS, Echo
 from serve.engine.engine import Engine
 from serve.engine.request import Constraint, SamplingParams
 from serve.errors import BadParameter, Busy, ContextTooLong
-from serve.requests.generation import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
+from serve.requests.generation import ALL, DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from serve.requests.messages import ToolChoice
-from serve.text.grammar import Grammar, GrammarReader, answer_grammar, structured_grammar
+from serve.text.grammar import GrammarReader, after_thoughts, answer_grammar, structured_grammar
 from serve.text.prompt import PLAIN, PromptReader, end_tokens, sampling_defaults
+from serve.text.thoughts import Place, ThoughtBound, ThoughtFormat, ThoughtReader
 from serve.text.tools import CallReader, ToolFormat
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer that is asked for: what stands before it, how it is made, what finds calls in it, what it echoes."""
+    """One answer that is asked for: what stands before it, how it is made, what finds calls and
+    thoughts in it, what it echoes."""
 
     name: str  # among those of its request
     prompt: tuple[int, ...]
     params: SamplingParams
     constraint: Constraint | None = None
     calls: CallReader | None = None
+    thoughts: ThoughtReader | None = None
     echo: Echo | None = None
 
 
@@ -50,10 +53,17 @@ class BodyReader:
         if num_prompts * body.num_choices > self.engine.options.queue_limit:
             raise Busy(f"{num_prompts} prompts with {body.num_choices} answers each are more than the queue holds")
         prompts, echoes, tool_format = self._prompts(body, settings)
-        _check_numbers(body, sum(map(len, prompts)) * body.num_choices)
+        thinking = self._thinking(body, settings)
+        places = [thinking.place(self.prompts.tokenizer, prompt) if thinking else Place.PAST for prompt in prompts]
         grammar, param = _grammar(body, tool_format)
+        if thinking is not None and grammar is not None:
+            if thinking.can_precede_forms and grammar.startswith("start: ") and not _is_own_grammar(body):
+                grammar = after_thoughts(grammar, thinking, places[0])
+            elif places[0] is Place.INSIDE:  # a form that cannot come after thoughts: there are none
+                prompts, places = [self.prompts.closed(prompts[0], thinking)], [Place.PAST]
+        _check_numbers(body, sum(map(len, prompts)) * body.num_choices)
         count = len(prompts) * body.num_choices
-        constraints: list[Grammar | None] = [None] * count
+        constraints: list[Constraint | None] = [None] * count
         if grammar is not None:
             constraints = [*self.grammars.constraints(grammar, count, param)]
         choices = []
@@ -63,32 +73,48 @@ class BodyReader:
                 params = body.sampling_params(number, max_tokens, self.end_tokens, self.defaults)
                 self._check_tokens(params)
                 constraint = constraints[index * body.num_choices + number]
+                thoughts = ThoughtReader(thinking, places[index]) if thinking is not None else None
+                if thoughts is not None and isinstance(body, ChatRequest) and body.max_thoughts is not None:
+                    constraint = self._bound(thoughts, body.max_thoughts, constraint)
                 calls = _call_reader(body, tool_format)
                 echo = echoes[index] if echoes else None
-                choices.append(Choice(f"{index}.{number}", prompt, params, constraint, calls, echo))
+                choices.append(Choice(f"{index}.{number}", prompt, params, constraint, calls, thoughts, echo))
         return choices
+
+    def prompt(self, body: ChatRequest, settings: ChatSettings = PLAIN) -> tuple[int, ...]:
+        """Tokens of a chat's prompt. Raises BadParameter, ContextTooLong."""
+        effort = "none" if body.max_thoughts == 0 else body.reasoning_effort
+        variables = self.prompts.switches(effort, body.callable_tools, settings) if effort is not None else {}
+        return self.prompts.chat(
+            body.messages,
+            body.callable_tools,
+            variables | (body.chat_template_kwargs or {}),
+            continues=body.continues,
+            begins_answer=body.begins_answer,
+            parse_special=body.parse_special,
+            settings=settings,
+        )
+
+    def _thinking(self, body: GenerationRequest, settings: ChatSettings) -> ThoughtFormat | None:
+        """How the thoughts of the answer are marked, if it may have some."""
+        return self.prompts.thoughts(body.callable_tools, settings) if isinstance(body, ChatRequest) else None
+
+    def _bound(self, thoughts: ThoughtReader, limit: int, inner: Constraint | None) -> Constraint | None:
+        """What ends the thoughts of an answer after so many tokens."""
+        if thoughts.place is Place.PAST:
+            return inner
+        tokenizer = self.prompts.tokenizer
+        return ThoughtBound(tokenizer, thoughts.form, thoughts.place, limit, self.vocabulary_size, inner)
 
     def _prompts(
         self, body: GenerationRequest, settings: ChatSettings
     ) -> tuple[list[tuple[int, ...]], list[Echo], ToolFormat | None]:
         """Tokens of each prompt, what of them to give back, and how tools are called if they may be."""
         if isinstance(body, ChatRequest):
-            tools = body.callable_tools
-            tool_format = self.prompts.tool_format(body.messages, tools, settings)
-            variables = body.chat_template_kwargs or {}
-            continues, begins = body.continue_final_message, body.begins_answer
-            prompt = self.prompts.chat(
-                body.messages,
-                tools,
-                variables,
-                continues=continues,
-                begins_answer=begins,
-                parse_special=body.parse_special,
-                settings=settings,
-            )
-            return [prompt], [], tool_format
+            tool_format = self.prompts.tool_format(body.messages, body.callable_tools, settings)
+            return [self.prompt(body, settings)], [], tool_format
         assert isinstance(body, CompletionRequest)
-        tokens = [self.prompts.plain(prompt) for prompt in body.prompts]
+        tokens = [self.prompts.plain(each, add_special_tokens=body.add_special_tokens) for each in body.prompts]
         if not body.echo:
             return tokens, [], None
         texts = [prompt if isinstance(prompt, str) else self.prompts.text(prompt) for prompt in body.prompts]
@@ -104,7 +130,11 @@ class BodyReader:
         room = max(1, self.engine.max_length - num_prompt)
         limit = self.max_tokens
         if isinstance(body, ChatRequest):
-            wanted = body.max_completion_tokens or wanted or min(room, limit or room)
+            wanted = body.max_completion_tokens or wanted or ALL
+            if body.is_clamped:  # where a bound has to be said, clients say a large one
+                wanted = min(wanted, room, limit or room)
+        if wanted == ALL:
+            wanted = min(room, limit or room)
         if wanted is None:
             wanted = min(DEFAULT_COMPLETION_TOKENS, limit or DEFAULT_COMPLETION_TOKENS)
         if limit is not None and wanted > limit:
@@ -152,9 +182,15 @@ def _grammar(body: GenerationRequest, tool_format: ToolFormat | None) -> tuple[s
     schema = form.schema_of_answer if form is not None and form.is_json else None
     if not isinstance(body, ChatRequest):
         return answer_grammar(schema), "response_format"
-    is_parallel = body.parallel_tool_calls is not False and not isinstance(body.tool_choice, ToolChoice)
+    # who has to call would go on calling until the answer is cut: one call, unless more are asked for
+    is_parallel = body.parallel_tool_calls is True and not isinstance(body.tool_choice, ToolChoice)
     grammar = answer_grammar(schema, body.callable_tools, tool_format, body.must_call, is_parallel)
     return grammar, "tools" if body.must_call else "response_format"
+
+
+def _is_own_grammar(body: GenerationRequest) -> bool:
+    """Whether the request brings a grammar, whose rules have names of their own."""
+    return body.structured_outputs is not None and body.structured_outputs.grammar is not None
 
 
 def _call_reader(body: GenerationRequest, tool_format: ToolFormat | None) -> CallReader | None:
@@ -162,4 +198,5 @@ def _call_reader(body: GenerationRequest, tool_format: ToolFormat | None) -> Cal
     if not isinstance(body, ChatRequest) or tool_format is None or not body.callable_tools:
         return None
     names = [tool.function.name for tool in body.callable_tools]
-    return CallReader(tool_format, names, is_parallel=body.parallel_tool_calls is not False)
+    is_parallel = body.parallel_tool_calls is not False
+    return CallReader(tool_format, names, is_parallel=is_parallel, must_call=body.must_call)

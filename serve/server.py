@@ -5,9 +5,11 @@ import dataclasses
 import gc
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +22,17 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
-from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.http.app import create_app
 from serve.http.connections import ImpatientProtocol, allow_connections
 from serve.http.front import JsonLines
 from serve.memory import bound_memory
 from serve.options import HttpOptions
+from serve.service import Service
 from serve.threads import in_passing
 
-DRAIN_SECONDS = 10  # how long running answers may go on when the server stops
+GRACE_SECONDS = 10  # for answers that were ended to reach their clients
+LOOK_SECONDS = 0.1  # between looks at whether a second signal says to stop at once
 KEEP_ALIVE_SECONDS = 60  # longer than clients keep idle connections, or they send into one that is being closed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,20 +40,23 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that says when it answers, and when it stops gives running answers some time to end.
 
-    Those that take longer end with an error their clients can read, not with a broken connection.
+    First, for `notice_seconds`, it only says that it will stop, where balancers look. Answers that take longer than
+    `drain_seconds` end with an error their clients can read, not with a broken connection.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
-        loop: EngineLoop,
+        service: Service,
         announce: Callable[[], None],
-        drain_seconds: float = DRAIN_SECONDS,
+        drain_seconds: float = 10.0,
+        notice_seconds: float = 0.0,
     ) -> None:
         super().__init__(config)
-        self._loop = loop
+        self._service = service
         self._announce = announce
         self._drain_seconds = drain_seconds
+        self._notice_seconds = notice_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -58,6 +64,10 @@ class DrainingServer(uvicorn.Server):
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.is_stopping = True
+        end_of_notice = asyncio.get_running_loop().time() + self._notice_seconds
+        while asyncio.get_running_loop().time() < end_of_notice and not self.force_exit:
+            await asyncio.sleep(min(LOOK_SECONDS, self._notice_seconds))
         end = asyncio.create_task(self._end_answers())
         try:
             await super().shutdown(sockets)
@@ -66,7 +76,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _end_answers(self) -> None:
         await asyncio.sleep(self._drain_seconds)
-        await asyncio.to_thread(self._loop.stop)
+        await asyncio.to_thread(self._service.loop.stop)
 
 
 def run_server(
@@ -80,14 +90,16 @@ def run_server(
     dtype: str | None = None,
     device: str | None = None,
     access_log: bool = True,
+    uds: Path | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; `announce` gets one line when the server answers.
+    """Serve until SIGINT or SIGTERM; `announce` gets one line when the server answers. `uds`: a socket's path instead
+    of host and port.
 
     Raises NotFound if there is no such base, InputError if the address cannot be used, or if others could
     reach it and there is no API key.
     """
     info = choose_base(base_name, settings.home(), "the server")
-    if not is_loopback(host):
+    if uds is None and not is_loopback(host):
         resolve(host, port)  # a name that means nothing is told as such
         http = dataclasses.replace(http, require_keys=True)
         if not any(key.is_valid() for key in Keys(settings.home()).all()):
@@ -98,7 +110,9 @@ def run_server(
     log_json(access=access_log)
     bound_memory()
     allow_connections()
-    with listen(host, port) as listener:  # before the base is loaded: a wrong port should not cost minutes
+    with (
+        listen(host, port) if uds is None else listen_at(uds) as listener
+    ):  # before the base is loaded: a wrong port should not cost minutes
         registry = Registry()
 
         def load() -> FastAPI:
@@ -112,30 +126,39 @@ def run_server(
                 ) from None
 
         app = in_passing(load)
-        url = f"http://{_shown_host(host)}:{listener.getsockname()[1]}/v1"
+        where = f"http://{_shown_host(host)}:{listener.getsockname()[1]}/v1" if uds is None else f"the socket {uds}"
 
         def ready() -> None:
             count = len({version.name for version in registry.versions_on_base(info.fingerprint)})
-            announce(f"Serving {info.name} with {count} adapter{'' if count == 1 else 's'} on {url}")
+            announce(f"Serving {info.name} with {count} adapter{'' if count == 1 else 's'} on {where}")
 
-        config = http_config(app)
+        config = http_config(
+            app,
+            timeout_graceful_shutdown=int(http.drain) + GRACE_SECONDS,
+            proxy_headers=bool(http.forwarded),
+            forwarded_allow_ips=list(http.forwarded),
+        )
         # uvicorn raises the signals it caught once more when it is done: by then they have done their work
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         gc.collect()
         gc.freeze()  # what was loaded stays: to look through it again and again would hold up the answers
-        DrainingServer(config, app.state.service.loop, ready).run(sockets=[listener])
+        try:
+            DrainingServer(config, app.state.service, ready, http.drain, http.notice).run(sockets=[listener])
+        finally:
+            if uds is not None:
+                uds.unlink(missing_ok=True)
 
 
 def http_config(app: FastAPI, **settings: Any) -> uvicorn.Config:
     """How the product listens; `settings` are uvicorn's own, such as a port."""
+    usual: dict[str, Any] = {"timeout_graceful_shutdown": 2 * GRACE_SECONDS, "proxy_headers": False}
     return uvicorn.Config(
         app,
         http=ImpatientProtocol,
         log_level="warning",
-        timeout_graceful_shutdown=2 * DRAIN_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        **settings,
+        **(usual | settings),
     )
 
 
@@ -185,6 +208,33 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port} ({reason}): choose another with --host and --port"
         ) from None
     return listener
+
+
+def listen_at(path: Path) -> socket.socket:
+    """A bound unix socket that this user alone may connect to. Raises InputError if the path cannot be used."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _is_answered(path):
+            path.unlink()  # left by a server that was killed
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+    except OSError as error:
+        listener.close()
+        raise InputError(f"cannot listen at {path} ({error.strerror or error}): choose another with --uds") from None
+    return listener
+
+
+def _is_answered(path: Path) -> bool:
+    """Whether somebody listens at a unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
 
 
 def _shown_host(host: str) -> str:

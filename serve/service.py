@@ -75,6 +75,7 @@ class Service:
         # rooms of their own for what takes long, so that it never fills the one where all others are read
         self.forms = ThreadPoolExecutor(PROCESSES, "forms", compute_alone)
         self.loading = ThreadPoolExecutor(LOADS, "loading", compute_alone)
+        self.is_stopping = False  # then it is not ready for new requests, though it still takes them
         self._live: dict[str, str | None] = {}  # id of a request that has not been answered -> its adapter's digest
 
     def close(self) -> None:
@@ -120,10 +121,10 @@ class Service:
         salt = self._salt(body, key)
         priority = LOW + PRIORITIES.index(key.priority) if key is not None else NORMAL
         requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt, priority)
-        readers = [choice.calls for choice in choices]
+        readers, thinkers = [choice.calls for choice in choices], [choice.thoughts for choice in choices]
         try:
             deadline = started + self.http.timeout
-            generation = Generation(self.loop, requests, self.base.tokenizer, readers, deadline=deadline)
+            generation = Generation(self.loop, requests, self.base.tokenizer, readers, thinkers, deadline=deadline)
         except BaseException:
             for request in requests:
                 self._release(request)
@@ -153,6 +154,11 @@ class Service:
             "first_token_ms": round(times[0] * 1000, 1) if times else None,
             "finish_reasons": generation.reasons,
         }
+
+    def count_tokens(self, body: ChatRequest, key: Key | None) -> int:
+        """How many tokens a chat's prompt has, for what `model` means now. Raises as `choose` and the reader."""
+        target = self.choose(body.model_ref(self.base.info.name), body.user, key)
+        return len(self.reader.prompt(body, target.chat_settings))
 
     async def unload(self, name: str, *, force: bool = False) -> int:
         """Hold `name` no longer, and free its adapter when the requests that use it now are done; the bytes freed.

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve.answers.events import line
 from serve.answers.logprobs import Echo, Spell, joined, of_chat, of_completion, of_echo, of_prompt
 from serve.answers.models import Target
 from serve.engine.request import Sampled
@@ -31,11 +32,14 @@ class Answer:
     num_choices: int = 1
     num_alternatives: int | None = None
     prompt_logprobs: int | None = None
-    has_usage: bool = False  # in a stream
+    has_usage: bool = False  # at the end of a stream
+    repeats_usage: bool = False  # in each chunk of one
+    has_thoughts: bool = True  # where there are any
     echoes: Sequence[Echo] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     end: str = "data: [DONE]\n\n"
+    media_type: str = "text/event-stream"
 
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
@@ -47,7 +51,10 @@ class Answer:
             said: dict[str, Any]
             echo, echoed = self._echo(index, generation)
             if self.is_chat:
-                message = {"role": "assistant", "content": text or None if calls else text}
+                message = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+                thought = "".join(piece.thought for piece in own)
+                if thought and self.has_thoughts:
+                    message["reasoning_content"] = thought
                 said = {"message": message | ({"tool_calls": calls} if calls else {})}
             else:
                 said = {"text": echo.text + text}
@@ -60,28 +67,34 @@ class Answer:
 
     async def events(self, generation: Generation) -> AsyncIterator[str]:
         """The chunks of an answer that is streamed."""
-        usage = {"usage": None} if self.has_usage else {}
         lengths: dict[int, int] = {}  # of the texts of the choices that have begun
         if self.is_chat:
             for index in range(len(generation.requests)):
-                yield _event(self.first_chunk(index) | usage)
+                yield _event(self.first_chunk(index) | self._usage(generation))
         async for piece in generation.pieces():
             if piece.index not in lengths:
                 echo, logprobs = await asyncio.to_thread(self._echo, piece.index, generation)
                 lengths[piece.index] = len(echo.text)
                 if echo.text or logprobs:
                     said = {"text": echo.text, "logprobs": logprobs, "finish_reason": None}
-                    yield _event(self._chunk({"index": piece.index, **said}) | usage)
+                    yield _event(self._chunk({"index": piece.index, **said}) | self._usage(generation))
             if (
                 piece.text
                 or piece.calls
+                or (piece.thought and self.has_thoughts)
                 or piece.finish_reason
                 or (piece.sampled and self.num_alternatives is not None)
             ):
-                yield _event(self.chunk(piece, lengths[piece.index]) | usage)
+                yield _event(self.chunk(piece, lengths[piece.index]) | self._usage(generation))
             lengths[piece.index] += len(piece.text)
         if self.has_usage:
             yield _event(self._chunk() | {"usage": generation.usage(self.num_choices)})
+
+    def _usage(self, generation: Generation) -> dict[str, Any]:
+        """What a chunk says of usage."""
+        if self.repeats_usage:
+            return {"usage": generation.usage(self.num_choices)}
+        return {"usage": None} if self.has_usage else {}
 
     def error_event(self, error: ErrorBody) -> str:
         """What ends a stream that cannot go on."""
@@ -96,6 +109,8 @@ class Answer:
         said: dict[str, Any] = {"text": piece.text}
         if self.is_chat:
             delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            if piece.thought and self.has_thoughts:
+                delta["reasoning_content"] = piece.thought
             if piece.calls:
                 delta["tool_calls"] = [{"index": call.index, **_call(call)} for call in piece.calls]
             said = {"delta": delta}
@@ -149,7 +164,7 @@ class Answer:
 
 
 def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {line(value)}\n\n"
 
 
 def _call(call: Call) -> dict[str, Any]:

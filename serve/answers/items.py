@@ -1,6 +1,5 @@
 """Items: answers as POST /v1/responses gives them, a body or a stream of typed events. Plain dictionaries."""
 
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.answers.completions import Answer
+from serve.answers.events import line
 from serve.engine.request import Sampled
 from serve.errors import ErrorBody
 from serve.requests.responses import ResponsesRequest
@@ -26,15 +26,19 @@ class ItemAnswer:
     id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     end: str = ""  # the last event says that it is the last
+    media_type: str = "text/event-stream"
     _num_events: int = 0
 
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
         text = "".join(piece.text for piece in pieces)
         calls = [call for piece in pieces for call in piece.calls]
-        sampled = [piece.sampled for piece in pieces if piece.sampled]
+        thought = "".join(piece.thought for piece in pieces)
+        first = next((place for place, piece in enumerate(pieces) if piece.text), len(pieces)) if thought else 0
+        sampled = [piece.sampled for piece in pieces[first:] if piece.sampled]
         reason = pieces[-1].finish_reason
-        items = [self._message(_new("msg"), text, sampled, reason)] if text or not calls else []
+        items = [_thought_item(_new("rs"), thought)] if thought else []
+        items += [self._message(_new("msg"), text, sampled, reason)] if text or not (calls or thought) else []
         items += [_call_item(_new("fc"), call) for call in calls]
         return self._body(generation, items, reason)
 
@@ -44,10 +48,24 @@ class ItemAnswer:
             yield self._event(name, response=self._body(generation, []))
         items: list[dict[str, Any]] = []
         message_id, text, sampled, reason = "", "", [], None
+        thought_id, thought = "", ""
         async for piece in generation.pieces():
             reason = piece.finish_reason
             if piece.sampled:
                 sampled.append(piece.sampled)
+            if piece.thought:
+                if not thought_id:
+                    thought_id = _new("rs")
+                    for event in self._thought_opened(thought_id, len(items)):
+                        yield event
+                thought += piece.thought
+                place = {"item_id": thought_id, "output_index": len(items), "content_index": 0}
+                yield self._event("response.reasoning_text.delta", **place, delta=piece.thought)
+            if thought_id and (piece.text or piece.calls or reason):
+                items.append(_thought_item(thought_id, thought))
+                for event in self._thought_closed(items[-1], len(items) - 1):
+                    yield event
+                thought_id, sampled = "", [piece.sampled] if piece.text and piece.sampled else []
             if piece.text:
                 if not message_id:
                     message_id = _new("msg")
@@ -95,6 +113,19 @@ class ItemAnswer:
         yield self._event("response.content_part.done", **place, part=part)
         yield self._event("response.output_item.done", output_index=index, item=item)
 
+    def _thought_opened(self, item_id: str, index: int) -> Iterator[str]:
+        item = _thought_item(item_id, "") | {"content": [], "status": "in_progress"}
+        yield self._event("response.output_item.added", output_index=index, item=item)
+        place = {"item_id": item_id, "output_index": index, "content_index": 0}
+        yield self._event("response.content_part.added", **place, part={"type": "reasoning_text", "text": ""})
+
+    def _thought_closed(self, item: dict[str, Any], index: int) -> Iterator[str]:
+        (part,) = item["content"]
+        place = {"item_id": item["id"], "output_index": index, "content_index": 0}
+        yield self._event("response.reasoning_text.done", **place, text=part["text"])
+        yield self._event("response.content_part.done", **place, part=part)
+        yield self._event("response.output_item.done", output_index=index, item=item)
+
     def _called(self, item: dict[str, Any], index: int) -> Iterator[str]:
         """A call is known when it is whole, so its arguments come in one piece."""
         begun = item | {"arguments": "", "status": "in_progress"}
@@ -134,7 +165,7 @@ class ItemAnswer:
             "output": items,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": None,
+            "reasoning": {"effort": asked.reasoning.effort if asked.reasoning is not None else None, "summary": None},
             "store": False,
             "temperature": params.temperature,
             "text": {"format": (asked.text and asked.text.format) or {"type": "text"}},
@@ -150,7 +181,7 @@ class ItemAnswer:
     def _event(self, kind: str, **said: Any) -> str:
         value = {"type": kind, **said, "sequence_number": self._num_events}
         self._num_events += 1
-        return f"event: {kind}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"
+        return f"event: {kind}\ndata: {line(value)}\n\n"
 
 
 def _usage(generation: Generation) -> dict[str, Any]:
@@ -159,9 +190,14 @@ def _usage(generation: Generation) -> dict[str, Any]:
         "input_tokens": counts["prompt_tokens"],
         "input_tokens_details": counts["prompt_tokens_details"],
         "output_tokens": counts["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": counts["completion_tokens_details"],
         "total_tokens": counts["total_tokens"],
     }
+
+
+def _thought_item(item_id: str, text: str) -> dict[str, Any]:
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"id": item_id, "type": "reasoning", "summary": [], "content": content, "status": "completed"}
 
 
 def _call_item(item_id: str, call: Call) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from adapterhub_local.base.load import LoadedBase
@@ -22,14 +21,18 @@ from adapterhub_local.keys import Key, Keys
 from adapterhub_local.registry import Registry
 from serve.access import Routes, Scope, access
 from serve.adapters.source import Folder
+from serve.answers.items import ItemAnswer
 from serve.answers.models import Target, adapter_entry, list_models, model_entry
 from serve.auth import Gate, allowed_by, check_models
 from serve.engine.options import EngineOptions
-from serve.errors import BadParameter, ContextTooLong, ErrorBody, error_body
-from serve.http.front import Front
+from serve.errors import ErrorBody, error_body
+from serve.http.anthropic import add_anthropic
+from serve.http.front import Front, own_path
 from serve.http.guard import Guard
 from serve.http.invalid import invalid_body, unknown_path
+from serve.http.ollama import add_ollama
 from serve.http.respond import respond, weights_headers
+from serve.http.translate import answer
 from serve.options import HttpOptions
 from serve.requests.generation import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
 from serve.requests.responses import NAMES, ResponsesRequest
@@ -39,7 +42,14 @@ from serve.threads import compute_alone
 
 PACKAGE = "adapterhub-local"
 # what scripts of web pages may read
-EXPOSED_HEADERS = ["X-Request-Id", "X-Qhub-Base", "X-Qhub-Adapter", "X-Qhub-Digest", "Retry-After"]
+EXPOSED_HEADERS = [
+    "X-Request-Id",
+    "X-Qhub-Base",
+    "X-Qhub-Adapter",
+    "X-Qhub-Digest",
+    "X-Qhub-Replica",
+    "Retry-After",
+]
 
 
 def create_app(
@@ -70,7 +80,9 @@ def create_app(
 
     # its own pages would declare no access
     pages: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
-    app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, **pages)
+    app = FastAPI(
+        title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, root_path=service.http.root_path, **pages
+    )
     app.state.service = service
     gate = Gate(Keys(registry.home), is_required=service.http.require_keys)
     routes: Routes  # known once all are added
@@ -88,6 +100,8 @@ def create_app(
     app.add_middleware(Guard, gate=gate, hosts=service.http.hosts, origins=service.http.origins)
     _handle_errors(app)
     _add_answers(app, service)
+    add_anthropic(app, service)
+    add_ollama(app, service)
     _add_operations(app, service)
     routes = Routes(app)
     return app
@@ -137,16 +151,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @access(Scope.INFER, counted=True)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation in OpenAI's newer way. Nothing is stored."""
-        try:
-            chat = body.chat()
-        except ValidationError as error:
-            lines = [line | {"loc": ("body", *line["loc"])} for line in error.errors(include_url=False)]
-            raise RequestValidationError(lines) from None
-        try:
-            return await respond(service, chat, request, body)
-        except (BadParameter, ContextTooLong) as error:
-            error.param = NAMES.get(error.param, error.param)
-            raise
+        return await answer(service, body.chat, request, lambda said: ItemAnswer(said, body), NAMES)
 
     @app.post("/tokenize")
     @access(Scope.INFER, counted=True)
@@ -201,8 +206,10 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/ready")
     @access(Scope.OPEN)
     async def ready() -> Response:
-        """Whether requests are taken."""
-        return JSONResponse({"ready": service.loop.is_alive}, 200 if service.loop.is_alive else 503)
+        """Whether requests are taken, and will be for a while: a server that stops says so before it closes."""
+        is_ready = service.loop.is_alive and not service.is_stopping
+        state = "ready" if is_ready else "draining" if service.loop.is_alive else "stopped"
+        return JSONResponse({"ready": is_ready, "state": state}, 200 if is_ready else 503)
 
     @app.get("/metrics")
     @access(Scope.ANY)
@@ -243,20 +250,21 @@ def _handle_errors(app: FastAPI) -> None:
     """Every error that is expected as an OpenAI error body; `Front` answers the others."""
 
     @app.exception_handler(QhubError)
-    async def known(_: Request, error: QhubError) -> Response:
-        return _error_response(error_body(error))
+    async def known(request: Request, error: QhubError) -> Response:
+        return _error_response(error_body(error), own_path(request.scope))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _error_response(invalid_body(error.errors(), request.headers.get("content-type", "")))
+        found = invalid_body(error.errors(), request.headers.get("content-type", ""))
+        return _error_response(found, own_path(request.scope))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        method, path = request.scope["method"], request.url.path
+        method, path = request.scope["method"], own_path(request.scope)
         if error.status_code == 404:
-            return _error_response(unknown_path(method, path, _paths(app)))
+            return _error_response(unknown_path(method, path, _paths(app)), path)
         message = f"{method} {path}: {error.detail}"
-        return _error_response(ErrorBody(error.status_code, message, "invalid_request_error"), error.headers)
+        return _error_response(ErrorBody(error.status_code, message, "invalid_request_error"), path, error.headers)
 
 
 def _key(request: Request) -> Key | None:
@@ -269,7 +277,7 @@ def _paths(app: FastAPI) -> list[str]:
     return sorted({route.path for route in app.routes if isinstance(route, APIRoute)})
 
 
-def _error_response(body: ErrorBody, headers: Any = None) -> Response:
+def _error_response(body: ErrorBody, path: str, headers: Any = None) -> Response:
     # escaped: what an error quotes may be half a character
-    content = json.dumps(body.to_json())
+    content = json.dumps(body.to_json(path))
     return Response(content, body.status, {**(headers or {}), **dict(body.headers)}, "application/json")

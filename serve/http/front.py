@@ -51,13 +51,17 @@ class Front:
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "said": {}, "status": 0}
         state |= {"is_open": False, "gate": self.gate}
+        scope = {**scope, "path": _plain(scope["path"])}
         if scope["method"] == "HEAD":  # answered as a GET, whose body the HTTP layer keeps back
             scope = {**scope, "method": "GET"}
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 state["status"] = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+                own = [(b"x-request-id", request_id.encode())]
+                if self.options.replica is not None:
+                    own.append((b"x-qhub-replica", self.options.replica.encode()))
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
         try:
@@ -66,22 +70,22 @@ class Front:
             if state["status"]:  # the answer has begun: all that is left is to break it off
                 raise
             logger.error("a request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
-            await refuse(error, send_named)
+            await refuse(error, send_named, own_path(scope))
         finally:
             self._note(scope)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
-        path, state, access = scope["path"], scope["state"], self.access(scope)
+        path, state, access = own_path(scope), scope["state"], self.access(scope)
         with contextlib.suppress(QhubError):
             state["is_open"] = self.gate.is_open()
         try:
-            key = state["key"] = self.gate.identify(path, access, headers.get("authorization"))
+            key = state["key"] = self.gate.identify(path, access, _authorization(headers))
             body = await self._body(receive, headers)
             if body.count(b"[") + body.count(b"{") > MAX_VALUES:
                 raise InputError(f"a body may have {MAX_VALUES:,} lists and objects, this one may have more")
             asked = self.gate.enter(access, key)
         except QhubError as error:
-            await refuse(error, send)
+            await refuse(error, send, path)
             return
         try:
             await self.app(scope, _replayed(body, receive), send)
@@ -138,7 +142,7 @@ class Front:
         entry = {
             "request_id": state["request_id"],
             "method": scope["method"],
-            "path": scope["path"],
+            "path": own_path(scope),
             "status": status or None,
             "ms": round(seconds * 1000, 1),
             "client": scope["client"][0] if scope.get("client") else None,
@@ -146,6 +150,23 @@ class Front:
             **state["said"],
         }
         logger.info("request", extra={"fields": entry})
+
+
+def own_path(scope: Scope) -> str:
+    """The path of a request as this server knows it, without the one below which a proxy shows it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
+def _plain(path: str) -> str:
+    """A path without what means nothing in it: slashes that are doubled at its beginning, or that end it."""
+    return "/" + path.strip("/")
+
+
+def _authorization(headers: Mapping[str, str]) -> str | None:
+    """The key as it is sent; Anthropic's clients have a header of their own for it."""
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
@@ -162,10 +183,10 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def refuse(error: Exception, send: Send) -> None:
-    """Answer with an error."""
+async def refuse(error: Exception, send: Send, path: str) -> None:
+    """Answer a request to `path` with an error."""
     body = error_body(error)
-    content = json.dumps(body.to_json()).encode()
+    content = json.dumps(body.to_json(path)).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(content))), *body.headers]
     if body.status in (408, 413) or isinstance(error, BadFraming):  # the rest of the body is not read
         headers.append(("Connection", "close"))

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.auth import Gate
 from serve.errors import BadFraming, Forbidden
-from serve.http.front import refuse
+from serve.http.front import own_path, refuse
 
 logger = logging.getLogger("serve.access")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+)(?::\d{1,5})?")
@@ -55,7 +55,7 @@ class Guard:
         except (Forbidden, BadFraming) as error:
             fields = {"method": scope["method"], "path": scope["path"], "reason": str(error)}
             logger.warning("refused before it was read", extra={"fields": fields})
-            await refuse(error, send_guarded)
+            await refuse(error, send_guarded, own_path(scope))
             return
         await self.app(scope, receive, send_guarded)
 

@@ -46,8 +46,8 @@ def invalid_body(errors: Sequence[Mapping[str, Any]], content_type: str) -> Erro
     if top == ("body",) and first["type"] == "model_attributes_type":
         return ErrorBody(400, "the body is not a JSON object", KIND)
     rivals = [error for error in errors if error["loc"][:2] == top]
-    # what is too long was not looked at any further
-    deepest = max(rivals, key=lambda error: (error["type"] == "too_long", len(_path(error))))
+    # what is too long was not looked at any further; what is known and not supported is told as such
+    deepest = max(rivals, key=lambda error: (error["type"] in ("too_long", "unsupported"), len(_path(error))))
     same = [error for error in rivals if _path(error) == _path(deepest)]
     path, message = _path(deepest), ", or: ".join(dict.fromkeys(error["msg"] for error in same))
     param = deepest.get("ctx", {}).get("param") or (path[0] if path else None)

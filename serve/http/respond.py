@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -12,15 +12,15 @@ from starlette.types import Message, Receive, Scope, Send
 from adapterhub_local.errors import QhubError
 from adapterhub_local.keys import Key
 from serve.answers.completions import Answer
-from serve.answers.items import ItemAnswer
+from serve.answers.events import Told
 from serve.answers.models import Target
 from serve.auth import Gate
 from serve.errors import Unauthorized, error_body
 from serve.requests.generation import ChatRequest, GenerationRequest
-from serve.requests.responses import ResponsesRequest
 from serve.service import Service
 from serve.text.generate import Generation, Piece
 
+Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 LOOK_INTERVAL = 1.0  # seconds between looks at whether a key is still one
 CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is there to read it
@@ -31,16 +31,21 @@ class NotRead(OSError):
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; `close` runs however the connection ends, even before the first event.
+    """The events of an answer; `close` runs however the connection ends, even before the first event.
 
     A client that does not take an event within `timeout` seconds is given up.
     """
 
     def __init__(
-        self, events: AsyncIterator[str], close: Callable[[], None], timeout: float, headers: dict[str, str]
+        self,
+        events: AsyncIterator[str],
+        close: Callable[[], None],
+        timeout: float,
+        headers: dict[str, str],
+        media_type: str,
     ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
+        super().__init__(events, media_type=media_type, headers=headers)
         self._close = close
         self._timeout = timeout
 
@@ -62,18 +67,23 @@ class EventStream(StreamingResponse):
 
 
 async def respond(
-    service: Service, body: GenerationRequest, request: Request, asked: ResponsesRequest | None = None
+    service: Service, body: GenerationRequest, request: Request, told: Callable[[Answer], Told] = lambda said: said
 ) -> Response:
-    """Answer a request; `asked` is what it was before it was read as a chat's."""
+    """Answer a request; `told` gives the answer the form of the endpoint, if that is not OpenAI's.
+
+    A stream begins with its first token: what fails before that is an error with a status of its own.
+    """
     state = request.scope["state"]
     admitted = await service.start(body, request_id=state["request_id"], started=state["started"], key=state["key"])
-    watch = asyncio.create_task(_watch(state["gate"], state["key"], admitted.generation)) if state["key"] else None
+    generation = admitted.generation
+    watch = asyncio.create_task(_watch(state["gate"], state["key"], generation)) if state["key"] else None
 
     def finish() -> None:
         if watch is not None:
             watch.cancel()
         state["said"].update(service.finish(admitted))
 
+    is_streamed = False
     try:
         headers = weights_headers(admitted.target)
         said = Answer(
@@ -84,19 +94,23 @@ async def respond(
             body.num_alternatives,
             body.prompt_logprobs,
             has_usage=body.includes_usage,
+            repeats_usage=body.repeats_usage,
+            has_thoughts=isinstance(body, ChatRequest) and body.include_reasoning,
             echoes=admitted.echoes,
         )
-        answer = ItemAnswer(said, asked) if asked is not None else said
+        answer = told(said)
         if body.stream:
-            events = _told(answer, admitted.generation)
-            return EventStream(events, finish, service.http.send_timeout, headers)
-        pieces = await _unless_gone(request, _collect(admitted.generation))
+            if not await _unless_gone(request, _begun(generation)):
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            is_streamed = True
+            events = _sent(answer, generation)
+            return EventStream(events, finish, service.http.send_timeout, headers, answer.media_type)
+        pieces = await _unless_gone(request, _collect(generation))
     finally:
-        if not body.stream:
+        if not is_streamed:
             finish()
     if pieces is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    generation = admitted.generation
     if body.prompt_alternatives is None:
         return JSONResponse(answer.whole(pieces, generation), headers=headers)
     # a long one, which would hold up the streams of others
@@ -122,7 +136,12 @@ async def _collect(generation: Generation) -> list[Piece]:
     return [piece async for piece in generation.pieces()]
 
 
-async def _told(answer: Answer | ItemAnswer, generation: Generation) -> AsyncIterator[str]:
+async def _begun(generation: Generation) -> bool:
+    await generation.begin()
+    return True
+
+
+async def _sent(answer: Told, generation: Generation) -> AsyncIterator[str]:
     """The events of an answer; an error after the first of them can only be an event, too."""
     try:
         async for event in answer.events(generation):
@@ -135,7 +154,7 @@ async def _told(answer: Answer | ItemAnswer, generation: Generation) -> AsyncIte
         yield answer.end
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[Piece]]) -> list[Piece] | None:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
     """The result of `work`, or None if the client hung up before it was there."""
 
     async def gone() -> None:

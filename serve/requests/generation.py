@@ -6,12 +6,13 @@ What would change the answer and is not supported is refused by name, never igno
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from serve.engine.request import SamplingParams
 from serve.requests.messages import Messages, ResponseFormat, StructuredOutputs, Tool, ToolChoice, Tools
 from serve.requests.model_ref import ModelRef, read_model
+from serve.requests.said import Said, Whole, is_empty
 from serve.requests.unsupported import refuse_unsupported
 
 MAX_ALTERNATIVES = 20
@@ -20,46 +21,69 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 PLAIN_SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
+StopToken = Annotated[Whole, Field(ge=0, lt=2**31)]
+ALL = -1  # max_tokens: all there is room for, as in llama.cpp, LM Studio and Ollama
+# what is thought at most where a request says how hard to think, in tokens
+EFFORTS: dict[str, int | None] = {"minimal": 128, "low": 512, "medium": 2048, "high": None, "xhigh": None, "max": None}
 
 
-class StreamOptions(BaseModel):
-    """`include_usage`: a last chunk with the token counts."""
+def _without_empty(value: Any) -> Any:
+    """Stop strings without the empty ones, which would stop nothing."""
+    if isinstance(value, list):
+        return [each for each in value if each != ""]
+    return None if value == "" else value
 
-    model_config = ConfigDict(strict=True)
+
+class StreamOptions(Said):
+    """`include_usage`: a last chunk with the token counts; `continuous_usage_stats`: the counts so far in each."""
+
+    model_config = ConfigDict(extra="allow")
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False  # padding against eavesdroppers: it changes nothing, and there is none
+
+    @model_validator(mode="after")
+    def _refuse_unknown(self) -> "StreamOptions":
+        for name, value in (self.model_extra or {}).items():
+            if value is not False and not is_empty(value):
+                message = f"there is no stream option '{name[:80]}': leave it out"
+                raise PydanticCustomError("unknown", message, {"param": "stream_options"})  # type: ignore[arg-type]
+        return self
 
 
-class AdapterTerm(BaseModel):
+class AdapterTerm(Said):
     """One adapter of a mix, by reference."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
     ref: str = Field(pattern="^[^+*]+$")
     weight: float = 1.0
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(Said):
     """What both endpoints have in common."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     model: str
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int | None = Field(None, ge=0)
+    max_tokens: Whole | None = Field(None, description="-1 is all there is room for", ge=ALL)
+    min_tokens: Whole | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, description="0 and -1 are all, as in vLLM", ge=-1)
+    top_k: Whole | None = Field(None, description="0 and -1 are all, as in vLLM", ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
-    n: int | None = Field(None, ge=1, le=128)
-    seed: int | None = None
-    prompt_logprobs: int | None = Field(
+    n: Whole | None = Field(None, ge=1, le=128)
+    seed: Whole | None = None
+    prompt_logprobs: Whole | None = Field(
         None, description="Log-probabilities of the prompt's tokens, as in vLLM", ge=0, le=MAX_ALTERNATIVES
     )
-    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
-    stop_token_ids: Annotated[list[Token], Field(max_length=128, fail_fast=True)] | None = None
+    stop: Annotated[
+        Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None, BeforeValidator(_without_empty)
+    ] = None
+    stop_token_ids: Annotated[list[StopToken], Field(max_length=128, fail_fast=True)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = Field(None, description="What the answer looks like, as in vLLM")
     user: str | None = Field(None, description="Sticks to one side where traffic is split between aliases")
@@ -75,9 +99,12 @@ class GenerationRequest(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> "GenerationRequest":
-        refuse_unsupported(self.model_extra or {}, type(self).model_fields)
-        if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("misplaced", "it is for stream = true only", {"param": "stream_options"})
+        extra = dict(self.model_extra or {})
+        if extra.get("best_of") == self.num_choices:  # of as many as are wanted the best are all
+            del extra["best_of"]
+        refuse_unsupported(extra, type(self).model_fields)
+        if self.max_tokens == 0 and not isinstance(self, CompletionRequest):
+            raise PydanticCustomError("greater_than_equal", "it must be at least 1", {"param": "max_tokens"})
         if self.prompt_logprobs is not None and self.stream:
             message = "it is not supported with stream: /v1/completions streams them with echo and logprobs"
             raise PydanticCustomError("unsupported", message, {"param": "prompt_logprobs"})
@@ -115,6 +142,11 @@ class GenerationRequest(BaseModel):
     @property
     def includes_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def repeats_usage(self) -> bool:
+        """Whether each chunk of a stream says the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @property
     def num_alternatives(self) -> int | None:
@@ -159,22 +191,40 @@ class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, description="-1 is all there is room for", ge=ALL)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+    top_logprobs: Whole | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
     tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables of the chat template, as in vLLM")
     continue_final_message: bool = Field(False, description="Go on with the last message instead of answering it")
     add_generation_prompt: bool | None = None
+    reasoning_effort: str | None = Field(
+        None,
+        description="How hard to think: none, minimal (128 tokens), low (512), medium (2,048), or as long as it takes: "
+        "high, xhigh, max",
+    )
+    thinking_token_budget: Whole | None = Field(
+        None, description="Tokens of thoughts at most, 0 for none, -1 for no bound", ge=-1
+    )
+    max_thinking_tokens: Whole | None = Field(None, description="The same by another name", ge=-1)
+    include_reasoning: bool = Field(True, description="Whether thoughts are given back")
+    # whether max_tokens is lowered to what there is room for: where it has to be said, clients say much
+    _is_clamped: bool = PrivateAttr(False)
     parse_special: bool = Field(
         False, description="Control tokens that messages spell are control tokens, not text; as llama.cpp calls it"
     )
 
     @model_validator(mode="after")
     def _check_chat(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.max_completion_tokens == 0:
+            param = "max_completion_tokens"
+            raise PydanticCustomError("greater_than_equal", "it must be at least 1", {"param": param})
+        if self.reasoning_effort not in (None, "none", *EFFORTS):
+            message = f"it is one of none, {', '.join(EFFORTS)}"
+            raise PydanticCustomError("unknown_effort", message, {"param": "reasoning_effort"})  # type: ignore[arg-type]
+        if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError("misplaced", "it needs logprobs = true", {"param": "top_logprobs"})
         if self.continue_final_message and self.add_generation_prompt:
             message = "the last message is continued or answered: leave one of them out"
@@ -201,10 +251,35 @@ class ChatRequest(GenerationRequest):
     def has_form(self) -> bool:
         return super().has_form or self.must_call
 
+    def clamped(self) -> "ChatRequest":
+        """The same; an answer longer than there is room for is as long as there is room."""
+        self._is_clamped = True
+        return self
+
+    @property
+    def is_clamped(self) -> bool:
+        return self._is_clamped
+
+    @property
+    def continues(self) -> bool:
+        """Whether the answer goes on inside the last message."""
+        last = self.messages[-1]
+        return self.continue_final_message or (last.prefix and last.role == "assistant")
+
     @property
     def begins_answer(self) -> bool:
         """Whether the prompt ends where the assistant begins to speak."""
-        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+        if self.continues:
+            return False
+        return True if self.add_generation_prompt is None else self.add_generation_prompt
+
+    @property
+    def max_thoughts(self) -> int | None:
+        """Tokens of thoughts at most; None: no bound."""
+        if self.reasoning_effort == "none":
+            return 0
+        bounds = [self.thinking_token_budget, self.max_thinking_tokens, EFFORTS.get(self.reasoning_effort or "")]
+        return min((bound for bound in bounds if bound is not None and bound >= 0), default=None)
 
     @property
     def must_call(self) -> bool:
@@ -232,9 +307,12 @@ class CompletionRequest(GenerationRequest):
             Field(min_length=1, max_length=128, fail_fast=True),
         ]
     )
-    max_tokens: int | None = Field(None, description="0 is for echo and prompt_logprobs alone", ge=0)
-    logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+    max_tokens: Whole | None = Field(
+        None, description="0 is for echo and prompt_logprobs alone, -1 all there is room for", ge=ALL
+    )
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
     echo: bool | None = None
+    add_special_tokens: bool = Field(True, description="Whether the tokenizer adds its own tokens to texts, as in vLLM")
 
     @model_validator(mode="after")
     def _check_empty(self) -> "CompletionRequest":

@@ -3,61 +3,78 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+from serve.requests.said import Carried, Said
+
 # Lists end at their first mistake: a body of 4 MiB could have hundreds of thousands, of which one is told.
 MAX_MESSAGES = 4096
 MAX_PARTS = 16_384  # of all messages together
 MAX_CALLS = 1024
 MAX_TOOLS = 128
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class TextPart(BaseModel):
-    """A part of a message; only text is read."""
+class TextPart(Carried):
+    """A part of a message; only text is read. A refusal is what the assistant said."""
 
-    model_config = STRICT
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text", "refusal"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_refusal(cls, value: Any) -> Any:
+        is_refusal = isinstance(value, dict) and value.get("type") == "refusal"
+        return {"type": "refusal", "text": value.get("refusal")} if is_refusal else value
 
-class FunctionCall(BaseModel):
+
+def _as_text(value: Any) -> Any:
+    """Arguments that came as the object that they are, in the JSON text that they are here."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
+class FunctionCall(Carried):
     """A function's name and its arguments, a JSON text."""
 
-    model_config = STRICT
     name: FunctionName
-    arguments: str
+    arguments: Annotated[str, BeforeValidator(_as_text)] = "{}"
 
 
-class ToolCall(BaseModel):
+class ToolCall(Carried):
     """A call that an assistant's message made."""
 
-    model_config = STRICT
-    id: str
+    id: str = ""
     type: Literal["function"] = "function"
     function: FunctionCall
-    index: int | None = None  # clients that joined a stream send it back
 
 
-class Message(BaseModel):
-    """One message of a conversation. Fields that only answers have may come back as null."""
+class Message(Carried):
+    """One message of a conversation. What templates do not read of it, such as the fields of answers, is left out."""
 
-    model_config = STRICT
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
-    refusal: None = None
-    annotations: Annotated[list[None], Field(fail_fast=True)] | None = None
+    reasoning_content: str | None = None  # for templates that show thoughts again
+    refusal: str | None = None
+    prefix: bool = False  # of the last message: go on with it, as Mistral and DeepSeek have it
     audio: None = None
     function_call: None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_other_names(cls, value: Any) -> Any:
+        """Other servers' names of thoughts, and a name that is a number."""
+        if not isinstance(value, dict):
+            return value
+        found = [value.get(name) for name in ("reasoning_content", "reasoning", "thinking")]
+        return value | {"reasoning_content": next((each for each in found if each and isinstance(each, str)), None)}
+
     @model_validator(mode="after")
     def _check_content(self) -> "Message":
-        if self.content is None and self.role != "assistant":
+        if self.content is None and self.role not in ("assistant", "tool"):
             raise PydanticCustomError("missing", f"a message of the {self.role} needs content", {"param": "messages"})
         if self.tool_calls and self.role != "assistant":
             raise PydanticCustomError("misplaced", "only the assistant calls tools", {"param": "messages"})
@@ -70,9 +87,13 @@ class Message(BaseModel):
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        if self.content is None and self.refusal and self.role == "assistant":
+            text = self.refusal
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
         if self.name is not None:
             message["name"] = self.name
+        if self.reasoning_content is not None and self.role == "assistant":
+            message["reasoning_content"] = self.reasoning_content
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         if self.tool_calls:
@@ -100,20 +121,18 @@ Messages = Annotated[
 ]
 
 
-class Function(BaseModel):
+class Function(Carried):
     """What a tool is called, does and takes; `parameters` is a JSON schema."""
 
-    model_config = STRICT
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(BaseModel):
+class Tool(Carried):
     """A function that the answer may call."""
 
-    model_config = STRICT
     type: Literal["function"]
     function: Function
 
@@ -121,35 +140,33 @@ class Tool(BaseModel):
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
-class FunctionChoice(BaseModel):
+class FunctionChoice(Carried):
     """A function by its name."""
 
-    model_config = STRICT
     name: str
 
 
-class ToolChoice(BaseModel):
+class ToolChoice(Carried):
     """The one tool that the answer has to call."""
 
-    model_config = STRICT
     type: Literal["function"]
     function: FunctionChoice
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Said):
     """A named JSON schema."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
     name: str | None = None
     description: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Said):
     """What the answer has to look like: any text, a JSON object, or JSON of a schema."""
 
-    model_config = STRICT
+    model_config = ConfigDict(extra="forbid")
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -171,10 +188,10 @@ class ResponseFormat(BaseModel):
         return {"type": "object"} if given is None else given
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Said):
     """What the answer has to look like, in one of vLLM's ways: a schema, a pattern, some texts, or a Lark grammar."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
     json_: dict[str, Any] | None = Field(None, alias="json")
     json_object: Literal[True] | None = None
     regex: str | None = Field(None, min_length=1, max_length=10_000)

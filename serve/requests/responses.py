@@ -6,11 +6,13 @@ Nothing is stored, so what points to earlier answers is refused: the whole conve
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from serve.requests.generation import ChatRequest
-from serve.requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, STRICT, FunctionName
+from serve.requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, FunctionName, TextPart
+from serve.requests.said import Carried, Said, Whole, is_empty
+from serve.requests.translated import translated
 
 # what /v1/chat/completions calls otherwise
 NAMES = {
@@ -18,6 +20,7 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "response_format": "text",
+    "reasoning_effort": "reasoning",
 }
 SAMPLING = ("model", "temperature", "top_p", "user", "parallel_tool_calls", "stream")
 LOGPROBS = "message.output_text.logprobs"
@@ -26,66 +29,79 @@ ABSENT: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "conversation": (),
     "logprobs": (),
-    "max_tool_calls": (),
     "n": (1,),
     "previous_response_id": (),
     "prompt": (),
-    "reasoning": ({"effort": "none"},),
     "truncation": ("disabled",),
 }
 STATEFUL = ("conversation", "previous_response_id")
+NOT_STORED = "answers are not stored: send the whole conversation as input"
 
 
-class Part(BaseModel):
-    """A part of a message; answers come back with what their parts had beside the text."""
-
-    model_config = STRICT
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+class Part(TextPart):
+    """A part of a message; answers come back with what their parts had beside the text, which changes nothing."""
 
 
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
-class MessageItem(BaseModel):
+class MessageItem(Carried):
     """A message of the conversation."""
 
-    model_config = STRICT
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Parts
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
 
 
-class CallItem(BaseModel):
+class CallItem(Carried):
     """A call that an earlier answer made; clients send fields of answers back as null."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     type: Literal["function_call"]
     call_id: str
     name: FunctionName
     arguments: str
 
 
-class ResultItem(BaseModel):
+class ResultItem(Carried):
     """What a call gave."""
 
-    model_config = STRICT
     type: Literal["function_call_output"]
     call_id: str
     output: str | Parts
-    id: str | None = None
-    status: str | None = None
 
 
-class FunctionTool(BaseModel):
+class Thought(Carried):
+    """A part of what an earlier answer thought, or of its summary."""
+
+    text: str
+
+
+class ThoughtItem(Carried):
+    """What an earlier answer thought. What another server encrypted nobody here can read."""
+
+    type: Literal["reasoning"]
+    content: Annotated[list[Thought], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content or ())
+
+
+class ReferenceItem(Carried):
+    """An earlier answer by its id, as some clients send it unless they are told that nothing is stored."""
+
+    type: Literal["item_reference"]
+    id: str
+
+    @model_validator(mode="after")
+    def _refuse(self) -> "ReferenceItem":
+        message = NOT_STORED + " (in the Vercel AI SDK: providerOptions.openai.store = false)"
+        raise PydanticCustomError("unsupported", message, {"param": "input"})  # type: ignore[arg-type]
+
+
+class FunctionTool(Carried):
     """A function that the answer may call."""
 
-    model_config = STRICT
     type: Literal["function"]
     name: FunctionName
     description: str | None = None
@@ -93,31 +109,37 @@ class FunctionTool(BaseModel):
     strict: bool | None = None
 
 
-class TextForm(BaseModel):
+class TextForm(Said):
     """`text`: what the answer looks like."""
 
-    model_config = STRICT
+    model_config = ConfigDict(extra="forbid")
     format: dict[str, Any] | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium"] | None = None
 
 
-class ResponsesRequest(BaseModel):
+class Reasoning(Said):
+    """`reasoning`: how hard to think. Summaries are never made: the thoughts themselves are given back."""
+
+    model_config = ConfigDict(extra="allow")
+    effort: str | None = None
+
+
+Item = MessageItem | CallItem | ResultItem | ThoughtItem | ReferenceItem
+
+
+class ResponsesRequest(Said):
     """POST /v1/responses. Parameters that are not named here are those of /v1/chat/completions."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     model: str
-    input: (
-        str
-        | Annotated[
-            list[MessageItem | CallItem | ResultItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-        ]
-    )
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: Whole | None = Field(None, description="-1 is all there is room for", ge=-1)
+    reasoning: Reasoning | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_logprobs: int | None = Field(None, ge=0)
+    top_logprobs: Whole | None = Field(None, ge=0)
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS, fail_fast=True)
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -133,10 +155,8 @@ class ResponsesRequest(BaseModel):
         for name, value in (self.model_extra or {}).items():
             if name in NAMES:
                 raise PydanticCustomError("unknown", f"it is called {NAMES[name]} here", {"param": name})
-            says_nothing = value is None or (isinstance(value, dict) and not any(value.values()))
-            if name in ABSENT and not says_nothing and value not in ABSENT[name]:
-                hint = "answers are not stored: send the whole conversation as input"
-                message = hint if name in STATEFUL else "this parameter is not supported: leave it out"
+            if name in ABSENT and not is_empty(value) and value not in ABSENT[name]:
+                message = NOT_STORED if name in STATEFUL else "this parameter is not supported: leave it out"
                 raise PydanticCustomError("unsupported", message, {"param": name})
         return self
 
@@ -145,6 +165,8 @@ class ResponsesRequest(BaseModel):
         body: dict[str, Any] = {name: getattr(self, name) for name in SAMPLING}
         body |= {name: value for name, value in (self.model_extra or {}).items() if name not in ABSENT}
         body["messages"] = self._messages()
+        if self.reasoning is not None:
+            body["reasoning_effort"] = self.reasoning.effort
         body["max_completion_tokens"] = self.max_output_tokens
         if self.tools:
             body["tools"] = [
@@ -158,11 +180,7 @@ class ResponsesRequest(BaseModel):
             body["response_format"] = _response_format(self.text.format)
         if LOGPROBS in (self.include or ()) or self.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        try:
-            return ChatRequest.model_validate(body)
-        except ValidationError as error:
-            lines = [_renamed(line) for line in error.errors(include_url=False)]
-            raise ValidationError.from_exception_data("ResponsesRequest", lines) from None
+        return translated(ChatRequest, body, NAMES)
 
     def _messages(self) -> list[dict[str, Any]]:
         """The conversation; calls belong to the assistant's message before them."""
@@ -170,15 +188,21 @@ class ResponsesRequest(BaseModel):
         if self.instructions is not None:
             turns.append({"role": "system", "content": self.instructions})
         items = [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        thoughts = ""  # of the answer that comes next
         for item in items:
             match item:
+                case ThoughtItem():
+                    thoughts = item.text
                 case MessageItem():
                     turns.append({"role": item.role, "content": _text(item.content)})
+                    if item.role == "assistant" and thoughts:
+                        turns[-1]["reasoning_content"], thoughts = thoughts, ""
                 case ResultItem():
                     turns.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
                 case CallItem():
                     if not turns or turns[-1]["role"] != "assistant":
-                        turns.append({"role": "assistant", "content": None})
+                        turns.append({"role": "assistant", "content": None, "reasoning_content": thoughts or None})
+                        thoughts = ""
                     function = {"name": item.name, "arguments": item.arguments}
                     turns[-1].setdefault("tool_calls", []).append({"id": item.call_id, "function": function})
         return turns
@@ -193,14 +217,3 @@ def _response_format(form: dict[str, Any]) -> dict[str, Any]:
     if form.get("type") != "json_schema":
         return form
     return {"type": "json_schema", "json_schema": {key: value for key, value in form.items() if key != "type"}}
-
-
-def _renamed(line: Any) -> Any:
-    """An error's line about the parameter as this request calls it."""
-    first, *rest = line["loc"] or ("",)
-    loc = (NAMES.get(first, first), *rest) if line["loc"] else ()
-    context = dict(line.get("ctx", {}))
-    if "param" in context:
-        context["param"] = NAMES.get(context["param"], context["param"])
-    kind = PydanticCustomError(line["type"], line["msg"], context or None)
-    return {"type": kind, "loc": loc, "input": line["input"]}

@@ -17,12 +17,16 @@ class Detokenizer:
         self.tokenizer = tokenizer
         self.skip_special_tokens = skip_special_tokens
         self.stop = tuple(stop)
-        self.is_stopped = False
+        self.stopped_by = ""  # the stop string that was met
         self._tokens: list[int] = []
         self._start = 0  # tokens before this one no longer influence how the next ones are spelled
         self._end = 0  # tokens [start, end) were given out as text
         self._given = 0  # characters given out of the text of tokens [end, ...)
         self._held = ""  # text that may be the beginning of a stop string
+
+    @property
+    def is_stopped(self) -> bool:
+        return bool(self.stopped_by)
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` has come."""
@@ -60,10 +64,11 @@ class Detokenizer:
     def _cut(self, new: str) -> str:
         """Of what was held back and `new`, the part that can be given out."""
         text = self._held + new
-        found = [at for stop in self.stop if (at := text.find(stop)) >= 0]
+        found = [(at, stop) for stop in self.stop if (at := text.find(stop)) >= 0]
         if found:
-            self.is_stopped, self._held = True, ""
-            return text[: min(found)]
+            at, self.stopped_by = min(found, key=lambda each: each[0])
+            self._held = ""
+            return text[:at]
         held = max((overlap(text, stop) for stop in self.stop), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

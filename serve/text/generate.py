@@ -12,6 +12,7 @@ from serve.engine.loop import EngineLoop
 from serve.engine.request import PromptOutput, Sampled, Submission, TokenOutput
 from serve.errors import TimedOut
 from serve.text.detokenize import Detokenizer
+from serve.text.thoughts import Place, ThoughtReader
 from serve.text.tools import Call, CallReader
 
 
@@ -19,7 +20,8 @@ from serve.text.tools import Call, CallReader
 class Piece:
     """A part of choice `index`: text, the token it came with, calls that became whole, and at the end why it ended.
 
-    `end` is the token that ended it, which is no part of the text.
+    `end` is the token that ended it, which is no part of the text; `thought` is what was thought meanwhile, `stop`
+    the stop string that ended it, if one did.
     """
 
     index: int
@@ -28,13 +30,15 @@ class Piece:
     finish_reason: str | None
     calls: tuple[Call, ...] = ()
     end: Sampled | None = None
+    thought: str = ""
+    stop: str | None = None
 
 
 class Generation:
     """One or more requests that were submitted together; `close` ends what has not ended.
 
-    `readers`: for each request what finds the calls of tools in its text, or none. At `deadline` (of
-    time.monotonic()) what has not ended fails with TimedOut.
+    `readers`: for each request what finds the calls of tools in its text, or none; `thinkers` the same of thoughts. At
+    `deadline` (of time.monotonic()) what has not ended fails with TimedOut.
     """
 
     def __init__(
@@ -43,28 +47,38 @@ class Generation:
         requests: Sequence[Submission],
         tokenizer: PreTrainedTokenizerBase,
         readers: Sequence[CallReader | None] = (),
+        thinkers: Sequence[ThoughtReader | None] = (),
         *,
         deadline: float | None = None,
     ) -> None:
         self.requests = requests
         self.prompts = [PromptOutput()] * len(requests)  # what is known of each prompt since its first token
         self.num_completion_tokens = 0
+        self.num_thought_tokens = 0
         self.times: tuple[float, float] | None = None  # of the first and the newest token, time.monotonic()
         self.reasons: list[str] = []  # why answers ended, in the order in which they did
         self._loop = loop
         self._queue = loop.submit(*requests)
+        self._first: TokenOutput | None = None
         self._open = {request.id: index for index, request in enumerate(requests)}
         self._readers = dict(zip((request.id for request in requests), readers, strict=False))
+        self._thinkers = dict(zip((request.id for request in requests), thinkers, strict=False))
         self._timer = None
         if deadline is not None:
             wait = max(0.0, deadline - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(wait, self._end)
         self._texts = {request.id: Detokenizer(tokenizer, request.params.stop) for request in requests}
 
+    async def begin(self) -> None:
+        """Wait for the first token. Raises what ended the requests before there was one."""
+        self._first = await self._queue.get()
+        if self._first.error is not None:
+            raise self._first.error
+
     async def pieces(self) -> AsyncIterator[Piece]:
         """Pieces of all choices, mixed, in the order in which they come. Raises what ended a request early."""
         while self._open:
-            output = await self._queue.get()
+            output, self._first = self._first or await self._queue.get(), None
             if output.request_id not in self._open:
                 continue  # a token that was computed before its request was ended here
             if output.error is not None:
@@ -86,6 +100,7 @@ class Generation:
                 text, sampled = "", None
             else:
                 text = detokenizer.push(output.sampled.token)
+                text += self._mark(output.request_id, output.sampled.token)
                 text += detokenizer.flush() if finish_reason else ""
             if detokenizer.is_stopped:
                 finish_reason = "stop"
@@ -93,16 +108,35 @@ class Generation:
                 del self._open[output.request_id]
                 if output.finish_reason is None:
                     self._loop.abort(output.request_id)
+            thought, text = self._split(output.request_id, text, bool(finish_reason))
             calls: tuple[Call, ...] = ()
             if reader := self._readers.get(output.request_id):
                 known = len(reader.calls)
-                text = reader.push(text) + (reader.flush() if finish_reason else "")
+                text = reader.push(text)
+                text += reader.flush(is_cut=finish_reason == "length") if finish_reason else ""
                 calls = tuple(reader.calls[known:])
                 if finish_reason == "stop" and reader.calls:
                     finish_reason = "tool_calls"
             if finish_reason:
                 self.reasons.append(finish_reason)
-            yield Piece(index, text, sampled, finish_reason, calls, end)
+            yield Piece(index, text, sampled, finish_reason, calls, end, thought, detokenizer.stopped_by or None)
+
+    def _mark(self, request_id: str, token: int) -> str:
+        """The spelling of a token that marks a thought, where decoding leaves it out."""
+        thinker = self._thinkers.get(request_id)
+        return thinker.form.special.get(token, "") if thinker and thinker.place is not Place.PAST else ""
+
+    def _split(self, request_id: str, text: str, is_last: bool) -> tuple[str, str]:
+        """What is thought and what is said of a text."""
+        thinker = self._thinkers.get(request_id)
+        if thinker is None:
+            return "", text
+        self.num_thought_tokens += thinker.place is Place.INSIDE
+        thought, said = thinker.push(text)
+        if is_last:
+            more, rest = thinker.flush()
+            thought, said = thought + more, said + rest
+        return thought, said
 
     def close(self) -> None:
         """End the requests that have not ended. May be called more than once."""
@@ -130,5 +164,7 @@ class Generation:
             "prompt_tokens": num_prompt,
             "completion_tokens": self.num_completion_tokens,
             "total_tokens": num_prompt + self.num_completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": num_cached},
+            # what was not found in the cache is put there
+            "prompt_tokens_details": {"cached_tokens": num_cached, "cache_write_tokens": num_prompt - num_cached},
+            "completion_tokens_details": {"reasoning_tokens": self.num_thought_tokens},
         }

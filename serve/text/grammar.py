@@ -15,7 +15,8 @@ from serve.errors import BadParameter
 from serve.requests.messages import StructuredOutputs, Tool
 from serve.text.compiler import FormCompiler
 from serve.text.form_bounds import bound_choices, bound_form, bound_pattern, bound_rules, bound_schema
-from serve.text.tools import ToolFormat
+from serve.text.thoughts import AFTER, Place, ThoughtFormat
+from serve.text.tools import MAX_PARALLEL, ToolFormat
 
 # Bounded, or a small model fills its answer with blanks and never comes to the point.
 JSON_SPACE = r"[ \n\t]{0,20}"
@@ -113,11 +114,28 @@ def answer_grammar(
         )
         if tool_format.begin:
             call = f"{_literal(tool_format.begin)} {call} {_literal(tool_format.end)}"
-            call += f' ("\\n" {call})*' if is_parallel else ""
+            call += f' ("\\n" {call}){{0,{MAX_PARALLEL - 1}}}' if is_parallel else ""
         forms.append(call)
     if not forms:
         return None
     return LLMatcher.grammar_from_lark("start: " + "\n  | ".join(forms))
+
+
+def after_thoughts(grammar: str, form: ThoughtFormat, place: Place) -> str:
+    """A grammar for what comes after the thoughts of an answer that begins in this place: in them, or before.
+
+    `grammar` is one of Lark's that begins with its rule `start`.
+    """
+    if place is Place.PAST:
+        return grammar
+    begin = f"<[{form.ids[form.begin]}]>" if form.begin in form.ids else _literal(form.begin)
+    thoughts = f"thoughts[suffix={_literal(form.end)}]: /(.|\\n)*/"
+    if form.end in form.ids:  # a token of its own is no text to the grammar
+        thoughts = f"thoughts: /(.|\\n)*/ <[{form.ids[form.end]}]>"
+    before = f"thoughts {_literal(AFTER)}"
+    if place is Place.BEFORE:
+        before = f"({begin} {before})?"
+    return f"start: {before} answer\n{thoughts}\nanswer: {grammar.partition('start: ')[2]}"
 
 
 def structured_grammar(wanted: StructuredOutputs) -> str:
@@ -128,7 +146,7 @@ def structured_grammar(wanted: StructuredOutputs) -> str:
     param = "structured_outputs"
     if wanted.regex is not None:
         bound_pattern(wanted.regex, param)
-        return LLMatcher.grammar_from_regex(wanted.regex)
+        return str(json.loads(LLMatcher.grammar_from_regex(wanted.regex))["grammars"][0]["lark_grammar"])
     if wanted.grammar is not None:
         bound_rules(wanted.grammar, param)
         return LLMatcher.grammar_from_lark(wanted.grammar)

@@ -20,10 +20,13 @@ from serve.requests.generation import PLAIN_SAMPLING
 from serve.requests.messages import Message, Tool
 from serve.text.detokenize import Detokenizer
 from serve.text.encode import Encoder, characters
+from serve.text.thoughts import AFTER, ThoughtFormat, thoughts_of
+from serve.text.told_tools import HEAD, tell_tools
 from serve.text.tools import ToolFormat, format_of
 
 PLAIN = ChatSettings()
 WRITERS = 64  # ways of writing that are remembered
+SWITCHES = ("enable_thinking", "thinking")  # variables of templates that have the model think or not
 # what `apply_chat_template` takes itself, and what it gives to every template
 RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages", "self"}
 
@@ -54,15 +57,27 @@ class PromptReader:
     def tool_format(
         self, messages: Sequence[Message], tools: Sequence[Tool], settings: ChatSettings = PLAIN
     ) -> ToolFormat | None:
-        """How the base writes calls, if the conversation has to do with tools. Raises BadParameter if it knows none."""
+        """How the base writes calls, if the conversation has to do with tools."""
         if not tools and not any(message.uses_tools for message in messages):
             return None
         writer = self._writer(settings)
-        found = format_of(writer.template(_schemas(tools) or ()) if writer.has_template else "")
-        if found is None:
-            param = "tools" if tools else "messages"
-            raise BadParameter("the chat template of this base has no tools, or calls them in an unknown way", param)
-        return found
+        return format_of(writer.template(_schemas(tools) or ()) if writer.has_template else "")
+
+    def thoughts(self, tools: Sequence[Tool] = (), settings: ChatSettings = PLAIN) -> ThoughtFormat | None:
+        """How the base marks what it thinks, if it does."""
+        writer = self._writer(settings)
+        return thoughts_of(writer.template(_schemas(tools) or ()), self.tokenizer) if writer.has_template else None
+
+    def switches(self, effort: str, tools: Sequence[Tool] = (), settings: ChatSettings = PLAIN) -> dict[str, Any]:
+        """The template's variables for so much thinking. Raises BadParameter if the base does not think."""
+        writer = self._writer(settings)
+        template = writer.template(_schemas(tools) or ()) if writer.has_template else ""
+        has_effort = bool(re.search(r"\breasoning_effort\b", template))
+        if effort != "none" and not has_effort and thoughts_of(template, self.tokenizer) is None:
+            message = f"'{effort}' is not supported: the chat template of this base knows no thoughts. Leave it out"
+            raise BadParameter(message, "reasoning_effort", "unsupported_parameter")
+        found: dict[str, Any] = {name: effort != "none" for name in SWITCHES if re.search(rf"\b{name}\b", template)}
+        return found | ({"reasoning_effort": effort} if has_effort else {})
 
     def chat(
         self,
@@ -95,7 +110,7 @@ class PromptReader:
                     control = writer.control(schemas)
                 variables = control.shield(dict(variables))
             # as training writes it: what a message spells of control tokens is text
-            text = writer.write(turns, schemas, begins_answer=begins_answer, continues=continues, variables=variables)
+            text = self._written(writer, turns, schemas, begins_answer, continues, variables)
             self._bound(len(text), "messages")
             tokens = writer.shielded_ids(_whole(text, "messages"))
         except TemplateBound as error:
@@ -106,12 +121,41 @@ class PromptReader:
             tokens = self._encoded(text, "messages", add_special_tokens=False)
         return self._checked(tokens, "messages")
 
+    def _written(
+        self,
+        writer: ChatWriter,
+        turns: list[dict[str, Any]],
+        schemas: Sequence[Any],
+        begins_answer: bool,
+        continues: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        """The text of a conversation. Raises whatever the template raises."""
+        how: dict[str, Any] = {"begins_answer": begins_answer, "continues": continues, "variables": variables}
+        has_tools = bool(schemas) or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
+        if not has_tools or not format_of(writer.template(schemas)).is_told:
+            return writer.write(turns, schemas, **how)
+        turns = tell_tools(turns, schemas)
+        try:
+            text = writer.write(turns, **how)
+        except TemplateFailed:
+            if writer.settings.system_role == "user":
+                raise
+            text = ""
+        if not text or (schemas and HEAD not in text):  # a template without a system's turn, or that leaves it out
+            text = self._writer(replace(writer.settings, system_role="user")).write(turns, **how)
+        return text
+
     def _check_variables(self, variables: Mapping[str, Any], template: str) -> None:
         """Raise BadParameter about what is not a variable of the chat template: it would change nothing or too much."""
         for name in variables:
             if name in RESERVED or not re.search(rf"\b{re.escape(name)}\b", template):
                 message = f"'{name[:80]}' is not a variable of this base's chat template that a request may set"
                 raise BadParameter(message, "chat_template_kwargs")
+
+    def closed(self, prompt: Sequence[int], form: ThoughtFormat) -> tuple[int, ...]:
+        """A prompt that opens a thought, with the thought closed."""
+        return (*prompt, *self.encoder.encode(f"\n{form.end}{AFTER}", add_special_tokens=False))
 
     def plain(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of a text, or token ids as they are. Raises BadParameter, ContextTooLong."""

@@ -40,7 +40,6 @@ class DetokenizeRequest(BaseModel):
 def tokenize(reader: PromptReader, body: TokenizeRequest, max_length: int) -> dict[str, Any]:
     """Token ids, how many they are, and how many prompt and answer may have. Raises BadParameter."""
     if body.messages is not None:
-        reader.tool_format(body.messages, body.tools or [])
         tokens = reader.chat(body.messages, body.tools or [], parse_special=body.parse_special)
     else:
         tokens = reader.plain(body.prompt or "", add_special_tokens=body.add_special_tokens)

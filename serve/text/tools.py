@@ -13,16 +13,20 @@ from serve.text.detokenize import overlap
 class ToolFormat:
     """How a model writes a call: JSON between `begin` and `end`, with the arguments under `key`.
 
-    An empty `begin`: the whole answer is one call.
+    An empty `begin`: the whole answer is one call. `is_told`: the template knows no tools, so the system's turn has
+    them.
     """
 
     begin: str
     end: str
     key: str
+    is_told: bool = False
 
 
 HERMES = ToolFormat("<tool_call>\n", "\n</tool_call>", "arguments")  # Hermes, Qwen 2.5 and 3, and many others
 LLAMA = ToolFormat("", "", "parameters")  # Llama 3.1 and later
+TOLD = ToolFormat("<tool_call>\n", "\n</tool_call>", "arguments", is_told=True)  # any base
+MAX_PARALLEL = 8  # calls in one answer that has to call: a small model would repeat itself until it is cut
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,24 @@ class Call:
     id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
 
 
-def format_of(template: str) -> ToolFormat | None:
-    """How calls are written under a chat template; None if it has no tools, or in a way that is not known here."""
-    if "tools" not in template:
-        return None
-    if "<tool_call>" in template:
+def format_of(template: str) -> ToolFormat:
+    """How calls are written under a chat template."""
+    if "tools" in template and "<tool_call>" in template:
         return HERMES
-    return LLAMA if '"parameters"' in template and "ipython" in template else None
+    return LLAMA if all(part in template for part in ("tools", '"parameters"', "ipython")) else TOLD
 
 
 class CallReader:
     """The text of one answer while it comes, split into what is said and what is called."""
 
-    def __init__(self, tool_format: ToolFormat, names: Sequence[str], *, is_parallel: bool = True) -> None:
+    def __init__(
+        self, tool_format: ToolFormat, names: Sequence[str], *, is_parallel: bool = True, must_call: bool = False
+    ) -> None:
         self.calls: list[Call] = []
         self._begin, self._end, self._key = tool_format.begin.strip(), tool_format.end.strip(), tool_format.key
         self._names = frozenset(names)
         self._is_parallel = is_parallel
+        self._must_call = must_call
         self._held = ""
         self._is_inside = False
         self._has_said = False
@@ -68,15 +73,20 @@ class CallReader:
                 break
         return said
 
-    def flush(self) -> str:
-        """The rest, after the last text: an unfinished call is given out as it stands."""
+    def flush(self, *, is_cut: bool = False) -> str:
+        """The rest, after the last text.
+
+        An unfinished call is given out as it stands, unless the answer `is_cut` or has called: then it is no text that
+        was meant for anybody.
+        """
         held, self._held = self._held, ""
         if not self._is_inside:
-            return held
+            is_mark = self._must_call or 2 * len(held) > len(self._begin) > 0
+            return "" if is_cut and is_mark else held
         self._is_inside = False
         if not self._begin and self._read(held):
             return ""
-        return self._begin + held
+        return "" if is_cut or self.calls else self._begin + held
 
     def _outside(self) -> str:
         """What stands before a call."""

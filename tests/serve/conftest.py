@@ -50,7 +50,9 @@ class Server:
         app = create_app(base, registry=registry, options=options, http=http)
         self.service: Service = app.state.service
         config = http_config(app, port=0)
-        self._uvicorn = DrainingServer(config, self.service.loop, lambda: None, drain_seconds=0.2)
+        self._uvicorn = DrainingServer(
+            config, self.service, lambda: None, 0.2, notice_seconds=http.notice if http else 0.0
+        )
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()
         while not self._uvicorn.started:

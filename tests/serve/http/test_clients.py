@@ -188,7 +188,7 @@ def test_usage_and_lengths(server: Server) -> None:
     prompt = [7, 9] * 40
     first = server.complete(model="gamma", prompt=prompt, max_tokens=1).json()["usage"]
     again = server.complete(model="gamma", prompt=prompt, max_tokens=1, n=2).json()["usage"]
-    assert first["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert first["prompt_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 80}
     assert 64 <= again["prompt_tokens_details"]["cached_tokens"] < again["prompt_tokens"] == 80
     longest = server.service.engine.max_length
     assert {model.max_model_len for model in server.client.models.list()} == {longest}

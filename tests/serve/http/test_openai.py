@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.text.tools import HERMES, LLAMA, CallReader, format_of
+from serve.text.tools import HERMES, LLAMA, TOLD, CallReader, format_of
 from tests.serve.conftest import TOOL_TEMPLATE, Server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -199,11 +199,11 @@ def test_calls_do_not_depend_on_how_text_is_cut(parts: list[str], sizes: list[in
 
 
 def test_formats_of_templates() -> None:
-    """A template's way to call is known by what it says; one without tools has none."""
+    """A template's way to call is known by what it says; where it is not, tools are told in the system's turn."""
     assert format_of(TOOL_TEMPLATE) is HERMES
     assert format_of('{{ tools }} ipython {"parameters"}') is LLAMA
-    assert format_of("{{ tools }} [TOOL_CALLS]") is None
-    assert format_of("{{ messages }}") is None
+    assert format_of("{{ tools }} [TOOL_CALLS]") is TOLD
+    assert format_of("{{ messages }}") is TOLD
 
 
 def test_logprobs_of_an_answer_without_tokens(server: Server) -> None:

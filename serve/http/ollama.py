@@ -1,0 +1,98 @@
+"""The endpoints that Ollama's clients ask, over the same engine: answers, and what there is to ask."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from serve.access import Scope, access
+from serve.answers.models import Target, list_models
+from serve.answers.ollama import LineAnswer, loaded
+from serve.auth import allowed_by
+from serve.http.translate import answer
+from serve.requests.ollama import NAMES, GenerateRequest, OllamaChatRequest, ShowRequest, plain_name
+from serve.service import Service
+
+
+def add_ollama(app: FastAPI, service: Service) -> None:
+    """Add /api/chat, /api/generate, /api/tags, /api/show, /api/ps and /api/version."""
+    base = service.base.info
+
+    def details(target: Target) -> dict[str, Any]:
+        family = str(service.base.model.config.model_type)
+        parent = base.name if target.version is not None else ""
+        size = f"{sum(each.numel() for each in service.base.model.parameters()) / 1e6:.0f}M"
+        return {"parent_model": parent, "format": "safetensors", "family": family, "families": [family],
+                "parameter_size": size, "quantization_level": "NF4"}  # fmt: skip
+
+    def entry(name: str, digest: str, created_at: str, target: Target) -> dict[str, Any]:
+        size = target.version.size if target.version is not None and hasattr(target.version, "size") else 0
+        return {"name": name, "model": name, "modified_at": created_at, "size": size,
+                "digest": digest.removeprefix("sha256:"), "details": details(target)}  # fmt: skip
+
+    @app.post("/api/chat")
+    @access(Scope.INFER, counted=True)
+    async def chat(body: OllamaChatRequest, request: Request) -> Response:
+        """Answer a conversation in Ollama's way."""
+        return await answer(service, body.chat, request, LineAnswer, NAMES)
+
+    @app.post("/api/generate")
+    @access(Scope.INFER, counted=True)
+    async def generate(body: GenerateRequest, request: Request) -> Any:
+        """Answer, or continue, one text in Ollama's way."""
+        if not body.prompt and not body.system:
+            service.find(service.read(body.model), request.scope["state"]["key"])
+            return loaded(body.model)
+        return await answer(service, body.asked, request, lambda said: LineAnswer(said, is_chat=False), NAMES)
+
+    @app.get("/api/tags")
+    @access(Scope.ANY)
+    def tags(request: Request) -> dict[str, Any]:
+        """The base and every name, version and alias of its adapters, as far as the request's key allows them."""
+        key = request.scope["state"]["key"]
+        found = []
+        for model in list_models(base, service.registry, allowed_by(key)):
+            created = datetime.fromtimestamp(model["created"], UTC).isoformat()
+            found.append(entry(model["id"], model["root"], created, service.find(service.read(model["id"]), key)))
+        return {"models": found}
+
+    @app.post("/api/show")
+    @access(Scope.ANY)
+    def show(body: ShowRequest, request: Request) -> dict[str, Any]:
+        """One model: its template, what it can do, how long its context is."""
+        target = service.find(service.read(plain_name(body.model)), request.scope["state"]["key"])
+        thinks = service.reader.prompts.thoughts((), target.chat_settings) is not None
+        template = service.base.tokenizer.chat_template
+        family = str(service.base.model.config.model_type)
+        facts = {"general.architecture": family, "general.basename": base.name,
+                 f"{family}.context_length": service.engine.max_length}  # fmt: skip
+        return {
+            "modelfile": f"FROM {base.name}\n",
+            "parameters": "",
+            "template": template if isinstance(template, str) else "",
+            "details": details(target),
+            "model_info": facts,
+            "capabilities": ["completion", "tools", *(["thinking"] if thinks else [])],
+            "adapter": target.adapter,
+        }
+
+    @app.get("/api/ps")
+    @access(Scope.ANY)
+    def running(request: Request) -> dict[str, Any]:
+        """The base, and the adapters in memory that the request's key may ask."""
+        allows = allowed_by(request.scope["state"]["key"])
+        found = [entry(base.name, base.fingerprint, base.created_at, Target(base.name, base, None))]
+        if not allows(base.name):
+            found = []
+        for status in service.adapters():
+            if status.num_bytes and status.label.text and all(map(allows, status.label.names)):
+                model = Target(status.label.text, base, None)
+                found.append(entry(status.label.text, status.digest, base.created_at, model)
+                             | {"size": status.num_bytes, "size_vram": status.num_bytes})  # fmt: skip
+        return {"models": found}
+
+    @app.get("/api/version")
+    @access(Scope.ANY)
+    def version() -> dict[str, str]:
+        """The version of this server, which is not Ollama's."""
+        return {"version": app.version}
