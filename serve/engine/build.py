@@ -19,10 +19,10 @@ from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool, pages_for
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
-from serve.engine.self_check import use_packed_attention
+from serve.engine.self_check import choose_fused, use_packed_attention
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
-from serve.lora.weights import own_weight, use_dense, use_four_bit, use_four_bit_for_few
+from serve.lora.weights import own_weight, use_dense, use_four_bit, use_four_bit_always
 
 DEFAULT_MAX_LENGTH = 4096
 SCORED_BYTES = 256_000_000  # logits in float32 of the prompts' tokens that one step scores
@@ -49,9 +49,14 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     pool = AdapterPool(reader, max_bytes=options.adapter_bytes, max_pins=options.max_adapters - 1, leases=leases)
     slots = Slots(layers, model.dtype, device, options.max_adapters, pool.records)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
-    use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
-    if options.base_exec == "auto" and kernels is not None and kernels.has("multiply"):
-        (use_four_bit if is_gpu else use_four_bit_for_few)(slots.groups, model.dtype, kernels)
+    multiplies = options.base_exec == "auto" and kernels is not None and kernels.has("multiply")
+    if not multiplies or is_gpu:
+        use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
+    if multiplies and kernels is not None:
+        if is_gpu:
+            use_four_bit(slots.groups, model.dtype, kernels)
+        else:
+            use_four_bit_always(slots.groups, kernels)
     num_pages = _num_pages(options, max_length, page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
     is_copied = device.type == "cpu" and not (kernels and kernels.has("paged_attention"))
@@ -59,7 +64,8 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     cache, graphs = KVCache(num_pages, max_copied), None
     if options.cuda_graphs and kernels is not None and is_gpu:
         graphs = Graphs(model, cache, context, slots, kernels, max_length)
-    runner = Runner(model, cache, context, graphs)
+    fused = choose_fused(model, context, slots, cache) if kernels is not None and not is_gpu else None
+    runner = Runner(model, cache, context, graphs, fused=fused)
     if is_gpu:
         _warm_up(runner)
     vocabulary = model.get_input_embeddings().weight.shape[0]

@@ -56,6 +56,13 @@ class KVCache:
         all_values[pages, :, offsets] = values.transpose(0, 1)
         return all_keys, all_values
 
+    def pair(self, layer: int, kv_heads: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's two tensors, float32 in the CPU's memory, for whoever writes to them by itself."""
+        if layer not in self._layers:
+            shape = self._capacity, kv_heads, PAGE, head_dim
+            self._layers[layer] = torch.zeros(shape), torch.zeros(shape)
+        return self._layers[layer]
+
     def read(self, layer: int, index: torch.Tensor, keep: int | None = None) -> list[torch.Tensor]:
         """Copies of keys and values (n, PAGE, head_dim) of n pairs page * kv_heads + head.
 

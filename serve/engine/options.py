@@ -53,7 +53,7 @@ class EngineOptions:
     )
     base_exec: str = option(
         "auto",
-        "Multiply with the 4-bit weights, or with a dequantised copy of them; auto measures which is faster.",
+        "Multiply with the 4-bit weights, or with a dequantised copy of them; auto takes the faster.",
         choices=("auto", "nf4", "dequant-cache"),
     )
     base_bytes: int | None = option(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from serve.engine.cache import KVCache
+from serve.engine.fused import FusedStep
 from serve.engine.graphs import Graphs
 from serve.engine.packed import Group, PackedBatch, Row, Watch
 from serve.engine.pages import pages_for
@@ -27,11 +28,13 @@ class Runner:
         context: LoraContext,
         graphs: Graphs | None = None,
         watch: Watch | None = None,
+        fused: FusedStep | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
         self.context = context
         self.graphs = graphs
+        self.fused = fused
         self._watch = watch
         self._copied: list[Group] = []  # what the last step has wanted_places copies of
         self.device = model.get_input_embeddings().weight.device
@@ -39,7 +42,8 @@ class Runner:
     @property
     def kernels(self) -> list[str]:
         """Names of the kernels that are in use."""
-        return self.context.kernels.names if self.context.kernels is not None else []
+        names = self.context.kernels.names if self.context.kernels is not None else []
+        return names if self.fused is None else [*names, "step"]
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:
@@ -58,8 +62,13 @@ class Runner:
         wanted_places = [
             place for item, end in zip(batch, ends, strict=True) for place in _logit_places(item, end - item.num_tokens)
         ]
-        packed = self._pack(batch, ends)
         self._copied = []  # of a step that fails nothing can be said
+        self.cache.reserve(max(max(item.request.pages[: pages_for(item.end)]) for item in batch))
+        if self.fused is not None:
+            fused = self.fused.forward(batch, segments, wanted_places)
+            if fused is not None:
+                return fused
+        packed = self._pack(batch, ends)
         wanting = _segments(batch, slots, counts)
         self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
@@ -83,7 +92,6 @@ class Runner:
             Row(end - item.num_tokens, end, item.start, tuple(item.request.pages[: pages_for(item.end)]))
             for item, end in zip(batch, ends, strict=True)
         ]
-        self.cache.reserve(max(max(row.pages) for row in rows))
         positions = [position for item in batch for position in range(item.start, item.end)]
         kernels = self.context.kernels
         in_place = kernels if kernels is not None and kernels.has("paged_attention") else None

@@ -4,19 +4,24 @@ Some architectures take the attention function and ignore it, or need a mask onl
 are refused here, in numbers, before a single wrong answer is given.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from adapterhub_local.errors import Incompatible
+from serve.adapters.slots import Slots
 from serve.engine.attention import NAME, register
 from serve.engine.cache import KVCache
 from serve.engine.falcon import replace_attention
+from serve.engine.fused import FusedStep
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.kernels.choose import Kernels
 from serve.lora.linear import LoraContext
+
+logger = logging.getLogger(__name__)
 
 LENGTHS = (20, 6)  # two pages, and one
 # of the norm of the logits; half precision rounds to 3 or 4 digits in every layer
@@ -60,18 +65,11 @@ def _difference(
     expected: list[torch.Tensor],
     kernels: Kernels | None = None,
 ) -> str | None:
-    """Why the packed model is not the plain model, or None. The long sequence comes in two chunks and a token."""
+    """Why the packed model is not the plain model, or None."""
     windows: dict[int, int | None] = {}  # of each layer
     runner = Runner(model, cache, LoraContext(kernels=kernels), watch=windows.__setitem__)
-    params = SamplingParams(max_tokens=1)
-    first, second = (
-        Request(str(pages), tuple(sequence), params, pages=pages)
-        for sequence, pages in zip(sequences, ([3, 1], [4]), strict=True)
-    )
-    steps = [[(first, 0, 9)], [(first, 9, 10), (second, 0, 5)], [(first, 19, 1), (second, 5, 1)]]
     try:
-        for step in steps:
-            logits = runner.forward([Scheduled(*item) for item in step], {})
+        logits = _in_steps(runner, sequences)
     except Incompatible as error:
         return str(error)
     except Exception as error:
@@ -87,6 +85,41 @@ def _difference(
     if not difference <= tolerance:
         return f"a packed batch gives other logits than each sequence alone (relative difference {difference:.1e})"
     return None
+
+
+def choose_fused(model: Any, context: LoraContext, slots: Slots, cache: KVCache) -> FusedStep | None:
+    """The model's steps of few tokens as one call, over `cache`, if that is possible and gives what the model gives."""
+    sequences = _sequences(model)
+    windows: dict[int, int | None] = {}
+    plain = Runner(model, KVCache(4), context, watch=windows.__setitem__)
+    wanted = _in_steps(plain, sequences)
+    try:
+        if model.dtype != torch.float32:
+            raise Incompatible("it computes in float32 only")
+        fused = FusedStep(model, KVCache(4), slots, [windows[layer] for layer in sorted(windows)])
+    except Incompatible as error:
+        logger.info("steps are not fused: %s", error)
+        return None
+    logits = _in_steps(Runner(model, fused.cache, context, fused=fused), sequences)
+    difference = float((logits - wanted).norm() / wanted.norm())
+    if not difference <= TOLERANCE[torch.float32]:
+        logger.warning("steps are not fused: their logits differ from the model's by %.1e of their norm", difference)
+        return None
+    fused.cache = cache
+    return fused
+
+
+def _in_steps(runner: Runner, sequences: list[list[int]]) -> torch.Tensor:
+    """The last logits of two sequences, of which the long one comes in two chunks and a token."""
+    params = SamplingParams(max_tokens=1)
+    first, second = (
+        Request(str(pages), tuple(sequence), params, pages=pages)
+        for sequence, pages in zip(sequences, ([3, 1], [4]), strict=True)
+    )
+    steps = [[(first, 0, 9)], [(first, 9, 10), (second, 0, 5)], [(first, 19, 1), (second, 5, 1)]]
+    for step in steps:
+        logits = runner.forward([Scheduled(*item) for item in step], {})
+    return logits
 
 
 def _unknown_layers(model: Any) -> str | None:

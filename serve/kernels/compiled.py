@@ -18,9 +18,10 @@ from pathlib import Path
 
 from adapterhub_local import settings
 
-SOURCE = Path(__file__).with_name("cpu.c")
-# sums may be reordered for vectors, but NaN stays NaN: the engine must see it
-FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fassociative-math"]
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "cpu.c", FOLDER / "step.c")
+# sums stay in the order written: neighbours change no bit of a token; NaN stays NaN: the engine must see it
+FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=fast"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
 SECONDS = 120
 DIGEST_BYTES = 32
@@ -102,14 +103,16 @@ def _key(compiler: list[str]) -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    parts = [SOURCE.read_text(), *FLAGS, *compiler, platform.machine(), features]
+    sources = sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")])
+    parts = [*(path.read_text() for path in sources), *FLAGS, *compiler, platform.machine(), features]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _compile(compiler: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-        for arguments in ([*FLAGS, "-c", str(SOURCE), "-o", str(made)], ["-shared", str(made), "-o", str(linked)]):
+        made, linked = [str(Path(folder) / f"{source.stem}.o") for source in SOURCES], Path(folder) / "kernels.so"
+        compile_each = [[*FLAGS, "-c", str(source), "-o", path] for source, path in zip(SOURCES, made, strict=True)]
+        for arguments in (*compile_each, ["-shared", *made, "-o", str(linked)]):
             try:
                 done = subprocess.run([*compiler, *arguments], capture_output=True, text=True, timeout=SECONDS)
             except subprocess.TimeoutExpired:

@@ -17,16 +17,30 @@ TYPES = (torch.float32, torch.int32, torch.uint8)
 Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
+class Cached(ctypes.Structure):
+    """Keys or values: steps between pages, heads and places."""
+
+    _fields_ = (("data", Pointer), ("page", Int), ("head", Int), ("place", Int))
+
+
+class Attention(ctypes.Structure):
+    """`attention_t` of region.h."""
+
+    _fields_ = (
+        ("out", Pointer), ("query", Pointer), ("query_row", Int), ("query_head", Int),
+        ("keys", Cached), ("values", Cached), ("tables", Pointer), ("table_row", Int), ("lengths", Pointer),
+        ("rows", Int), ("heads", Int), ("kv_heads", Int), ("dim", Int), ("page", Int), ("spans", Int), ("window", Int),
+        ("scale", Float), ("softcap", Float), ("parts", Pointer),
+    )  # fmt: skip
+
+
 def load_kernels() -> dict[str, Callable[..., Any]]:
     """The kernels by name. Raises CannotCompile."""
     library = load_library()
     library.qhub_add_lora.argtypes = [
         *[Pointer] * 4, Int, Int, Pointer, Int, Pointer, Pointer, Int, Int, Pointer, Int, Pointer, Int,
     ]  # fmt: skip
-    library.qhub_paged_attention.argtypes = [
-        Pointer, Pointer, Int, Int, Pointer, Int, Int, Int, Pointer, Int, Int, Int, Pointer, Int, Pointer,
-        *[Int] * 6, Float, Int, Float, Pointer,
-    ]  # fmt: skip
+    library.qhub_paged_attention.argtypes = [ctypes.POINTER(Attention)]
     library.qhub_multiply.argtypes = [Pointer, Int, Pointer, Int, Pointer, Pointer, Pointer, Int, Int, Int, Pointer]
     for name in ("qhub_add_lora", "qhub_paged_attention", "qhub_multiply"):
         getattr(library, name).restype = None
@@ -74,11 +88,12 @@ def load_kernels() -> dict[str, Callable[..., Any]]:
         spans = -(-tables.shape[1] * page // SPAN)
         out = torch.empty(rows, heads, dim)
         room = torch.empty(rows * heads * spans * (dim + 2))
-        library.qhub_paged_attention(
-            out.data_ptr(), query.data_ptr(), *query.stride()[:2], keys.data_ptr(), *keys.stride()[:3],
-            values.data_ptr(), *values.stride()[:3], tables.data_ptr(), tables.stride(0), lengths.data_ptr(),
-            rows, heads, kv_heads, dim, page, spans, scale, window or 0, softcap or 0.0, room.data_ptr(),
+        now = Attention(
+            out.data_ptr(), query.data_ptr(), *query.stride()[:2], Cached(keys.data_ptr(), *keys.stride()[:3]),
+            Cached(values.data_ptr(), *values.stride()[:3]), tables.data_ptr(), tables.stride(0), lengths.data_ptr(),
+            rows, heads, kv_heads, dim, page, spans, window or 0, scale, softcap or 0.0, room.data_ptr(),
         )  # fmt: skip
+        library.qhub_paged_attention(ctypes.byref(now))
         return out
 
     def multiply(

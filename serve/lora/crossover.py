@@ -15,7 +15,6 @@ from serve.threads import compute_alone
 
 # numbers of tokens at which a copy, or a GPU's kernel, is tried; beyond the largest the winner there stays the winner
 PROBES = (1, 4, 16, 64)
-FEW = (1, 2, 4, 8, 16)  # and those at which the kernel of a CPU is
 REPEATS = 3
 CACHE = 64 << 20  # bytes that are written to push weights out of a CPU's cache
 
@@ -31,18 +30,6 @@ def gain(group: LinearGroup, dtype: torch.dtype, other: Product) -> tuple[float,
             break
         saved, min_tokens = saved + own - others, count
     return saved, min_tokens
-
-
-@torch.inference_mode()
-def most_won(group: LinearGroup, dtype: torch.dtype, other: Product) -> int:
-    """Up to how many tokens `other` is faster at every probe than what the group does now."""
-    most = 0
-    for count in FEW:
-        own, others = race((group.base_products, other), _input(group, count, dtype))
-        if own <= others:
-            break
-        most = count
-    return most
 
 
 def race(works: Sequence[Product], x: torch.Tensor) -> list[float]:

@@ -77,7 +77,7 @@ class LinearGroup:
     `a`: rank -> (slots, in_features, layers * rank); `b`: for each layer rank -> (slots, rank, out_features); `scales`:
     for each layer rank -> (slots, out_features), by how much more than once W x counts (DoRA, else 0). A rank is
     missing where no adapter of that rank has the layer, or has DoRA there. `dense` computes the base products of
-    `min_tokens` to `max_tokens` in another way than the layers do themselves, `few` those of up to `max_few`.
+    `min_tokens` to `max_tokens` in another way than the layers do themselves.
     """
 
     def __init__(self, bases: Sequence[nn.Linear], context: LoraContext, *, makes_logits: bool = False) -> None:
@@ -86,8 +86,6 @@ class LinearGroup:
         self.makes_logits = makes_logits
         self.dense: Product | None = None
         self.min_tokens, self.max_tokens = 1, sys.maxsize
-        self.few: Product | None = None
-        self.max_few = 0
         self.a: dict[int, torch.Tensor] = {}
         self.b: list[dict[int, torch.Tensor]] = [{} for _ in bases]
         self.scales: list[dict[int, torch.Tensor]] = [{} for _ in bases]
@@ -106,7 +104,7 @@ class LinearGroup:
     @property
     def is_plain(self) -> bool:
         """Whether the layers alone do all that is to be done now: nothing is shared, nothing added."""
-        if self.dense is not None or self.few is not None:
+        if self.dense is not None:
             return False
         return (self.context.logits if self.makes_logits else self.context.tokens) is None
 
@@ -122,8 +120,6 @@ class LinearGroup:
     def base_products(self, x: torch.Tensor) -> list[torch.Tensor]:
         """W x of each layer."""
         tokens = x.numel() // x.shape[-1]
-        if self.few is not None and tokens <= self.max_few:
-            return self.few(x)
         if self.dense is not None and self.min_tokens <= tokens <= self.max_tokens:
             return self.dense(x)
         return [base(x) for base in self.bases]

@@ -14,7 +14,7 @@ from torch.nn.functional import linear, pad
 from adapterhub_local.base.held import dense, is_quantised, made_from
 from adapterhub_local.base.load import import_bitsandbytes
 from serve.kernels.choose import Kernels
-from serve.lora.crossover import PROBES, gain, most_won
+from serve.lora.crossover import PROBES, gain
 from serve.lora.linear import LinearGroup, Product
 
 
@@ -130,22 +130,15 @@ def use_four_bit(groups: Sequence[LinearGroup], dtype: torch.dtype, kernels: Ker
     return count
 
 
-def use_four_bit_for_few(groups: Sequence[LinearGroup], dtype: torch.dtype, kernels: Kernels) -> int:
-    """Let the kernel of a CPU multiply as many tokens as it was measured to be faster at, and fewer; how many groups.
+def use_four_bit_always(groups: Sequence[LinearGroup], kernels: Kernels) -> int:
+    """Let the kernel of a CPU multiply where weights are in 4 bits and there is no copy; how many groups it does.
 
-    With a copy of the weights beside it or without: for few tokens what counts is how much is read.
+    It reads an eighth of what a copy is, and expands a weight once for many tokens: nothing is left to be measured.
     """
-    fewest: dict[tuple[object, ...], int] = {}
     count = 0
     for group in groups:
-        if not all(is_four_bit(base.weight) for base in group.bases):
-            continue
-        product = four_bit_product(group.bases, kernels)
-        key = (group.in_features, *group.sizes)
-        if key not in fewest:
-            fewest[key] = most_won(group, dtype, product)
-        if fewest[key]:
-            group.few, group.max_few = product, fewest[key]
+        if group.dense is None and all(is_four_bit(base.weight) for base in group.bases):
+            group.dense = four_bit_product(group.bases, kernels)
             count += 1
     return count
 

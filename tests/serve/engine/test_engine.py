@@ -83,11 +83,11 @@ def test_fault_stays_with_its_request(engine: Engine, served_registry: Registry)
     expected = [alone(engine, good[0], alpha), alone(engine, good[1])]
     bad = Request("bad", (1, POISON, 2), SamplingParams(max_tokens=5), engine.pool.acquire(alpha).digest)
 
-    def fail(module, args, kwargs) -> None:
-        if (kwargs["input_ids"] == POISON).any():
+    def fail(module, args) -> None:
+        if (args[0] == POISON).any():
             raise RuntimeError("poisoned")
 
-    hook = engine.runner.model.register_forward_pre_hook(fail, with_kwargs=True)
+    hook = engine.runner.model.get_input_embeddings().register_forward_pre_hook(fail)
     try:
         engine.submit(good[0], bad, good[1])
         outputs = drain(engine)

@@ -11,7 +11,7 @@ from serve.engine.build import build_engine, free_bytes
 from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request, SamplingParams
-from serve.kernels.choose import Kernels
+from serve.kernels.choose import Kernels, choose_kernels
 from serve.lora.crossover import gain
 from serve.lora.weights import (
     dense_bytes,
@@ -21,7 +21,7 @@ from serve.lora.weights import (
     padded_count,
     use_dense,
     use_four_bit,
-    use_four_bit_for_few,
+    use_four_bit_always,
 )
 
 LENGTHS = (3, 17, 40)
@@ -142,22 +142,18 @@ def test_the_kernel_multiplies_where_it_is_faster(monkeypatch: pytest.MonkeyPatc
 
 
 @torch.inference_mode()
-def test_the_kernel_multiplies_few_tokens(monkeypatch: pytest.MonkeyPatch, built_base) -> None:
-    """On a CPU it does so up to the probe before the one at which the copy wins, beside a copy."""
-    engine = build_engine(load_base(read_record(built_base), device="cpu"), EngineOptions(base_exec="dequant-cache"))
-    groups = engine.slots.groups
-    quantised = [group for group in groups if is_four_bit(group.bases[0].weight)]
-    x = {group: torch.randn(1, 4, group.in_features) for group in quantised}
-    wanted = {group: group.base_products(each) for group, each in x.items()}
-    own = [group.base_products for group in groups]
-    clock = lambda works, x: [2.0 if work in own and x.shape[1] < 8 else 1.0 for work in works]  # noqa: E731
-    monkeypatch.setattr("serve.lora.crossover.race", clock)
-
-    assert use_four_bit_for_few(groups, torch.float32, Kernels({})) == len(quantised) > 0
-    for group, each in x.items():
-        assert (group.max_few, group.dense is not None) == (4, True)
-        for got, one in zip(group.base_products(each), wanted[group], strict=True):
-            torch.testing.assert_close(got, one, atol=1e-4, rtol=1e-4)
+def test_the_kernel_of_a_cpu_multiplies_any_number_of_tokens(built_base) -> None:
+    """It gives what the layers give, one token or several times what it takes together, and nothing is copied."""
+    engine = build_engine(load_base(read_record(built_base), device="cpu"), EngineOptions(base_exec="nf4"))
+    kernels = choose_kernels("c", torch.device("cpu"), torch.float32, (4, 2, 16))
+    assert kernels is not None
+    groups = [group for group in engine.slots.groups if is_four_bit(group.bases[0].weight)]
+    assert use_four_bit_always(engine.slots.groups, kernels) == len(groups) > 0
+    for group in groups:
+        for count in (1, 2, 3, 64, 129, 300):
+            x = torch.randn(1, count, group.in_features, generator=torch.Generator().manual_seed(count))
+            for got, base in zip(group.base_products(x), group.bases, strict=True):
+                torch.testing.assert_close(got, base(x), atol=1e-4, rtol=1e-4)
 
 
 def test_unknown_way_is_refused() -> None:

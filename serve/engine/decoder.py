@@ -1,0 +1,113 @@
+"""A decoder of Llama's kind as step.c reads it: where its weights lie, and which layers share an input."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterhub_local.errors import Incompatible
+from serve.engine.pages import PAGE
+from serve.kernels.step import BLOCK, NF4, Group, Layer, Linear, Model, narrowed
+from serve.lora.linear import LinearGroup, MultiLoraLinear
+from serve.lora.weights import is_four_bit, plain_absmax
+
+KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+@dataclass
+class Decoder:
+    """`structure` for C; `groups`: four a layer, in C's order; `keep`: what the structure points to."""
+
+    structure: Model
+    groups: list[LinearGroup]
+    keep: list[Any] = field(default_factory=list)
+
+    @property
+    def widest(self) -> int:
+        """Inputs of the widest layer."""
+        return max(group.in_features for group in self.groups)
+
+
+def read_decoder(model: Any, windows: Sequence[int | None]) -> Decoder:
+    """`model`, whose linear layers are wrapped; `windows` is how many places before each layer attends to, None: all.
+
+    Raises Incompatible, with the reason, if step.c would not compute the same.
+    """
+    kind = type(model).__name__
+    config = model.config
+    if kind not in KINDS or config.hidden_act != "silu":
+        raise Incompatible(f"{kind} with {getattr(config, 'hidden_act', '?')} is not of a kind that it computes")
+    keep: list[Any] = []
+    groups: list[LinearGroup] = []
+    layers = (Layer * len(model.model.layers))()
+    code = None
+    for layer, window, into in zip(model.model.layers, windows, layers, strict=True):
+        attention, mlp = layer.self_attn, layer.mlp
+        found = (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (attention.o_proj,),
+            (mlp.gate_proj, mlp.up_proj),
+            (mlp.down_proj,),
+        )
+        into.qkv, into.out, into.gate_up, into.down = (_group(each, keep) for each in found)
+        groups += [each[0].group for each in found]
+        into.norm_in = _norm(layer.input_layernorm, config, keep)
+        into.norm_mlp = _norm(layer.post_attention_layernorm, config, keep)
+        if hasattr(attention, "q_norm"):
+            into.norm_query, into.norm_key = (
+                _norm(each, config, keep) for each in (attention.q_norm, attention.k_norm)
+            )
+        into.window = window or 0
+        code = code if code is not None else _code(each for group in found for each in group)
+    attention = model.model.layers[0].self_attn
+    code = torch.zeros(16) if code is None else code
+    keep += [layers, code]
+    structure = Model(
+        layers=layers, num_layers=len(layers), hidden=config.hidden_size, heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads, dim=attention.head_dim, mlp=config.intermediate_size,
+        rotary=attention.head_dim, page=PAGE, code=code.data_ptr(), norm=_norm(model.model.norm, config, keep),
+        head=_linear(model.get_output_embeddings().base, keep), eps=config.rms_norm_eps, scale=attention.scaling,
+    )  # fmt: skip
+    if any(size % BLOCK for size in (structure.hidden, structure.mlp, structure.heads * structure.dim)):
+        raise Incompatible(f"its layers' inputs are not multiples of {BLOCK}")
+    return Decoder(structure, groups, keep)
+
+
+def _group(layers: Sequence[MultiLoraLinear], keep: list[Any]) -> Group:
+    group = layers[0].group
+    if [id(each.base) for each in layers] != [id(base) for base in group.bases]:
+        raise Incompatible("its layers are given other inputs than Llama's")
+    linears = (Linear * 3)(*(_linear(each.base, keep) for each in layers))
+    return Group(linears, len(layers), group.in_features)
+
+
+def _linear(layer: nn.Linear, keep: list[Any]) -> Linear:
+    """A layer's weight where it lies; 16-bit numbers held as float32 are copied back to 16 bits: half to read."""
+    bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
+    absmax = None
+    if is_four_bit(layer.weight):
+        absmax, weight, kind = plain_absmax(layer.weight.quant_state), layer.weight.data, NF4
+    elif layer.weight.dtype.is_floating_point:
+        weight, kind = narrowed(layer.weight.detach())
+    else:
+        raise Incompatible("a weight is held in another way")
+    keep += [weight, absmax, bias]
+    addresses = [None if each is None else each.data_ptr() for each in (weight, absmax, bias)]
+    return Linear(*addresses, kind, layer.out_features)
+
+
+def _norm(norm: nn.Module, config: Any, keep: list[Any]) -> int:
+    """The address of a norm's weight."""
+    if not type(norm).__name__.endswith("RMSNorm") or norm.variance_epsilon != config.rms_norm_eps:
+        raise Incompatible(f"its norms are {type(norm).__name__}")
+    keep.append(norm.weight.detach().float().contiguous())
+    address: int = keep[-1].data_ptr()
+    return address
+
+
+def _code(layers: Any) -> torch.Tensor | None:
+    """The 16 values of NF4, which are the same in all layers."""
+    states = (getattr(each.base.weight, "quant_state", None) for each in layers)
+    return next((state.code.float().contiguous() for state in states if state is not None), None)

@@ -1,0 +1,130 @@
+"""Steps of few tokens as one call of C: what CUDA graphs are on a GPU, for models of Llama's kind on a CPU.
+
+Between small products, Python and torch take as long as the products. A step is used only after it gave what the model
+itself gives; where it does not fit (many tokens, DoRA, an adapted head) the model computes as ever.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from adapterhub_local.errors import Incompatible
+from serve.adapters.slots import Slots
+from serve.engine.cache import KVCache
+from serve.engine.decoder import read_decoder
+from serve.engine.pages import PAGE, pages_for
+from serve.engine.request import Scheduled
+from serve.kernels.compiled import CannotCompile
+from serve.kernels.cpu import SPAN
+from serve.kernels.step import Adapted, Factors, Pointer, Step, factors, load_step, room_for
+from serve.lora.product import Segment, tile_rows
+from serve.threads import Team
+
+MAX_TOKENS = 64  # of a step; beyond, the weights are better expanded once for all of them
+
+
+class FusedStep:
+    """Steps of one model over its cache, with the adapters of `slots`.
+
+    Raises Incompatible where C cannot compute them.
+    """
+
+    def __init__(self, model: Any, cache: KVCache, slots: Slots, windows: Sequence[int | None]) -> None:
+        try:
+            self._call = load_step()
+        except CannotCompile as error:
+            raise Incompatible(str(error)) from None
+        self.model = model
+        self.cache = cache
+        self.slots = slots
+        self.decoder = read_decoder(model, windows)
+        # rank -> how often its stacks had been exchanged, the stacks, and where they lie
+        self._factors: dict[int, tuple[int, list[torch.Tensor], Any]] = {}
+        self._room = self._cos = self._sin = torch.empty(0)
+        self._team = Team(torch.get_num_threads())
+
+    def forward(
+        self, batch: Sequence[Scheduled], segments: Sequence[Segment], wanted: Sequence[int]
+    ) -> torch.Tensor | None:
+        """Logits (n, vocabulary), float32, of the tokens at the `wanted` places; None if the batch does not fit."""
+        count = sum(item.num_tokens for item in batch)
+        head = self.model.get_output_embeddings()
+        if count > MAX_TOKENS or any(each.slot.is_scaled or each.slot.rank in head.group.a for each in segments):
+            return None
+        structure, decoder = self.decoder.structure, self.model.model
+        tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
+        positions = [place for item in batch for place in range(item.start, item.end)]
+        x = decoder.embed_tokens(torch.tensor(tokens))
+        cos, sin = self._angles(positions)
+        tables, places, lengths = _where(batch)
+        adapted = [self._adapted(rank, rows) for rank, rows in sorted(tile_rows(segments).items())]
+        spans = -(-tables.shape[1] * PAGE // SPAN)
+        width = 3 * max((each[0].rank for each in adapted), default=0)
+        size = room_for(structure, count, spans, self.decoder.widest, width)
+        if self._room.numel() < size:
+            self._room = torch.empty(size)
+        keys, values, strides = self._cache()
+        places_wanted = torch.tensor(wanted, dtype=torch.int64)
+        logits = torch.empty(len(wanted), structure.head.outputs)
+        step = Step(
+            x=x.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(), places=places.data_ptr(),
+            wanted=places_wanted.data_ptr(), keys=keys, values=values, tables=tables.data_ptr(),
+            lengths=lengths.data_ptr(), adapted=(Adapted * len(adapted))(*(each for each, _ in adapted)),
+            logits=logits.data_ptr(), room=self._room.data_ptr(), tokens=count, num_wanted=len(wanted),
+            num_adapted=len(adapted), table_row=tables.stride(0), spans=spans, page_step=strides[0],
+            head_step=strides[1], place_step=strides[2], widest=self.decoder.widest,
+        )  # fmt: skip
+        with self._team.step(count) as threads:
+            self._call(ctypes.byref(structure), ctypes.byref(step), threads)
+        return logits
+
+    def _angles(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (tokens, head_dim) of the rotary embedding."""
+        rotary = self.model.model.rotary_emb
+        if rotary.rope_type == "dynamic":  # which depends on the longest position asked for
+            cos, sin = rotary(self._room, torch.tensor([positions]))
+            return cos[0].contiguous(), sin[0].contiguous()
+        last = max(positions)
+        if last >= len(self._cos):  # in whole vectors: torch rounds the rest of a tensor in another way
+            angles = rotary(self._room, torch.arange((last // 512 + 1) * 512)[None])
+            self._cos, self._sin = (each[0].contiguous() for each in angles)
+        at = torch.tensor(positions)
+        return self._cos[at], self._sin[at]
+
+    def _adapted(self, rank: int, rows: Sequence[tuple[int, int, int]]) -> tuple[Adapted, torch.Tensor]:
+        """The tokens with adapters of one rank, and what has to be kept meanwhile."""
+        moves = self.slots.moves[rank]
+        if rank not in self._factors or self._factors[rank][0] != moves:
+            groups = self.decoder.groups
+            found = [(group.a.get(rank), [b.get(rank) for b in group.b]) for group in groups]
+            stacks = [each for a, bs in found for each in (a, *bs) if each is not None]
+            self._factors[rank] = moves, stacks, (Factors * len(groups))(*(factors(a, bs) for a, bs in found))
+        tiles = torch.tensor(rows, dtype=torch.int32)
+        return Adapted(self._factors[rank][2], tiles.data_ptr(), len(rows), rank), tiles
+
+    def _cache(self) -> tuple[Any, Any, tuple[int, int, int]]:
+        """Addresses of each layer's keys and of its values, and the steps between pages, heads and places."""
+        structure = self.decoder.structure
+        shape = structure.kv_heads, structure.dim
+        pairs = [self.cache.pair(layer, *shape) for layer in range(structure.num_layers)]
+        keys, values = (
+            (Pointer * len(pairs))(*(each.data_ptr() for each in side)) for side in zip(*pairs, strict=True)
+        )
+        return keys, values, pairs[0][0].stride()[:3]
+
+
+def _where(batch: Sequence[Scheduled]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each token: the pages of its sequence (tokens, pages) int32; the page and the place in it that it is written
+    to (tokens, 2) int64; how many places it attends to (tokens,) int32."""
+    width = max(pages_for(item.end) for item in batch)
+    tables, places, lengths = [], [], []
+    for item in batch:
+        pages = item.request.pages[: pages_for(item.end)]
+        table = [*pages, *[0] * (width - len(pages))]
+        for position in range(item.start, item.end):
+            tables.append(table)
+            places.append((pages[position // PAGE], position % PAGE))
+            lengths.append(position + 1)
+    return torch.tensor(tables, dtype=torch.int32), torch.tensor(places), torch.tensor(lengths, dtype=torch.int32)

@@ -1,0 +1,129 @@
+/* What the kernels for a CPU share: vectors, products of a few tokens with factors, e^x. All in float32.
+
+   Every sum has one order, whatever the number of threads and whatever else is in the batch, so the same request gets
+   the same answer. */
+
+#ifndef QHUB_CPU_H
+#define QHUB_CPU_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define TOKENS 4   /* computed together, so that what is read for one serves all */
+#define TILE 16    /* the most tokens of a tile of add_lora */
+#define SPAN 512   /* places of a row that one task of attention reads */
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+INLINE vec load(const float *at) { return *(const vec_at *)at; }
+INLINE void store(float *at, vec value) { *(vec_at *)at = value; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* a * b + sum, rounded once. */
+INLINE vec multiply_add(vec a, vec b, vec sum) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+    return a * b + sum;
+#endif
+}
+
+INLINE float multiply_add_one(float a, float b, float sum) {
+#ifdef __FMA__
+    return __builtin_fmaf(a, b, sum);
+#else
+    return a * b + sum;
+#endif
+}
+
+INLINE float total(vec value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)value);
+#else
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += value[lane];
+    return sum;
+#endif
+}
+
+/* out (count, LANES * vectors) += x (count, n) @ w (n, LANES * vectors); x of one token lies `x_row` from the next. */
+INLINE void block(float *out, int64_t out_row, const float *x, int64_t x_row, const float *w, int64_t w_row, int64_t n,
+                  const int count, const int vectors) {
+    vec sums[TOKENS][4];
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++) sums[t][v] = load(out + t * out_row + v * LANES);
+    for (int64_t k = 0; k < n; k++) {
+        vec row[4];
+        UNROLL for (int v = 0; v < vectors; v++) row[v] = load(w + k * w_row + v * LANES);
+        UNROLL for (int t = 0; t < count; t++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                sums[t][v] = multiply_add(x[t * x_row + k] + (vec){0}, row[v], sums[t][v]);
+    }
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++) store(out + t * out_row + v * LANES, sums[t][v]);
+}
+
+/* out (count, width) += x (count, n) @ w (n, width), for up to TOKENS tokens. */
+INLINE void few(float *out, int64_t out_row, const float *x, int64_t x_row, const float *w, int64_t w_row, int64_t n,
+                int64_t width, const int count) {
+    int64_t c = 0;
+    for (; c + 4 * LANES <= width; c += 4 * LANES) block(out + c, out_row, x, x_row, w + c, w_row, n, count, 4);
+    if (c + 2 * LANES <= width) {
+        if (c + 3 * LANES <= width) {
+            block(out + c, out_row, x, x_row, w + c, w_row, n, count, 3);
+            c += 3 * LANES;
+        } else {
+            block(out + c, out_row, x, x_row, w + c, w_row, n, count, 2);
+            c += 2 * LANES;
+        }
+    }
+    for (; c + LANES <= width; c += LANES) block(out + c, out_row, x, x_row, w + c, w_row, n, count, 1);
+    const int rest = (int)(width - c);
+    if (!rest) return;
+    for (int t = 0; t < count; t++) {
+        float sums[LANES] = {0};
+        for (int64_t k = 0; k < n; k++)
+            for (int j = 0; j < rest; j++) sums[j] = multiply_add_one(x[t * x_row + k], w[k * w_row + c + j], sums[j]);
+        for (int j = 0; j < rest; j++) out[t * out_row + c + j] += sums[j];
+    }
+}
+
+static void product(float *out, int64_t out_row, const float *x, int64_t x_row, const float *w, int64_t w_row,
+                    int64_t n, int64_t width, int64_t count) {
+    for (; count >= 4; count -= 4, out += 4 * out_row, x += 4 * x_row) few(out, out_row, x, x_row, w, w_row, n, width, 4);
+    if (count == 3) few(out, out_row, x, x_row, w, w_row, n, width, 3);
+    if (count == 2) few(out, out_row, x, x_row, w, w_row, n, width, 2);
+    if (count == 1) few(out, out_row, x, x_row, w, w_row, n, width, 1);
+}
+
+/* e^x to 2 units in the last place, 0 far below; NaN stays NaN. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float n = rintf(x * 1.44269504f);
+    const float f = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.98756915e-4f;
+    p = p * f + 1.39819995e-3f;
+    p = p * f + 8.33345190e-3f;
+    p = p * f + 4.16657960e-2f;
+    p = p * f + 1.66666654e-1f;
+    p = p * f + 5.00000000e-1f;
+    p = p * f * f + f + 1.0f;
+    union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
+    return p * power.value;
+}
+
+#endif

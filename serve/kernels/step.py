@@ -1,0 +1,109 @@
+"""A whole step of a decoder as one call of C (step.c), for models whose weights and cache stay in the CPU's memory.
+
+The structures are those of weights.h and step.c, field by field; whoever fills them keeps the tensors they point to.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from serve.kernels.compiled import load_library
+from serve.kernels.cpu import PART
+
+Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+BLOCK = 64  # inputs are taken so many at a time
+NF4, BF16, FP16, FP32 = range(4)
+
+
+class Linear(ctypes.Structure):
+    """W (outputs, inputs) as it is held; absmax of NF4, and a bias, may be None."""
+
+    _fields_ = (("weight", Pointer), ("absmax", Pointer), ("bias", Pointer), ("kind", Int), ("outputs", Int))
+
+
+class Group(ctypes.Structure):
+    """Up to three layers with one input."""
+
+    _fields_ = (("linears", Linear * 3), ("count", Int), ("inputs", Int))
+
+
+class Factors(ctypes.Structure):
+    """The stacks of one rank for a group."""
+
+    _fields_ = (("a", Pointer), ("b", Pointer * 3), ("a_slot", Int), ("b_slots", Int * 3))
+
+
+class Layer(ctypes.Structure):
+    """Four groups and the norms' weights; `window` 0: attention to all before."""
+
+    _fields_ = (
+        ("qkv", Group), ("out", Group), ("gate_up", Group), ("down", Group),
+        ("norm_in", Pointer), ("norm_mlp", Pointer), ("norm_query", Pointer), ("norm_key", Pointer), ("window", Int),
+    )  # fmt: skip
+
+
+class Model(ctypes.Structure):
+    """Sizes, layers, the last norm and the head; `code` are the 16 values of NF4."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(Layer)),
+        ("num_layers", Int), ("hidden", Int), ("heads", Int), ("kv_heads", Int), ("dim", Int), ("mlp", Int),
+        ("rotary", Int), ("page", Int),
+        ("code", Pointer), ("norm", Pointer), ("head", Linear), ("eps", Float), ("scale", Float),
+    )  # fmt: skip
+
+
+class Adapted(ctypes.Structure):
+    """The tokens with adapters of one rank, as tiles; `factors` (layers * 4)."""
+
+    _fields_ = (("factors", ctypes.POINTER(Factors)), ("tiles", Pointer), ("num_tiles", Int), ("rank", Int))
+
+
+class Step(ctypes.Structure):
+    """What one call computes."""
+
+    _fields_ = (
+        ("x", Pointer), ("cos", Pointer), ("sin", Pointer), ("places", Pointer), ("wanted", Pointer),
+        ("keys", ctypes.POINTER(Pointer)), ("values", ctypes.POINTER(Pointer)),
+        ("tables", Pointer), ("lengths", Pointer), ("adapted", ctypes.POINTER(Adapted)),
+        ("logits", Pointer), ("room", Pointer),
+        ("tokens", Int), ("num_wanted", Int), ("num_adapted", Int), ("table_row", Int), ("spans", Int),
+        ("page_step", Int), ("head_step", Int), ("place_step", Int), ("widest", Int),
+    )  # fmt: skip
+
+
+def load_step() -> Any:
+    """`step(model, step, threads)` of the compiled library. Raises CannotCompile."""
+    function = load_library().qhub_step
+    function.argtypes, function.restype = (ctypes.POINTER(Model), ctypes.POINTER(Step)), None
+    return function
+
+
+def narrowed(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The same numbers in as few bits as hold them, and the kind; a copy only if it is smaller."""
+    for dtype, kind in ((torch.bfloat16, BF16), (torch.float16, FP16)):
+        small = weight.to(dtype)
+        if torch.equal(small.to(weight.dtype), weight):
+            return small.contiguous(), kind
+    return weight.float().contiguous(), FP32
+
+
+def factors(a: torch.Tensor | None, bs: Sequence[torch.Tensor | None]) -> Factors:
+    """Stacks a (slots, inputs, layers * rank) and bs (slots, rank, outputs) of a group, None where there are none."""
+    if a is None:
+        return Factors()
+    found = Factors(a.data_ptr(), (Pointer * 3)(), a.stride(0), (Int * 3)())
+    for place, b in enumerate(bs):
+        if b is not None:
+            found.b[place], found.b_slots[place] = b.data_ptr(), b.stride(0)
+    return found
+
+
+def room_for(model: Model, tokens: int, spans: int, widest: int, width: int) -> int:
+    """Floats that a step needs beside its input and output; `width`: the most layers * rank of a group in the batch."""
+    rows = 2 * widest + (model.heads + 2 * model.kv_heads) * model.dim + model.hidden + 2 * model.mlp
+    parts = -(-widest // PART)
+    size: int = tokens * (rows + model.heads * spans * (model.dim + 2) + parts * width)
+    return size

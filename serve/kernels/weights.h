@@ -1,0 +1,209 @@
+/* Rows of a weight times a few tokens, the weight as it is held: NF4, 16 bits or float32, expanded as it is read.
+
+   Weights are taken 64 at a time. NF4 comes out of its bytes in an order of its own (`place_of`), in which the tokens are
+   then laid out too, so that nothing is moved about in the inner loop. */
+
+#ifndef QHUB_WEIGHTS_H
+#define QHUB_WEIGHTS_H
+
+#include "cpu.h"
+
+#define BLOCK 64             /* weights with one absmax */
+#define VECS (BLOCK / LANES) /* vectors of a block */
+#define ROWS 4               /* rows of W computed together */
+#define CHUNK 4              /* blocks of them that are expanded at a time */
+#ifdef __AVX512F__
+#define TOGETHER 4 /* tokens computed together: as many sums as there are registers for */
+#else
+#define TOGETHER 3
+#endif
+
+enum { NF4, BF16, FP16, FP32 };
+
+/* W (outputs, inputs) of a layer. `absmax` (outputs * inputs / 64) is of NF4, `bias` (outputs) may be NULL. */
+typedef struct {
+    const void *weight;
+    const float *absmax, *bias;
+    int64_t kind, outputs;
+} linear_t;
+
+/* The 16 values of NF4 as the instruction that looks them up wants them. */
+typedef struct {
+#if defined(__AVX512F__)
+    __m512 values;
+#elif defined(__AVX2__)
+    __m256i bytes[4]; /* byte k of each float, twice */
+#else
+    float values[16];
+#endif
+} table_t;
+
+INLINE table_t table_of(const float *code) {
+    table_t table;
+#if defined(__AVX512F__)
+    table.values = _mm512_loadu_ps(code);
+#elif defined(__AVX2__)
+    for (int k = 0; k < 4; k++) {
+        uint8_t bytes[32];
+        for (int i = 0; i < 32; i++) bytes[i] = ((const uint8_t *)code)[4 * (i % 16) + k];
+        table.bytes[k] = _mm256_loadu_si256((const __m256i *)bytes);
+    }
+#else
+    memcpy(table.values, code, sizeof(table.values));
+#endif
+    return table;
+}
+
+/* Which weight of a block stands at place i of what `expand` gives; the first of a byte is in its high half. */
+INLINE int place_of(int i) {
+#if defined(__AVX512F__)
+    return 32 * (i / 32) + 2 * (i % 16) + i / 16 % 2;
+#elif defined(__AVX2__)
+    return 2 * (16 * (i / 4 % 2) + 4 * (i / 8 % 4) + i % 4) + i / 32;
+#else
+    return 16 * (i / 16) + 2 * (i % 8) + i / 8 % 2;
+#endif
+}
+
+/* A block of 32 bytes as floats. */
+INLINE void expand(const uint8_t *packed, const table_t *table, float absmax, vec *out) {
+#if defined(__AVX512F__)
+    UNROLL for (int half = 0; half < 2; half++) {
+        const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)packed + half));
+        out[2 * half] = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table->values) * absmax;
+        out[2 * half + 1] = (vec)_mm512_permutexvar_ps(bytes, table->values) * absmax; /* its low 4 bits count */
+    }
+#elif defined(__AVX2__)
+    const __m256i bytes = _mm256_loadu_si256((const __m256i *)packed), low = _mm256_set1_epi8(15);
+    UNROLL for (int half = 0; half < 2; half++) {
+        const __m256i at = _mm256_and_si256(half ? bytes : _mm256_srli_epi16(bytes, 4), low);
+        __m256i found[4];
+        UNROLL for (int k = 0; k < 4; k++) found[k] = _mm256_shuffle_epi8(table->bytes[k], at);
+        const __m256i a = _mm256_unpacklo_epi8(found[0], found[1]), b = _mm256_unpacklo_epi8(found[2], found[3]);
+        const __m256i c = _mm256_unpackhi_epi8(found[0], found[1]), d = _mm256_unpackhi_epi8(found[2], found[3]);
+        out[4 * half] = (vec)_mm256_unpacklo_epi16(a, b) * absmax;
+        out[4 * half + 1] = (vec)_mm256_unpackhi_epi16(a, b) * absmax;
+        out[4 * half + 2] = (vec)_mm256_unpacklo_epi16(c, d) * absmax;
+        out[4 * half + 3] = (vec)_mm256_unpackhi_epi16(c, d) * absmax;
+    }
+#else
+    for (int i = 0; i < BLOCK; i++) {
+        const int at = place_of(i), byte = packed[at / 2];
+        out[i / LANES][i % LANES] = table->values[at % 2 ? byte & 15 : byte >> 4] * absmax;
+    }
+#endif
+}
+
+/* LANES numbers of 16 bits as floats: bfloat16 is a float's upper half; half precision by the processor. */
+INLINE vec widen(const uint16_t *at, const int kind) {
+#if defined(__AVX512F__)
+    const __m256i bits = _mm256_loadu_si256((const __m256i *)at);
+    if (kind == BF16) return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+    return (vec)_mm512_cvtph_ps(bits);
+#elif defined(__AVX2__)
+    const __m128i bits = _mm_loadu_si128((const __m128i *)at);
+    if (kind == BF16) return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#ifdef __F16C__
+    return (vec)_mm256_cvtph_ps(bits);
+#endif
+#endif
+    vec out = {0};
+    for (int i = 0; i < LANES; i++) {
+        union { uint32_t bits; float value; } one = {(uint32_t)at[i] << 16};
+#ifdef __FLT16_MANT_DIG__
+        if (kind == FP16) {
+            _Float16 half;
+            memcpy(&half, at + i, 2);
+            one.value = half;
+        }
+#endif
+        out[i] = one.value;
+    }
+    return out;
+}
+
+/* Block number `at` of a row that begins at weight `first` of W. */
+INLINE void block_of(const linear_t *linear, const table_t *table, int64_t first, int64_t at, vec *out, const int kind) {
+    const int64_t begin = first + at * BLOCK;
+    if (kind == NF4) {
+        expand((const uint8_t *)linear->weight + begin / 2, table, linear->absmax[begin / BLOCK], out);
+        return;
+    }
+    UNROLL for (int v = 0; v < VECS; v++)
+        out[v] = kind == FP32 ? load((const float *)linear->weight + begin + v * LANES)
+                              : widen((const uint16_t *)linear->weight + begin + v * LANES, kind);
+}
+
+/* out (tokens, rows) = x (tokens, inputs) times `rows` rows of W from `row` on; x in the order in which they expand. */
+INLINE void times_rows(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table,
+                       int64_t row, int64_t inputs, int64_t tokens, const int rows, const int kind) {
+    const int64_t blocks = inputs / BLOCK;
+    if (tokens <= 2) { /* what is expanded is used at once */
+        vec sums[2][ROWS];
+        UNROLL for (int r = 0; r < rows; r++) sums[0][r] = sums[1][r] = (vec){0};
+#define AT_ONCE(count)                                                                                              \
+    for (int64_t at = 0; at < blocks; at++)                                                                         \
+        UNROLL for (int r = 0; r < rows; r++) {                                                                     \
+            vec weights[VECS];                                                                                      \
+            block_of(linear, table, (row + r) * inputs, at, weights, kind);                                         \
+            UNROLL for (int v = 0; v < VECS; v++)                                                                   \
+                UNROLL for (int t = 0; t < count; t++)                                                              \
+                    sums[t][r] = multiply_add(load(x + t * inputs + at * BLOCK + v * LANES), weights[v], sums[t][r]); \
+        }
+        if (tokens == 2) { AT_ONCE(2) } else { AT_ONCE(1) }
+        for (int64_t t = 0; t < tokens; t++)
+            UNROLL for (int r = 0; r < rows; r++)
+                out[t * out_row + r] = total(sums[t][r]) + (linear->bias ? linear->bias[row + r] : 0);
+        return;
+    }
+    vec weights[ROWS][CHUNK * VECS], sums[tokens][ROWS];
+    memset(sums, 0, sizeof(sums));
+    for (int64_t first = 0; first < blocks; first += CHUNK) {
+        const int64_t count = least(CHUNK, blocks - first), n = count * VECS;
+        UNROLL for (int r = 0; r < rows; r++)
+            for (int64_t i = 0; i < count; i++)
+                block_of(linear, table, (row + r) * inputs, first + i, weights[r] + i * VECS, kind);
+        int64_t t = 0;
+#define MULTIPLY(count)                                                                               \
+    for (; t + count <= tokens; t += count) {                                                         \
+        vec own[count][ROWS];                                                                         \
+        UNROLL for (int j = 0; j < count; j++)                                                        \
+            UNROLL for (int r = 0; r < rows; r++) own[j][r] = sums[t + j][r];                         \
+        for (int64_t i = 0; i < n; i++)                                                               \
+            UNROLL for (int j = 0; j < count; j++) {                                                  \
+                const vec one = load(x + (t + j) * inputs + first * BLOCK + i * LANES);               \
+                UNROLL for (int r = 0; r < rows; r++) own[j][r] = multiply_add(one, weights[r][i], own[j][r]); \
+            }                                                                                         \
+        UNROLL for (int j = 0; j < count; j++)                                                        \
+            UNROLL for (int r = 0; r < rows; r++) sums[t + j][r] = own[j][r];                         \
+    }
+        MULTIPLY(TOGETHER)
+        MULTIPLY(1)
+    }
+    for (int64_t t = 0; t < tokens; t++)
+        UNROLL for (int r = 0; r < rows; r++)
+            out[t * out_row + r] = total(sums[t][r]) + (linear->bias ? linear->bias[row + r] : 0);
+}
+
+/* The same for up to ROWS rows, of whatever kind. */
+static inline void times(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table,
+                         int64_t row, int64_t inputs, int64_t tokens) {
+    const int64_t rows = least(ROWS, linear->outputs - row);
+#define TIMES(kind)                                                                                              \
+    if (rows == ROWS) times_rows(out, out_row, x, linear, table, row, inputs, tokens, ROWS, kind);               \
+    else                                                                                                         \
+        for (int64_t r = 0; r < rows; r++)                                                                       \
+            times_rows(out + r, out_row, x, linear, table, row + r, inputs, tokens, 1, kind);
+    if (linear->kind == NF4) { TIMES(NF4) }
+    else if (linear->kind == BF16) { TIMES(BF16) }
+    else if (linear->kind == FP16) { TIMES(FP16) }
+    else { TIMES(FP32) }
+}
+
+/* x (n) in the order in which NF4 expands. */
+INLINE void in_order(float *out, const float *x, int64_t n) {
+    for (int64_t first = 0; first < n; first += BLOCK)
+        UNROLL for (int i = 0; i < BLOCK; i++) out[first + i] = x[first + place_of(i)];
+}
+
+#endif

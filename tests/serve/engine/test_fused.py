@@ -1,0 +1,227 @@
+"""Steps as one call of C: what the model gives, for every kind of model, batch and adapter that they take."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+from adapterhub_local.errors import Incompatible
+from serve.engine.build import build_engine
+from serve.engine.decoder import read_decoder
+from serve.engine.engine import Engine
+from serve.engine.fused import MAX_TOKENS
+from serve.engine.options import EngineOptions
+from serve.engine.request import Request, SamplingParams, Scheduled
+from serve.kernels.compiled import CannotCompile, find_compiler
+from serve.kernels.step import BF16, FP16, FP32, narrowed
+from serve.lora.product import Slot
+from serve.threads import AGAIN, TRIES, Team
+from tests.serve.engine.test_architectures import CONFIGS, GROUPED, nf4_base
+
+PARAMS = SamplingParams(max_tokens=1)
+RANKS = (3, 8)
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+LONG = 600  # places of a row: more than one task of attention reads
+
+try:
+    find_compiler()
+except CannotCompile as error:
+    pytest.skip(f"the kernels cannot be compiled: {error}", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An engine of each kind, with two adapters of each of two ranks; the second of a rank lacks half of the layers."""
+    folder = tmp_path_factory.mktemp("base")
+    config = type(CONFIGS[request.param])(**{**CONFIGS[request.param].to_dict(), "max_position_embeddings": 1024})
+    engine = build_engine(nf4_base(config, request.param, folder), EngineOptions(max_rows=8, max_length=1024))
+    for rank in RANKS:
+        for number in range(2):
+            engine.slots.put(f"{rank}-{number}", factors(engine, rank, number), set())
+    return engine
+
+
+def factors(engine: Engine, rank: int, number: int, *, dora: bool = False, head: bool = False) -> dict:
+    generator = torch.Generator().manual_seed(10 * rank + number)
+    found: dict = {}
+    for place, (name, layer) in enumerate(engine.slots.layers.items()):
+        if (name == "lm_head") != head and (head or name == "lm_head" or (number and place % 2)):
+            continue
+        a = torch.randn(layer.in_features, rank, generator=generator) / layer.in_features**0.5
+        b = torch.randn(rank, layer.out_features, generator=generator) / 4
+        found[name] = (a, b, torch.full((layer.out_features,), 0.5)) if dora else (a, b)
+    return found
+
+
+def plain(engine: Engine, batch: list[Scheduled], slots: dict[str, Slot]) -> torch.Tensor:
+    """The logits as the model itself computes them."""
+    fused, engine.runner.fused = engine.runner.fused, None
+    try:
+        return engine.runner.forward(batch, slots)
+    finally:
+        engine.runner.fused = fused
+
+
+def fill(engine: Engine, rows: list[tuple[int, int, str | None]]) -> list[Scheduled]:
+    """Rows (places before, new tokens, adapter), whose places before are in the cache."""
+    batch, page = [], 1
+    for number, (before, count, adapter) in enumerate(rows):
+        tokens = torch.randint(3, 250, (before + count,), generator=torch.Generator().manual_seed(number)).tolist()
+        pages = list(range(page, page + (before + count) // 16 + 1))
+        page += len(pages)
+        row = Request(f"{number}", tuple(tokens), PARAMS, adapter, pages=pages)
+        if before:
+            plain(engine, [Scheduled(row, 0, before)], engine.slots.find([adapter] if adapter else []))
+        batch.append(Scheduled(row, before, count))
+    return batch
+
+
+NAMES = st.sampled_from([None, *(f"{rank}-{number}" for rank in RANKS for number in range(2))])
+ROWS = st.lists(st.tuples(st.sampled_from([0, 1, 15, 16, 40, LONG]), st.integers(1, 12), NAMES), min_size=1, max_size=5)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=ROWS)
+def test_any_batch_gives_the_models_logits(engine: Engine, rows: list[tuple[int, int, str | None]]) -> None:
+    """One token a row or several, short and long rows, any mix of adapters: and keys and values are the same too."""
+    assert engine.runner.fused is not None
+    batch = sorted(fill(engine, rows), key=lambda item: str(item.request.adapter))
+    slots = engine.slots.find({item.request.adapter for item in batch if item.request.adapter})
+    wanted = plain(engine, batch, slots)
+    written = [torch.cat([each.clone() for each in engine.runner.cache.pair(layer, 0, 0)]) for layer in range(2)]
+    calls: list[int] = []
+    call = engine.runner.fused._call
+    engine.runner.fused._call = lambda *given: (calls.append(1), call(*given))
+    try:
+        got = engine.runner.forward(batch, slots)
+    finally:
+        engine.runner.fused._call = call
+    assert len(calls) == (sum(item.num_tokens for item in batch) <= MAX_TOKENS)
+    torch.testing.assert_close(got, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
+    for layer, before in enumerate(written):
+        now = torch.cat(engine.runner.cache.pair(layer, 0, 0))
+        torch.testing.assert_close(now, before, atol=1e-4 * float(before.abs().max()), rtol=0)
+
+
+def test_neither_threads_nor_neighbours_change_a_bit(engine: Engine) -> None:
+    """A token has the same logits, bit for bit, alone and beside others, whatever the number of threads."""
+    fused = engine.runner.fused
+    assert fused is not None
+    batch = fill(engine, [(40, 1, "3-0"), (16, 1, "3-0"), (LONG, 1, None), (15, 1, None)])
+    slots = engine.slots.find({"3-0"})
+    found = []
+    for threads in (1, 2, 3):
+        fused._team = Team(threads)
+        found.append(engine.runner.forward(batch, slots))
+    fused._team = Team(1)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    for number, item in enumerate(batch):
+        alone = engine.runner.forward([item], slots)
+        assert torch.equal(alone[0], found[0][number]), number
+
+
+def test_it_stands_aside(engine: Engine) -> None:
+    """Too many tokens, DoRA, an adapted output head: None, and the model computes."""
+    fused, slots = engine.runner.fused, engine.slots
+    assert fused is not None
+    batch = fill(engine, [(0, MAX_TOKENS + 1, None)])
+    assert fused.forward(batch, [], [0]) is None
+    for name, made in (("dora", factors(engine, 5, 0, dora=True)), ("head", factors(engine, 6, 0, head=True))):
+        slots.put(name, made, set())
+        one = fill(engine, [(3, 1, name)])
+        found = slots.find([name])
+        torch.testing.assert_close(engine.runner.forward(one, found), plain(engine, one, found))
+        slots.free(name)
+
+
+def test_stacks_that_moved_are_found_again(engine: Engine) -> None:
+    """Another adapter of the same rank makes the stacks grow: the step reads the new ones."""
+    batch = fill(engine, [(16, 1, "8-0")])
+    before = engine.runner.forward(batch, engine.slots.find(["8-0"]))
+    moves = engine.slots.moves[8]
+    for number in range(2, 5):
+        engine.slots.put(f"8-{number}", factors(engine, 8, number), {"8-0", "8-1"})
+    assert engine.slots.moves[8] > moves
+    assert torch.equal(engine.runner.forward(batch, engine.slots.find(["8-0"])), before)
+    other = fill(engine, [(16, 1, "8-4")])
+    slots = engine.slots.find(["8-4"])
+    torch.testing.assert_close(engine.runner.forward(other, slots), plain(engine, other, slots), atol=1e-4, rtol=1e-4)
+    for number in range(2, 5):
+        engine.slots.free(f"8-{number}")
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(KINDS)))
+def test_other_kinds_are_left_to_the_model(name: str, tmp_path: Path) -> None:
+    """An architecture that the step does not compute is served without it."""
+    engine = build_engine(nf4_base(deepcopy(CONFIGS[name]), name, tmp_path), EngineOptions(max_rows=2, max_length=64))
+    assert engine.runner.fused is None
+    with pytest.raises(Incompatible, match="not of a kind"):
+        read_decoder(engine.runner.model, [None, None])
+
+
+def test_inputs_that_are_not_whole_blocks(tmp_path: Path) -> None:
+    """A hidden size of 96 is not a multiple of 64."""
+    config = LlamaConfig(**{**GROUPED, "hidden_size": 96, "head_dim": 24})
+    engine = build_engine(nf4_base(config, "odd", tmp_path), EngineOptions(max_rows=2, max_length=64))
+    assert engine.runner.fused is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"), [([1.0, -0.5], BF16), ([1 + 2**-9, 0.0], FP16), ([1 + 2**-20, 3e38], FP32)]
+)
+def test_as_few_bits_as_hold_a_weight(numbers: list[float], kind: int) -> None:
+    """bfloat16 where it is exact, then half precision, else float32."""
+    weight = torch.tensor(numbers)
+    small, found = narrowed(weight)
+    assert found == kind
+    assert torch.equal(small.float(), weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_output_head_as_it_was_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A head whose numbers fit 16 bits is read in 16 bits, with the same logits."""
+    base = nf4_base(deepcopy(CONFIGS["llama"]), "llama", tmp_path)
+    head = base.model.get_output_embeddings()
+    head.weight.data = head.weight.data.to(dtype).float()
+    engine = build_engine(base, EngineOptions(max_rows=2, max_length=64))
+    assert engine.runner.fused is not None
+    batch = fill(engine, [(3, 5, None)])
+    torch.testing.assert_close(engine.runner.forward(batch, {}), plain(engine, batch, {}), atol=1e-4, rtol=1e-4)
+
+
+def test_a_team_shrinks_while_others_compute() -> None:
+    """All threads, until steps take longer than usual again and again; then one, and after a while all once more."""
+    now = [0.0]
+    team = Team(2, clock=lambda: now[0])
+
+    def step(all_threads: float, alone: float) -> int:
+        with team.step(1) as threads:
+            now[0] += alone if threads == 1 else all_threads
+        return threads
+
+    assert [step(1.0, 1.8) for _ in range(5)] == [2] * 5
+    assert [step(5.0, 1.8) for _ in range(TRIES)] == [2] * TRIES  # another process takes a core
+    assert [step(5.0, 1.8) for _ in range(AGAIN)] == [1] * AGAIN
+    assert step(5.0, 1.8) == 2  # tried again: still slow
+    assert step(5.0, 1.8) == 1
+    for _ in range(AGAIN - 1):
+        step(1.0, 1.8)
+    assert [step(1.0, 1.8) for _ in range(20)] == [2] * 20  # the core is free
+
+
+def test_a_team_stays_whole_where_one_thread_is_slower_still() -> None:
+    """Steps that became slower for another reason, such as longer rows, are not faster with one thread."""
+    now = [0.0]
+    team = Team(4, clock=lambda: now[0])
+    taken = []
+    for number in range(300):
+        with team.step(1) as threads:
+            now[0] += (1.0 if number < 10 else 2.0) * (3.5 if threads == 1 else 1.0)
+        taken.append(threads)
+    assert taken.count(1) <= AGAIN
+    assert set(taken[200:]) == {4}
