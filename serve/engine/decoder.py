@@ -88,7 +88,8 @@ def _linear(layer: nn.Linear, keep: list[Any]) -> Linear:
     bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
     absmax = None
     if is_four_bit(layer.weight):
-        absmax, weight, kind = plain_absmax(layer.weight.quant_state), layer.weight.data, NF4
+        state: Any = getattr(layer.weight, "quant_state")  # noqa: B009 (mypy knows of no such attribute)
+        absmax, weight, kind = plain_absmax(state), layer.weight.data, NF4
     elif layer.weight.dtype.is_floating_point:
         weight, kind = narrowed(layer.weight.detach())
     else:

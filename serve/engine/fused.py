@@ -112,7 +112,8 @@ class FusedStep:
         keys, values = (
             (Pointer * len(pairs))(*(each.data_ptr() for each in side)) for side in zip(*pairs, strict=True)
         )
-        return keys, values, pairs[0][0].stride()[:3]
+        page, head, place, _ = pairs[0][0].stride()
+        return keys, values, (page, head, place)
 
 
 def _where(batch: Sequence[Scheduled]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
