@@ -1,6 +1,7 @@
 # make demo        from nothing to two trained adapters answering over HTTP, about 10 minutes on 2 cores
 # make check-fast  lint, types, layout and the tests of the rooms changed since main
 # make test        lint, types and all tests
+# make check-web   the console's tests in a browser
 # make docs        the site, into build/site
 # make lock        requirements.lock anew: the versions of constraints.txt with the hashes of their files
 # make sbom        what an installation holds as CycloneDX JSON, into build/sbom.json
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-fast check-long check-gpu check-hub1 check-llama-cpp check-oldest docs lock sbom clean
+.PHONY: install demo test lint format check check-fast check-long check-gpu check-hub1 check-llama-cpp check-oldest check-web screenshots docs lock sbom clean
 
 install: $(INSTALLED)
 
@@ -106,6 +107,15 @@ lock: $(TOOLS)/uv
 sbom: $(TOOLS)/uv
 	$(TOOLS)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
 	  -o build/sbom.json requirements.lock
+
+# The console in a real browser; where apt is there, Debian's chromium is installed first.
+check-web: $(INSTALLED)
+	command -v chromium || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; } || true
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve/console
+
+# The pictures of docs/console.md and the README, of a registry made for it.
+screenshots: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.console.screenshots docs/pictures
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

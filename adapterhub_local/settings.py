@@ -137,6 +137,11 @@ def home(root: str | Path | None = None) -> Home:
     return Home(path)
 
 
+def environment_in(place: Home) -> dict[str, str]:
+    """This process's environment, for one that it starts to work in the same home."""
+    return {**os.environ, "QHUB_HOME": str(place.root)}
+
+
 def is_in_home(path: object) -> bool:
     """Whether an error is about something in the home."""
     return isinstance(path, str) and Path(path).is_relative_to(home().root)

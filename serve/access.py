@@ -63,8 +63,12 @@ class Routes:
         self._routes = [(route, declared(route)) for route in app.routes]
 
     def access(self, scope: ASGIScope) -> Access:
-        """What is declared at the route that a request goes to, by whatever method."""
+        """What is declared at the route that a request goes to; where the method is unknown, at its path's first."""
+        others = None
         for route, found in self._routes:
-            if route.matches(scope)[0] is not Match.NONE:
+            match = route.matches(scope)[0]
+            if match is Match.FULL:
                 return found
-        return UNKNOWN
+            if match is Match.PARTIAL:
+                others = others or found
+        return others or UNKNOWN

@@ -51,8 +51,13 @@ class Gate:
         except Corrupt:
             return False
 
-    def identify(self, path: str, access: Access, authorization: str | None) -> Key | None:
-        """The key of a request to `path`, None where none is needed. Raises Unauthorized, Forbidden, Corrupt."""
+    def identify(self, path: str, access: Access, authorization: str | None, session: Key | None = None) -> Key | None:
+        """The key of a request to `path`, None where none is needed; `session` is that of the browser that sends it.
+
+        Raises Unauthorized, Forbidden, Corrupt.
+        """
+        if session is not None and authorization is None:
+            return self._within_scope(path, access, session)
         scheme, _, token = (authorization or "").partition(" ")
         if access.scope is Scope.OPEN:  # asked by what only looks whether the server lives; a key is shown more
             with contextlib.suppress(Corrupt):
@@ -65,7 +70,10 @@ class Gate:
         key = self.keys.find(token.strip())
         if key is None:
             raise Unauthorized("this API key is unknown, revoked or expired: `qhub key create` makes one")
-        if access.scope is not Scope.ANY and access.scope.value not in key.scopes:
+        return self._within_scope(path, access, key)
+
+    def _within_scope(self, path: str, access: Access, key: Key) -> Key:
+        if access.scope in (Scope.INFER, Scope.ADMIN) and access.scope.value not in key.scopes:
             raise Forbidden(f"{path} is for keys of scope {access.scope.value}")
         return key
 

@@ -1,15 +1,20 @@
 """Prometheus metrics: what the HTTP side counts, and what the engine is asked for at each scrape."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily as Count
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import Metric
 
-from serve.adapters.record import Label
-from serve.engine.stats import Snapshot
+if TYPE_CHECKING:  # they load torch, which the console does without
+    from serve.adapters.record import Label
+    from serve.engine.stats import Snapshot
+
 
 Allows = Callable[[str], bool]  # whether a name may be seen
 MAX_ADAPTER_LABELS = 200  # names beyond these are counted together: a label a name could be millions

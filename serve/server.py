@@ -3,14 +3,10 @@
 import asyncio
 import dataclasses
 import gc
-import ipaddress
-import logging
-import os
 import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import uvicorn
@@ -19,21 +15,18 @@ from fastapi import FastAPI
 from adapterhub_local import settings
 from adapterhub_local.base.bases import choose_base
 from adapterhub_local.base.load import load_base
-from adapterhub_local.errors import InputError, QhubError
-from adapterhub_local.keys import Keys
+from adapterhub_local.errors import QhubError
 from adapterhub_local.registry import Registry
 from serve.engine.options import EngineOptions
 from serve.http.app import create_app
-from serve.http.connections import ImpatientProtocol, allow_connections
-from serve.http.front import JsonLines
+from serve.http.connections import allow_connections
+from serve.listen import GRACE_SECONDS, check_reachable, http_config, listen, listen_at, log_json, shown_host
 from serve.memory import bound_memory
 from serve.options import HttpOptions
 from serve.service import Service
 from serve.threads import in_passing
 
-GRACE_SECONDS = 10  # for answers that were ended to reach their clients
 LOOK_SECONDS = 0.1  # between looks at whether a second signal says to stop at once
-KEEP_ALIVE_SECONDS = 60  # longer than clients keep idle connections, or they send into one that is being closed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -99,14 +92,8 @@ def run_server(
     reach it and there is no API key.
     """
     info = choose_base(base_name, settings.home(), "the server")
-    if uds is None and not is_loopback(host):
-        resolve(host, port)  # a name that means nothing is told as such
+    if uds is None and check_reachable(host, port, settings.home()):
         http = dataclasses.replace(http, require_keys=True)
-        if not any(key.is_valid() for key in Keys(settings.home()).all()):
-            raise InputError(
-                f"{host} can be reached by others, and there is no API key: make one with `qhub key create`, "
-                "or listen on 127.0.0.1"
-            )
     log_json(access=access_log)
     bound_memory()
     allow_connections()
@@ -126,7 +113,7 @@ def run_server(
                 ) from None
 
         app = in_passing(load)
-        where = f"http://{_shown_host(host)}:{listener.getsockname()[1]}/v1" if uds is None else f"the socket {uds}"
+        where = f"http://{shown_host(host)}:{listener.getsockname()[1]}/v1" if uds is None else f"the socket {uds}"
 
         def ready() -> None:
             count = len({version.name for version in registry.versions_on_base(info.fingerprint)})
@@ -148,94 +135,3 @@ def run_server(
         finally:
             if uds is not None:
                 uds.unlink(missing_ok=True)
-
-
-def http_config(app: FastAPI, **settings: Any) -> uvicorn.Config:
-    """How the product listens; `settings` are uvicorn's own, such as a port."""
-    usual: dict[str, Any] = {"timeout_graceful_shutdown": 2 * GRACE_SECONDS, "proxy_headers": False}
-    return uvicorn.Config(
-        app,
-        http=ImpatientProtocol,
-        log_level="warning",
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        **(usual | settings),
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`. A name counts by all addresses it has."""
-    try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-        return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in found)
-    except (OSError, UnicodeError):
-        return False
-
-
-def log_json(*, access: bool) -> None:
-    """What the server logs, as JSON lines on standard error; `access`: one for each request, too."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    for name, level in (("serve", logging.WARNING), ("serve.access", logging.INFO if access else logging.WARNING)):
-        log = logging.getLogger(name)
-        log.handlers, log.propagate = [handler], False
-        log.setLevel(level)
-
-
-def resolve(host: str, port: int) -> tuple[socket.AddressFamily, socket.SocketKind, int, tuple[Any, ...]]:
-    """Family, kind, protocol and address to bind. Raises InputError if `host` has no address."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"'{host}' has no address ({reason}): give another with --host") from None
-    return family, kind, protocol, address
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises InputError if the address cannot be used."""
-    family, kind, protocol, address = resolve(host, port)
-    try:
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"cannot listen on {host} port {port} ({reason}): choose another with --host and --port"
-        ) from None
-    return listener
-
-
-def listen_at(path: Path) -> socket.socket:
-    """A bound unix socket that this user alone may connect to. Raises InputError if the path cannot be used."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.is_socket() and not _is_answered(path):
-            path.unlink()  # left by a server that was killed
-        mask = os.umask(0o177)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-    except OSError as error:
-        listener.close()
-        raise InputError(f"cannot listen at {path} ({error.strerror or error}): choose another with --uds") from None
-    return listener
-
-
-def _is_answered(path: Path) -> bool:
-    """Whether somebody listens at a unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        try:
-            client.connect(str(path))
-        except ConnectionRefusedError:
-            return False
-    return True
-
-
-def _shown_host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -18,7 +18,7 @@ from serve.adapters.held import Loaded
 from serve.adapters.leases import Leases
 from serve.adapters.record import AdapterStatus
 from serve.answers.logprobs import Echo
-from serve.answers.models import Target, find_target
+from serve.answers.models import Target, adapter_entry, find_target
 from serve.auth import check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
@@ -183,6 +183,15 @@ class Service:
             if digest in {source.content_digest for source in self.loaded.sources().values()}:
                 return 0
             return await asyncio.to_thread(self.engine.unload, digest, force=force)
+
+    def now(self) -> dict[str, Any]:
+        """What the server does now, as /v1/server shows it: base, engine and adapters."""
+        base = self.base.info
+        return {
+            "base": {"name": base.name, "fingerprint": base.fingerprint},
+            "engine": self.engine.snapshot().to_json(),
+            "adapters": [adapter_entry(status) | {"names": status.label.names} for status in self.adapters()],
+        }
 
     def adapters(self) -> list[AdapterStatus]:
         """Every adapter in memory or used since the start: state, memory, requests and last use."""

@@ -23,7 +23,11 @@ ORDER = (
     "serve/__main__",
     "serve/bench",
     "serve/server",
+    "serve/console_server",
+    "serve/listen",
     "serve/http",
+    "serve/console",
+    "serve/registry_api",
     "serve/service",
     "serve/read",
     "serve/answers",
@@ -39,6 +43,7 @@ ORDER = (
     "serve/options",
     "serve/memory",
     "serve/threads",
+    "serve/jobs",
     "serve/errors",
     "train",
     "plan",
@@ -141,7 +146,11 @@ def test_imports_go_one_way(path: Path) -> None:
         if other is not None and other != own:
             assert LEVEL[other] > LEVEL[own], f"{relative(path)} imports {name}"
         if name.split(".")[0] == "serve" and not own.startswith("serve/"):
-            allowed = ("adapterhub_local/cli/serve.py", "adapterhub_local/api.py")
+            allowed = (
+                "adapterhub_local/cli/serve.py",
+                "adapterhub_local/cli/console.py",
+                "adapterhub_local/api.py",
+            )
             assert relative(path) in allowed, f"{relative(path)} imports {name}"
 
 

@@ -33,5 +33,12 @@ def test_the_wheel_holds_both_packages_and_the_command(tmp_path: Path) -> None:
         for path in (ROOT / package).rglob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == modules
+    pages = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("templates", "static")
+        for path in (ROOT / "serve" / "console" / folder).iterdir()
+    }
+    assert len(pages) > 10
+    assert pages <= names
     assert {"adapterhub_local/py.typed", "serve/py.typed"} <= names  # a user's type checker reads our annotations
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"adapterhub_local", "serve"}

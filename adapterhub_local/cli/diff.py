@@ -22,7 +22,8 @@ def command(left: str, right: str, as_json: bool) -> None:
     paths = [version.path for version in versions]
     from adapterhub_local.base.bases import base_of
     from adapterhub_local.lora.adapter import open_adapter
-    from adapterhub_local.merge.compare import compare_deltas, compare_lineages
+    from adapterhub_local.merge.compare import compare_deltas
+    from adapterhub_local.registry.differences import compare_lineages
 
     sides = [{**version.lineage, "metrics": registry.metrics(version)} for version in versions]
     changed = compare_lineages(*sides)

@@ -37,6 +37,7 @@ class Panel:
 
     label: str
     curves: tuple[Curve, ...]
+    across: str = "step"  # what is counted to the right
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,24 @@ def loss_panel(training: Points, held_out: Points = ()) -> Panel:
 def svg(panels: Sequence[Panel], title: str) -> str:
     """The picture as SVG."""
     shapes, height = _lay_out(panels, title)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-size="12">',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/><style>text {{ font-family: sans-serif }}</style>',
-    ]
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-size="12">\n'
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/><style>text {{ font-family: sans-serif }}</style>'
+    )
+    return _drawn(head, shapes)
+
+
+def inline_svg(panels: Sequence[Panel], title: str) -> str:
+    """The picture as a part of a page: its background, font and ink are the page's, dark or light."""
+    shapes, height = _lay_out(panels, title)
+    shown = escape(visible_line(title), quote=True)
+    head = f'<svg class="curve" viewBox="0 0 {WIDTH} {height}" font-size="12" role="img" aria-label="{shown}">'
+    drawn = _drawn(head, shapes)
+    return drawn.replace(f'fill="{INK}"', 'fill="currentColor"').replace(f'stroke="{GRID}"', 'class="grid"')
+
+
+def _drawn(head: str, shapes: Sequence[Line | Words]) -> str:
+    parts = [head]
     for shape in shapes:
         if isinstance(shape, Words):
             anchor = ' text-anchor="end"' if shape.is_end else ""
@@ -141,12 +156,12 @@ def _lay_out(panels: Sequence[Panel], title: str) -> tuple[list[Line | Words], i
         ]
         curves = [(curve, points) for curve, points in curves if points]
         if curves:
-            shapes += _panel(panel.label, curves, top)
+            shapes += _panel(panel.label, panel.across, curves, top)
             top += HEIGHT + GAP
     return shapes, top
 
 
-def _panel(label: str, curves: Sequence[tuple[Curve, Points]], top: int) -> list[Line | Words]:
+def _panel(label: str, counted: str, curves: Sequence[tuple[Curve, Points]], top: int) -> list[Line | Words]:
     steps = [step for _, points in curves for step, _ in points]
     first, last = min(steps), max(steps)
     high = max(1e-9, *(value for _, points in curves for _, value in points))
@@ -160,7 +175,7 @@ def _panel(label: str, curves: Sequence[tuple[Curve, Points]], top: int) -> list
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = bottom - share * HEIGHT
         shapes += [Line(((LEFT, y), (right, y)), GRID, 1), Words(LEFT - 6, y + 4, f"{share * high:.3g}", is_end=True)]
-    shapes += [Words(LEFT, bottom + 16, f"step {first:g}"), Words(right, bottom + 16, f"{last:g}", is_end=True)]
+    shapes += [Words(LEFT, bottom + 16, f"{counted} {first:g}"), Words(right, bottom + 16, f"{last:g}", is_end=True)]
     names = [curve for curve, _ in curves if curve.name]
     for number, curve in enumerate(reversed(names)):
         shapes.append(Words(right - 70 * number, top - 8, curve.name, curve.colour, is_end=True))

@@ -128,12 +128,13 @@ def _score(
     return replace(result, hits=hits)
 
 
-def entry(scores: Mapping[str, Score], digest: str | None, **how: Any) -> dict[str, Any]:
+def entry(scores: Mapping[str, Any], digest: str | None, **how: Any) -> dict[str, Any]:
     """The form in which a task's scores are kept: the adapter's, those it was compared with, each with how much the
-    adapter differs from it, and `how` they were asked for."""
+    adapter differs from it, and `how` they were asked for. All scores are of one kind, such as Score."""
     kept: dict[str, Any] = {}
     for who, score in scores.items():
         kept[who] = score.to_json_with_intervals()
         if who != "adapter" and "adapter" in scores:
             kept[who]["difference"] = scores["adapter"].differences(score)
-    return kept | {"data": digest, "how": {name: value for name, value in how.items() if value is not None}}
+    asked = {name: value for name, value in how.items() if value is not None}
+    return kept | {"data": digest, **({"how": asked} if asked else {})}

@@ -10,7 +10,7 @@
         "manifest_digest":  digest of the next, the identity of the version,
         "manifest":         the registry's manifest, as is,
         "lineage":          its lineage, as is, but for paths of the pusher's machine,
-        "shortened":        the places in the lineage where a path was cut short, usually none,
+        "shortened":        the places in the lineage where a path was cut short, or samples were left out,
         "files":            [{"path", "digest", "size"}] of weights and config as they are in the repository,
         "adapter_config":   the config's text in the registry, only if the pushed one names another base }
 
@@ -74,6 +74,8 @@ def pack(
         raise Incompatible(f"{version} is not an adapter of {WEIGHTS} and {CONFIG}: it cannot be pushed")
     roots = machine_roots(home)
     lineage, shortened = without_paths(json.loads(canonical_json(version.lineage)), roots)
+    if lineage.pop("samples", None) is not None:  # texts of the held-out data, which nobody asked to publish
+        shortened.append("samples")
     original = (folder / CONFIG).read_bytes()
     config = _with_base(original, base_id)
     fields: dict[str, Any] = {

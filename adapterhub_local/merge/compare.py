@@ -1,7 +1,7 @@
-"""How two adapters differ: settings and scores from their lineages, and norm and cosine of each module's delta."""
+"""How two adapters differ: norm and cosine of each module's delta."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,6 @@ from adapterhub_local.lora.adapter import AdapterFile, Delta
 from adapterhub_local.merge.algebra import inner
 from adapterhub_local.merge.dora import weight_change
 
-SECTIONS = ("kind", "task", "base", "adapter", "recipe", "data", "parents", "merge", "metrics")
-
 
 @dataclass(frozen=True)
 class ModuleDifference:
@@ -24,13 +22,6 @@ class ModuleDifference:
     left: float | None
     right: float | None
     cosine: float | None
-
-
-def compare_lineages(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Key -> (left, right) where they differ, keys spelled `recipe.train.seed`; None where there is nothing."""
-    flat = [dict(_flatten({key: side.get(key) for key in SECTIONS})) for side in (left, right)]
-    keys = sorted({*flat[0], *flat[1]})
-    return {key: (flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)}
 
 
 def compare_deltas(
@@ -70,14 +61,3 @@ def _dense_inner(left: torch.Tensor, right: torch.Tensor) -> float:
 
 def _shape(change: Delta | torch.Tensor) -> tuple[int, ...]:
     return tuple(change.shape) if isinstance(change, torch.Tensor) else (change.B.shape[0], change.A.shape[1])
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        for index, item in enumerate(value):
-            yield from _flatten(item, f"{prefix}[{item.get('role', index)}]")
-    elif value is not None:
-        yield prefix, value

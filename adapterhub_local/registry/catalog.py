@@ -85,9 +85,9 @@ def find(
         values += [task, task]
     order = _ORDERS.get(sort)
     for metric in [condition.metric for condition in conditions] + ([sort] if order is None else []):
-        _check_metric(registry, metric)
+        check_metric(registry, metric)
     if order is None:
-        best, direction = ("min", "ASC") if "loss" in sort or sort == "perplexity" else ("max", "DESC")
+        best, direction = ("min", "ASC") if is_lower_better(sort) else ("max", "DESC")
         # +: else SQLite walks all values of the metric in their order, for every version
         score = f"SELECT {best}(+s.value) FROM scores s WHERE {own} AND s.metric = ?"  # noqa: S608
         order = f"({score}) {direction} NULLS LAST, v.name"
@@ -99,7 +99,12 @@ def find(
     return [registry.version(row) for row in rows]
 
 
-def _check_metric(registry: Registry, metric: str) -> None:
+def is_lower_better(metric: str) -> bool:
+    """Whether less of a metric is more: losses and perplexity."""
+    return "loss" in metric or metric == "perplexity"
+
+
+def check_metric(registry: Registry, metric: str) -> None:
     """Raise NotFound with the nearest metrics if no version has this one, but others."""
     known = [row["metric"] for row in registry.database.rows("SELECT DISTINCT metric FROM scores ORDER BY metric")]
     if known and metric not in known:

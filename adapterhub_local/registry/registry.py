@@ -29,6 +29,7 @@ from adapterhub_local.registry.version import File, Version
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
 
+NOTHING = 0  # where an alias points that is expected not to be there
 LIVE = "FROM versions v LEFT JOIN removals r USING (name, number) WHERE r.name IS NULL"
 
 
@@ -112,7 +113,7 @@ class Registry:
         return {row["alias"]: row["number"] for row in rows}
 
     def set_alias(self, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
-        """Point `name@alias` to version `number`; with `expect`, only if it points to that version now.
+        """Point `name@alias` to version `number`; with `expect`, only if it points to that version, or NOTHING, now.
 
         Raises NotFound if there is no such version, InUse if the alias points elsewhere than expected.
         """
@@ -236,8 +237,9 @@ def point_alias(
     """Move an alias inside a transaction of `marking`, or remove it if `number` is None, and log it."""
     row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
     old = row["number"] if row else None
-    if expect is not None and old != expect:
-        raise InUse(f"{name}@{alias} points to {old if old else 'nothing'}, not to {expect}: nothing was changed")
+    if expect is not None and (old or NOTHING) != expect:
+        now_at, wanted = (number or "nothing" for number in (old, expect))
+        raise InUse(f"{name}@{alias} points to {now_at}, not to {wanted}: nothing was changed")
     if number is None:
         for table in ("aliases", "splits"):
             db.execute(f"DELETE FROM {table} WHERE name = ? AND alias = ?", (name, alias))  # noqa: S608

@@ -3,26 +3,36 @@
 import platform
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed
 from typing import Any
 
 import torch
 
 from adapterhub_local.durable import digest_bytes
+from adapterhub_local.evaluate.evaluate import entry
 from adapterhub_local.evaluate.preferences import AnyScore
 from adapterhub_local.recipe.derived import optimizer_on
 from adapterhub_local.train.log_curves import short_curve
 from adapterhub_local.train.past_runs import read_log
 from adapterhub_local.train.run_folder import Run
+from adapterhub_local.train.samples import Sample
 
+CURVES = {"held_out": "eval_loss", "learning_rate": "learning_rate"}  # in a lineage, and in a log
+MAX_TEXT = 2000  # letters of each text of a sample
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")
 
 
 def lineage_of(
-    run: Run, model: Any, scores: Mapping[str, AnyScore], statistics: dict[str, Any], rows: int
+    run: Run,
+    model: Any,
+    scores: Mapping[str, AnyScore],
+    statistics: dict[str, Any],
+    rows: int,
+    samples: Sequence[Sample] = (),
 ) -> dict[str, Any]:
-    """Where the version comes from; enough to train it again."""
+    """Where the version comes from; enough to train it again. With curves and samples, to see how it went."""
+    log = read_log(run.folder)
     recipe = run.recipe
     peft_model = model.base_model
     targeted = recipe.adapter.target_modules
@@ -51,7 +61,8 @@ def lineage_of(
         "run": run.folder.name,
         "training": {
             **statistics,
-            "curve": short_curve(read_log(run.folder)),
+            "curve": short_curve(log),
+            **{name: kept for name, key in CURVES.items() if (kept := short_curve(log, key))},
             "examples": rows,
             "compute": str(model.dtype).removeprefix("torch."),
             "optimizer": optimizer_on(recipe.train.optimizer, model.device.type),
@@ -67,9 +78,9 @@ def lineage_of(
             }
         ]
     if scores:
-        lineage["metrics"] = {
-            recipe.task: {name: score.to_json() for name, score in scores.items()} | {"data": run.test_digest}
-        }
+        lineage["metrics"] = {recipe.task: entry(scores, run.test_digest)}
+    if samples:
+        lineage["samples"] = [sample.to_json(MAX_TEXT) for sample in samples]
     return lineage
 
 

@@ -46,9 +46,17 @@ def terminal_plot(entries: Sequence[Mapping[str, Any]], width: int = 72, height:
     )
 
 
-def short_curve(entries: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """[step, loss] at most MAX_POINTS times, each the mean of the steps it stands for, to be kept in a lineage."""
-    losses = points(entries, "loss")
+def short_curve(entries: Sequence[Mapping[str, Any]], key: str = "loss") -> list[list[float]]:
+    """[step, loss] at most MAX_POINTS times, each the mean of the steps it stands for, to be kept in a lineage.
+
+    `key` is what else the log may have: eval_loss, learning_rate.
+    """
+    losses = points(entries, key)
     width = -(-len(losses) // MAX_POINTS) or 1
     groups = [losses[start : start + width] for start in range(0, len(losses), width)]
-    return [[group[-1][0], round(sum(loss for _, loss in group) / len(group), 5)] for group in groups]
+    return [[group[-1][0], _rounded(sum(loss for _, loss in group) / len(group))] for group in groups]
+
+
+def _rounded(value: float) -> float:
+    """To five places, or as many digits where it is small, as learning rates are."""
+    return round(value, 5) if abs(value) >= 0.1 else float(f"{value:.5g}")

@@ -21,7 +21,7 @@ from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, write_factors
 from adapterhub_local.train.lineage import peak_memory_mb
 from adapterhub_local.train.objectives.objective import Objective
-from adapterhub_local.train.past_runs import BEST, LAST_GOOD, checkpoints
+from adapterhub_local.train.past_runs import BEST, LAST_GOOD, checkpoints, is_asked_to_stop
 from adapterhub_local.train.preflight import preflight
 from adapterhub_local.train.run_folder import Run, differences
 from adapterhub_local.train.session import Session
@@ -55,6 +55,7 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
             save_every=train.save_every,
             keep_best=(lambda: write_factors(model, run.folder / BEST)) if run.leader else None,
             factors=factors_of(model),
+            is_asked_to_stop=lambda: is_asked_to_stop(run.folder),
         )
         trainer = make_trainer(model, examples, recipe, run.folder, watch)
         try:

@@ -14,8 +14,8 @@ from typing import Any
 from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.settings import Home
 
-RECORD, LOG, REPORT, CURVE, BEST, LAST_GOOD = (
-    "run.json", "log.jsonl", "report.html", "curve.svg", "best.safetensors", "last-good",
+RECORD, LOG, REPORT, CURVE, BEST, LAST_GOOD, STOP = (
+    "run.json", "log.jsonl", "report.html", "curve.svg", "best.safetensors", "last-good", "stop",
 )  # fmt: skip
 STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it is not whole
 
@@ -42,8 +42,9 @@ class PastRun:
         return self.status in ("stopped", "failed", "crashed") and bool(checkpoints(self.folder))
 
     def to_json(self) -> dict[str, Any]:
-        losses = [entry for entry in read_log(self.folder) if "loss" in entry]
-        evaluated = [entry for entry in read_log(self.folder) if "eval_loss" in entry]
+        log = read_log(self.folder)
+        losses = [entry for entry in log if "loss" in entry]
+        evaluated = [entry for entry in log if "eval_loss" in entry]
         report = self.folder / REPORT
         return {
             "id": self.id,
@@ -96,6 +97,16 @@ def find_run(home: Home, wanted: str) -> PastRun:
     if not found:
         raise NotFound(f"there is no run '{wanted}': `qhub runs list` shows them")
     return found[-1]
+
+
+def ask_to_stop(run: PastRun) -> None:
+    """Ask a run to stop after its step, whichever process trains it: its number may be another's by now."""
+    (run.folder / STOP).touch()
+
+
+def is_asked_to_stop(folder: Path) -> bool:
+    """Whether somebody asked the run in `folder` to stop."""
+    return (folder / STOP).exists()
 
 
 def remove_run(run: PastRun) -> None:

@@ -31,7 +31,7 @@ def write_report(
         draw(entries, f"{title}: loss and learning rate"),
     ]
     for task, scores in lineage.get("metrics", {}).items():
-        names = list(scores["adapter"])
+        names = [name for name, value in scores["adapter"].items() if isinstance(value, int | float)]
         rows = [[name, scores["base"].get(name), scores["adapter"][name]] for name in names]
         parts += [f"<h2>Held-out {escape(task)}</h2>", _table(("", "base", "adapter"), rows)]
     if samples:

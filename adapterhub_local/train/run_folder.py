@@ -26,6 +26,7 @@ from adapterhub_local.train.past_runs import (
     BEST,
     LOG,
     RECORD,
+    STOP,
     checkpoints,
     list_runs,
     lock_of,
@@ -114,12 +115,13 @@ class Run:
             kept = [entry for entry in read_log(self.folder) if entry["step"] <= step_of(checkpoint)]
         if self.leader:
             self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / STOP).unlink(missing_ok=True)  # it was asked of the run as it went on before
             with replacing(self.folder / LOG) as staged:  # other processes may be reading it
                 staged.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
             self.note(
                 status="running", started_at=now(), pid=os.getpid(), steps=steps, reason=None, version=None,
                 name=self.recipe.output.name, decisive=self.decisive, base=self.info.name, text=self.recipe.text,
-                overrides=list(self.recipe.overrides), notes=self.notes,
+                overrides=list(self.recipe.overrides), path=str(self.recipe.path.absolute()), notes=self.notes,
             )  # fmt: skip
         return kept
 

@@ -22,8 +22,9 @@ class Sample:
     base: str
     adapter: str
 
-    def to_json(self) -> dict[str, str]:
-        return asdict(self)
+    def to_json(self, longest: int | None = None) -> dict[str, str]:
+        """The four texts, of each the last `longest` letters: what is asked stands at the end of a prompt."""
+        return {name: text[-longest:] if longest else text for name, text in asdict(self).items()}
 
 
 def take_samples(

@@ -77,7 +77,7 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
         with staging(home.tmp) as folder:
             files = save(model, recipe, run.info, folder)
             statistics = fitted.statistics | session.counts
-            lineage = lineage_of(run, model, scores, statistics, len(session.examples))
+            lineage = lineage_of(run, model, scores, statistics, len(session.examples), samples)
             lineage["notes"] = reporter.notes
             if tests and recipe.train.objective != "sft":
                 rewards = fitted.objective.held_out(tests, recipe.eval.batch_size)

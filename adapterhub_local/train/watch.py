@@ -37,10 +37,12 @@ class Watch(TrainerCallback):
         save_every: int | None = None,
         keep_best: Callable[[], None] | None = None,
         factors: Mapping[str, torch.nn.Parameter] | None = None,
+        is_asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.report = report
         self.evaluate, self.eval_every, self.patience = evaluate, eval_every, patience
         self.save_every, self.keep_best, self.factors = save_every, keep_best, factors or {}
+        self.is_asked_to_stop = is_asked_to_stop  # by a page, or another process; a signal sets `stop_asked`
         self.stop_asked = self.stopped_early = False
         self.losses: list[float] = []
         self.best: tuple[float, int] | None = None  # loss, step
@@ -102,6 +104,8 @@ class Watch(TrainerCallback):
             self._saved = time.monotonic()
         if last and args.world_size > 1:  # nobody can save it any more once the other processes have gone
             control.should_save = True
+        if args.world_size == 1 and self.is_asked_to_stop():  # several processes would have to agree when
+            self.stop_asked = True
         if self.stop_asked and not last:
             control.should_save = control.should_training_stop = True
 

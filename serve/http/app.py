@@ -1,7 +1,6 @@
 """The HTTP application: OpenAI's endpoints over one engine, and those that operate it."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -9,14 +8,10 @@ from importlib.metadata import version as installed
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
 from adapterhub_local.base.load import LoadedBase
-from adapterhub_local.errors import QhubError
 from adapterhub_local.keys import Key, Keys
 from adapterhub_local.registry import Registry
 from serve.access import Routes, Scope, access
@@ -24,16 +19,19 @@ from serve.adapters.source import Folder
 from serve.answers.items import ItemAnswer
 from serve.answers.models import Target, adapter_entry, list_models, model_entry
 from serve.auth import Gate, allowed_by, check_models
+from serve.console.session import HOME
 from serve.engine.options import EngineOptions
-from serve.errors import ErrorBody, error_body
 from serve.http.anthropic import add_anthropic
-from serve.http.front import Front, own_path
+from serve.http.console import add_console
+from serve.http.failures import handle_errors, paths_of
+from serve.http.front import Front
 from serve.http.guard import Guard
-from serve.http.invalid import invalid_body, unknown_path
 from serve.http.ollama import add_ollama
 from serve.http.respond import respond, weights_headers
 from serve.http.translate import answer
+from serve.jobs import Jobs
 from serve.options import HttpOptions
+from serve.registry_api.library import Library
 from serve.requests.generation import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
 from serve.requests.responses import NAMES, ResponsesRequest
 from serve.service import Service
@@ -77,6 +75,7 @@ def create_app(
         await asyncio.to_thread(service.loop.stop)
         await asyncio.to_thread(service.leases.stop)
         service.close()
+        library.jobs.close()
 
     # its own pages would declare no access
     pages: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
@@ -85,10 +84,12 @@ def create_app(
     )
     app.state.service = service
     gate = Gate(Keys(registry.home), is_required=service.http.require_keys)
+    library = Library(registry, Jobs(registry.home), service.now)
     routes: Routes  # known once all are added
     app.add_middleware(
         Front, access=lambda scope: routes.access(scope), gate=gate, options=service.http, metrics=service.metrics
     )
+    add_console(app, library, gate, base.info)
     if service.http.origins:  # outermost: a browser asks whether it may ask without a key
         app.add_middleware(
             CORSMiddleware,
@@ -98,7 +99,7 @@ def create_app(
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(Guard, gate=gate, hosts=service.http.hosts, origins=service.http.origins)
-    _handle_errors(app)
+    handle_errors(app)
     _add_answers(app, service)
     add_anthropic(app, service)
     add_ollama(app, service)
@@ -170,11 +171,13 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     """What those who run the server ask."""
     base = service.base.info
 
-    @app.get("/")
+    @app.get("/", response_model=None)
     @access(Scope.ANY)
-    def index() -> dict[str, Any]:
-        """What this is, and where what is."""
-        return {"name": PACKAGE, "version": app.version, "base": base.name, "paths": _paths(app)}
+    def index(request: Request) -> Response | dict[str, Any]:
+        """What this is, and where what is; a browser is led to the console."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(HOME, 303)
+        return {"name": PACKAGE, "version": app.version, "base": base.name, "paths": paths_of(app)}
 
     @app.get("/openapi.json", include_in_schema=False)
     @access(Scope.ANY)
@@ -246,38 +249,6 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(text, headers={"X-Qhub-Freed-Bytes": str(freed)})
 
 
-def _handle_errors(app: FastAPI) -> None:
-    """Every error that is expected as an OpenAI error body; `Front` answers the others."""
-
-    @app.exception_handler(QhubError)
-    async def known(request: Request, error: QhubError) -> Response:
-        return _error_response(error_body(error), own_path(request.scope))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        found = invalid_body(error.errors(), request.headers.get("content-type", ""))
-        return _error_response(found, own_path(request.scope))
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
-        method, path = request.scope["method"], own_path(request.scope)
-        if error.status_code == 404:
-            return _error_response(unknown_path(method, path, _paths(app)), path)
-        message = f"{method} {path}: {error.detail}"
-        return _error_response(ErrorBody(error.status_code, message, "invalid_request_error"), path, error.headers)
-
-
 def _key(request: Request) -> Key | None:
     key: Key | None = request.scope["state"]["key"]
     return key
-
-
-def _paths(app: FastAPI) -> list[str]:
-    """The addresses that are answered."""
-    return sorted({route.path for route in app.routes if isinstance(route, APIRoute)})
-
-
-def _error_response(body: ErrorBody, path: str, headers: Any = None) -> Response:
-    # escaped: what an error quotes may be half a character
-    content = json.dumps(body.to_json(path))
-    return Response(content, body.status, {**(headers or {}), **dict(body.headers)}, "application/json")

@@ -79,7 +79,7 @@ class Front:
         with contextlib.suppress(QhubError):
             state["is_open"] = self.gate.is_open()
         try:
-            key = state["key"] = self.gate.identify(path, access, _authorization(headers))
+            key = state["key"] = self.gate.identify(path, access, _authorization(headers), state.get("session"))
             body = await self._body(receive, headers)
             if body.count(b"[") + body.count(b"{") > MAX_VALUES:
                 raise InputError(f"a body may have {MAX_VALUES:,} lists and objects, this one may have more")

@@ -43,6 +43,42 @@ EXPECTED = {
     "/v1/adapters": Access(Scope.ADMIN),
     "/v1/load_lora_adapter": Access(Scope.ADMIN),
     "/v1/unload_lora_adapter": Access(Scope.ADMIN),
+    "/v1/registry/adapters": Access(Scope.ANY),
+    "/v1/registry/adapters/{name:path}": Access(Scope.ANY),
+    "/v1/registry/versions/{reference:path}": Access(Scope.ANY),
+    "/v1/registry/lineage/{reference:path}": Access(Scope.ANY),
+    "/v1/registry/compare": Access(Scope.ANY),
+    "/v1/registry/compare/modules": Access(Scope.ADMIN),
+    "/v1/registry/bases": Access(Scope.ANY),
+    "/v1/registry/aliases/{name:path}": Access(Scope.ADMIN),
+    "/v1/registry/tags/{reference:path}": Access(Scope.ADMIN),
+    "/v1/registry/evaluations/{reference:path}": Access(Scope.ADMIN),
+    "/v1/registry/votes": Access(Scope.ADMIN),
+    "/v1/runs": Access(Scope.ADMIN),
+    "/v1/runs/{run}": Access(Scope.ADMIN),
+    "/v1/runs/{run}/stop": Access(Scope.ADMIN),
+    "/v1/jobs": Access(Scope.ADMIN),
+    "/v1/jobs/{job}": Access(Scope.ADMIN),
+    "/v1/merges": Access(Scope.ADMIN),
+    "/v1/server": Access(Scope.ADMIN),
+    "/console": Access(Scope.ANY),
+    "/console/adapters/{name:path}": Access(Scope.ANY),
+    "/console/compare": Access(Scope.ANY),
+    "/console/compare/modules": Access(Scope.ADMIN),
+    "/console/bases": Access(Scope.ANY),
+    "/console/play": Access(Scope.INFER),
+    "/console/server": Access(Scope.ADMIN),
+    "/console/runs": Access(Scope.ADMIN),
+    "/console/runs/{run}": Access(Scope.ADMIN),
+    "/console/jobs/{job}": Access(Scope.ADMIN),
+    "/console/alias": Access(Scope.ADMIN),
+    "/console/tags": Access(Scope.ADMIN),
+    "/console/merge": Access(Scope.ADMIN),
+    "/console/runs/stop": Access(Scope.ADMIN),
+    "/console/runs/resume": Access(Scope.ADMIN),
+    "/console/static/{name}": Access(Scope.OPEN),
+    "/console/login": Access(Scope.OPEN),
+    "/console/logout": Access(Scope.OPEN),
 }
 MIX = "sql-a*0.5+tone*0.5"
 
@@ -95,6 +131,10 @@ def test_a_route_without_a_declaration_is_refused(tmp_path: Path) -> None:
 
     assert found("/a/b/c") == found("/a/x", "POST") == Access(Scope.INFER, is_counted=True)
     assert found("/files/x.css") == Access(Scope.ADMIN)
+    app.add_api_route("/both", access(Scope.ANY)(lambda: None), methods=["GET"])
+    app.add_api_route("/both", access(Scope.ADMIN)(lambda: None), methods=["POST"])
+    routes = Routes(app)
+    assert [found("/both", method).scope for method in ("GET", "POST", "PUT")] == [Scope.ANY, Scope.ADMIN, Scope.ANY]
     assert found("/b") == UNKNOWN == Access(Scope.ANY)
     app.add_api_route("/forgotten", lambda: None)
     with pytest.raises(LookupError, match="/forgotten declares no access"):

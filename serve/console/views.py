@@ -1,0 +1,205 @@
+"""What templates show: scores with bars, curves, graphs and tables, made of what the library tells.
+
+All of it may come from elsewhere: numbers are taken as numbers only if they are, and every text is escaped where it is
+drawn (`Markup` marks what our own drawings made) or by the template.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from markupsafe import Markup
+
+from adapterhub_local.draw.boxes import Arrow, Box, boxes
+from adapterhub_local.draw.curve import HELD_OUT, RATE, TRAIN, Curve, Panel, inline_svg, loss_panel
+from adapterhub_local.draw.heat_map import heat_map
+from adapterhub_local.draw.interval_bar import interval_bar
+from adapterhub_local.registry.catalog import SHARES
+
+MAX_TEXT = 4000  # letters of one text that a page shows
+MAIN = (*SHARES, "acc", "acc_norm")
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A score of a version on a task, beside the base's."""
+
+    task: str
+    metric: str
+    value: str
+    interval: str
+    base: str
+    rows: str
+    bar: Markup | None
+
+
+def number(value: Any) -> float | None:
+    """A finite number, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def interval_of(scores: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
+    """The 95 % interval of a score, if one was kept."""
+    pair = mapping(scores.get("intervals")).get(metric)
+    if isinstance(pair, list | tuple) and len(pair) == 2 and None not in (low_high := tuple(map(number, pair))):
+        return low_high  # type: ignore[return-value]
+    return None
+
+
+def score_text(metric: str, value: float | None) -> str:
+    """`89.5 %` for a share, `0.1312` for what is none."""
+    if value is None:
+        return ""
+    return f"{100 * value:.1f} %" if _is_share(metric, value) else f"{value:.4g}"
+
+
+def _is_share(metric: str, value: float) -> bool:
+    return (metric in MAIN or metric == "win_rate") and 0 <= value <= 1
+
+
+def score_rows(metrics: Mapping[str, Any], *, only_main: bool = False) -> list[ScoreRow]:
+    """The scores by task; with `only_main` one a task: its share, or else its first."""
+    rows = []
+    for task, entry in metrics.items():
+        ours, base = mapping(mapping(entry).get("adapter")), mapping(mapping(entry).get("base"))
+        names = [name for name, value in ours.items() if name != "rows" and number(value) is not None]
+        names.sort(key=lambda name: (name not in (*MAIN, "win_rate"), name))
+        for name in names[:1] if only_main else names:
+            rows.append(_score_row(str(task), name, ours, base))
+    return rows
+
+
+def _score_row(task: str, metric: str, ours: Mapping[str, Any], base: Mapping[str, Any]) -> ScoreRow:
+    value, of_base, interval = number(ours[metric]), number(base.get(metric)), interval_of(ours, metric)
+    assert value is not None, "it was looked at"
+    shown = f"{score_text(metric, interval[0])} to {score_text(metric, interval[1])}" if interval else ""
+    bar = None
+    if _is_share(metric, value):
+        told = f"{task}, {metric.replace('_', ' ')}: {score_text(metric, value)}"
+        told += f", 95 % interval {shown}" if shown else ""
+        told += f", base {score_text(metric, of_base)}" if of_base is not None else ""
+        bar = Markup(interval_bar(value, interval, of_base, told))  # noqa: S704 - it escapes what it is told
+    rows = number(ours.get("rows"))
+    name = metric.replace("_", " ")
+    return ScoreRow(
+        task, name, score_text(metric, value), shown, score_text(metric, of_base), f"{rows:g}" if rows else "", bar
+    )
+
+
+def metric_over_versions(versions: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """The main score of every task over the versions of one name, the oldest first; None where there are not two."""
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    bases: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for version in reversed(versions):
+        for task, entry in mapping(version["metrics"]).items():
+            ours, base = mapping(mapping(entry).get("adapter")), mapping(mapping(entry).get("base"))
+            metric = next((name for name in MAIN if number(ours.get(name)) is not None), None)
+            if metric is None or not _is_share(metric, float(ours[metric])):
+                continue
+            lines.setdefault((task, metric), []).append((version["version"], float(ours[metric])))
+            if (low := number(base.get(metric))) is not None:
+                bases.setdefault((task, metric), []).append((version["version"], low))
+    colours = (TRAIN, HELD_OUT, RATE)
+    panels = [
+        Panel(
+            f"{task}, {metric.replace('_', ' ')}",
+            (
+                Curve(points, colours[index % 3], "adapter", 2.5),
+                Curve(bases.get((task, metric), []), "#888888", "base"),
+            ),
+            "version",
+        )
+        for index, ((task, metric), points) in enumerate(list(lines.items())[:4])
+        if len(points) > 1
+    ]
+    return Markup(inline_svg(panels, "Scores over versions")) if panels else None  # noqa: S704 - it escapes
+
+
+def points(value: Any) -> list[tuple[float, float]]:
+    """[step, value] pairs of a lineage, as far as they are numbers."""
+    pairs = value if isinstance(value, list) else []
+    found = [(number(pair[0]), number(pair[1])) for pair in pairs[:1000] if isinstance(pair, list) and len(pair) >= 2]
+    return [(x, y) for x, y in found if x is not None and y is not None]
+
+
+def training_curve(training: Mapping[str, Any], title: str) -> Markup | None:
+    """The losses and the learning rate that a lineage keeps."""
+    loss, held_out = points(training.get("curve")), points(training.get("held_out"))
+    rate = points(training.get("learning_rate"))
+    return curve(loss, held_out, rate, title)
+
+
+def curve(loss: Sequence[Any], held_out: Sequence[Any], rate: Sequence[Any], title: str) -> Markup | None:
+    """Loss, training and held-out, above the learning rate, as far as they are there."""
+    if not (loss or held_out):
+        return None
+    panels = [loss_panel(loss, held_out)]
+    if rate:
+        panels.append(Panel("learning rate", (Curve(rate, RATE),)))
+    return Markup(inline_svg(panels, title))  # noqa: S704 - it escapes
+
+
+def lineage_graph(graph: Mapping[str, Any]) -> Markup:
+    """A lineage as boxes, each version a link to its page."""
+    nodes = [
+        Box(
+            node["id"], str(node["label"]), str(node["detail"]),
+            version_link(node["reference"]) if node["reference"] else None, node["depth"] == 0,
+        )
+        for node in graph["nodes"]
+    ]  # fmt: skip
+    arrows = [
+        Arrow(edge["from"], edge["to"], f"{weight:g}" if (weight := number(edge["weight"])) is not None else "")
+        for edge in graph["edges"]
+    ]
+    return Markup(boxes(nodes, arrows))  # noqa: S704 - it escapes
+
+
+def cosines(modules: Iterable[Mapping[str, Any]], told: str) -> Markup | None:
+    """The cosines of a comparison, or of a merge of two, by module and layer."""
+    values: dict[str, float | None] = {}
+    for module in modules:
+        cosine = module.get("cosine")
+        value = cosine[0] if isinstance(cosine, list) and cosine else cosine
+        values[str(module.get("module"))] = number(value)
+    return Markup(heat_map(values, told)) if values else None  # noqa: S704 - it escapes
+
+
+def version_link(reference: str) -> str:
+    """The page of a version: the adapter's, with that version in sight."""
+    name, _, version = reference.partition("@")
+    return f"/console/adapters/{quote(name)}" + (f"?v={quote(version)}" if version else "")
+
+
+def with_query(path: str, **changes: Any) -> str:
+    """A path with what is asked for; what is empty is left out."""
+    pairs = [(name, value) for name, value in changes.items() if value not in (None, "", [], ())]
+    return f"{path}?{urlencode(pairs, doseq=True)}" if pairs else path
+
+
+def size_text(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def time_text(stamp: Any) -> str:
+    """A time of ours to the minute."""
+    return str(stamp or "")[:16].replace("T", " ")
+
+
+def short_text(value: Any) -> str:
+    """A text or a value as a page shows it, cut where it is very long."""
+    text = "" if value is None else str(value)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text):,} letters)"

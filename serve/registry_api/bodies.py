@@ -1,0 +1,76 @@
+"""The bodies of requests that change something in the registry, or start something."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(min_length=1, max_length=300)]
+
+
+class Body(BaseModel):
+    """A body with no more in it than is read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class AliasBody(Body):
+    """Point an alias to a version; with `expect`, only if it points to that version now (null: to nothing yet)."""
+
+    alias: Name
+    version: Annotated[int, Field(ge=1)]
+    expect: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def expected(self) -> int | None:
+        """As the registry reads it: 0 for nothing, None where nothing is expected."""
+        return (self.expect or 0) if "expect" in self.model_fields_set else None
+
+
+class RollbackBody(Body):
+    """Point an alias to where it pointed before; with `expect`, only if it points to that version now."""
+
+    alias: Name
+    expect: Annotated[int, Field(ge=1)] | None = None
+
+
+class TagsBody(Body):
+    """Tags to give to a version, and tags to take off it."""
+
+    add: list[Name] = []
+    remove: list[Name] = []
+
+
+class EvaluationBody(Body):
+    """Scores of a version on a task, in the form of a lineage's metrics: who -> metric -> number."""
+
+    task: Name
+    scores: dict[str, Any]
+
+
+class CompareBody(Body):
+    """Two versions whose modules are to be measured against each other."""
+
+    left: Name
+    right: Name
+
+
+class MergeBody(Body):
+    """A merge: the weighted sum, or another method, of adapters. Without a name only what it would lose is computed."""
+
+    adapters: Annotated[list[Name], Field(min_length=1, max_length=16)]
+    weights: Annotated[list[float], Field(min_length=1, max_length=16)]
+    method: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")] = "weighted_sum"
+    rank: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    name: Name | None = None
+    alias: Name | None = None
+
+
+class VoteBody(Body):
+    """What a person preferred who did not know which was which; `id` is new for every vote."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
+    left: Name
+    right: Name
+    winner: Literal["left", "right", "tie"]
+    set: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}$")] = "playground"
+    prompt: Annotated[str, Field(max_length=100_000)] = ""

@@ -1,0 +1,145 @@
+"""The endpoints that change something: aliases, tags, evaluations, votes; and those that start or stop something."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+
+from adapterhub_local.errors import InputError
+from adapterhub_local.keys import Key
+from adapterhub_local.refs import check_alias, check_name
+from adapterhub_local.registry.lineage_form import check_lineage
+from adapterhub_local.registry.marks import add_tags, remove_alias, remove_tags, rollback, tags_of
+from adapterhub_local.train.past_runs import ask_to_stop
+from serve.access import Scope, access
+from serve.auth import check_models
+from serve.errors import BadParameter
+from serve.jobs import Job
+from serve.registry_api.bodies import (
+    AliasBody,
+    CompareBody,
+    EvaluationBody,
+    MergeBody,
+    RollbackBody,
+    TagsBody,
+    VoteBody,
+)
+from serve.registry_api.library import Library, run_entry
+from serve.registry_api.reading import key_of
+from serve.registry_api.votes import vote
+
+
+def start_merge(library: Library, key: Key | None, body: MergeBody) -> Job:
+    """A job that merges what the key may see. Raises BadParameter, Forbidden, NotFound, Busy."""
+    if len(body.weights) != len(body.adapters):
+        raise BadParameter("there must be one weight for each adapter", "weights")
+    versions = [library.resolve(key, reference) for reference in body.adapters]
+    weights = ",".join(f"{weight!r}" for weight in body.weights)
+    command = ["merge", *map(str, versions), f"--weights={weights}", f"--method={body.method}", "--json"]
+    if body.rank is not None:
+        command.append(f"--rank={body.rank}")
+    if body.name is None:
+        if body.alias is not None:
+            raise BadParameter("an alias is of a name: say under which name the merge is registered", "alias")
+        return library.jobs.start("preview", [*command, "--dry-run"], same=[*command, "--dry-run"])
+    check_models(key, [check_name(body.name)])
+    command.append(f"--name={body.name}")
+    if body.alias is not None:
+        command.append(f"--alias={check_alias(body.alias)}")
+    return library.jobs.start("merge", command)
+
+
+def move_alias(library: Library, key: Key | None, name: str, body: AliasBody) -> dict[str, Any]:
+    """Point an alias; what all aliases of the name are then. Raises Forbidden, NotFound, InUse."""
+    check_models(key, [name])
+    check_name(name)
+    library.registry.set_alias(name, body.alias, body.version, expect=body.expected)
+    return {"name": name, "aliases": library.registry.aliases(name)}
+
+
+def change_tags(library: Library, key: Key | None, reference: str, add: Sequence[str], remove: Sequence[str]) -> Any:
+    """Give and take tags; what tags the version has then. Raises BadReference, Forbidden, NotFound."""
+    version = library.resolve(key, reference)
+    if remove:
+        remove_tags(library.registry, version, tuple(remove))
+    if add:
+        add_tags(library.registry, version, tuple(add))
+    return {"reference": str(version), "tags": tags_of(library.registry, version)}
+
+
+def add_changing(app: FastAPI, library: Library) -> None:
+    """Add the endpoints."""
+
+    @app.put("/v1/registry/aliases/{name:path}")
+    @access(Scope.ADMIN)
+    def set_alias(name: str, body: AliasBody, request: Request) -> dict[str, Any]:
+        """Point an alias of an adapter to a version; 409 with where it points now if that is not what is expected."""
+        return move_alias(library, key_of(request), name, body)
+
+    @app.post("/v1/registry/aliases/{name:path}")
+    @access(Scope.ADMIN)
+    def roll_back(name: str, body: RollbackBody, request: Request) -> dict[str, Any]:
+        """Point an alias to where it pointed before."""
+        check_models(key_of(request), [name])
+        rollback(library.registry, check_name(name), body.alias, expect=body.expect)
+        return {"name": name, "aliases": library.registry.aliases(name)}
+
+    @app.delete("/v1/registry/aliases/{name:path}")
+    @access(Scope.ADMIN)
+    def drop_alias(
+        name: str, alias: str, request: Request, expect: Annotated[int | None, Query(ge=1)] = None
+    ) -> dict[str, Any]:
+        """Remove an alias; its log stays."""
+        check_models(key_of(request), [name])
+        remove_alias(library.registry, check_name(name), check_alias(alias), expect=expect)
+        return {"name": name, "aliases": library.registry.aliases(name)}
+
+    @app.put("/v1/registry/tags/{reference:path}")
+    @access(Scope.ADMIN)
+    def tags(reference: str, body: TagsBody, request: Request) -> Any:
+        """Give tags to a version, and take tags off it."""
+        return change_tags(library, key_of(request), reference, body.add, body.remove)
+
+    @app.post("/v1/registry/evaluations/{reference:path}")
+    @access(Scope.ADMIN)
+    def evaluation(reference: str, body: EvaluationBody, request: Request) -> dict[str, Any]:
+        """Keep scores of a version beside it, as `qhub eval` does."""
+        version = library.resolve(key_of(request), reference)
+        if not isinstance(body.scores.get("adapter"), dict):
+            raise BadParameter("scores must have the adapter's own: {'adapter': {'accuracy': 0.9}}", "scores")
+        try:
+            check_lineage({"metrics": {body.task: body.scores}})
+        except ValueError as error:
+            raise BadParameter(str(error).replace("its lineage has", "these scores have"), "scores") from None
+        library.registry.add_evaluation(version, body.task, body.scores)
+        return {"reference": str(version), "metrics": library.registry.metrics(version)}
+
+    @app.post("/v1/registry/votes")
+    @access(Scope.ADMIN)
+    def votes(body: VoteBody, request: Request) -> dict[str, Any]:
+        """Keep which of two answers a person preferred as an evaluation of the versions that gave them."""
+        names = [name for text in (body.left, body.right) for name in library.names_in(text)]
+        check_models(key_of(request), names)
+        return vote(library.registry, body)
+
+    @app.post("/v1/registry/compare/modules", status_code=202)
+    @access(Scope.ADMIN)
+    def compare_modules(body: CompareBody, request: Request) -> dict[str, Any]:
+        """Measure norms and cosines of every module of two versions: a job."""
+        return library.compare_modules(key_of(request), body.left, body.right).to_json()
+
+    @app.post("/v1/merges", status_code=202)
+    @access(Scope.ADMIN)
+    def merge(body: MergeBody, request: Request) -> dict[str, Any]:
+        """Merge adapters, or compute what that would lose: a job."""
+        return start_merge(library, key_of(request), body).to_json()
+
+    @app.post("/v1/runs/{run}/stop")
+    @access(Scope.ADMIN)
+    def stop(run: str, request: Request) -> dict[str, Any]:
+        """Ask a run to stop after its step; its state is kept, and it can be resumed."""
+        found = library.run(key_of(request), run)
+        if found.status != "running":
+            raise InputError(f"{found.id} is not running, it is {found.status}: there is nothing to stop")
+        ask_to_stop(found)
+        return {**run_entry(found), "stop_asked": True}

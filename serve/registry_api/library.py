@@ -1,0 +1,150 @@
+"""What the API and the pages read: adapters, versions, lineage and runs, as far as a key may see them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adapterhub_local.base.bases import list_bases
+from adapterhub_local.errors import BadReference, NotFound
+from adapterhub_local.keys import Key
+from adapterhub_local.refs import Mix
+from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.as_json import whole
+from adapterhub_local.registry.differences import compare_lineages
+from adapterhub_local.registry.graph import graph
+from adapterhub_local.registry.listing import Page, Wanted, bases_in, page
+from adapterhub_local.registry.marks import alias_log, description_of, tags_of
+from adapterhub_local.registry.split import split_of
+from adapterhub_local.train.past_runs import PastRun, find_run, list_runs
+from serve.auth import allowed_by, check_models
+from serve.jobs import Job, Jobs
+
+HIDDEN = "another adapter"
+HEAVY = ("merge_report",)  # of a lineage: a line for each module
+
+
+@dataclass(frozen=True)
+class Library:
+    """The registry, the jobs, and what the engine does now, None where there is no engine."""
+
+    registry: Registry
+    jobs: Jobs
+    engine: Callable[[], dict[str, Any]] | None = None
+
+    def adapters(self, key: Key | None, wanted: Wanted, *, after: str | None = None, limit: int = 50) -> Page:
+        """A page of what the key may see. Raises as `listing.page`."""
+        if key is not None and key.adapters:
+            wanted = replace(wanted, allowed=[name for name in self.registry.names() if key.allows(name)])
+        return page(self.registry, wanted, after=after, limit=limit)
+
+    def adapter(self, key: Key | None, name: str) -> dict[str, Any]:
+        """One name: its versions (the newest 200), aliases, split and the log of its aliases. Raises NotFound."""
+        check_models(key, [name])
+        found = page(self.registry, Wanted(name=name, every=True), limit=200)
+        if not found.entries:
+            self.registry.resolve(name)  # which says what there is
+        return {
+            "name": name,
+            "versions": found.entries,
+            "total": found.total,
+            "aliases": self.registry.aliases(name),
+            "split": [{"alias": alias, "share": share} for alias, share in split_of(self.registry, name)],
+            "alias_log": alias_log(self.registry, name),
+        }
+
+    def resolve(self, key: Key | None, reference: str) -> Version:
+        """The version of a reference that the key may see. Raises BadReference, Forbidden, NotFound."""
+        check_models(key, [reference.partition("@")[0]])
+        return self.registry.resolve(reference)
+
+    def version(self, key: Key | None, reference: str, *, with_report: bool = False) -> dict[str, Any]:
+        """One version with tags, description and scores; with the report of its merge, if that is asked for."""
+        version = self.resolve(key, reference)
+        told = whole(version)
+        lineage = {name: part for name, part in version.lineage.items() if with_report or name not in HEAVY}
+        aliases = [alias for alias, number in self.registry.aliases(version.name).items() if number == version.number]
+        return {
+            **told,
+            "lineage": _hide_parents(lineage, key),
+            "aliases": aliases,
+            "tags": tags_of(self.registry, version),
+            "description": description_of(self.registry, version),
+            "metrics": self.registry.metrics(version),
+        }
+
+    def lineage(self, key: Key | None, reference: str) -> dict[str, Any]:
+        """Nodes and edges of what a version was made of; names that the key may not see are hidden."""
+        found = graph(self.registry, self.resolve(key, reference))
+        allows = allowed_by(key)
+        for node in found.nodes:
+            is_adapter = node["reference"] is not None or "@" in node["label"]
+            if is_adapter and not allows(node["label"].partition("@")[0]):
+                node |= {"label": HIDDEN, "reference": None}
+        found.made_into = [made for made in found.made_into if allows(made.partition("@")[0])]
+        return found.to_json()
+
+    def compare(self, key: Key | None, left: str, right: str) -> dict[str, Any]:
+        """What differs between two versions' recipes, data and scores."""
+        sides = [self.resolve(key, reference) for reference in (left, right)]
+        told = [{**_hide_parents(version.lineage, key), "metrics": self.registry.metrics(version)} for version in sides]
+        return {
+            "left": str(sides[0]),
+            "right": str(sides[1]),
+            "same_content": sides[0].content_digest == sides[1].content_digest,
+            "lineage": {name: list(pair) for name, pair in compare_lineages(*told).items()},
+        }
+
+    def compare_modules(self, key: Key | None, left: str, right: str) -> Job:
+        """A job that measures norms and cosines of every module: what `qhub diff --json` prints. Raises Busy."""
+        one, other = (self.resolve(key, reference) for reference in (left, right))
+        same = ("diff", one.content_digest, other.content_digest, str(one), str(other))
+        return self.jobs.start("diff", ["diff", str(one), str(other), "--json"], same=same)
+
+    def names_in(self, text: str) -> tuple[str, ...]:
+        """The names of adapters and bases that a reference or a mix speaks of."""
+        try:
+            return tuple(reference.name for reference, _ in Mix.parse(text.rpartition(":")[2]).terms)
+        except BadReference:
+            return (text,)
+
+    def bases(self) -> list[dict[str, Any]]:
+        """The bases of this home, and those that versions were made for and that are not here."""
+        counts = {base["fingerprint"]: base for base in bases_in(self.registry)}
+        here = []
+        for info in list_bases(self.registry.home):
+            told = {name: value for name, value in info.to_json().items() if name not in ("folder", "source")}
+            used = counts.pop(info.fingerprint, None)
+            here.append({**told, "is_here": True, "num_versions": used["num_versions"] if used else 0})
+        return here + [{**base, "is_here": False} for base in counts.values()]
+
+    def runs(self, key: Key | None) -> list[dict[str, Any]]:
+        """The runs of names that the key may see, the newest first."""
+        return [run_entry(run) for run in reversed(list_runs(self.registry.home)) if self._may_see(key, run)]
+
+    def run(self, key: Key | None, identity: str) -> PastRun:
+        """One run by its whole id. Raises NotFound."""
+        run = find_run(self.registry.home, identity)
+        if run.id != identity or not self._may_see(key, run):
+            raise NotFound(f"there is no run '{identity}': `qhub runs list` shows them")
+        return run
+
+    def _may_see(self, key: Key | None, run: PastRun) -> bool:
+        return allowed_by(key)(str(run.record.get("name") or ""))
+
+
+def run_entry(run: PastRun) -> dict[str, Any]:
+    """A run as the API lists it: without paths of this machine."""
+    return {name: value for name, value in run.to_json().items() if name not in ("folder", "report")}
+
+
+def _hide_parents(lineage: Mapping[str, Any], key: Key | None) -> dict[str, Any]:
+    """A lineage without the names of parents that the key may not see."""
+    allows = allowed_by(key)
+    parents = lineage.get("parents")
+    if not parents:
+        return dict(lineage)
+    shown = [
+        entry if allows(str(entry.get("reference", "")).partition("@")[0]) else {**entry, "reference": HIDDEN}
+        for entry in parents
+    ]
+    return {**lineage, "parents": shown}

@@ -1,0 +1,130 @@
+"""The endpoints that read: adapters, versions, lineage, bases, runs, jobs and the server."""
+
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+
+from adapterhub_local.keys import Key
+from adapterhub_local.registry.catalog import Condition
+from adapterhub_local.registry.listing import MAX_PAGE, Wanted
+from serve.access import Scope, access
+from serve.registry_api.library import Library, run_entry
+from serve.registry_api.run_log import log_from
+
+Text = Annotated[str | None, Query(max_length=500)]
+MAX_LOG = 1 << 20  # bytes of a log that one answer has
+
+
+def key_of(request: Request) -> Key | None:
+    """The key of a request, None where none is needed."""
+    key: Key | None = request.scope["state"]["key"]
+    return key
+
+
+def wanted_from(
+    q: Text = None,
+    base: Text = None,
+    tag: Annotated[list[str] | None, Query(max_length=20)] = None,
+    metric: Annotated[list[str] | None, Query(max_length=20)] = None,
+    task: Text = None,
+    kind: Text = None,
+    sort: Text = None,
+    versions: Annotated[str | None, Query(pattern="^(all|newest)?$")] = None,
+) -> Wanted:
+    """What a list is asked for; an empty field, as forms send it, asks for nothing."""
+    return Wanted(
+        words=q or "",
+        base=base or None,
+        tags=[one for one in tag or () if one],
+        conditions=[Condition.parse(one) for one in metric or () if one],
+        task=task or None,
+        kind=kind or None,
+        every=versions == "all",
+        sort=sort or "name",
+    )
+
+
+def add_reading(app: FastAPI, library: Library) -> None:
+    """Add the endpoints."""
+
+    @app.get("/v1/registry/adapters")
+    @access(Scope.ANY)
+    def adapters(
+        request: Request,
+        q: Text = None,
+        base: Text = None,
+        tag: Annotated[list[str] | None, Query()] = None,
+        metric: Annotated[list[str] | None, Query()] = None,
+        task: Text = None,
+        kind: Text = None,
+        sort: Text = None,
+        versions: Annotated[str | None, Query(pattern="^(all|newest)?$")] = None,
+        after: Text = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    ) -> dict[str, Any]:
+        """A page of adapters, one entry a name, or all `versions`: those that fit words, base, tags and scores."""
+        wanted = wanted_from(q, base, tag, metric, task, kind, sort, versions)
+        found = library.adapters(key_of(request), wanted, after=after, limit=limit)
+        return {"object": "list", "data": found.entries, "total": found.total, "after": found.after}
+
+    @app.get("/v1/registry/adapters/{name:path}")
+    @access(Scope.ANY)
+    def adapter(name: str, request: Request) -> dict[str, Any]:
+        """One adapter: its versions, aliases, split and the log of its aliases."""
+        return library.adapter(key_of(request), name)
+
+    @app.get("/v1/registry/versions/{reference:path}")
+    @access(Scope.ANY)
+    def version(reference: str, request: Request, report: bool = False) -> dict[str, Any]:
+        """One version: files, lineage, tags and scores; with `report`, what its merge lost in each module."""
+        return library.version(key_of(request), reference, with_report=report)
+
+    @app.get("/v1/registry/lineage/{reference:path}")
+    @access(Scope.ANY)
+    def lineage(reference: str, request: Request) -> dict[str, Any]:
+        """What a version was made of, as nodes and edges, and what was made of it."""
+        return library.lineage(key_of(request), reference)
+
+    @app.get("/v1/registry/compare")
+    @access(Scope.ANY)
+    def compare(left: str, right: str, request: Request) -> dict[str, Any]:
+        """What differs between two versions in recipe, data and scores."""
+        return library.compare(key_of(request), left, right)
+
+    @app.get("/v1/registry/bases")
+    @access(Scope.ANY)
+    def bases() -> dict[str, Any]:
+        """The bases that are here, and those that versions were made for and that are not."""
+        return {"object": "list", "data": library.bases()}
+
+    @app.get("/v1/runs")
+    @access(Scope.ADMIN)
+    def runs(request: Request) -> dict[str, Any]:
+        """The training runs, the newest first."""
+        return {"object": "list", "data": library.runs(key_of(request))}
+
+    @app.get("/v1/runs/{run}")
+    @access(Scope.ADMIN)
+    def run(run: str, request: Request, offset: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+        """One run, and its log from a byte on: ask again with `offset` as the `next` of the answer before."""
+        found = library.run(key_of(request), run)
+        entries, following = log_from(found.folder, offset, MAX_LOG)
+        return {**run_entry(found), "log": entries, "next": following}
+
+    @app.get("/v1/jobs")
+    @access(Scope.ADMIN)
+    def jobs() -> dict[str, Any]:
+        """The jobs that this server started, the newest first, without their results."""
+        return {"object": "list", "data": [{**job.to_json(), "result": None} for job in library.jobs.all()]}
+
+    @app.get("/v1/jobs/{job}")
+    @access(Scope.ADMIN)
+    def job(job: str) -> dict[str, Any]:
+        """One job: whether it runs, and what came of it."""
+        return library.jobs.find(job).to_json()
+
+    @app.get("/v1/server")
+    @access(Scope.ADMIN)
+    def server(request: Request) -> dict[str, Any]:
+        """What the server does now: base, requests, memory and adapters; without an engine only that there is none."""
+        return library.engine() if library.engine is not None else {"base": None, "engine": None, "adapters": []}
