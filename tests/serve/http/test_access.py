@@ -1,5 +1,6 @@
 """Access: every route declares who may ask, and a key sees of adapters only what it may ask."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def test_a_route_without_a_declaration_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXPECTED))
 def test_what_is_declared_holds(guarded: Server, path: str) -> None:
     """Without a key only what is open answers, and a key without the scope is refused, by any method."""
-    address, scope = path.replace("{model:path}", "sql-a"), EXPECTED[path].scope
+    address, scope = re.sub(r"\{(model|name|reference):path\}", "sql-a", path), EXPECTED[path].scope
     for method in ("GET", "POST", "DELETE"):
         assert (ask(guarded, None, method, address).status_code == 401) == (scope is not Scope.OPEN)
         assert (ask(guarded, "sql", method, address).status_code == 403) == (scope is Scope.ADMIN)

@@ -22,7 +22,7 @@ from serve.access import Access, Scope
 from serve.auth import Gate
 from serve.engine.options import EngineOptions
 from serve.errors import Forbidden, Throttled, Unauthorized
-from serve.server import is_loopback
+from serve.listen import is_loopback
 from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
 
