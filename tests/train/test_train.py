@@ -210,6 +210,10 @@ def test_a_run(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     assert lineage["recipe"]["text"] == recipe.text
     assert lineage["environment"]["torch"] == torch.__version__
     assert scores["adapter"]["loss"] < scores["base"]["loss"]
+    for who in ("adapter", "base"):
+        low, high = scores[who]["intervals"]["exact_match"]
+        assert low <= scores[who]["exact_match"] <= high
+    assert scores["base"]["difference"]["loss"]["value"] < 0
     assert not list(home.tmp.iterdir())
     assert str(home.root) not in json.dumps(lineage)
     assert str(tmp_path) not in json.dumps(lineage)

@@ -283,6 +283,11 @@ def test_the_report(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     tags = Tags()
     tags.feed(page)
     loss = version.lineage["metrics"]["yes-no"]["adapter"]["loss"]
+    training, samples = version.lineage["training"], version.lineage["samples"]
+    assert training["held_out"][0][0] == 2
+    assert [step for step, _ in training["learning_rate"]] == [step for step, _ in training["curve"]]
+    assert all(0 < rate < 1 for _, rate in training["learning_rate"][1:-1])
+    assert [set(sample) for sample in samples] == [{"prompt", "wanted", "base", "adapter"}] * 3
 
     assert {"svg", "polyline", "table", "pre"} <= set(tags.seen)
     assert tags.loads == []

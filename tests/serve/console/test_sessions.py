@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -41,12 +42,13 @@ def client(console: Console, **options: Any) -> httpx.Client:
     return httpx.Client(base_url=console.url, trust_env=False, timeout=20, **options)
 
 
-def sign_in(console: Console, key: str) -> httpx.Client:
+@contextmanager
+def sign_in(console: Console, key: str) -> Iterator[httpx.Client]:
     """A browser that showed a key."""
-    browser = client(console, headers=PAGE)
-    answer = browser.post(LOGIN, data={"key": console.keys[key], "next": "/console"})
-    assert answer.status_code == 303, answer.text
-    return browser
+    with client(console, headers=PAGE) as browser:
+        answer = browser.post(LOGIN, data={"key": console.keys[key], "next": "/console"})
+        assert answer.status_code == 303, answer.text
+        yield browser
 
 
 def routes(console: Console) -> list[tuple[str, str]]:
@@ -83,7 +85,7 @@ def test_a_key_opens_a_session_that_scripts_cannot_read(guarded: Console) -> Non
         page = browser.get("/console")
         assert "tone@1" in page.text
         assert guarded.keys["all"] not in page.text
-        assert browser.post("/console/logout").headers["location"] == LOGIN
+        assert browser.post("/console/logout", data={"out": "1"}).headers["location"] == LOGIN
         assert browser.get("/console").status_code == 303
     with sign_in(guarded, "all") as browser:
         assert browser.get("/console/server").status_code == 200
