@@ -10,19 +10,24 @@ from adapterhub_local.cli.output import echo, note_left_out, print_json
 @click.option("--subfolder", metavar="FOLDER", help="The folder of the repository that the adapter is in.")
 @click.option("--name", metavar="NAME", help="The adapter's name here; default: the repository's own.")
 @click.option("--base", metavar="BASE", help="The base here it is for, where neither fingerprint nor Hub id decides.")
+@click.option("--force", is_flag=True, help="Put it on --base although it was made for another; it is recorded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(repository: str, subfolder: str | None, name: str | None, base: str | None, as_json: bool) -> None:
+def command(
+    repository: str, subfolder: str | None, name: str | None, base: str | None, force: bool, as_json: bool
+) -> None:
     """Pull an adapter from the Hugging Face Hub and register it as a version.
 
     REVISION is a tag, a branch or a commit; the address of a repository's page is taken too. What `qhub push` made is
     checked byte for byte and comes back as it was; what PEFT made is rewritten. Pickles and unsupported features are
     refused. The base is known by its fingerprint, or by Hub id and revision; shapes that fit are only a hint, which
-    --base confirms.
+    --base confirms; against another fingerprint it needs --force, as in `qhub add`.
     """
     from adapterhub_local.hub import pull
     from adapterhub_local.registry import Registry
 
-    result = pull(Registry(), repository, subfolder=subfolder, name=name, base=base)
+    if force and base is None:
+        raise click.UsageError("--force puts an adapter on the base that --base names: name one")
+    result = pull(Registry(), repository, subfolder=subfolder, name=name, base=base, force=force)
     version, hub_id = result.version, result.version.lineage.get("base", {}).get("hub_id")
     if as_json:
         print_json(

@@ -15,6 +15,8 @@ from adapterhub_local.settings import Home
 if TYPE_CHECKING:
     from adapterhub_local.lora.adapter import AdapterFile
 
+FORCED = "shapes, forced"
+
 
 @dataclass(frozen=True)
 class Match:
@@ -25,11 +27,14 @@ class Match:
     fitting: tuple[str, ...] = ()
 
 
-def match_base(home: Home, wanted: Mapping[str, Any], adapter: "AdapterFile", chosen: str | None = None) -> Match:
+def match_base(
+    home: Home, wanted: Mapping[str, Any], adapter: "AdapterFile", chosen: str | None = None, *, force: bool = False
+) -> Match:
     """The base for an adapter that says it was made for `wanted` (fingerprint, hub_id, revision; all optional).
 
-    `chosen` is the base the user confirmed. Raises Incompatible if the adapter's modules are not those of the
-    base it names, NotFound if there is no base `chosen`.
+    `chosen` is the base the user confirmed, which stands against another name, and with `force` against another
+    fingerprint, as in `adopt`. Raises Incompatible against a fingerprint, or if the adapter's modules are not those of
+    the base it names, NotFound if there is no base `chosen`.
     """
     from adapterhub_local.base.fit import fit  # loads torch
 
@@ -37,8 +42,13 @@ def match_base(home: Home, wanted: Mapping[str, Any], adapter: "AdapterFile", ch
     said = Origin(*(wanted.get(key) for key in ("fingerprint", "hub_id", "revision")))
     if chosen is not None:
         base = find_base(chosen, home)
-        fit(adapter, base)
         answer = belongs(said, base)
+        is_other = answer.level == "other" and said.fingerprint is not None
+        if is_other and not force:
+            raise Incompatible(f"{adapter.path} was {answer.reason}: --force registers it anyway")
+        fit(adapter, base)
+        if is_other:
+            return Match(base, FORCED)
         if answer.level == "exact":
             return Match(base, "fingerprint")
         same = answer.level == "named" and said.revision and said.revision == base.revision and not said.fingerprint

@@ -17,7 +17,7 @@ from adapterhub_local.errors import BadFile, BadReference, Corrupt, Incompatible
 from adapterhub_local.hub.address import Address
 from adapterhub_local.hub.client import check_repo_id, connect, hub_errors, is_model_id
 from adapterhub_local.hub.download import download
-from adapterhub_local.hub.match import Match, match_base
+from adapterhub_local.hub.match import FORCED, Match, match_base
 from adapterhub_local.hub.package import MANIFEST, unpack
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
 from adapterhub_local.refs import check_name
@@ -63,6 +63,7 @@ def pull(
     subfolder: str | None = None,
     name: str | None = None,
     base: str | None = None,
+    force: bool = False,
     trusted: Sequence[Path] | None = None,
     token: str | None = None,
     endpoint: str | None = None,
@@ -71,8 +72,9 @@ def pull(
 
     `repo_id` may be an address copied from the Hub, and have the adapter's folder behind it, or in `subfolder`.
     `name` defaults to the repository's own. `base` names the base of this home it is for, where neither
-    fingerprint nor Hub id tells. With `trusted` (default: QHUB_TRUSTED_KEYS) it must be signed with one of these
-    public keys. Raises NotFound, HubError, BadReference for a name that cannot be used, Corrupt
+    fingerprint nor Hub id tells; with `force` against the fingerprint that it was made for. With `trusted` (default:
+    QHUB_TRUSTED_KEYS) it must be signed with one of these public keys. Raises NotFound, HubError, BadReference for a
+    name that cannot be used, Corrupt
     if bytes are not what the manifest or the Hub says, BadFile for what is not an adapter or is not supported,
     Incompatible for a base that does not fit; then nothing is registered.
     """
@@ -103,14 +105,14 @@ def pull(
             signature = (fetched / SIGNATURE).read_bytes() if SIGNATURE in names else None
             if keys:
                 _check_signature(fetched, folder / "signed", signature, keys, where)
-            match = _matched(registry.home, lineage, adapter, base, where)
+            match = _matched(registry.home, lineage, adapter, base, where, force)
         else:
             if keys:
                 raise Corrupt(f"{where} was not pushed by qhub, so no signature vouches for it: {_POLICY}")
             adapter, signature = _check_adapter(fetched, {}, where), None
             revision = _base_revision(fetched / CONFIG)
             said = {"base": {"hub_id": _base_id(adapter), "revision": revision}}
-            match = _matched(registry.home, said, adapter, base, where)
+            match = _matched(registry.home, said, adapter, base, where, force)
             adapter, left_out = _fitted(adapter, match.base, where)
             files, lineage = _converted(adapter, folder / "converted", revision, match.base)
             lineage |= {"left_out": list(left_out)} if left_out else {}
@@ -119,6 +121,7 @@ def pull(
                 files, _ = _converted(adapter, folder / "converted", None, match.base)
                 lineage = {**lineage, "base_before": before}
             lineage = {**lineage, "base": {**match.base.lineage(), "matched_by": match.by}}
+            lineage |= {"forced": True} if match.by == FORCED else {}
         version = _registered(registry, name, files, origin, (lineage.get("base") or {}).get("fingerprint"))
         is_new = version is None
         if version is None:
@@ -171,9 +174,11 @@ def _base_revision(config: Path) -> str | None:
     return revision if isinstance(revision, str) and revision else None
 
 
-def _matched(home: Home, lineage: Mapping[str, Any], adapter: "AdapterFile", chosen: str | None, where: str) -> Match:
+def _matched(
+    home: Home, lineage: Mapping[str, Any], adapter: "AdapterFile", chosen: str | None, where: str, force: bool
+) -> Match:
     try:
-        return match_base(home, lineage.get("base") or {}, adapter, chosen)
+        return match_base(home, lineage.get("base") or {}, adapter, chosen, force=force)
     except (Incompatible, BadFile) as error:
         raise type(error)(str(error).replace(str(adapter.path), where)) from None
 

@@ -4,6 +4,8 @@ Write-ahead logging, one writer at a time by `BEGIN IMMEDIATE`, a busy timeout i
 STRICT tables, and triggers that make versions and logs append-only.
 """
 
+import fcntl
+import os
 import random
 import sqlite3
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from adapterhub_local.durable import create_shared, may_write, share_file
+from adapterhub_local.durable import create_shared, is_shared, may_write, share_file
 from adapterhub_local.errors import Corrupt, InputError, QhubError
 from adapterhub_local.registry.ledger import Ledger, Line, entered, last_entered, meet, unread
 from adapterhub_local.registry.manifests import holds_manifests, orphans
@@ -138,7 +140,8 @@ class Database:
         if connection is None:
             self._local.is_fixed = False
             before = self._state()
-            connection = self._local.connection = self._open()
+            with _alone_in(self.path.parent):
+                connection = self._local.connection = self._open()
             self._local.seen = (_seen(self.path), before if self._local.is_fixed else None)
         return connection
 
@@ -197,7 +200,7 @@ class Database:
             raise self._refusal(error, "opened") from None
         try:
             connection.row_factory = sqlite3.Row
-            (applied,) = connection.execute("PRAGMA user_version").fetchone()
+            (applied,) = connection.execute("PRAGMA user_version").fetchone()  # makes SQLite's files beside it
             if applied > len(MIGRATIONS):
                 if not self.checked and not schema_problem(connection):
                     raise Corrupt(f"{self.path} is damaged: it names a version of its form that it has not. {_REBUILD}")
@@ -247,6 +250,24 @@ class Database:
 
 _REBUILD = "`qhub fsck --rebuild-db` makes it again"
 _WORDS = {"removal": "the removal", "evaluation": "an evaluation"}
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Of all members of a group that shares a folder, only this one opens its database now.
+
+    SQLite gives the files beside a database its rights, but only after they can be seen: who opens the database in
+    that moment could not write it.
+    """
+    if not is_shared(folder):
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _seen(path: Path) -> tuple[int, ...]:

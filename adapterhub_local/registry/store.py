@@ -20,10 +20,11 @@ from fsspec import filesystem
 from adapterhub_local.digests import from_hex
 from adapterhub_local.durable import sync_file, sync_folder, telling_full
 from adapterhub_local.errors import Corrupt, InputError, NotFound, QhubError, RemoteError
+from adapterhub_local.registry.object_store import S3, bounded, code_of, refused, with_bounds
 from adapterhub_local.registry.remotes import Remote, check_kind
 
 BLOCK = 8 << 20  # bytes asked for at once
-CONDITIONAL = ("s3", "s3a")  # stores whose client refuses to write what exists, in one step
+CONDITIONAL = S3  # stores whose client refuses to write what exists, in one step
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ class Store:
         at = self._at(folder)
         with self._answering():
             try:
+                if self.url.partition("://")[0] in S3:
+                    self._list_one()  # to `find` a missing bucket is empty, and it asks a silent server thrice
                 found = self.fs.find(at, maxdepth=None if deep else 1)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if code_of(error) == "NoSuchBucket":
+                    raise refused(self.url, error) from None
                 return []
         return sorted(path[len(at) + 1 :] for path in found)
 
@@ -152,6 +157,8 @@ class Store:
         try:
             yield
         except FileNotFoundError as error:
+            if code_of(error) == "NoSuchBucket":
+                raise refused(self.url, error) from None
             raise NotFound(f"{self.url} is not there ({error}): create the bucket or container first") from None
 
     @contextmanager
@@ -162,8 +169,11 @@ class Store:
         except (QhubError, FileNotFoundError, FileExistsError):
             raise
         except Exception as error:  # clients of stores have no common root of errors
-            said = " ".join(str(error).split())[:300] or "no reason given"
-            raise RemoteError(f"{self.url} refused or did not answer: {type(error).__name__}: {said}") from error
+            again = self._list_one if self.url.partition("://")[0] in S3 else None
+            raise refused(self.url, error, again) from error
+
+    def _list_one(self) -> None:
+        self.fs.call_s3("list_objects_v2", Bucket=self.root.partition("/")[0], MaxKeys=1)
 
 
 def _create(temporary: Path, target: Path) -> None:
@@ -189,7 +199,8 @@ def open_store(remote: Remote) -> Store:
     check_kind(scheme)
     try:
         # others write there, too: listings are asked for anew
-        fs = filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **remote.options)
+        options = with_bounds(scheme, remote.options)
+        fs = bounded(scheme, filesystem(scheme, use_listings_cache=False, skip_instance_cache=True, **options))
     except Exception as error:
         raise InputError(f"remote '{remote.name}' cannot be opened: {type(error).__name__}: {error}") from None
     # a URL's own form belongs to its client: http keeps the scheme, s3 does not

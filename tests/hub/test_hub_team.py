@@ -201,12 +201,21 @@ def test_base_that_cannot_be_the_one_is_refused(
 def test_our_version_can_be_put_on_another_base(
     hub: HubServer, registry: Registry, tiny_base: BaseInfo, home: Home
 ) -> None:
-    """A version whose base is not here is pulled as it is; --base puts it on one that fits and records both."""
+    """A version whose base is not here is pulled as it is; --base and --force put it on another, and record both.
+
+    Without --force its fingerprint decides, as in `qhub add`.
+    """
     publish(registry)
     pushed(hub, registry)
 
-    moved = pulled(hub, registry, name="moved", base="tiny").version
+    with pytest.raises(
+        Incompatible, match=rf"{REPO}@.* was made for another base .*base 'tiny' .*--force registers it"
+    ):
+        pulled(hub, registry, name="moved", base="tiny")
+    moved = pulled(hub, registry, name="moved", base="tiny", force=True).version
 
+    assert moved.lineage["forced"] is True
+    assert moved.lineage["base"]["matched_by"] == "shapes, forced"
     assert moved.base_fingerprint == tiny_base.fingerprint
     assert moved.lineage["base_before"] == LINEAGE["base"]
     assert moved.lineage["metrics"] == LINEAGE["metrics"]

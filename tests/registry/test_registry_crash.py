@@ -33,7 +33,7 @@ def tick(name):
     if count == stop_at:
         if kind == "exit":
             os._exit(77)
-        raise OSError(28, "No space left on device")
+        raise OSError(*((5, "Input/output error") if kind == "EIO" else (28, "No space left on device")))
 
 folders = 0
 def counted(function, name):
@@ -109,7 +109,7 @@ def stop_at(call: int, kind: str, log: os.PathLike[str]) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("kind", ["exit", "error"])
+@pytest.mark.parametrize("kind", ["exit", "full", "EIO"])
 @pytest.mark.parametrize("fresh", [True, False], ids=["new home", "old home"])
 def test_stopped_at_each_step_of_publishing(
     kind: str, fresh: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
