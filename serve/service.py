@@ -30,11 +30,13 @@ from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
 from serve.requests.generation import ChatRequest, GenerationRequest
 from serve.requests.model_ref import ModelRef, read_model
+from serve.requests.probes import EmbeddingsRequest, ScoreRequest
 from serve.text.compiler import PROCESSES
 from serve.text.generate import Generation
 from serve.text.prompt import PLAIN
 from serve.threads import compute_alone
 
+Asked = GenerationRequest | EmbeddingsRequest | ScoreRequest
 LOADS = 4  # cold adapters that are read at the same time
 DRAIN_INTERVAL = 0.02  # seconds between looks at whether requests are done
 
@@ -111,7 +113,7 @@ class Service:
                 ref = ref.on_side(side_of(split, ref.name, user))
         return self.find(ref, key)
 
-    async def start(self, body: GenerationRequest, *, request_id: str, started: float, key: Key | None) -> Admitted:
+    async def start(self, body: Asked, *, request_id: str, started: float, key: Key | None) -> Admitted:
         """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue."""
         ref = body.model_ref(self.base.info.name)
         loop = asyncio.get_running_loop()
@@ -197,13 +199,17 @@ class Service:
         """Every adapter in memory or used since the start: state, memory, requests and last use."""
         return self.engine.adapters()
 
-    def _salt(self, body: GenerationRequest, key: Key | None) -> str:
+    def _salt(self, body: Asked, key: Key | None) -> str:
         """What keeps apart the prefixes of those that do not share them."""
         owner = key.id if key is not None and not self.http.share_prefixes else ""
         return f"{owner}\0{body.cache_salt or ''}"
 
-    def _read(self, target: Target, body: GenerationRequest) -> list[Choice]:
+    def _read(self, target: Target, body: Asked) -> list[Choice]:
         """The answers that are asked for, with prompts as what answers was trained on."""
+        if isinstance(body, EmbeddingsRequest):
+            return self.reader.probes(body)
+        if isinstance(body, ScoreRequest):
+            return self.reader.probes(body, target.chat_settings if body.messages is not None else PLAIN)
         return self.reader.choices(body, target.chat_settings if isinstance(body, ChatRequest) else PLAIN)
 
     def _is_cold(self, target: Target) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from serve.adapters.slots import Slots
+from serve.engine.embed import pool
 from serve.engine.request import Sampled, Scheduled
 from serve.engine.runner import Runner, in_segments
 from serve.engine.sampler import Sampler, choose
@@ -64,6 +65,8 @@ class Compute:
         results: dict[str, Result] = {item.request.id: None for item in batch}
         wanting = [item.request.id for item in batch if item.wants_token]
         results.update(zip(wanting, choose([self.samplers[key] for key in wanting], logits), strict=True))
+        if self.runner.hidden is not None:
+            pool(batch, self.runner.hidden)
         for item in batch:  # nothing can fail any more, so nothing is noted twice
             found = scores.get(item.request.id)
             if isinstance(found, Exception):

@@ -227,7 +227,7 @@ class Engine:
             self._leave(request, request.finish_reason or "stop")
         if result is None:
             return []
-        prompt = PromptOutput(request.num_cached, tuple(request.scores)) if is_first else None
+        prompt = PromptOutput(request.num_cached, tuple(request.scores), request.vector) if is_first else None
         return [TokenOutput(request.id, result, request.finish_reason, prompt=prompt)]
 
     def _reap(self) -> None:

@@ -27,8 +27,9 @@ class SamplingParams:
     the repetition penalty divides positive and multiplies negative logits of what is in prompt or answer.
     `stop_token_ids` end the answer in the engine, after `min_tokens`; `stop` strings are found where tokens become
     text. `logprobs` is the number of alternatives wanted beside each token's log-probability; None: no
-    log-probabilities. `prompt_logprobs` is the same for the tokens of the prompt. With `max_tokens` 0 one token is
-    sampled, which says that the prompt was computed and is no part of the answer.
+    log-probabilities. `prompt_logprobs` is the same for the tokens of the prompt, behind the first `score_from` places.
+    `pooling` (last, mean, cls): an embedding of the prompt is wanted. With `max_tokens` 0 one token is sampled, which
+    says that the prompt was computed and is no part of the answer.
     """
 
     max_tokens: int
@@ -46,6 +47,8 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    score_from: int = 0
+    pooling: str | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -124,6 +127,7 @@ class Request:
     since: int = 0
     num_passed: int = 0  # requests that went before
     num_waited: int = 0  # steps
+    vector: "array[float]" = field(default_factory=lambda: array("f"))  # an embedding, as far as it is computed
     scores: list[Scores] = field(default_factory=list)  # of the prompt's tokens from the second, as they are computed
 
     @classmethod
@@ -148,7 +152,7 @@ class Request:
     @property
     def num_scored(self) -> int:
         """Positions of the prompt, from the first, whose logits are no longer needed."""
-        return sum(len(part.logprobs) for part in self.scores)
+        return self.params.score_from + sum(len(part.logprobs) for part in self.scores)
 
     def tokens(self, start: int, count: int) -> list[int]:
         """Tokens [start, start + count) of prompt and output."""
@@ -195,10 +199,11 @@ class Sampled:
 @dataclass(frozen=True)
 class PromptOutput:
     """What is known of a prompt once it is computed: how many of its tokens others had computed, and the
-    log-probabilities of those from the second, if they are wanted."""
+    log-probabilities of those from the second, and its embedding, if they are wanted."""
 
     num_cached: int = 0
     scores: tuple[Scores, ...] = ()
+    vector: "array[float] | None" = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from serve.engine.cache import KVCache
 from serve.engine.fused import FusedStep
@@ -36,6 +37,7 @@ class Runner:
         self.graphs = graphs
         self.fused = fused
         self._watch = watch
+        self.hidden: torch.Tensor | None = None  # (n, hidden size) behind the last logits, if an embedding is wanted
         self._copied: list[Group] = []  # what the last step has wanted_places copies of
         self.device = model.get_input_embeddings().weight.device
 
@@ -53,7 +55,9 @@ class Runner:
         Items with the same adapter must be neighbours (`in_segments`).
         """
         segments = _segments(batch, slots, [item.num_tokens for item in batch])
-        if self.graphs is not None:
+        self.hidden = None
+        wants_hidden = any(item.request.params.pooling for item in batch)
+        if self.graphs is not None and not wants_hidden:
             replayed = self.graphs.forward(batch, segments)
             if replayed is not None:
                 return replayed
@@ -64,12 +68,14 @@ class Runner:
         ]
         self._copied = []  # of a step that fails nothing can be said
         self.cache.reserve(max(max(item.request.pages[: pages_for(item.end)]) for item in batch))
-        if self.fused is not None:
+        if self.fused is not None and not wants_hidden:
             fused = self.fused.forward(batch, segments, wanted_places)
             if fused is not None:
                 return fused
         packed = self._pack(batch, ends)
         wanting = _segments(batch, slots, counts)
+        seen: list[torch.Tensor] = []  # what the output head gets
+        hook = self._watch_states(seen) if wants_hidden else None
         self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
             tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
@@ -83,9 +89,18 @@ class Runner:
             ).logits
         finally:
             self.context.end()
+            if hook is not None:
+                hook.remove()
+        if wants_hidden:
+            self.hidden = seen[0][0, wanted_places]
         if self.cache.max_copied:
             self._copied = [group for group, _ in packed.decode_groups if group.copy_index is not None]
         return logits[0, : len(wanted_places)].float()
+
+    def _watch_states(self, seen: list[torch.Tensor]) -> RemovableHandle:
+        """Have `seen` hold the last hidden states (1, tokens, hidden size), as the output head gets them."""
+        body: torch.nn.Module = self.model.base_model
+        return body.register_forward_hook(lambda _, __, outputs: seen.append(outputs[0]))
 
     def _pack(self, batch: Sequence[Scheduled], ends: Sequence[int]) -> PackedBatch:
         rows = [

@@ -27,6 +27,7 @@ from serve.http.failures import handle_errors, paths_of
 from serve.http.front import Front
 from serve.http.guard import Guard
 from serve.http.ollama import add_ollama
+from serve.http.probes import add_probes
 from serve.http.respond import respond, weights_headers
 from serve.http.translate import answer
 from serve.jobs import Jobs
@@ -103,6 +104,7 @@ def create_app(
     _add_answers(app, service)
     add_anthropic(app, service)
     add_ollama(app, service)
+    add_probes(app, service)
     _add_operations(app, service)
     routes = Routes(app)
     return app

@@ -52,6 +52,9 @@ class Front:
         state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "said": {}, "status": 0}
         state |= {"is_open": False, "gate": self.gate}
         scope = {**scope, "path": _plain(scope["path"])}
+        if "content-type" not in headers and own_path(scope).startswith("/api/"):
+            # Ollama reads JSON whatever it is called, and clients of its call it nothing
+            scope["headers"] = [*scope["headers"], (b"content-type", b"application/json")]
         if scope["method"] == "HEAD":  # answered as a GET, whose body the HTTP layer keeps back
             scope = {**scope, "method": "GET"}
 

@@ -16,7 +16,6 @@ CODES = {
 }
 # Endpoints of OpenAI's that clients try, and what to do instead.
 ABSENT = {
-    "embeddings": "this server generates text and makes no embeddings",
     "assistants": "Assistants are not served: use /v1/chat/completions",
     "conversations": "answers are not stored: send the whole conversation",
     "responses": "answers are not stored: send the whole conversation as input to POST /v1/responses",

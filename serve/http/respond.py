@@ -17,7 +17,7 @@ from serve.answers.models import Target
 from serve.auth import Gate
 from serve.errors import Unauthorized, error_body
 from serve.requests.generation import ChatRequest, GenerationRequest
-from serve.service import Service
+from serve.service import Asked, Service
 from serve.text.generate import Generation, Piece
 
 Result = TypeVar("Result")
@@ -115,6 +115,23 @@ async def respond(
         return JSONResponse(answer.whole(pieces, generation), headers=headers)
     # a long one, which would hold up the streams of others
     return await asyncio.to_thread(lambda: JSONResponse(answer.whole(pieces, generation), headers=headers))
+
+
+async def respond_whole(
+    service: Service, body: Asked, request: Request, told: Callable[[Target, Generation], dict[str, Any]]
+) -> Response:
+    """Answer a request whose answer is no text: `told` makes its body of what is known of the prompts."""
+    state = request.scope["state"]
+    admitted = await service.start(body, request_id=state["request_id"], started=state["started"], key=state["key"])
+    generation = admitted.generation
+    try:
+        pieces = await _unless_gone(request, _collect(generation))
+    finally:
+        state["said"].update(service.finish(admitted))
+    if pieces is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    headers = weights_headers(admitted.target)
+    return await asyncio.to_thread(lambda: JSONResponse(told(admitted.target, generation), headers=headers))
 
 
 def weights_headers(target: Target) -> dict[str, str]:

@@ -71,10 +71,9 @@ def test_what_there_is(server: Server) -> None:
         ("POST", "/chat/completions", "did you mean /v1/chat/completions?"),
         ("GET", "/models", "did you mean /v1/models?"),
         ("POST", "/v1/chat/completion", "did you mean /v1/chat/completions?"),
-        ("POST", "/v1/embeddings", "makes no embeddings"),
         ("POST", "/v1/images/generations", "text only"),
         ("GET", "/v1/nothing", "GET / lists what there is"),
-        ("POST", "/api/chat", "GET / lists what there is"),
+        ("POST", "/api/pull", "GET / lists what there is"),
     ],
 )
 def test_addresses_that_are_none(server: Server, method: str, path: str, says: str) -> None:

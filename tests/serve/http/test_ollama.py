@@ -37,6 +37,8 @@ def test_chats(server: Server, client: ollama.Client) -> None:
     plain = server.http.post("/api/chat", json={"model": "alpha", "messages": [USER], "options": SHORT})
     assert plain.headers["content-type"] == "application/x-ndjson", "Ollama streams unless it is told not to"
     assert json.loads(plain.text.splitlines()[-1])["done"]
+    bare = server.http.post("/api/chat", content=b'{"model": "alpha", "messages": [{"role": "user", "content": "Hi"}]}')
+    assert bare.status_code == 200, "as Ollama does, it reads a body that is not said to be JSON"
 
 
 def test_texts(server: Server, client: ollama.Client) -> None:
