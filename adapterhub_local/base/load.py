@@ -1,8 +1,12 @@
 """Load a base for training or serving: from its quantised file, on one device, with CPU packing off."""
 
-from collections.abc import Iterator
+import importlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +21,8 @@ from adapterhub_local import settings
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.noise import hush
+
+_importing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,40 @@ def gpu_dtype() -> torch.dtype:
 def import_bitsandbytes() -> ModuleType:
     """bitsandbytes, without its complaint that a CPU kernel could not be downloaded: it is not wanted."""
     hush()
-    import bitsandbytes
+    with _importing:
+        if "bitsandbytes" not in sys.modules:
+            with _compiling_later():
+                return importlib.import_module("bitsandbytes")
+    return sys.modules["bitsandbytes"]
 
-    return bitsandbytes
+
+@contextmanager
+def _compiling_later() -> Iterator[None]:
+    """Have functions that are decorated with torch.compile meanwhile compiled when they are first called.
+
+    bitsandbytes decorates a handful, and torch loads its whole compiler for the first: seconds of every start, for
+    functions of optimizers and of other devices that most processes never call.
+    """
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+        if function is None:
+            return lambda decorated: compile_later(decorated, **options)
+        compiled: list[Callable[..., Any]] = []
+
+        @wraps(function)
+        def call(*args: Any, **named: Any) -> Any:
+            if not compiled:
+                compiled.append(compile_now(function, **options))
+            return compiled[0](*args, **named)
+
+        return call
+
+    torch.compile = compile_later  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_now
 
 
 class quiet_loading:

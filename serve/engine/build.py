@@ -40,7 +40,7 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     max_length = _max_length(base, options.max_length)
     shared = shared_inputs(model)
     kernels = choose_kernels(options.kernels, device, model.dtype, _heads(model))
-    page_bytes = use_packed_attention(model, kernels)
+    checked = use_packed_attention(model, kernels)
     context = LoraContext(kernels=kernels)
     layers = wrap_linears(model, context, shared)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
@@ -57,14 +57,14 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
             use_four_bit(slots.groups, model.dtype, kernels)
         else:
             use_four_bit_always(slots.groups, kernels)
-    num_pages = _num_pages(options, max_length, page_bytes, device)
-    pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // page_bytes)
+    num_pages = _num_pages(options, max_length, checked.page_bytes, device)
+    pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // checked.page_bytes)
     is_copied = device.type == "cpu" and not (kernels and kernels.has("paged_attention"))
-    max_copied = min(num_pages, COPIED_BYTES // page_bytes) if is_copied else 0
+    max_copied = min(num_pages, COPIED_BYTES // checked.page_bytes) if is_copied else 0
     cache, graphs = KVCache(num_pages, max_copied), None
     if options.cuda_graphs and kernels is not None and is_gpu:
         graphs = Graphs(model, cache, context, slots, kernels, max_length)
-    fused = choose_fused(model, context, slots, cache) if kernels is not None and not is_gpu else None
+    fused = choose_fused(model, checked, slots, cache) if kernels is not None and not is_gpu else None
     runner = Runner(model, cache, context, graphs, fused=fused)
     if is_gpu:
         _warm_up(runner)

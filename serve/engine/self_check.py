@@ -6,6 +6,7 @@ are refused here, in numbers, before a single wrong answer is given.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,8 +29,18 @@ LENGTHS = (20, 6)  # two pages, and one
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
-def use_packed_attention(model: Any, kernels: Kernels | None = None) -> int:
-    """Give `model` the packed attention, after checking that it is right; the bytes of a page of its KV cache.
+@dataclass(frozen=True)
+class Checked:
+    """What the check found: bytes of a page of the KV cache; how many places before it each layer attends to, None for
+    all; and the model's own last logits (2, vocabulary) of the two sequences."""
+
+    page_bytes: int
+    windows: list[int | None]
+    logits: torch.Tensor
+
+
+def use_packed_attention(model: Any, kernels: Kernels | None = None) -> Checked:
+    """Give `model` the packed attention, after checking that it is right.
 
     Raises Incompatible, and leaves the model as it was. Should only the kernel be wrong, it is dropped.
     """
@@ -42,20 +53,21 @@ def use_packed_attention(model: Any, kernels: Kernels | None = None) -> int:
         raise Incompatible(f"{type(model).__name__} gives no finite logits in {dtype}: try another --dtype")
     cache = KVCache(4)
     undo: Callable[[], None] = lambda: None  # noqa: E731
+    windows: dict[int, int | None] = {}
     reason = _unknown_layers(model)
     if reason is None:
         model.set_attn_implementation(NAME)
         undo = replace_attention(model)
-        reason = _difference(model, cache, sequences, expected)
+        reason = _difference(model, cache, sequences, expected, windows)
     if reason is not None:
         undo()
         model.set_attn_implementation(before)
         raise Incompatible(f"{type(model).__name__} cannot be served with mixed adapters: {reason}")
     if kernels is not None and kernels.has("paged_attention"):
-        reason = _difference(model, KVCache(4), sequences, expected, kernels)
+        reason = _difference(model, KVCache(4), sequences, expected, {}, kernels)
         if reason is not None:
             kernels.drop("paged_attention", reason)
-    return cache.page_bytes
+    return Checked(cache.page_bytes, [windows[layer] for layer in sorted(windows)], torch.stack(expected))
 
 
 def _difference(
@@ -63,10 +75,10 @@ def _difference(
     cache: KVCache,
     sequences: list[list[int]],
     expected: list[torch.Tensor],
+    windows: dict[int, int | None],
     kernels: Kernels | None = None,
 ) -> str | None:
-    """Why the packed model is not the plain model, or None."""
-    windows: dict[int, int | None] = {}  # of each layer
+    """Why the packed model is not the plain model, or None; `windows` learns each layer's."""
     runner = Runner(model, cache, LoraContext(kernels=kernels), watch=windows.__setitem__)
     try:
         logits = _in_steps(runner, sequences)
@@ -87,21 +99,17 @@ def _difference(
     return None
 
 
-def choose_fused(model: Any, context: LoraContext, slots: Slots, cache: KVCache) -> FusedStep | None:
+def choose_fused(model: Any, checked: Checked, slots: Slots, cache: KVCache) -> FusedStep | None:
     """The model's steps of few tokens as one call, over `cache`, if that is possible and gives what the model gives."""
-    sequences = _sequences(model)
-    windows: dict[int, int | None] = {}
-    plain = Runner(model, KVCache(4), context, watch=windows.__setitem__)
-    wanted = _in_steps(plain, sequences)
     try:
         if model.dtype != torch.float32:
             raise Incompatible("it computes in float32 only")
-        fused = FusedStep(model, KVCache(4), slots, [windows[layer] for layer in sorted(windows)])
+        fused = FusedStep(model, KVCache(4), slots, checked.windows)
     except Incompatible as error:
         logger.info("steps are not fused: %s", error)
         return None
-    logits = _in_steps(Runner(model, fused.cache, context, fused=fused), sequences)
-    difference = float((logits - wanted).norm() / wanted.norm())
+    logits = _in_steps(Runner(model, fused.cache, LoraContext(), fused=fused), _sequences(model))
+    difference = float((logits - checked.logits).norm() / checked.logits.norm())
     if not difference <= TOLERANCE[torch.float32]:
         logger.warning("steps are not fused: their logits differ from the model's by %.1e of their norm", difference)
         return None

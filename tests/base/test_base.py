@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +210,16 @@ def test_a_gpu_that_is_not_there() -> None:
     assert choose_device() == "cpu"
     with pytest.raises(InputError, match="GPU"):
         choose_device("cuda")
+
+
+def test_importing_bitsandbytes_loads_no_compiler() -> None:
+    """torch's compiler, seconds of every start, is loaded when a compiled function is first called, and works then."""
+    code = """
+import sys, torch
+from adapterhub_local.base.load import import_bitsandbytes
+own = torch.compile
+import_bitsandbytes()
+assert torch.compile is own
+assert not any(name.startswith("torch._inductor.compile_fx") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
