@@ -1,4 +1,4 @@
-"""Nothing is called from elsewhere unless it is asked for: commands at work in a process that sees every attempt."""
+"""Nothing is called from elsewhere unless it is asked for: commands in a process that sees every attempt."""
 
 import os
 import subprocess
@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from adapterhub_local.base.bases import BaseInfo
 
 GUARDED = """
 import ipaddress, socket, sys
@@ -57,15 +55,3 @@ def test_the_guard_sees_what_is_tried(tmp_path: Path) -> None:
 def test_light_verbs_call_nobody(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """Help and the registry's verbs ask nothing of the network."""
     assert "attempts []" in guarded(*arguments, cwd=tmp_path).stderr
-
-
-def test_training_and_scoring_call_nobody(tiny_base: BaseInfo, tmp_path: Path) -> None:
-    """A whole training run over local data: no attempt, although none is forbidden."""
-    chat = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-    (tmp_path / "train.jsonl").write_text(chat * 4)
-    (tmp_path / "r.toml").write_text(
-        '[base]\nname = "tiny"\n[data]\ntrain = "train.jsonl"\n[adapter]\nrank = 2\n[train]\nepochs = 1\n'
-        'batch_size = 4\n[output]\nname = "x"\n'
-    )
-    done = guarded("train", "r.toml", cwd=tmp_path)
-    assert "attempts [] code 0" in done.stderr, done.stderr
