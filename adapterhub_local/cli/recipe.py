@@ -1,4 +1,4 @@
-"""`qhub recipe`: init, check, show, schema."""
+"""`qhub recipe`: init, import, check, show, schema."""
 
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,53 @@ def init(file: Path, base: str | None, data: str, name: str | None) -> None:
         stream.write(starter(given, str(file)))
     hint = "" if chosen != "BASE" else f"; write one of these as base.name: {', '.join(bases) or 'none added yet'}"
     echo(f"{file} is written{hint}. Next: qhub recipe check {file}")
+
+
+@command.command(name="import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "file", type=click.Path(path_type=Path), default=Path("recipe.toml"), show_default=True)
+@click.option("--base", help="The base to train against; the one that was made of the model it names if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: what was taken over, and what was not.")
+def import_(source: Path, file: Path, base: str | None, as_json: bool) -> None:
+    """Write a recipe to FILE from the settings of another tool in SOURCE.
+
+    SOURCE is a config of axolotl, LLaMA-Factory, TRL or PEFT (YAML or JSON), or an Unsloth notebook or script, of which
+    nothing is run. Every setting that has no place in a recipe is named with its reason.
+    """
+    from adapterhub_local.base.bases import find_base, list_bases
+    from adapterhub_local.base.origin import same_model
+    from adapterhub_local.errors import InputError, InUse
+    from adapterhub_local.recipe.convert import convert_settings
+    from adapterhub_local.recipe.foreign import read_settings
+    from adapterhub_local.recipe.write import starter
+
+    if file.exists():
+        raise InUse(f"{file} exists already: name another file with -o")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"{file.absolute().parent} does not exist: create the folder first")
+    bases = list_bases(home())
+
+    def known(model: str) -> str | None:
+        ours = (item for item in bases if item.hub_id and model.count("/") == 1 and same_model(model, item.hub_id))
+        return next((item.name for item in ours), None)
+
+    found = convert_settings(read_settings(source), known)
+    if base:
+        found.given["base.name"] = find_base(base, home()).name
+    elif found.base and known(found.base) is None:
+        found.notes.append(f"add its model: qhub base add {found.given['base.name']} {found.base}")
+    lost = "".join(f"# not taken over: {key}: {reason}\n" for key, reason in found.dropped.items())
+    with open(file, "x", encoding="utf-8") as stream:
+        stream.write(f"# From {source.name}.\n{lost}\n{starter(found.given, str(file))}")
+    if as_json:
+        print_json({"recipe": str(file), "given": found.given, "dropped": found.dropped, "notes": found.notes})
+        return
+    echo(f"{file} is written: {len(found.given)} settings taken over, {len(found.dropped)} not")
+    for key, reason in found.dropped.items():
+        echo(f"  {key}: {reason}")
+    for note in found.notes:
+        echo(note)
+    echo(f"Next: qhub recipe check {file}")
 
 
 @command.command()

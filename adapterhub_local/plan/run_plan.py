@@ -12,7 +12,7 @@ from adapterhub_local.plan.rows import Rows, pack_examples, read_examples
 from adapterhub_local.plan.shape import Shape, read_config
 from adapterhub_local.plan.speed import Duration, duration
 from adapterhub_local.recipe import Recipe
-from adapterhub_local.recipe.derived import compute_on, num_steps, optimizer_on
+from adapterhub_local.recipe.derived import compute_on, num_epochs, num_steps, optimizer_on
 from adapterhub_local.settings import Home
 
 MAX_TOKENS = 2**22
@@ -100,10 +100,10 @@ def plan_rows(recipe: Recipe, shape: Shape, device: Device, rows: Rows) -> Plan:
         optimizer=optimizer,
         rows=rows,
         memory=estimate(shape, run, optimizer, device.kind),
-        longest_example=longest,
+        longest_example=min(longest, shape.max_length),  # the base has no positions for more
         largest_row=largest_row,
         largest_batch=max(0, (largest_row - rows.shared) // rest),
-        duration=duration(shape, rows, run, steps, recipe.train.epochs, device),
+        duration=duration(shape, rows, run, steps, num_epochs(rows.examples, recipe.train), device),
     )
 
 

@@ -38,7 +38,36 @@ def has_amx() -> bool:
 
 def num_steps(num_examples: int, train: Train) -> int:
     """Optimizer steps of a run."""
+    if train.max_steps is not None:
+        return train.max_steps
     return max(1, round(math.ceil(num_examples / train.batch_size) * train.epochs))
+
+
+def num_epochs(num_examples: int, train: Train) -> float:
+    """Passes over the examples that a run makes."""
+    if train.max_steps is None:
+        return train.epochs
+    return train.max_steps / math.ceil(num_examples / train.batch_size)
+
+
+def learning_rate(step: int, steps: int, train: Train) -> float:
+    """The share of the peak learning rate in optimizer step `step` of `steps`, counted from 1; above 0 in each.
+
+    It rises to 1 over `warmup`, and falls to `min_rate` one step behind the last: as half a cosine, in a line, or (wsd,
+    https://arxiv.org/abs/2404.06395) in a line over the last share `decay` of the steps.
+    """
+    warmup = math.ceil(train.warmup * steps)
+    if step <= warmup:
+        return step / warmup if warmup else 1.0
+    end = steps + 1
+    if train.schedule == "constant":
+        return 1.0
+    begin = max(warmup, end - math.ceil(train.decay * steps)) if train.schedule == "wsd" else warmup
+    if step <= begin:
+        return 1.0
+    passed = (step - begin) / max(1, end - begin)
+    left = (1 + math.cos(math.pi * passed)) / 2 if train.schedule == "cosine" else (end - step) / max(1, end - begin)
+    return train.min_rate + (1 - train.min_rate) * left
 
 
 def examples_a_row(train: Train, world_size: int = 1) -> int:

@@ -48,7 +48,6 @@ WITHOUT = {
     **dict.fromkeys(("logging_steps", "report_to", "wandb_project"), "every step is logged (`qhub runs show`)"),
     "plot_loss": "the curve is always drawn (`qhub runs show`)",
     "push_to_hub": "`qhub push` does it",
-    "max_steps": "say train.epochs, which may be a fraction",
     **dict.fromkeys(("flash_attention", "attn_implementation", "flash_attn"), "packing is exact without it"),
     "trust_remote_code": "code of models is never run",
 }

@@ -5,7 +5,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import MISSING, Field, replace
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,7 @@ class _Reading:
         return TABLES[name](**values) if len(self.problems) == before else None
 
     def _value(self, layer: Layer, table: str, key: str, item: Field[Any], hint: Any, value: Any) -> Any:
-        is_union = typing.get_origin(hint) in (typing.Union, types.UnionType) and hint != Source
-        allowed = typing.get_args(hint) if is_union else (hint,)
+        allowed = _kinds(hint)
         converted = convert(value, allowed)
         if converted is None:
             wanted = " or ".join(dict.fromkeys(_type_name(kind) for kind in allowed if kind is not types.NoneType))
@@ -179,7 +178,7 @@ class _Reading:
     def check_together(self, values: Mapping[str, Any]) -> None:
         """What no single key can tell, as far as the tables are right in themselves."""
         for table, check in (("train", _check_train), ("data", _check_data)):
-            for key, message in check(values[table], values) if values[table] else ():
+            for key, message in check(values[table], values, self.origins) if values[table] else ():
                 self.problem(self.holder(table, key), table, key, message)
         for table, key, message in check_objective(dict(values), set(self.origins)):
             self.problem(self.holder(table, key), table, key, message)
@@ -189,18 +188,26 @@ class _Reading:
         return next(layer for layer in reversed(self.layers) if key in layer.tables.get(table, {}))
 
 
-def _check_train(train: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _check_train(train: Any, values: Mapping[str, Any], given: Container[str]) -> list[tuple[str, str]]:
     problems = []
     if train.micro_batch_size and train.batch_size % train.micro_batch_size:
         problems.append(("micro_batch_size", f"micro_batch_size must divide batch_size ({train.batch_size})"))
     if train.eval_every and values["data"] and values["data"].test is None and not values["data"].test_share:
         problems.append(("eval_every", "train.eval_every needs data.test: held-out chats to evaluate on"))
+    if train.max_steps and "train.epochs" in given:
+        problems.append(("max_steps", "train.max_steps and train.epochs both say how long: leave one out"))
+    if train.schedule != "wsd" and train.decay != KEYS["train"]["decay"].default:
+        problems.append(("decay", "train.decay is for train.schedule = 'wsd'"))
+    if train.schedule == "constant" and train.min_rate:
+        problems.append(("min_rate", "train.min_rate is for schedules that fall: cosine, linear or wsd"))
+    if train.schedule == "wsd" and train.warmup + train.decay > 1:
+        problems.append(("decay", "train.warmup and train.decay are shares of one run: together 1 at most"))
     if train.patience and not train.eval_every:
         problems.append(("patience", "train.patience needs train.eval_every: how often to evaluate"))
     return problems
 
 
-def _check_data(data: Any, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _check_data(data: Any, values: Mapping[str, Any], given: Container[str]) -> list[tuple[str, str]]:
     problems = []
     files = [
         {item.resolve() if isinstance(item, Path) else item for item in part or ()} for part in (data.train, data.test)
@@ -231,6 +238,15 @@ def check_data_settings(given: Mapping[str, str | None]) -> None:
     for name, value in given.items():
         if value is not None and checks[name] is not None and (wrong := checks[name](value)):
             raise BadRecipe(f"--{name} {value}: {wrong}")
+
+
+def kinds_of(table: str, key: str) -> tuple[Any, ...]:
+    """The types that a key of a recipe takes."""
+    return _kinds(typing.get_type_hints(TABLES[table])[KEYS[table][key].name])
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return _alternatives(hint) if hint != Source else (hint,)
 
 
 def convert(value: Any, allowed: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ from adapterhub_local.recipe.source import Source
 from adapterhub_local.refs import Reference, check_alias, check_name
 
 OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
 STRATEGIES = ("manual", "auto")
 COMPUTE = ("auto", "float32", "bfloat16")
 CHECKPOINTING = (False, True, "offload")
@@ -265,6 +265,9 @@ class Train:
         one_of(*OBJECTIVES),
     )
     epochs: float = key("passes over the training data", 1.0, between(0.001, 10_000))
+    max_steps: int | None = key(
+        "train for so many optimizer steps instead, over the data as often as that takes", None, at_least_one
+    )
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(
         "examples per forward pass at most, a divisor of batch_size; fewer take less memory", None, at_least_one
@@ -282,8 +285,14 @@ class Train:
         Check(_checkpointing, {"enum": CHECKPOINTING}),
     )
     learning_rate: float = key("peak learning rate", 5e-4, between(1e-9, 1))
-    schedule: str = key(f"learning rate over time: {', '.join(SCHEDULES)}", "cosine", one_of(*SCHEDULES))
+    schedule: str = key(
+        f"learning rate over time: {', '.join(SCHEDULES)}; wsd stays at its peak and falls at the end (`decay`)",
+        "cosine",
+        one_of(*SCHEDULES),
+    )
     warmup: float = key("share of the steps in which the learning rate rises", 0.05, between(0, 1))
+    decay: float = key("share of the steps in which it falls at the end, for the schedule wsd", 0.2, between(0, 1))
+    min_rate: float = key("share of the peak at which it ends, for cosine, linear and wsd", 0.0, between(0, 1))
     loraplus_ratio: float | None = key(
         "learning rate of B over that of A (LoRA+, which found 16 good); equal if not given",
         None,

@@ -32,7 +32,7 @@ def write_report(
     ]
     for task, scores in lineage.get("metrics", {}).items():
         names = [name for name, value in scores["adapter"].items() if isinstance(value, int | float)]
-        rows = [[name, scores["base"].get(name), scores["adapter"][name]] for name in names]
+        rows = [[name, _score(scores["base"], name), _score(scores["adapter"], name)] for name in names]
         parts += [f"<h2>Held-out {escape(task)}</h2>", _table(("", "base", "adapter"), rows)]
     if samples:
         rows = [[sample[key] for key in ("prompt", "wanted", "base", "adapter")] for sample in samples]
@@ -58,6 +58,14 @@ def _settings(training: Mapping[str, Any]) -> list[list[Any]]:
         *rows,
         *([["peak memory", f"{training['peak_memory_mb']:,.0f} MB"]] if "peak_memory_mb" in training else []),
     ]
+
+
+def _score(scores: Mapping[str, Any], name: str) -> Any:
+    """A metric with its 95 % interval, if it has one."""
+    interval = scores.get("intervals", {}).get(name)
+    if interval is None or name not in scores:
+        return scores.get(name)
+    return f"{scores[name]:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _p(text: str | None) -> str:

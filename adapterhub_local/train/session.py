@@ -1,6 +1,5 @@
 """All that a run needs, read, loaded and checked, before anything is written."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +9,19 @@ from transformers import PreTrainedTokenizerBase
 from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import choose_device, has_bfloat16, load_base
 from adapterhub_local.data.dataset import Dataset, read_data
-from adapterhub_local.errors import BadData, InputError
+from adapterhub_local.errors import InputError
 from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import compute_on
 from adapterhub_local.recipe.objectives import OBJECTIVES
-from adapterhub_local.rows.example import Example, Item, parts_of
+from adapterhub_local.rows.example import Item, parts_of
 from adapterhub_local.rows.judged import tokenise_items
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.check import check_run
 from adapterhub_local.train.heap import map_large_tensors
 from adapterhub_local.train.run_folder import Run
+from adapterhub_local.train.statistics import check_ids
 
 
 @dataclass(frozen=True)
@@ -77,22 +77,11 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
         for note in part.notes(recipe.data.max_length) if part else ():
             reporter.note(note)
     items, tests = list(tokenised.items), list(held_out.items) if held_out else []
-    check_ids(parts_of([*items, *tests]), base.tokenizer, base.model.get_input_embeddings().weight.shape[0])
+    check_ids([*items, *tests], base.tokenizer, base.model.get_input_embeddings().weight.shape[0])
     if recipe.train.eval_every and not tests:
         raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
     model = with_adapter(base, recipe, start=run.start, examples=parts_of(items))
     return Session(run, model, base.tokenizer, items, tests, tokenised.counts)
-
-
-def check_ids(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Raise BadData for a token without a row in the embeddings: on a GPU that is an assertion of the device."""
-    highest = max(max(example.ids) for example in examples)
-    if highest >= rows:
-        name = tokenizer.convert_ids_to_tokens(highest)
-        raise BadData(
-            f"{name} (id {highest}) has no row in the base's embeddings ({rows}): leave out the examples that hold it, "
-            "or use a base whose embeddings fit its tokenizer"
-        )
 
 
 def compute_dtype(wanted: str) -> torch.dtype:

@@ -1,5 +1,6 @@
 """What a recipe's data are as tokens: how many, how long, how many are learned."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +9,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from adapterhub_local.base.bases import BaseInfo, find_base
 from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.data.dataset import Dataset
-from adapterhub_local.errors import Corrupt, InputError
+from adapterhub_local.errors import BadData, Corrupt, InputError
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.objectives import OBJECTIVES
-from adapterhub_local.rows.example import Tokenised, num_labels, num_tokens
+from adapterhub_local.rows.example import Item, Tokenised, num_labels, num_tokens, parts_of
 from adapterhub_local.rows.judged import tokenise_items
 from adapterhub_local.settings import Home
 from adapterhub_local.train.check import Runs, data_of, gathering, raise_all
@@ -22,6 +23,10 @@ def describe_data(recipe: Recipe, dataset: Dataset, home: Home) -> dict[str, dic
     info = find_base(recipe.base.name, home)
     tokenizer = load_tokenizer(info)
     train, test = tokenised(recipe, dataset, info, tokenizer)
+    rows = embedding_rows(info)
+    for part in (train, test):
+        if part is not None and rows is not None:
+            check_ids(part.items, tokenizer, rows)
     parts = {"train": train, **({"test": test} if test else {})}
     return {role: {**statistics(part), "notes": part.notes(recipe.data.max_length)} for role, part in parts.items()}
 
@@ -44,6 +49,24 @@ def describe_runs(runs: Runs, datasets: Mapping[Any, Dataset], home: Home) -> di
             described.append(describe_data(run, datasets[data_of(run)], home))
     raise_all(problems)
     return described[0]
+
+
+def embedding_rows(info: BaseInfo) -> int | None:
+    """How many tokens the base has an embedding of, by its config; None if that does not say."""
+    config = json.loads((info.folder / "config.json").read_bytes())
+    rows = (config.get("text_config") or config).get("vocab_size")
+    return rows if type(rows) is int else None
+
+
+def check_ids(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Raise BadData for a token without a row in the embeddings: on a GPU that is an assertion of the device."""
+    highest = max((max(part.ids) for part in parts_of(items)), default=0)
+    if highest >= rows:
+        name = tokenizer.convert_ids_to_tokens(highest)
+        raise BadData(
+            f"{name} (id {highest}) has no row in the base's embeddings ({rows}): leave out the examples that hold it, "
+            "or use a base whose embeddings fit its tokenizer"
+        )
 
 
 def load_tokenizer(info: BaseInfo) -> PreTrainedTokenizerBase:

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from adapterhub_local.errors import QhubError
 from adapterhub_local.recipe import Recipe
-from adapterhub_local.recipe.derived import num_steps, optimizer_on
+from adapterhub_local.recipe.derived import learning_rate, num_steps, optimizer_on
 from adapterhub_local.rows.example import Item
 from adapterhub_local.train.checkpointing import enable_checkpointing
 from adapterhub_local.train.objectives import make_objective
@@ -39,10 +39,16 @@ class AdapterTrainer(Trainer):
     """
 
     def __init__(
-        self, *, objective: Objective, watch: Watch, loraplus_ratio: float | None = None, **given: Any
+        self,
+        *,
+        objective: Objective,
+        watch: Watch,
+        rate: Callable[[int], float],
+        loraplus_ratio: float | None = None,
+        **given: Any,
     ) -> None:
         super().__init__(callbacks=[watch], **given)
-        self.objective, self.watch, self.loraplus_ratio = objective, watch, loraplus_ratio
+        self.objective, self.watch, self.rate, self.loraplus_ratio = objective, watch, rate, loraplus_ratio
         self.told: dict[str, float] = {}  # the objective's metrics of the last step
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
@@ -116,19 +122,11 @@ class AdapterTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's schedule one step further on: the first step and the last one learn, too."""
-        scheduler: Any = super().create_scheduler(num_training_steps + 1, optimizer)
-
-        def later(rate: Callable[[int], float]) -> Callable[[int], float]:
-            return lambda step: rate(step + 1)
-
-        scheduler.lr_lambdas = [later(rate) for rate in scheduler.lr_lambdas]
-        for group, first, rate in zip(
-            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = first * rate(0)
-        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
-        return scheduler
+        """The recipe's schedule, in which every step of the run has a rate above zero."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.rate)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
@@ -172,8 +170,6 @@ def make_trainer(model: Any, items: Sequence[Item], recipe: Recipe, folder: Path
         per_device_train_batch_size=train.batch_size,
         max_steps=steps,
         learning_rate=train.learning_rate,
-        lr_scheduler_type=train.schedule if train.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=math.ceil(train.warmup * steps),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=OPTIMIZERS[optimizer_on(train.optimizer, model.device.type)],
@@ -200,6 +196,7 @@ def make_trainer(model: Any, items: Sequence[Item], recipe: Recipe, folder: Path
         data_collator=lambda batch: {"rows": objective.rows(batch)},
         objective=objective,
         watch=watch,
+        rate=lambda done: learning_rate(done + 1, steps, train),
         loraplus_ratio=train.loraplus_ratio,
     )
     enable_checkpointing(model, train.activation_checkpointing)

@@ -13,13 +13,13 @@ from adapterhub_local.recipe import load_recipe
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.settings import Home
 from adapterhub_local.train.past_runs import list_runs, read_log
-from adapterhub_local.train.session import check_ids
+from adapterhub_local.train.statistics import check_ids
 from adapterhub_local.train.train import check_changed, train
 from tests.chats import chat, write_recipe
 from tests.tiny import byte_tokenizer
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
 def test_the_only_step_of_a_run_learns(tmp_path: Path, home: Home, tiny_base: BaseInfo, schedule: str) -> None:
     """A run of one step has a learning rate above zero in it, and its factors B are not zero."""
     path = write_recipe(tmp_path, count=4)
