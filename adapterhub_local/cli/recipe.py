@@ -47,7 +47,15 @@ def init(file: Path, base: str | None, data: str, name: str | None) -> None:
 
 @command.command(name="import")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "file", type=click.Path(path_type=Path), default=Path("recipe.toml"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(path_type=Path),
+    default=Path("recipe.toml"),
+    show_default=True,
+    help="The recipe to write.",
+)
 @click.option("--base", help="The base to train against; the one that was made of the model it names if not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: what was taken over, and what was not.")
 def import_(source: Path, file: Path, base: str | None, as_json: bool) -> None:
