@@ -5,6 +5,7 @@ llama.cpp's src/llama-vocab.cpp; the rules here are those of the models' own tok
 adapted. A model that splits otherwise than it was trained reads other tokens, so a name that is not here is refused.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenizers import Regex, pre_tokenizers
@@ -84,7 +85,7 @@ BY_NAME = {name: split for split in SPLITS for name in split.names}
 
 def pre_tokenizer(split: Split) -> pre_tokenizers.PreTokenizer:
     """The splitter of the `tokenizers` library, as the models' own tokenizer.json have it."""
-    own = {
+    own: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
         "bytes": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
         "digits": lambda: pre_tokenizers.Digits(individual_digits=True),
         "numbers": lambda: pre_tokenizers.Digits(individual_digits=False),
