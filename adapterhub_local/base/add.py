@@ -1,7 +1,8 @@
 """`qhub base add`: quantise a model to NF4 once, one layer at a time, into a folder transformers loads."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,14 @@ from transformers import AutoModelForCausalLM
 from adapterhub_local.base.bases import BaseInfo, check_base_name, write_record
 from adapterhub_local.base.fingerprint import Record, fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
-from adapterhub_local.base.quantise import CONSTANTS, quantisation_config, quantise, quantised_modules, skipped_modules
+from adapterhub_local.base.quantise import (
+    CONSTANTS,
+    check_experts,
+    quantisation_config,
+    quantise,
+    quantised_modules,
+    skipped_modules,
+)
 from adapterhub_local.base.source import INDEX, SINGLE, Source, not_a_model, open_source
 from adapterhub_local.durable import place_folder, staging
 from adapterhub_local.errors import BadFile, InUse
@@ -37,9 +45,11 @@ def add_base(
 ) -> BaseInfo:
     """Quantise the model at `path` (a transformers folder or a GGUF file) into the home's base `name`.
 
+    A folder that is in NF4 already is taken as it is; of a model that also sees or hears, the text part.
+
     The base appears whole or not at all. `progress(done, total)` counts tensors. Memory stays near one
     shard of the result plus one layer. Raises InUse if the name is taken, BadFile if the model cannot
-    be used: other tensors than its architecture has, quantised already, pickled, needs own code.
+    be used: other tensors than its architecture has, quantised in another way, pickled, needs own code.
     """
     target = home.bases / check_base_name(name)
     if target.exists():
@@ -53,6 +63,7 @@ def add_base(
                 model = AutoModelForCausalLM.from_config(source.config, trust_remote_code=False)
         except Exception as error:
             raise not_a_model(path, error) from None
+        check_experts(model)
         written = _write_weights(folder, source, model, progress or (lambda done, total: None))
         source.config.dtype = written.dtype
         source.config.quantization_config = quantisation_config(skipped_modules(model), written.dtype)
@@ -80,6 +91,7 @@ def add_base(
             folder=target,
             is_private=is_private,
             licence=licence,
+            left_out=source.left_out,
         )
         write_record(folder, info)
         place_folder(folder, target)
@@ -104,6 +116,20 @@ class _Weights:
         self.total_bytes += tensor.nbytes
         if self._held_bytes >= SHARD_BYTES:
             self._flush()
+
+    def add_plain(self, name: str, tensor: torch.Tensor) -> None:
+        """One that is not quantised."""
+        self.num_parameters += tensor.numel()
+        self.add(name, tensor)
+
+    def add_quantised(self, name: str, count: int, parts: Mapping[str, torch.Tensor]) -> None:
+        """A weight of `count` elements with its constants."""
+        self.num_parameters += count
+        self.num_quantised += count
+        for key, part in parts.items():
+            self.add(key, part)
+            if key == name or key.rsplit(".", 1)[-1] in CONSTANTS:
+                self.quantised_bytes += part.nbytes
 
     def _flush(self) -> None:
         shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self._held.items()}
@@ -138,20 +164,23 @@ def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Pro
     _check_names(names, set(model.state_dict()), source)
     for done, (name, shape) in enumerate(names.items()):
         progress(done, len(names))
+        if name in to_quantise and (parts := source.held(name, shape)) is not None:
+            weights.add_quantised(name, math.prod(shape), parts)
+            continue
         tensor = source.read(name)
         if tuple(tensor.shape) != shape:
             raise BadFile(f"{name} has shape {tuple(tensor.shape)}, its architecture wants {shape}")
-        weights.num_parameters += tensor.numel()
         if tensor.is_floating_point():
             tensor = tensor.to(dtype)
         if name not in to_quantise:
-            weights.add(name, tensor)
-            continue
-        weights.num_quantised += tensor.numel()
-        for key, part in quantise(name, tensor):
-            weights.add(key, part)
-            if key == name or key.rsplit(".", 1)[-1] in CONSTANTS:
-                weights.quantised_bytes += part.nbytes
+            weights.add_plain(name, tensor)
+        elif source.is_quantised:
+            raise BadFile(
+                f"{name} is in 16 bits beside others in NF4, and every linear layer of a base is in 4 bits: give the "
+                "16-bit model, or its copy in which all of them are quantised (Unsloth's *-bnb-4bit)"
+            )
+        else:
+            weights.add_quantised(name, tensor.numel(), dict(quantise(name, tensor)))
     weights.close()
     progress(len(names), len(names))
     return weights

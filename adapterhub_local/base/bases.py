@@ -42,6 +42,7 @@ class BaseInfo:
     folder: Path = field(compare=False)
     is_private: bool = False  # on the Hub, when it was added
     licence: str | None = None  # as the Hub names it
+    left_out: tuple[str, ...] = ()  # parts of the source that are not in it, such as a vision tower
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -116,6 +117,7 @@ def read_record(folder: Path) -> BaseInfo:
     """The record of the base in `folder`. Raises Corrupt if it cannot be read."""
     try:
         fields = json.loads((folder / RECORD).read_bytes())
+        fields["left_out"] = tuple(fields.get("left_out", ()))
         return BaseInfo(**fields, name=folder.name, folder=folder)
     except (OSError, ValueError, TypeError) as error:
         raise Corrupt(f"{folder / RECORD} cannot be read ({error}): remove the base and add it again") from None

@@ -30,6 +30,17 @@ def quantised_modules(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
+def check_experts(model: nn.Module) -> None:
+    """Raise BadFile for a mixture of experts, whose experts are tensors of three dimensions and not linear layers."""
+    experts = [tensor for name, tensor in model.named_parameters() if tensor.dim() == 3 and "expert" in name]
+    if experts:
+        raise BadFile(
+            f"{type(model).__name__} is a mixture of {experts[0].shape[0]} experts, which are not supported: "
+            "transformers holds them in tensors of three dimensions, which bitsandbytes does not quantise. Use a dense "
+            "model of the family"
+        )
+
+
 def skipped_modules(model: nn.Module) -> list[str]:
     """The linear layers of `model` that stay in 16 bits, as `llm_int8_skip_modules` names them."""
     head = model.get_output_embeddings()  # type: ignore[operator]

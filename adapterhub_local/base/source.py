@@ -4,7 +4,7 @@ A Hub id becomes a folder before it gets here (`hub/model.py`). Never runs code 
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +19,8 @@ from transformers.core_model_loading import WeightRenaming, apply_renamings
 from adapterhub_local.base.bounds import LIMITS, check_files, check_settings
 from adapterhub_local.base.gguf_header import read_gguf_header
 from adapterhub_local.base.gguf_tokenizer import answer_ends, gguf_tokenizer
+from adapterhub_local.base.multimodal import is_multimodal, text_part
+from adapterhub_local.base.prequantised import SCALE, check_method, from_fp8, nf4_parts, weight_names
 from adapterhub_local.errors import BadFile, NotFound, QhubError
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.regular import read_regular
@@ -31,13 +33,20 @@ STREAMED_GGUF = {"llama": True, "qwen2": False, "qwen3": False}
 
 @dataclass(frozen=True)
 class Source:
-    """A 16- or 32-bit model: its config, tokenizer, and `read(name)` for each tensor in `names`."""
+    """A model: its config, tokenizer, and `read(name)` for each tensor in `names`, in 16 or 32 bits.
+
+    `held` gives the stored tensors of a weight that is in NF4 already, by name, and None for others. `left_out` is what
+    of the checkpoint is not taken, for people.
+    """
 
     config: Any
     tokenizer: PreTrainedTokenizerBase
     generation: GenerationConfig | None
     names: frozenset[str]
     read: Callable[[str], torch.Tensor]
+    held: Callable[[str, tuple[int, ...]], Mapping[str, torch.Tensor] | None] = lambda name, shape: None
+    left_out: tuple[str, ...] = ()
+    is_quantised: bool = False  # already, in NF4
 
 
 def open_source(path: Path) -> Source:
@@ -78,20 +87,38 @@ def _open_folder(folder: Path) -> Source:
     fields = json.loads((folder / "config.json").read_bytes())
     check_settings(fields, str(folder / "config.json"), num_tensors=len(files))
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if method := getattr(config, "quantization_config", None):
-        kind = method.get("quant_method") if isinstance(method, dict) else method.quant_method
-        raise BadFile(f"{folder} is quantised already ({kind}): give the 16-bit model it was made from")
-    stored = _model_names(files, config)
+    given = getattr(config, "quantization_config", None)
+    method: dict[str, Any] = given if isinstance(given, dict) else given.to_dict() if given else {}
+    kind = check_method(method, folder) if method else None
+    if kind:
+        del config.quantization_config
+    left_out: tuple[str, ...] = ()
+    if is_multimodal(config):
+        config, stored = text_part(config, files)
+        left_out = tuple(sorted({name.split(".")[0] if name.split(".")[0] != "model" else ".".join(name.split(".")[:2])
+                                 for name in set(files) - set(stored.values())}))  # fmt: skip
+    else:
+        stored = _model_names(files, config)
 
-    def read(name: str) -> torch.Tensor:
+    def stored_tensor(name: str) -> torch.Tensor:
         key = stored[name]
         with safe_open(files[key], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(key)
             return tensor
 
+    def read(name: str) -> torch.Tensor:
+        tensor = stored_tensor(name)
+        if kind == "fp8" and name + SCALE in stored:
+            return from_fp8(tensor, stored_tensor(name + SCALE), tuple(method["weight_block_size"]), name)
+        return tensor
+
+    def held(name: str, shape: tuple[int, ...]) -> Mapping[str, torch.Tensor] | None:
+        return nf4_parts(name, shape, stored_tensor, stored) if kind == "nf4" else None
+
     generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Source(config, tokenizer, generation, frozenset(stored), read)
+    names = weight_names(stored, kind) if kind else stored
+    return Source(config, tokenizer, generation, frozenset(names), read, held, left_out, is_quantised=kind == "nf4")
 
 
 def _model_names(files: Iterable[str], config: Any) -> dict[str, str]:

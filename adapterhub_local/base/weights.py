@@ -14,7 +14,7 @@ from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.header import read_header
 
 # how bitsandbytes stores the constants of a quantised `x.weight`, beside it
-_CONSTANT = re.compile(r"(.+)\.(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.bitsandbytes__nf4)")
+CONSTANT = re.compile(r"(.+)\.(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.bitsandbytes__nf4)")
 
 
 class BaseWeights:
@@ -27,12 +27,12 @@ class BaseWeights:
         }
         self.constants: dict[str, list[str]] = {}
         for name in self.files:
-            if match := _CONSTANT.fullmatch(name):
+            if match := CONSTANT.fullmatch(name):
                 self.constants.setdefault(match[1], []).append(name)
 
     @property
     def names(self) -> list[str]:
-        return [name for name in self.files if not _CONSTANT.fullmatch(name)]
+        return [name for name in self.files if not CONSTANT.fullmatch(name)]
 
     @cached_property
     def tied(self) -> Mapping[str, str]:

@@ -47,6 +47,8 @@ def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
         print_json(info.to_json())
     else:
         echo(f"{name}: {info.num_parameters / 1e6:.1f} M parameters in {size_text(info.size)}, {info.fingerprint[:19]}")
+        if info.left_out:
+            echo(f"its text part: {', '.join(info.left_out)} left out, so it takes text alone")
 
 
 @command.command(name="list")
@@ -92,6 +94,7 @@ def show(name: str, as_json: bool) -> None:
         ("fingerprint", base.fingerprint),
         ("source", source),
         ("Hub id", base.hub_id or "none"),
+        *([("left out", ", ".join(base.left_out))] if base.left_out else []),
         ("added", base.created_at),
         ("folder", base.folder),
     ]

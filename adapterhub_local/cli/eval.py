@@ -99,11 +99,14 @@ def command(
         print_json(done.to_json())
         return
     results, shown = done.scores, done.subjects.shown
-    metrics = list(next(iter(results.values())).hits)
+    told = {text: score.to_json_with_intervals() for text, score in results.items()}
+    first = next(iter(told.values()))
+    metrics = [name for name in first["intervals"] if name not in ("loss", "perplexity")]
     rows = [
-        (shown(text), s.rows, *(score_text(name, s.shares[name], s.intervals()[name]) for name in metrics),
-         score_text("loss", s.loss, s.intervals()["loss"]), f"{s.perplexity:.3f}")
-        for text, s in results.items()
+        (shown(text), told[text]["rows"],
+         *(score_text(name, told[text][name], told[text]["intervals"][name]) for name in (*metrics, "loss")),
+         f"{score.perplexity:.3f}")
+        for text, score in results.items()
     ]  # fmt: skip
     print_table((done.task, "rows", *(name.replace("_", " ") for name in metrics), "loss", "perplexity"), rows)
     for text in references:
@@ -174,3 +177,6 @@ def _print_differences(name: str, kept: Mapping[str, Any]) -> None:
             clear = "" if found["is_clear"] else ", may be chance"
             value = score_text(metric, found["value"], found["interval"], is_signed=True)
             echo(f"{name} less {who}, {metric.replace('_', ' ')}: {value}{clear}")
+        if isinstance(part, dict) and (won := part.get("win_rate")):
+            share = score_text("accuracy", won["value"], won["interval"])
+            echo(f"{name} prefers the chosen answer more than {who} in {share} of the pairs")

@@ -118,7 +118,7 @@ def command(
         base, adapter = scores["base"], scores["adapter"]
         told = [
             f"{name.replace('_', ' ')} {score_text(name, base[name])} -> {score_text(name, adapter[name])}"
-            for name in ("exact_match", "accuracy", "margin", "loss")
+            for name in ("reward", "exact_match", "accuracy", "margin", "loss")
             if name in base and name in adapter
         ]
         echo(f"{task} on {adapter['rows']} held-out examples: {', '.join(told)}")

@@ -49,6 +49,8 @@ def renamed(row: Any, data: Data | None) -> Any:
 def recognise(row: Any, where: str, shape: str = objectives.ANSWERS) -> str:
     """The format of a row, from the names of its columns. Raises BadData if it is none of them, or of another shape."""
     columns = row.keys() if isinstance(row, Mapping) else ()
+    if shape == objectives.ANY:
+        shape = objectives.PAIRS if is_preference(row) else objectives.ANSWERS
     if shape != objectives.ANSWERS:
         if is_preference(row):
             return "preference"

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import ChatSettings
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.rows.examples import Example, tokenise_all
@@ -43,7 +43,7 @@ def with_choices(
 
 
 def choose(
-    model: Any, questions: Sequence[Sequence[Example]], progress: Callable[[int, int], None] | None = None
+    model: CausalModel, questions: Sequence[Sequence[Example]], progress: Callable[[int, int], None] | None = None
 ) -> list[int]:
     """The most likely choice of each question. The choices of one share its prompt, which is computed once."""
     together = is_exact(model, questions[0])
@@ -58,7 +58,7 @@ def choose(
     return chosen
 
 
-def _log_likelihoods(model: Any, examples: Sequence[Example]) -> list[float]:
+def _log_likelihoods(model: CausalModel, examples: Sequence[Example]) -> list[float]:
     """The log-likelihood in nats of each example's answer, computed in one row."""
     logits, targets, owner = forward(model, pack(examples))
     losses = cross_entropy(logits.float(), targets, reduction="none")

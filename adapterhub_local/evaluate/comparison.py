@@ -8,8 +8,9 @@ from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo, base_of, find_base, list_bases
 from adapterhub_local.errors import Incompatible, InputError, NotFound, QhubError
-from adapterhub_local.evaluate.metrics import Score
+from adapterhub_local.evaluate.preferences import AnyScore, evaluate_judged
 from adapterhub_local.progress import Counting, Quiet, Reporter
+from adapterhub_local.recipe.objectives import ANY, PAIRS
 from adapterhub_local.recipe.reader import check_data_settings
 from adapterhub_local.recipe.source import Source, local_problem, read_source
 from adapterhub_local.registry import Registry, Version
@@ -45,7 +46,7 @@ class Comparison:
 
     subjects: Subjects
     task: str
-    scores: dict[str, Score]
+    scores: dict[str, AnyScore]
     kept: dict[str, dict[str, Any]]
     not_kept: dict[str, str] = field(default_factory=dict)  # reference -> why
 
@@ -101,7 +102,8 @@ def compare(
 ) -> Comparison:
     """Score all of `subjects` on the held-out examples in `source`, and keep the scores of adapters as `task`.
 
-    source     a file or Hub dataset, as `data.test` of a recipe; `settings` are format, template, prompt and answer,
+    source     a file or Hub dataset, as `data.test` of a recipe, or one of pairs (chosen, rejected), whose scores are
+               preference accuracy and margin; `settings` are format, template, prompt and answer,
                as in [data]; what is not given is as in the recipe of the first adapter
     choices    answers of which the most likely is the adapter's: accuracy
     regex, json_valid
@@ -114,26 +116,37 @@ def compare(
     from adapterhub_local.base.load import load_base
     from adapterhub_local.data.dataset import Dataset, read_parts
     from adapterhub_local.evaluate.choices import with_choices
-    from adapterhub_local.evaluate.evaluate import Checks, data_settings, entry, read_tests, score
+    from adapterhub_local.evaluate.evaluate import Checks, adapted, data_settings, entry, read_tests, score
     from adapterhub_local.evaluate.written import read_pattern
     from adapterhub_local.rows.examples import settings_of
+    from adapterhub_local.rows.judged import tokenise_judged
 
     pattern = read_pattern(regex) if regex is not None else None
     data = data_settings(subjects.adapters, **settings)
-    parts = read_parts([place], "test", data, limit)
+    parts = read_parts([place], "test", data, limit, ANY)
     dataset = Dataset([], [chat for part in parts for chat in part.chats], [part.record for part in parts], [])
     base = load_base(subjects.info)
-    tests = read_tests(base, dataset.test, data, max_length)
+    if are_pairs := any(chat.rejected is not None for chat in dataset.test):
+        if choices is not None or pattern is not None or json_valid:
+            raise InputError(f"{source} has pairs of answers, which are scored by themselves: leave out the checks")
+        stops = stop_tokens(base.info.folder, base.tokenizer)
+        tests = tokenise_judged(dataset.test, base.tokenizer, data, PAIRS, stops=stops, max_length=max_length)
+    else:
+        tests = read_tests(base, dataset.test, data, max_length)
     asked: tuple[Any, Any] = ((), ())
     if choices is not None:
         stops = stop_tokens(base.info.folder, base.tokenizer)
         asked = with_choices(dataset.test, list(choices), base.tokenizer, tests.template, settings_of(data), stops)
     checks = Checks(*asked, pattern, json_valid, max_new_tokens)
     task = task or Path(source).name.partition(".")[0]
-    scores = {}
+    scores: dict[str, AnyScore] = {}
     for text, version in subjects.versions.items():
         with _counting(reporter, text) as progress:
-            scores[text] = score(base, version, tests.examples, batch_size, progress, checks)
+            if are_pairs:
+                with adapted(base, version.path if version else None) as model:
+                    scores[text] = evaluate_judged(model, tests.items, batch_size, progress)  # type: ignore[arg-type]
+            else:
+                scores[text] = score(base, version, tests.examples, batch_size, progress, checks)
     done = Comparison(subjects, task, scores, {})
     for text in subjects.references:
         ours = {"adapter": scores[text]} | {

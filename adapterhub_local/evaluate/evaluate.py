@@ -13,6 +13,7 @@ from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.choices import choose
 from adapterhub_local.evaluate.metrics import Score, evaluate
+from adapterhub_local.evaluate.preferences import PreferenceScore
 from adapterhub_local.evaluate.written import is_json, matches, write_answers
 from adapterhub_local.lora.loadable import loadable
 from adapterhub_local.progress import Counting
@@ -136,5 +137,7 @@ def entry(scores: Mapping[str, Any], digest: str | None, **how: Any) -> dict[str
         kept[who] = score.to_json_with_intervals()
         if who != "adapter" and "adapter" in scores:
             kept[who]["difference"] = scores["adapter"].differences(score)
+            if isinstance(score, PreferenceScore) and score.margins:
+                kept[who]["win_rate"] = scores["adapter"].wins(score)
     asked = {name: value for name, value in how.items() if value is not None}
     return kept | {"data": digest, **({"how": asked} if asked else {})}

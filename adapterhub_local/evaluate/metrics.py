@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.intervals import Interval, bootstrap, wilson
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import forward, is_exact, pack
@@ -75,7 +76,7 @@ class Score:
 
 
 def evaluate(
-    model: Any, examples: Sequence[Example], batch_size: int, progress: Callable[[int, int], None] | None = None
+    model: CausalModel, examples: Sequence[Example], batch_size: int, progress: Callable[[int, int], None] | None = None
 ) -> Score:
     """Score a model in evaluation mode; examples are packed in batches where that is exact for the model."""
     batch_size = batch_size if is_exact(model, examples) else 1

@@ -3,6 +3,7 @@
 Scores need no reference, so base and adapter are scored alike; rewards, which compare the two, are the objective's.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.evaluate.metrics import LOSS, Score, evaluate
 from adapterhub_local.intervals import Interval, bootstrap, wilson
 from adapterhub_local.rows.judged import Judged
@@ -34,6 +36,11 @@ class PreferenceScore:
     @property
     def loss(self) -> float:
         return sum(self.losses) / sum(self.labels) if self.labels else 0.0
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); 1e300 where that is too large a number."""
+        return math.exp(min(self.loss, 690.0))
 
     @property
     def hits(self) -> Mapping[str, tuple[bool, ...]]:
@@ -77,12 +84,19 @@ class PreferenceScore:
             told[name] = {"value": value, "interval": [round(low, 6), round(high, 6)], "is_clear": not low <= 0 <= high}
         return told
 
+    def wins(self, other: "PreferenceScore") -> dict[str, Any]:
+        """The share of pairs in which this model prefers the chosen answer more than the other does, with its interval:
+        the accuracy of its rewards with the other as reference."""
+        won = sum(mine > theirs for mine, theirs in zip(self.margins, other.margins, strict=True))
+        low, high = wilson(won, len(self.margins))
+        return {"value": round(won / len(self.margins), 6), "interval": [round(low, 6), round(high, 6)]}
+
 
 AnyScore = Score | PreferenceScore
 
 
 def evaluate_judged(
-    model: Any, items: Sequence[Judged], batch_size: int, progress: Callable[[int, int], None] | None = None
+    model: CausalModel, items: Sequence[Judged], batch_size: int, progress: Callable[[int, int], None] | None = None
 ) -> PreferenceScore:
     """Score a model in evaluation mode on pairs, or on answers judged good or bad; see `PreferenceScore`."""
     is_paired = not any(item.is_single for item in items)
@@ -111,7 +125,7 @@ def evaluate_judged(
 
 
 def score_items(
-    model: Any, items: Sequence[Any], batch_size: int, progress: Callable[[int, int], None] | None = None
+    model: CausalModel, items: Sequence[Any], batch_size: int, progress: Callable[[int, int], None] | None = None
 ) -> AnyScore:
     """Score a model in evaluation mode on items of one kind: examples, pairs, or judged answers."""
     if isinstance(items[0], Judged):

@@ -3,17 +3,17 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.errors import InputError
 from adapterhub_local.rows.examples import Example
 
 
 def write_answers(
-    model: Any,
+    model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     max_new_tokens: int,
@@ -76,7 +76,7 @@ def is_json(text: str) -> bool:
     return True
 
 
-def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+def _ends(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
     """The tokens that end an answer: the model's and the tokenizer's."""
     own = model.generation_config.eos_token_id
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}

@@ -122,15 +122,16 @@ def pack_examples(examples: Sequence[Any], recipe: Recipe, is_estimated: bool) -
         shuffle(order)
         for start in range(0, len(order), train.batch_size):
             batch = order[start : start + train.batch_size]
-            if is_judged:
-                cut = cut_items(batch, train.packed_tokens, size, kind.learned, share=share)
-            else:
-                cut = pack_rows(batch, train.packed_tokens, size, share=share)
+            cut: list[list[Any]] = (
+                cut_items(batch, train.packed_tokens, size, kind.learned, share=share)
+                if is_judged
+                else pack_rows(batch, train.packed_tokens, size, share=share)  # type: ignore[assignment]
+            )
             for row in cut:
-                prefix = common_prefix(row) if not is_judged and share and len(row) > 1 else 0
                 if is_judged:
                     tokens = sum(computed_tokens(item, kind.learned, share=share) for item in row)
                 else:
+                    prefix = common_prefix(row) if share and len(row) > 1 else 0
                     tokens = prefix + sum(len(example.ids) - prefix for example in row)
                 labels = sum(part.num_labels for item in row for part in item.parts[: kind.learned])
                 row_tokens, row_labels = max(row_tokens, tokens), max(row_labels, labels)

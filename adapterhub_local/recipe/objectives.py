@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.recipe.field import between, key, one_of
+from adapterhub_local.recipe.reward import check_reward
 
 ANSWERS, PAIRS, JUDGED = "answers", "pairs", "judged"  # what a row of the data is
+ANY = "any"  # pairs if a file's first row is one, else answers: of a file to be scored on
 JUDGING = ("preference", "judged")  # values of data.format
 FORMATS_OF = {ANSWERS: (), PAIRS: ("preference",), JUDGED: ("preference", "judged")}
 REFERENCES = ("start", "base")
@@ -44,6 +46,7 @@ OBJECTIVES = {
     "kto": ObjectiveKind(
         JUDGED, "arXiv 2402.01306, Eq. 8", 0.1, ("reference", "desirable_weight", "undesirable_weight")
     ),
+    "grpo": ObjectiveKind(ANSWERS, "arXiv 2402.03300, Eq. 3"),
 }  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def check_objective(values: dict[str, Any], given: set[str]) -> list[tuple[str, 
     if train is None:
         return []
     name, kind = train.objective, OBJECTIVES[train.objective]
-    problems = []
+    problems = check_reward(name, values.get("reward"), given)
     for full in sorted(given):
         table, _, wanted = full.partition(".")
         if table == "preference" and wanted not in (("beta",) if kind.beta else ()) + kind.keys:

@@ -7,6 +7,7 @@ from typing import Any
 
 from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.objectives import Preference
+from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.recipe.schema import TABLES, Adapter, Base, Data, Eval, Output, Train
 from adapterhub_local.recipe.source import Source, shown
 
@@ -50,6 +51,7 @@ class Recipe:
     sweep: Sweep | None = field(default=None, compare=False)
     overrides: tuple[str, ...] = field(default=(), compare=False)
     preference: Preference = Preference()
+    reward: Reward = Reward()
 
     @property
     def task(self) -> str:

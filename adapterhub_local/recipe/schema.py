@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from adapterhub_local.errors import BadReference
 from adapterhub_local.recipe.field import Check, at_least_one, between, key, one_of
 from adapterhub_local.recipe.objectives import OBJECTIVES, Preference
+from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.recipe.source import Source
 from adapterhub_local.refs import Reference, check_alias, check_name
 
@@ -259,8 +260,8 @@ class Train:
         one_of(*STRATEGIES),
     )
     objective: str = key(
-        f"what is minimised: {', '.join(OBJECTIVES)}; sft learns answers, kto from answers judged good or bad, the "
-        "others from an answer that was chosen over another to the same prompt",
+        f"what is minimised: {', '.join(OBJECTIVES)}; sft learns answers, kto from answers judged good or bad, grpo "
+        "from rewards of answers that the model draws, the others from an answer chosen over another to its prompt",
         "sft",
         one_of(*OBJECTIVES),
     )
@@ -344,6 +345,7 @@ TABLES: dict[str, type] = {
     "adapter": Adapter,
     "train": Train,
     "preference": Preference,
+    "reward": Reward,
     "eval": Eval,
     "output": Output,
 }

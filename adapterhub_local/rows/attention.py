@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.rows.flash import attend_in_pieces
 from adapterhub_local.rows.layout import Groups, Layout, visible
@@ -28,9 +29,9 @@ _HARMLESS = frozenset(
 Route = Callable[..., torch.Tensor]
 
 
-def attach(model: Any) -> bool:
+def attach(model: CausalModel) -> bool:
     """Let a model take `layout=` in its forward; False where its code is not on transformers' attention interface."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     used = inner.config._attn_implementation
     if used in NAMES.values():
         return True
@@ -43,15 +44,15 @@ def attach(model: Any) -> bool:
     return True
 
 
-def detach(model: Any) -> None:
+def detach(model: CausalModel) -> None:
     """Give a model its own attention back."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     for theirs, name in NAMES.items():
         if inner.config._attn_implementation == name:
             inner.set_attn_implementation(theirs)
 
 
-def is_attached(model: Any) -> bool:
+def is_attached(model: CausalModel) -> bool:
     """Whether the model takes `layout=`."""
     return model.config._attn_implementation in NAMES.values()
 
@@ -76,8 +77,8 @@ def _attention(
     if isinstance(layout, Groups):
         outs = []
         for own, (start, end) in zip(layout.layouts, layout.bounds, strict=True):
-            part = (tensor[:, :, start:end] for tensor in (query, key, value))
-            outs.append(_attention(module, *part, attention_mask, layout=own, **given)[0])
+            q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
+            outs.append(_attention(module, q, k, v, attention_mask, layout=own, **given)[0])
         return torch.cat(outs, dim=1), None
     window, softcap, scale = given.pop("sliding_window", None), given.pop("softcap", None), given.pop("scaling", None)
     dropout = given.pop("dropout", 0.0)

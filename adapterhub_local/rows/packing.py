@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.rows.attention import attach, detach, is_attached
 from adapterhub_local.rows.examples import Example
@@ -113,7 +114,7 @@ def pack_rows(
     return [[examples[index] for index in row] for row in sorted(sorted(row) for row in rows)]
 
 
-def forward(model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward(model: CausalModel, packed: Packed) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run the model on a packed row; the head is applied only where something is to be predicted.
 
     Returns logits (n, vocabulary), their targets (n,), and the example each belongs to (n,), from 0.
@@ -131,7 +132,7 @@ def label_positions(packed: Packed) -> torch.Tensor:
     return targets
 
 
-def inputs(model: Any, packed: Packed) -> dict[str, Any]:
+def inputs(model: CausalModel, packed: Packed) -> dict[str, Any]:
     """The keyword arguments by which the model, or its body below the head, sees a row as separate examples."""
     device = model.device
     positions = packed.position_ids.to(device)
@@ -146,7 +147,7 @@ def inputs(model: Any, packed: Packed) -> dict[str, Any]:
     return {**row, "attention_mask": _mask(model, packed.segments.to(device), positions[0])}
 
 
-def _mask(model: Any, segments: torch.Tensor, positions: torch.Tensor) -> Any:
+def _mask(model: CausalModel, segments: torch.Tensor, positions: torch.Tensor) -> Any:
     """Of T x T, with the attention windows of the model's layers, in the form its attention code adds or applies."""
     order = torch.arange(len(segments), device=segments.device)
     mask = (order[:, None] >= order) & ((segments[:, None] == segments) | (segments == 0))
@@ -162,14 +163,14 @@ def _mask(model: Any, segments: torch.Tensor, positions: torch.Tensor) -> Any:
     return _for_layers(model, formed(mask), formed(windowed))
 
 
-def _for_layers(model: Any, full: torch.Tensor, windowed: torch.Tensor) -> Any:
+def _for_layers(model: CausalModel, full: torch.Tensor, windowed: torch.Tensor) -> Any:
     """The masks as the model takes them: where its layers differ (Gemma, Qwen), each kind takes its own."""
     if "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
         return {"full_attention": full, "sliding_attention": windowed}
     return windowed
 
 
-def is_exact(model: Any, examples: Sequence[Example], *, share: bool = True) -> bool:
+def is_exact(model: CausalModel, examples: Sequence[Example], *, share: bool = True) -> bool:
     """Whether packed examples give this model the same logits as each example alone; how it does is set in the model.
 
     Probed on the first two and the longest, with attention by layout and then with masks. False for model code that
@@ -180,7 +181,7 @@ def is_exact(model: Any, examples: Sequence[Example], *, share: bool = True) -> 
     return is_exact_row(model, probes, pack(probes, share=share))
 
 
-def is_exact_row(model: Any, probes: Sequence[Example], packed: Packed) -> bool:
+def is_exact_row(model: CausalModel, probes: Sequence[Example], packed: Packed) -> bool:
     """`is_exact` for one packed row of these examples."""
     was_attached = is_attached(model)
     with torch.inference_mode():
@@ -196,7 +197,7 @@ def is_exact_row(model: Any, probes: Sequence[Example], packed: Packed) -> bool:
     return False
 
 
-def _agrees(model: Any, packed: Packed, alone: Sequence[torch.Tensor]) -> bool:
+def _agrees(model: CausalModel, packed: Packed, alone: Sequence[torch.Tensor]) -> bool:
     """Whether examples in one row have the logits (n, vocabulary) that each has alone."""
     try:
         together, _, owner = forward(model, packed)

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.base.modules import linear_modules
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
@@ -128,12 +129,12 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
         )
 
 
-def random_devices(model: Any) -> list[torch.device]:
+def random_devices(model: AdaptedModel) -> list[torch.device]:
     """Whose random state, beside the CPU's, work with this model changes; torch would ask every GPU there is."""
     return [model.device] if model.device.type == "cuda" else []
 
 
-def factors_of(model: Any) -> dict[str, torch.nn.Parameter]:
+def factors_of(model: AdaptedModel) -> dict[str, torch.nn.Parameter]:
     """The trained parameters by their name in an adapter file, sorted."""
     found = {}
     for name, parameter in model.named_parameters():
@@ -144,7 +145,7 @@ def factors_of(model: Any) -> dict[str, torch.nn.Parameter]:
     return dict(sorted(found.items()))
 
 
-def write_factors(model: Any, path: Path) -> None:
+def write_factors(model: AdaptedModel, path: Path) -> None:
     """Write the trained factors alone; a reader sees the old file or the new one."""
     factors = {name: factor.detach().cpu() for name, factor in factors_of(model).items()}
     shapes = {name: (factor.dtype, tuple(factor.shape)) for name, factor in factors.items()}
@@ -161,7 +162,7 @@ def read_factors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, file.get_tensor(name)
 
 
-def load_factors(model: Any, factors: Iterable[tuple[str, torch.Tensor]]) -> None:
+def load_factors(model: AdaptedModel, factors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Give the model's factors these values; every one of them, or it is an error of ours."""
     wanted = factors_of(model)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.rows.bounds import LOGITS_BYTES
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import Packed, forward, inputs, label_positions, pack
@@ -18,7 +19,7 @@ from adapterhub_local.rows.packing import Packed, forward, inputs, label_positio
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
-def answer_loss(model: Any, packed: Packed, head: Head | None, max_bytes: int = LOGITS_BYTES) -> torch.Tensor:
+def answer_loss(model: CausalModel, packed: Packed, head: Head | None, max_bytes: int = LOGITS_BYTES) -> torch.Tensor:
     """The negative log-likelihood of a row's answer tokens in nats: a float32 scalar, summed over the tokens.
 
     `head` is what `output_head` gave; None, or logits within `max_bytes`, and the model computes them at once.
@@ -41,7 +42,7 @@ def answer_loss(model: Any, packed: Packed, head: Head | None, max_bytes: int = 
 
 
 def answer_log_probs(
-    model: Any, packed: Packed, head: Head | None, count: int, max_bytes: int = LOGITS_BYTES
+    model: CausalModel, packed: Packed, head: Head | None, count: int, max_bytes: int = LOGITS_BYTES
 ) -> torch.Tensor:
     """The log-probability in nats of the answer of each of a row's `count` examples: (count,) float32.
 
@@ -65,7 +66,7 @@ def answer_log_probs(
     return sums.index_add(0, owner.to(losses.device), -losses)
 
 
-def output_head(model: Any, example: Example) -> Head | None:
+def output_head(model: CausalModel, example: Example) -> Head | None:
     """What turns the model's last states (n, hidden) into logits (n, vocabulary), soft caps and scales included.
 
     Checked against the model's own logits of `example`: None where they differ, so that a model with
@@ -92,8 +93,8 @@ def output_head(model: Any, example: Example) -> Head | None:
     return head if torch.allclose(got.float(), wanted.float(), rtol=tolerance, atol=tolerance) else None
 
 
-def _states(model: Any, packed: Packed) -> torch.Tensor:
+def _states(model: CausalModel, packed: Packed) -> torch.Tensor:
     """The body's last hidden states (T, hidden): what the output head is applied to."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     states: torch.Tensor = inner.base_model(**inputs(model, packed))[0]
     return states[0]

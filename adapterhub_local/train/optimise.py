@@ -57,7 +57,7 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
             factors=factors_of(model),
             is_asked_to_stop=lambda: is_asked_to_stop(run.folder),
         )
-        trainer = make_trainer(model, examples, recipe, run.folder, watch)
+        trainer = make_trainer(model, examples, recipe, run.folder, watch, session.tokenizer)
         try:
             agree(run)
             preflight(trainer, examples, run.home)
@@ -157,7 +157,7 @@ def _keep_good(session: Session, watch: Watch) -> str:
 
 def _shown(entry: Mapping[str, Any]) -> str:
     """What a step of the log tells beside its loss, for the line of progress."""
-    names = {"reward_accuracy": "accuracy", "reward_margin": "margin"}
+    names = {"reward_accuracy": "accuracy", "reward_margin": "margin", "reward": "reward"}
     return "".join(f", {shown} {entry[name]:.2f}" for name, shown in names.items() if name in entry)
 
 

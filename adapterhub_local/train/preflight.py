@@ -85,7 +85,7 @@ def preflight(trainer: AdapterTrainer, examples: Sequence[Item], home: Home) -> 
         raise QhubError(
             f"the first loss is {value} and its gradient {total}: the base or its compute dtype is not sound"
         )
-    if total == 0:
+    if total == 0 and not trainer.objective.may_rest:
         raise QhubError("the first gradient is zero: nothing would be learned with these target modules")
     try:
         with staging(home.tmp) as folder:

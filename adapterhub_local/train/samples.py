@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from adapterhub_local.base.load import quiet_loading
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.rows.examples import Example
 
 LONGEST = 64  # tokens of an answer
@@ -28,7 +28,7 @@ class Sample:
 
 
 def take_samples(
-    model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], count: int
+    model: AdaptedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], count: int
 ) -> list[Sample]:
     """Greedy answers to the first `count` prompts; model: PEFT over a base, in evaluation mode."""
     samples = []
@@ -43,7 +43,7 @@ def take_samples(
     return samples
 
 
-def _answer(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], length: int) -> str:
+def _answer(model: AdaptedModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], length: int) -> str:
     ids = torch.tensor([list(prompt)], device=model.device)
     stop = model.generation_config.eos_token_id if model.generation_config else None
     settings = GenerationConfig(

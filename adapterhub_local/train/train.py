@@ -21,7 +21,7 @@ from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import factors_of, save
 from adapterhub_local.train.lineage import lineage_of
 from adapterhub_local.train.log_curves import draw
-from adapterhub_local.train.optimise import STOPS, fit
+from adapterhub_local.train.optimise import STOPS, fit, told
 from adapterhub_local.train.past_runs import CURVE, RECORD, REPORT, read_log
 from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.report import write_report
@@ -81,8 +81,12 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
             lineage["notes"] = reporter.notes
             if tests and recipe.train.objective != "sft":
                 rewards = fitted.objective.held_out(tests, recipe.eval.batch_size)
-                told = {name.removeprefix("eval_"): round(value, 6) for name, value in rewards.items()}
-                lineage["metrics"][recipe.task]["adapter"] |= {"objective_loss": told.pop("loss"), **told}
+                found = {name.removeprefix("eval_"): round(value, 6) for name, value in rewards.items()}
+                lineage["metrics"][recipe.task]["adapter"] |= {"objective_loss": found.pop("loss"), **found}
+                if recipe.train.objective == "grpo":  # the base is rewarded by the same rules
+                    with model.disable_adapter():
+                        before_it = fitted.objective.held_out(tests, recipe.eval.batch_size)
+                    lineage["metrics"][recipe.task]["base"]["reward"] = round(before_it["eval_reward"], 6)
             if choices:
                 lineage["strategy"] = [choice.to_json() for choice in choices]
             published = Registry(home).publish(recipe.output.name, files, lineage, alias=recipe.output.alias)
@@ -144,5 +148,7 @@ def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
     recipe, _ = settle(recipe, home)
     session = load(read_inputs(recipe, home, reporter), reporter)
     with quiet_loading(), staging(home.tmp) as folder:
-        trainer = make_trainer(session.model, session.examples, recipe, folder, Watch(lambda entry: None))
+        trainer = make_trainer(
+            session.model, session.examples, recipe, folder, Watch(lambda entry: None), session.tokenizer
+        )
         return preflight(trainer, session.examples, home)

@@ -10,7 +10,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from adapterhub_local.errors import QhubError
 from adapterhub_local.recipe import Recipe
@@ -48,7 +48,9 @@ class AdapterTrainer(Trainer):
         **given: Any,
     ) -> None:
         super().__init__(callbacks=[watch], **given)
-        self.objective, self.watch, self.rate, self.loraplus_ratio = objective, watch, rate, loraplus_ratio
+        self.objective: Objective = objective
+        self.watch: Watch = watch
+        self.rate, self.loraplus_ratio = rate, loraplus_ratio
         self.told: dict[str, float] = {}  # the objective's metrics of the last step
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
@@ -158,7 +160,14 @@ class NotSaved(QhubError):
     """A checkpoint could not be written; those before it are whole."""
 
 
-def make_trainer(model: Any, items: Sequence[Item], recipe: Recipe, folder: Path, watch: Watch) -> AdapterTrainer:
+def make_trainer(
+    model: Any,
+    items: Sequence[Item],
+    recipe: Recipe,
+    folder: Path,
+    watch: Watch,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> AdapterTrainer:
     """A trainer of a recipe's objective and [train] table, which reports to the watch and is stopped by it.
 
     Model: PEFT over a frozen base. Checkpoints go into `folder`, when the watch says so.
@@ -188,7 +197,7 @@ def make_trainer(model: Any, items: Sequence[Item], recipe: Recipe, folder: Path
     )
     # one process, one GPU: with several in sight the Trainer would wrap the model in DataParallel, and multiply batches
     arguments._n_gpu = min(1, arguments.n_gpu)
-    objective = make_objective(model, items, recipe, arguments.world_size)
+    objective = make_objective(model, items, recipe, arguments.world_size, tokenizer)
     trainer = AdapterTrainer(
         model=model,
         args=arguments,

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.rows.example import Item
+from adapterhub_local.train.objectives.grpo import Grpo
 from adapterhub_local.train.objectives.kto import Kto
 from adapterhub_local.train.objectives.losses import PAIRED
 from adapterhub_local.train.objectives.objective import Objective
@@ -14,7 +18,22 @@ from adapterhub_local.train.objectives.sft import Sft
 CLASSES: dict[str, Any] = {"sft": Sft, "kto": Kto, **dict.fromkeys(PAIRED, Paired)}
 
 
-def make_objective(model: Any, items: Sequence[Item], recipe: Recipe, world_size: int = 1) -> Objective:
-    """The objective that a recipe names, for a PEFT model at its start and its training data."""
-    objective: Objective = CLASSES[recipe.train.objective](model, items, recipe, world_size)
+def make_objective(
+    model: AdaptedModel,
+    items: Sequence[Item],
+    recipe: Recipe,
+    world_size: int = 1,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Objective:
+    """The objective that a recipe names, for a PEFT model at its start and its training data.
+
+    tokenizer: what objectives that read answers read them by.
+    """
+    made: Any
+    if recipe.train.objective == "grpo":
+        assert tokenizer is not None, "answers are read"
+        made = Grpo(model, items, recipe, world_size, tokenizer)  # type: ignore[arg-type]  # its items are examples
+    else:
+        made = CLASSES[recipe.train.objective](model, items, recipe, world_size)
+    objective: Objective = made
     return objective

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.rows.example import Example
 from adapterhub_local.rows.judged import Judged, cut_items
 from adapterhub_local.rows.packing import Packed, is_exact_row, pack, pack_groups
@@ -35,7 +35,7 @@ class Cutter:
     learned: how many of an item's parts gradients flow through; the rest is computed without.
     """
 
-    def __init__(self, model: Any, items: Sequence[Judged], learned: int, tokens: int, size: int) -> None:
+    def __init__(self, model: AdaptedModel, items: Sequence[Judged], learned: int, tokens: int, size: int) -> None:
         self.model, self.learned, self.tokens, self.size = model.eval(), learned, tokens, size
         self.share = not any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
         self.head: Head | None = output_head(self.model, items[0].parts[0])

@@ -1,10 +1,10 @@
 """KTO: single answers judged good or bad, against how far the model has moved on the whole (arXiv 2402.01306)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import examples_a_row
 from adapterhub_local.recipe.objectives import beta_of
@@ -24,8 +24,9 @@ class Kto:
     """
 
     metrics = ("rewards_chosen", "rewards_rejected", "reward_accuracy", "divergence")
+    may_rest = False
 
-    def __init__(self, model: Any, items: Sequence[Judged], recipe: Recipe, world_size: int = 1) -> None:
+    def __init__(self, model: AdaptedModel, items: Sequence[Judged], recipe: Recipe, world_size: int = 1) -> None:
         self.model, self.given = model, recipe.preference
         self.beta = beta_of("kto", self.given)
         self.cutter = Cutter(model, items, 1, recipe.train.packed_tokens, examples_a_row(recipe.train, world_size))

@@ -21,6 +21,7 @@ class Objective(Protocol):
     """
 
     metrics: tuple[str, ...]
+    may_rest: bool  # whether a step can have nothing to learn, and no gradient
 
     def rows(self, batch: Sequence[Item]) -> list[Any]:
         """The items of one optimizer step, cut into what is computed at once."""

@@ -1,10 +1,10 @@
 """Objectives over pairs: dpo, ipo, simpo and orpo share rows, reference and metrics, and differ in one function."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import examples_a_row
 from adapterhub_local.recipe.objectives import OBJECTIVES, beta_of
@@ -25,8 +25,9 @@ class Paired:
     """
 
     metrics = ("rewards_chosen", "rewards_rejected", "reward_accuracy", "reward_margin")
+    may_rest = False
 
-    def __init__(self, model: Any, items: Sequence[Judged], recipe: Recipe, world_size: int = 1) -> None:
+    def __init__(self, model: AdaptedModel, items: Sequence[Judged], recipe: Recipe, world_size: int = 1) -> None:
         self.model, self.given = model, recipe.preference
         self.name, self.kind = recipe.train.objective, OBJECTIVES[recipe.train.objective]
         self.function, self.beta = PAIRED[self.name], beta_of(self.name, self.given)

@@ -6,10 +6,10 @@ item's log-probabilities are there is computed once, when its first step comes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.train.adapter import factors_of
 
 
@@ -19,7 +19,7 @@ class Reference:
     starts_elsewhere: whether the start is the factors that the model has now, and not the base.
     """
 
-    def __init__(self, model: Any, *, starts_elsewhere: bool) -> None:
+    def __init__(self, model: AdaptedModel, *, starts_elsewhere: bool) -> None:
         self.model = model
         self.start = (
             {name: factor.detach().clone() for name, factor in factors_of(model).items()} if starts_elsewhere else None

@@ -1,10 +1,10 @@
 """Supervised fine-tuning: the mean negative log-likelihood of all answer tokens of a step."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.evaluate.metrics import evaluate
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import examples_a_row
@@ -21,8 +21,9 @@ class Sft:
     """
 
     metrics: tuple[str, ...] = ()
+    may_rest = False
 
-    def __init__(self, model: Any, examples: Sequence[Example], recipe: Recipe, world_size: int = 1) -> None:
+    def __init__(self, model: AdaptedModel, examples: Sequence[Example], recipe: Recipe, world_size: int = 1) -> None:
         self.model, self.packed_tokens = model, recipe.train.packed_tokens
         self.size = examples_a_row(recipe.train, world_size)
         self.share = not any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())

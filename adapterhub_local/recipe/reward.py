@@ -1,0 +1,61 @@
+"""What answers that a model writes itself are rewarded for, and how they are drawn (`train.objective = "grpo"`)."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_local.recipe.field import at_least_one, between, key
+
+REWARDS = ("exact_match", "regex", "json_schema", "length")
+
+
+def _pattern(value: str) -> str | None:
+    import re2
+
+    try:
+        re2.compile(value)
+    except re2.error as error:
+        return f"is not a pattern of RE2: {error}"
+    return None
+
+
+def _schema(value: str) -> str | None:
+    import fastjsonschema
+
+    try:
+        fastjsonschema.compile(json.loads(value))
+    except ValueError as error:
+        return f"is not JSON: {error}"
+    except (fastjsonschema.JsonSchemaDefinitionException, TypeError, AttributeError) as error:
+        return f"is not a JSON schema: {error}"
+    return None
+
+
+@dataclass(frozen=True)
+class Reward:
+    exact_match: float | None = key(
+        "reward of an answer that is the data's, blanks at its ends apart", None, between(-100, 100)
+    )
+    regex: str | None = key("a pattern (RE2) that an answer is rewarded for if it is found in it", None, _pattern)
+    regex_weight: float = key("the reward of `regex`", 1.0, between(-100, 100))
+    json_schema: str | None = key(
+        "a JSON schema, as text, that an answer is rewarded for if it is JSON that satisfies it", None, _schema
+    )
+    json_schema_weight: float = key("the reward of `json_schema`", 1.0, between(-100, 100))
+    length: int | None = key("tokens within which an answer that ends is rewarded", None, at_least_one)
+    length_weight: float = key("the reward of `length`", 1.0, between(-100, 100))
+    samples: int = key("answers drawn to each prompt, which are compared with each other", 8, between(2, 256))
+    max_tokens: int = key("tokens of a drawn answer at most", 64, between(1, 2**16))
+    temperature: float = key("of the distribution that answers are drawn from", 1.0, between(0.01, 10))
+
+
+def check_reward(objective: str, reward: Any, given: set[str]) -> list[tuple[str, str, str]]:
+    """What does not fit between a recipe's objective and its [reward]: (table, key, message)."""
+    keys = sorted(name.partition(".")[2] for name in given if name.startswith("reward."))
+    if objective != "grpo":
+        return [("reward", name, f"reward.{name} is for train.objective = grpo, not '{objective}'") for name in keys]
+    if reward is not None and all(getattr(reward, name) is None for name in REWARDS):
+        known = ", ".join(f"reward.{name}" for name in REWARDS)
+        message = f"train.objective = 'grpo' needs a reward: give one of {known}"
+        return [("train", "objective", message)]
+    return []

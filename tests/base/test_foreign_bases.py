@@ -1,0 +1,176 @@
+"""Bases that people have: NF4 folders as they are, the text part of models that also see, FP8; experts are refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from adapterhub_local.base.add import add_base
+from adapterhub_local.base.held import dense
+from adapterhub_local.base.load import close_packing_trap, load_base
+from adapterhub_local.errors import BadFile
+from adapterhub_local.recipe import load_recipe
+from adapterhub_local.registry import Registry
+from adapterhub_local.settings import Home
+from adapterhub_local.train.train import train
+from tests.chats import write_recipe
+from tests.tiny import VOCABULARY, byte_tokenizer
+
+IDS = torch.tensor([[5, 17, 200, 31, 7, 90, 2, 64]])
+
+
+def logits(model) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=IDS).logits
+    return found
+
+
+def save_nf4(source: Path, folder: Path, **settings) -> Path:
+    """The model at `source` as transformers saves it in 4 bits."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16,
+        **{"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, **settings},
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=config, device_map="cpu")
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_an_nf4_folder_is_taken_as_it_is(tiny_folder: Path, home: Home, tmp_path: Path) -> None:
+    """Its tensors become the base, byte for byte, and its logits are transformers'; training on it works."""
+    folder = save_nf4(tiny_folder, tmp_path / "nf4")
+    info = add_base("tiny", folder, home, hub_id="unsloth/tiny-bnb-4bit")
+    theirs, ours = load_file(folder / "model.safetensors"), load_file(info.folder / "model.safetensors")
+    wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    close_packing_trap(wanted, torch.float32)
+    for parameter in wanted.parameters():
+        parameter.data = parameter.data.float() if parameter.is_floating_point() else parameter.data
+
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert torch.equal(logits(load_base(info).model), logits(wanted))
+    assert info.fingerprint == add_base("again", tiny_folder, home).fingerprint
+    assert train(load_recipe(write_recipe(tmp_path)), home).lineage["base"]["fingerprint"] == info.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bnb_4bit_quant_type": "fp4"}, "with FP4 codes: only NF4 with double quantisation"),
+        ({"bnb_4bit_use_double_quant": False}, "with constants that are not quantised themselves"),
+        ({"llm_int8_skip_modules": ["lm_head", "down_proj"]}, "is in 16 bits beside others in NF4"),
+    ],
+)
+def test_other_forms_of_4_bits(tiny_folder: Path, home: Home, tmp_path: Path, settings: dict, message: str) -> None:
+    """4-bit folders that are not what a base holds are refused with what they are, and nothing is left behind."""
+    folder = save_nf4(tiny_folder, tmp_path / "other", **settings)
+    with pytest.raises(BadFile, match=message):
+        add_base("tiny", folder, home)
+    assert not home.bases.exists() or not list(home.bases.iterdir())
+
+
+def test_an_nf4_weight_that_does_not_fit(tiny_folder: Path, home: Home, tmp_path: Path) -> None:
+    """Constants of another length than the weight's are refused by name."""
+    folder = save_nf4(tiny_folder, tmp_path / "nf4")
+    tensors = load_file(folder / "model.safetensors")
+    name = next(key for key in tensors if key.endswith("q_proj.weight.absmax"))
+    tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadFile, match=r"q_proj\.weight is stored as nf4"):
+        add_base("tiny", folder, home)
+
+
+def save_vision(folder: Path, old_names: bool = False) -> Gemma3ForConditionalGeneration:
+    """A tiny Gemma 3 that also sees; its tensors called as checkpoints of before transformers 4.52 have them."""
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config={
+                "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+                "sliding_window": 64, "eos_token_id": byte_tokenizer().eos_token_id,
+            },
+            vision_config={
+                "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
+                "image_size": 28, "patch_size": 14,
+            },
+            mm_tokens_per_image=1,
+        )
+    ).to(torch.bfloat16)  # fmt: skip
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    path = folder / "model.safetensors"
+    tensors = {name.replace("model.language_model.", "language_model.model."): tensor.clone()
+               for name, tensor in load_file(path).items()}  # fmt: skip
+    if old_names:
+        save_file(tensors, path, {"format": "pt"})
+    return model.eval()
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_the_text_part_of_a_model_that_sees(home: Home, tmp_path: Path, old_names: bool) -> None:
+    """The tower is left out; what the text part then computes is what the whole model does, and it can be trained."""
+    whole = save_vision(tmp_path / "vision", old_names)
+    info = add_base("tiny", tmp_path / "vision", home)
+    base = load_base(info, dtype=torch.float32)
+    whole = whole.float()
+    layers = {name: module for name, module in base.model.named_modules() if type(module).__name__ == "Linear4bit"}
+    for name, module in layers.items():  # the whole model with the weights that the base has
+        theirs = whole.get_submodule(name.replace("model.", "model.language_model.", 1))
+        theirs.weight.data = dense(module.weight, torch.float32)
+
+    assert info.architecture == "Gemma3ForCausalLM"
+    assert len(layers) == 14
+    assert {part.removeprefix("model.") for part in info.left_out} == {"multi_modal_projector", "vision_tower"}
+    assert torch.allclose(logits(whole), logits(base.model), rtol=1e-4, atol=1e-4)
+    version = train(load_recipe(write_recipe(tmp_path)), home)
+    assert Registry(home).resolve(str(version)).content_digest == version.content_digest
+
+
+def test_experts_are_refused(home: Home, tmp_path: Path) -> None:
+    """A mixture of experts is refused as what it is, not as a broken download."""
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, moe_intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "moe")
+    byte_tokenizer().save_pretrained(tmp_path / "moe")
+    with pytest.raises(BadFile, match=r"is a mixture of 4 experts, .*not supported.*Use a dense model"):
+        add_base("tiny", tmp_path / "moe", home)
+
+
+def test_fp8_in_blocks(tiny_folder: Path, home: Home, tmp_path: Path) -> None:
+    """A checkpoint in FP8 with a scale a block is the base of the 16-bit model that it stands for."""
+    torch.manual_seed(0)
+    for name in ("fp8", "plain"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    tensors, plain = load_file(tmp_path / "fp8" / "model.safetensors"), {}
+    for name, weight in list(tensors.items()):
+        plain[name] = weight
+        if name.endswith("proj.weight"):
+            rows, columns = (-(-size // 32) for size in weight.shape)
+            scales = torch.rand(rows, columns) + 0.5
+            spread = scales.repeat_interleave(32, 0).repeat_interleave(32, 1)[: weight.shape[0], : weight.shape[1]]
+            tensors[name] = (weight.float() / spread).to(torch.float8_e4m3fn)
+            tensors[f"{name}_scale_inv"] = scales
+            plain[name] = (tensors[name].float() * spread).to(torch.bfloat16)
+    save_file(tensors, tmp_path / "fp8" / "model.safetensors", {"format": "pt"})
+    save_file(plain, tmp_path / "plain" / "model.safetensors", {"format": "pt"})
+    path = tmp_path / "fp8" / "config.json"
+    method = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": method}))
+
+    found = add_base("eight", tmp_path / "fp8", home)
+    assert found.fingerprint == add_base("sixteen", tmp_path / "plain", home).fingerprint
