@@ -235,7 +235,7 @@ LIGHT = [
         "recipe schema",
         "data preview x.toml",
     ),
-    *("train --help", "train none.toml", "merge a.safetensors --weights nan", "base rm nothing"),
+    *("console --help", "train --help", "train none.toml", "merge a.safetensors --weights nan", "base rm nothing"),
 ]
 
 

@@ -70,7 +70,8 @@ def page(registry: Registry, wanted: Wanted, *, after: str | None = None, limit:
     behind, behind_values = _behind(place, down)
     query = f"SELECT * FROM ({keyed}) WHERE {behind} ORDER BY key {down} NULLS LAST, name, number DESC LIMIT ?"  # noqa: S608
     rows = registry.database.rows(query, (*key_values, *values, *behind_values, limit + 1))
-    (count,) = registry.database.rows(f"SELECT count(*) AS total FROM ({fitting})", values) or ({"total": 0},)  # noqa: S608
+    counted = "count(*)" if wanted.every else "count(DISTINCT v.name)"
+    (count,) = registry.database.rows(f"SELECT {counted} AS total {LIVE} AND {where}", values) or ({"total": 0},)
     shown = rows[:limit]
     following = None
     if len(rows) > limit:

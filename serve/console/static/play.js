@@ -108,8 +108,11 @@ function piece(choice) {
 }
 
 function show(answer, part) {
-  if (!part.tokens.length) {
-    answer.append(document.createTextNode(part.text));
+  // a letter that several tokens make up is text only when its last token is there
+  if (part.tokens.map((token) => token.text).join("") !== part.text) {
+    const span = make("span", "", part.text);
+    span.title = part.tokens.map((token) => `${JSON.stringify(token.text)} ${(100 * Math.exp(token.logprob ?? 0)).toFixed(1)} %`).join("\n");
+    answer.append(span);
     return;
   }
   for (const token of part.tokens) {

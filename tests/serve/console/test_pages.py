@@ -120,7 +120,7 @@ def test_two_tabs_do_not_overwrite_each_other(console: Console, look: Look) -> N
 
 def test_what_is_hostile_is_shown_as_text(console: Console, look: Look) -> None:
     """Markup, scripts and templates in what was said of an adapter are letters on every page, and nothing is asked."""
-    page = look(f"{console.url}/console/adapters/both")
+    page = look(f"{console.url}/console/adapters/both", expected=("400",))
     assert HOSTILE.replace("\u202e", "") in page.inner_text("main")
     assert page.locator("main img").count() == 0
     page.goto(f"{console.url}/console?q={HOSTILE.replace('{', '%7B')}")
