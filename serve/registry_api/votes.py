@@ -49,7 +49,7 @@ def _keep(registry: Registry, version: Version, task: str, pair: dict[str, Any])
         raise BadParameter(f"{version} has {MAX_PAIRS:,} votes in this set: begin another one", "set")
     pairs.append(pair)
     wins = sum(float(one.get("won", 0)) for one in pairs)
-    scores = {"win_rate": round(wins / len(pairs), 6), "rows": len(pairs)}
+    scores: dict[str, Any] = {"win_rate": round(wins / len(pairs), 6), "rows": len(pairs)}
     scores["intervals"] = {"win_rate": [round(bound, 6) for bound in wilson(wins, len(pairs))]}
     registry.add_evaluation(version, task, {"adapter": scores, "pairs": pairs})
     return scores
