@@ -110,8 +110,12 @@ def openai_agents_client() -> str:
     # a model of random weights ends nowhere by itself, which the client takes for a failure
     settings = ModelSettings(max_tokens=8, extra_body={"structured_outputs": {"choice": ["yes"]}})
     agent = Agent(name="a", instructions="Be brief", model=MODEL, model_settings=settings)
-    said = asyncio.run(Runner.run(agent, "Hello"))
-    assert asyncio.run(Runner.run(agent, [*said.to_input_list(), USER])).raw_responses
+
+    async def two_turns() -> bool:
+        said = await Runner.run(agent, "Hello")
+        return bool((await Runner.run(agent, [*said.to_input_list(), USER])).raw_responses)
+
+    assert asyncio.run(two_turns())
     return "two turns over /v1/responses"
 
 
