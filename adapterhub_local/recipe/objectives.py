@@ -101,12 +101,22 @@ def beta_of(objective: str, preference: Preference) -> float:
     return beta
 
 
+def _is_default(values: dict[str, Any], full: str) -> bool:
+    """Whether a key of [preference] or [reward] was given the value that it has anyway."""
+    table, _, name = full.partition(".")
+    own = values.get(table)
+    if table not in ("preference", "reward") or own is None:
+        return False
+    return bool(getattr(own, name, None) == getattr(type(own)(), name, None))
+
+
 def check_objective(values: dict[str, Any], given: set[str]) -> list[tuple[str, str, str]]:
     """What does not fit a recipe's objective: (table, key, message). `given`: keys written, as `preference.beta`."""
     train, data = values.get("train"), values.get("data")
     if train is None:
         return []
     name, kind = train.objective, OBJECTIVES[train.objective]
+    given = {full for full in given if not _is_default(values, full)}  # a resolved recipe names every key
     problems = check_reward(name, values.get("reward"), given)
     for full in sorted(given):
         table, _, wanted = full.partition(".")

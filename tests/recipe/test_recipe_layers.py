@@ -154,11 +154,15 @@ def test_the_starter_recipe_is_a_recipe(write: Write, tmp_path: Path) -> None:
     plain = load_recipe(write(MINIMAL))
 
     assert recipe.to_json() == plain.to_json()
-    defaults = [line[2:] for line in text.splitlines() if re.match(r"# [a-z_]+ = ", line) and line[-4:] != " ..."]
-    for line in defaults:
-        key, _, value = line.partition(" = ")
-        table = next(name for name, keys in recipe.to_json().items() if key in keys)
-        assert load_recipe(recipe.path, [f"{table}.{key}={value}"]).to_json() == plain.to_json(), line
+    defaults, table = [], ""
+    for line in text.splitlines():
+        if header := re.fullmatch(r"(?:# )?\[([a-z]+)\]", line):
+            table = header[1]
+        elif re.match(r"# [a-z_]+ = ", line) and line[-4:] != " ...":
+            key, _, value = line[2:].partition(" = ")
+            defaults.append(f"{table}.{key}={value}")
+    for change in defaults:
+        assert load_recipe(recipe.path, [change]).to_json() == plain.to_json(), change
     assert len(defaults) > 15
 
 
