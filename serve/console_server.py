@@ -1,5 +1,7 @@
 """`qhub console`: the pages over registry, runs and bases without a model. Loads no torch."""
 
+from socket import socket
+
 import click
 import uvicorn
 
@@ -17,9 +19,9 @@ class AnnouncingServer(uvicorn.Server):
         super().__init__(config)
         self.url = url
 
-    async def startup(self, sockets: list[object] | None = None) -> None:
+    async def startup(self, sockets: list[socket] | None = None) -> None:
         """Begin to answer."""
-        await super().startup(sockets)  # type: ignore[arg-type]
+        await super().startup(sockets)
         if self.started:
             click.echo(f"Console on {self.url}")
 

@@ -61,7 +61,7 @@ def with_adapter(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")  # of EVA, whose factors fit here
-            model = get_peft_model(base.model, settings)
+            model: Any = get_peft_model(base.model, settings)
     except ValueError as error:
         raise InputError(f"adapter.target_modules = {targets!r}: {str(error).split('. ')[0]}") from None
     if opened:

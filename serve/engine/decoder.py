@@ -103,7 +103,8 @@ def _norm(norm: nn.Module, config: Any, keep: list[Any]) -> int:
     """The address of a norm's weight."""
     if not type(norm).__name__.endswith("RMSNorm") or norm.variance_epsilon != config.rms_norm_eps:
         raise Incompatible(f"its norms are {type(norm).__name__}")
-    keep.append(norm.weight.detach().float().contiguous())
+    weight: Any = norm.weight
+    keep.append(weight.detach().float().contiguous())
     address: int = keep[-1].data_ptr()
     return address
 
