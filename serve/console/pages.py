@@ -119,7 +119,8 @@ def add_pages(app: FastAPI, library: Library) -> None:
         loss, held_out, rate = (_thinned(points(log, name)) for name in ("loss", "eval_loss", "learning_rate"))
         return render(
             request, "run.html", run=_run_row(run_entry(found)),
-            curve=views.curve(loss, held_out, rate, f"Losses of {found.id}"), left=_time_left(found.status, log, found.record.get("steps")), recipe=found.record.get("text"),
+            curve=views.curve(loss, held_out, rate, f"Losses of {found.id}"), recipe=found.record.get("text"),
+            left=_time_left(found.status, log, found.record.get("steps")),
             stop_asked=found.status == "running" and is_asked_to_stop(found.folder),
             can_start=bool(found.record.get("path")),
         )  # fmt: skip
