@@ -87,7 +87,7 @@ def test_help_shows_the_default_of_the_field(item: dataclasses.Field[Any], known
             return parse_size(shown, known.unit)
         if isinstance(item.default, bool):  # click shows which of the two spellings is the default
             return not shown.startswith("no-")
-        return type(item.default)(shown)
+        return type(item.default)(shown.strip('"'))
 
     if both:
         assert (value(both[1]), value(both[2])) == (item.default, known.on_gpu)

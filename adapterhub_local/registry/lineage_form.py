@@ -20,6 +20,7 @@ _REQUIRED: dict[str, dict[str, Any]] = {  # of every entry of a list
     "parents": {"reference": str, "weight": NUMBER},
     "data": {"role": str, "file": str, "rows": NUMBER, "digest": str},
 }
+_COMPARED = ("difference", "win_rate")  # an adapter's, beside the scores of what it was compared with
 _DIGESTS = ("manifest_digest", "content_digest", "digest")
 
 
@@ -60,10 +61,27 @@ def _check_metrics(metrics: Any) -> None:
             _require(isinstance(intervals, dict), f"{where}.intervals")
             for name, value in scores.items():
                 _require(_is_plain(name), f"{where}.{name}")
-                _require(name == "intervals" or value is None or _is(value, (*NUMBER, str)), f"{where}.{name}")
+                is_score = value is None or _is(value, (*NUMBER, str))
+                _require(name in ("intervals", *_COMPARED) or is_score, f"{where}.{name}")
+            _check_compared(scores, where)
             for name, pair in intervals.items():
-                is_pair = isinstance(pair, list) and len(pair) == 2 and all(_is(bound, NUMBER) for bound in pair)
-                _require(is_pair, f"{where}.intervals.{name}")
+                _require(_is_pair(pair), f"{where}.intervals.{name}")
+
+
+def _check_compared(scores: dict[str, Any], where: str) -> None:
+    """What the adapter has over another: `difference`, metric -> value, and `win_rate`, a value, with intervals."""
+    _require(isinstance(scores.get("difference", {}), dict), f"{where}.difference")
+    found = {f"{where}.difference.{name}": value for name, value in scores.get("difference", {}).items()}
+    if "win_rate" in scores and not _is(scores["win_rate"], NUMBER):
+        found[f"{where}.win_rate"] = scores["win_rate"]
+    for place, value in found.items():
+        _require(isinstance(value, dict) and _is(value.get("value"), NUMBER) and _is_plain(place), place)
+        _require(_is_pair(value.get("interval")) and value.keys() <= {"value", "interval", "is_clear"}, place)
+        _require(isinstance(value.get("is_clear", False), bool), place)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is(bound, NUMBER) for bound in value)
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -64,7 +64,9 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     cache, graphs = KVCache(num_pages, max_copied), None
     if options.cuda_graphs and kernels is not None and is_gpu:
         graphs = Graphs(model, cache, context, slots, kernels, max_length)
-    fused = choose_fused(model, checked, slots, cache) if kernels is not None and not is_gpu else None
+    is_c = not is_gpu and options.kernels != "triton"
+    has_all = kernels is not None and all(map(kernels.has, ("add_lora", "paged_attention", "multiply")))
+    fused = choose_fused(model, checked, slots, cache) if is_c and has_all else None
     runner = Runner(model, cache, context, graphs, fused=fused)
     if is_gpu:
         _warm_up(runner)

@@ -143,17 +143,18 @@ class ThoughtBound:
 
     def allowed(self) -> bytes:
         """One byte a token of the vocabulary, 0 where the token may not come next."""
-        if self._forced:
-            mask = bytearray(self._size)
-            mask[self._forced[0]] = 1
-            return bytes(mask)
-        return self._everything if self._inner is None else self._inner.allowed()
+        inner = self._everything if self._inner is None else self._inner.allowed()
+        if not self._forced or not inner[self._forced[0]]:  # a thought is not closed within half a character
+            return inner
+        mask = bytearray(self._size)
+        mask[self._forced[0]] = 1
+        return bytes(mask)
 
     def advance(self, token: int) -> None:
         """Note that `token` came."""
         if self._inner is not None:
             self._inner.advance(token)
-        if self._forced:
+        if self._forced and token == self._forced[0]:
             self._forced.pop(0)
         if self._reader.place is Place.PAST:
             return

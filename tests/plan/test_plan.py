@@ -33,7 +33,7 @@ from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.checkpointing import enable_checkpointing, split_mlps
 from adapterhub_local.train.fused_lora import fuse
-from adapterhub_local.train.trainer import make_rows
+from adapterhub_local.train.objectives.sft import Sft
 from tests.architectures import SHAPES, in_nf4
 from tests.chats import write_recipe
 from tests.tiny import VOCABULARY
@@ -269,7 +269,7 @@ def test_rows_are_those_of_the_trainer(tiny_base: BaseInfo, tmp_path: Path, chan
     examples = read_examples(recipe, tiny_base.folder)
     planned = pack_examples(examples, recipe, False)
     model = with_adapter(load_base(tiny_base), recipe)
-    rows = make_rows(model, examples, recipe.train)(examples)
+    rows = Sft(model, examples, recipe).rows(examples)
 
     assert planned.row_tokens >= max(row.input_ids.shape[1] for row in rows)
     assert planned.row_labels >= max(row.num_labels for row in rows)

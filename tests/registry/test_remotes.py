@@ -131,7 +131,7 @@ def test_a_server_that_is_not_there_is_told(home: Home, merge: Version, monkeypa
         monkeypatch.setenv(f"AWS_{key}", value)
     dead = add_remote(home, "dead", "s3://bucket", {"endpoint_url": "http://127.0.0.1:9", "client_kwargs": {}})
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
-    with pytest.raises(RemoteError, match="s3://bucket refused or did not answer"):
+    with pytest.raises(RemoteError, match=r"s3://bucket did not answer .*check the network"):
         push(Registry(), open_store(dead), [merge])
 
 
@@ -142,7 +142,7 @@ def test_a_bucket_that_is_not_there_is_told(
     for key, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "secret")):
         monkeypatch.setenv(f"AWS_{key}", value)
     store = open_store(add_remote(home, "typo", "s3://no-such-bucket/x", {"endpoint_url": s3_server}))
-    with pytest.raises(NotFound, match="create the bucket"):
+    with pytest.raises(NotFound, match="there is no such bucket: create it first"):
         push(Registry(), store, [merge])
     with pytest.raises(NotFound):
         pull(Registry(), store, named("a"))

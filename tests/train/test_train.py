@@ -278,10 +278,10 @@ def test_a_module_that_matches_nothing(tiny_base: BaseInfo, home: Home, tmp_path
 
 def test_steps() -> None:
     """Steps are batches times epochs, a last small batch included."""
-    recipe = type("Train", (), {"batch_size": 16, "epochs": 1.0})
+    recipe = type("Train", (), {"batch_size": 16, "epochs": 1.0, "max_steps": None})
     assert num_steps(640, recipe) == 40
     assert num_steps(641, recipe) == 41
-    assert num_steps(3, type("Train", (), {"batch_size": 16, "epochs": 0.1})) == 1
+    assert num_steps(3, type("Train", (), {"batch_size": 16, "epochs": 0.1, "max_steps": None})) == 1
 
 
 def qhub(*arguments: str, **options) -> subprocess.Popen:

@@ -145,7 +145,7 @@ def test_no_room_later(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     class Filling(Quiet):
         @contextmanager
         def training(self, steps: int, tokens_a_step: float):
-            def report(step: int, loss: float) -> None:
+            def report(step: int, loss: float, more: str = "") -> None:
                 if step == 3:
                     limited.__enter__()
 

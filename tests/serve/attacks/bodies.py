@@ -94,7 +94,7 @@ BODIES: dict[str, Attack] = {
     "40,000 wrong calls": chat([{"role": "assistant", "content": None, "tool_calls": [{"id": 1}] * 40_000}]),
     "arguments of 4 MB": chat([{"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "function": {"name": "f", "arguments": "[" * LARGE}}]}], words="200,000 lists"),
-    "half a million annotations": chat([{"role": "assistant", "content": "x", "annotations": [1] * 500_000}]),
+    "half a million annotations": chat([{"role": "assistant", "content": "x", "annotations": [1] * 500_000}], 200),
     "30,000 tools": chat([USER], words=LIST, tools=[TOOL] * 30_000),
     "30,000 wrong tools": chat([USER], tools=[{"type": "x"}] * 30_000),
     "a tool described in 4 MB": chat([USER], words=LONG, tools=[

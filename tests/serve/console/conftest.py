@@ -120,9 +120,9 @@ def full_server(built_base: Path, shown_registry: Registry) -> Iterator[Server]:
     running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A browser for all tests; each opens contexts of its own."""
+    """A browser for the tests of a file, and no longer: its event loop would be in the way of others'."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="the package playwright is not installed: pip install playwright"
     )

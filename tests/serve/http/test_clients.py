@@ -73,7 +73,6 @@ def test_what_there_is(server: Server) -> None:
         ("POST", "/v1/chat/completion", "did you mean /v1/chat/completions?"),
         ("POST", "/v1/images/generations", "text only"),
         ("GET", "/v1/nothing", "GET / lists what there is"),
-        ("POST", "/api/pull", "GET / lists what there is"),
     ],
 )
 def test_addresses_that_are_none(server: Server, method: str, path: str, says: str) -> None:

@@ -59,7 +59,7 @@ def operated(built_base, lora_root: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_ready(operated: Server) -> None:
     """/ready is 200 while requests are taken."""
-    assert operated.http.get("/ready").json() == {"ready": True}
+    assert operated.http.get("/ready").json() == {"ready": True, "state": "ready"}
 
 
 def test_request_ids(operated: Server) -> None:
