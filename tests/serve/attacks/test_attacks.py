@@ -41,6 +41,8 @@ def test_requests(attacked: AttackedServer, name: str) -> None:
     answer = attacked.http.request(attack.method, attack.path, content=attack.content, headers=attack.all_headers)
     assert answer.status_code == attack.status, answer.text[:500]
     assert len(answer.content) < 20_000
+    if attack.status == 200:  # what is large and not read costs nothing
+        return
     message = answer.json()["error"]["message"]
     assert attack.words in message
     assert "Traceback" not in message
