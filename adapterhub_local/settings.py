@@ -7,10 +7,12 @@ RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torc
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
 CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are kept  default cc or like it, ~/.cache
 NO_COLOR     if set, nothing is told by colour alone
+QHUB_ACTOR   who makes the changes of this process, for their records   default the user at this machine
 QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
 """
 
 import os
+import pwd
 import shlex
 import stat
 import tempfile
@@ -95,6 +97,24 @@ def api_key() -> str | None:
     return os.environ.get("QHUB_API_KEY") or None
 
 
+def claimed_actor() -> str | None:
+    """The value of QHUB_ACTOR, None if there is none."""
+    return os.environ.get("QHUB_ACTOR") or None
+
+
+def user_name() -> str:
+    """The name of the user this process runs as, its number if it has no name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's, as a rule
+        return str(os.geteuid())
+
+
+def environment_in(place: Home, actor: str | None = None) -> dict[str, str]:
+    """This process's environment, for one that it starts to work in the same home, as `actor` if one is given."""
+    return {**os.environ, "QHUB_HOME": str(place.root)} | ({"QHUB_ACTOR": actor} if actor is not None else {})
+
+
 def compiler() -> list[str]:
     """The words of $CC, the command of a C compiler; none if it is not set."""
     return shlex.split(os.environ.get("CC", ""))
@@ -135,11 +155,6 @@ def home(root: str | Path | None = None) -> Home:
     if path.exists() and not path.is_dir():
         raise InputError(f"QHUB_HOME is {path}, which is a file: name a folder")
     return Home(path)
-
-
-def environment_in(place: Home) -> dict[str, str]:
-    """This process's environment, for one that it starts to work in the same home."""
-    return {**os.environ, "QHUB_HOME": str(place.root)}
 
 
 def is_in_home(path: object) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_local.actor import current_actor
 from adapterhub_local.errors import NotFound
 from adapterhub_local.settings import Home, environment_in
 from serve.errors import Busy
@@ -79,7 +80,7 @@ class Jobs:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=environment_in(self.home),
+                env=environment_in(self.home, current_actor()),
                 start_new_session=True,
             )
             self._jobs[job.id], self._processes[job.id] = job, process

@@ -60,6 +60,7 @@ ORDER = (
     "recipe",
     "draw",
     "keys",
+    "actor",
     "settings",
     "refs",
     "intervals",
@@ -80,6 +81,7 @@ LEVEL = {room: level for level, room in enumerate(ORDER)}
 LIGHT_ROOMS = (
     "registry",
     "recipe",
+    "actor",
     "refs",
     "settings",
     "errors",

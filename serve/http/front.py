@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapterhub_local.actor import acting_as, named
 from adapterhub_local.errors import InputError, QhubError
 from serve.access import Access
 from serve.auth import Gate
@@ -91,7 +92,8 @@ class Front:
             await refuse(error, send, path)
             return
         try:
-            await self.app(scope, _replayed(body, receive), send)
+            with acting_as(_actor(scope)):
+                await self.app(scope, _replayed(body, receive), send)
         finally:
             self.gate.leave(access, key, asked, state["status"])
 
@@ -159,6 +161,13 @@ def own_path(scope: Scope) -> str:
     """The path of a request as this server knows it, without the one below which a proxy shows it."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
+def _actor(scope: Scope) -> str:
+    """Whom the records of a change name: the key that was shown, else the address that the request came from."""
+    if (key := scope["state"]["key"]) is not None:
+        return f"key:{key.id}"
+    return named(f"http:{scope['client'][0] if scope.get('client') else 'socket'}")
 
 
 def _plain(path: str) -> str:
