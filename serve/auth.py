@@ -1,15 +1,13 @@
 """Who may ask: keys, their scopes and adapters, and how often and how much at once each may ask."""
 
 import contextlib
-import threading
-from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
-from time import monotonic
 
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.keys import Key, Keys
 from serve.access import Access, Scope
 from serve.errors import Forbidden, Throttled, Unauthorized
+from serve.limits import Bounds, Lease, Limits, LocalLimits, Refusal, Why
 
 REFUSED = frozenset([400, 403, 404, 429])  # statuses of requests that did not run
 
@@ -21,19 +19,16 @@ class Gate:
 
     A request that is refused before it runs (another's adapter, no such model, wrong parameters, a full queue) is given
     back to its key's rate, so that a mistake does not use up the budget of what works. Of these a key may have as many
-    again in the same time: a flood of them is throttled, too.
+    again in the same time: a flood of them is throttled, too. What is counted, and over how many servers, is `limits`'.
     """
 
-    def __init__(self, keys: Keys, *, is_required: bool = False) -> None:
+    def __init__(self, keys: Keys, *, is_required: bool = False, limits: Limits | None = None) -> None:
         self.keys = keys
         self.is_required = is_required
+        self.limits = limits or LocalLimits()
         self._has_seen_keys = False
         with contextlib.suppress(Corrupt):
             self.is_open()
-        self._running: Counter[str] = Counter()
-        self._times: defaultdict[str, deque[float]] = defaultdict(deque)  # of each key, when it asked lately
-        self._refused: defaultdict[str, deque[float]] = defaultdict(deque)  # the same of what did not run
-        self._lock = threading.Lock()
 
     def is_open(self) -> bool:
         """Whether requests need no key. Raises Corrupt if the keys cannot be read, and closes."""
@@ -77,38 +72,29 @@ class Gate:
             raise Forbidden(f"{path} is for keys of scope {access.scope.value}")
         return key
 
-    def enter(self, access: Access, key: Key | None) -> float | None:
-        """Count a request in; `leave` counts it out, and is told what this returns. Raises Throttled."""
-        if key is None or not access.is_counted:
+    async def enter(self, access: Access, key: Key | None) -> Lease | None:
+        """Count a request in; `leave` counts it out, and is given what this returns.
+
+        Raises Throttled, and LimitsAway if nobody can say how much the key has asked.
+        """
+        if key is None or not access.is_counted or (key.rate is None and key.concurrency is None):
             return None
-        with self._lock:
-            if key.concurrency is not None and self._running[key.id] >= key.concurrency:
-                raise Throttled(f"this key may run {key.concurrency} requests at once, and does", 1)
-            asked = self._count(key.id, *key.window, rate=key.rate or "") if key.window is not None else None
-            self._running[key.id] += 1
-            return asked
+        bounds = Bounds(*(key.window or (None, None)), key.concurrency)
+        answer = await self.limits.admit(key.id, bounds)
+        if isinstance(answer, Refusal):
+            raise Throttled(_refused(answer.why, key), answer.seconds)
+        return answer
 
-    def leave(self, access: Access, key: Key | None, asked: float | None = None, status: int = 200) -> None:
-        """Count out what `enter` counted in at `asked`, and was answered with `status`."""
-        if key is None or not access.is_counted:
-            return
-        with self._lock:
-            self._running[key.id] -= 1
-            if not self._running[key.id]:
-                del self._running[key.id]
-            if status in REFUSED and asked is not None and asked in self._times[key.id]:
-                self._times[key.id].remove(asked)
-                self._refused[key.id].append(monotonic())
+    async def leave(self, lease: Lease | None, status: int = 200) -> None:
+        """Count out what `enter` counted in, and was answered with `status`."""
+        if lease is not None:
+            await self.limits.release(lease, ran=status not in REFUSED)
 
-    def _count(self, identity: str, limit: int, seconds: int, *, rate: str) -> float:
-        now = monotonic()
-        for times, what in ((self._times[identity], ""), (self._refused[identity], " and be refused as often")):
-            while times and times[0] <= now - seconds:
-                times.popleft()
-            if len(times) >= limit:
-                raise Throttled(f"this key may ask {rate}{what}: try again later", times[0] + seconds - now)
-        self._times[identity].append(now)
-        return now
+
+def _refused(why: Why, key: Key) -> str:
+    if why == "concurrency":
+        return f"this key may run {key.concurrency} requests at once, and does"
+    return f"this key may ask {key.rate}{' and be refused as often' if why == 'refusals' else ''}: try again later"
 
 
 def allowed_by(key: Key | None) -> Callable[[str], bool]:

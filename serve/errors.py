@@ -32,6 +32,10 @@ class Throttled(Busy):
         self.seconds = seconds
 
 
+class LimitsAway(QhubError):
+    """Whoever counts the requests of all servers does not answer, so that a limited key cannot be let in."""
+
+
 class Unauthorized(InputError):
     """The request has no valid key."""
 
@@ -125,6 +129,8 @@ def error_body(error: Exception) -> ErrorBody:
             return ErrorBody(429, str(error), "rate_limit_error", None, "rate_limit_exceeded", wait)
         case Busy():
             return ErrorBody(429, str(error), "rate_limit_error", None, "engine_overloaded", (("Retry-After", "1"),))
+        case LimitsAway():
+            return ErrorBody(503, str(error), "server_error", None, "limits_unavailable", (("Retry-After", "1"),))
         case AdapterUnloaded():
             return ErrorBody(503, str(error), "server_error", "model", "adapter_unloaded", (("Retry-After", "1"),))
         case Unauthorized():

@@ -34,6 +34,7 @@ ORDER = (
     "serve/text",
     "serve/requests",
     "serve/auth",
+    "serve/limits",
     "serve/access",
     "serve/metrics",
     "serve/engine",

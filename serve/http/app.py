@@ -31,6 +31,7 @@ from serve.http.probes import add_probes
 from serve.http.respond import respond, weights_headers
 from serve.http.translate import answer
 from serve.jobs import Jobs
+from serve.limits import Limits
 from serve.options import HttpOptions
 from serve.registry_api.library import Library
 from serve.requests.generation import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
@@ -57,11 +58,12 @@ def create_app(
     registry: Registry | None = None,
     options: EngineOptions | None = None,
     http: HttpOptions | None = None,
+    limits: Limits | None = None,
 ) -> FastAPI:
     """The application that serves `base` and the adapters of `registry` (default: the one at $QHUB_HOME).
 
-    The base's model is changed in place and belongs to the application from now on. Raises Incompatible
-    if its architecture cannot be served.
+    `limits` counts what keys ask (default: this application alone). The base's model is changed in place and belongs
+    to the application from now on. Raises Incompatible if its architecture cannot be served.
     """
     registry = registry or Registry()
     service = Service(base, registry, options, http)
@@ -77,6 +79,7 @@ def create_app(
         await asyncio.to_thread(service.leases.stop)
         service.close()
         library.jobs.close()
+        await gate.limits.close()
 
     # its own pages would declare no access
     pages: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
@@ -84,7 +87,7 @@ def create_app(
         title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, root_path=service.http.root_path, **pages
     )
     app.state.service = service
-    gate = Gate(Keys(registry.home), is_required=service.http.require_keys)
+    gate = Gate(Keys(registry.home), is_required=service.http.require_keys, limits=limits)
     library = Library(registry, Jobs(registry.home), service.now)
     routes: Routes  # known once all are added
     app.add_middleware(

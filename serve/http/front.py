@@ -87,7 +87,7 @@ class Front:
             body = await self._body(receive, headers)
             if body.count(b"[") + body.count(b"{") > MAX_VALUES:
                 raise InputError(f"a body may have {MAX_VALUES:,} lists and objects, this one may have more")
-            asked = self.gate.enter(access, key)
+            lease = await self.gate.enter(access, key)
         except QhubError as error:
             await refuse(error, send, path)
             return
@@ -95,7 +95,7 @@ class Front:
             with acting_as(_actor(scope)):
                 await self.app(scope, _replayed(body, receive), send)
         finally:
-            self.gate.leave(access, key, asked, state["status"])
+            await self.gate.leave(lease, state["status"])
 
     async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
         """The whole body. Raises TooLarge, TimedOut."""

@@ -1,6 +1,8 @@
 """Keys: stored as hashes, with scopes, adapters and limits; and what the server refuses without them."""
 
+import asyncio
 import json
+import pickle
 import stat
 import threading
 import time
@@ -14,7 +16,7 @@ from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.base.load import load_base
 from adapterhub_local.cli.main import qhub
 from adapterhub_local.errors import Corrupt, InputError, NotFound
-from adapterhub_local.keys import Keys, parse_rate
+from adapterhub_local.keys import Key, Keys, parse_rate
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from serve.__main__ import command
@@ -22,6 +24,7 @@ from serve.access import Access, Scope
 from serve.auth import Gate
 from serve.engine.options import EngineOptions
 from serve.errors import Forbidden, Throttled, Unauthorized
+from serve.limits import Bounds, Counts, Lease, LocalLimits, Refusal
 from serve.listen import is_loopback
 from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
@@ -105,48 +108,72 @@ def test_gate(home: Home) -> None:
         gate.identify(CHAT, ANSWERS, None)
 
 
-def test_rate_and_concurrency(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+class Doorman:
+    """A gate with a clock of its own, whose steps are taken one after another."""
+
+    def __init__(self, home: Home) -> None:
+        self.now = 1000.0
+        self.gate = Gate(Keys(home), limits=LocalLimits(Counts(lambda: self.now)))
+
+    def enter(self, key: Key, access: Access = ANSWERS) -> Lease | None:
+        """Count in, or raise Throttled."""
+        return asyncio.run(self.gate.enter(access, key))
+
+    def leave(self, lease: Lease | None, status: int = 200) -> None:
+        """Count out."""
+        asyncio.run(self.gate.leave(lease, status))
+
+
+def test_rate_and_concurrency(home: Home) -> None:
     """No window of the period has more requests than the rate, and no more run at once than the key may."""
-    now = [1000.0]
-    monkeypatch.setattr("serve.auth.monotonic", lambda: now[0])
-    gate = Gate(Keys(home))
+    door = Doorman(home)
     key, _ = Keys(home).create(rate="3/min", concurrency=2)
-    gate.enter(ANSWERS, key)
-    gate.enter(ANSWERS, key)
+    first = door.enter(key)
+    door.enter(key)
     with pytest.raises(Throttled, match="2 requests at once"):
-        gate.enter(ANSWERS, key)
-    gate.leave(ANSWERS, key)
-    now[0] += 20
-    gate.enter(ANSWERS, key)
-    gate.leave(ANSWERS, key)
+        door.enter(key)
+    door.leave(first)
+    door.leave(first)  # once is enough
+    door.now += 20
+    door.leave(door.enter(key))
     with pytest.raises(Throttled) as caught:
-        gate.enter(ANSWERS, key)
+        door.enter(key)
     assert caught.value.seconds == 40
-    now[0] += 41
-    gate.enter(ANSWERS, key)
-    gate.enter(Access(Scope.ANY), key)  # only answers count
+    door.now += 41
+    door.enter(key)
+    with pytest.raises(Throttled, match="2 requests at once"):
+        door.enter(key)
+    assert door.enter(key, Access(Scope.ANY)) is None  # only answers count
 
 
-def test_what_was_refused_is_given_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_refused_is_given_back(home: Home) -> None:
     """A refused request leaves the rate as it was, and so many of them are throttled as might have run."""
-    now = [1000.0]
-    monkeypatch.setattr("serve.auth.monotonic", lambda: now[0])
-    gate = Gate(Keys(home))
+    door = Doorman(home)
     key, _ = Keys(home).create(rate="2/min")
-    first = gate.enter(ANSWERS, key)
-    now[0] += 10
-    gate.leave(ANSWERS, key, gate.enter(ANSWERS, key), 403)
-    gate.leave(ANSWERS, key, first, 200)
-    now[0] += 10
-    gate.leave(ANSWERS, key, gate.enter(ANSWERS, key), 400)
+    first = door.enter(key)
+    door.now += 10
+    door.leave(door.enter(key), 403)
+    door.leave(first, 200)
+    door.now += 10
+    door.leave(door.enter(key), 400)
     with pytest.raises(Throttled, match="refused as often") as caught:
-        gate.enter(ANSWERS, key)
+        door.enter(key)
     assert caught.value.seconds == 50
-    now[0] += 51  # the first of the refused and the one that ran are forgotten
-    gate.leave(ANSWERS, key, gate.enter(ANSWERS, key), 200)
-    gate.leave(ANSWERS, key, gate.enter(ANSWERS, key), 504)  # it ran
+    door.now += 51  # the first of the refused and the one that ran are forgotten
+    door.leave(door.enter(key), 200)
+    door.leave(door.enter(key), 504)  # it ran
     with pytest.raises(Throttled, match="2/min: try"):
-        gate.enter(ANSWERS, key)
+        door.enter(key)
+
+
+def test_what_limits_pass_can_be_sent_to_another_process() -> None:
+    """Bounds, leases and refusals survive being pickled, and a lease that came back so is released."""
+    counts = Counts()
+    bounds = pickle.loads(pickle.dumps(Bounds(5, 60, 1)))
+    lease = pickle.loads(pickle.dumps(counts.admit("aa", bounds)))
+    assert pickle.loads(pickle.dumps(counts.admit("aa", bounds))) == Refusal("concurrency", 1.0)
+    counts.release(lease, ran=True)
+    assert isinstance(counts.admit("aa", bounds), Lease)
 
 
 def test_verbs(home: Home) -> None:
