@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -12,7 +12,7 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import Metric
 
 if TYPE_CHECKING:  # they load torch, which the console does without
-    from serve.adapters.record import Label
+    from serve.adapters.record import AdapterStatus, Label
     from serve.engine.stats import Snapshot
 
 
@@ -59,9 +59,12 @@ ENGINE: dict[str, tuple[Callable[[Snapshot], float], type, str]] = {
 class Metrics:
     """All metrics of one server, in a registry of its own."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], residents: Callable[[], Iterable[tuple[str, AdapterStatus]]] = tuple
+    ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._snapshot = snapshot
+        self._residents = residents  # adapters in memory, under each name that stands for them
         self._labels: dict[str, tuple[str, ...]] = {}  # labels of adapters -> the names that stand in them
         self._requests = self._counter("qhub_http_requests", "HTTP requests", "method", "route", "status")
         self._tokens = self._counter("qhub_tokens", "Tokens of prompts and answers", "adapter", "kind")
@@ -117,6 +120,16 @@ class Metrics:
         ]
         lora.add_metric((str(now.slots_total), *shown), time.time())
         yield lora
+        resident = Gauge(
+            "vllm:lora_adapter_loaded",
+            "Adapters in memory, under every name by which requests may ask for them",
+            labels=("adapter_name", "level", "pinned"),
+        )
+        for name, status in self._residents():
+            if all(map(allows, status.label.names)):
+                pinned = "true" if status.is_pinned else "false"
+                resident.add_metric((name, "slot" if status.in_slot else "host", pinned), 1)
+        yield resident
 
     def text(self, allows: Allows = lambda _: True) -> bytes:
         """Everything in Prometheus' text format, but of adapters those alone of which all names are allowed."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from adapterhub_local.errors import InputError
 from adapterhub_local.options import check_options, option
 
+MAX_TERMS = 16  # adapters of a mix: each adds its rank to what every token is multiplied with
+
 
 @dataclass(frozen=True)
 class HttpOptions:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,9 @@ from adapterhub_local.registry.split import side_of, split_of
 from serve.adapters.held import Loaded
 from serve.adapters.leases import Leases
 from serve.adapters.record import AdapterStatus
+from serve.adapters.source import Folder
 from serve.answers.logprobs import Echo
-from serve.answers.models import Target, adapter_entry, find_target
+from serve.answers.models import Target, adapter_entry, find_target, residents
 from serve.auth import check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
@@ -73,7 +74,7 @@ class Service:
         self.loaded = Loaded(registry, self.engine, self.http.lora_root)
         for reference in dict.fromkeys(self.http.pins):
             self.loaded.load(reference, None, pinned=True)
-        self.metrics = Metrics(self.engine.snapshot)
+        self.metrics = Metrics(self.engine.snapshot, self._residents)
         # rooms of their own for what takes long, so that it never fills the one where all others are read
         self.forms = ThreadPoolExecutor(PROCESSES, "forms", compute_alone)
         self.loading = ThreadPoolExecutor(LOADS, "loading", compute_alone)
@@ -113,9 +114,16 @@ class Service:
                 ref = ref.on_side(side_of(split, ref.name, user))
         return self.find(ref, key)
 
-    async def start(self, body: Asked, *, request_id: str, started: float, key: Key | None) -> Admitted:
-        """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue."""
+    async def start(
+        self, body: Asked, *, request_id: str, started: float, key: Key | None, pinned: str | None = None
+    ) -> Admitted:
+        """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue.
+
+        `pinned` are the versions that the name was found to mean before, by who sent the request here.
+        """
         ref = body.model_ref(self.base.info.name)
+        if pinned is not None:
+            ref = ref.pinned(pinned)
         loop = asyncio.get_running_loop()
         target = await asyncio.to_thread(self.choose, ref, body.user, key)
         choices = await loop.run_in_executor(self.forms if body.has_form else None, self._read, target, body)
@@ -198,6 +206,12 @@ class Service:
     def adapters(self) -> list[AdapterStatus]:
         """Every adapter in memory or used since the start: state, memory, requests and last use."""
         return self.engine.adapters()
+
+    def _residents(self) -> Iterable[tuple[str, AdapterStatus]]:
+        """What is in memory, under each name that stands for it."""
+        sources = self.loaded.sources().items()
+        folders = {name: source.content_digest for name, source in sources if isinstance(source, Folder)}
+        return residents(self.registry, self.engine.adapters(), folders)
 
     def _salt(self, body: Asked, key: Key | None) -> str:
         """What keeps apart the prefixes of those that do not share them."""

@@ -12,8 +12,7 @@ from serve.adapters.record import Label
 from serve.adapters.source import Source
 from serve.errors import BadParameter
 from serve.lora.product import Factors
-
-MAX_TERMS = 16  # each adds its rank to what every token is multiplied with
+from serve.options import MAX_TERMS
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the field `model` may name: the base, or any reference to a version that was made for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,6 +10,7 @@ from adapterhub_local.base.chat_template import ChatSettings
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.split import split_of
 from serve.adapters.mixture import Mixture, label_of, mixture
 from serve.adapters.record import AdapterStatus, Label
 from serve.adapters.source import Source
@@ -88,15 +89,43 @@ def list_models(base: BaseInfo, registry: Registry, allows: Callable[[str], bool
     versions = registry.versions_on_base(base.fingerprint)
     for name in sorted({version.name for version in versions if allows(version.name)}):
         own = {version.number: version for version in versions if version.name == name}
-        newest = registry.resolve(Reference(name)).number
-        spellings = {name: newest, **{f"{name}@{number}": number for number in own}}
-        spellings |= {f"{name}@{alias}": number for alias, number in registry.aliases(name).items()}
         models += [
             model_entry(spelling, own[number].created_at, own[number].content_digest, base.name)
-            for spelling, number in spellings.items()
+            for spelling, number in spellings(registry, name, own).items()
             if number in own
         ]
     return models
+
+
+def spellings(registry: Registry, name: str, numbers: Iterable[int]) -> dict[str, int]:
+    """All that clients may write for these versions of a name, and the version that each stands for now."""
+    newest = registry.resolve(Reference(name)).number
+    found = {name: newest, **{f"{name}@{number}": number for number in numbers}}
+    return found | {f"{name}@{alias}": number for alias, number in registry.aliases(name).items()}
+
+
+def residents(
+    registry: Registry, held: Iterable[AdapterStatus], folders: Mapping[str, str]
+) -> Iterator[tuple[str, AdapterStatus]]:
+    """What of `held` is in memory, under every name by which clients may ask for it; `folders`: name -> digest.
+
+    A name whose traffic is split stands for any of its sides. What no name stands for, such as a mix, is shown as it
+    was asked for.
+    """
+    by_digest = {status.digest: status for status in held if status.num_bytes}
+    meant = {name: [digest] for name, digest in folders.items()}
+    for name in sorted({name for status in by_digest.values() for name in status.label.names}):
+        own = {version.number: version.content_digest for version in registry.versions(name)}
+        if not own:
+            continue
+        known = spellings(registry, name, own)
+        meant |= {spelling: [own[number]] for spelling, number in known.items() if number in own}
+        if split := split_of(registry, name):
+            meant[name] = [digest for alias, _ in split for digest in meant.get(f"{name}@{alias}", ())]
+    found = {name: next((each for each in digests if each in by_digest), None) for name, digests in meant.items()}
+    yield from ((name, by_digest[digest]) for name, digest in found.items() if digest is not None)
+    named = {digest for digests in meant.values() for digest in digests}
+    yield from ((status.label.text, status) for digest, status in by_digest.items() if digest not in named)
 
 
 def model_entry(name: str, created_at: str, root: str, parent: str | None) -> dict[str, Any]:

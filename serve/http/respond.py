@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -17,7 +17,7 @@ from serve.answers.models import Target
 from serve.auth import Gate
 from serve.errors import Unauthorized, error_body
 from serve.requests.generation import ChatRequest, GenerationRequest
-from serve.service import Asked, Service
+from serve.service import Admitted, Asked, Service
 from serve.text.generate import Generation, Piece
 
 Result = TypeVar("Result")
@@ -74,7 +74,7 @@ async def respond(
     A stream begins with its first token: what fails before that is an error with a status of its own.
     """
     state = request.scope["state"]
-    admitted = await service.start(body, request_id=state["request_id"], started=state["started"], key=state["key"])
+    admitted = await _start(service, body, state)
     generation = admitted.generation
     watch = asyncio.create_task(_watch(state["gate"], state["key"], generation)) if state["key"] else None
 
@@ -122,7 +122,7 @@ async def respond_whole(
 ) -> Response:
     """Answer a request whose answer is no text: `told` makes its body of what is known of the prompts."""
     state = request.scope["state"]
-    admitted = await service.start(body, request_id=state["request_id"], started=state["started"], key=state["key"])
+    admitted = await _start(service, body, state)
     generation = admitted.generation
     try:
         pieces = await _unless_gone(request, _collect(generation))
@@ -140,6 +140,11 @@ def weights_headers(target: Target) -> dict[str, str]:
     if target.version is not None:
         headers |= {"X-Qhub-Adapter": str(target.version), "X-Qhub-Digest": target.version.content_digest}
     return headers
+
+
+async def _start(service: Service, body: Asked, state: Mapping[str, Any]) -> Admitted:
+    key, pinned = state["key"], state.get("pinned")
+    return await service.start(body, request_id=state["request_id"], started=state["started"], key=key, pinned=pinned)
 
 
 async def _watch(gate: Gate, key: Key, generation: Generation) -> None:

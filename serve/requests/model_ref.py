@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from adapterhub_local.errors import BadReference
 from adapterhub_local.refs import Mix, Reference, spelled
-from serve.adapters.mixture import MAX_TERMS
 from serve.errors import BadParameter, ModelNotFound
+from serve.options import MAX_TERMS
 
 MAX_WEIGHT = 10_000.0  # beyond it numbers of 32 bits overflow where products of adapters are multiplied
 
@@ -30,6 +30,10 @@ class ModelRef:
         """The same, answered by one of the aliases that a name's traffic is split between."""
         assert self.name is not None, self.text
         return replace(self, mix=Mix(((Reference(self.name, alias=alias), 1.0),)), side=alias)
+
+    def pinned(self, versions: str) -> "ModelRef":
+        """The same, answered by exactly these versions, which somebody looked up before."""
+        return replace(self, mix=Mix.parse(versions), name=None)
 
 
 def read_model(model: str, base: str, adapters: Sequence[tuple[str, float]] = ()) -> ModelRef:

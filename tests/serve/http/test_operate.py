@@ -11,9 +11,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from adapterhub_local.base.bases import read_record
+from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.base.load import load_base
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.split import set_split
 from serve.http.front import JsonLines
 from serve.options import HttpOptions
 from tests.serve.adapter_makers import publish
@@ -141,6 +142,28 @@ def test_gateway_gauge_names_running_adapters(operated: Server, monkeypatch: pyt
     running = [key for key in seen if key[0] == "vllm:lora_requests_info"]
     assert any("beta@1" in key for key in running)
     operated.wait_until_idle()
+
+
+def test_gauge_of_residency_has_every_spelling(operated: Server, tiny_base: BaseInfo) -> None:
+    """An adapter in memory is shown under each name that clients may write for it now, and no other."""
+    registry = operated.registry
+    for seed in (71, 72):
+        publish(registry, "where", tiny_base, seed=seed, alias="prod")
+
+    def shown() -> set[str]:
+        loaded = [labels for name, *labels in samples(operated) if name == "vllm:lora_adapter_loaded"]
+        return {label for labels in loaded for label in labels if label.startswith("where")}
+
+    assert not shown()
+    operated.complete(model="where@1", prompt="Hello")
+    assert shown() == {"where@1"}
+    registry.set_alias("where", "prod", 1)
+    assert shown() == {"where@1", "where@prod"}
+    set_split(registry, "where", [("prod", 1)])
+    assert shown() == {"where", "where@1", "where@prod"}
+    set_split(registry, "where", [])
+    operated.complete(model="where*0.5", prompt="Hello")  # its part is read, too
+    assert shown() == {"where", "where@1", "where@2", "where@prod", "where@2*0.5"}
 
 
 def test_labels_are_bounded(operated: Server) -> None:

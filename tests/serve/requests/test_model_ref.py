@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_local.refs import Mix, Reference, spelled
-from serve.adapters.mixture import MAX_TERMS
 from serve.errors import BadParameter, ModelNotFound
+from serve.options import MAX_TERMS
 from serve.requests.model_ref import MAX_WEIGHT, ModelRef, read_model
 
 NAMES = st.sampled_from(["alpha", "beta", "team/gamma"])
