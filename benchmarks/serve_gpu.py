@@ -60,7 +60,8 @@ class Load:
     tokens: int
 
 
-REAL = Load(BATCHES, (64, 0, 8, 1), 128, 64)
+REAL = Load(BATCHES, (1, 0, 8, 64), 128, 64)
+LONG = Load((64, 1), (1, 0), 2048, 64)  # where attention reads as much as the products do
 SMALL = Load((2,), (2, 0), 4, 2)
 
 
@@ -102,7 +103,7 @@ def engine_for(case: Case, shape: dict[str, Any], load: Load, device: str, tiny:
     options = EngineOptions(
         max_rows=max(load.batches),
         max_adapters=max(load.adapters),
-        max_length=load.prompt + load.tokens,
+        max_length=(load if tiny else LONG).prompt + load.tokens,
         tokens_per_step=4096,
         prefix_bytes=0,
         base_exec="auto" if device == "cuda" else "nf4",
@@ -120,8 +121,8 @@ def engine_for(case: Case, shape: dict[str, Any], load: Load, device: str, tiny:
     return engine
 
 
-def decode(engine: Any, batch: int, adapters: int, load: Load, meter: Meter) -> float:
-    """Tokens a second of a batch whose rows have `adapters` different adapters, once all prompts are read."""
+def start_batch(engine: Any, batch: int, adapters: int, load: Load) -> list[Any]:
+    """Requests of `adapters` different adapters, whose prompts have been read."""
     import torch
 
     from serve.engine.request import Request, SamplingParams
@@ -138,6 +139,12 @@ def decode(engine: Any, batch: int, adapters: int, load: Load, meter: Meter) -> 
     engine.submit(*requests)
     while not all(request.output for request in requests):
         _step(engine)
+    return requests
+
+
+def decode(engine: Any, batch: int, adapters: int, load: Load, meter: Meter) -> float:
+    """Tokens a second of a batch whose rows have `adapters` different adapters, once all prompts are read."""
+    requests = start_batch(engine, batch, adapters, load)
     start, before = meter.now(), sum(len(request.output) for request in requests)
     while engine.has_work:
         _step(engine)
@@ -151,8 +158,41 @@ def _step(engine: Any) -> None:
             raise output.error
 
 
+def kernel_times(step: Callable[[], None], requests: list[Any], steps: int = 8, most: int = 24) -> dict[str, Any]:
+    """Of one step, the mean of `steps`: milliseconds on the clock, of the GPU's kernels, and of the costliest of them
+    with how often they ran. The requests end afterwards."""
+    import time
+
+    import torch
+
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize()
+    clock = 1e3 * (time.perf_counter() - start) / steps
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    rows = [
+        (each.self_device_time_total / 1e3 / steps, each.count / steps, each.key) for each in profile.key_averages()
+    ]
+    rows = sorted((row for row in rows if row[0] > 0), reverse=True)
+    while not all(request.finish_reason for request in requests):
+        step()
+    return {
+        "clock": round(clock, 3),
+        "kernels": round(sum(row[0] for row in rows), 3),
+        "launches": round(sum(row[1] for row in rows)),
+        "costliest": [[name[:80], round(times), round(took, 4)] for took, times, name in rows[:most]],
+    }
+
+
 def ours(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool) -> dict[str, Any]:
     """The engine at every batch size, with each number of different adapters."""
+    from serve.lora.ways import chosen
+
     meter = Meter(device)
     engine = engine_for(case, shape, load, device, tiny)
     speeds: dict[str, dict[int, float]] = {}
@@ -166,11 +206,26 @@ def ours(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
             speeds[str(adapters)][batch] = round(statistics.median(runs), 1)
             if not tiny:
                 say({**meter.peak(), "tokens_per_second": speeds, "kernels": engine.runner.kernels})
-    many, most = str(max(load.adapters)), max(load.batches)
-    return {
+    most = max(load.batches)
+    found = {
         **meter.peak(),
         "tokens_per_second": speeds,
-        "cost_of_adapters": round(1 - speeds[many][most] / speeds["0"][most], 3),
+        "cost_of_adapters": {many: round(1 - speeds[many][most] / speeds["0"][most], 3) for many in speeds},
+        "base_products": chosen(engine.slots.groups),
+    }
+    if not tiny:
+        say(found)
+        found["milliseconds_of_a_step"] = {
+            batch: kernel_times(lambda: _step(engine), start_batch(engine, batch, 1, load)) for batch in (64, 1)
+        }
+        say(found)
+        long = {str(each): {} for each in LONG.adapters}  # type: dict[str, dict[int, float]]
+        for adapters, batch in itertools.product(LONG.adapters, LONG.batches):
+            decode(engine, batch, adapters, LONG, meter)
+            long[str(adapters)][batch] = round(decode(engine, batch, adapters, LONG, meter), 1)
+        found[f"tokens_per_second_behind_{LONG.prompt}"] = long
+    return {
+        **found,
         "kernels": engine.runner.kernels,
         "cuda_graphs": len(engine.runner.graphs or ()),
         "graphs_failed": engine.runner.graphs.reason if engine.runner.graphs else None,
@@ -321,13 +376,13 @@ def _copy_speed(device: str, size: int) -> float:
 
 
 def _microseconds(work: Callable[[], object], device: str) -> float:
-    """The median time of some runs, caches cold, after one to compile."""
+    """The shortest time of some runs, caches cold, after one to compile: on a GPU its own time, without Python's."""
     import torch
 
-    if device == "cuda":
-        from triton.testing import do_bench
+    from serve.lora.crossover import gpu_seconds
 
-        return 1e3 * do_bench(work, return_mode="median")
+    if device == "cuda":
+        return 1e6 * gpu_seconds(work, torch.device(device))
     meter, times = Meter(device), []
     with torch.inference_mode():
         for _ in range(2):
@@ -356,8 +411,8 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """What all cases together show."""
     speeds = {result["case"]: result.get("tokens_per_second", {}) for result in results}
 
-    def at_most(kind: str) -> float | None:  # batch and adapters as in the threads that the targets come from
-        found = speeds.get(f"qwen3-4b-r32-{kind}", {}).get("64", {})
+    def at_most(kind: str) -> float | None:  # batch and one adapter, as in the threads that the targets come from
+        found = speeds.get(f"qwen3-4b-r32-{kind}", {}).get("1", {})
         return found.get(64) or found.get("64")
 
     ours_speed, peft_speed = at_most("ours"), at_most("peft")

@@ -4,7 +4,6 @@ Registered with transformers beside what a model uses, so that rows of one examp
 the model's own attention. A model whose code is not on that interface (Falcon) keeps masks.
 """
 
-import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from adapterhub_local.base.model import CausalModel
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.rows.flash import attend_in_pieces
 from adapterhub_local.rows.layout import Groups, Layout, visible
+from adapterhub_local.rows.varlen import has_packed_kernel, packed_kernel
 
 NAMES = {"sdpa": "qhub_layout_sdpa", "eager": "qhub_layout_eager"}  # what a model used -> its name with ours beside it
 # what models pass along that has no bearing on causal attention
@@ -107,64 +107,6 @@ def choose_route(query: torch.Tensor, value: torch.Tensor, softcap: float | None
     if query.device.type == "cpu":
         return attend_in_pieces
     return packed_kernel if has_packed_kernel(query) else each_alone
-
-
-def has_packed_kernel(query: torch.Tensor) -> bool:
-    """Whether torch's kernel for examples of several lengths takes such queries: 16 bits, on a card of Ampere or later.
-
-    Heads of a multiple of 8 up to 256. Older versions of the kernel have no grouped heads, and are not used.
-    """
-    head_dim = query.shape[-1]
-    if query.dtype not in (torch.float16, torch.bfloat16) or head_dim % 8 or head_dim > 256 or torch.version.hip:
-        return False
-    kernel = _varlen()
-    wanted = {"scale", "window_size", "enable_gqa"}
-    if kernel is None or not wanted <= inspect.signature(kernel).parameters.keys():
-        return False
-    return query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) >= (8, 0)
-
-
-def _varlen() -> Callable[..., Any] | None:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn
-
-
-def packed_kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, window: int | None, scale: float
-) -> torch.Tensor:
-    """One FlashAttention call: each example's keys behind a copy of the prefix's, causal from the bottom right."""
-    kernel = _varlen()
-    assert kernel is not None
-    ends_q, ends_k = [0], [0]
-    for start, end in layout.spans:
-        ends_q.append(end)
-        ends_k.append(ends_k[-1] + layout.before((start, end)) + end - start)
-    keys, values = (_behind_prefix(tensor.transpose(1, 2)[0], layout) for tensor in (key, value))
-    window = layout.binding(window)
-    out: torch.Tensor = kernel(
-        query.transpose(1, 2)[0],
-        keys,
-        values,
-        torch.tensor(ends_q, dtype=torch.int32, device=query.device),
-        torch.tensor(ends_k, dtype=torch.int32, device=query.device),
-        max(end - start for start, end in layout.spans),
-        layout.prefix + max(layout.rests),
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out[None]
-
-
-def _behind_prefix(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(T, heads, head_dim) -> the prefix, then the prefix and the rest of each example, in one tensor."""
-    if not layout.prefix:
-        return tensor
-    prefix, *rests = tensor.split((layout.prefix, *layout.rests))
-    return torch.cat([prefix, *(part for rest in rests for part in (prefix, rest))])
 
 
 def each_alone(

@@ -63,6 +63,11 @@ class Slots:
             for stack in list(stacks.values())
         )
 
+    @property
+    def ranks(self) -> list[int]:
+        """Ranks that have stacks."""
+        return sorted(self._capacity.copy())  # which another thread may change meanwhile
+
     def find(self, digests: Iterable[str]) -> dict[str, Slot]:
         """Where these adapters are in the step that begins now; they count as used."""
         self._num_finds += 1

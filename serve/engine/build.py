@@ -22,7 +22,8 @@ from serve.engine.runner import Runner
 from serve.engine.self_check import choose_fused, use_packed_attention
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
-from serve.lora.weights import own_weight, use_dense, use_four_bit, use_four_bit_always
+from serve.lora.ways import use_fastest
+from serve.lora.weights import own_weight, use_dense, use_four_bit_always
 
 DEFAULT_MAX_LENGTH = 4096
 SCORED_BYTES = 256_000_000  # logits in float32 of the prompts' tokens that one step scores
@@ -49,14 +50,12 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     pool = AdapterPool(reader, max_bytes=options.adapter_bytes, max_pins=options.max_adapters - 1, leases=leases)
     slots = Slots(layers, model.dtype, device, options.max_adapters, pool.records)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
-    multiplies = options.base_exec == "auto" and kernels is not None and kernels.has("multiply")
-    if not multiplies or is_gpu:
+    if is_gpu and options.base_exec == "auto":
+        use_fastest(slots.groups, model.dtype, max_bytes, kernels)
+    elif options.base_exec == "auto" and kernels is not None and kernels.has("multiply"):
+        use_four_bit_always(slots.groups, kernels)
+    else:
         use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
-    if multiplies and kernels is not None:
-        if is_gpu:
-            use_four_bit(slots.groups, model.dtype, kernels)
-        else:
-            use_four_bit_always(slots.groups, kernels)
     num_pages = _num_pages(options, max_length, checked.page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // checked.page_bytes)
     is_copied = device.type == "cpu" and not (kernels and kernels.has("paged_attention"))
@@ -70,6 +69,8 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     runner = Runner(model, cache, context, graphs, fused=fused)
     if is_gpu:
         _warm_up(runner)
+        if graphs is not None:
+            graphs.prepare(options.max_rows)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     max_scored = max(1, min(options.tokens_per_step, SCORED_BYTES // (4 * vocabulary)))
     return Engine(runner, slots, pool, options, pages, max_length, max_scored)

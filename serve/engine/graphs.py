@@ -6,7 +6,7 @@ own, so that adapters cost nothing where none is used. A graph is used only afte
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of a graph; smaller batches are filled up
 SETTLED = 16  # steps of one kind before it is captured, which takes as long as many steps
-MAX_GRAPHS = 32
+MAX_GRAPHS = 40
+MAX_SETS = 3  # of ranks that a size has graphs of its own for; beyond, one takes the ranks of all adapters in slots
 TOLERANCE = 2e-2  # of the largest logit, between a step and its graph: the same kernels, but other sums in libraries
 Key = tuple[int, tuple[int, ...]]  # rows, and the ranks of their adapters
 
@@ -146,6 +147,7 @@ class Graphs:
     reason: str | None = None  # why there are no graphs any more
     _captured: OrderedDict[Key, "Captured"] = field(default_factory=OrderedDict)
     _seen: Counter[Key] = field(default_factory=Counter)
+    _lost: Counter[Key] = field(default_factory=Counter)  # how often there was no room for it
     _pool: Any = None
 
     @property
@@ -164,14 +166,17 @@ class Graphs:
         if not self._is_for_graphs(batch, segments):
             return None
         size = next(size for size in SIZES if size >= len(batch))
-        key = (size, tuple(sorted({segment.slot.rank for segment in segments})))
+        key = self._kind(size, {segment.slot.rank for segment in segments})
         captured = self._captured.get(key)
         if captured is not None and captured.moves != self._moves(key[1]):
             self._forget_moved()
             captured = None
         if captured is None:
             self._seen[key] += 1
-            if self._seen[key] <= self.settled or not self.slots.moving.acquire(blocking=False):
+            # of a kind that was pushed out before, the more often the longer: no room is no reason to capture anew
+            if self._seen[key] <= self.settled << min(self._lost[key], 10) or not self.slots.moving.acquire(
+                blocking=False
+            ):
                 return None
             try:
                 return self._capture_step(key, batch, segments)
@@ -192,6 +197,14 @@ class Graphs:
             and (not self.is_captured or (self.kernels.has("add_lora") and self.kernels.has("paged_attention")))
         )
 
+    def _kind(self, size: int, ranks: Set[int]) -> Key:
+        """Whose graph a batch needs: that of its ranks, or of more, whose tables are then empty."""
+        sets = [own for other, own in self._captured if other == size and own]
+        wider = [own for own in sets if ranks <= set(own)]
+        if not ranks or tuple(sorted(ranks)) in sets or len(sets) < MAX_SETS:
+            return size, tuple(sorted(ranks))
+        return size, min(wider, key=len) if wider else tuple(sorted({*ranks, *self.slots.ranks}))
+
     def _moves(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(self.slots.moves[rank] for rank in ranks)
 
@@ -201,8 +214,16 @@ class Graphs:
             del self._captured[key]
             self._seen[key] = 0
 
+    def prepare(self, max_rows: int) -> None:
+        """Capture the steps without adapters of all sizes up to `max_rows`, before anybody waits; the largest first,
+        whose memory the others use again."""
+        enough = next((size for size in SIZES if size >= max_rows), SIZES[-1])
+        for size in [each for each in reversed(SIZES) if each <= enough]:
+            if self._is_for_graphs((), ()):
+                self._capture_step((size, ()), (), ())
+
     def _reserve(self, batch: Sequence[Scheduled]) -> None:
-        self.cache.reserve(max(max(item.request.pages) for item in batch))
+        self.cache.reserve(max((max(item.request.pages) for item in batch), default=0))
 
     def _capture_step(self, key: Key, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
         """Capture a step, and its logits for this batch; None and a warning if it cannot be captured."""
@@ -224,7 +245,9 @@ class Graphs:
         stacks = [stack for rank in key[1] for stack in self.slots.stacks(rank)]
         self._captured[key] = Captured(step, replay, self._moves(key[1]), stacks)
         while len(self._captured) > MAX_GRAPHS:
-            self._captured.popitem(last=False)
+            lost, _ = self._captured.popitem(last=False)
+            self._seen[lost] = 0
+            self._lost[lost] += 1
         return logits[: len(batch)].to(torch.float32, copy=True)
 
     def _capture(self, step: StaticStep, wanted: torch.Tensor) -> Callable[[], torch.Tensor]:

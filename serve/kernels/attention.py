@@ -11,18 +11,24 @@ import triton.language as tl
 from serve.kernels.launch import BUSY, dot, precision
 
 MIN_SPAN = 256  # places that one program should at least have
+MAX_SPAN = 512  # and at most: else one long row among short ones is the time of all
+MAX_PARTS = 16  # but no more parts than this, most of which have nothing to do where tables are wide and rows short
 
 
-@triton.jit
+# `table_row` and how a row is split differ from step to step: kernels must not be compiled anew for each
+@triton.jit(do_not_specialize=["table_row", "span", "num_parts"])
 def _attend(
     query, keys, values, tables, lengths, parts, peaks, sums,
     query_row, query_head, table_row, key_page, key_head, key_place, value_page, value_head, value_place,
     heads, span, num_parts, scale, window, softcap,
     HEAD_DIM: tl.constexpr, REPEATS: tl.constexpr, PAGE: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, IS_WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """One part of one row's places, for the query heads of one key head: its unnormalised result, peak and sum."""
+    """One part of one row's places, for the query heads of one key head: its unnormalised result, peak and sum.
+
+    IS_WHOLE: there is no other part, and `parts` is the output.
+    """
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     part = tl.program_id(2)
@@ -30,8 +36,9 @@ def _attend(
     first = tl.maximum(length - window, 0) if HAS_WINDOW else 0
     begin = tl.maximum(part * span, first)
     end = tl.minimum((part + 1) * span, length)
-    if begin >= end:
-        return
+    if not IS_WHOLE:  # noqa: SIM102 (one is known when it is compiled, the other when it runs)
+        if begin >= end:
+            return
     own = tl.arange(0, BLOCK_HEADS)
     dims = tl.arange(0, BLOCK_DIM)
     is_dim = dims < HEAD_DIM
@@ -63,13 +70,19 @@ def _attend(
         total = dot(weights.to(v.dtype), v, total * shrunk[:, None], PRECISION)
         sum_ = sum_ * shrunk + tl.sum(weights, axis=1)
         peak = new_peak
+    is_out = (own < REPEATS)[:, None] & is_dim[None, :]
+    if IS_WHOLE:
+        result = total / tl.where(sum_ > 0, sum_, 1.0)[:, None]
+        target = parts + (row * heads + head)[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(target, result.to(parts.dtype.element_ty), mask=is_out)
+        return
     place = (row * num_parts + part) * heads + head
     tl.store(peaks + place, peak, mask=own < REPEATS)
     tl.store(sums + place, sum_, mask=own < REPEATS)
-    tl.store(parts + place[:, None] * HEAD_DIM + dims[None, :], total, mask=(own < REPEATS)[:, None] & is_dim[None, :])
+    tl.store(parts + place[:, None] * HEAD_DIM + dims[None, :], total, mask=is_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["span", "num_parts"])
 def _join(
     parts, peaks, sums, lengths, out, heads, span, num_parts, window,
     HEAD_DIM: tl.constexpr, HAS_WINDOW: tl.constexpr, BLOCK_DIM: tl.constexpr,
@@ -116,11 +129,14 @@ def paged_attention(
         return out
     block = 64 if head_dim <= 128 else 32
     places = tables.shape[1] * page
-    num_parts = max(1, min(triton.cdiv(BUSY, rows * kv_heads), places // MIN_SPAN))
+    num_parts = _num_parts(rows * kv_heads, places)
     span = triton.cdiv(triton.cdiv(places, num_parts), block) * block
     num_parts = triton.cdiv(places, span)
-    parts = torch.empty(rows, num_parts, heads, head_dim, dtype=torch.float32, device=query.device)
-    peaks, sums = torch.empty(2, rows, num_parts, heads, dtype=torch.float32, device=query.device)
+    is_whole = num_parts == 1
+    parts, peaks, sums = out, out, out
+    if not is_whole:
+        parts = torch.empty(rows, num_parts, heads, head_dim, dtype=torch.float32, device=query.device)
+        peaks, sums = torch.empty(2, rows, num_parts, heads, dtype=torch.float32, device=query.device)
     block_dim = max(16, triton.next_power_of_2(head_dim))
     _attend[(rows, kv_heads, num_parts)](
         query, keys, values, tables, lengths, parts, peaks, sums,
@@ -128,10 +144,18 @@ def paged_attention(
         heads, span, num_parts, scale, window or 0, softcap or 0.0,
         HEAD_DIM=head_dim, REPEATS=heads // kv_heads, PAGE=page, HAS_WINDOW=window is not None,
         HAS_SOFTCAP=softcap is not None, BLOCK_HEADS=max(16, triton.next_power_of_2(heads // kv_heads)),
-        BLOCK_DIM=block_dim, BLOCK=block, PRECISION=precision(query.dtype),
+        BLOCK_DIM=block_dim, BLOCK=block, PRECISION=precision(query.dtype), IS_WHOLE=is_whole,
     )  # fmt: skip
+    if is_whole:
+        return out
     _join[(rows, heads)](
         parts, peaks, sums, lengths, out, heads, span, num_parts, window or 0,
         HEAD_DIM=head_dim, HAS_WINDOW=window is not None, BLOCK_DIM=block_dim,
     )  # fmt: skip
     return out
+
+
+def _num_parts(programs: int, places: int) -> int:
+    """Into how many parts rows are split: enough to fill the GPU, none longer than MAX_SPAN if it can be helped."""
+    wanted = max(triton.cdiv(BUSY, programs), min(MAX_PARTS, triton.cdiv(places, MAX_SPAN)))
+    return int(max(1, min(wanted, places // MIN_SPAN)))

@@ -6,6 +6,7 @@ no answer depends on a kernel.
 
 import logging
 import math
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -187,5 +188,7 @@ def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):  # of the launcher that Triton compiles in C for each kernel
+        return "a C compiler failed (kernels are started by way of Python.h, which Debian has in python3-dev)"
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

@@ -19,9 +19,10 @@ BLOCK_WIDTH = 64
 BLOCK_OUT = 128
 
 
-@triton.jit
+# how many tokens there are, and how the work is split, differ from step to step: no kernel is compiled anew for that
+@triton.jit(do_not_specialize=["tokens", "span"])
 def _shrink(
-    x, a, inner, tiles, x_stride, slot_stride, part_stride, in_features, width, span,
+    x, a, inner, tiles, x_stride, slot_stride, tokens, in_features, width, span,
     TILE: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """inner[part, tokens, columns] = x[tokens, part] @ a[slot][part, columns]; (tile, block of columns, part)."""
@@ -46,14 +47,14 @@ def _shrink(
         left = tl.load(own_x + places[None, :], mask=is_row & is_place[None, :], other=0.0)
         right = tl.load(own_a + places[:, None] * width, mask=is_place[:, None] & is_column, other=0.0)
         total = dot(left, right, total, PRECISION)
-    out = inner + part * part_stride + (start + rows)[:, None] * width + columns[None, :]
+    out = inner + (part * tokens.to(tl.int64) + start + rows)[:, None] * width + columns[None, :]
     tl.store(out, total, mask=is_row & is_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first1", "first2", "tokens", "parts"])
 def _expand(
     inner, tiles, b0, b1, b2, out0, out1, out2, size0, size1, size2, stride0, stride1, stride2,
-    column0, column1, column2, first1, first2, part_stride, width, rank, parts,
+    column0, column1, column2, first1, first2, tokens, width, rank, parts,
     TILE: tl.constexpr, BLOCK_RANK: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[tokens] += inner[tokens, the layer's columns] @ b[slot], of the layer that this block of outputs is in."""
@@ -83,7 +84,7 @@ def _expand(
         own = inner + (start + rows)[:, None] * width + column + ranks[None, :]
         left = tl.zeros((TILE, BLOCK_RANK), dtype=tl.float32)
         for part in range(parts):
-            left += tl.load(own + part * part_stride, mask=is_row & is_rank[None, :], other=0.0)
+            left += tl.load(own + part * tokens.to(tl.int64) * width, mask=is_row & is_rank[None, :], other=0.0)
         right = tl.load(
             b + (slot * rank + ranks[:, None]) * size + places[None, :], mask=is_rank[:, None] & is_place, other=0.0
         )
@@ -112,7 +113,7 @@ def add_lora(
     parts = triton.cdiv(in_features, span)
     inner = torch.empty(parts, len(x), width, dtype=torch.float32, device=x.device)
     _shrink[(num_tiles, columns, parts)](
-        x, a, inner, tiles, x.stride(0), a.stride(0), inner.stride(0), in_features, width, span,
+        x, a, inner, tiles, x.stride(0), a.stride(0), len(x), in_features, width, span,
         TILE=TILE, BLOCK_IN=BLOCK_IN, BLOCK_WIDTH=BLOCK_WIDTH, PRECISION=precision(a.dtype),
     )  # fmt: skip
     layers = [(out, b, place * rank) for place, (out, b) in enumerate(zip(outs, bs, strict=True)) if b is not None]
@@ -123,7 +124,7 @@ def add_lora(
         some += [some[0]] * (FUSED - len(some))  # never reached: their first block lies behind the last
         _expand[(num_tiles, sum(blocks))](
             inner, tiles, *(b for _, b, _ in some), *(out for out, _, _ in some), *(out.shape[1] for out, _, _ in some),
-            *(out.stride(0) for out, _, _ in some), *(column for _, _, column in some), *firsts, inner.stride(0), width,
+            *(out.stride(0) for out, _, _ in some), *(column for _, _, column in some), *firsts, len(x), width,
             rank, parts, TILE=TILE, BLOCK_RANK=min(64, max(16, triton.next_power_of_2(rank))), BLOCK_OUT=BLOCK_OUT,
             PRECISION=precision(a.dtype),
         )  # fmt: skip

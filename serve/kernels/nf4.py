@@ -14,9 +14,9 @@ BLOCK = 64  # weights with one absmax, and what a program takes of a row at a ti
 BLOCK_OUT = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "span"])  # else it is compiled anew for one token, and for every 16th
 def _multiply(
-    x, packed, absmax, code, out, x_stride, part_stride, tokens, in_features, out_features, span,
+    x, packed, absmax, code, out, x_stride, tokens, in_features, out_features, span,
     BLOCK: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_TOKENS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[part] = x[:, part] @ W[:, part]^T for a block of outputs and of tokens; (outputs, tokens, part)."""
@@ -37,7 +37,7 @@ def _multiply(
         second = (tl.load(code + (both & 15)) * scale).to(x.dtype.element_ty)
         total = dot(tl.load(own_x + begin, mask=is_row, other=0.0), tl.trans(first), total, PRECISION)
         total = dot(tl.load(own_x + begin + 1, mask=is_row, other=0.0), tl.trans(second), total, PRECISION)
-    target = out + part * part_stride + rows.to(tl.int64)[:, None] * out_features + outputs[None, :]
+    target = out + (part * tokens.to(tl.int64) + rows)[:, None] * out_features + outputs[None, :]
     tl.store(target, total.to(out.dtype.element_ty), mask=is_row & is_output[None, :])
 
 
@@ -56,7 +56,7 @@ def multiply(
     parts = triton.cdiv(in_features, span)
     sums = out[None] if parts == 1 else out.new_empty(parts, tokens, out_features, dtype=torch.float32)
     _multiply[(*blocks, parts)](
-        x, packed, absmax, code, sums, x.stride(0), sums.stride(0), tokens, in_features, out_features, span,
+        x, packed, absmax, code, sums, x.stride(0), tokens, in_features, out_features, span,
         BLOCK=BLOCK, BLOCK_OUT=BLOCK_OUT, BLOCK_TOKENS=block_tokens, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out if parts == 1 else sums.sum(0).to(x.dtype)

@@ -7,6 +7,7 @@ that are not in the processor's cache, since a step finds none there.
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
@@ -25,7 +26,7 @@ def gain(group: LinearGroup, dtype: torch.dtype, other: Product) -> tuple[float,
     assert group.dense is None, "what is measured here is the layers' own way"
     saved, min_tokens = 0.0, PROBES[-1] + 1
     for count in reversed(PROBES):
-        own, others = race((group.base_products, other), _input(group, count, dtype))
+        own, others = race((group.base_products, other), drawn_input(group, count, dtype))
         if own <= others:
             break
         saved, min_tokens = saved + own - others, count
@@ -35,13 +36,16 @@ def gain(group: LinearGroup, dtype: torch.dtype, other: Product) -> tuple[float,
 def race(works: Sequence[Product], x: torch.Tensor) -> list[float]:
     """The shortest time in seconds of each of `works` on x, after one run to warm up."""
     if x.device.type == "cuda":
-        return [_gpu_seconds(work, x) for work in works]
+        return [gpu_seconds(partial(work, x), x.device) for work in works]
     with ThreadPoolExecutor(1, initializer=compute_alone) as alone:
         return alone.submit(_cpu_seconds, works, x).result()
 
 
-def _input(group: LinearGroup, count: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(1, count, group.in_features, dtype=dtype, device=group.bases[0].weight.device)
+def drawn_input(group: LinearGroup, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers (1, count, in_features) where the group's weights are, the same every time."""
+    # not zeros: a GPU that multiplies nothing draws less power and runs faster than it will
+    numbers = torch.randn(1, count, group.in_features, generator=torch.Generator().manual_seed(count))
+    return numbers.to(group.bases[0].weight.device, dtype)
 
 
 @torch.inference_mode()
@@ -58,20 +62,20 @@ def _cpu_seconds(works: Sequence[Product], x: torch.Tensor) -> list[float]:
     return best
 
 
-def _gpu_seconds(work: Callable[[torch.Tensor], object], x: torch.Tensor, repeats: int = 10) -> float:
+def gpu_seconds(work: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
     """The same in the GPU's own time: of what Python takes to launch its kernels a replayed step knows nothing.
 
     What is zeroed before is larger than the GPU's cache, in which no step finds its weights, and keeps the GPU busy
-    while the kernels are launched.
+    (a third of a millisecond on an H100) while the kernels are launched.
     """
-    work(x)
-    other = torch.empty(256 << 20, dtype=torch.uint8, device=x.device)
+    work()
+    other = torch.empty(256 << 20, dtype=torch.uint8, device=device)
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for start, end in events:
-        other.zero_()
-        other.zero_()
+        for _ in range(4):
+            other.zero_()
         start.record()
-        work(x)
+        work()
         end.record()
-    torch.cuda.synchronize(x.device)
+    torch.cuda.synchronize(device)
     return float(min(start.elapsed_time(end) for start, end in events)) / 1000

@@ -109,27 +109,6 @@ def use_dense(groups: Sequence[LinearGroup], dtype: torch.dtype, mode: str, max_
     return taken
 
 
-def use_four_bit(groups: Sequence[LinearGroup], dtype: torch.dtype, kernels: Kernels) -> int:
-    """Let the kernel multiply where there is no copy and it was measured to be faster; how many groups it does.
-
-    For up to the largest probe's tokens: beyond, expanding the weights once and for all tokens is the better way.
-    """
-    fewest: dict[tuple[object, ...], tuple[float, int]] = {}
-    count = 0
-    for group in groups:
-        if group.dense is not None or not all(is_four_bit(base.weight) for base in group.bases):
-            continue
-        product = four_bit_product(group.bases, kernels)
-        key = (group.in_features, *group.sizes)
-        if key not in fewest:
-            fewest[key] = gain(group, dtype, product)
-        saved, min_tokens = fewest[key]
-        if saved > 0:
-            group.dense, group.min_tokens, group.max_tokens = product, min_tokens, PROBES[-1]
-            count += 1
-    return count
-
-
 def use_four_bit_always(groups: Sequence[LinearGroup], kernels: Kernels) -> int:
     """Let the kernel of a CPU multiply where weights are in 4 bits and there is no copy; how many groups it does.
 

@@ -10,6 +10,7 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.registry import Registry
 from serve.engine.build import build_engine
 from serve.engine.options import EngineOptions
+from tests.gpu.check import NO_GPU, why_no_triton
 from tests.serve.adapter_makers import served_registry
 from tests.serve.engine.test_graphs import ADAPTERS, answers
 
@@ -17,7 +18,8 @@ __all__ = ["served_registry"]
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU),
+    pytest.mark.skipif(why_no_triton() is not None, reason=why_no_triton() or ""),
 ]
 
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from serve.kernels.choose import choose_kernels
+from tests.gpu.check import NO_GPU, why_no_triton
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU),
+    pytest.mark.skipif(why_no_triton() is not None, reason=why_no_triton() or ""),
 ]
 
 

@@ -14,12 +14,13 @@ from adapterhub_local.train.train import train
 from serve.engine.build import build_engine
 from serve.engine.request import Request, SamplingParams
 from tests.chats import write_recipe
+from tests.gpu.check import NO_GPU
 from tests.tiny import byte_tokenizer
 
 DEVICE = "cuda"
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU),
 ]
 
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from adapterhub_local.rows import attention
-from adapterhub_local.rows.attention import attach, choose_route, detach, each_alone, is_attached, packed_kernel
+from adapterhub_local.rows import varlen
+from adapterhub_local.rows.attention import attach, choose_route, detach, each_alone, is_attached
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.flash import attend_in_pieces
 from adapterhub_local.rows.layout import Layout, pieces
 from adapterhub_local.rows.packing import forward, is_exact, pack
+from adapterhub_local.rows.varlen import packed_kernel, takes_shared_heads, torch_kernel
 from adapterhub_local.train.checkpointing import enable_checkpointing
 from tests.tiny import VOCABULARY
 
@@ -70,6 +71,47 @@ def reference_kernel(query, key, value, ends_q, ends_k, max_q, max_k, *, scale, 
     return torch.cat(outs)
 
 
+def without_enable_gqa(takes_shared: bool, is_right: bool = True):
+    """The kernel as torch 2.11 has it, which says nothing of shared heads: it computes them, refuses them, or errs."""
+    calls: list[tuple[int, int]] = []
+
+    def kernel(query, key, value, ends_q, ends_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
+        calls.append((query.shape[1], key.shape[1]))
+        is_shared = query.shape[1] != key.shape[1]
+        if is_shared and not takes_shared:
+            raise RuntimeError("key and query must have the same number of heads")
+        out = reference_kernel(
+            query, key, value, ends_q, ends_k, max_q, max_k, scale=scale, window_size=window_size, enable_gqa=True
+        )
+        return out if is_right or not is_shared else out.flip(1)
+
+    return kernel, calls
+
+
+@pytest.mark.parametrize(("takes_shared", "is_right"), [(True, True), (False, True), (True, False)])
+def test_the_kernel_of_older_versions(takes_shared: bool, is_right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `enable_gqa`, shared heads go to the kernel if a trial was right, and are repeated if not."""
+    layout = Layout(3, (4, 9))
+    given = rows(layout, 4, 2)
+    kernel, calls = without_enable_gqa(takes_shared, is_right)
+    monkeypatch.setattr(varlen, "torch_kernel", lambda: kernel)
+    wanted = dense(*given, layout, None, 0.3)
+    toward = torch.randn_like(wanted)
+    with torch.inference_mode():  # a trial in the middle of whatever goes on
+        takes_shared_heads(kernel, given[0].device, given[0].dtype)
+    tried = len(calls)
+    for _ in range(2):
+        out = packed_kernel(*given, layout, None, 0.3)
+        assert torch.allclose(out, wanted, atol=1e-9)
+        pairs = zip(
+            torch.autograd.grad(out, given, toward),
+            torch.autograd.grad(wanted, given, toward, retain_graph=True),
+            strict=True,
+        )
+        assert all(torch.allclose(ours, theirs, atol=1e-9) for ours, theirs in pairs)
+    assert calls[tried:] == [(4, 2 if takes_shared and is_right else 4)] * 2
+
+
 @given(LAYOUTS, WINDOWS, st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)]), st.sampled_from([None, 0.3]))
 @settings(deadline=None, max_examples=60)
 def test_every_route_is_dense_attention(layout, window, heads, scale) -> None:
@@ -80,7 +122,7 @@ def test_every_route_is_dense_attention(layout, window, heads, scale) -> None:
     toward = torch.randn_like(wanted)
     gradients = torch.autograd.grad(wanted, given, toward)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_varlen", lambda: reference_kernel)
+        patch.setattr(varlen, "torch_kernel", lambda: reference_kernel)
         for route in (attend_in_pieces, each_alone, packed_kernel):
             out = route(*given, layout, window, scale)
 
@@ -158,15 +200,18 @@ def test_the_choice_of_a_route(monkeypatch: pytest.MonkeyPatch) -> None:
         return choose_route(tensor, tensor, None, 0.0)
 
     assert on_gpu() is packed_kernel
+    with monkeypatch.context() as patch:
+        patch.setattr(varlen, "torch_kernel", lambda: without_enable_gqa(takes_shared=False)[0])  # torch 2.11's
+        assert on_gpu() is packed_kernel
     assert on_gpu(torch.float32) is each_alone
     assert on_gpu(head_dim=260) is each_alone
     assert on_gpu(head_dim=20) is each_alone
     capability[0] = (7, 5)
     assert on_gpu() is each_alone
     capability[0] = (9, 0)
-    monkeypatch.setattr(attention, "_varlen", lambda: None)  # a torch that has none
+    monkeypatch.setattr(varlen, "torch_kernel", lambda: None)  # a torch that has none
     assert on_gpu() is each_alone
-    monkeypatch.setattr(attention, "_varlen", lambda: lambda query, key, value, window_size: None)  # or an older one
+    monkeypatch.setattr(varlen, "torch_kernel", lambda: lambda query, key, value, window_size: None)  # or an older one
     assert on_gpu() is each_alone
 
 
@@ -180,7 +225,7 @@ def test_torch_takes_the_arguments_of_the_packed_kernel(window: int | None) -> N
         out = packed_kernel(*given, layout, window, 0.3)
     gradients = torch.autograd.grad(out, given, torch.empty_like(out))
 
-    assert attention._varlen() is varlen_attn
+    assert torch_kernel() is varlen_attn
     assert out.shape == (1, layout.tokens, 4, 8)
     assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in given]
 

@@ -1,6 +1,7 @@
 """Decode steps over tensors that stay where they are give what ordinary steps give; capturing them is left to a GPU."""
 
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ import pytest
 from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.load import load_base
 from adapterhub_local.registry import Registry
+from serve.engine import graphs as graphs_module
 from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.graphs import Graphs
 from serve.engine.options import EngineOptions
-from serve.engine.request import Request, SamplingParams
+from serve.engine.request import Request, SamplingParams, Scheduled
+from serve.engine.runner import in_segments
 from serve.kernels import reference
 from serve.kernels.choose import Kernels
 
@@ -148,6 +151,70 @@ def test_a_kind_of_step_is_made_once_it_is_common(built_base: Path, served_regis
     graphs = with_steps(engine, settled=10)
     assert answers(engine, served_registry, [None] * 5) == wanted["base"]
     assert set(graphs._captured) == {(4, ())}
+
+
+def steps_of(engine: Engine, registry: Registry, kinds: list[tuple[int, tuple[str, ...]]], rounds: int) -> list[object]:
+    """The steps that are made while batches of these (rows, adapters) come in turn, 20 of each a round."""
+    made: list[object] = []
+    ordinary = graphs_module.StaticStep.__init__
+
+    def counted(self, graphs, size, ranks) -> None:
+        made.append((size, ranks))
+        ordinary(self, graphs, size, ranks)
+
+    digests = {name: engine.pool.acquire(registry.resolve(name)).digest for name in ("alpha", "beta", "gamma")}
+    for digest in digests.values():
+        engine.slots.put(digest, engine.pool.get(digest), set(digests.values()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs_module.StaticStep, "__init__", counted)
+        for _ in range(rounds):
+            for rows, names in kinds:
+                adapters = [digests[names[row % len(names)]] if names else None for row in range(rows)]
+                requests = [
+                    Request(str(row), (5, 6, 7), SamplingParams(max_tokens=9), adapter, pages=[1 + row])
+                    for row, adapter in enumerate(adapters)
+                ]
+                slots = engine.slots.find({adapter for adapter in adapters if adapter})
+                batch = in_segments([Scheduled(each, 2, 1) for each in requests], slots)
+                for _ in range(20):
+                    engine.runner.forward(batch, slots)
+    return made
+
+
+def test_more_kinds_than_room(built_base: Path, served_registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kinds that push each other out are captured anew ever more rarely, not whenever they come again."""
+    monkeypatch.setattr(graphs_module, "MAX_GRAPHS", 4)
+    engine = engine_of(built_base)
+    with_steps(engine, settled=4)
+    kinds = [(rows, names) for rows in (1, 2, 4) for names in ((), ("alpha",))]
+    made = steps_of(engine, served_registry, kinds, rounds=12)
+    assert set(made) == {(rows, ranks) for rows in (1, 2, 4) for ranks in ((), (8,))}
+    assert 6 <= len(made) <= 30  # 72 if each were made whenever it comes
+
+
+def test_many_sets_of_ranks_share_a_step(built_base: Path, served_registry: Registry) -> None:
+    """Beyond a few sets of ranks a step takes all ranks there are, and gives what the ordinary way gives."""
+    engine = engine_of(built_base)
+    with_steps(engine, settled=2)
+    names = ("alpha", "beta", "gamma")
+    sets = [tuple(each) for count in (1, 2, 3) for each in combinations(names, count)]
+    made = steps_of(engine, served_registry, [(3, each) for each in sets], rounds=2)
+    assert len(made) == graphs_module.MAX_SETS + 1
+    assert made[-1] == (4, (3, 8, 16))
+    wanted = engine_of(built_base)
+    for each in ([*names, None], ["alpha", "gamma", None, "alpha"], ["beta"]):
+        assert answers(engine, served_registry, [*each]) == answers(wanted, served_registry, [*each])
+
+
+def test_steps_without_adapters_are_captured_at_start(built_base: Path, served_registry: Registry, wanted) -> None:
+    """Every size up to the most rows is there before the first request, and answers as the ordinary way does."""
+    engine = engine_of(built_base)
+    graphs = with_steps(engine, settled=1000)
+    graphs.prepare(max_rows=6)
+    assert set(graphs._captured) == {(size, ()) for size in (1, 2, 4, 8)}
+    before = dict(graphs._captured)
+    assert answers(engine, served_registry, [None] * 5) == wanted["base"]
+    assert dict(graphs._captured) == before
 
 
 def test_what_cannot_be_captured_goes_on_without(

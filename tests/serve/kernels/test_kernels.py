@@ -13,6 +13,10 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # as tests/conftest.py does, which a GPU machine may have to leave out
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from adapterhub_local import settings as project_settings

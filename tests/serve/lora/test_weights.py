@@ -11,7 +11,7 @@ from serve.engine.build import build_engine, free_bytes
 from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request, SamplingParams
-from serve.kernels.choose import Kernels, choose_kernels
+from serve.kernels.choose import choose_kernels
 from serve.lora.crossover import gain
 from serve.lora.weights import (
     dense_bytes,
@@ -20,7 +20,6 @@ from serve.lora.weights import (
     is_four_bit,
     padded_count,
     use_dense,
-    use_four_bit,
     use_four_bit_always,
 )
 
@@ -117,28 +116,6 @@ def test_crossover_is_where_the_copy_starts_to_win(monkeypatch: pytest.MonkeyPat
     assert gain(group, torch.float32, copy) == (4.0, 1)
     clock({1: (9.0, 1.0), 4: (9.0, 1.0), 16: (9.0, 1.0), 64: (1.0, 1.0)})
     assert gain(group, torch.float32, copy) == (0.0, 65)
-
-
-@torch.inference_mode()
-def test_the_kernel_multiplies_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, built_base) -> None:
-    """Groups without a copy get the 4-bit kernel from where it wins to the last probe, with the same products."""
-    base = load_base(read_record(built_base), device="cpu")
-    engine = build_engine(base, EngineOptions(base_exec="nf4"))
-    groups = engine.slots.groups
-    groups[0].dense = dense_product(groups[0].bases, torch.float32)
-    quantised = [group for group in groups[1:] if is_four_bit(group.bases[0].weight)]
-    inputs = {group: torch.randn(1, 16, group.in_features) for group in quantised}
-    wanted = {group: group.base_products(x) for group, x in inputs.items()}
-    own = [group.base_products for group in groups]
-    clock = lambda works, x: [2.0 if work in own and x.shape[1] > 4 else 1.0 for work in works]  # noqa: E731
-    monkeypatch.setattr("serve.lora.crossover.race", clock)
-
-    assert use_four_bit(groups, torch.float32, Kernels({})) == len(quantised) > 0
-    for group, x in inputs.items():
-        assert (group.min_tokens, group.max_tokens) == (16, 64)
-        for got, one in zip(group.base_products(x), wanted[group], strict=True):
-            torch.testing.assert_close(got, one, atol=1e-4, rtol=1e-4)
-        assert group.base_products(x[:, :1])[0].shape[1] == 1
 
 
 @torch.inference_mode()
