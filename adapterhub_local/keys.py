@@ -10,7 +10,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,9 @@ PERIODS = {"s": 1, "min": 60, "h": 3600, "day": 86400}
 MAX_RATE = 100_000
 _RATE = re.compile(r"([0-9]{1,6})/(s|min|h|day)")
 _AGE = re.compile(r"([0-9]{1,5})([hd])")
+_ID = re.compile(r"[0-9a-f]{8}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _TOKEN = re.compile(r"qhub-([0-9a-f]{8})-([A-Za-z0-9_-]{43})")
 _PATTERN = re.compile(r"[a-z0-9._/*?\[\]!-]+")  # what a name may be made of, and what fnmatch reads
 _NOBODY = hashlib.sha256(b"").hexdigest()
@@ -116,16 +119,7 @@ class Keys:
         priority: str = "normal",
     ) -> tuple[Key, str]:
         """A new key and the token to send, which cannot be shown again. Raises InputError."""
-        if not scopes or not set(scopes) <= set(SCOPES):
-            raise InputError(f"a key has scopes out of {', '.join(SCOPES)}")
-        if priority not in PRIORITIES:
-            raise InputError(f"'{priority}' is not a priority: it is {', '.join(PRIORITIES[:-1])} or {PRIORITIES[-1]}")
-        if rate is not None:
-            parse_rate(rate)
-        if concurrency is not None and concurrency < 1:
-            raise InputError("concurrency is the number of requests at once: at least 1")
-        if bad := next((one for one in adapters if not _PATTERN.fullmatch(one) or ".." in one), None):
-            raise InputError(f"{bad!r} fits no name: an adapter pattern is a name, or part of one with *: sql*")
+        _check(scopes, adapters, rate, concurrency, priority)
         secret = secrets.token_urlsafe(32)
         with self._changing() as keys:
             identity = secrets.token_hex(4)
@@ -145,6 +139,37 @@ class Keys:
             keys[identity] = replace(keys[identity], revoked_at=keys[identity].revoked_at or _now())
         return keys[identity]
 
+    def take(self, keys: Iterable[Key], revoked: Mapping[str, str]) -> tuple[list[str], list[str]]:
+        """Take in keys that were made elsewhere, and revoke those that were revoked there: id -> when.
+
+        Returns the ids that changed here, and those that are other keys here, which stay as they are. What was revoked
+        here stays so. Nothing is written if nothing changes.
+        """
+
+        def merge(known: dict[str, Key]) -> tuple[dict[str, Key], list[str]]:
+            changes, others = {}, []
+            for key in keys:
+                own = known.get(key.id)
+                if own is not None and own.digest != key.digest:
+                    others.append(key.id)
+                elif own is None or key.revoked_at is not None:
+                    base = own or key
+                    at = base.revoked_at or key.revoked_at or revoked.get(key.id)
+                    changes[key.id] = replace(base, revoked_at=at)
+            for identity, at in revoked.items():
+                own = changes.get(identity) or known.get(identity)
+                if own is not None and own.revoked_at is None and identity not in others:
+                    changes[identity] = replace(own, revoked_at=at)
+            return {identity: key for identity, key in changes.items() if known.get(identity) != key}, others
+
+        keys = list(keys)
+        changes, others = merge({key.id: key for key in self.all()})
+        if changes:
+            with self._changing() as known:
+                changes, others = merge(known)
+                known.update(changes)
+        return sorted(changes), others
+
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Key]]:
         """The keys by id; what the block does to them is written when it ends, whole or not at all."""
@@ -157,6 +182,37 @@ class Keys:
             text = json.dumps({"keys": [asdict(key) for key in keys.values()]}, indent=2)
             with replacing(self.path, 0o600) as staged:
                 staged.write_text(text, encoding="utf-8")
+
+
+def key_of(entry: Any) -> Key:
+    """The key that was made elsewhere and is described by this JSON. Raises ValueError, TypeError, KeyError,
+    InputError for what cannot be one."""
+    key = Key(**{**entry, "scopes": tuple(entry["scopes"]), "adapters": tuple(entry["adapters"])})
+    texts = (key.created_at, *(text for text in (key.note, key.expires_at, key.revoked_at) if text is not None))
+    if not all(isinstance(text, str) and text.isprintable() for text in texts):
+        raise ValueError("a note or a time of it is not a line of text")
+    if not _ID.fullmatch(key.id) or not _HASH.fullmatch(key.digest):
+        raise ValueError("its id or its hash is not one")
+    if any(not _TIME.fullmatch(at) for at in (key.created_at, key.expires_at, key.revoked_at) if at is not None):
+        raise ValueError("a time of it is not one")  # times are compared as texts
+    _check(key.scopes, key.adapters, key.rate, key.concurrency, key.priority)
+    return key
+
+
+def _check(
+    scopes: tuple[str, ...], adapters: tuple[str, ...], rate: str | None, concurrency: int | None, priority: str
+) -> None:
+    """Raise InputError unless a key may have these."""
+    if not scopes or not set(scopes) <= set(SCOPES):
+        raise InputError(f"a key has scopes out of {', '.join(SCOPES)}")
+    if priority not in PRIORITIES:
+        raise InputError(f"'{priority}' is not a priority: it is {', '.join(PRIORITIES[:-1])} or {PRIORITIES[-1]}")
+    if rate is not None:
+        parse_rate(rate)
+    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+        raise InputError("concurrency is the number of requests at once: at least 1")
+    if bad := next((one for one in adapters if not _PATTERN.fullmatch(one) or ".." in one), None):
+        raise InputError(f"{bad!r} fits no name: an adapter pattern is a name, or part of one with *: sql*")
 
 
 def _read(path: Path) -> dict[str, Key]:

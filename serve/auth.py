@@ -79,14 +79,14 @@ class Gate:
         """
         if key is None or not access.is_counted or (key.rate is None and key.concurrency is None):
             return None
-        bounds = Bounds(*(key.window or (None, None)), key.concurrency)
-        answer = await self.limits.admit(key.id, bounds)
+        requests, seconds = key.window or (None, None)
+        answer = await self.limits.admit(key.id, Bounds(requests, seconds, key.concurrency))
         if isinstance(answer, Refusal):
             raise Throttled(_refused(answer.why, key), answer.seconds)
         return answer
 
     async def leave(self, lease: Lease | None, status: int = 200) -> None:
-        """Count out what `enter` counted in, and was answered with `status`."""
+        """Count out what `enter` counted in, and was answered with `status`. Once more, it changes nothing."""
         if lease is not None:
             await self.limits.release(lease, ran=status not in REFUSED)
 

@@ -68,6 +68,12 @@ class HttpOptions:
         "--trust-proxy",
         metavar="ADDRESS",
     )
+    limits: str | None = option(
+        None,
+        "Count what API keys ask over all servers with this Redis, such as redis://10.0.0.5:6379/0.",
+        metavar="URL",
+        derived="each server counts for itself",
+    )
     require_keys: bool = False
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from serve.http.connections import allow_connections
 from serve.listen import GRACE_SECONDS, check_reachable, http_config, listen, listen_at, log_json, shown_host
 from serve.memory import bound_memory
 from serve.options import HttpOptions
+from serve.redis_limits import RedisLimits
 from serve.service import Service
 from serve.threads import in_passing
 
@@ -94,6 +95,7 @@ def run_server(
     info = choose_base(base_name, settings.home(), "the server")
     if uds is None and check_reachable(host, port, settings.home()):
         http = dataclasses.replace(http, require_keys=True)
+    limits = RedisLimits(http.limits) if http.limits is not None else None
     log_json(access=access_log)
     bound_memory()
     allow_connections()
@@ -105,7 +107,7 @@ def run_server(
         def load() -> FastAPI:
             try:
                 base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
-                return create_app(base, registry=registry, options=options, http=http)
+                return create_app(base, registry=registry, options=options, http=http, limits=limits)
             except torch.OutOfMemoryError:
                 raise QhubError(
                     f"the GPU has no memory left for base '{info.name}': end what else uses it, or lower --max-length, "

@@ -1,13 +1,17 @@
 """`qhub key`: who may ask the server, for what, and how often."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub_local import settings
 from adapterhub_local.cli.output import echo, print_json, print_table
+from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.keys import PRIORITIES, SCOPES, Key, Keys
+
+if TYPE_CHECKING:
+    from adapterhub_local.registry.remote_log import Log
 
 
 @click.group(name="key")
@@ -18,7 +22,8 @@ def command() -> None:
     qhub key create --adapters 'sql*' --rate 60/min
     qhub key create --scope admin
     qhub key list
-    qhub key revoke 3f9c21aa
+    qhub key publish team 3f9c21aa
+    qhub key revoke 3f9c21aa --remote team
     """
 
 
@@ -89,14 +94,64 @@ def list_(as_json: bool) -> None:
 
 
 @command.command()
+@click.argument("remote")
+@click.argument("identities", metavar="ID...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def publish(remote: str, identities: tuple[str, ...], as_json: bool) -> None:
+    """Let servers that follow REMOTE take these keys, too: their hashes and limits are sent, never the keys.
+
+    Whoever may write at REMOTE can let keys in there, so it should be written by those alone who may.
+    """
+    from adapterhub_local.registry.remote_moves import publish_key
+
+    known = {key.id: key for key in Keys(settings.home()).all()}
+    chosen = [_id(identity) for identity in identities]
+    if missing := [identity for identity in chosen if identity not in known]:
+        raise NotFound(f"there is no key '{missing[0]}': `qhub key list` shows those there are")
+    if invalid := [identity for identity in chosen if not known[identity].is_valid()]:
+        raise InputError(f"key {invalid[0]} is revoked or expired: nothing was published")
+    log = _log(remote)
+    told = [publish_key(log, known[identity]) for identity in chosen]
+    if as_json:
+        print_json([{"id": one.subject, "remote": remote, "is_new": one.is_new} for one in told])
+    for one in told if not as_json else ():
+        echo(f"{remote} has {one.subject}" + ("" if one.is_new else " already"))
+
+
+@command.command()
 @click.argument("identity", metavar="ID")
-def revoke(identity: str) -> None:
+@click.option("--remote", metavar="REMOTE", help="Where it was published: refused by all that follow it.")
+def revoke(identity: str, remote: str | None) -> None:
     """Refuse a key from now on, also where a server runs."""
+    from adapterhub_local.registry.remotes import list_remotes
+
     keys = Keys(settings.home())
-    key = keys.revoke(identity.removeprefix("qhub-").partition("-")[0])
+    if remote is not None:
+        from adapterhub_local.registry.remote_moves import revoke_key
+
+        told = revoke_key(_log(remote), _id(identity))
+        echo(f"revoked {told.subject} at {remote}" + ("" if told.is_new else ", where it was already"))
+        if all(key.id != told.subject for key in keys.all()):
+            return  # made in another home
+    key = keys.revoke(_id(identity))
     echo(f"revoked {key.id}")
+    if remote is None and (known := [one.name for one in list_remotes(settings.home())]):
+        echo(f"If it was published at {' or '.join(known)}, it is still taken there: add --remote", err=True)
     if not any(other.is_valid() for other in keys.all()):  # it does not open again: nobody asked for that
         echo("No valid key is left: the server refuses every request until `qhub key create`.", err=True)
+
+
+def _id(text: str) -> str:
+    """The id in a key, or the id itself."""
+    return text.removeprefix("qhub-").partition("-")[0]
+
+
+def _log(remote: str) -> "Log":
+    from adapterhub_local.registry.remote_log import Log
+    from adapterhub_local.registry.remotes import find_remote
+    from adapterhub_local.registry.store import open_store
+
+    return Log(open_store(find_remote(settings.home(), remote)))
 
 
 def _entry(key: Key) -> dict[str, Any]:

@@ -43,10 +43,10 @@ def check_lineage(lineage: Any) -> None:
                 _require(_is(entry.get(name), kind), f"{key}.{name}")
             for name in _DIGESTS:
                 _require(entry.get(name) is None or _is(entry[name], str), f"{key}.{name}")
-    _check_metrics(lineage.get("metrics", {}))
+    check_metrics(lineage.get("metrics", {}))
 
 
-def _check_metrics(metrics: Any) -> None:
+def check_metrics(metrics: Any) -> None:
     """task -> who (adapter, base) -> metric -> number; beside the numbers `intervals`: metric -> [low, high]."""
     _require(isinstance(metrics, dict) and all(isinstance(task, dict) for task in metrics.values()), "metrics")
     for task, scored in metrics.items():

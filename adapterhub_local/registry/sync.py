@@ -13,7 +13,7 @@ from typing import Any
 
 from adapterhub_local.digests import hex_of, short
 from adapterhub_local.durable import canonical_json, digest_bytes, link, staging, telling_full
-from adapterhub_local.errors import BadReference, Corrupt, InputError, NotFound, QhubError
+from adapterhub_local.errors import BadReference, Corrupt, NotFound, QhubError
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry.blobs import is_sound
 from adapterhub_local.registry.fetch import Download
@@ -40,6 +40,8 @@ from adapterhub_local.registry.remote_layout import (
     read_slot,
     slot_path,
 )
+from adapterhub_local.registry.remote_log import Log
+from adapterhub_local.registry.remote_moves import announce, number_of
 from adapterhub_local.registry.store import Store
 from adapterhub_local.registry.version import File, Version
 
@@ -73,7 +75,8 @@ def push(
     """Send versions and what they were merged from; what is there is not sent again.
 
     Every object that was sent is read back and hashed; with `recheck` also those that were there, and what is
-    damaged is sent anew. A version whose number is another's at the remote gets the next one there. Raises
+    damaged is sent anew. A version whose number is another's at the remote gets the next one there. What is known of
+    it besides, its tags and later evaluations, is told in the remote's log. Raises
     Corrupt, RemoteError, NotFound, and InputError for a store in which pushers could overwrite one another.
     """
     store.check_writable()
@@ -83,15 +86,19 @@ def push(
         prepare(store)
     chosen = {one.manifest_digest: one for version in versions for one in with_parents(registry, version)}
     total = sum(file.size for one in chosen.values() for file in one.files)
-    moved, done = [], 0
+    moved, done, log = [], 0, Log(store)
     for version in chosen.values():
         progress(done, total)
-        moved.append(_push(registry, store, version, dry_run, recheck))
+        one, slot = _push(registry, store, version, dry_run, recheck)
+        if not dry_run:
+            log.catch_up()
+            announce(log, registry, version, slot)
+        moved.append(one)
         done += sum(file.size for file in version.files)
     return moved
 
 
-def _push(registry: Registry, store: Store, version: Version, dry_run: bool, recheck: bool) -> Moved:
+def _push(registry: Registry, store: Store, version: Version, dry_run: bool, recheck: bool) -> tuple[Moved, Slot]:
     sent: list[File] = []
     while True:
         there = _slot_of(store, version)
@@ -102,9 +109,10 @@ def _push(registry: Registry, store: Store, version: Version, dry_run: bool, rec
             sent += [file for file, data in _blobs(registry, there_as) if _send(store, file, data, dry_run, recheck)]
         slot = Slot(number, there_as.manifest_digest, version.manifest_digest if number != version.number else None)
         if there or dry_run or store.create(slot_path(version.name, number), slot.to_bytes()):
-            manifest = there.manifest if there else slot.manifest
+            slot = there or slot
+            size = sum(file.size for file in sent)
             target = f"{version.name}@{number}"
-            return Moved(str(version), target, there is None, len(sent), sum(file.size for file in sent), manifest)
+            return Moved(str(version), target, there is None, len(sent), size, slot.manifest), slot
 
 
 def _slot_of(store: Store, version: Version) -> Slot | None:
@@ -150,13 +158,14 @@ def _send(store: Store, file: File, data: Path | bytes, dry_run: bool, recheck: 
 
 def pull(
     registry: Registry, store: Store, reference: Reference, *, every: bool = False, dry_run: bool = False,
-    progress: Progress = _quiet,
+    progress: Progress = _quiet, accept: Callable[[Version], None] | None = None,
 ) -> list[Moved]:  # fmt: skip
     """Register a version of the remote, or `every` version of its name, and what they were merged from.
 
     A version keeps its number if that was never used here. What came before an interruption is not fetched
-    again. Raises NotFound, RemoteError; Corrupt or BadFile for what is not what its digest or manifest says:
-    nothing is registered then.
+    again. `accept` may raise for a version that was asked for and is not wanted, before its files are fetched. Raises
+    NotFound, RemoteError; Corrupt or BadFile for what is not what its digest or manifest says: nothing is registered
+    then.
     """
     check_format(store)
     home = registry.home
@@ -165,6 +174,8 @@ def pull(
         incoming: dict[str, Version] = {}
         for number in numbers:
             _look(registry, store, reference.name, number, folder, incoming)
+            if accept is not None and incoming:
+                accept(list(incoming.values())[-1])
         here = {one.manifest_digest: find_same(registry, one) for one in incoming.values()}
         files = {file.digest: file for one in incoming.values() for file in one.files}
         missing = {  # what is here is hashed, so pulling again repairs
@@ -194,9 +205,15 @@ def pull(
 def _wanted(store: Store, reference: Reference, every: bool) -> list[int]:
     """The numbers that `reference` names at the remote. Raises NotFound."""
     if reference.alias is not None:
-        raise InputError(
-            f"'{reference}': aliases are each home's own, say which number to pull, or none for the newest"
-        )
+        log = Log(store)
+        log.catch_up()
+        number = number_of(log, reference.name, reference.alias)
+        if number is None:
+            raise NotFound(
+                f"{store.remote.name} has no alias '{reference}': `qhub sync push {store.remote.name} {reference.name} "
+                f"--alias {reference.alias}` makes it, `qhub sync status {store.remote.name}` shows what it has"
+            )
+        reference = Reference(reference.name, version=number)
     numbers = numbers_of(store, reference.name)
     if reference.version in numbers:
         return [reference.version]

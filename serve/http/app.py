@@ -33,6 +33,7 @@ from serve.http.translate import answer
 from serve.jobs import Jobs
 from serve.limits import Limits
 from serve.options import HttpOptions
+from serve.redis_limits import RedisLimits
 from serve.registry_api.library import Library
 from serve.requests.generation import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
 from serve.requests.responses import NAMES, ResponsesRequest
@@ -62,8 +63,9 @@ def create_app(
 ) -> FastAPI:
     """The application that serves `base` and the adapters of `registry` (default: the one at $QHUB_HOME).
 
-    `limits` counts what keys ask (default: this application alone). The base's model is changed in place and belongs
-    to the application from now on. Raises Incompatible if its architecture cannot be served.
+    `limits` counts what keys ask (default: as `http.limits` says, else this application alone). The base's model is
+    changed in place and belongs to the application from now on. Raises Incompatible if its architecture cannot be
+    served.
     """
     registry = registry or Registry()
     service = Service(base, registry, options, http)
@@ -87,7 +89,7 @@ def create_app(
         title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, root_path=service.http.root_path, **pages
     )
     app.state.service = service
-    gate = Gate(Keys(registry.home), is_required=service.http.require_keys, limits=limits)
+    gate = Gate(Keys(registry.home), is_required=service.http.require_keys, limits=limits or _limits(service.http))
     library = Library(registry, Jobs(registry.home), service.now)
     routes: Routes  # known once all are added
     app.add_middleware(
@@ -111,6 +113,10 @@ def create_app(
     _add_operations(app, service)
     routes = Routes(app)
     return app
+
+
+def _limits(http: HttpOptions) -> Limits | None:
+    return RedisLimits(http.limits) if http.limits is not None else None
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub_local.durable import digest_bytes
-from adapterhub_local.errors import Corrupt, InputError, NotFound, QhubError, RemoteError
+from adapterhub_local.errors import Corrupt, NotFound, QhubError, RemoteError
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry import sync as module
 from adapterhub_local.registry.fsck import fsck
@@ -289,7 +289,7 @@ def test_what_is_not_there_is_named(folder_store: Store, merge: Version, tmp_pat
     push(registry, store, [merge])
     with pytest.raises(NotFound, match="has versions 1"):
         pull(other, store, named("a@2"))
-    with pytest.raises(InputError, match="aliases are each home's own"):
+    with pytest.raises(NotFound, match="has no alias 'a@prod': `qhub sync push team a --alias prod` makes it"):
         pull(other, store, named("a@prod"))
     digest = registry.resolve("a").manifest_digest[:30]
     assert [one.target for one in pull(other, store, named(f"a@{digest}"))] == ["a@1"]

@@ -1,0 +1,343 @@
+"""Follow a remote: a home becomes what the remote says, within two seconds, and may be lost without losing anything.
+
+A thread of its own asks for the next record of the remote's log. Keys count at once; an alias or a split counts when
+the versions that it needs are here. Names that were never asked are left at the remote until somebody does. While the
+remote is away, what is here goes on.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from adapterhub_local.durable import replacing
+from adapterhub_local.errors import Incompatible, NotFound, QhubError, RemoteError
+from adapterhub_local.keys import Keys
+from adapterhub_local.refs import Reference
+from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.remote_layout import MARKER, check_format, numbers_of
+from adapterhub_local.registry.remote_log import Log
+from adapterhub_local.registry.remote_marks import local_version, take_keys, take_marks
+from adapterhub_local.registry.remote_moves import aliases_at, number_of
+from adapterhub_local.registry.remotes import Remote
+from adapterhub_local.registry.store import Store, open_store
+from adapterhub_local.registry.sync import pull
+from adapterhub_local.settings import make_folder
+
+logger = logging.getLogger(__name__)
+INTERVAL = 0.5  # seconds between looks at the remote
+ALL_AGAIN = 10.0  # seconds after which everything is compared, not only what is new: what was changed here is put back
+REFUSED_FOR = 30.0  # seconds in which what could not be taken is not tried again
+UNKNOWN_FOR = 5.0  # seconds in which a name that the remote has not is not asked for again
+FETCHES = 4  # versions that are fetched at the same time
+MAX_UNKNOWN = 10_000  # names; they are forgotten when there are more
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A version of the remote that this server does not take, and why; `until` it is not tried again."""
+
+    error: QhubError
+    until: float
+
+
+class Follower:
+    """Keeps a home as a remote says. `fits` raises for versions that this server could not serve.
+
+    `begin` first, in the caller's thread; then `start`, and `stop`. The others may be called by many threads.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        remote: Remote,
+        fits: Callable[[Version], None] = lambda _: None,
+        *,
+        interval: float = INTERVAL,
+    ) -> None:
+        self.registry = registry
+        self.remote = remote
+        self.fits = fits
+        self.interval = interval
+        self._keys = Keys(registry.home)
+        self._log: Log | None = None
+        self._has_begun = threading.Event()
+        self._error: str | None = None
+        self._away_since: str | None = None
+        self._compared = 0.0
+        self._settled: set[str] = set()  # names that are here as the remote says
+        self._unknown: dict[str, float] = {}  # names that it has not -> until when that is believed
+        self._refused: dict[tuple[str, int], Refused] = {}
+        self._fetching: dict[tuple[str, int], Future[None]] = {}
+        self._marks = threading.RLock()  # what an earlier record says is never written over what a later one says
+        self._lock = threading.Lock()
+        self._fetches = ThreadPoolExecutor(FETCHES, "follow")
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Have keys, and all names that are here, as the remote says.
+
+        Raises what reading it raises, unless this home has followed it before: then it goes on with what it has.
+        """
+        try:
+            self._look()
+            for name in self.registry.names():
+                self._wait(self._needed(name), name)
+                self._settle(name)
+        except QhubError as error:
+            if not self._was_followed():
+                raise
+            self._say_away(error)
+        else:
+            self._note_followed()
+        self._settled |= set(self.registry.names())
+
+    def start(self) -> None:
+        """Follow, until `stop`."""
+        self._thread = threading.Thread(target=self._run, name="follow", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no longer; versions that are on their way are not waited for."""
+        self._stop.set()
+        self._fetches.shutdown(wait=False, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.join()
+
+    def is_new(self, names: Iterable[str]) -> bool:
+        """Whether one of these names has to be brought first. Takes no time."""
+        return not self._settled.issuperset(names)
+
+    def bring(self, names: Iterable[str]) -> None:
+        """Have these names here as the remote says, as far as it knows them: newest version, aliases, split.
+
+        Waits for their versions. What it refuses is not raised but is missing then; `fetch` says why.
+        """
+        for name in set(names) - self._settled:
+            if self._unknown.get(name, 0.0) > time.monotonic():
+                continue
+            is_here = name in self.registry.names()
+            try:
+                needed = self._needed(name)
+                self._wait(needed, name)
+                self._settle(name)
+            except QhubError:
+                if not is_here:
+                    continue  # `fetch` says so
+            if needed or is_here:
+                self._settled.add(name)
+            else:
+                self._forget_some()
+                self._unknown[name] = time.monotonic() + UNKNOWN_FOR
+
+    def fetch(self, references: Iterable[Reference]) -> bool:
+        """Have these versions here, which the home lacks; whether any came. Raises why one that is there does not."""
+        has_come = False
+        for reference in references:
+            if self._unknown.get(reference.name, 0.0) > time.monotonic() or self._is_here(reference):
+                continue
+            number = self._number(reference)
+            if number is None:
+                continue
+            self._fetch(reference.name, number).result()
+            self._settle(reference.name)
+            has_come = True
+        return has_come
+
+    def state(self) -> dict[str, Any]:
+        """What is followed, how far, and what is wrong with it."""
+        now = time.monotonic()
+        refused = {f"{name}@{number}": str(one.error) for (name, number), one in list(self._refused.items())
+                   if one.until > now}  # fmt: skip
+        log = self._log
+        return {
+            "name": self.remote.name,
+            "records": log.last if log is not None else None,
+            "state": "away" if self._away_since else "following",
+            "away_since": self._away_since,
+            "reason": self._error,
+            "refused": refused,
+            "unread": {str(number): reason for number, reason in log.unread.items()} if log is not None else {},
+        }
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the remote did not answer when it was last asked."""
+        return self._away_since is not None
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval):
+            try:
+                self._look()
+            except QhubError as error:
+                self._say_away(error)
+            except Exception:
+                logger.exception("following %s failed: it is tried again", self.remote.name)
+            else:
+                self._say_back()
+
+    def _look(self) -> None:
+        """Read what is new, and have it count here. Raises RemoteError, NotFound, Corrupt."""
+        log = self._log or self._open()
+        new = log.catch_up()
+        if not new and log.last and log.store.size(MARKER) is None:
+            raise RemoteError(f"{log.store.url} has lost what it had")
+        is_due = self._compared + ALL_AGAIN < time.monotonic()
+        if is_due or any(record.kind in ("key", "revocation") for record in new):
+            take_keys(self._keys, log)
+        names = {record.fields["name"] for record in new if "name" in record.fields}
+        for name in names:
+            self._unknown.pop(name, None)
+        for name in self._settled if is_due else names & self._settled:
+            self._settle(name)
+            for number in self._needed(name):
+                self._fetch(name, number).add_done_callback(partial(self._settle_soon, name))
+        if is_due:
+            self._compared = time.monotonic()
+
+    def _open(self) -> Log:
+        store = open_store(self.remote)
+        if not check_format(store) and self._was_followed():
+            raise RemoteError(f"{store.url} has lost what it had")
+        self._log = Log(store)
+        return self._log
+
+    def _settle(self, name: str) -> None:
+        """Aliases, split, tags and evaluations of a name, as far as their versions are here."""
+        log = self._log
+        if log is None:
+            return
+        with self._marks:
+            take_marks(self.registry, log, name)
+
+    def _settle_soon(self, name: str, _: Future[None]) -> None:
+        """The same when a version has come, from the thread that fetched it."""
+        try:
+            self._settle(name)
+        except QhubError as error:
+            logger.warning("%s is not as %s says yet: %s", name, self.remote.name, error)
+
+    def _needed(self, name: str) -> list[int]:
+        """The numbers of a name that the remote has and that must be here: its newest, and what aliases point to.
+
+        Raises RemoteError if nothing can be known.
+        """
+        log = self._reading()
+        known = [record.fields["number"] for record in log.all("version", name)]
+        if not known:  # sent by a qhub that wrote no log, or not at all
+            known = numbers_of(log.store, name)
+        wanted = {max(known)} if known else set()
+        wanted |= {record.fields["number"] for record in aliases_at(log, name)}
+        return [number for number in sorted(wanted) if local_version(self.registry, log, name, number) is None]
+
+    def _number(self, reference: Reference) -> int | None:
+        """What a reference names at the remote. Raises RemoteError if that cannot be known."""
+        log, name = self._reading(), reference.name
+        if self.is_away and log.get("version", name, reference.version) is None:
+            raise RemoteError(
+                f"'{reference}' is not here, and remote '{self.remote.name}' does not answer: try again soon"
+            )
+        if reference.alias is not None:
+            return number_of(log, name, reference.alias)
+        numbers = [record.fields["number"] for record in log.all("version", name)] or numbers_of(log.store, name)
+        if reference.digest is not None:
+            found = (record for record in log.all("version", name))
+            return next(
+                (one.fields["number"] for one in found if one.fields["manifest"].startswith(reference.digest)), None
+            )
+        if reference.version is None:
+            return max(numbers, default=None)
+        return reference.version if reference.version in numbers else None
+
+    def _is_here(self, reference: Reference) -> bool:
+        try:
+            self.registry.resolve(reference)
+        except NotFound:
+            return False
+        return True
+
+    def _reading(self) -> Log:
+        if self._log is None:
+            raise RemoteError(f"remote '{self.remote.name}' does not answer: {self._error or 'it was not read yet'}")
+        return self._log
+
+    def _wait(self, numbers: Iterable[int], name: str) -> None:
+        """Fetch versions, and wait until all are here or refused."""
+        for future in [self._fetch(name, number) for number in numbers]:
+            future.exception()
+
+    def _fetch(self, name: str, number: int) -> Future[None]:
+        """A version that is on its way; the same for all who ask for it meanwhile."""
+        key = (name, number)
+        with self._lock:
+            refused = self._refused.get(key)
+            if refused is not None and refused.until > time.monotonic():
+                failed: Future[None] = Future()
+                failed.set_exception(refused.error)
+                return failed
+            future = self._fetching.get(key)
+            if future is None:
+                future = self._fetching[key] = self._fetches.submit(self._pull, name, number)
+            return future
+
+    def _pull(self, name: str, number: int) -> None:
+        key = (name, number)
+        try:
+            store: Store = self._reading().store
+            *_, moved = pull(self.registry, store, Reference(name, version=number), accept=self.fits)
+            if moved.target != moved.source:
+                logger.warning(
+                    "%s of %s is %s here: this home has versions of its own under that name, whose numbers count",
+                    moved.source,
+                    self.remote.name,
+                    moved.target,
+                )
+            self._refused.pop(key, None)
+        except QhubError as error:
+            if not isinstance(error, RemoteError):
+                self._refused[key] = Refused(error, time.monotonic() + REFUSED_FOR)
+            if not isinstance(error, Incompatible):  # adapters of other bases are nothing out of the ordinary
+                logger.warning("%s@%d of %s is not taken: %s", name, number, self.remote.name, error)
+            raise
+        finally:
+            with self._lock:
+                self._fetching.pop(key, None)
+
+    def _forget_some(self) -> None:
+        if len(self._unknown) >= MAX_UNKNOWN:
+            self._unknown.clear()
+
+    def _say_away(self, error: QhubError) -> None:
+        self._error = str(error)
+        if self._away_since is None:
+            self._away_since = datetime.now(UTC).isoformat(timespec="seconds")
+            logger.error("remote %s cannot be followed, what is here goes on: %s", self.remote.name, error)
+
+    def _say_back(self) -> None:
+        if self._away_since is not None:
+            logger.warning("remote %s is followed again", self.remote.name)
+        self._away_since = self._error = None
+
+    def _was_followed(self) -> bool:
+        try:
+            return self.remote.url in self._followed.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return False
+
+    def _note_followed(self) -> None:
+        """Remember that this home has what the remote says, which is better than nothing when it is away."""
+        if not self._was_followed():
+            make_folder(self._followed.parent)
+            before = self._followed.read_text(encoding="utf-8") if self._followed.exists() else ""
+            with replacing(self._followed) as staged:
+                staged.write_text(f"{before}{self.remote.url}\n", encoding="utf-8")
+
+    @property
+    def _followed(self) -> Any:
+        return self.registry.home.root / "followed"

@@ -1,0 +1,44 @@
+"""A real Redis of one's own, at a unix socket, empty and without a file; skipped where Debian's package is missing."""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+
+class RedisServer:
+    """A Redis that can be stopped and started again."""
+
+    def __init__(self) -> None:
+        self.program = shutil.which("redis-server")
+        if self.program is None:
+            pytest.skip("needs Debian's redis-server: apt-get install redis-server")
+        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))  # short: a socket's path has at most 107 bytes
+        self.socket = self.folder / "s"
+        self.url = f"unix://{self.socket}"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        options = {"port": 0, "unixsocket": self.socket, "dir": self.folder, "save": "", "appendonly": "no"}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        self.process = subprocess.Popen([self.program, *words], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not self.socket.exists():
+            assert time.monotonic() < deadline
+            assert self.process.poll() is None
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Stop; what it counted is lost."""
+        self.process.terminate()
+        self.process.wait(20)
+        self.socket.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.stop()
+        shutil.rmtree(self.folder)
