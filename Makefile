@@ -1,6 +1,7 @@
 # make demo        from nothing to two trained adapters answering over HTTP, about 10 minutes on 2 cores
 # make check-fast  lint, types, layout and the tests of the rooms changed since main
 # make test        lint, types and all tests
+# make check-ray   several replicas on Ray, in an environment of its own
 # make check-web   the console's tests in a browser
 # make docs        the site, into build/site
 # make lock        requirements.lock anew: the versions of constraints.txt with the hashes of their files
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oldest check-web screenshots docs lock sbom clean
+.PHONY: install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oldest check-ray check-web screenshots docs lock sbom clean
 
 install: $(INSTALLED)
 
@@ -69,6 +70,15 @@ check-gpu: $(INSTALLED)
 # Wheels for a GPU machine without a network, in build/gpu-pack, and what to run there: GPU_PYTHON=3.12 GPU_CUDA=130
 gpu-pack: $(INSTALLED)
 	PYTHON=$(BIN)/python bash tests/gpu/pack.sh
+
+# `qhub cluster` on Ray, in an environment of its own over what is installed here: ours stays without it. 10 minutes.
+RAY := build/ray
+check-ray: $(INSTALLED)
+	test -x $(RAY)/bin/pip || $(PYTHON) -m venv $(RAY)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	  > $$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[serve]>=2.60,<3'
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest --durations=10 tests/serve/cluster
 
 # The Hub's tests once more, with the 1.x line of its client; constraints.txt has 2.x.
 check-hub1: $(INSTALLED)

@@ -6,6 +6,7 @@ QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if 
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
 CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are kept  default cc or like it, ~/.cache
+RAY_ADDRESS, RAY_AUTH_MODE     the Ray cluster that `qhub cluster` joins, and whether it wants a token   default none
 NO_COLOR     if set, nothing is told by colour alone
 QHUB_ACTOR   who makes the changes of this process, for their records   default the user at this machine
 QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
@@ -155,6 +156,27 @@ def home(root: str | Path | None = None) -> Home:
     if path.exists() and not path.is_dir():
         raise InputError(f"QHUB_HOME is {path}, which is a file: name a folder")
     return Home(path)
+
+
+def ray_address() -> str | None:
+    """The value of RAY_ADDRESS, None if there is none."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def has_ray_token() -> bool:
+    """Whether Ray is to be spoken to with a token."""
+    return (os.environ.get("RAY_AUTH_MODE") or "").lower() == "token"
+
+
+def ray_environment(token: Path) -> dict[str, str]:
+    """What a Ray of our own is started with: it wants the token in this file, and tells nobody how it is used."""
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**own, "RAY_ADDRESS": "", "RAY_SERVE_LOG_TO_STDERR": "0"}
+
+
+def use_ray_token(token: Path) -> None:
+    """Have this process speak to a Ray of our own; before Ray is imported, which reads it then."""
+    os.environ.update(ray_environment(token))
 
 
 def is_in_home(path: object) -> bool:

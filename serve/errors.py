@@ -87,6 +87,10 @@ class AdapterUnloaded(QhubError):
     """The adapter of a running request was taken away by force."""
 
 
+class NoReplica(QhubError):
+    """No replica of a cluster could answer a request, which was sent to several."""
+
+
 class GenerationFailed(QhubError):
     """The model could not go on with a request that was admitted."""
 
@@ -131,6 +135,8 @@ def error_body(error: Exception) -> ErrorBody:
             return ErrorBody(429, str(error), "rate_limit_error", None, "engine_overloaded", (("Retry-After", "1"),))
         case LimitsAway():
             return ErrorBody(503, str(error), "server_error", None, "limits_unavailable", (("Retry-After", "1"),))
+        case NoReplica():
+            return ErrorBody(503, str(error), "server_error", None, "no_replica", (("Retry-After", "1"),))
         case AdapterUnloaded():
             return ErrorBody(503, str(error), "server_error", "model", "adapter_unloaded", (("Retry-After", "1"),))
         case Unauthorized():

@@ -22,6 +22,7 @@ ORDER = (
     "api",
     "serve/__main__",
     "serve/bench",
+    "serve/cluster",
     "serve/server",
     "serve/console_server",
     "serve/listen",
@@ -153,6 +154,7 @@ def test_imports_go_one_way(path: Path) -> None:
         if name.split(".")[0] == "serve" and not own.startswith("serve/"):
             allowed = (
                 "adapterhub_local/cli/serve.py",
+                "adapterhub_local/cli/cluster.py",
                 "adapterhub_local/cli/console.py",
                 "adapterhub_local/api.py",
             )

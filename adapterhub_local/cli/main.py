@@ -50,6 +50,7 @@ SECTIONS = {
     },
     "Serving": {
         "serve": "Serve a base and all its adapters, OpenAI-compatible.",
+        "cluster": "Serve a base on several replicas behind one address, on Ray.",
         "console": "Look at adapters, compare, try and merge them in a browser.",
         "chat": "Talk to a running server; change the adapter in mid-conversation.",
         "key": "Make, list and revoke the server's API keys.",

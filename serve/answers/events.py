@@ -1,11 +1,14 @@
 """Events: one line of JSON that no reader of lines cuts, and what every form of an answer can do."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from serve.errors import ErrorBody
-from serve.text.generate import Generation, Piece
+if TYPE_CHECKING:  # it loads torch, which a gateway does without
+    from serve.errors import ErrorBody
+    from serve.text.generate import Generation, Piece
 
 # What some readers take for the end of a line, though JSON allows it in texts: U+0085, U+2028 and U+2029.
 _BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}

@@ -1,0 +1,1 @@
+"""Several replicas of one base behind one address, on Ray Serve. The only room that imports Ray."""

@@ -1,0 +1,61 @@
+"""Call: one request as the gateway hands it to a replica; and what a replica answers with."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from adapterhub_local.errors import QhubError
+from adapterhub_local.keys import Key
+
+Message = Mapping[str, Any]  # of ASGI, from the application to the server
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request whose key was checked and counted, and whose body was read.
+
+    pinned     the versions that its model's name was found to mean, None where that is not known
+    affinity   the digest of what answers; None: the base, or nobody knows, so any replica is as good
+    avoid      names of replicas that could not answer it
+    """
+
+    id: str
+    method: str
+    path: str
+    query: bytes = b""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+    key: Key | None = None
+    pinned: str | None = None
+    affinity: str | None = None
+    avoid: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole answer, of one replica."""
+
+    replica: str
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class Lost(QhubError):
+    """A replica ended while it answered, or before; `replica` is its name, if that is known."""
+
+    def __init__(self, message: str, replica: str | None = None) -> None:
+        super().__init__(message)
+        self.replica = replica
+
+
+class Engines(Protocol):
+    """All replicas, as the gateway sees them."""
+
+    def answer(self, call: Call) -> AsyncIterator[Sequence[Message]]:
+        """The messages of an answer, as they come. Raises Lost when its replica ends, Busy when too many wait."""
+        ...
+
+    async def answers(self, call: Call) -> list[Whole]:
+        """The whole answer of each replica that gives one in time."""
+        ...

@@ -1,0 +1,154 @@
+"""Relay: an answer of some replica becomes the gateway's, whatever happens to the replica.
+
+What has not begun is tried on another replica. What has begun ends with an error its client can read.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Response
+from starlette.types import Message as Sent
+from starlette.types import Receive, Scope, Send
+
+from serve.answers.events import line
+from serve.cluster.call import Call, Engines, Lost, Message
+from serve.cluster.replica import DRAINING
+from serve.errors import ErrorBody, NoReplica
+from serve.http.front import own_path, refuse
+
+logger = logging.getLogger("serve.cluster")
+TRIES = 5  # replicas that a request is sent to before it is given up
+PAUSE = 0.2  # seconds before the next, times the number of those that failed
+DROPPED = frozenset([b"x-request-id", b"connection", b"transfer-encoding"])  # the gateway has its own
+GONE = "the replica that made this answer is gone, before it was complete: ask again"
+LOST = ErrorBody(503, GONE, "server_error", None, "replica_lost", (("Retry-After", "1"),))
+
+
+class NotRead(OSError):
+    """A client does not take what it is sent."""
+
+
+class Relay(Response):
+    """The answer to `call`. `note` is told "retried" or "lost" each time that happens.
+
+    A client that does not take what it is sent within `timeout` seconds is given up.
+    """
+
+    def __init__(self, engines: Engines, call: Call, note: Callable[[str], None], timeout: float) -> None:
+        super().__init__()
+        self.engines = engines
+        self.call = call
+        self.note = note
+        self.timeout = timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. A client that hangs up ends the work on the replica."""
+
+        async def send_soon(message: Sent) -> None:
+            try:
+                async with asyncio.timeout(self.timeout):
+                    await send(message)
+            except TimeoutError:
+                logger.warning("a client took nothing for %g s: given up", self.timeout)
+                raise NotRead from None
+
+        work = asyncio.create_task(self._answer(scope, send_soon))
+        watch = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(NotRead):  # the connection is closed, since the answer is not complete
+                if work.done():
+                    work.result()
+        finally:
+            for task in (work, watch):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await work
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        call = self.call
+        for attempt in range(1, TRIES + 1):
+            held: list[Message] = []  # until the answer has begun
+            has_begun, is_over, num_events = False, False, 0
+            try:
+                async for message in _each(self.engines.answer(call)):
+                    if message["type"] == DRAINING:
+                        raise Lost("it is drained", message["replica"])
+                    held.append(message)
+                    has_begun = has_begun or _has_begun(held)
+                    is_over = is_over or _is_over(message)
+                    if has_begun:
+                        for each in held:
+                            num_events += each.get("body", b"").count(b"event: ")
+                            await send(_own(each))
+                        held.clear()
+                if has_begun:
+                    return
+                raise Lost("it gave no answer")
+            except Lost as error:
+                if is_over:  # all of it was sent
+                    return
+                logger.warning("a replica was lost", extra={"fields": {"request_id": call.id, "reason": str(error)}})
+                if has_begun:
+                    self.note("lost")
+                    await send({"type": "http.response.body", "body": lost_events(own_path(scope), num_events)})
+                    return
+                self.note("retried")
+                if error.replica is not None:
+                    call = replace(call, avoid=(*call.avoid, error.replica))
+            await asyncio.sleep(PAUSE * attempt)
+        await refuse(NoReplica("no replica could answer this request: ask again"), send, own_path(scope))
+
+
+async def _each(batches: AsyncIterator[Sequence[Message]]) -> AsyncIterator[Message]:
+    async for batch in batches:
+        for message in batch:
+            yield message
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _has_begun(held: Sequence[Message]) -> bool:
+    """Whether an answer may be sent on: a stream from its first event, another one when it is whole."""
+    bodies = [message for message in held if message["type"] == "http.response.body"]
+    if not bodies:
+        return False
+    return _is_over(bodies[-1]) or (_is_stream(held[0]) and any(message.get("body") for message in bodies))
+
+
+def _is_over(message: Message) -> bool:
+    return bool(message["type"] == "http.response.body" and not message.get("more_body", False))
+
+
+def _is_stream(start: Message) -> bool:
+    kind = next((value for name, value in start.get("headers", ()) if name.lower() == b"content-type"), b"")
+    return kind.startswith((b"text/event-stream", b"application/x-ndjson"))
+
+
+def _own(message: Message) -> dict[str, Any]:
+    """A replica's message as the gateway's."""
+    if message["type"] != "http.response.start":
+        return dict(message)
+    headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in DROPPED]
+    return {**message, "headers": headers}
+
+
+def lost_events(path: str, num_events: int = 0) -> bytes:
+    """What ends a stream to a client of this path when its replica is gone, behind so many named events."""
+    body = LOST.to_json(path)
+    if path.startswith("/api/"):
+        return f"{line(body)}\n".encode()
+    if path.startswith("/v1/messages"):
+        return f"event: error\ndata: {line(body)}\n\n".encode()
+    if path.startswith("/v1/responses"):
+        flat = {"type": "error", "code": LOST.code, "message": LOST.message, "param": None,
+                "sequence_number": num_events}  # fmt: skip
+        return f"event: error\ndata: {line(flat | body)}\n\n".encode()
+    return f"data: {line(body)}\n\ndata: [DONE]\n\n".encode()

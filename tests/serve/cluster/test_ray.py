@@ -1,0 +1,239 @@
+"""`qhub cluster` on Ray itself: three replicas, killed, scaled and asked by many at once. `make check-ray` runs it."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapterhub_local.base.bases import read_record
+from adapterhub_local.keys import Keys
+from adapterhub_local.registry import Registry
+from adapterhub_local.settings import home as home_at
+from tests.serve.adapter_makers import publish
+
+pytest.importorskip("ray", reason="Ray is not installed: `make check-ray` runs these in an environment of its own")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ADAPTERS = [f"a{number}" for number in range(12)]
+CONFIG = 'base = "tiny"\n[replicas]\nmin = 3\ncpus = 0.1\n[gateway]\nport = 0\nwaiting = 400\n'
+
+
+class Cluster:
+    """A cluster of three replicas, and what its command line says."""
+
+    def __init__(self, home: Path, folder: Path) -> None:
+        self.environment = {**os.environ, "QHUB_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+        self.environment.pop("RAY_ADDRESS", None)
+        (folder / "cluster.toml").write_text(CONFIG)
+        self.state = self.qhub("up", str(folder / "cluster.toml"), "--json")
+        self.url = self.state["urls"][0].removesuffix("/v1")
+
+    def qhub(self, *arguments: str) -> dict:
+        """What `qhub cluster ...` prints as JSON."""
+        command = [sys.executable, "-m", "adapterhub_local", "cluster", *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if "--json" in arguments else {}
+
+    def replicas(self) -> dict[str, int]:
+        """The replicas that are ready, by name, with their processes."""
+        found = self.qhub("status", "--json")["replicas"]
+        return {each["replica"]: each["pid"] for each in found if each["state"] == "ready"}
+
+
+@pytest.fixture(scope="module")
+def cluster(built_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """It, ended at the end."""
+    import shutil
+
+    root = tmp_path_factory.mktemp("ray") / "home"
+    home = home_at(root)
+    shutil.copytree(built_base, home.bases / "tiny")
+    for seed, name in enumerate(ADAPTERS):
+        publish(Registry(home), name, read_record(built_base), seed=seed, rank=4, alias="prod")
+    running = None
+    try:
+        running = Cluster(root, root.parent)
+        yield running
+    finally:
+        environment = {**os.environ, "QHUB_HOME": str(root)}
+        command = [sys.executable, "-m", "adapterhub_local", "cluster", "down"]
+        subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True)
+
+
+async def ask(
+    url: str, num: int, at_once: int, tokens: int, during: Callable | None = None, **headers: str
+) -> list[dict]:
+    """`num` streams, `at_once` of them at the same time, over all adapters in turn; what came of each."""
+    found: list[dict] = []
+    turns = asyncio.Semaphore(at_once)
+
+    async def stream(client: httpx.AsyncClient, number: int) -> None:
+        result = {"model": ADAPTERS[number % len(ADAPTERS)], "events": 0, "error": None, "ended": False, "first": None}
+        body = {"model": result["model"], "prompt": "Hello", "max_tokens": tokens, "ignore_eos": True}
+        async with turns:
+            begun = time.monotonic()
+            async with client.stream("POST", "/v1/completions", json={**body, "stream": True, "logprobs": 0}) as answer:
+                result |= {"status": answer.status_code, "replica": answer.headers.get("x-qhub-replica")}
+                async for line in answer.aiter_lines():
+                    if line == "data: [DONE]":
+                        result["ended"] = True
+                    elif line.startswith("data: "):
+                        result["first"] = result["first"] or time.monotonic() - begun
+                        event = json.loads(line[6:])
+                        result["error"] = event.get("error", {}).get("code")
+                        result["events"] += result["error"] is None
+        found.append(result)
+
+    limits = httpx.Limits(max_connections=at_once)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, headers=headers, trust_env=False) as client:
+        work = [asyncio.create_task(stream(client, number)) for number in range(num)]
+        if during is not None:
+            await during(found)
+        await asyncio.gather(*work)
+    return found
+
+
+def test_adapters_keep_their_replicas(cluster: Cluster) -> None:
+    """Of 300 requests for 12 adapters each adapter's go to one replica, all replicas have some."""
+    found = asyncio.run(ask(cluster.url, 300, 4, 3))
+    assert Counter(each["status"] for each in found) == {200: 300}
+    pairs = {(each["model"], each["replica"]) for each in found}
+    assert len(pairs) <= 13
+    assert len({replica for _, replica in pairs}) >= 2
+
+
+def test_killing_a_replica(cluster: Cluster) -> None:
+    """Of 100 streams only such as had begun on the killed replica end early, each with an error that says so."""
+    before = cluster.replicas()
+    victim, pid = next((name, pid) for name, pid in before.items())
+    killed = []
+
+    async def kill(found: list[dict]) -> None:
+        while len(found) < 20:
+            await asyncio.sleep(0.02)
+        os.kill(pid, signal.SIGKILL)
+        killed.append(time.monotonic())
+
+    found = asyncio.run(ask(cluster.url, 100, 24, 60, kill))
+    assert set(Counter(each["status"] for each in found)) <= {200, 429}
+    assert all(each["ended"] for each in found if each["status"] == 200)
+    cut = [each for each in found if each["error"] is not None]
+    assert {each["error"] for each in cut} <= {"replica_lost"}
+    assert {each["replica"] for each in cut} <= {victim}
+    assert all(each["events"] == 60 for each in found if each["error"] is None)
+    while len(cluster.replicas()) < 3:
+        assert time.monotonic() - killed[0] < 150  # 60 s on a quiet machine
+    after = cluster.replicas()
+    assert victim not in after
+    assert {name: after[name] for name in before if name != victim} == {n: p for n, p in before.items() if n != victim}
+
+
+def test_scaling_loses_nothing(cluster: Cluster) -> None:
+    """From three replicas to one and back under load: every request is answered whole, and those that stay stay."""
+    before = cluster.replicas()
+    stop = []
+
+    async def scale(found: list[dict]) -> None:
+        for number in ("1", "3"):
+            await asyncio.to_thread(cluster.qhub, "scale", number, "--json")
+        stop.append(True)
+
+    async def load() -> list[dict]:
+        task = asyncio.create_task(scale([]))
+        found = []
+        while not stop:
+            found += await ask(cluster.url, 12, 6, 20)
+            if task.done():
+                break
+        await task
+        return found
+
+    found = asyncio.run(load())
+    assert Counter(each["status"] for each in found) == {200: len(found)}
+    assert all(each["ended"] and each["events"] == 20 and each["error"] is None for each in found)
+    after = cluster.replicas()
+    assert len(after) == 3
+    assert len(before.items() & after.items()) == 1
+
+
+def test_draining_replaces_a_replica(cluster: Cluster) -> None:
+    """A replica that is drained finishes, and another stands in its place; no request is lost."""
+    before = cluster.replicas()
+    name = next(iter(before))
+
+    async def drain(found: list[dict]) -> None:
+        await asyncio.to_thread(cluster.qhub, "drain", name)
+
+    found = asyncio.run(ask(cluster.url, 60, 6, 30, drain))
+    assert Counter(each["status"] for each in found) == {200: 60}
+    assert all(each["events"] == 30 for each in found)
+    deadline = time.monotonic() + 150
+    while name in (after := cluster.replicas()) or len(after) < 3:
+        assert time.monotonic() < deadline
+    assert before.items() - after.items() == {(name, before[name])}
+
+
+def test_nothing_else_answers(cluster: Cluster) -> None:
+    """No port of the cluster but the gateway's answers a request, and Ray's own want its token."""
+    head = json.loads((Path(cluster.environment["QHUB_HOME"]) / "cluster/head.json").read_text())["pid"]
+    own = int(cluster.url.rpartition(":")[2])
+    ports = listening(head) - {own}
+    assert len(ports) > 5
+    for port in ports:
+        try:
+            answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=2, trust_env=False)
+        except httpx.HTTPError:
+            continue
+        assert answer.status_code >= 400, port
+    code = f"import ray; ray.init('127.0.0.1:{head_port(cluster)}', logging_level='ERROR')"
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120)
+    assert done.returncode != 0
+
+
+def test_a_rate_is_exact(cluster: Cluster) -> None:
+    """Of 60 requests at once with a key of 10 a minute exactly 10 are answered, whatever replicas they are for."""
+    keys = Keys(home_at(cluster.environment["QHUB_HOME"]))
+    key, token = keys.create(rate="10/min")
+    try:
+        found = asyncio.run(ask(cluster.url, 60, 60, 3, authorization=f"Bearer {token}"))
+        assert Counter(each["status"] for each in found) == {200: 10, 429: 50}
+        assert httpx.get(f"{cluster.url}/v1/models", trust_env=False).status_code == 401
+    finally:
+        keys.revoke(key.id)
+    again = httpx.get(f"{cluster.url}/v1/models", headers={"authorization": f"Bearer {token}"}, trust_env=False)
+    assert again.status_code == 401
+
+
+def head_port(cluster: Cluster) -> int:
+    """Where Ray itself listens."""
+    text = (Path(cluster.environment["QHUB_HOME"]) / "cluster/head.json").read_text()
+    return int(json.loads(text)["address"].rpartition(":")[2])
+
+
+def listening(group: int) -> set[int]:
+    """The TCP ports at which the processes of a group listen."""
+    inodes = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(process.name)) == group:
+                inodes |= {os.readlink(each) for each in (process / "fd").iterdir()}
+        except OSError:
+            continue
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            parts = line.split()
+            if parts[3] == "0A" and f"socket:[{parts[9]}]" in inodes:
+                ports.add(int(parts[1].rpartition(":")[2], 16))
+    return ports
