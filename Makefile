@@ -5,6 +5,7 @@
 # make check-web   the console's tests in a browser
 # make docs        the site, into build/site
 # make lock        requirements.lock anew: the versions of constraints.txt with the hashes of their files
+# make dist        sdist and wheel into dist/, the same bytes whoever builds them; it builds twice and compares
 # make sbom        what an installation holds as CycloneDX JSON, into build/sbom.json
 #
 # PYTHON=python3.12 chooses another Python (3.11 or newer). TORCH_FLAGS="--index-url ..." chooses where the
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oldest check-ray check-web screenshots docs lock sbom clean
+.PHONY: dist install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oldest check-ray check-web screenshots docs lock sbom clean
 
 install: $(INSTALLED)
 
@@ -125,6 +126,9 @@ lock: $(TOOLS)/uv
 	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -c constraints.txt \
 	  --extra sign --extra parquet --extra plot --extra s3 pyproject.toml >> build/lock
 	mv build/lock requirements.lock
+
+dist: $(INSTALLED)
+	$(BIN)/python release/dist.py dist --check
 
 sbom: $(TOOLS)/uv
 	$(TOOLS)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \

@@ -4,6 +4,7 @@
     ├── Corrupt            stored or received bytes are not what they should be
     ├── RemoteError        a store of versions elsewhere refused or did not answer
     ├── HubError           the Hugging Face Hub refused or did not answer
+    ├── OverQuota          the home would hold more than its config allows
     ├── Stopped            the user stopped the work; what was done is kept (exit code 130)
     └── InputError         exit code 2: the request itself is wrong
         ├── BadReference   a name, reference or mix that cannot be parsed
@@ -13,6 +14,7 @@
         ├── NotFound       no such adapter, version, alias, base or repository
         ├── Incompatible   two things that do not belong together, such as an adapter and a base
         └── InUse          would overwrite or remove something that is needed
+            └── Protected  would move a protected alias where it may not point
 
 A message says what is wrong, where, and what to do. The command line prints it as one line
 (`cli/main.py`), the server maps it to an OpenAI error body (`serve/errors.py`):
@@ -40,6 +42,10 @@ class RemoteError(QhubError):
 
 class HubError(QhubError):
     """The Hugging Face Hub refused a request or did not answer."""
+
+
+class OverQuota(QhubError):
+    """The home would hold more than its config allows."""
 
 
 class Stopped(QhubError):
@@ -80,3 +86,7 @@ class Incompatible(InputError):
 
 class InUse(InputError):
     """The request would overwrite or remove something that is needed."""
+
+
+class Protected(InUse):
+    """The request would move a protected alias where it may not point."""

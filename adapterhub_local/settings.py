@@ -5,6 +5,7 @@ QHUB_API_KEY what `qhub chat` sends to the server      default none
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
+XDG_DATA_HOME, XDG_CONFIG_HOME  where the completion of shells is installed  default ~/.local/share, ~/.config
 CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are kept  default cc or like it, ~/.cache
 RAY_ADDRESS, RAY_AUTH_MODE     the Ray cluster that `qhub cluster` joins, and whether it wants a token   default none
 NO_COLOR     if set, nothing is told by colour alone
@@ -74,6 +75,16 @@ class Home:
         return self.root / "keys.json"
 
     @property
+    def config(self) -> Path:
+        """What its owner wants of it: how much it may hold, and who is notified of changes."""
+        return self.root / "config.toml"
+
+    @property
+    def hooks(self) -> Path:
+        """What each hook was told, and the secrets that sign it."""
+        return self.root / "hooks"
+
+    @property
     def tmp(self) -> Path:
         return self.root / "tmp"
 
@@ -128,6 +139,21 @@ def cache() -> Path:
     """
     chosen = os.environ.get("XDG_CACHE_HOME") or ""
     return Path(chosen if os.path.isabs(chosen) else os.path.expanduser("~/.cache")) / "adapterhub-local"
+
+
+def data_folder() -> Path:
+    """Where programs keep what belongs to a user: XDG_DATA_HOME, else ~/.local/share."""
+    return _absolute("XDG_DATA_HOME", "~/.local/share")
+
+
+def config_folder() -> Path:
+    """Where programs keep a user's settings: XDG_CONFIG_HOME, else ~/.config."""
+    return _absolute("XDG_CONFIG_HOME", "~/.config")
+
+
+def _absolute(name: str, default: str) -> Path:
+    chosen = os.environ.get(name) or ""
+    return Path(chosen if os.path.isabs(chosen) else os.path.expanduser(default))
 
 
 def private_folder() -> Path:

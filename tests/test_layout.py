@@ -30,7 +30,6 @@ ORDER = (
     "serve/console",
     "serve/registry_api",
     "serve/service",
-    "serve/routing",
     "serve/read",
     "serve/answers",
     "serve/text",
@@ -52,13 +51,13 @@ ORDER = (
     "serve/errors",
     "train",
     "plan",
-    "router",
     "evaluate",
     "rows",
     "data",
     "export",
     "hub",
     "adopt",
+    "doctor",
     "merge",
     "base",
     "registry",
@@ -158,6 +157,7 @@ def test_imports_go_one_way(path: Path) -> None:
                 "adapterhub_local/cli/serve.py",
                 "adapterhub_local/cli/cluster.py",
                 "adapterhub_local/cli/console.py",
+                "adapterhub_local/cli/doctor.py",  # whether the kernels are compiled
                 "adapterhub_local/api.py",
             )
             assert relative(path) in allowed, f"{relative(path)} imports {name}"
@@ -235,6 +235,13 @@ LIGHT = [
     *("list --tag x --metric a>1", "search x", "lineage sentiment", "alias log sentiment", "tag sentiment x"),
     *("remote list", "remote add team shared", "sync push team sentiment", "remote show team"),
     *("sync pull team sentiment", "sync pull team sentiment@2"),
+    *(
+        "alias protect sentiment canary --approvals 1",
+        "alias show sentiment canary",
+        "approve sentiment@1 --for canary",
+    ),
+    *("history", "history --json", "hook list", "hook deliver", "gc --keep 3", "attest sentiment -o -"),
+    *("attest sentiment --ml-bom -o -", "completion fish", "doctor"),
     *("verify sentiment", "fsck", "gc", "describe sentiment x", "diff --help", "rm nothing@1"),
     *("runs list", "runs list --json", "runs show nothing", "runs rm nothing"),
     *(

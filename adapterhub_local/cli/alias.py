@@ -5,6 +5,7 @@ import click
 from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.gates import Protection
 
 
 @click.group(name="alias")
@@ -31,7 +32,9 @@ def set_(name: str, alias: str, version: int, expect: int | None) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(name: str, as_json: bool) -> None:
-    """List the aliases of NAME."""
+    """List the aliases of NAME, and what protects them."""
+    from adapterhub_local.registry.protecting import protections_of
+
     registry = Registry()
     aliases = registry.aliases(name)
     if not aliases:
@@ -41,9 +44,77 @@ def list_(name: str, as_json: bool) -> None:
     elif not aliases:
         echo(f"No aliases yet. Set one: qhub alias set {name} prod 1")
     else:
-        print_table(
-            ("alias", "version"), [(f"{name}@{alias}", f"{name}@{number}") for alias, number in aliases.items()]
-        )
+        protected = {alias: _asks(protection) for alias, protection in protections_of(registry, name).items()}
+        rows = [(f"{name}@{alias}", f"{name}@{number}", protected.get(alias)) for alias, number in aliases.items()]
+        print_table(("alias", "version", "protected"), rows)
+
+
+@command.command()
+@click.argument("name")
+@click.argument("alias")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, alias: str, as_json: bool) -> None:
+    """Show where NAME@ALIAS points, what protects it, and which versions are approved for it."""
+    from adapterhub_local.registry.protecting import approvals_of, protections_of
+
+    registry = Registry()
+    number = registry.aliases(name).get(alias)
+    protection = protections_of(registry, name).get(alias)
+    if number is None and protection is None:
+        registry.resolve(f"{name}@{alias}")  # which says what there is
+    given = [
+        {"reference": str(version), "actor": one.actor, "at": one.at}
+        for version in registry.versions(name) for one in approvals_of(registry, version) if one.alias == alias
+    ]  # fmt: skip
+    if as_json:
+        shown = protection.to_json() if protection is not None else None
+        print_json({"name": name, "alias": alias, "version": number, "protection": shown, "approvals": given})
+        return
+    echo(f"{name}@{alias} -> {f'{name}@{number}' if number is not None else 'nothing yet'}")
+    if protection is not None:
+        echo(f"protected by {protection.actor}: {_asks(protection)}")
+    for one in given:
+        echo(f"{one['reference']} was approved by {one['actor']}, {one['at'][:19].replace('T', ' ')}")
+
+
+@command.command()
+@click.argument("name")
+@click.argument("alias")
+@click.option("--require", multiple=True, metavar="SCORE>=BOUND", help="What a version must have; may be given again.")
+@click.option("--approvals", type=int, default=0, metavar="N", help="How many others than the mover must approve it.")
+def protect(name: str, alias: str, require: tuple[str, ...], approvals: int) -> None:
+    """Let NAME@ALIAS move only to versions that meet what is asked, by whichever door it is moved.
+
+    \b
+    qhub alias protect sentiment prod --require 'sentiment.exact_match>=0.8' --approvals 1
+    A score is TASK.METRIC, or METRIC alone for every task that has it. What protected it before is replaced.
+    """
+    from adapterhub_local.registry.catalog import metrics_of
+    from adapterhub_local.registry.protecting import protect as protect_alias
+
+    registry = Registry()
+    protection = protect_alias(registry, name, alias, require, approvals)
+    scores = {
+        (task, metric): 0.0
+        for metrics in metrics_of(registry, registry.versions(name)).values()
+        for task, found in metrics.items() if isinstance(found, dict) and isinstance(found.get("adapter"), dict)
+        for metric in found["adapter"]
+    }  # fmt: skip
+    for one in protection.require:
+        if not one.values(scores):
+            echo(f"note: no version of {name} has a score {one.score} yet", err=True)
+    echo(f"{name}@{alias} is protected: {_asks(protection)}")
+
+
+@command.command()
+@click.argument("name")
+@click.argument("alias")
+def unprotect(name: str, alias: str) -> None:
+    """Let NAME@ALIAS move anywhere again; the history keeps who lifted the protection."""
+    from adapterhub_local.registry.protecting import unprotect as unprotect_alias
+
+    unprotect_alias(Registry(), name, alias)
+    echo(f"{name}@{alias} is not protected any more")
 
 
 @command.command()
@@ -95,10 +166,10 @@ def log(name: str, alias: str | None, as_json: bool) -> None:
     else:
         rows = [
             (move["changed_at"][:19].replace("T", " "), move["alias"], move["action"], move["old_number"] or "nothing",
-             move["new_number"] or "nothing")
+             move["new_number"] or "nothing", move["actor"])
             for move in moves
         ]  # fmt: skip
-        print_table(("when", "alias", "action", "from", "to"), rows)
+        print_table(("when", "alias", "action", "from", "to", "who"), rows)
 
 
 @command.command()
@@ -123,3 +194,10 @@ def rm(name: str, alias: str, expect: int | None) -> None:
 
     remove_alias(Registry(), name, alias, expect=expect)
     echo(f"removed {name}@{alias}")
+
+
+def _asks(protection: Protection) -> str:
+    """What a protection asks, in a line."""
+    approvals = protection.approvals
+    counted = [f"{approvals} approval{'' if approvals == 1 else 's'}"] if approvals else []
+    return ", ".join([*map(str, protection.require), *counted])

@@ -9,6 +9,8 @@ from adapterhub_local import settings
 from adapterhub_local.cli.output import echo, print_json, print_table
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.keys import PRIORITIES, SCOPES, Key, Keys
+from adapterhub_local.registry import Registry
+from adapterhub_local.registry.key_log import create_key, revoke_key
 
 if TYPE_CHECKING:
     from adapterhub_local.registry.remote_log import Log
@@ -53,7 +55,8 @@ def create(
     as_json: bool,
 ) -> None:
     """Make a key and print it: it is stored as a hash only, and cannot be shown again."""
-    key, token = Keys(settings.home()).create(
+    key, token = create_key(
+        Registry(),
         scopes=scopes or ("infer",),
         adapters=adapters,
         rate=rate,
@@ -127,13 +130,13 @@ def revoke(identity: str, remote: str | None) -> None:
 
     keys = Keys(settings.home())
     if remote is not None:
-        from adapterhub_local.registry.remote_moves import revoke_key
+        from adapterhub_local.registry.remote_moves import revoke_key as revoke_at
 
-        told = revoke_key(_log(remote), _id(identity))
+        told = revoke_at(_log(remote), _id(identity))
         echo(f"revoked {told.subject} at {remote}" + ("" if told.is_new else ", where it was already"))
         if all(key.id != told.subject for key in keys.all()):
             return  # made in another home
-    key = keys.revoke(_id(identity))
+    key = revoke_key(Registry(), _id(identity))
     echo(f"revoked {key.id}")
     if remote is None and (known := [one.name for one in list_remotes(settings.home())]):
         echo(f"If it was published at {' or '.join(known)}, it is still taken there: add --remote", err=True)

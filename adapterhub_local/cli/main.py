@@ -43,13 +43,14 @@ SECTIONS = {
         "diff": "Compare two versions: recipe, data, metrics and deltas.",
         "path": "Print a folder with a version's files, which PEFT loads.",
         "alias": "Point names such as prod to versions.",
+        "approve": "Hold a version fit for a protected alias.",
+        "history": "Show everything that changed, and who changed it.",
         "tag": "Give a version tags, to find it by.",
         "describe": "Say in one line what a version is.",
         "add": "Register an adapter trained elsewhere.",
         "rm": "Remove versions; their numbers are not used again.",
     },
     "Serving": {
-        "router": "Learn which adapter a prompt is for; `auto` then chooses.",
         "serve": "Serve a base and all its adapters, OpenAI-compatible.",
         "cluster": "Serve a base on several replicas behind one address, on Ray.",
         "console": "Look at adapters, compare, try and merge them in a browser.",
@@ -66,11 +67,15 @@ SECTIONS = {
         "remote": "Name places that keep versions for several homes: a folder, S3.",
         "sync": "Push versions to a remote, or pull them from it.",
         "sign": "Sign a version with a key; `verify --key` checks it.",
+        "attest": "Sign where a version comes from; or write its bill of materials.",
     },
     "Care": {
-        "verify": "Hash the files of versions again.",
+        "doctor": "Say what is here, missing or slow, and what mends it.",
+        "verify": "Hash the files of versions again; explain what they were made of.",
         "fsck": "Check the whole registry, repair it, or make its database again.",
-        "gc": "Give back the space of what no version needs.",
+        "gc": "Give back the space of what no version needs; keep the newest only.",
+        "hook": "Have a command or a URL notified of changes.",
+        "completion": "Have the shell complete verbs and options.",
     },
 }
 FULL = (

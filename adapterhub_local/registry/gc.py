@@ -17,7 +17,7 @@ from adapterhub_local.durable import sync_folder
 from adapterhub_local.errors import Corrupt, InUse
 from adapterhub_local.registry.ancestry import children
 from adapterhub_local.registry.fsck import read_rows
-from adapterhub_local.registry.journal import marking
+from adapterhub_local.registry.journal import marking, note
 from adapterhub_local.registry.ledger import enter
 from adapterhub_local.registry.records import removal_record
 from adapterhub_local.registry.registry import Registry, now, point_alias
@@ -64,6 +64,8 @@ def remove(registry: Registry, version: Version, *, force: bool = False) -> None
             point_alias(db, version.name, alias, None, action="removed")
         if db.execute("INSERT OR IGNORE INTO removals VALUES (?, ?, ?)", (*values, removed_at)).rowcount:
             enter(db, "removal", version, record.digest)
+            digest = version.manifest_digest
+            note(db, "removal", name=version.name, number=version.number, manifest=digest, at=removed_at)
 
 
 def lease(registry: Registry, version: Version, holder: str, seconds: float) -> None:

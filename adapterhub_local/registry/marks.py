@@ -1,6 +1,8 @@
 """What is said about versions and may change: the history of aliases, tags and descriptions. Versions do not change."""
 
 import re
+from collections.abc import Callable
+from sqlite3 import Row
 from typing import Any
 
 from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
@@ -16,9 +18,10 @@ _TAG = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/=-]*")
 def alias_log(registry: Registry, name: str, alias: str | None = None) -> list[dict[str, Any]]:
     """Every move of the aliases of `name`, or of one of them, oldest first.
 
-    Each has alias, action (set, rollback or removed), old_number, new_number (None for nothing) and changed_at.
+    Each has alias, action (set, rollback or removed), old_number, new_number (None for nothing), changed_at and actor
+    (None for what an older qhub wrote).
     """
-    query = "SELECT alias, action, old_number, new_number, changed_at FROM alias_log WHERE name = ?"
+    query = "SELECT alias, action, old_number, new_number, changed_at, actor FROM alias_log WHERE name = ?"
     condition, values = (" AND alias = ?", (name, alias)) if alias is not None else ("", (name,))
     return [dict(row) for row in registry.database.rows(f"{query}{condition} ORDER BY id", values)]
 
@@ -31,24 +34,33 @@ def rollback(registry: Registry, name: str, alias: str, *, expect: int | None = 
     """
     check_alias(alias)
     with marking(registry.database, registry.blobs) as db:
-        query = "SELECT action, new_number FROM alias_log WHERE name = ? AND alias = ? ORDER BY id"
-        removed = {row["number"] for row in db.execute("SELECT number FROM removals WHERE name = ?", (name,))}
-        history: list[int] = []
-        for row in db.execute(query, (name, alias)).fetchall():
-            if row["action"] == "rollback":
-                while history and history[-1] != row["new_number"]:
-                    history.pop()
-            elif row["new_number"] is not None:
-                history.append(row["new_number"])
-        pointed = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
-        if pointed is not None and history:
-            current = history.pop()
-            while history and (history[-1] in removed or history[-1] == current):
-                history.pop()
-        if not history:
+        target = _before(lambda query, values: db.execute(query, values).fetchall(), name, alias)
+        if target is None:
             raise NotFound(f"{name}@{alias} never pointed elsewhere: `qhub alias log {name} {alias}` shows its moves")
-        point_alias(db, name, alias, history[-1], expect=expect, action="rollback")
-    return history[-1]
+        point_alias(db, name, alias, target, expect=expect, action="rollback")
+    return target
+
+
+def rollback_target(registry: Registry, name: str, alias: str) -> int | None:
+    """Where a rollback of `name@alias` would go now, None if nowhere."""
+    return _before(registry.database.rows, name, alias)
+
+
+def _before(rows: Callable[[str, tuple[str, ...]], list[Row]], name: str, alias: str) -> int | None:
+    """Where an alias pointed before; versions removed since are passed over."""
+    removed = {row["number"] for row in rows("SELECT number FROM removals WHERE name = ?", (name,))}
+    history: list[int] = []
+    for row in rows("SELECT action, new_number FROM alias_log WHERE name = ? AND alias = ? ORDER BY id", (name, alias)):
+        if row["action"] == "rollback":
+            while history and history[-1] != row["new_number"]:
+                history.pop()
+        elif row["new_number"] is not None:
+            history.append(row["new_number"])
+    if history and rows("SELECT 1 FROM aliases WHERE name = ? AND alias = ?", (name, alias)):
+        current = history.pop()
+        while history and (history[-1] in removed or history[-1] == current):
+            history.pop()
+    return history[-1] if history else None
 
 
 def remove_alias(registry: Registry, name: str, alias: str, *, expect: int | None = None) -> None:

@@ -186,6 +186,12 @@ MIGRATIONS = (
     CREATE INDEX scores_by_version ON scores (metric, name, number, task, value);
     CREATE INDEX versions_by_origin ON versions (json_extract(lineage, '$.imported_from.manifest_digest'));
     """,
+    """
+    -- Who moved an alias; the records of all changes are found by their kind and by the name they are about.
+    ALTER TABLE alias_log ADD COLUMN actor TEXT;
+    CREATE INDEX marks_by_kind ON marks (json_extract(record, '$.mark'), json_extract(record, '$.name'));
+    CREATE INDEX marks_by_name ON marks (json_extract(record, '$.name'));
+    """,
 )
 
 

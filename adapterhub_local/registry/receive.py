@@ -18,10 +18,11 @@ from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.lora.contents import read_layout
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.refs import MAX_NUMBER, check_name
-from adapterhub_local.registry.kinds import ROUTER_FILES, is_router
+from adapterhub_local.registry.journal import marking
 from adapterhub_local.registry.ledger import enter
 from adapterhub_local.registry.lineage_form import check_lineage
-from adapterhub_local.registry.registry import Registry, insert_version, is_number_taken
+from adapterhub_local.registry.quota import check_room
+from adapterhub_local.registry.registry import Registry, insert_version, is_number_taken, note_version
 from adapterhub_local.registry.version import File, Version
 
 MAX_JSON_BYTES = 16 << 20
@@ -89,9 +90,6 @@ def check_files(version: Version, folder: Path, source: object) -> None:
     The digests of those blobs were checked when they arrived. The weights must be factors of the modules the
     config names, and finite.
     """
-    names = tuple(sorted(file.path for file in version.files))
-    if is_router(version.lineage) and names != ROUTER_FILES:
-        raise BadFile(f"{source} holds a router that has not the files of one: {version}. Nothing was registered")
     for file in (version.lineage_file, *version.files):
         path = folder / hex_of(file.digest)
         if not path.is_file() or path.stat().st_size != file.size:
@@ -147,15 +145,17 @@ def register(registry: Registry, version: Version, folder: Path) -> Received:
     if (same := find_same(registry, version)) is not None:
         return Received(str(version), same, False)
     files = [(file, folder / hex_of(file.digest)) for file in (version.lineage_file, *version.files)]
+    check_room(registry.home, 0)  # what arrives lies in the home already
     registry.blobs.take(files)
     row = None
-    with registry.database.writing() as db:
+    with marking(registry.database, registry.blobs) as db:
         # a number so high would leave none, or few, for what comes after it
         taken = version.number > MAX_KEPT_NUMBER or is_number_taken(db, version.name, version.number)
         if not taken and all(registry.blobs.path(file.digest).is_file() for file, _ in files):
             manifest = registry.blobs.put("manifest.json", version.manifest, durable=False)
             insert_version(db, version)
             enter(db, "version", version, version.manifest_digest)
+            note_version(db, version, "received")
             row = db.execute("SELECT * FROM versions WHERE manifest_digest = ?", (version.manifest_digest,)).fetchone()
     if row is not None:
         with contextlib.suppress(OSError):  # the row holds it, and `fsck --repair` writes it again

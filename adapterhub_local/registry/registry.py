@@ -22,8 +22,10 @@ from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
 from adapterhub_local.refs import MAX_NUMBER, Reference, check_alias, check_name
 from adapterhub_local.registry.blobs import Blobs, is_sound
 from adapterhub_local.registry.database import Database
-from adapterhub_local.registry.journal import marking, note
+from adapterhub_local.registry.gates import check_move
+from adapterhub_local.registry.journal import log_move, marking, note
 from adapterhub_local.registry.ledger import enter
+from adapterhub_local.registry.quota import check_room
 from adapterhub_local.registry.records import evaluation_record
 from adapterhub_local.registry.version import File, Version
 from adapterhub_local.settings import Home
@@ -50,6 +52,8 @@ class Registry:
     ) -> Version:
         """Add the next version of `name`, all or nothing, and point `alias` to it if one is given.
 
+        Raises Protected if the alias may not point to it, OverQuota if the home may not hold so much.
+
         Blobs are on disk before the one transaction that gives the number and makes the version
         visible; a crash before it leaves unreferenced files only. Numbers are gapless.
         """
@@ -58,6 +62,8 @@ class Registry:
             check_alias(alias)
         while True:
             named = [*sorted(files.items()), ("lineage.json", canonical_json(lineage))]
+            sizes = (len(data) if isinstance(data, bytes) else data.stat().st_size for _, data in named)
+            check_room(self.home, sum(sizes))
             *stored, lineage_file = self.blobs.put_all(named)
             with marking(self.database, self.blobs) as db:
                 # Bytes that were here already may have been collected meanwhile; not while the lock is held.
@@ -69,6 +75,7 @@ class Registry:
                 manifest = self.blobs.put("manifest.json", version.manifest, durable=False)
                 insert_version(db, version)
                 enter(db, "version", version, version.manifest_digest)
+                note_version(db, version, "published")
                 if alias is not None:
                     point_alias(db, name, alias, version.number)
                 break
@@ -115,7 +122,8 @@ class Registry:
     def set_alias(self, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
         """Point `name@alias` to version `number`; with `expect`, only if it points to that version, or NOTHING, now.
 
-        Raises NotFound if there is no such version, InUse if the alias points elsewhere than expected.
+        Raises NotFound if there is no such version, InUse if the alias points elsewhere than expected, Protected if it
+        may not point there.
         """
         check_alias(alias)
         self.resolve(Reference(name, version=number))
@@ -129,9 +137,11 @@ class Registry:
         names its version, so that the database can be made again from the blobs.
         """
         blob = self.blobs.put("evaluation.json", evaluation_record(version.manifest_digest, task, evaluation))
-        with self.database.writing() as db:
+        with marking(self.database, self.blobs) as db:
             insert_evaluation(db, version, task, blob.digest, evaluation)
             enter(db, "evaluation", version, blob.digest)
+            number, digest = version.number, blob.digest
+            note(db, "evaluation", name=version.name, number=number, task=task, digest=digest, at=now())
 
     def metrics(self, version: Version) -> dict[str, Any]:
         """Task -> scores: those of the version's lineage, and the newest of its later evaluations."""
@@ -221,6 +231,13 @@ def insert_version(db: sqlite3.Connection, version: Version) -> None:
     )
 
 
+def note_version(db: sqlite3.Connection, version: Version, action: str) -> None:
+    """The record that a version came: published here, or received from elsewhere."""
+    fields = {"name": version.name, "number": version.number, "manifest": version.manifest_digest}
+    kind = version.lineage.get("kind")
+    note(db, "version", action=action, kind=kind if isinstance(kind, str) else None, at=now(), **fields)
+
+
 def insert_evaluation(
     db: sqlite3.Connection, version: Version, task: str, digest: str, evaluation: Mapping[str, Any]
 ) -> None:
@@ -234,22 +251,23 @@ def insert_evaluation(
 def point_alias(
     db: sqlite3.Connection, name: str, alias: str, number: int | None, *, expect: int | None = None, action: str = "set"
 ) -> None:
-    """Move an alias inside a transaction of `marking`, or remove it if `number` is None, and log it."""
+    """Move an alias inside a transaction of `marking`, or remove it if `number` is None, and log it.
+
+    Every move of an alias is made here, so that a protected one (gates.py) has no other door.
+    """
     row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
     old = row["number"] if row else None
     if expect is not None and (old or NOTHING) != expect:
         now_at, wanted = (number or "nothing" for number in (old, expect))
         raise InUse(f"{name}@{alias} points to {now_at}, not to {wanted}: nothing was changed")
+    if number != old:
+        check_move(db, name, alias, number)
     if number is None:
         for table in ("aliases", "splits"):
             db.execute(f"DELETE FROM {table} WHERE name = ? AND alias = ?", (name, alias))  # noqa: S608
     else:
         db.execute("INSERT OR REPLACE INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, alias, number))
-    db.execute(
-        "INSERT INTO alias_log (name, alias, old_number, new_number, changed_at, action) VALUES (?, ?, ?, ?, ?, ?)",
-        (name, alias, old, number, at := now(), action),
-    )
-    note(db, "alias", name=name, alias=alias, old=old, new=number, at=at, action=action)
+    log_move(db, name=name, alias=alias, old=old, new=number, at=now(), action=action)
 
 
 def _holds(folder: Path, version: Version, blobs: Mapping[str, Path]) -> bool:

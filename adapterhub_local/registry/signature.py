@@ -27,7 +27,7 @@ def sign(registry: Registry, version: Version, private_key: Path, *, password: s
     """
     signing = _package().signing
     folder = registry.folder(version)
-    _check_file(private_key)
+    check_key_file(private_key)
     with staging(registry.home.tmp) as stage:
         try:
             # typed as text there, but what loads the key wants bytes
@@ -35,7 +35,7 @@ def sign(registry: Registry, version: Version, private_key: Path, *, password: s
             config = signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
             config.sign(folder, stage / SIGNATURE)
         except (ValueError, TypeError) as error:
-            raise InputError(f"{private_key} cannot be used to sign: {_first_line(error)}. {_HOW}") from None
+            raise InputError(f"{private_key} cannot be used to sign: {_first_line(error)}. {HOW}") from None
         return keep(registry.home, version.content_digest, (stage / SIGNATURE).read_bytes())
 
 
@@ -72,11 +72,11 @@ def check(folder: Path, signature: bytes, keys: Sequence[Path], what: str, tmp: 
     with staging(tmp) as stage:
         (stage / SIGNATURE).write_bytes(signature)
         for key in keys:
-            _check_file(key)
+            check_key_file(key)
             try:
                 config = verifying.Config().use_elliptic_key_verifier(public_key=key)
             except (ValueError, TypeError) as error:
-                raise InputError(f"{key} is not a public key: {_first_line(error)}. {_HOW}") from None
+                raise InputError(f"{key} is not a public key: {_first_line(error)}. {HOW}") from None
             try:
                 config.verify(folder, stage / SIGNATURE)
             except Exception as error:  # whatever a forged bundle makes the package raise, it did not verify
@@ -86,7 +86,7 @@ def check(folder: Path, signature: bytes, keys: Sequence[Path], what: str, tmp: 
     raise Corrupt(f"the signature of {what} does not hold ({'; '.join(problems)[:300]})")
 
 
-_HOW = (
+HOW = (
     "Make a pair with `openssl ecparam -name prime256v1 -genkey -noout -out PRIVATE.pem` and "
     "`openssl ec -in PRIVATE.pem -pubout -out PUBLIC.pem`"
 )
@@ -96,9 +96,10 @@ def _path(home: Home, content_digest: str) -> Path:
     return home.signatures / f"{hex_of(content_digest)}.sig"
 
 
-def _check_file(key: Path) -> None:
+def check_key_file(key: Path) -> None:
+    """Raise NotFound, with how to make one, if there is no such key."""
     if not key.is_file():
-        raise NotFound(f"there is no key {key}. {_HOW}")
+        raise NotFound(f"there is no key {key}. {HOW}")
 
 
 def _first_line(error: Exception) -> str:

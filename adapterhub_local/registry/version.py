@@ -15,9 +15,6 @@ from adapterhub_local.errors import Corrupt
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.qhub.adapter.v1+json"
-ROUTER = "router"  # the kind that a router's lineage says
-ROUTER_TYPE = "application/vnd.qhub.router.v1+json"
-ARTIFACT_TYPES = (ARTIFACT_TYPE, ROUTER_TYPE)
 LINEAGE_TYPE = "application/vnd.qhub.lineage.v1+json"
 FILE_TYPES = {".safetensors": "application/vnd.safetensors", ".json": "application/json"}
 TITLE = "org.opencontainers.image.title"
@@ -83,11 +80,6 @@ class Version:
     def content_digest(self) -> str:
         return content_digest(self.files)
 
-    @property
-    def artifact_type(self) -> str:
-        """What other tools of OCI are told that it is."""
-        return ROUTER_TYPE if self.lineage.get("kind") == ROUTER else ARTIFACT_TYPE
-
     @cached_property
     def manifest(self) -> bytes:
         """The manifest as canonical JSON; it holds all that is needed to list this version again."""
@@ -95,7 +87,7 @@ class Version:
             {
                 "schemaVersion": 2,
                 "mediaType": MANIFEST_TYPE,
-                "artifactType": self.artifact_type,
+                "artifactType": ARTIFACT_TYPE,
                 "config": self.lineage_file.descriptor(LINEAGE_TYPE),
                 "layers": [file.descriptor() for file in self.files],
                 "annotations": {NAME: self.name, VERSION: str(self.number), CREATED: self.created_at},

@@ -1,9 +1,11 @@
 """Where a trained version comes from: recipe, data, base, run and environment, enough to train it again."""
 
+import contextlib
 import platform
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from typing import Any
 
@@ -97,4 +99,6 @@ def environment(device: str) -> dict[str, str]:
     """The versions that decide a result, by package."""
     gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
     versions = {name: installed(name) for name in PACKAGES}
+    with contextlib.suppress(PackageNotFoundError):  # run from a folder
+        versions["adapterhub-local"] = installed("adapterhub-local")
     return {"python": platform.python_version(), "device": device, **gpu, **versions}

@@ -10,7 +10,7 @@ import torch
 
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.durable import staging
-from adapterhub_local.errors import QhubError, Stopped
+from adapterhub_local.errors import Protected, QhubError, Stopped
 from adapterhub_local.evaluate.preferences import AnyScore, score_items
 from adapterhub_local.plan.auto import Choice, settle
 from adapterhub_local.progress import Keeping, Quiet, Reporter
@@ -89,7 +89,7 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
                     lineage["metrics"][recipe.task]["base"]["reward"] = round(before_it["eval_reward"], 6)
             if choices:
                 lineage["strategy"] = [choice.to_json() for choice in choices]
-            published = Registry(home).publish(recipe.output.name, files, lineage, alias=recipe.output.alias)
+            published, refusal = _publish(Registry(home), recipe.output.name, files, lineage, recipe.output.alias)
     entries = read_log(run.folder)
     page = write_report(str(published), lineage, entries, [sample.to_json() for sample in samples])
     try:
@@ -98,7 +98,19 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
         run.finish(str(published), scores["adapter"].loss if scores else None)
     except OSError as error:
         raise QhubError(f"{published} is registered, but its report cannot be written: {told(error)}") from None
+    if refusal is not None:
+        raise Protected(f"{published} is registered, without its alias: {refusal}")
     return published
+
+
+def _publish(
+    registry: Registry, name: str, files: Mapping[str, Path | bytes], lineage: dict[str, Any], alias: str | None
+) -> tuple[Version, Protected | None]:
+    """The new version, and why it could not get its alias: hours of training are not lost for that."""
+    try:
+        return registry.publish(name, files, lineage, alias=alias), None
+    except Protected as error:
+        return registry.publish(name, files, lineage), error
 
 
 def check_changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> None:

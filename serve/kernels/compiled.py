@@ -52,6 +52,12 @@ def load_library() -> ctypes.CDLL:
         raise CannotCompile(f"{path.parent}: {error}") from None
 
 
+def built_library(compiler: list[str]) -> Path | None:
+    """Where the library that this compiler made of these sources for this processor is; None if it is not made yet."""
+    path = settings.cache() / f"kernels-{_key(compiler)}.so"
+    return path if path.is_file() else None
+
+
 def find_compiler() -> list[str]:
     """The command of a C compiler: what CC says, or one found. Raises CannotCompile."""
     for words in (settings.compiler(), ["cc"], ["gcc"], ["clang"]):

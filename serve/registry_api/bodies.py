@@ -33,6 +33,14 @@ class RollbackBody(Body):
     expect: Annotated[int, Field(ge=1)] | None = None
 
 
+class ApprovalBody(Body):
+    """Hold a version fit for an alias, or take that back."""
+
+    reference: Name
+    alias: Name
+    withdraw: bool = False
+
+
 class TagsBody(Body):
     """Tags to give to a version, and tags to take off it."""
 

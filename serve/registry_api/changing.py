@@ -8,9 +8,9 @@ from fastapi import FastAPI, Query, Request
 from adapterhub_local.errors import InputError
 from adapterhub_local.keys import Key
 from adapterhub_local.refs import check_alias, check_name
-from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.registry.lineage_form import check_lineage
 from adapterhub_local.registry.marks import add_tags, remove_alias, remove_tags, rollback, tags_of
+from adapterhub_local.registry.protecting import approve
 from adapterhub_local.train.past_runs import ask_to_stop
 from serve.access import Scope, access
 from serve.auth import check_models
@@ -18,6 +18,7 @@ from serve.errors import BadParameter
 from serve.jobs import Job
 from serve.registry_api.bodies import (
     AliasBody,
+    ApprovalBody,
     CompareBody,
     EvaluationBody,
     MergeBody,
@@ -34,7 +35,7 @@ def start_merge(library: Library, key: Key | None, body: MergeBody) -> Job:
     """A job that merges what the key may see. Raises BadParameter, Forbidden, NotFound, Busy."""
     if len(body.weights) != len(body.adapters):
         raise BadParameter("there must be one weight for each adapter", "weights")
-    versions = [check_adapter(library.resolve(key, reference)) for reference in body.adapters]
+    versions = [library.resolve(key, reference) for reference in body.adapters]
     weights = ",".join(f"{weight!r}" for weight in body.weights)
     command = ["merge", *map(str, versions), f"--weights={weights}", f"--method={body.method}", "--json"]
     if body.rank is not None:
@@ -94,6 +95,14 @@ def add_changing(app: FastAPI, library: Library) -> None:
         check_models(key_of(request), [name])
         remove_alias(library.registry, check_name(name), check_alias(alias), expect=expect)
         return {"name": name, "aliases": library.registry.aliases(name)}
+
+    @app.post("/v1/registry/approvals")
+    @access(Scope.ADMIN)
+    def approvals(body: ApprovalBody, request: Request) -> dict[str, Any]:
+        """Hold a version fit for an alias, as this key; whoever moves the alias needs another's approval."""
+        version = library.resolve(key_of(request), body.reference)
+        given = approve(library.registry, version, body.alias, is_given=not body.withdraw)
+        return {"reference": str(version), "alias": body.alias, "approvals": [vars(one) for one in given]}
 
     @app.put("/v1/registry/tags/{reference:path}")
     @access(Scope.ADMIN)

@@ -12,9 +12,9 @@ from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.as_json import whole
 from adapterhub_local.registry.differences import compare_lineages
 from adapterhub_local.registry.graph import graph
-from adapterhub_local.registry.kinds import check_adapter, is_router
 from adapterhub_local.registry.listing import Page, Wanted, bases_in, page
 from adapterhub_local.registry.marks import alias_log, description_of, tags_of
+from adapterhub_local.registry.protecting import protections_of
 from adapterhub_local.registry.split import split_of
 from adapterhub_local.train.past_runs import PastRun, find_run, list_runs
 from serve.auth import allowed_by, check_models
@@ -34,23 +34,34 @@ class Library:
 
     def adapters(self, key: Key | None, wanted: Wanted, *, after: str | None = None, limit: int = 50) -> Page:
         """A page of what the key may see. Raises as `listing.page`."""
-        if key is not None and key.adapters:
-            wanted = replace(wanted, allowed=[name for name in self.registry.names() if key.allows(name)])
+        if (allowed := self.visible_names(key)) is not None:
+            wanted = replace(wanted, allowed=allowed)
         return page(self.registry, wanted, after=after, limit=limit)
 
+    def visible_names(self, key: Key | None) -> list[str] | None:
+        """The names that the key may see, None for all."""
+        if key is None or not key.adapters:
+            return None
+        return [name for name in self.registry.names() if key.allows(name)]
+
     def adapter(self, key: Key | None, name: str) -> dict[str, Any]:
-        """One name: its versions (the newest 200), aliases, split and the log of its aliases. Raises NotFound."""
+        """One name: its versions (the newest 200), aliases with what protects them and their log, and its split.
+
+        Who moved an alias is shown to those who may move one. Raises NotFound.
+        """
         check_models(key, [name])
         found = page(self.registry, Wanted(name=name, every=True), limit=200)
         if not found.entries:
             self.registry.resolve(name)  # which says what there is
+        own = {} if key is None or "admin" in key.scopes else {"actor": None}
         return {
             "name": name,
             "versions": found.entries,
             "total": found.total,
             "aliases": self.registry.aliases(name),
             "split": [{"alias": alias, "share": share} for alias, share in split_of(self.registry, name)],
-            "alias_log": alias_log(self.registry, name),
+            "protections": [one.to_json() | own for one in protections_of(self.registry, name).values()],
+            "alias_log": [move | own for move in alias_log(self.registry, name)],
         }
 
     def resolve(self, key: Key | None, reference: str) -> Version:
@@ -97,7 +108,7 @@ class Library:
 
     def compare_modules(self, key: Key | None, left: str, right: str) -> Job:
         """A job that measures norms and cosines of every module: what `qhub diff --json` prints. Raises Busy."""
-        one, other = (check_adapter(self.resolve(key, reference)) for reference in (left, right))
+        one, other = (self.resolve(key, reference) for reference in (left, right))
         same = ("diff", one.content_digest, other.content_digest, str(one), str(other))
         return self.jobs.start("diff", ["diff", str(one), str(other), "--json"], same=same)
 
@@ -148,8 +159,4 @@ def _hide_parents(lineage: Mapping[str, Any], key: Key | None) -> dict[str, Any]
         entry if allows(str(entry.get("reference", "")).partition("@")[0]) else {**entry, "reference": HIDDEN}
         for entry in parents
     ]
-    told = {**lineage, "parents": shown}
-    if shown != list(parents):  # a router says more of those it chooses among
-        for name in ("router", "data") if is_router(lineage) else ():
-            told.pop(name, None)
-    return told
+    return {**lineage, "parents": shown}

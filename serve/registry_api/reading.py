@@ -6,6 +6,7 @@ from fastapi import FastAPI, Query, Request
 
 from adapterhub_local.keys import Key
 from adapterhub_local.registry.catalog import Condition
+from adapterhub_local.registry.history import history
 from adapterhub_local.registry.listing import MAX_PAGE, Wanted
 from serve.access import Scope, access
 from serve.registry_api.library import Library, run_entry
@@ -78,6 +79,23 @@ def add_reading(app: FastAPI, library: Library) -> None:
     def version(reference: str, request: Request, report: bool = False) -> dict[str, Any]:
         """One version: files, lineage, tags and scores; with `report`, what its merge lost in each module."""
         return library.version(key_of(request), reference, with_report=report)
+
+    @app.get("/v1/registry/history")
+    @access(Scope.ADMIN)
+    def changes(
+        request: Request,
+        name: Text = None,
+        event: Annotated[list[str] | None, Query()] = None,
+        actor: Text = None,
+        after: Text = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    ) -> dict[str, Any]:
+        """What changed and who changed it, newest first; a key for some adapters sees what is about these."""
+        found = history(
+            library.registry, name=name or None, events=event or (), actor=actor or None, after=after or None,
+            limit=limit, allowed=library.visible_names(key_of(request)),
+        )  # fmt: skip
+        return {"object": "list", "data": found.entries, "after": found.after}
 
     @app.get("/v1/registry/lineage/{reference:path}")
     @access(Scope.ANY)

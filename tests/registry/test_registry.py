@@ -53,7 +53,7 @@ def test_equal_files_have_one_content_digest_and_one_blob(registry: Registry) ->
     assert first.content_digest == second.content_digest
     assert first.manifest_digest != second.manifest_digest
     blobs = [path for path in registry.home.blobs.rglob("*") if path.is_file()]
-    assert len(blobs) == 2 + 2 + 2  # files, lineages, manifests
+    assert len(blobs) == 2 + 2 + 2 + 2  # files, lineages, manifests, records
     assert all(path.stat().st_mode & 0o222 == 0 for path in blobs)
     assert list(registry.home.tmp.iterdir()) == []
 

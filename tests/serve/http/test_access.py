@@ -57,6 +57,8 @@ EXPECTED = {
     "/v1/registry/tags/{reference:path}": Access(Scope.ADMIN),
     "/v1/registry/evaluations/{reference:path}": Access(Scope.ADMIN),
     "/v1/registry/votes": Access(Scope.ADMIN),
+    "/v1/registry/approvals": Access(Scope.ADMIN),
+    "/v1/registry/history": Access(Scope.ADMIN),
     "/v1/runs": Access(Scope.ADMIN),
     "/v1/runs/{run}": Access(Scope.ADMIN),
     "/v1/runs/{run}/stop": Access(Scope.ADMIN),

@@ -1,0 +1,182 @@
+"""What a protected alias asks of the version it is moved to: scores, and approvals of others than the mover.
+
+Protections and approvals are records of the journal and nothing else: the newest of an alias counts. Everything here
+runs inside the transaction that moves the alias, so nobody can move it between the look and the move.
+"""
+
+import difflib
+import json
+import operator
+import re
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_local.actor import current_actor
+from adapterhub_local.errors import InputError, Protected
+
+MAX_APPROVALS = 20
+_REQUIREMENT = re.compile(r"\s*([^\s<>=]{1,200}?)\s*(<=|>=|==|<|>|=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "=": operator.eq}
+RECORDS = (  # of one kind, about one name, oldest first
+    "SELECT record FROM marks WHERE json_extract(record, '$.mark') = ? AND json_extract(record, '$.name') = ?"
+    " ORDER BY id"
+)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A bound on a score: `sentiment.exact_match>=0.8`, or `exact_match>=0.8` on every task that has the metric."""
+
+    score: str
+    operator: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.score}{self.operator}{self.bound:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Requirement":
+        """The requirement that `text` spells. Raises InputError."""
+        match = _REQUIREMENT.fullmatch(text)
+        if not match or not match[1].isprintable():
+            shown = text.encode("unicode_escape").decode()[:80]
+            raise InputError(
+                f"'{shown}' is not a requirement: write a score and a bound, such as 'sentiment.exact_match>=0.8'"
+            )
+        return cls(match[1], "=" if match[2] == "==" else match[2], float(match[3]))
+
+    def values(self, scores: dict[tuple[str, str], float]) -> list[float]:
+        """Those of the scores, (task, metric) -> value, that it speaks of."""
+        return [
+            value for (task, metric), value in scores.items() if self.score in (f"{task}.{metric}", metric)
+        ]  # fmt: skip
+
+    def holds(self, value: float) -> bool:
+        """Whether a score is within the bound."""
+        return bool(_COMPARE[self.operator](value, self.bound))
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What `name@alias` asks before it moves: all of `require`, and so many approvals."""
+
+    name: str
+    alias: str
+    require: tuple[Requirement, ...]
+    approvals: int
+    actor: str | None
+    at: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As lists and pages show it."""
+        return {
+            "alias": self.alias,
+            "require": [str(one) for one in self.require],
+            "approvals": self.approvals,
+            "actor": self.actor,
+            "at": self.at,
+        }
+
+
+@dataclass(frozen=True)
+class Approval:
+    """That `actor` holds a version, by the digest of its manifest, fit for an alias."""
+
+    alias: str
+    manifest: str
+    actor: str
+    at: str
+
+
+def protections(records: Iterable[sqlite3.Row]) -> dict[str, Protection]:
+    """Alias -> what protects it, by the rows of RECORDS of one name."""
+    found: dict[str, Protection] = {}
+    for record in (json.loads(text) for (text,) in records):
+        alias = str(record["alias"])
+        if record["approvals"] is None:
+            found.pop(alias, None)
+            continue
+        require = tuple(Requirement.parse(text) for text in record["require"])
+        found[alias] = Protection(
+            record["name"], alias, require, record["approvals"], record.get("actor"), record["at"]
+        )
+    return found
+
+
+def approvals(records: Iterable[sqlite3.Row]) -> list[Approval]:
+    """The approvals that count, by the rows of RECORDS of one name.
+
+    Of each actor the last word on a version and an alias.
+    """
+    given: dict[tuple[str, str, str], Approval] = {}
+    for record in (json.loads(text) for (text,) in records):
+        key = (record["alias"], record["manifest"], str(record.get("actor")))
+        if record["is_given"]:
+            given.setdefault(key, Approval(*key, record["at"]))
+        else:
+            given.pop(key, None)
+    return list(given.values())
+
+
+def check_move(db: sqlite3.Connection, name: str, alias: str, number: int | None) -> None:
+    """Raise Protected, with what is not met and the way out, if `name@alias` may not point to version `number` now.
+
+    None is for removing the alias.
+    """
+    protection = protections(recorded(db, "protection", name)).get(alias)
+    if protection is None:
+        return
+    lift = f"`qhub alias unprotect {name} {alias}`"
+    if number is None:
+        raise Protected(f"{name}@{alias} is protected and cannot be removed: {lift} first. Nothing was changed")
+    if problem := _unmet(db, protection, number):
+        raise Protected(f"{name}@{alias} is protected: {problem}. Nothing was changed; {lift} lifts the protection")
+
+
+def scores_of(db: sqlite3.Connection, name: str, number: int) -> dict[tuple[str, str], float]:
+    """(task, metric) -> the newest score of a version."""
+    rows = db.execute("SELECT task, metric, value FROM scores WHERE name = ? AND number = ?", (name, number))
+    return {(row["task"], row["metric"]): row["value"] for row in rows.fetchall()}
+
+
+def _unmet(db: sqlite3.Connection, protection: Protection, number: int) -> str | None:
+    """The first thing that a version lacks, None if nothing."""
+    name, alias = protection.name, protection.alias
+    scores = scores_of(db, name, number)
+    for requirement in protection.require:
+        values = requirement.values(scores)
+        if not values:
+            known = sorted({f"{task}.{metric}" for task, metric in scores})
+            near = difflib.get_close_matches(requirement.score, known, n=1)
+            hint = f" (it has {near[0]})" if near else ""
+            return (
+                f"{name}@{number} must have '{requirement}' and has no score {requirement.score}{hint}: `qhub eval "
+                f"{name}@{number} ...` measures it"
+            )
+        if failing := [value for value in values if not requirement.holds(value)]:
+            return f"{name}@{number} must have '{requirement}' and has {failing[0]:g}"
+    if not protection.approvals:
+        return None
+    query = "SELECT manifest_digest FROM versions WHERE name = ? AND number = ?"
+    row = db.execute(query, (name, number)).fetchone()
+    mover = current_actor()
+    given = {
+        one.actor
+        for one in approvals(recorded(db, "approval", name))
+        if one.alias == alias and row and one.manifest == row["manifest_digest"]
+    }
+    if len(given - {mover}) >= protection.approvals:
+        return None
+    plural = "" if protection.approvals == 1 else "s"
+    own = f"; that of {mover}, who moves it, does not count" if mover in given else ""
+    return (
+        f"{name}@{number} must have {protection.approvals} approval{plural} of others than {mover} and has "
+        f"{len(given - {mover})}{own}: somebody else says `qhub approve {name}@{number} --for {alias}`"
+    )
+
+
+def recorded(db: sqlite3.Connection, kind: str, name: str) -> list[sqlite3.Row]:
+    """The rows of RECORDS."""
+    return db.execute(RECORDS, (kind, name)).fetchall()
