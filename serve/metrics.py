@@ -69,6 +69,7 @@ class Metrics:
         self._requests = self._counter("qhub_http_requests", "HTTP requests", "method", "route", "status")
         self._tokens = self._counter("qhub_tokens", "Tokens of prompts and answers", "adapter", "kind")
         self._answers = self._counter("qhub_answers", "Answers by how they ended", "finish_reason")
+        self._routed = self._counter("qhub_routed", "Requests for auto by what was chosen and why", "adapter", "reason")
         self._seconds = self._histogram(
             "qhub_http_request_seconds", "Time from request to the end of its answer", "route"
         )
@@ -93,6 +94,12 @@ class Metrics:
         self._tokens.labels(adapter, "completion").inc(num_completion)
         for reason in reasons:
             self._answers.labels(reason).inc()
+
+    def note_route(self, adapter: str, reason: str) -> None:
+        """A router chose the adapter of this name, or the base."""
+        if adapter not in self._labels and len(self._labels) < MAX_ADAPTER_LABELS:
+            self._labels[adapter] = (adapter,)
+        self._routed.labels(adapter if adapter in self._labels else OTHER, reason).inc()
 
     def note_times(self, first: float, last: float, num_tokens: int) -> None:
         """Seconds from the request to its first and last token, of which there were `num_tokens`."""

@@ -74,6 +74,24 @@ class HttpOptions:
         metavar="URL",
         derived="each server counts for itself",
     )
+    router: str | None = option(
+        None,
+        "Router that chooses the adapter where a request's model is auto, such as router@prod.",
+        derived="none: auto is not a model",
+        metavar="REF",
+    )
+    router_threshold: float | None = option(
+        None,
+        "The least probability with which it chooses an adapter; below it the base answers.",
+        low=0,
+        derived="what the router was made with",
+    )
+    router_allows: tuple[str, ...] = option(
+        (),
+        "Names that it may choose, such as 'team/*', of those that a key may ask.",
+        "--router-allow",
+        metavar="PATTERN",
+    )
     require_keys: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +99,10 @@ class HttpOptions:
         for name in ("body_timeout", "send_timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be more than 0")
+        if self.router is None and (self.router_threshold is not None or self.router_allows):
+            raise InputError("--router-threshold and --router-allow are of a router: give --router NAME")
+        if self.router_threshold is not None and self.router_threshold > 1:
+            raise InputError(f"router_threshold is {self.router_threshold}: a probability is at most 1")
         for origin in self.origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s?#]+", origin):
                 raise InputError(f"'{origin}' is not an origin of web pages: write https://example.org, no path, or *")

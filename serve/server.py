@@ -17,6 +17,7 @@ from adapterhub_local.base.bases import choose_base
 from adapterhub_local.base.load import load_base
 from adapterhub_local.errors import QhubError
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.kinds import is_router
 from serve.engine.options import EngineOptions
 from serve.http.app import create_app
 from serve.http.connections import allow_connections
@@ -118,7 +119,13 @@ def run_server(
         where = f"http://{shown_host(host)}:{listener.getsockname()[1]}/v1" if uds is None else f"the socket {uds}"
 
         def ready() -> None:
-            count = len({version.name for version in registry.versions_on_base(info.fingerprint)})
+            count = len(
+                {
+                    version.name
+                    for version in registry.versions_on_base(info.fingerprint)
+                    if not is_router(version.lineage)
+                }
+            )
             announce(f"Serving {info.name} with {count} adapter{'' if count == 1 else 's'} on {where}")
 
         config = http_config(

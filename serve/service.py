@@ -5,39 +5,41 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.base.renderer import shared
 from adapterhub_local.errors import NotFound
 from adapterhub_local.keys import PRIORITIES, Key
-from adapterhub_local.registry import Registry
+from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.split import side_of, split_of
+from adapterhub_local.router.features import Embeddings
 from serve.adapters.held import Loaded
 from serve.adapters.leases import Leases
 from serve.adapters.record import AdapterStatus
 from serve.adapters.source import Folder
 from serve.answers.logprobs import Echo
-from serve.answers.models import Target, adapter_entry, find_target, residents
-from serve.auth import check_models
+from serve.answers.models import Routed, Target, adapter_entry, find_target, residents
+from serve.auth import allowed_by, check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.engine.request import LOW, NORMAL, Submission
-from serve.errors import ModelNotFound
+from serve.errors import Forbidden, ModelNotFound
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
-from serve.requests.generation import ChatRequest, GenerationRequest
+from serve.requests.generation import ChatRequest
 from serve.requests.model_ref import ModelRef, read_model
 from serve.requests.probes import EmbeddingsRequest, ScoreRequest
+from serve.routing import AUTO, NO_ROUTER, Asked, Routing
 from serve.text.compiler import PROCESSES
 from serve.text.generate import Generation
 from serve.text.prompt import PLAIN
 from serve.threads import compute_alone
 
-Asked = GenerationRequest | EmbeddingsRequest | ScoreRequest
 LOADS = 4  # cold adapters that are read at the same time
 DRAIN_INTERVAL = 0.02  # seconds between looks at whether requests are done
 
@@ -69,6 +71,7 @@ class Service:
         self.engine = build_engine(base, options, self.leases)
         self.loop = EngineLoop(self.engine)
         self.reader = BodyReader(base, self.engine, self.http.max_tokens)
+        self.routing = self._make_routing()
         if base.tokenizer.chat_template:
             shared().warm()
         self.loaded = Loaded(registry, self.engine, self.http.lora_root)
@@ -99,7 +102,14 @@ class Service:
             return ()
 
     def find(self, ref: ModelRef, key: Key | None) -> Target:
-        """What that is now, if the key may ask it. Raises Forbidden, ModelNotFound, BadParameter."""
+        """What that is now, if the key may ask it; `auto` is the base before anything is asked.
+
+        Raises Forbidden, ModelNotFound, BadParameter.
+        """
+        if ref.text == AUTO and self.routing is not None:
+            return Target(AUTO, self.base.info, None)
+        if ref.text == AUTO and not self.registry.versions(AUTO) and self.loaded.find(AUTO) is None:
+            raise ModelNotFound(NO_ROUTER)
         check_models(key, ref.names)
         target = find_target(ref, self.base.info, self.registry, self.loaded.find(ref.name))
         if target.version is None:  # also what weights of zero leave
@@ -114,6 +124,24 @@ class Service:
                 ref = ref.on_side(side_of(split, ref.name, user))
         return self.find(ref, key)
 
+    def target(self, body: Asked, key: Key | None, pinned: str | None = None) -> Target:
+        """What answers a request: what its model means now, or, if that is `auto`, what the router chooses.
+
+        `pinned` are the versions that the name was found to mean before. Raises as `choose`.
+        """
+        ref = body.model_ref(self.base.info.name)
+        if pinned is not None:
+            return self.choose(ref.pinned(pinned), body.user, key)
+        if ref.text != AUTO or self.routing is None:
+            return self.choose(ref, body.user, key)
+        router, choice = self.routing.choose(body, key)
+        chosen = str(choice.reference) if choice.reference is not None else self.base.info.name
+        if choice.reference is None and not allowed_by(key)(chosen):
+            raise Forbidden(f"'auto' found no adapter for this that the key is for, and it is not for '{chosen}'")
+        self.metrics.note_route(choice.reference.name if choice.reference is not None else chosen, choice.reason)
+        routed = Routed(str(router), chosen, choice.confidence, choice.reason)
+        return replace(self.choose(self.read(chosen), body.user, key), model=AUTO, routed=routed)
+
     async def start(
         self, body: Asked, *, request_id: str, started: float, key: Key | None, pinned: str | None = None
     ) -> Admitted:
@@ -121,11 +149,8 @@ class Service:
 
         `pinned` are the versions that the name was found to mean before, by who sent the request here.
         """
-        ref = body.model_ref(self.base.info.name)
-        if pinned is not None:
-            ref = ref.pinned(pinned)
         loop = asyncio.get_running_loop()
-        target = await asyncio.to_thread(self.choose, ref, body.user, key)
+        target = await asyncio.to_thread(self.target, body, key, pinned)
         choices = await loop.run_in_executor(self.forms if body.has_form else None, self._read, target, body)
         room = self.loading if self._is_cold(target) else None
         salt = self._salt(body, key)
@@ -163,11 +188,12 @@ class Service:
             "completion_tokens": generation.num_completion_tokens,
             "first_token_ms": round(times[0] * 1000, 1) if times else None,
             "finish_reasons": generation.reasons,
+            **(target.routed.to_json() if target.routed is not None else {}),
         }
 
     def count_tokens(self, body: ChatRequest, key: Key | None) -> int:
-        """How many tokens a chat's prompt has, for what `model` means now. Raises as `choose` and the reader."""
-        target = self.choose(body.model_ref(self.base.info.name), body.user, key)
+        """How many tokens a chat's prompt has, for what `model` means now. Raises as `target` and the reader."""
+        target = self.target(body, key)
         return len(self.reader.prompt(body, target.chat_settings))
 
     async def unload(self, name: str, *, force: bool = False) -> int:
@@ -212,6 +238,17 @@ class Service:
         sources = self.loaded.sources().items()
         folders = {name: source.content_digest for name, source in sources if isinstance(source, Folder)}
         return residents(self.registry, self.engine.adapters(), folders)
+
+    def router(self) -> Version | None:
+        """The router that `auto` stands for now, if the server has one."""
+        return self.routing.now().version if self.routing is not None else None
+
+    def _make_routing(self) -> Routing | None:
+        if self.http.router is None:
+            return None
+        encode = partial(self.reader.prompts.encoder.encode, add_special_tokens=False)
+        weight = self.base.model.get_input_embeddings().weight
+        return Routing(self.registry, self.base.info, Embeddings(encode, weight), self.http)
 
     def _salt(self, body: Asked, key: Key | None) -> str:
         """What keeps apart the prefixes of those that do not share them."""

@@ -1,6 +1,7 @@
 """Whether an adapter's modules are a base's modules, from headers and config, without loading weights."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -33,6 +34,14 @@ def tied_weights(base: BaseInfo) -> dict[str, str]:
         if first.setdefault(id(tensor), name) != name:
             shared[name] = first[id(tensor)]
     return shared
+
+
+def embeddings_name(base: BaseInfo) -> str:
+    """The name of the tensor that the base's tokens are looked up in."""
+    model: Any = _skeleton(base)
+    weight = model.get_input_embeddings().weight
+    names = (name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight)
+    return str(next(names))
 
 
 def _skeleton(base: BaseInfo) -> torch.nn.Module:

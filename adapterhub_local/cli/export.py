@@ -9,6 +9,7 @@ from adapterhub_local.durable import check_absent
 from adapterhub_local.errors import InputError
 from adapterhub_local.export.formats import FORMATS, TYPES, Request, export
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.kinds import check_adapter
 
 HELP = f"""Write the version REFERENCE names for other tools, or with its lineage to one tar.
 
@@ -64,7 +65,7 @@ def command(
         return
     if output is None:
         raise InputError("Missing option '-o' or '--oci': name the file to write")
-    version = registry.resolve(reference)
+    version = check_adapter(registry.resolve(reference))
     with counting(f"exporting {version}") as progress:
         request = Request(
             version, registry.home, output, base_name, onto, requantise, kind, vocabulary,

@@ -68,7 +68,7 @@ def print_versions(registry: Registry, versions: list[Version], as_json: bool, *
 def _row(version: Version, aliases: dict[str, int], scored: dict[str, Any]) -> tuple[Any, ...]:
     lineage = version.lineage
     base = lineage.get("base") or {}
-    shares = {task: scores.get("adapter", {}).get("exact_match") for task, scores in scored.items()}
+    shares = {task: _share(scores.get("adapter", {})) for task, scores in scored.items()}
     metrics = [f"{task} {share:.1%}" for task, share in shares.items() if isinstance(share, int | float)]
     return (
         version,
@@ -79,3 +79,8 @@ def _row(version: Version, aliases: dict[str, int], scored: dict[str, Any]) -> t
         lineage.get("kind"),
         version.created_at[:16].replace("T", " "),
     )
+
+
+def _share(scores: dict[str, Any]) -> Any:
+    """What is shown of a task's scores: exact match, and of a router how often it chooses rightly."""
+    return scores.get("exact_match", scores.get("accuracy") if "calibration_error" in scores else None)

@@ -51,6 +51,7 @@ SECTIONS = {
         "rm": "Remove versions; their numbers are not used again.",
     },
     "Serving": {
+        "router": "Learn which adapter a prompt is for; `auto` then chooses.",
         "serve": "Serve a base and all its adapters, OpenAI-compatible.",
         "cluster": "Serve a base on several replicas behind one address, on Ray.",
         "console": "Look at adapters, compare, try and merge them in a browser.",

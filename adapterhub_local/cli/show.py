@@ -7,6 +7,7 @@ import click
 from adapterhub_local.cli.output import print_json, print_table, score_text, size_text
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.as_json import whole
+from adapterhub_local.registry.kinds import is_router
 from adapterhub_local.registry.marks import description_of, tags_of
 
 
@@ -43,14 +44,17 @@ def command(reference: str, as_json: bool) -> None:
         (entry["role"], f"{entry['file']} ({entry['rows']} rows, {entry['digest'][:19]})")
         for entry in lineage.get("data", ())
     ]
-    rows += [("parent", f"{parent['reference']} x {parent['weight']:g}") for parent in lineage.get("parents", ())]
+    if is_router(lineage):
+        rows += [("chooses", route) for route in (lineage.get("router") or {}).get("routes") or ()]
+    else:
+        rows += [("parent", f"{parent['reference']} x {parent['weight']:g}") for parent in lineage.get("parents", ())]
     for task, scores in registry.metrics(version).items():
         rows += [(f"{task}, {who}", _scores(score)) for who, score in scores.items() if _is_score(score)]
     rows.append(("size", size_text(sum(file.size for file in version.files))))
     rows.append(("content", version.content_digest))
     rows.append(("manifest", version.manifest_digest))
     rows.append(("created", version.created_at))
-    print_table(("adapter", version.name), rows)
+    print_table(("router" if is_router(lineage) else "adapter", version.name), rows)
 
 
 def _is_score(part: Any) -> bool:

@@ -14,6 +14,7 @@ from adapterhub_local.recipe.objectives import ANY, PAIRS
 from adapterhub_local.recipe.reader import check_data_settings
 from adapterhub_local.recipe.source import Source, local_problem, read_source
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.settings import Home
 
 
@@ -77,7 +78,7 @@ def what_to_score(references: Sequence[str], against: Sequence[str], registry: R
         raise InputError("name the base itself, as `qhub base list` shows it; `base` is for --against")
     names = {base.name for base in list_bases(registry.home)}
     named = dict.fromkeys((*references, *(text for text in against if text != "base")))
-    versions = {text: None if text in names else registry.resolve(text) for text in named}
+    versions = {text: None if text in names else check_adapter(registry.resolve(text)) for text in named}
     info = _one_base(versions, registry.home)
     if "base" in against:
         versions.setdefault(info.name, None)

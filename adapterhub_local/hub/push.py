@@ -33,6 +33,7 @@ from adapterhub_local.hub.repository import (
 from adapterhub_local.hub.scores import with_base_scores
 from adapterhub_local.refs import check_alias
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.kinds import is_router
 from adapterhub_local.registry.signature import signature_of
 
 _VERSION_TAG = re.compile(r"v\d{1,18}")
@@ -83,6 +84,11 @@ def push(
     files meanwhile, Corrupt if the version's bytes are damaged, HubError for the rest.
     """
     version = registry.resolve(reference)
+    if is_router(version.lineage):
+        raise InputError(
+            f"{version} is a router, and the Hub has no repositories of that kind: share it by `qhub sync push` or "
+            "`qhub export --oci`"
+        )
     check_repo_id(repo_id)
     for alias in aliases:
         check_branch(alias)

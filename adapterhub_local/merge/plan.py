@@ -21,6 +21,7 @@ from adapterhub_local.lora.scale import AlphaKnown
 from adapterhub_local.merge.align import align, base_here, remarks, without_copies
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.kinds import check_adapter
 
 Opener = Callable[[Path, float | None], tuple[AdapterFile, dict[str, Any] | None]]
 
@@ -154,7 +155,7 @@ def is_path(label: str) -> bool:
 
 
 def _open(label: str, weight: float, registry: Registry, alpha: float | None, opener: Opener | None) -> Parent:
-    version = None if is_path(label) else registry.resolve(label)
+    version = None if is_path(label) else check_adapter(registry.resolve(label))
     path, given = (Path(os.path.expanduser(label)), alpha) if version is None else (version.path, None)
     left_out: tuple[str, ...] = ()
     try:

@@ -29,7 +29,7 @@ from adapterhub_local.registry.receive import (
     with_parents,
 )
 from adapterhub_local.registry.registry import Registry
-from adapterhub_local.registry.version import ARTIFACT_TYPE, MANIFEST_TYPE, File, Version
+from adapterhub_local.registry.version import MANIFEST_TYPE, File, Version
 
 LAYOUT = canonical_json({"imageLayoutVersion": "1.0.0"})
 MAX_FILES = 20_000
@@ -55,7 +55,7 @@ def write_archive(registry: Registry, version: Version, target: Path) -> list[Ve
         blobs |= {manifest.digest: one.manifest, one.lineage_file.digest: canonical_json(one.lineage)}
         blobs |= {file.digest: registry.blobs.check(file) for file in one.files}
         descriptors.append(
-            {"mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE, "digest": manifest.digest,
+            {"mediaType": MANIFEST_TYPE, "artifactType": one.artifact_type, "digest": manifest.digest,
              "size": manifest.size, "annotations": {REF_NAME: str(one)}}
         )  # fmt: skip
     index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": descriptors}

@@ -12,7 +12,7 @@ from typing import Any
 from adapterhub_local.digests import Digest, from_hex
 from adapterhub_local.durable import digest_file
 from adapterhub_local.registry.ledger import Ledger, is_complete
-from adapterhub_local.registry.version import ARTIFACT_TYPE, NAME, VERSION
+from adapterhub_local.registry.version import ARTIFACT_TYPES, NAME, VERSION
 from adapterhub_local.settings import Home
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -103,4 +103,4 @@ def _read(path: Path) -> dict[str, Any] | None:
             value = json.loads(_BEGIN + file.read())
     except (OSError, ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and value.get("artifactType") == ARTIFACT_TYPE else None
+    return value if isinstance(value, dict) and value.get("artifactType") in ARTIFACT_TYPES else None

@@ -24,7 +24,7 @@ from adapterhub_local.registry.ledger import is_complete, last_entered
 from adapterhub_local.registry.manifests import MAX_MANIFEST_BYTES
 from adapterhub_local.registry.migrations import apply_migrations
 from adapterhub_local.registry.registry import Registry
-from adapterhub_local.registry.version import ARTIFACT_TYPE, Version, version_of_row
+from adapterhub_local.registry.version import ARTIFACT_TYPES, Version, version_of_row
 from adapterhub_local.settings import make_folder
 
 
@@ -73,7 +73,7 @@ def _read_blobs(registry: Registry, found: Found) -> None:
     others: list[tuple[int, Digest, dict[str, Any]]] = []
     for path, value in _json_blobs(registry):
         digest = from_hex(path.name)
-        if value.get("artifactType") == ARTIFACT_TYPE:
+        if value.get("artifactType") in ARTIFACT_TYPES:
             manifests[digest] = value
         else:
             others.append((path.stat().st_mtime_ns, digest, value))

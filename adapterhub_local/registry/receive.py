@@ -19,6 +19,7 @@ from adapterhub_local.lora.contents import read_layout
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.refs import MAX_NUMBER, check_name
 from adapterhub_local.registry.journal import marking
+from adapterhub_local.registry.kinds import ROUTER_FILES, is_router
 from adapterhub_local.registry.ledger import enter
 from adapterhub_local.registry.lineage_form import check_lineage
 from adapterhub_local.registry.quota import check_room
@@ -90,6 +91,9 @@ def check_files(version: Version, folder: Path, source: object) -> None:
     The digests of those blobs were checked when they arrived. The weights must be factors of the modules the
     config names, and finite.
     """
+    names = tuple(sorted(file.path for file in version.files))
+    if is_router(version.lineage) and names != ROUTER_FILES:
+        raise BadFile(f"{source} holds a router that has not the files of one: {version}. Nothing was registered")
     for file in (version.lineage_file, *version.files):
         path = folder / hex_of(file.digest)
         if not path.is_file() or path.stat().st_size != file.size:

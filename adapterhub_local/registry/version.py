@@ -15,6 +15,9 @@ from adapterhub_local.errors import Corrupt
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.qhub.adapter.v1+json"
+ROUTER = "router"  # the kind that a router's lineage says
+ROUTER_TYPE = "application/vnd.qhub.router.v1+json"
+ARTIFACT_TYPES = (ARTIFACT_TYPE, ROUTER_TYPE)
 LINEAGE_TYPE = "application/vnd.qhub.lineage.v1+json"
 FILE_TYPES = {".safetensors": "application/vnd.safetensors", ".json": "application/json"}
 TITLE = "org.opencontainers.image.title"
@@ -80,6 +83,11 @@ class Version:
     def content_digest(self) -> str:
         return content_digest(self.files)
 
+    @property
+    def artifact_type(self) -> str:
+        """What other tools of OCI are told that it is."""
+        return ROUTER_TYPE if self.lineage.get("kind") == ROUTER else ARTIFACT_TYPE
+
     @cached_property
     def manifest(self) -> bytes:
         """The manifest as canonical JSON; it holds all that is needed to list this version again."""
@@ -87,7 +95,7 @@ class Version:
             {
                 "schemaVersion": 2,
                 "mediaType": MANIFEST_TYPE,
-                "artifactType": ARTIFACT_TYPE,
+                "artifactType": self.artifact_type,
                 "config": self.lineage_file.descriptor(LINEAGE_TYPE),
                 "layers": [file.descriptor() for file in self.files],
                 "annotations": {NAME: self.name, VERSION: str(self.number), CREATED: self.created_at},

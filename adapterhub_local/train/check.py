@@ -14,6 +14,7 @@ from adapterhub_local.lora.config import CONFIG, AdapterConfig
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.protecting import check_reachable
+from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.settings import Home
 
 Runs = Sequence[tuple[tuple[str, ...], Recipe]]  # of a sweep: what each changes, and its recipe
@@ -61,7 +62,7 @@ def check_run(recipe: Recipe, home: Home) -> tuple[BaseInfo, Version | None]:
                 check_patterns(info, adapter.target_modules, getattr(adapter, key) or ())
     if adapter.from_ is not None:
         with gathering(problems, f"{recipe.place('adapter.from')} = '{adapter.from_}'"):
-            start = Registry(home).resolve(adapter.from_)
+            start = check_adapter(Registry(home).resolve(adapter.from_))
             if info is not None:
                 _check_start(start, info)
         if start is not None:

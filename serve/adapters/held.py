@@ -7,6 +7,7 @@ from typing import Protocol
 from adapterhub_local.errors import BadFile, BadReference, InUse, NotFound, QhubError
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.registry.registry import now
 from serve.adapters.pool import Hold
 from serve.adapters.source import FILES, Folder, Source
@@ -58,7 +59,7 @@ class Loaded:
                     f"the lora adapter '{name}' has already been loaded: unload it first, or set load_inplace",
                     "lora_name",
                 )
-            source = self.registry.resolve(name) if path is None else self._from_folder(name, path)
+            source = check_adapter(self.registry.resolve(name)) if path is None else self._from_folder(name, path)
             digest = self.keeper.acquire(source).digest
             try:
                 self.keeper.keep(digest, name, pinned=pinned)

@@ -7,9 +7,10 @@ from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.chat_template import ChatSettings
-from adapterhub_local.errors import InputError, NotFound
+from adapterhub_local.errors import Incompatible, InputError, NotFound
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.kinds import check_adapter, is_router
 from adapterhub_local.registry.split import split_of
 from serve.adapters.mixture import Mixture, label_of, mixture
 from serve.adapters.record import AdapterStatus, Label
@@ -19,12 +20,28 @@ from serve.requests.model_ref import ModelRef
 
 
 @dataclass(frozen=True)
+class Routed:
+    """What a router said of a request: `chosen` is the reference of an adapter, or the base's name."""
+
+    router: str
+    chosen: str
+    confidence: float
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As the log has it."""
+        return {"router": self.router, "routed": self.chosen, "confidence": round(self.confidence, 4),
+                "route_reason": self.reason}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Target:
     """What a request is answered by: the base, with a version or bare."""
 
     model: str  # as it was asked for
     base: BaseInfo
     version: Source | Mixture | None
+    routed: Routed | None = None  # if a router chose it
 
     @property
     def fingerprint(self) -> str:
@@ -74,19 +91,26 @@ def find_target(ref: ModelRef, base: BaseInfo, registry: Registry, folder: Sourc
     if ref.mix is None or folder is not None:
         return Target(ref.text, base, folder)
     try:
-        found = mixture([(registry.resolve(reference), weight) for reference, weight in ref.mix.terms])
+        found = mixture([(check_adapter(registry.resolve(each)), weight) for each, weight in ref.mix.terms])
+    except Incompatible as error:
+        raise BadParameter(str(error), "model") from None
     except NotFound as error:
         raise ModelNotFound(f"{error} (served are base '{base.name}' and its adapters, see /v1/models)") from None
     return Target(ref.text, base, found)
 
 
-def list_models(base: BaseInfo, registry: Registry, allows: Callable[[str], bool]) -> list[dict[str, Any]]:
+def list_models(
+    base: BaseInfo, registry: Registry, allows: Callable[[str], bool], router: Version | None = None
+) -> list[dict[str, Any]]:
     """The base and every name, version and alias of the adapters made for it, as OpenAI lists models.
 
-    Of names that are allowed; `root` is the content that answers (a digest), `parent` the base it is added to.
+    Of names that are allowed; `root` is the content that answers (a digest), `parent` the base it is added to. With a
+    router there is `auto`.
     """
     models = [model_entry(base.name, base.created_at, base.fingerprint, None)] if allows(base.name) else []
-    versions = registry.versions_on_base(base.fingerprint)
+    if router is not None:
+        models.append(model_entry("auto", router.created_at, router.content_digest, base.name))
+    versions = [version for version in registry.versions_on_base(base.fingerprint) if not is_router(version.lineage)]
     for name in sorted({version.name for version in versions if allows(version.name)}):
         own = {version.number: version for version in versions if version.name == name}
         models += [

@@ -37,6 +37,7 @@ from serve.redis_limits import RedisLimits
 from serve.registry_api.library import Library
 from serve.requests.generation import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
 from serve.requests.responses import NAMES, ResponsesRequest
+from serve.routing import AUTO
 from serve.service import Service
 from serve.text.tokenize import DetokenizeRequest, TokenizeRequest, tokenize
 from serve.threads import compute_alone
@@ -49,6 +50,9 @@ EXPOSED_HEADERS = [
     "X-Qhub-Adapter",
     "X-Qhub-Digest",
     "X-Qhub-Replica",
+    "X-Qhub-Router",
+    "X-Qhub-Routed",
+    "X-Qhub-Confidence",
     "Retry-After",
 ]
 
@@ -128,7 +132,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     def models(request: Request) -> dict[str, Any]:
         """The base and every name, version and alias of its adapters, as far as the request's key allows them."""
         allows = allowed_by(_key(request))
-        known = list_models(base, service.registry, allows) + [
+        known = list_models(base, service.registry, allows, service.router()) + [
             model_entry(name, folder.created_at, folder.content_digest, base.name)
             for name, folder in service.loaded.sources().items()
             if isinstance(folder, Folder) and allows(name)
@@ -142,6 +146,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         """One model, by any reference."""
         target = service.find(service.read(model), _key(request))
         limits = {"max_model_len": service.engine.max_length}
+        if model == AUTO and (router := service.router()):
+            return model_entry(model, router.created_at, router.content_digest, base.name) | limits
         if target.version is None:
             return model_entry(model, base.created_at, base.fingerprint, None) | limits
         created = getattr(target.version, "created_at", base.created_at)  # a mix was made by nobody

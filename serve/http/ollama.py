@@ -51,7 +51,7 @@ def add_ollama(app: FastAPI, service: Service) -> None:
         """The base and every name, version and alias of its adapters, as far as the request's key allows them."""
         key = request.scope["state"]["key"]
         found = []
-        for model in list_models(base, service.registry, allowed_by(key)):
+        for model in list_models(base, service.registry, allowed_by(key), service.router()):
             created = datetime.fromtimestamp(model["created"], UTC).isoformat()
             found.append(entry(model["id"], model["root"], created, service.find(service.read(model["id"]), key)))
         return {"models": found}

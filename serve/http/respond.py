@@ -17,7 +17,8 @@ from serve.answers.models import Target
 from serve.auth import Gate
 from serve.errors import Unauthorized, error_body
 from serve.requests.generation import ChatRequest, GenerationRequest
-from serve.service import Admitted, Asked, Service
+from serve.routing import Asked
+from serve.service import Admitted, Service
 from serve.text.generate import Generation, Piece
 
 Result = TypeVar("Result")
@@ -137,6 +138,10 @@ async def respond_whole(
 def weights_headers(target: Target) -> dict[str, str]:
     """Exactly which weights answer, for clients that look at no body."""
     headers = {"X-Qhub-Base": target.base.name}
+    if target.routed is not None:
+        routed = target.routed
+        headers |= {"X-Qhub-Router": routed.router, "X-Qhub-Routed": routed.chosen}
+        headers |= {"X-Qhub-Confidence": f"{routed.confidence:.4f}"}
     if target.version is not None:
         headers |= {"X-Qhub-Adapter": str(target.version), "X-Qhub-Digest": target.version.content_digest}
     return headers

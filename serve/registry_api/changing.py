@@ -8,6 +8,7 @@ from fastapi import FastAPI, Query, Request
 from adapterhub_local.errors import InputError
 from adapterhub_local.keys import Key
 from adapterhub_local.refs import check_alias, check_name
+from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.registry.lineage_form import check_lineage
 from adapterhub_local.registry.marks import add_tags, remove_alias, remove_tags, rollback, tags_of
 from adapterhub_local.registry.protecting import approve
@@ -35,7 +36,7 @@ def start_merge(library: Library, key: Key | None, body: MergeBody) -> Job:
     """A job that merges what the key may see. Raises BadParameter, Forbidden, NotFound, Busy."""
     if len(body.weights) != len(body.adapters):
         raise BadParameter("there must be one weight for each adapter", "weights")
-    versions = [library.resolve(key, reference) for reference in body.adapters]
+    versions = [check_adapter(library.resolve(key, reference)) for reference in body.adapters]
     weights = ",".join(f"{weight!r}" for weight in body.weights)
     command = ["merge", *map(str, versions), f"--weights={weights}", f"--method={body.method}", "--json"]
     if body.rank is not None:

@@ -12,6 +12,7 @@ from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.as_json import whole
 from adapterhub_local.registry.differences import compare_lineages
 from adapterhub_local.registry.graph import graph
+from adapterhub_local.registry.kinds import check_adapter, is_router
 from adapterhub_local.registry.listing import Page, Wanted, bases_in, page
 from adapterhub_local.registry.marks import alias_log, description_of, tags_of
 from adapterhub_local.registry.protecting import protections_of
@@ -108,7 +109,7 @@ class Library:
 
     def compare_modules(self, key: Key | None, left: str, right: str) -> Job:
         """A job that measures norms and cosines of every module: what `qhub diff --json` prints. Raises Busy."""
-        one, other = (self.resolve(key, reference) for reference in (left, right))
+        one, other = (check_adapter(self.resolve(key, reference)) for reference in (left, right))
         same = ("diff", one.content_digest, other.content_digest, str(one), str(other))
         return self.jobs.start("diff", ["diff", str(one), str(other), "--json"], same=same)
 
@@ -159,4 +160,8 @@ def _hide_parents(lineage: Mapping[str, Any], key: Key | None) -> dict[str, Any]
         entry if allows(str(entry.get("reference", "")).partition("@")[0]) else {**entry, "reference": HIDDEN}
         for entry in parents
     ]
-    return {**lineage, "parents": shown}
+    told = {**lineage, "parents": shown}
+    if shown != list(parents):  # a router says more of those it chooses among
+        for name in ("router", "data") if is_router(lineage) else ():
+            told.pop(name, None)
+    return told
