@@ -19,6 +19,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: dist install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oldest check-ray check-web screenshots docs lock sbom clean
+.PHONY: install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oci check-oldest check-ray check-web screenshots docs lock sbom clean
 
 install: $(INSTALLED)
 
@@ -138,6 +139,11 @@ sbom: $(TOOLS)/uv
 check-web: $(INSTALLED)
 	command -v chromium || { apt-get update -q && apt-get install -qy --no-install-recommends chromium; } || true
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/serve/console
+
+# Push and pull at Docker's own registry on loopback; where apt is there, Debian's package is installed first.
+check-oci: $(INSTALLED)
+	command -v docker-registry || { apt-get update -q && apt-get install -qy --no-install-recommends docker-registry; } || true
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/oci
 
 # The pictures of docs/console.md and the README, of a registry made for it.
 screenshots: $(INSTALLED)

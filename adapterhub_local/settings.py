@@ -109,6 +109,11 @@ def api_key() -> str | None:
     return os.environ.get("QHUB_API_KEY") or None
 
 
+def docker_config() -> Path:
+    """Where Docker, podman and oras keep the credentials of registries: below DOCKER_CONFIG, or ~/.docker."""
+    return Path(os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")) / "config.json"
+
+
 def claimed_actor() -> str | None:
     """The value of QHUB_ACTOR, None if there is none."""
     return os.environ.get("QHUB_ACTOR") or None

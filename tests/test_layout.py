@@ -58,6 +58,7 @@ ORDER = (
     "data",
     "export",
     "hub",
+    "oci",
     "adopt",
     "doctor",
     "merge",

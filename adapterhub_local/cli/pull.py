@@ -2,11 +2,11 @@
 
 import click
 
-from adapterhub_local.cli.output import echo, note_left_out, print_json
+from adapterhub_local.cli.output import counting, echo, note_left_out, print_json
 
 
 @click.command(name="pull")
-@click.argument("repository", metavar="ORG/REPO[/FOLDER][@REVISION]")
+@click.argument("repository", metavar="ORG/REPO[/FOLDER][@REVISION]|oci://...")
 @click.option("--subfolder", metavar="FOLDER", help="The folder of the repository that the adapter is in.")
 @click.option("--name", metavar="NAME", help="The adapter's name here; default: the repository's own.")
 @click.option("--base", metavar="BASE", help="The base here it is for, where neither fingerprint nor Hub id decides.")
@@ -17,11 +17,21 @@ def command(
 ) -> None:
     """Pull an adapter from the Hugging Face Hub and register it as a version.
 
+    `qhub pull oci://ghcr.io/you/sentiment:v1` takes what `qhub push` sent to a registry of containers, with what it was
+    made of; after the name a tag, or @sha256:... for exactly this version.
+
     REVISION is a tag, a branch or a commit; the address of a repository's page is taken too. What `qhub push` made is
     checked byte for byte and comes back as it was; what PEFT made is rewritten. Pickles and unsupported features are
     refused. The base is known by its fingerprint, or by Hub id and revision; shapes that fit are only a hint, which
     --base confirms; against another fingerprint it needs --force, as in `qhub add`.
     """
+    if repository.startswith("oci://"):
+        if subfolder or name or base or force:
+            raise click.UsageError(
+                "what comes from a registry of containers keeps its name and its base: no options fit"
+            )
+        _from_registry(repository, as_json)
+        return
     from adapterhub_local.hub import pull
     from adapterhub_local.registry import Registry
 
@@ -61,3 +71,23 @@ def command(
         f"add it with `qhub base add NAME {hub_id or 'SOURCE'}`{hint}",
         err=True,
     )
+
+
+def _from_registry(text: str, as_json: bool) -> None:
+    from adapterhub_local.oci.address import Address
+    from adapterhub_local.oci.transfer import pull
+    from adapterhub_local.registry import Registry
+
+    address = Address.parse(text)
+    with counting(f"pulling {address}", in_bytes=True) as progress:
+        received = pull(Registry(), address, progress)
+    if as_json:
+        print_json([
+            {"reference": str(one.version), "was": one.reference, "is_new": one.is_new,
+             "manifest_digest": one.version.manifest_digest, "content_digest": one.version.content_digest}
+            for one in received
+        ])  # fmt: skip
+        return
+    for one in received:
+        was = f" (there {one.reference})" if one.reference != str(one.version) else ""
+        echo(f"{one.version}{was} {'pulled' if one.is_new else 'here already'}: {one.version.manifest_digest}")

@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.output import echo, print_json
+from adapterhub_local.cli.output import counting, echo, print_json, size_text
 
 
 @click.command(name="push")
 @click.argument("reference", metavar="NAME[@VERSION]|ORG")
-@click.argument("repo_id", metavar="[ORG/REPO]", required=False)
+@click.argument("repo_id", metavar="[ORG/REPO|oci://...]", required=False)
 @click.option("--all", "everything", is_flag=True, help="Push every version and alias, each name to ORG/NAME.")
 @click.option("--alias", "aliases", multiple=True, help="Make this branch point to the version; may be given again.")
 @click.option("--pr", "pull_request", is_flag=True, help="Open a pull request instead of committing to main.")
@@ -42,6 +42,9 @@ def command(
     qhub push sentiment theirs/sentiment-lora --pr
     qhub push --all your-team --private
 
+    `qhub push sentiment@1 oci://ghcr.io/you/sentiment:v1` pushes to a registry of containers instead, with what the
+    version was made of, by the credentials of `docker login` or `oras login`. Digests are the same there.
+
     The repository is made if it is missing; a version that is there already is not sent again. main moves to newer
     versions only. Of a model card that people edited, our marked block and our keys change, nothing else.
     Needs a token with write access: `hf auth login`, or HF_TOKEN.
@@ -49,6 +52,13 @@ def command(
     from adapterhub_local.errors import HubError, InputError
     from adapterhub_local.registry import Registry
 
+    if repo_id is not None and repo_id.startswith("oci://"):
+        if everything or aliases or pull_request or to_main or private or base_id or licence:
+            raise InputError(
+                "a registry of containers takes a version and an address: qhub push NAME oci://HOST/TEAM/NAME:TAG"
+            )
+        _to_registry(reference, repo_id, as_json)
+        return
     if everything:
         if repo_id is not None or aliases or pull_request or to_main:
             raise InputError("--all takes an organisation only: qhub push --all ORG [--private] [--base-id ORG/MODEL]")
@@ -77,6 +87,21 @@ def command(
         print_json(dataclasses.asdict(result))
     else:
         echo(f"{reference} {_told(result)}\n{result.url}")
+
+
+def _to_registry(reference: str, text: str, as_json: bool) -> None:
+    from adapterhub_local.oci.address import Address
+    from adapterhub_local.oci.transfer import push
+    from adapterhub_local.registry import Registry
+
+    address, registry = Address.parse(text), Registry()
+    with counting(f"pushing {reference}", in_bytes=True) as progress:
+        done = push(registry, registry.resolve(reference), address, progress)
+    if as_json:
+        print_json(done.to_json())
+        return
+    moved = f", the tag was at {done.moved_from[:19]}" if done.moved_from else ""
+    echo(f"{done.version} -> {done.address}: {size_text(done.num_bytes)} sent{moved}\n{done.version.manifest_digest}")
 
 
 def _note(text: str) -> None:

@@ -109,7 +109,7 @@ def test_the_verb_ranks_by_similarity(filled: Registry) -> None:
     [
         (("--like", "none.jsonl"), QhubError, "none.jsonl"),
         (("--like", "x.jsonl", "--similar-to", "plain"), InputError, "exclude each other"),
-        (("--similar-to", "palin"), NotFound, "did you mean plain?"),
+        (("--similar-to", "palin"), NotFound, "did you mean plain"),
         (("a", "--base", "tiny"), InputError, "--base is for --like"),
     ],
 )

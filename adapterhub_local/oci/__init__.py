@@ -1,0 +1,1 @@
+"""Versions at registries of containers (OCI distribution), where manifests and blobs are the same bytes."""
