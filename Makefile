@@ -18,8 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: dist install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oldest check-ray check-web screenshots docs lock sbom clean
-.PHONY: install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oci check-oldest check-ray check-web screenshots docs lock sbom clean
+.PHONY: dist install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oci check-oldest check-ray check-web screenshots docs lock sbom clean
 
 install: $(INSTALLED)
 

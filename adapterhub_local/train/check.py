@@ -13,8 +13,8 @@ from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.config import CONFIG, AdapterConfig
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
-from adapterhub_local.registry.protecting import check_reachable
 from adapterhub_local.registry.kinds import check_adapter
+from adapterhub_local.registry.protecting import check_reachable
 from adapterhub_local.settings import Home
 
 Runs = Sequence[tuple[tuple[str, ...], Recipe]]  # of a sweep: what each changes, and its recipe
