@@ -33,9 +33,10 @@ def packed_attention(
     softcap: float | None = None,
     bias: Callable[[int, int, torch.Tensor], torch.Tensor] | None = None,
     dropout: float = 0.0,
+    is_written: bool = False,
     **extra: object,
 ) -> tuple[torch.Tensor, None]:
-    """Write keys and values into their pages, then attend to them.
+    """Write keys and values into their pages, unless that `is_written`, then attend to them.
 
     `bias(heads, places, query)` (heads, places), if given, is added to the scores of every token.
     query (1, heads, tokens, head_dim), key and value (1, kv_heads, tokens, head_dim); the result is
@@ -48,7 +49,10 @@ def packed_attention(
     assert isinstance(index, int)
     if packed.watch is not None:
         packed.watch(index, sliding_window)
-    keys, values = packed.cache.write(index, packed.pages, packed.offsets, key[0], value[0])
+    if is_written:
+        keys, values = packed.cache.pair(index, key.shape[1], key.shape[3], like=key)
+    else:
+        keys, values = packed.cache.write(index, packed.pages, packed.offsets, key[0], value[0])
     _, heads, num_tokens, head_dim = query.shape
     kv_heads = keys.shape[1]
     repeats = heads // kv_heads

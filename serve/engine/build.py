@@ -19,7 +19,7 @@ from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool, pages_for
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
-from serve.engine.self_check import choose_fused, use_packed_attention
+from serve.engine.self_check import choose_fused, choose_lean, use_packed_attention
 from serve.kernels.choose import choose_kernels
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.ways import use_fastest
@@ -61,12 +61,13 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     is_copied = device.type == "cpu" and not (kernels and kernels.has("paged_attention"))
     max_copied = min(num_pages, COPIED_BYTES // checked.page_bytes) if is_copied else 0
     cache, graphs = KVCache(num_pages, max_copied), None
+    lean = choose_lean(model, checked, kernels) if kernels is not None and kernels.has("add_norm") else None
     if options.cuda_graphs and kernels is not None and is_gpu:
-        graphs = Graphs(model, cache, context, slots, kernels, max_length)
+        graphs = Graphs(model, cache, context, slots, kernels, max_length, lean=lean)
     is_c = not is_gpu and options.kernels != "triton"
     has_all = kernels is not None and all(map(kernels.has, ("add_lora", "paged_attention", "multiply")))
     fused = choose_fused(model, checked, slots, cache) if is_c and has_all else None
-    runner = Runner(model, cache, context, graphs, fused=fused)
+    runner = Runner(model, cache, context, graphs, fused=fused, lean=lean)
     if is_gpu:
         _warm_up(runner)
         if graphs is not None:

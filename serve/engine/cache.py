@@ -56,11 +56,16 @@ class KVCache:
         all_values[pages, :, offsets] = values.transpose(0, 1)
         return all_keys, all_values
 
-    def pair(self, layer: int, kv_heads: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's two tensors, float32 in the CPU's memory, for whoever writes to them by itself."""
+    def pair(
+        self, layer: int, kv_heads: int, head_dim: int, like: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's two tensors for whoever writes to them by itself; float32 in the CPU's memory, or as `like`."""
         if layer not in self._layers:
+            like = torch.empty(0) if like is None else like
+            if like.device.type != "cpu":
+                self._capacity = self.num_pages + 1
             shape = self._capacity, kv_heads, PAGE, head_dim
-            self._layers[layer] = torch.zeros(shape), torch.zeros(shape)
+            self._layers[layer] = like.new_zeros(shape), like.new_zeros(shape)
         return self._layers[layer]
 
     def read(self, layer: int, index: torch.Tensor, keep: int | None = None) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ import torch
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
+from serve.engine.lean import LeanForward
 from serve.engine.packed import DecodeRows
 from serve.engine.pages import PAGE, pages_for
 from serve.engine.request import Scheduled
@@ -108,6 +109,8 @@ class StaticStep:
         context = self.graphs.context
         context.replay(self.lora)
         try:
+            if self.graphs.lean is not None:
+                return self.graphs.lean(self.tokens, self.batch)
             logits: torch.Tensor = self.graphs.model(
                 input_ids=self.tokens[None],
                 position_ids=self.batch.positions[None],
@@ -144,6 +147,7 @@ class Graphs:
     max_length: int
     is_captured: bool = True
     settled: int = SETTLED
+    lean: LeanForward | None = None  # the model in fewer launches
     reason: str | None = None  # why there are no graphs any more
     _captured: OrderedDict[Key, "Captured"] = field(default_factory=OrderedDict)
     _seen: Counter[Key] = field(default_factory=Counter)

@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from serve.engine.cache import KVCache
 from serve.engine.fused import FusedStep
 from serve.engine.graphs import Graphs
+from serve.engine.lean import LeanForward
 from serve.engine.packed import Group, PackedBatch, Row, Watch
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
@@ -30,12 +31,14 @@ class Runner:
         graphs: Graphs | None = None,
         watch: Watch | None = None,
         fused: FusedStep | None = None,
+        lean: LeanForward | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
         self.context = context
         self.graphs = graphs
         self.fused = fused
+        self.lean = lean
         self._watch = watch
         self.hidden: torch.Tensor | None = None  # (n, hidden size) behind the last logits, if an embedding is wanted
         self._copied: list[Group] = []  # what the last step has wanted_places copies of
@@ -45,7 +48,8 @@ class Runner:
     def kernels(self) -> list[str]:
         """Names of the kernels that are in use."""
         names = self.context.kernels.names if self.context.kernels is not None else []
-        return names if self.fused is None else [*names, "step"]
+        whole = [name for name, each in (("step", self.fused), ("lean", self.lean)) if each is not None]
+        return [*names, *whole]
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:
@@ -79,14 +83,13 @@ class Runner:
         self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
             tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
-            logits: torch.Tensor = self.model(
-                input_ids=self._tensor(tokens)[None],
-                position_ids=packed.positions[None],
-                use_cache=False,
-                # a step of prompt chunks alone wants none; one is computed and dropped
-                logits_to_keep=self._tensor(wanted_places or [0]),
-                packed=packed,
-            ).logits
+            # a step of prompt chunks alone wants no logits; those of one token are computed and dropped
+            ids, kept = self._tensor(tokens), self._tensor(wanted_places or [0])
+            logits: torch.Tensor = (
+                self.lean(ids, packed, kept)
+                if self.lean is not None and not wants_hidden
+                else self._plain(ids, packed, kept)
+            )
         finally:
             self.context.end()
             if hook is not None:
@@ -95,7 +98,18 @@ class Runner:
             self.hidden = seen[0][0, wanted_places]
         if self.cache.max_copied:
             self._copied = [group for group, _ in packed.decode_groups if group.copy_index is not None]
-        return logits[0, : len(wanted_places)].float()
+        return logits[: len(wanted_places)].float()
+
+    def _plain(self, tokens: torch.Tensor, packed: PackedBatch, places: torch.Tensor) -> torch.Tensor:
+        """Logits (n, vocabulary) at `places`, by the model's own code."""
+        logits: torch.Tensor = self.model(
+            input_ids=tokens[None],
+            position_ids=packed.positions[None],
+            use_cache=False,
+            logits_to_keep=places,
+            packed=packed,
+        ).logits
+        return logits[0]
 
     def _watch_states(self, seen: list[torch.Tensor]) -> RemovableHandle:
         """Have `seen` hold the last hidden states (1, tokens, hidden size), as the output head gets them."""

@@ -17,6 +17,7 @@ from serve.engine.attention import NAME, register
 from serve.engine.cache import KVCache
 from serve.engine.falcon import replace_attention
 from serve.engine.fused import FusedStep
+from serve.engine.lean import LeanForward
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.kernels.choose import Kernels
@@ -115,6 +116,24 @@ def choose_fused(model: Any, checked: Checked, slots: Slots, cache: KVCache) -> 
         return None
     fused.cache = cache
     return fused
+
+
+def choose_lean(model: Any, checked: Checked, kernels: Kernels) -> LeanForward | None:
+    """The model in fewer launches, if it is of a kind for which that is possible and gives what the model gives."""
+    context = LoraContext(kernels=kernels)
+    try:
+        lean = LeanForward(model, kernels, checked.windows)
+        logits = _in_steps(Runner(model, KVCache(4), context, lean=lean), _sequences(model))
+    except Incompatible as error:
+        logger.info("kernels between products are not used: %s", error)
+        return None
+    difference = float((logits - checked.logits).norm() / checked.logits.norm())
+    if not difference <= TOLERANCE.get(model.dtype, 5e-2):
+        logger.warning(
+            "kernels between products are not used: logits differ from the model's by %.1e of their norm", difference
+        )
+        return None
+    return lean
 
 
 def _in_steps(runner: Runner, sequences: list[list[int]]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from adapterhub_local.errors import InputError
 from serve.kernels import reference
 from serve.kernels.compiled import CannotCompile
 from serve.kernels.cpu import load_kernels
+from serve.kernels.pointwise_check import CHECKS
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,20 @@ class Kernels:
         product: torch.Tensor = self._call("multiply", args, {})
         return product
 
+    def add_norm(self, *args: Any) -> torch.Tensor:
+        """See `reference.add_norm`."""
+        normed: torch.Tensor = self._call("add_norm", args, {})
+        return normed
+
+    def rotate_and_write(self, *args: Any) -> None:
+        """See `reference.rotate_and_write`."""
+        self._call("rotate_and_write", args, {})
+
+    def silu_multiply(self, *args: Any) -> torch.Tensor:
+        """See `reference.silu_multiply`."""
+        product: torch.Tensor = self._call("silu_multiply", args, {})
+        return product
+
     def _call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         own = self._own.get(name)
         if own is not None:
@@ -91,8 +106,11 @@ def choose_kernels(
         "add_lora": _check_lora,
         "paged_attention": _check_attention,
         "multiply": _check_multiply,
+        **CHECKS,
     }
     for name, compare in checks.items() if check else ():
+        if name not in own:  # C has a whole step instead
+            continue
         try:
             difference = compare(own[name], dtype, device, heads)
         except Exception as error:
@@ -118,7 +136,7 @@ def _compiled(device: torch.device, dtype: torch.dtype) -> tuple[str | None, dic
 def _triton(device: torch.device) -> tuple[str | None, dict[str, Callable[..., Any]]]:
     """Why there are no kernels of Triton, or the kernels."""
     try:
-        from serve.kernels import attention, launch, lora, nf4
+        from serve.kernels import attention, launch, lora, nf4, pointwise
     except ImportError as error:
         return f"Triton cannot be imported ({error})", {}
     if device.type != "cuda" and not launch.INTERPRETED:
@@ -127,6 +145,9 @@ def _triton(device: torch.device) -> tuple[str | None, dict[str, Callable[..., A
         "add_lora": lora.add_lora,
         "multiply": nf4.multiply,
         "paged_attention": attention.paged_attention,
+        "add_norm": pointwise.add_norm,
+        "rotate_and_write": pointwise.rotate_and_write,
+        "silu_multiply": pointwise.silu_multiply,
     }
 
 

@@ -20,9 +20,9 @@ BLOCK_OUT = 128
 
 
 # how many tokens there are, and how the work is split, differ from step to step: no kernel is compiled anew for that
-@triton.jit(do_not_specialize=["tokens", "span"])
+@triton.jit(do_not_specialize=["tokens", "blocks"])
 def _shrink(
-    x, a, inner, tiles, x_stride, slot_stride, tokens, in_features, width, span,
+    x, a, inner, tiles, x_stride, slot_stride, tokens, in_features, width, blocks,
     TILE: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """inner[part, tokens, columns] = x[tokens, part] @ a[slot][part, columns]; (tile, block of columns, part)."""
@@ -32,6 +32,7 @@ def _shrink(
     slot = tl.load(tile + 2).to(tl.int64)
     if (count == 0) | (slot < 0):
         return
+    span = blocks * BLOCK_IN  # in whole blocks, so that the compiler knows where loads begin
     rows = tl.arange(0, TILE)
     columns = tl.program_id(1) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
     part = tl.program_id(2)
@@ -109,20 +110,20 @@ def add_lora(
     rank = width // len(outs)
     columns = triton.cdiv(width, BLOCK_WIDTH)
     parts = _parts(num_tiles * columns, in_features)
-    span = triton.cdiv(triton.cdiv(in_features, parts), BLOCK_IN) * BLOCK_IN
-    parts = triton.cdiv(in_features, span)
+    blocks = triton.cdiv(triton.cdiv(in_features, parts), BLOCK_IN)  # of each part
+    parts = triton.cdiv(in_features, blocks * BLOCK_IN)
     inner = torch.empty(parts, len(x), width, dtype=torch.float32, device=x.device)
     _shrink[(num_tiles, columns, parts)](
-        x, a, inner, tiles, x.stride(0), a.stride(0), len(x), in_features, width, span,
+        x, a, inner, tiles, x.stride(0), a.stride(0), len(x), in_features, width, blocks,
         TILE=TILE, BLOCK_IN=BLOCK_IN, BLOCK_WIDTH=BLOCK_WIDTH, PRECISION=precision(a.dtype),
     )  # fmt: skip
     layers = [(out, b, place * rank) for place, (out, b) in enumerate(zip(outs, bs, strict=True)) if b is not None]
     for start in range(0, len(layers), FUSED):
         some = layers[start : start + FUSED]
-        blocks = [triton.cdiv(out.shape[1], BLOCK_OUT) for out, _, _ in some]
-        firsts = [sum(blocks[:1]), sum(blocks[:2])]
+        sizes = [triton.cdiv(out.shape[1], BLOCK_OUT) for out, _, _ in some]
+        firsts = [sum(sizes[:1]), sum(sizes[:2])]
         some += [some[0]] * (FUSED - len(some))  # never reached: their first block lies behind the last
-        _expand[(num_tiles, sum(blocks))](
+        _expand[(num_tiles, sum(sizes))](
             inner, tiles, *(b for _, b, _ in some), *(out for out, _, _ in some), *(out.shape[1] for out, _, _ in some),
             *(out.stride(0) for out, _, _ in some), *(column for _, _, column in some), *firsts, len(x), width,
             rank, parts, TILE=TILE, BLOCK_RANK=min(64, max(16, triton.next_power_of_2(rank))), BLOCK_OUT=BLOCK_OUT,

@@ -14,15 +14,16 @@ BLOCK = 64  # weights with one absmax, and what a program takes of a row at a ti
 BLOCK_OUT = 64
 
 
-@triton.jit(do_not_specialize=["tokens", "span"])  # else it is compiled anew for one token, and for every 16th
+@triton.jit(do_not_specialize=["tokens", "blocks"])  # else it is compiled anew for one token, and for every 16th
 def _multiply(
-    x, packed, absmax, code, out, x_stride, tokens, in_features, out_features, span,
+    x, packed, absmax, code, out, x_stride, tokens, in_features, out_features, blocks,
     BLOCK: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_TOKENS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[part] = x[:, part] @ W[:, part]^T for a block of outputs and of tokens; (outputs, tokens, part)."""
     outputs = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     rows = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     part = tl.program_id(2)
+    span = blocks * BLOCK  # in whole blocks, so that the compiler knows where loads begin
     is_output = outputs < out_features
     is_row = (rows < tokens)[:, None]
     pairs = tl.arange(0, BLOCK // 2)  # two weights a byte, the first in its high half
@@ -50,13 +51,13 @@ def multiply(
     if not tokens:
         return out
     block_tokens = min(64, max(16, triton.next_power_of_2(tokens)))
-    blocks = triton.cdiv(out_features, BLOCK_OUT), triton.cdiv(tokens, block_tokens)
-    parts = max(1, min(triton.cdiv(BUSY, blocks[0] * blocks[1]), in_features // (4 * BLOCK)))
-    span = triton.cdiv(triton.cdiv(in_features, parts), BLOCK) * BLOCK
-    parts = triton.cdiv(in_features, span)
+    programs = triton.cdiv(out_features, BLOCK_OUT), triton.cdiv(tokens, block_tokens)
+    parts = max(1, min(triton.cdiv(BUSY, programs[0] * programs[1]), in_features // (4 * BLOCK)))
+    blocks = triton.cdiv(triton.cdiv(in_features, parts), BLOCK)  # of each part
+    parts = triton.cdiv(in_features, blocks * BLOCK)
     sums = out[None] if parts == 1 else out.new_empty(parts, tokens, out_features, dtype=torch.float32)
-    _multiply[(*blocks, parts)](
-        x, packed, absmax, code, sums, x.stride(0), tokens, in_features, out_features, span,
+    _multiply[(*programs, parts)](
+        x, packed, absmax, code, sums, x.stride(0), tokens, in_features, out_features, blocks,
         BLOCK=BLOCK, BLOCK_OUT=BLOCK_OUT, BLOCK_TOKENS=block_tokens, PRECISION=precision(x.dtype),
     )  # fmt: skip
     return out if parts == 1 else sums.sum(0).to(x.dtype)

@@ -80,3 +80,53 @@ def paged_attention(
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
     weights = torch.softmax(scores, dim=-1).nan_to_num(0.0) if num_rows else scores
     return (weights @ gathered(values)).view(num_rows, heads, -1).to(query.dtype)
+
+
+def add_norm(x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """residual += x, in place, if there is an x; then RMSNorm(residual) * weight, rounded as transformers rounds.
+
+    x, residual and the result (tokens, size), weight (size,).
+    """
+    if x is not None:
+        residual += x
+    wide = residual.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * normed.to(residual.dtype)
+
+
+def rotate_and_write(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    norms: tuple[torch.Tensor, torch.Tensor] | None,
+    eps: float,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    places: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Rotate queries in place; rotate keys and write them, and values, to their pages.
+
+    q (tokens, heads, dim), k and v (tokens, kv_heads, dim); `angles` are cosines and sines (tokens, dim); `norms` the
+    weights (dim,) of an RMSNorm of each query's and key's head before that, None if there are none; `cache` keys and
+    values (pages, kv_heads, page, dim); `places` which page (tokens,) and which place in it each token has, int64.
+    """
+    cos, sin = (each[:, None].float() for each in angles)
+
+    def rotated(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        wide = x.float()
+        if weight is not None:
+            scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+            wide = (weight * (wide * scale).to(x.dtype)).to(x.dtype).float()
+        first, second = wide.chunk(2, dim=-1)
+        return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+    of_queries, of_keys = norms or (None, None)
+    pages, offsets = places
+    cache[0][pages, :, offsets] = rotated(k, of_keys)
+    cache[1][pages, :, offsets] = v
+    q.copy_(rotated(q, of_queries))
+
+
+def silu_multiply(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """SiLU(gate) * up, all (tokens, size)."""
+    return torch.nn.functional.silu(gate) * up

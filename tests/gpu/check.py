@@ -47,7 +47,12 @@ PARTS = (
     Part("kernels", ("tests/gpu/test_kernels.py",), 130, compiles=True),
     Part("engine", ("tests/gpu/test_engine.py",), 130),
     Part("train", ("tests/gpu/test_train.py",), 110),
-    Part("shapes", ("--noconftest", "tests/serve/kernels/test_kernels.py"), 140, compiles=True),
+    Part(
+        "shapes",
+        ("--noconftest", "tests/serve/kernels/test_kernels.py", "tests/serve/kernels/test_pointwise.py"),
+        140,
+        compiles=True,
+    ),
 )
 
 

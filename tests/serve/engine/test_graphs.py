@@ -109,7 +109,8 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
     """With the kernels, interpreted here, and static steps on top, mixed adapters get the tokens that torch gives."""
     pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
     engine = engine_of(built_base, kernels="triton")
-    assert engine.snapshot().kernels == ("add_lora", "multiply", "paged_attention")
+    kernels = ("add_lora", "add_norm", "multiply", "paged_attention", "rotate_and_write", "silu_multiply", "lean")
+    assert engine.snapshot().kernels == kernels
     assert answers(engine, served_registry, ADAPTERS, tokens=4) == [each[:4] for each in wanted["mixed"]]
 
     runner = engine.runner
@@ -120,7 +121,8 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
     )  # fmt: skip
     assert answers(engine, served_registry, ADAPTERS, tokens=3) == [each[:3] for each in wanted["mixed"]]
     assert len(runner.graphs)
-    assert engine.snapshot().kernels == ("add_lora", "multiply", "paged_attention")
+    kernels = ("add_lora", "add_norm", "multiply", "paged_attention", "rotate_and_write", "silu_multiply", "lean")
+    assert engine.snapshot().kernels == kernels
 
 
 def test_a_wrong_kernel_is_found_by_the_check_at_load(

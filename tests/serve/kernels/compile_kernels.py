@@ -1,13 +1,19 @@
 """Compiles every kernel to machine code for GPUs of the capabilities named, none of which need be here.
 
 `python -m tests.serve.kernels.compile_kernels 80 90` prints a line of JSON for each: kernel -> most bytes of shared
-memory of one program. TRITON_INTERPRET must not be set.
+memory of one program, most registers and bytes of spills of a thread, most instructions, how many variants. Each
+capability is compiled by a process of its own, since Triton keeps what it compiled by device, not by target.
+TRITON_INTERPRET must not be set.
 """
 
 import argparse
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -15,25 +21,29 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from serve.kernels import attention, lora, nf4
+from serve.kernels import attention, lora, nf4, pointwise
 
 SLOTS, TOKENS, HIDDEN = 4, 6, 512
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
-def compile_for(capability: int, calls: list[Callable[[], object]]) -> dict[str, int]:
+def compile_for(capability: int, calls: list[Callable[[], object]], *, is_counted: bool = True) -> dict[str, dict]:
     """Make all calls with kernels that are compiled for a GPU of this capability and not started."""
     target = GPUTarget("cuda", capability, 32)
     driver = SimpleNamespace(
         get_current_device=lambda: 0, get_current_stream=lambda _: 0, get_current_target=lambda: target
     )
     triton.runtime.driver.set_active(driver)
-    shared: dict[str, int] = {}
+    found: dict[str, dict[bytes, dict[str, int]]] = {}
     ordinary = JITFunction.run
 
     def only_compile(self, *args, grid, warmup, **settings):
         kernel = ordinary(self, *args, grid=grid, warmup=True, **settings)
-        assert kernel.asm["cubin"]
-        shared[self.__name__] = max(shared.get(self.__name__, 0), kernel.metadata.shared)
+        cubin = kernel.asm["cubin"]
+        assert cubin
+        known = found.setdefault(self.__name__, {})
+        if cubin not in known:
+            known[cubin] = {"shared": kernel.metadata.shared, **(counts(cubin) if is_counted else {})}
         return kernel
 
     JITFunction.run = only_compile
@@ -42,10 +52,25 @@ def compile_for(capability: int, calls: list[Callable[[], object]]) -> dict[str,
             call()
     finally:
         JITFunction.run = ordinary
-    for each in (*vars(lora).values(), *vars(attention).values(), *vars(nf4).values()):
-        if isinstance(each, JITFunction):
-            each.device_caches.clear()  # what was compiled is for this capability
-    return shared
+    most: dict[str, dict] = {}
+    for name, variants in found.items():
+        rows = list(variants.values())
+        most[name] = {"variants": len(rows), **{key: max(row[key] for row in rows) for key in rows[0]}}
+    return most
+
+
+def counts(cubin: bytes) -> dict[str, int]:
+    """Registers of a thread, bytes it spills, and instructions, by the tools that come with Triton."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = [
+            subprocess.run([TOOLS / "cuobjdump", option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        ]
+    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said[0])}
+    instructions = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?!.*\b(?:NOP|BRA `\(\.L_x_\d+\))\b).*;", said[1], re.M)
+    return {"registers": usage["REG"], "spilled": usage["STACK"] + usage["LOCAL"], "instructions": len(instructions)}
 
 
 def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
@@ -63,14 +88,58 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     for heads, head_dim, window, softcap in shapes:
         query = torch.empty(TOKENS, heads, head_dim, dtype=dtype)
         cache = torch.empty(2, 50, 2, 16, head_dim, dtype=dtype)
-        found.append(
-            lambda query=query, cache=cache, window=window, softcap=softcap: attention.paged_attention(
-                query, *cache, tables, lengths, scale=0.1, window=window, softcap=softcap
+        for width in (40, 8):  # pages of a row: parts that are joined, and one
+            found.append(
+                lambda query=query, cache=cache, window=window, softcap=softcap, width=width: attention.paged_attention(
+                    query, *cache, tables[:, :width], lengths, scale=0.1, window=window, softcap=softcap
+                )
             )
-        )
     packed, absmax, code = torch.zeros(64 * HIDDEN // 2, 1, dtype=torch.uint8), torch.empty(64 * 8), torch.empty(16)
     for few in (torch.empty(1, HIDDEN, dtype=dtype), torch.empty(64, HIDDEN, dtype=dtype)):
         found.append(lambda few=few: nf4.multiply(few, packed, absmax, code, 64))
+    return found + between(dtype)
+
+
+def between(dtype: torch.dtype) -> list[Callable[[], object]]:
+    """What lies between products, for heads of 128 with norms and of 64 without."""
+    found: list[Callable[[], object]] = []
+    places = torch.zeros(TOKENS, dtype=torch.int64), torch.zeros(TOKENS, dtype=torch.int64)
+    for size, has_norms in ((128, True), (64, False)):
+        mixed = torch.empty(TOKENS, 16 * size, dtype=dtype)
+        q, k, v = (each.unflatten(-1, (-1, size)) for each in mixed.split([8 * size, 4 * size, 4 * size], dim=-1))
+        angles = torch.empty(2, TOKENS, size, dtype=dtype)
+        norms = (torch.empty(size, dtype=dtype), torch.empty(size, dtype=dtype)) if has_norms else None
+        cache = torch.empty(2, 50, 4, 16, size, dtype=dtype)
+        found.append(
+            lambda q=q, k=k, v=v, angles=angles, norms=norms, cache=cache: pointwise.rotate_and_write(
+                q, k, v, tuple(angles), norms, 1e-6, tuple(cache), places
+            )
+        )
+    for hidden in (2560, 8192):
+        x, weight = torch.empty(TOKENS, hidden, dtype=dtype), torch.empty(hidden, dtype=dtype)
+        found.append(lambda x=x, weight=weight: pointwise.add_norm(x, x, weight, 1e-6))
+        found.append(lambda x=x: pointwise.silu_multiply(x, x))
+    return found
+
+
+def steps(dtype: torch.dtype = torch.bfloat16) -> list[Callable[[], object]]:
+    """Steps of one model as traffic brings them: any number of rows, any length, with adapters of one rank."""
+    found: list[Callable[[], object]] = []
+    packed, absmax, code = torch.zeros(64 * HIDDEN // 2, 1, dtype=torch.uint8), torch.empty(64 * 8), torch.empty(16)
+    a, b = torch.empty(SLOTS, HIDDEN, 16, dtype=dtype), torch.empty(SLOTS, 16, 512, dtype=dtype)
+    cache = torch.empty(2, 50, 8, 16, 128, dtype=dtype)
+    for rows in (1, 2, 3, 5, 7, 16, 17, 31, 32, 40, 64):
+        for width in (1, 3, 16, 20, 33, 64, 129, 256):
+            tables, lengths = torch.zeros(rows, width, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
+            x, out = torch.empty(rows, HIDDEN, dtype=dtype), torch.empty(rows, 512, dtype=dtype)
+            query, tiles = torch.empty(rows, 32, 128, dtype=dtype), torch.zeros(rows, 3, dtype=torch.int32)
+            found += [
+                lambda q=query, t=tables, n=lengths: attention.paged_attention(q, *cache, t, n, scale=0.1),
+                lambda out=out, x=x, tiles=tiles: lora.add_lora([out], x, a, [b], tiles),
+                lambda x=x: nf4.multiply(x, packed, absmax, code, 64),
+                lambda x=x, out=out: pointwise.add_norm(x, out, x[0], 1e-6),
+                lambda out=out: pointwise.silu_multiply(out, out),
+            ]
     return found
 
 
@@ -78,10 +147,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("capabilities", nargs="+", type=int)
     parser.add_argument("--dtype", nargs="*", default=["bfloat16", "float16", "float32"])
+    parser.add_argument("--steps", action="store_true", help="steps of one model, to see how many variants they need")
     arguments = parser.parse_args()
-    for capability in arguments.capabilities:
-        most: dict[str, int] = {}
-        for dtype in (getattr(torch, each) for each in arguments.dtype):
-            for name, size in compile_for(capability, calls(dtype)).items():
-                most[name] = max(most.get(name, 0), size)
-        sys.stdout.write(json.dumps({"capability": capability, "shared": most}) + "\n")
+    if len(arguments.capabilities) > 1:
+        for each in arguments.capabilities:
+            options = ["--dtype", *arguments.dtype, *(["--steps"] if arguments.steps else [])]
+            subprocess.run([sys.executable, "-m", __spec__.name, str(each), *options], check=True)
+        sys.exit()
+    (capability,) = arguments.capabilities
+    wanted = [call for each in arguments.dtype for call in calls(getattr(torch, each))]
+    result = compile_for(capability, steps() if arguments.steps else wanted, is_counted=not arguments.steps)
+    sys.stdout.write(json.dumps({"capability": capability, "kernels": result}) + "\n")

@@ -1,0 +1,105 @@
+"""A decoder of Llama's kind over a packed batch in few launches: its own layers' products, and kernels between them.
+
+transformers' code spends 48 of 55 operations a layer on norms, rotary embeddings, residuals and the cache, each of
+which costs a GPU as much as a small product. It is used only after it gave the logits that the model itself gives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterhub_local.errors import Incompatible
+from serve.engine.attention import packed_attention
+from serve.engine.decoder import KINDS
+from serve.kernels.choose import Kernels
+
+NEEDED = ("add_norm", "rotate_and_write", "silu_multiply")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The weight (size,) of an RMSNorm and what it adds below the root."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+class LeanForward:
+    """`model` as a function of a batch, by `kernels`; `windows` as `read_decoder` takes them.
+
+    Raises Incompatible, with the reason, if the model is not of a kind that is computed here.
+    """
+
+    def __init__(self, model: Any, kernels: Kernels, windows: Sequence[int | None]) -> None:
+        kind, config = type(model).__name__, model.config
+        if kind not in KINDS or config.hidden_act != "silu":
+            raise Incompatible(f"{kind} with {getattr(config, 'hidden_act', '?')} is not of a kind that it computes")
+        if missing := [name for name in NEEDED if not kernels.has(name)]:
+            raise Incompatible(f"there is no kernel {', '.join(missing)}")
+        self.model = model
+        self.kernels = kernels
+        self.windows = windows
+        self.layers = list(model.model.layers)
+        self.norms = [(_norm(each.input_layernorm), _norm(each.post_attention_layernorm)) for each in self.layers]
+        self.last = _norm(model.model.norm)
+        self.of_heads = [
+            (_norm(each.self_attn.q_norm), _norm(each.self_attn.k_norm)) if hasattr(each.self_attn, "q_norm") else None
+            for each in self.layers
+        ]
+        size = self.layers[0].self_attn.head_dim
+        angles = self._angles(torch.zeros(1, 1, dtype=torch.int64, device=model.model.embed_tokens.weight.device))
+        if angles[0].shape[-1] != size or size % 2:
+            raise Incompatible("only a part of its heads is rotated")
+
+    def __call__(self, tokens: torch.Tensor, packed: Any, places: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (n, vocabulary) of tokens (tokens,) at `places` (n,), None: of all."""
+        decoder, kernels = self.model.model, self.kernels
+        residual: torch.Tensor = decoder.embed_tokens(tokens)
+        angles = self._angles(packed.positions[None])
+        x: torch.Tensor | None = None
+        for number, layer in enumerate(self.layers):
+            before, behind = self.norms[number]
+            hidden = kernels.add_norm(x, residual, before.weight, before.eps)
+            attended = self._attend(number, layer.self_attn, hidden, angles, packed)
+            hidden = kernels.add_norm(attended, residual, behind.weight, behind.eps)
+            gate, up = (each(hidden) for each in (layer.mlp.gate_proj, layer.mlp.up_proj))
+            x = layer.mlp.down_proj(kernels.silu_multiply(gate, up))
+        hidden = kernels.add_norm(x, residual, self.last.weight, self.last.eps)
+        head = self.model.get_output_embeddings()
+        logits: torch.Tensor = head(hidden if places is None else hidden[places])
+        return logits
+
+    def _attend(self, number: int, attention: Any, hidden: torch.Tensor, angles: Any, packed: Any) -> torch.Tensor:
+        """What the layer's attention adds (tokens, hidden size)."""
+        size = attention.head_dim
+        q, k, v = (
+            each(hidden).unflatten(-1, (-1, size)) for each in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        norms = self.of_heads[number]
+        weights, eps = (None, 0.0) if norms is None else ((norms[0].weight, norms[1].weight), norms[0].eps)
+        cache = packed.cache.pair(number, *k.shape[1:], like=k)
+        self.kernels.rotate_and_write(q, k, v, angles, weights, eps, cache, (packed.pages, packed.offsets))
+        query, key, value = (each.transpose(0, 1)[None] for each in (q, k, v))
+        out, _ = packed_attention(
+            attention, query, key, value, None, packed=packed, scaling=attention.scaling,
+            sliding_window=self.windows[number], is_written=True,
+        )  # fmt: skip
+        added: torch.Tensor = attention.o_proj(out[0].flatten(1))
+        return added
+
+    def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (tokens, head_dim) in the model's dtype, of positions (1, tokens)."""
+        like = self.model.model.embed_tokens.weight
+        cos, sin = self.model.model.rotary_emb(like, positions)
+        return cos[0].contiguous(), sin[0].contiguous()
+
+
+def _norm(norm: nn.Module) -> Norm:
+    if not type(norm).__name__.endswith("RMSNorm") or not hasattr(norm, "variance_epsilon"):
+        raise Incompatible(f"its norms are {type(norm).__name__}")
+    weight: Any = norm.weight
+    eps: Any = norm.variance_epsilon
+    return Norm(weight.detach().contiguous(), float(eps))
