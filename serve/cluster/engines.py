@@ -23,9 +23,9 @@ class RayEngines:
 
     async def answer(self, call: Call) -> AsyncIterator[Sequence[Message]]:
         """See Engines."""
-        response = self._stream.remote(call)
-        is_over = False
+        response, is_over = None, False
         try:
+            response = self._stream.remote(call)
             async for batch in response:
                 yield batch
             is_over = True
@@ -36,7 +36,7 @@ class RayEngines:
             is_over = True
             raise Lost(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}") from None
         finally:
-            if not is_over:  # nobody listens any more
+            if response is not None and not is_over:  # nobody listens any more
                 response.cancel()
 
     async def answers(self, call: Call) -> list[Whole]:

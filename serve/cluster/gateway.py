@@ -141,7 +141,7 @@ def _add_answers(
         pinned = None
         if request.scope["method"] == "POST" and body:
             pinned = await asyncio.to_thread(pin, body, own_path(request.scope), base.name, registry)
-        return Relay(engines, call_of(request, body, pinned), note, http.send_timeout)
+        return Relay(engines, call_of(request, body, pinned), note, http.send_timeout, http.timeout)
 
     for (method, path), declared in FORWARDED.items():
         app.add_api_route(path, forward, methods=[method], response_model=None, include_in_schema=False)

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from serve.answers.events import line
 from serve.cluster.call import Call, Engines, Lost, Message
 from serve.cluster.replica import DRAINING
-from serve.errors import ErrorBody, NoReplica
+from serve.errors import ErrorBody, NoReplica, TimedOut
 from serve.http.front import own_path, refuse
 
 logger = logging.getLogger("serve.cluster")
@@ -35,15 +35,19 @@ class NotRead(OSError):
 class Relay(Response):
     """The answer to `call`. `note` is told "retried" or "lost" each time that happens.
 
-    A client that does not take what it is sent within `timeout` seconds is given up.
+    An answer must begin within `patience` seconds. A client that does not take what it is sent within `timeout` seconds
+    is given up.
     """
 
-    def __init__(self, engines: Engines, call: Call, note: Callable[[str], None], timeout: float) -> None:
+    def __init__(
+        self, engines: Engines, call: Call, note: Callable[[str], None], timeout: float = 30.0, patience: float = 600.0
+    ) -> None:
         super().__init__()
         self.engines = engines
         self.call = call
         self.note = note
         self.timeout = timeout
+        self.patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. A client that hangs up ends the work on the replica."""
@@ -70,38 +74,56 @@ class Relay(Response):
                 await work
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        call = self.call
+        """Ask replicas until an answer has begun, and send it on."""
+        call, path = self.call, own_path(scope)
+        deadline = asyncio.get_running_loop().time() + self.patience
         for attempt in range(1, TRIES + 1):
-            held: list[Message] = []  # until the answer has begun
-            has_begun, is_over, num_events = False, False, 0
             try:
+                await self._attempt(call, send, path, deadline)
+                return
+            except Lost as error:
+                self.note("retried")
+                _warn(call, error)
+                if error.replica is not None:
+                    call = replace(call, avoid=(*call.avoid, error.replica))
+            except TimeoutError:
+                await refuse(TimedOut("no replica has begun an answer in the time that one may take", 504), send, path)
+                return
+            await asyncio.sleep(PAUSE * attempt)
+        await refuse(NoReplica("no replica could answer this request: ask again"), send, path)
+
+    async def _attempt(self, call: Call, send: Send, path: str, deadline: float) -> None:
+        """Send one replica's answer on. Raises Lost or TimeoutError if there is none, and nothing was sent."""
+        held: list[Message] = []  # until the answer has begun
+        has_begun, is_over, num_events = False, False, 0
+        try:
+            async with asyncio.timeout_at(deadline) as patience:
                 async for message in _each(self.engines.answer(call)):
                     if message["type"] == DRAINING:
                         raise Lost("it is drained", message["replica"])
                     held.append(message)
-                    has_begun = has_begun or _has_begun(held)
                     is_over = is_over or _is_over(message)
+                    if not has_begun and _has_begun(held):
+                        has_begun = True
+                        patience.reschedule(None)
+                    for each in held if has_begun else ():
+                        num_events += each.get("body", b"").count(b"event: ")
+                        await send(_own(each))
                     if has_begun:
-                        for each in held:
-                            num_events += each.get("body", b"").count(b"event: ")
-                            await send(_own(each))
                         held.clear()
-                if has_begun:
-                    return
-                raise Lost("it gave no answer")
-            except Lost as error:
-                if is_over:  # all of it was sent
-                    return
-                logger.warning("a replica was lost", extra={"fields": {"request_id": call.id, "reason": str(error)}})
-                if has_begun:
-                    self.note("lost")
-                    await send({"type": "http.response.body", "body": lost_events(own_path(scope), num_events)})
-                    return
-                self.note("retried")
-                if error.replica is not None:
-                    call = replace(call, avoid=(*call.avoid, error.replica))
-            await asyncio.sleep(PAUSE * attempt)
-        await refuse(NoReplica("no replica could answer this request: ask again"), send, own_path(scope))
+        except Lost as error:
+            if not has_begun:
+                raise
+            if not is_over:
+                self.note("lost")
+                _warn(call, error)
+                await send({"type": "http.response.body", "body": lost_events(path, num_events)})
+        if not has_begun:
+            raise Lost("it gave no answer")
+
+
+def _warn(call: Call, error: Lost) -> None:
+    logger.warning("a replica was lost", extra={"fields": {"request_id": call.id, "reason": str(error)}})
 
 
 async def _each(batches: AsyncIterator[Sequence[Message]]) -> AsyncIterator[Message]:

@@ -1,5 +1,6 @@
 """The gateway before real replicas: as a plain server answers, whatever happens to a replica."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import set_split
 from serve.access import declared
 from serve.cluster.pins import pin
+from serve.cluster.relay import Relay
 from tests.serve.adapter_makers import publish
 from tests.serve.cluster.conftest import OPTIONS, Gateway
 from tests.serve.conftest import Server
@@ -158,6 +160,19 @@ def test_when_every_replica_is_lost(gateway: Gateway, monkeypatch: pytest.Monkey
     assert (response.status_code, response.json()["error"]["code"]) == (503, "no_replica")
     assert response.headers["retry-after"] == "1"
     assert not gateway.engines.breaks
+
+
+def test_an_answer_that_never_begins(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that no replica takes in time is a 504, not a connection that hangs."""
+
+    async def nothing(call):
+        await asyncio.sleep(60)
+        yield []
+
+    monkeypatch.setattr("serve.cluster.gateway.Relay", lambda *given: Relay(*given[:-1], 0.2))
+    monkeypatch.setattr(gateway.engines, "answer", nothing)
+    response = gateway.post("/v1/completions", model="alpha", prompt="Hi", stream=True)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
 
 
 def test_a_replica_that_is_drained_is_left_out(gateway: Gateway) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,6 +182,19 @@ def test_draining_replaces_a_replica(cluster: Cluster) -> None:
     while name in (after := cluster.replicas()) or len(after) < 3:
         assert time.monotonic() < deadline
     assert before.items() - after.items() == {(name, before[name])}
+
+
+def test_who_hangs_up_frees_the_row(cluster: Cluster) -> None:
+    """A client that leaves in the middle of a stream ends the work on its replica."""
+    body = {"model": "a0", "prompt": "Hello", "max_tokens": 450, "ignore_eos": True, "stream": True, "logprobs": 0}
+    with httpx.Client(base_url=cluster.url, timeout=60, trust_env=False) as client:
+        for _ in range(4):
+            with client.stream("POST", "/v1/completions", json=body) as answer:
+                next(answer.iter_lines())
+        deadline = time.monotonic() + 30
+        while re.search(r"^qhub_requests_running\{.*\} [1-9]", client.get("/metrics").text, re.MULTILINE):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 def test_nothing_else_answers(cluster: Cluster) -> None:
