@@ -208,7 +208,7 @@ def test_nothing_else_answers(cluster: Cluster) -> None:
             answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=2, trust_env=False)
         except httpx.HTTPError:
             continue
-        assert answer.status_code >= 400 or "a0" not in answer.text, port  # Ray's own metrics may be read
+        assert answer.status_code >= 400 or "a0@prod" not in answer.text, port  # Ray's own metrics may be read
     code = f"import ray; ray.init('127.0.0.1:{head_port(cluster)}', logging_level='ERROR')"
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120)
