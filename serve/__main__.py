@@ -31,6 +31,11 @@ from serve.options import HttpOptions
     help="What everything but the 4-bit weights is computed in. Default: float32 on the CPU, on a GPU bfloat16, or "
     "float16 where it has no bfloat16.",
 )
+@click.option(
+    "--remote",
+    metavar="NAME|URL",
+    help="Follow this remote: versions come when first asked for, aliases, splits and keys within two seconds.",
+)
 @click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
 @add_options(HttpOptions)
 @add_options(EngineOptions)
@@ -41,6 +46,7 @@ def command(
     uds: Path | None,
     device: str | None,
     dtype: str | None,
+    remote: str | None,
     access_log: bool,
     **limits: Any,
 ) -> None:
@@ -68,6 +74,7 @@ def command(
         device=device,
         access_log=access_log,
         uds=uds,
+        remote=remote,
     )
 
 

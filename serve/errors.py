@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_local.errors import Incompatible, InputError, InUse, NotFound, QhubError
+from adapterhub_local.errors import Incompatible, InputError, InUse, NotFound, QhubError, RemoteError
 
 MAX_MESSAGE = 4000  # characters: what it quotes of a request can be as long as the request
 
@@ -137,6 +137,8 @@ def error_body(error: Exception) -> ErrorBody:
             return ErrorBody(503, str(error), "server_error", None, "limits_unavailable", (("Retry-After", "1"),))
         case NoReplica():
             return ErrorBody(503, str(error), "server_error", None, "no_replica", (("Retry-After", "1"),))
+        case RemoteError():
+            return ErrorBody(503, str(error), "server_error", "model", "remote_unavailable", (("Retry-After", "2"),))
         case AdapterUnloaded():
             return ErrorBody(503, str(error), "server_error", "model", "adapter_unloaded", (("Retry-After", "1"),))
         case Unauthorized():

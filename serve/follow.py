@@ -20,7 +20,7 @@ from adapterhub_local.errors import Incompatible, NotFound, QhubError, RemoteErr
 from adapterhub_local.keys import Keys
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version
-from adapterhub_local.registry.remote_layout import MARKER, check_format, numbers_of
+from adapterhub_local.registry.remote_layout import MARKER, all_numbers, check_format
 from adapterhub_local.registry.remote_log import Log
 from adapterhub_local.registry.remote_marks import local_version, take_keys, take_marks
 from adapterhub_local.registry.remote_moves import aliases_at, number_of
@@ -31,11 +31,9 @@ from adapterhub_local.settings import make_folder
 
 logger = logging.getLogger(__name__)
 INTERVAL = 0.5  # seconds between looks at the remote
-ALL_AGAIN = 10.0  # seconds after which everything is compared, not only what is new: what was changed here is put back
+ALL_AGAIN = 5.0  # seconds after which all is compared, not only what is new: what was changed here is put back
 REFUSED_FOR = 30.0  # seconds in which what could not be taken is not tried again
-UNKNOWN_FOR = 5.0  # seconds in which a name that the remote has not is not asked for again
 FETCHES = 4  # versions that are fetched at the same time
-MAX_UNKNOWN = 10_000  # names; they are forgotten when there are more
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,15 @@ class Follower:
         self.interval = interval
         self._keys = Keys(registry.home)
         self._log: Log | None = None
-        self._has_begun = threading.Event()
         self._error: str | None = None
         self._away_since: str | None = None
-        self._compared = 0.0
-        self._settled: set[str] = set()  # names that are here as the remote says
-        self._unknown: dict[str, float] = {}  # names that it has not -> until when that is believed
+        self._seen = 0  # the last record that counts here
+        self._compared = float("-inf")
+        self._watched: set[str] = set()  # names whose records count here
+        self._settled: set[str] = set()  # those of them that are here as the remote says
+        self._undone: set[str] = set()  # names of which something did not come, or cannot be
+        self._said: dict[str, str] = {}  # name -> what was logged of it last
+        self._slots: dict[str, list[int]] = {}  # name -> numbers that were at the remote at the start
         self._refused: dict[tuple[str, int], Refused] = {}
         self._fetching: dict[tuple[str, int], Future[None]] = {}
         self._marks = threading.RLock()  # what an earlier record says is never written over what a later one says
@@ -85,10 +86,13 @@ class Follower:
 
         Raises what reading it raises, unless this home has followed it before: then it goes on with what it has.
         """
+        names = self.registry.names()
         try:
             self._look()
-            for name in self.registry.names():
-                self._wait(self._needed(name), name)
+            needed = [(name, number) for name in names for number in self._needed(name)]
+            if (failed := self._wait(needed)) is not None:
+                raise failed
+            for name in names:
                 self._settle(name)
         except QhubError as error:
             if not self._was_followed():
@@ -96,7 +100,8 @@ class Follower:
             self._say_away(error)
         else:
             self._note_followed()
-        self._settled |= set(self.registry.names())
+        self._watched |= set(names)
+        self._settled |= set(names)
 
     def start(self) -> None:
         """Follow, until `stop`."""
@@ -117,37 +122,33 @@ class Follower:
     def bring(self, names: Iterable[str]) -> None:
         """Have these names here as the remote says, as far as it knows them: newest version, aliases, split.
 
-        Waits for their versions. What it refuses is not raised but is missing then; `fetch` says why.
+        Waits for their versions. One that this server cannot take is missing then, and `fetch` says why. Raises
+        RemoteError if the remote stops answering meanwhile.
         """
         for name in set(names) - self._settled:
-            if self._unknown.get(name, 0.0) > time.monotonic():
+            if self._log is None or not self._numbers(name):
                 continue
-            is_here = name in self.registry.names()
-            try:
-                needed = self._needed(name)
-                self._wait(needed, name)
-                self._settle(name)
-            except QhubError:
-                if not is_here:
-                    continue  # `fetch` says so
-            if needed or is_here:
+            self._watched.add(name)  # first, so that no record falls between what is looked at here and by `_look`
+            if (failed := self._wait((name, number) for number in self._needed(name))) is not None:
+                raise failed
+            self._settle(name)
+            if self._has(name):
                 self._settled.add(name)
-            else:
-                self._forget_some()
-                self._unknown[name] = time.monotonic() + UNKNOWN_FOR
 
     def fetch(self, references: Iterable[Reference]) -> bool:
         """Have these versions here, which the home lacks; whether any came. Raises why one that is there does not."""
         has_come = False
         for reference in references:
-            if self._unknown.get(reference.name, 0.0) > time.monotonic() or self._is_here(reference):
+            if self._is_here(reference):
                 continue
             number = self._number(reference)
-            if number is None:
-                continue
-            self._fetch(reference.name, number).result()
-            self._settle(reference.name)
-            has_come = True
+            if number is None and self.is_away:
+                where = f"remote '{self.remote.name}'"
+                raise RemoteError(f"'{reference}' is not here, and {where} does not answer: try again soon")
+            if number is not None:
+                self._fetch(reference.name, number).result()
+                self._settle(reference.name)
+                has_come = True
         return has_come
 
     def state(self) -> dict[str, Any]:
@@ -185,28 +186,51 @@ class Follower:
     def _look(self) -> None:
         """Read what is new, and have it count here. Raises RemoteError, NotFound, Corrupt."""
         log = self._log or self._open()
-        new = log.catch_up()
+        log.catch_up()
+        new = log.since(self._seen)
         if not new and log.last and log.store.size(MARKER) is None:
             raise RemoteError(f"{log.store.url} has lost what it had")
+        names = {record.fields["name"] for record in new if "name" in record.fields} & self._watched
+        self._undone |= names  # whatever fails below
         is_due = self._compared + ALL_AGAIN < time.monotonic()
         if is_due or any(record.kind in ("key", "revocation") for record in new):
             take_keys(self._keys, log)
-        names = {record.fields["name"] for record in new if "name" in record.fields}
+        self._seen = log.last
+        if is_due:
+            names |= self._undone | self._differing(log)
+            self._compared = time.monotonic()
         for name in names:
-            self._unknown.pop(name, None)
-        for name in self._settled if is_due else names & self._settled:
-            self._settle(name)
+            self._undone.discard(name)
+            self._settle_soon(name)
             for number in self._needed(name):
                 self._fetch(name, number).add_done_callback(partial(self._settle_soon, name))
-        if is_due:
-            self._compared = time.monotonic()
+
+    def _differing(self, log: Log) -> set[str]:
+        """Names that were brought and of which an alias or the split is not what the remote says any more."""
+        rows = self.registry.database.rows
+        here = {(row["name"], row["alias"]): row["number"] for row in rows("SELECT name, alias, number FROM aliases")}
+        splits: dict[str, list[list[Any]]] = {}
+        for row in rows("SELECT name, alias, share FROM splits ORDER BY name, place"):
+            splits.setdefault(row["name"], []).append([row["alias"], row["share"]])
+        found = {
+            record.fields["name"]
+            for record in log.all("alias")
+            if here.get((record.fields["name"], record.fields["alias"])) != record.fields["number"]
+        }
+        for record in log.all("split"):
+            if splits.get(record.fields["name"], []) != record.fields["shares"]:
+                found.add(record.fields["name"])
+        return found & self._watched
 
     def _open(self) -> Log:
         store = open_store(self.remote)
         if not check_format(store) and self._was_followed():
             raise RemoteError(f"{store.url} has lost what it had")
-        self._log = Log(store)
-        return self._log
+        log = Log(store)
+        log.catch_up()
+        self._slots = all_numbers(store)
+        self._log = log
+        return log
 
     def _settle(self, name: str) -> None:
         """Aliases, split, tags and evaluations of a name, as far as their versions are here."""
@@ -216,44 +240,47 @@ class Follower:
         with self._marks:
             take_marks(self.registry, log, name)
 
-    def _settle_soon(self, name: str, _: Future[None]) -> None:
-        """The same when a version has come, from the thread that fetched it."""
+    def _settle_soon(self, name: str, fetched: Future[None] | None = None) -> None:
+        """The same, again later if it cannot be done or if what was fetched for it did not come."""
+        if fetched is not None and (fetched.cancelled() or fetched.exception() is not None):
+            self._undone.add(name)
         try:
             self._settle(name)
         except QhubError as error:
-            logger.warning("%s is not as %s says yet: %s", name, self.remote.name, error)
+            self._undone.add(name)
+            if self._said.get(name) != str(error):
+                logger.warning("%s is not as remote %s says yet: %s", name, self.remote.name, error)
+            self._said[name] = str(error)
+
+    def _numbers(self, name: str) -> set[int]:
+        """The versions of a name that the remote has, as far as it was read."""
+        log = self._reading()
+        # of those that were sent by a qhub that wrote no log, the ones that were there at the start
+        return {record.fields["number"] for record in log.all("version", name)} | set(self._slots.get(name, ()))
 
     def _needed(self, name: str) -> list[int]:
-        """The numbers of a name that the remote has and that must be here: its newest, and what aliases point to.
-
-        Raises RemoteError if nothing can be known.
-        """
-        log = self._reading()
-        known = [record.fields["number"] for record in log.all("version", name)]
-        if not known:  # sent by a qhub that wrote no log, or not at all
-            known = numbers_of(log.store, name)
+        """Of a name's versions those that must be here and are not: the newest, and what aliases point to."""
+        log, known = self._reading(), self._numbers(name)
         wanted = {max(known)} if known else set()
         wanted |= {record.fields["number"] for record in aliases_at(log, name)}
         return [number for number in sorted(wanted) if local_version(self.registry, log, name, number) is None]
 
     def _number(self, reference: Reference) -> int | None:
-        """What a reference names at the remote. Raises RemoteError if that cannot be known."""
-        log, name = self._reading(), reference.name
-        if self.is_away and log.get("version", name, reference.version) is None:
-            raise RemoteError(
-                f"'{reference}' is not here, and remote '{self.remote.name}' does not answer: try again soon"
-            )
+        """What a reference names at the remote, None if it names nothing there."""
+        if self._log is None:
+            return None
+        log, name, known = self._log, reference.name, self._numbers(reference.name)
         if reference.alias is not None:
             return number_of(log, name, reference.alias)
-        numbers = [record.fields["number"] for record in log.all("version", name)] or numbers_of(log.store, name)
         if reference.digest is not None:
-            found = (record for record in log.all("version", name))
-            return next(
-                (one.fields["number"] for one in found if one.fields["manifest"].startswith(reference.digest)), None
-            )
+            digests = {one.fields["manifest"]: one.fields["number"] for one in log.all("version", name)}
+            return next((digests[one] for one in digests if one.startswith(reference.digest)), None)
         if reference.version is None:
-            return max(numbers, default=None)
-        return reference.version if reference.version in numbers else None
+            return max(known, default=None)
+        return reference.version if reference.version in known else None
+
+    def _has(self, name: str) -> bool:
+        return bool(self.registry.database.rows("SELECT 1 FROM versions WHERE name = ? LIMIT 1", (name,)))
 
     def _is_here(self, reference: Reference) -> bool:
         try:
@@ -267,10 +294,10 @@ class Follower:
             raise RemoteError(f"remote '{self.remote.name}' does not answer: {self._error or 'it was not read yet'}")
         return self._log
 
-    def _wait(self, numbers: Iterable[int], name: str) -> None:
-        """Fetch versions, and wait until all are here or refused."""
-        for future in [self._fetch(name, number) for number in numbers]:
-            future.exception()
+    def _wait(self, versions: Iterable[tuple[str, int]]) -> RemoteError | None:
+        """Fetch versions, and wait until all are here or refused; why the remote did not give one, if it did not."""
+        errors = [future.exception() for future in [self._fetch(name, number) for name, number in versions]]
+        return next((error for error in errors if isinstance(error, RemoteError)), None)
 
     def _fetch(self, name: str, number: int) -> Future[None]:
         """A version that is on its way; the same for all who ask for it meanwhile."""
@@ -300,18 +327,16 @@ class Follower:
                 )
             self._refused.pop(key, None)
         except QhubError as error:
+            before = self._refused.get(key)
             if not isinstance(error, RemoteError):
                 self._refused[key] = Refused(error, time.monotonic() + REFUSED_FOR)
-            if not isinstance(error, Incompatible):  # adapters of other bases are nothing out of the ordinary
+            # adapters of other bases are nothing out of the ordinary
+            if not isinstance(error, Incompatible) and (before is None or str(before.error) != str(error)):
                 logger.warning("%s@%d of %s is not taken: %s", name, number, self.remote.name, error)
             raise
         finally:
             with self._lock:
                 self._fetching.pop(key, None)
-
-    def _forget_some(self) -> None:
-        if len(self._unknown) >= MAX_UNKNOWN:
-            self._unknown.clear()
 
     def _say_away(self, error: QhubError) -> None:
         self._error = str(error)

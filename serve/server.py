@@ -18,7 +18,10 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.errors import QhubError
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.kinds import is_router
+from adapterhub_local.registry.remotes import remote_at
+from serve.adapters.compatibility import check_base
 from serve.engine.options import EngineOptions
+from serve.follow import Follower
 from serve.http.app import create_app
 from serve.http.connections import allow_connections
 from serve.listen import GRACE_SECONDS, check_reachable, http_config, listen, listen_at, log_json, shown_host
@@ -86,14 +89,22 @@ def run_server(
     device: str | None = None,
     access_log: bool = True,
     uds: Path | None = None,
+    remote: str | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; `announce` gets one line when the server answers. `uds`: a socket's path instead
-    of host and port.
+    of host and port. `remote`: the name or URL of one that is followed.
 
-    Raises NotFound if there is no such base, InputError if the address cannot be used, or if others could
-    reach it and there is no API key.
+    Raises NotFound if there is no such base or remote, InputError if the address cannot be used, or if others could
+    reach it and there is no API key, and what reading a remote for the first time raises.
     """
     info = choose_base(base_name, settings.home(), "the server")
+    registry = Registry()
+    follower = None
+    if remote is not None:  # before it is asked for keys, which may be the remote's
+        place = remote_at(settings.home(), remote)
+        log_json(access=access_log)
+        follower = Follower(registry, place, lambda version: check_base(version, info))
+        follower.begin()
     if uds is None and check_reachable(host, port, settings.home()):
         http = dataclasses.replace(http, require_keys=True)
     limits = RedisLimits(http.limits) if http.limits is not None else None
@@ -103,12 +114,11 @@ def run_server(
     with (
         listen(host, port) if uds is None else listen_at(uds) as listener
     ):  # before the base is loaded: a wrong port should not cost minutes
-        registry = Registry()
 
         def load() -> FastAPI:
             try:
                 base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
-                return create_app(base, registry=registry, options=options, http=http, limits=limits)
+                return create_app(base, registry=registry, options=options, http=http, limits=limits, follower=follower)
             except torch.OutOfMemoryError:
                 raise QhubError(
                     f"the GPU has no memory left for base '{info.name}': end what else uses it, or lower --max-length, "

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +13,7 @@ from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.base.renderer import shared
 from adapterhub_local.errors import NotFound
 from adapterhub_local.keys import PRIORITIES, Key
+from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.split import side_of, split_of
 from adapterhub_local.router.features import Embeddings
@@ -28,6 +29,7 @@ from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.engine.request import LOW, NORMAL, Submission
 from serve.errors import Forbidden, ModelNotFound
+from serve.follow import Follower
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
@@ -40,6 +42,7 @@ from serve.text.generate import Generation
 from serve.text.prompt import PLAIN
 from serve.threads import compute_alone
 
+BRINGS = 8  # requests that wait for what a remote has
 LOADS = 4  # cold adapters that are read at the same time
 DRAIN_INTERVAL = 0.02  # seconds between looks at whether requests are done
 
@@ -63,9 +66,11 @@ class Service:
         registry: Registry,
         options: EngineOptions | None = None,
         http: HttpOptions | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.base = base
         self.registry = registry
+        self.follower = follower
         self.http = http or HttpOptions()
         self.leases = Leases(registry)
         self.engine = build_engine(base, options, self.leases)
@@ -76,17 +81,19 @@ class Service:
             shared().warm()
         self.loaded = Loaded(registry, self.engine, self.http.lora_root)
         for reference in dict.fromkeys(self.http.pins):
+            self.bring(reference)
             self.loaded.load(reference, None, pinned=True)
         self.metrics = Metrics(self.engine.snapshot, self._residents)
         # rooms of their own for what takes long, so that it never fills the one where all others are read
         self.forms = ThreadPoolExecutor(PROCESSES, "forms", compute_alone)
         self.loading = ThreadPoolExecutor(LOADS, "loading", compute_alone)
+        self.bringing = ThreadPoolExecutor(BRINGS, "bringing", compute_alone)
         self.is_stopping = False  # then it is not ready for new requests, though it still takes them
         self._live: dict[str, str | None] = {}  # id of a request that has not been answered -> its adapter's digest
 
     def close(self) -> None:
         """End what reads and compiles."""
-        for room in (self.forms, self.loading):
+        for room in (self.forms, self.loading, self.bringing):
             room.shutdown(wait=False, cancel_futures=True)
         self.reader.grammars.close()
 
@@ -101,6 +108,13 @@ class Service:
         except ModelNotFound:
             return ()
 
+    def bring(self, model: str) -> None:
+        """Have here what a followed remote has of a reference. Raises why it cannot be had, and BadReference."""
+        if self.follower is not None:
+            reference = Reference.parse(model)
+            self.follower.bring([reference.name])
+            self.follower.fetch([reference])
+
     def find(self, ref: ModelRef, key: Key | None) -> Target:
         """What that is now, if the key may ask it; `auto` is the base before anything is asked.
 
@@ -111,36 +125,76 @@ class Service:
         if ref.text == AUTO and not self.registry.versions(AUTO) and self.loaded.find(AUTO) is None:
             raise ModelNotFound(NO_ROUTER)
         check_models(key, ref.names)
+        return self._followed(ref, lambda: self._find(ref, key))
+
+    def choose(self, ref: ModelRef, user: str | None, key: Key | None, *, waits: bool = True) -> Target:
+        """The same, but of a name whose traffic is split the side of `user`. Raises as `find`.
+
+        With `waits`, what has to come from a followed remote first is waited for.
+        """
+        check_models(key, ref.names)
+        look = partial(self._choose, ref, user, key)
+        return self._followed(ref, look) if waits else look()
+
+    def _find(self, ref: ModelRef, key: Key | None) -> Target:
         target = find_target(ref, self.base.info, self.registry, self.loaded.find(ref.name))
         if target.version is None:  # also what weights of zero leave
             check_models(key, [self.base.info.name])
         return target
 
-    def choose(self, ref: ModelRef, user: str | None, key: Key | None) -> Target:
-        """The same, but of a name whose traffic is split the side of `user`. Raises as `find`."""
-        if ref.name is not None and self.loaded.find(ref.name) is None:
-            check_models(key, ref.names)
-            if split := split_of(self.registry, ref.name):
-                ref = ref.on_side(side_of(split, ref.name, user))
-        return self.find(ref, key)
+    def _choose(self, ref: ModelRef, user: str | None, key: Key | None) -> Target:
+        if ref.name is not None and self.loaded.find(ref.name) is None and (split := split_of(self.registry, ref.name)):
+            ref = ref.on_side(side_of(split, ref.name, user))
+        return self._find(ref, key)
 
-    def target(self, body: Asked, key: Key | None, pinned: str | None = None) -> Target:
+    def _is_new(self, ref: ModelRef) -> bool:
+        """Whether a followed remote may have to be asked for it first."""
+        if self.follower is None or ref.mix is None or self.loaded.find(ref.name) is not None:
+            return False
+        return self.follower.is_new(ref.names)
+
+    def _followed(self, ref: ModelRef, look: Callable[[], Target]) -> Target:
+        """What `look` finds, of a followed remote once it is here. Raises as `look`, and why it cannot be had."""
+        if self.follower is None or ref.mix is None:
+            return look()
+        if self._is_new(ref):
+            self.follower.bring(ref.names)
+        try:
+            return look()
+        except ModelNotFound:
+            if not self.follower.fetch(reference for reference, _ in ref.mix.terms):
+                raise
+            return look()
+
+    async def _find_soon(self, body: Asked, key: Key | None, pinned: str | None) -> Target:
+        """As `target`; what has to come from a followed remote is waited for where it holds up nobody else."""
+        ref = body.model_ref(self.base.info.name)
+        if not self._is_new(ref):
+            try:
+                return await asyncio.to_thread(self.target, body, key, pinned, waits=self.follower is None)
+            except ModelNotFound:
+                if self.follower is None:
+                    raise
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.bringing, self.target, body, key, pinned)
+
+    def target(self, body: Asked, key: Key | None, pinned: str | None = None, *, waits: bool = True) -> Target:
         """What answers a request: what its model means now, or, if that is `auto`, what the router chooses.
 
         `pinned` are the versions that the name was found to mean before. Raises as `choose`.
         """
         ref = body.model_ref(self.base.info.name)
         if pinned is not None:
-            return self.choose(ref.pinned(pinned), body.user, key)
+            return self.choose(ref.pinned(pinned), body.user, key, waits=waits)
         if ref.text != AUTO or self.routing is None:
-            return self.choose(ref, body.user, key)
+            return self.choose(ref, body.user, key, waits=waits)
         router, choice = self.routing.choose(body, key)
         chosen = str(choice.reference) if choice.reference is not None else self.base.info.name
         if choice.reference is None and not allowed_by(key)(chosen):
             raise Forbidden(f"'auto' found no adapter for this that the key is for, and it is not for '{chosen}'")
         self.metrics.note_route(choice.reference.name if choice.reference is not None else chosen, choice.reason)
         routed = Routed(str(router), chosen, choice.confidence, choice.reason)
-        return replace(self.choose(self.read(chosen), body.user, key), model=AUTO, routed=routed)
+        return replace(self.choose(self.read(chosen), body.user, key, waits=waits), model=AUTO, routed=routed)
 
     async def start(
         self, body: Asked, *, request_id: str, started: float, key: Key | None, pinned: str | None = None
@@ -150,7 +204,7 @@ class Service:
         `pinned` are the versions that the name was found to mean before, by who sent the request here.
         """
         loop = asyncio.get_running_loop()
-        target = await asyncio.to_thread(self.target, body, key, pinned)
+        target = await self._find_soon(body, key, pinned)
         choices = await loop.run_in_executor(self.forms if body.has_form else None, self._read, target, body)
         room = self.loading if self._is_cold(target) else None
         salt = self._salt(body, key)
@@ -223,7 +277,9 @@ class Service:
     def now(self) -> dict[str, Any]:
         """What the server does now, as /v1/server shows it: base, engine and adapters."""
         base = self.base.info
+        followed = {"remote": self.follower.state()} if self.follower is not None else {}
         return {
+            **followed,
             "base": {"name": base.name, "fingerprint": base.fingerprint},
             "engine": self.engine.snapshot().to_json(),
             "adapters": [adapter_entry(status) | {"names": status.label.names} for status in self.adapters()],

@@ -58,6 +58,10 @@ class Log:
             found = [one for group in groups for one in group.values() if one.kind == kind]
         return sorted(found, key=lambda one: one.number)
 
+    def since(self, number: int) -> list[Record]:
+        """What counts and was said after a record, without asking."""
+        return [one for one in self._everything() if one.number > number] if number < self.last else []
+
     def catch_up(self) -> list[Record]:
         """Read what was added, and return it. Raises RemoteError; Corrupt if a record is gone."""
         if not self._is_begun:

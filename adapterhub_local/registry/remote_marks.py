@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.digests import short
-from adapterhub_local.durable import canonical_json, digest_bytes
+from adapterhub_local.durable import digest_bytes
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.keys import Keys, key_of
 from adapterhub_local.registry.journal import marking, note, replace_split
 from adapterhub_local.registry.lineage_form import check_metrics
 from adapterhub_local.registry.marks import tags_of
 from adapterhub_local.registry.receive import MAX_JSON_BYTES
+from adapterhub_local.registry.records import evaluation_record
 from adapterhub_local.registry.registry import Registry, now, point_alias
 from adapterhub_local.registry.remote_kinds import Record
 from adapterhub_local.registry.remote_layout import blob_path, read_slot
@@ -158,11 +159,14 @@ def _take_evaluations(registry: Registry, log: Log, name: str) -> Iterator[Taken
         version = local_version(registry, log, name, record.fields["number"])
         if version is None:
             continue
-        task, evaluation = record.fields["task"], _evaluation(log, record)
+        task, digest = record.fields["task"], record.fields["digest"]
         query = "SELECT evaluation FROM evaluations WHERE name = ? AND number = ? AND task = ?"
         rows = registry.database.rows(query, (name, version.number, task))
-        if canonical_json(evaluation).decode() not in {row["evaluation"] for row in rows}:
-            registry.add_evaluation(version, task, evaluation)
+        said = log.get("version", name, record.fields["number"])
+        manifest = said.fields["manifest"] if said is not None else version.manifest_digest
+        known = {digest_bytes(evaluation_record(manifest, task, json.loads(row["evaluation"]))) for row in rows}
+        if digest not in known:
+            registry.add_evaluation(version, task, _evaluation(log, record))
             yield Taken("evaluation", str(version), None, task, record.by, record.at)
 
 

@@ -86,6 +86,14 @@ def find_remote(home: Home, name: str) -> Remote:
     return _read(path)
 
 
+def remote_at(home: Home, text: str) -> Remote:
+    """The remote called so, or the place that a URL, or a path with a '/', names without being kept.
+
+    Raises NotFound, InputError.
+    """
+    return Remote(text, _check_url(text)) if "/" in text else find_remote(home, text)
+
+
 def remove_remote(home: Home, name: str) -> Remote:
     """Forget where a remote is; what it keeps stays there. Raises NotFound."""
     remote = find_remote(home, name)

@@ -21,6 +21,7 @@ from serve.answers.models import Target, adapter_entry, list_models, model_entry
 from serve.auth import Gate, allowed_by, check_models
 from serve.console.session import HOME
 from serve.engine.options import EngineOptions
+from serve.follow import Follower
 from serve.http.anthropic import add_anthropic
 from serve.http.console import add_console
 from serve.http.failures import handle_errors, paths_of
@@ -64,15 +65,16 @@ def create_app(
     options: EngineOptions | None = None,
     http: HttpOptions | None = None,
     limits: Limits | None = None,
+    follower: Follower | None = None,
 ) -> FastAPI:
     """The application that serves `base` and the adapters of `registry` (default: the one at $QHUB_HOME).
 
-    `limits` counts what keys ask (default: as `http.limits` says, else this application alone). The base's model is
-    changed in place and belongs to the application from now on. Raises Incompatible if its architecture cannot be
-    served.
+    `limits` counts what keys ask (default: as `http.limits` says, else this application alone). `follower`, which has
+    begun, keeps the registry as a remote says while the application runs. The base's model is changed in place and
+    belongs to the application from now on. Raises Incompatible if its architecture cannot be served.
     """
     registry = registry or Registry()
-    service = Service(base, registry, options, http)
+    service = Service(base, registry, options, http, follower)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -80,7 +82,11 @@ def create_app(
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "work", compute_alone))
         service.loop.start()
         service.leases.start(service.engine.leased)
+        if follower is not None:
+            follower.start()
         yield
+        if follower is not None:
+            await asyncio.to_thread(follower.stop)
         await asyncio.to_thread(service.loop.stop)
         await asyncio.to_thread(service.leases.stop)
         service.close()
@@ -229,7 +235,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """Whether requests are taken, and will be for a while: a server that stops says so before it closes."""
         is_ready = service.loop.is_alive and not service.is_stopping
         state = "ready" if is_ready else "draining" if service.loop.is_alive else "stopped"
-        return JSONResponse({"ready": is_ready, "state": state}, 200 if is_ready else 503)
+        followed = {} if service.follower is None else {"remote": "away" if service.follower.is_away else "following"}
+        return JSONResponse({"ready": is_ready, "state": state, **followed}, 200 if is_ready else 503)
 
     @app.get("/metrics")
     @access(Scope.ANY)
@@ -251,6 +258,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     def load(body: LoadRequest, request: Request) -> Response:
         """Hold an adapter in memory until it is unloaded: a reference, or a folder below the configured root."""
         check_models(_key(request), service.names(body.lora_name))
+        if body.lora_path is None:
+            service.bring(body.lora_name)
         source = service.loaded.load(body.lora_name, body.lora_path, replace=body.load_inplace, pinned=body.pinned)
         headers = weights_headers(Target(body.lora_name, base, source))
         text = f"Success: LoRA adapter '{body.lora_name}' added successfully."
