@@ -22,7 +22,7 @@ from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.remote_layout import MARKER, all_numbers, check_format
 from adapterhub_local.registry.remote_log import Log
-from adapterhub_local.registry.remote_marks import local_version, take_keys, take_marks
+from adapterhub_local.registry.remote_marks import Taken, local_version, take_keys, take_marks
 from adapterhub_local.registry.remote_moves import aliases_at, number_of
 from adapterhub_local.registry.remotes import Remote
 from adapterhub_local.registry.store import Store, open_store
@@ -197,7 +197,9 @@ class Follower:
             take_keys(self._keys, log)
         self._seen = log.last
         if is_due:
-            names |= self._undone | self._differing(log)
+            names |= self._undone
+            for name in self._differing(log) - names:
+                self._put_back(name)
             self._compared = time.monotonic()
         for name in names:
             self._undone.discard(name)
@@ -232,13 +234,22 @@ class Follower:
         self._log = log
         return log
 
-    def _settle(self, name: str) -> None:
-        """Aliases, split, tags and evaluations of a name, as far as their versions are here."""
-        log = self._log
-        if log is None:
-            return
+    def _settle(self, name: str) -> list[Taken]:
+        """Aliases, split, tags and evaluations of a name, as far as their versions are here; what changed."""
+        if self._log is None:
+            return []
         with self._marks:
-            take_marks(self.registry, log, name)
+            return take_marks(self.registry, self._log, name)
+
+    def _put_back(self, name: str) -> None:
+        """Undo what was moved here, and say where it can be moved."""
+        for taken in self._settle(name):
+            if taken.reason is None and taken.kind in ("alias", "split"):
+                logger.warning(
+                    "%s %s was moved here and is put back to what remote %s says (%s): move it there, with "
+                    "`qhub sync push`", taken.kind, taken.subject, self.remote.name, taken.now,
+                )  # fmt: skip
+        self._undone.add(name)
 
     def _settle_soon(self, name: str, fetched: Future[None] | None = None) -> None:
         """The same, again later if it cannot be done or if what was fetched for it did not come."""
@@ -294,10 +305,11 @@ class Follower:
             raise RemoteError(f"remote '{self.remote.name}' does not answer: {self._error or 'it was not read yet'}")
         return self._log
 
-    def _wait(self, versions: Iterable[tuple[str, int]]) -> RemoteError | None:
-        """Fetch versions, and wait until all are here or refused; why the remote did not give one, if it did not."""
-        errors = [future.exception() for future in [self._fetch(name, number) for name, number in versions]]
-        return next((error for error in errors if isinstance(error, RemoteError)), None)
+    def _wait(self, versions: Iterable[tuple[str, int]]) -> BaseException | None:
+        """Fetch versions, and wait until all are here or refused; why one is neither, if so."""
+        waiting = [(version, self._fetch(*version)) for version in versions]
+        errors = [(version, future.exception()) for version, future in waiting]
+        return next((error for version, error in errors if error is not None and version not in self._refused), None)
 
     def _fetch(self, name: str, number: int) -> Future[None]:
         """A version that is on its way; the same for all who ask for it meanwhile."""
@@ -333,6 +345,9 @@ class Follower:
             # adapters of other bases are nothing out of the ordinary
             if not isinstance(error, Incompatible) and (before is None or str(before.error) != str(error)):
                 logger.warning("%s@%d of %s is not taken: %s", name, number, self.remote.name, error)
+            raise
+        except Exception:
+            logger.exception("%s@%d of %s could not be fetched", name, number, self.remote.name)
             raise
         finally:
             with self._lock:

@@ -77,13 +77,15 @@ class Download:
                 digest = self._download(file, part)
         except (RemoteError, KeyboardInterrupt):
             if part.exists():
-                part.replace(given)
+                self.shared.mkdir(exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # what was begun is lost, no more
+                    part.replace(given)
             raise
         if digest != file.digest:
             raise Corrupt(f"{self.store.url}/{blob_path(file.digest)} has other bytes than its name says: "
                           "nothing was registered")  # fmt: skip
         part.rename(target)
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # or the last of the others removed the folder
             link(target, whole)
 
     def _download(self, file: File, part: Path) -> str:

@@ -128,7 +128,9 @@ def revoke_key(log: Log, identity: str) -> Told:
 
     def make() -> dict[str, Any] | None:
         if log.get("key", identity) is None:
-            raise NotFound(f"{_where(log)} has no key '{identity}': `qhub sync status` counts those it has")
+            raise NotFound(
+                f"{_where(log)} has no key '{identity}': `qhub sync log {log.store.remote.name}` shows those it got"
+            )
         return {"id": identity} if log.get("revocation", identity) is None else None
 
     return Told(identity, "revoked", None, log.append("revocation", make) is not None)

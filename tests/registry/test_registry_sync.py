@@ -115,6 +115,23 @@ def test_pushers_at_once_each_get_a_number(store: Store, tmp_path: Path, monkeyp
     assert {one.content_digest for one in other.versions()} == {one.content_digest for one in versions}
 
 
+def test_pulls_side_by_side(folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pull that ends while another runs in the same home takes away nothing that the other needs."""
+    mine, theirs = Registry(), Registry(tmp_path / "theirs")
+    push(mine, folder_store, [mine.publish("a", files(seed), LINEAGE) for seed in range(2)])
+    real, begun = Store.blocks, []
+
+    def blocks(self: Store, path: str, start: int = 0) -> Iterator[bytes]:
+        if not begun:
+            begun.append(path)
+            pull(theirs, self, named("a@2"))
+        return real(self, path, start)
+
+    monkeypatch.setattr(Store, "blocks", blocks)
+    pull(theirs, folder_store, named("a@1"))
+    assert theirs.versions() == mine.versions()
+
+
 def test_an_existing_object_is_not_replaced(store: Store) -> None:
     """`create` leaves what is there, says so, and takes its own earlier write for its own."""
     assert store.create("x/y", b"one")

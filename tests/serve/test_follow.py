@@ -159,7 +159,7 @@ def test_what_cannot_be_served_is_refused_with_its_reason(folder_store: Store, t
             follower.fetch([Reference.parse("a@2")])
         follower.bring(["b"])
         for _ in range(2):
-            with pytest.raises(BadFile, match="finite"):
+            with pytest.raises(BadFile, match="has NaN or infinity"):
                 follower.fetch([Reference.parse("b")])
         assert theirs.names() == ["a"]
         assert set(follower.state()["refused"]) == {"a@2", "b@1"}
@@ -239,8 +239,10 @@ def test_the_home_may_be_lost(folder_store: Store, tmp_path: Path) -> None:
             assert Keys(theirs.home).find(token) == key
 
 
-def test_what_was_moved_here_is_put_back(folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An alias of the remote that is moved in a following home is put back; one of this home alone stays."""
+def test_what_was_moved_here_is_put_back(
+    folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An alias of the remote that is moved in a following home is put back and named; one of this home alone stays."""
     monkeypatch.setattr(module, "ALL_AGAIN", 0.05)
     log = publish(folder_store, count=2)
     move_alias(log, "a", "prod", 1)
@@ -250,6 +252,7 @@ def test_what_was_moved_here_is_put_back(folder_store: Store, tmp_path: Path, mo
         theirs.set_alias("a", "mine", 2)
         theirs.set_alias("a", "prod", 2)
         wait_until(lambda: theirs.aliases("a") == {"mine": 2, "prod": 1})
+    assert "alias a@prod was moved here and is put back to what remote team says (1)" in caplog.text
 
 
 def test_versions_that_were_sent_without_a_log(folder_store: Store, tmp_path: Path) -> None:
