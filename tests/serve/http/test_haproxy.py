@@ -85,10 +85,10 @@ def wait_for(url: str) -> None:
         time.sleep(0.1)
 
 
-async def ask(url: str, num: int, kill: subprocess.Popen | None = None) -> list[dict]:
-    """`num` streams, 12 at once, over all adapters; after a quarter of them a server is killed."""
+async def ask(url: str, num: int, kill: subprocess.Popen | None = None, at_once: int = 12) -> list[dict]:
+    """`num` streams, so many at once, over all adapters; after a quarter of them a server is killed."""
     found: list[dict] = []
-    turns = asyncio.Semaphore(12)
+    turns = asyncio.Semaphore(at_once)
 
     async def stream(client: httpx.AsyncClient, number: int) -> None:
         model = ADAPTERS[number % len(ADAPTERS)] + ("@prod" if number % 2 else "")
@@ -117,11 +117,11 @@ async def ask(url: str, num: int, kill: subprocess.Popen | None = None) -> list[
 def test_a_server_is_killed(balanced: tuple[str, list[subprocess.Popen]]) -> None:
     """Adapters keep their servers; at a kill no status is 500 or more, and only what had begun there is cut."""
     url, servers = balanced
-    calm = asyncio.run(ask(url, 24))
+    calm = asyncio.run(ask(url, 24, at_once=1))  # with more at once hot servers spill
     assert Counter(each["status"] for each in calm) == {200: 24}
     assert all(each["ended"] for each in calm)
     homes = Counter(each["replica"] for each in calm)
-    assert len({(each["model"], each["replica"]) for each in calm}) <= 8  # 6, but for what spilled
+    assert len({(each["model"], each["replica"]) for each in calm}) <= 7  # 6 adapters
     victim = int(homes.most_common(1)[0][0].removeprefix("r"))
 
     found = asyncio.run(ask(url, 60, servers[victim - 1]))
