@@ -25,6 +25,8 @@ ENGINE: dict[str, tuple[Callable[[Snapshot], float], type, str]] = {
     "qhub_requests_running": (lambda now: now.running, Gauge, "Requests in the batch"),
     "qhub_requests_waiting": (lambda now: now.waiting, Gauge, "Requests in the queue"),
     "qhub_kv_usage_ratio": (lambda now: now.kv_usage, Gauge, "Share of the KV cache's pages in use"),
+    "qhub_drafted_tokens": (lambda now: now.stats.num_drafted, Count, "Tokens that were guessed and checked"),
+    "qhub_accepted_tokens": (lambda now: now.stats.num_accepted, Count, "Guessed tokens that were right"),
     "qhub_preemptions": (
         lambda now: now.stats.num_preemptions,
         Count,

@@ -6,7 +6,8 @@ from adapterhub_local.base.chat_template import ChatSettings
 from adapterhub_local.base.load import LoadedBase
 from serve.answers.logprobs import MAX_NUMBERS, Echo
 from serve.engine.engine import Engine
-from serve.engine.request import Constraint, SamplingParams
+from serve.engine.form import Constraint
+from serve.engine.request import SamplingParams
 from serve.errors import BadParameter, Busy, ContextTooLong
 from serve.requests.generation import ALL, DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest, GenerationRequest
 from serve.requests.messages import ToolChoice

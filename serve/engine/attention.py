@@ -71,7 +71,7 @@ def packed_attention(
         read = packed.read(index, group, (key[0], value[0]))
         return _attend(queries, read[0], read[1], mask, scale, softcap)
 
-    # every row that has one token
+    # every row that has one token, or few
     in_place = packed.kernels is not None and added is None and values.shape[-1] == head_dim
     if packed.kernels is not None and in_place and packed.decode is not None:
         rows = packed.decode
@@ -85,7 +85,7 @@ def packed_attention(
         out[rows.tokens] = result.view(-1, kv_heads, repeats, head_dim)
     for group, tokens in () if in_place else packed.decode_groups:
         out[tokens] = attend(grouped[:, :, tokens].permute(2, 0, 1, 3), group, 1)
-    for group in packed.prefills:
+    for group in packed.prefills(in_place=in_place):
         row = group.rows[0]
         count = row.end - row.start
         queries = grouped[:, :, row.start : row.end].reshape(1, kv_heads, repeats * count, head_dim)

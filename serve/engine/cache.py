@@ -1,5 +1,7 @@
 """KVCache: keys and values in pages, one pair of tensors a layer. Which page is whose the PagePool knows."""
 
+from collections.abc import Sequence
+
 import torch
 
 from serve.engine.pages import PAGE
@@ -96,6 +98,13 @@ class KVCache:
         for keys, values in self._layers.values():
             keys[made] = 0
             values[made] = 0
+
+    def clear_places(self, pages: Sequence[int], places: range) -> None:
+        """Zero the places of a sequence that fills `pages`."""
+        for keys, values in self._layers.values():
+            for place in places:
+                keys[pages[place // PAGE], :, place % PAGE] = 0
+                values[pages[place // PAGE], :, place % PAGE] = 0
 
     def _zeros(self, like: torch.Tensor) -> torch.Tensor:
         return like.new_zeros(self._capacity, like.shape[0], PAGE, like.shape[2])

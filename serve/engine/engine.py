@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -18,14 +19,16 @@ from serve.adapters.pool import AdapterPool, Hold
 from serve.adapters.record import AdapterStatus
 from serve.adapters.slots import Slots
 from serve.adapters.source import Source
-from serve.engine.compute import Compute, Result
+from serve.engine.compute import Compute
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
 from serve.engine.request import PromptOutput, Request, Scheduled, State, TokenOutput
 from serve.engine.runner import Runner
 from serve.engine.sampler import Sampler
 from serve.engine.scheduler import Scheduler
+from serve.engine.speculate import Costs
 from serve.engine.stats import Snapshot, Stats, take_snapshot
+from serve.engine.verify import Run
 from serve.errors import AdapterUnloaded, ContextTooLong, GenerationFailed
 
 logger = logging.getLogger(__name__)
@@ -51,18 +54,17 @@ class Engine:
         self.pool = pool
         self.pages = pages
         self.max_length = min(max_length, pages.num_pages * PAGE)  # tokens of prompt and answer together
-        self.scheduler = Scheduler(
-            options, pages, is_ready=slots.__contains__, pinned=lambda: pool.pinned, max_scored=max_scored
-        )
+        costs = Costs(runner.device.type) if options.speculation == "auto" else None
+        self.scheduler = Scheduler(options, pages, slots.__contains__, lambda: pool.pinned, max_scored, costs)
         self.stats = Stats()
         self._samplers: dict[str, Sampler] = {}
-        self.compute = Compute(runner, slots, self._samplers)
+        self.compute = Compute(runner, slots, self._samplers, costs)
         self._requests: dict[str, Request] = {}
         self._aborted: set[str] = set()
         self._ended: list[TokenOutput] = []  # of requests that ended outside a step
         self._lock = threading.Lock()
         self._exclusive = threading.Lock()  # held by a step, and by what must not happen during one
-        self.loader = SlotLoader(slots, pool, self._wanted, self._lock, self._between_steps)
+        self.loader = SlotLoader(slots, pool, self.scheduler.wanted, self._lock, self._between_steps)
         self._next = threading.Lock()  # who comes next: without it the next step could always be first
 
     @property
@@ -171,7 +173,8 @@ class Engine:
             results = self.compute.results(batch) if batch else {}
             with self._lock:
                 if batch:
-                    self.stats.note(batch, self.scheduler, self.compute.num_failed)
+                    counts = {key: len(run) if isinstance(run, list) else 0 for key, run in results.items()}
+                    self.stats.note(batch, counts, self.scheduler, self.compute.num_failed)
                 outputs += [output for item in batch for output in self._update(item, results[item.request.id])]
         if not batch and not outputs:
             self.loader.wait(LOAD_WAIT)
@@ -195,16 +198,6 @@ class Engine:
         finally:
             self._exclusive.release()
 
-    def _wanted(self) -> dict[str, None]:
-        """Adapters that should be in slots, under the lock: of running requests, pinned, of waiting ones in order."""
-        wanted = dict.fromkeys(self.scheduler.adapters)
-        for request in self.scheduler.queue:
-            if len(wanted) >= self.scheduler.options.max_adapters:
-                break
-            if request.adapter is not None:
-                wanted[request.adapter] = None
-        return wanted
-
     def _prefetch(self) -> None:
         """Have the wanted adapters put into slots; requests whose adapter cannot be end, under the lock."""
         for digest, reason in self.loader.prefetch().items():
@@ -214,7 +207,7 @@ class Engine:
                 error = GenerationFailed("there is no memory for the adapter on this device")
                 self._ended.append(TokenOutput(request.id, None, error=error))
 
-    def _update(self, item: Scheduled, result: Result) -> list[TokenOutput]:
+    def _update(self, item: Scheduled, result: Run) -> list[TokenOutput]:
         """Note one request's result, under the lock."""
         request = item.request
         if isinstance(result, Exception):
@@ -222,13 +215,16 @@ class Engine:
             error = result if isinstance(result, QhubError) else GenerationFailed("the model failed on this request")
             return [TokenOutput(request.id, None, error=error)]
         is_first = not request.output
-        self.scheduler.update(item, None if result is None else result.token)
+        self.scheduler.update(item, [each.token for each in result])
         if request.state is State.FINISHED:
             self._leave(request, request.finish_reason or "stop")
-        if result is None:
+        if not result:
             return []
         prompt = PromptOutput(request.num_cached, tuple(request.scores), request.vector) if is_first else None
-        return [TokenOutput(request.id, result, request.finish_reason, prompt=prompt)]
+        *before, last = result
+        outputs = [TokenOutput(request.id, each) for each in before]
+        outputs.append(TokenOutput(request.id, last, request.finish_reason))
+        return [replace(outputs[0], prompt=prompt), *outputs[1:]]
 
     def _reap(self) -> None:
         """Take out what was aborted since the last step, under the lock."""

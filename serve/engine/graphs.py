@@ -44,7 +44,6 @@ class StaticBatch:
     pages: torch.Tensor
     offsets: torch.Tensor
     decode: DecodeRows
-    prefills: tuple[()] = ()
     watch: None = None
 
     @property
@@ -54,9 +53,16 @@ class StaticBatch:
 
     num_places = decode_groups
 
+    def prefills(self, *, in_place: bool) -> tuple[()]:
+        """There are none."""
+        return ()
+
 
 class StaticStep:
-    """One token for each of at most `size` rows, with adapters of `ranks`, as a function of its own tensors."""
+    """At most `size` rows with one token each, with adapters of `ranks`, as a function of its own tensors.
+
+    A request with guesses has a row for each of its tokens.
+    """
 
     def __init__(self, graphs: "Graphs", size: int, ranks: tuple[int, ...]) -> None:
         self.graphs = graphs
@@ -90,11 +96,12 @@ class StaticStep:
         width, long = self.graphs.max_pages, self._long.numpy().reshape(4, self.size)
         long[:] = 0
         self._lengths[:] = 0
-        for row, item in enumerate(batch):
-            page, offset = divmod(item.start, PAGE)
+        placed = ((item, *each) for item in batch for each in enumerate(item.tokens, item.start))
+        for row, (item, place, token) in enumerate(placed):
+            page, offset = divmod(place, PAGE)
             pages = item.request.pages[: page + 1]
-            long[:, row] = item.request.tokens(item.start, 1)[0], item.start, pages[page], offset
-            self._lengths[row] = item.start + 1
+            long[:, row] = token, place, pages[page], offset
+            self._lengths[row] = place + 1
             self._tables[row * width : row * width + len(pages)] = pages
         rows = tile_rows(segments)
         for rank, table in zip(self.ranks, self._tiles, strict=True):
@@ -166,10 +173,11 @@ class Graphs:
         return len(self._captured)
 
     def forward(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> torch.Tensor | None:
-        """Logits (rows, vocabulary), float32; None where the batch has to go the ordinary way."""
-        if not self._is_for_graphs(batch, segments):
+        """Logits (tokens, vocabulary), float32; None where the batch has to go the ordinary way."""
+        num_tokens = sum(item.num_tokens for item in batch)
+        if not self._is_for_graphs(batch, segments, num_tokens):
             return None
-        size = next(size for size in SIZES if size >= len(batch))
+        size = next(size for size in SIZES if size >= num_tokens)
         key = self._kind(size, {segment.slot.rank for segment in segments})
         captured = self._captured.get(key)
         if captured is not None and captured.moves != self._moves(key[1]):
@@ -189,13 +197,13 @@ class Graphs:
         self._captured.move_to_end(key)
         self._reserve(batch)
         captured.step.fill(batch, segments)
-        return captured.replay()[: len(batch)].to(torch.float32, copy=True)
+        return captured.replay()[:num_tokens].to(torch.float32, copy=True)
 
-    def _is_for_graphs(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> bool:
+    def _is_for_graphs(self, batch: Sequence[Scheduled], segments: Sequence[Segment], num_tokens: int) -> bool:
         return (
             self.reason is None
-            and len(batch) <= SIZES[-1]
-            and all(item.num_tokens == 1 and item.wants_token for item in batch)
+            and num_tokens <= SIZES[-1]
+            and all(item.num_tokens == item.num_choices for item in batch)
             # DoRA's tokens are gathered by tensors of no fixed size
             and not any(segment.slot.is_scaled for segment in segments)
             and (not self.is_captured or (self.kernels.has("add_lora") and self.kernels.has("paged_attention")))
@@ -252,7 +260,7 @@ class Graphs:
             lost, _ = self._captured.popitem(last=False)
             self._seen[lost] = 0
             self._lost[lost] += 1
-        return logits[: len(batch)].to(torch.float32, copy=True)
+        return logits[: sum(item.num_tokens for item in batch)].to(torch.float32, copy=True)
 
     def _capture(self, step: StaticStep, wanted: torch.Tensor) -> Callable[[], torch.Tensor]:
         self._pool = self._pool or torch.cuda.graph_pool_handle()

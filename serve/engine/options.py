@@ -64,6 +64,12 @@ class EngineOptions:
         unit="MB",
         derived="a quarter of what is free",
     )
+    speculation: str = option(
+        "auto",
+        "Guess next tokens by what came before, or must come in a given form, and check several in one step: the "
+        "answers are the same, and copied text comes faster.",
+        choices=("auto", "off"),
+    )
     kernels: str = option(
         "auto",
         "Adapters, attention and 4-bit products by own kernels where they work (Triton on a GPU, C on a CPU), or by "

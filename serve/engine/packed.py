@@ -9,12 +9,14 @@ import torch
 
 from serve.engine.cache import KVCache
 from serve.engine.pages import PAGE
+from serve.engine.speculate import MAX_DRAFT
 from serve.kernels.choose import Kernels
 
 # A group takes in shorter rows until they make it read this many places too many: about what one more group costs.
 MAX_WASTE = 256
 # with a layer's number and its sliding window, None: all before it
 Watch = Callable[[int, int | None], None]
+SHORT = 1 + MAX_DRAFT  # tokens of a row that a kernel takes for as many rows with one
 MAX_PLACES = 4096  # that a group of several rows reads: more do not stay in the processor's cache
 
 
@@ -70,8 +72,8 @@ class Group:
 
 @dataclass(frozen=True)
 class DecodeRows:
-    """Rows with one token, for a kernel: which tokens of the batch (n,), all if None; their pages (n, most) and their
-    lengths (n,), the token included, as int32."""
+    """Rows with one token each, for a kernel: which tokens of the batch (n,), all if None; their pages (n, most) and
+    their lengths (n,), the token included, as int32."""
 
     tokens: torch.Tensor | None
     tables: torch.Tensor
@@ -82,7 +84,7 @@ class DecodeRows:
 class PackedBatch:
     """The rows of a batch in their order. `positions`: (tokens,) int64, of each token in its sequence.
 
-    `kernels`, if there are any, read the pages of rows with one token where they lie. `watch` is called with what each
+    `kernels`, if there are any, read the pages of rows with few tokens where they lie. `watch` is called with what each
     layer asks for, by the check at load.
     """
 
@@ -110,10 +112,13 @@ class PackedBatch:
         """The length of the longest row, in whole pages."""
         return max(len(row.pages) for row in self.rows) * PAGE
 
-    @cached_property
-    def prefills(self) -> list[Group]:
-        """The rows with several tokens, each by itself."""
-        return [Group([row]) for row in self.rows if row.end - row.start > 1]
+    def prefills(self, *, in_place: bool) -> list[Group]:
+        """The rows with several tokens, each by itself; `in_place`: without those that are in `decode`."""
+        if in_place not in self._memo:
+            most = SHORT if in_place else 1
+            self._memo[in_place] = [Group([row]) for row in self.rows if row.end - row.start > most]
+        groups: list[Group] = self._memo[in_place]
+        return groups
 
     @cached_property
     def decode_groups(self) -> list[tuple[Group, torch.Tensor]]:
@@ -138,8 +143,13 @@ class PackedBatch:
 
     @cached_property
     def decode(self) -> DecodeRows | None:
-        """The rows with one token all at once; None if there are none."""
-        rows = [row for row in self.rows if row.end - row.start == 1]
+        """The rows with few tokens all at once, a row of its own for each token; None if there are none."""
+        rows = [
+            Row(row.start + number, row.start + number + 1, row.first + number, row.pages)
+            for row in self.rows
+            if row.end - row.start <= SHORT
+            for number in range(row.end - row.start)
+        ]
         if not rows:
             return None
         device = self.positions.device

@@ -73,12 +73,15 @@ class PagePool:
             self._in_flight.update(request.in_flight)
         return True
 
-    def extend(self, request: Request) -> bool:
-        """Have a page for the next token of a request whose others are computed; whether there was one."""
-        if pages_for(request.num_tokens) > len(request.pages):
-            if not self.num_available:
-                return False
-            request.pages.append(self._take())
+    def extend(self, request: Request, num_ahead: int = 0, spare: int = 0) -> bool:
+        """Have pages for the next token of a request whose others are computed, and `num_ahead` more.
+
+        Whether there are so many; `spare` pages must be left over.
+        """
+        num_new = pages_for(request.num_tokens + num_ahead) - len(request.pages)
+        if num_new > 0 and num_new + spare > self.num_available:
+            return False
+        request.pages += [self._take() for _ in range(num_new)]
         return True
 
     def free(self, request: Request, *, is_clean: bool) -> None:

@@ -3,7 +3,9 @@
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+
+from serve.engine.form import Constraint, Form
+from serve.engine.speculate import Drafter
 
 GREEDY_BELOW = 1e-5  # a temperature so low that dividing by it would only overflow
 LOW, NORMAL, HIGH = -1, 0, 1  # priorities
@@ -58,18 +60,6 @@ class SamplingParams:
     def is_penalised(self) -> bool:
         """Whether tokens that came already change what comes next."""
         return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1
-
-
-class Constraint(Protocol):
-    """What an answer may look like: which tokens may come next, given those that came."""
-
-    def allowed(self) -> bytes:
-        """One byte a token of the vocabulary, 0 where the token may not come next."""
-        ...
-
-    def advance(self, token: int) -> None:
-        """Note that `token` came."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -129,6 +119,11 @@ class Request:
     num_waited: int = 0  # steps
     vector: "array[float]" = field(default_factory=lambda: array("f"))  # an embedding, as far as it is computed
     scores: list[Scores] = field(default_factory=list)  # of the prompt's tokens from the second, as they are computed
+    form: Form | None = field(init=False)
+    drafter: Drafter = field(default_factory=Drafter)
+
+    def __post_init__(self) -> None:
+        self.form = None if self.constraint is None else Form(self.constraint)
 
     @classmethod
     def of(cls, asked: Submission) -> "Request":
@@ -164,20 +159,33 @@ class Request:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """Tokens [start, start + num_tokens) of a request, to be computed in this step."""
+    """Tokens [start, start + num_tokens) of a request, to be computed in this step.
+
+    The last of them are `draft`, guesses at what comes after the tokens that are known.
+    """
 
     request: Request
     start: int
     num_tokens: int
+    draft: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
 
     @property
+    def tokens(self) -> list[int]:
+        return [*self.request.tokens(self.start, self.num_tokens - len(self.draft)), *self.draft]
+
+    @property
     def wants_token(self) -> bool:
         """Whether the last token known so far is among them, so that the next one can be sampled."""
-        return self.end == self.request.num_tokens
+        return self.end - len(self.draft) == self.request.num_tokens
+
+    @property
+    def num_choices(self) -> int:
+        """After how many of its last tokens one may be sampled: after the newest known one, and after each guess."""
+        return 1 + len(self.draft) if self.wants_token else 0
 
     @property
     def scored(self) -> range:

@@ -53,8 +53,7 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:
-        """Logits (n, vocabulary), float32, of each item after the tokens that are scored, and after its last token if
-        it wants one.
+        """Logits (n, vocabulary), float32, of each item after the tokens that are scored, and where one may be chosen.
 
         Items with the same adapter must be neighbours (`in_segments`).
         """
@@ -66,7 +65,7 @@ class Runner:
             if replayed is not None:
                 return replayed
         ends = list(_ends(batch))
-        counts = [len(item.scored) + item.wants_token for item in batch]
+        counts = [len(item.scored) + item.num_choices for item in batch]
         wanted_places = [
             place for item, end in zip(batch, ends, strict=True) for place in _logit_places(item, end - item.num_tokens)
         ]
@@ -82,7 +81,7 @@ class Runner:
         hook = self._watch_states(seen) if wants_hidden else None
         self.context.begin(segments, wanting, self.device, MAX_GRID)
         try:
-            tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
+            tokens = [token for item in batch for token in item.tokens]
             # a step of prompt chunks alone wants no logits; those of one token are computed and dropped
             ids, kept = self._tensor(tokens), self._tensor(wanted_places or [0])
             logits: torch.Tensor = (
@@ -149,7 +148,8 @@ def _segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot], counts: Seq
 def _logit_places(item: Scheduled, start: int) -> list[int]:
     """Places in the batch, where the item begins at `start`, after which logits are needed."""
     places = [start + position - item.start for position in item.scored]
-    return [*places, start + item.num_tokens - 1] if item.wants_token else places
+    end = start + item.num_tokens
+    return [*places, *range(end - item.num_choices, end)]
 
 
 def in_segments(batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> list[Scheduled]:

@@ -12,6 +12,7 @@ import torch
 
 from adapterhub_local.errors import InputError, QhubError
 from serve.engine.draw import draw
+from serve.engine.form import Trail
 from serve.engine.request import Request, Sampled
 
 
@@ -23,22 +24,26 @@ class NothingAllowed(InputError):
     """No token may come next: the answer cannot be completed in the form that was asked for."""
 
 
-def choose(samplers: Sequence["Sampler"], logits: torch.Tensor) -> list[Sampled | Exception]:
+def choose(
+    samplers: Sequence["Sampler"], logits: torch.Tensor, ahead: Sequence[Sequence[int]] | None = None
+) -> list[Sampled | Exception]:
     """The next token of each request from logits (n, vocabulary) in float32, or NotFinite, NothingAllowed.
 
-    What one request gets does not depend on the others. Log-probabilities are of the model's own distribution, before
-    everything that is done to it here.
+    `ahead`: tokens of each that come after its answer so far, and before the one that is chosen. What one request gets
+    does not depend on the others. Log-probabilities are of the model's own distribution, before everything that is
+    done to it here.
     """
     values, best = (each.tolist() for each in logits.max(dim=-1))  # finds NaN before any number
     results: list[Sampled | Exception | None] = [None] * len(samplers)
     tokens: dict[int, int] = {}
     drawn: dict[int, torch.Tensor] = {}
+    ahead = ahead or [()] * len(samplers)
     for row, (sampler, value) in enumerate(zip(samplers, values, strict=True)):
         try:
             if not math.isfinite(value):
                 raise NotFinite("the model gave no finite logits for this request: the adapter may be damaged")
             own = logits[row]
-            adjusted = sampler.adjust(own)
+            adjusted = sampler.adjust(own, ahead[row])
         except (QhubError, RuntimeError) as error:
             results[row] = error
             continue
@@ -47,8 +52,8 @@ def choose(samplers: Sequence["Sampler"], logits: torch.Tensor) -> list[Sampled 
         else:
             tokens[row] = best[row] if adjusted is own else int(adjusted.argmax())
     if drawn:
-        chosen = [samplers[row] for row in drawn]
-        params, uniforms = [each.request.params for each in chosen], [each.uniform() for each in chosen]
+        params = [samplers[row].request.params for row in drawn]
+        uniforms = [samplers[row].uniform(len(ahead[row])) for row in drawn]
         tokens |= zip(drawn, draw(torch.stack(list(drawn.values())), params, uniforms), strict=True)
     for row, token in tokens.items():
         results[row] = sampled(token, logits[row], samplers[row].request.params.logprobs)
@@ -66,64 +71,60 @@ def sampled(token: int, logits: torch.Tensor, num_alternatives: int | None) -> S
 
 
 class Sampler:
-    """What one request's choices depend on. Asking for one again changes nothing: what came is in the request."""
+    """What one request's choices depend on. Asking for one again changes nothing: what came is in the request.
+
+    `ahead` are tokens that come after the answer so far, and before the one that is chosen.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         seed = request.params.seed
         self._seed = secrets.randbits(63) if seed is None else seed
-        self._num_seen = 0  # tokens of the answer that are counted below
+        self._counted = Trail()
         self._counts: torch.Tensor | None = None  # (vocabulary,) how often each token is in the answer
         self._in_prompt: torch.Tensor | None = None  # (vocabulary,)
 
-    @property
-    def adjusts(self) -> bool:
-        """Whether the next choice is made from other logits than the model's."""
-        request, params = self.request, self.request.params
-        is_short = len(request.output) < params.min_tokens and params.stop_token_ids
-        return bool(params.logit_bias or params.is_penalised or request.constraint or is_short)
-
-    def uniform(self) -> float:
-        """The random number from [0, 1) for the request's next token, the same however often it is asked for.
+    def uniform(self, num_ahead: int = 0) -> float:
+        """The random number from [0, 1) for the token at that place of the answer, however often it is asked for.
 
         Of the request's own seed, so that its tokens depend neither on its neighbours nor on the device.
         """
-        digest = hashlib.sha256(f"{self._seed} {len(self.request.output)}".encode()).digest()
+        digest = hashlib.sha256(f"{self._seed} {len(self.request.output) + num_ahead}".encode()).digest()
         return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
-    def adjust(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (vocabulary,) with bias, penalties and constraint; the very same tensor if there are none.
+    def adjust(self, logits: torch.Tensor, ahead: Sequence[int] = ()) -> torch.Tensor:
+        """Logits (vocabulary,) with bias, penalties and form; the very same tensor if there are none.
 
         Raises NothingAllowed.
         """
-        if not self.adjusts:
-            return logits
         request, params = self.request, self.request.params
+        is_short = len(request.output) + len(ahead) < params.min_tokens and params.stop_token_ids
+        if not (params.logit_bias or params.is_penalised or request.form or is_short):
+            return logits
         logits = logits.clone()
-        new = request.output[self._num_seen :]
-        self._num_seen = len(request.output)
         if params.is_penalised:
-            self._penalise(logits, new)
+            self._penalise(logits, ahead)
         for token, bias in params.logit_bias:
             logits[token] += bias
-        if len(request.output) < params.min_tokens and params.stop_token_ids:
+        if is_short:
             logits[list(params.stop_token_ids)] = -torch.inf
-        if request.constraint is not None:
-            for token in new:
-                request.constraint.advance(token)
-            allowed = torch.frombuffer(bytearray(request.constraint.allowed()), dtype=torch.uint8).bool()
+        if request.form is not None:
+            allowed = torch.frombuffer(bytearray(request.form.allowed(request.output, ahead)), dtype=torch.uint8).bool()
             logits[: len(allowed)].masked_fill_(~allowed.to(logits.device), -torch.inf)
             logits[len(allowed) :] = -torch.inf
         if not torch.isfinite(logits.max()):
             raise NothingAllowed("no token may come next in this answer: response_format and logit_bias exclude all")
         return logits
 
-    def _penalise(self, logits: torch.Tensor, new: list[int]) -> None:
+    def _penalise(self, logits: torch.Tensor, ahead: Sequence[int]) -> None:
         params = self.request.params
         if self._counts is None or self._in_prompt is None:
             self._counts = torch.zeros_like(logits)
             self._in_prompt = torch.zeros_like(logits, dtype=torch.bool)
             self._in_prompt[list(set(self.request.prompt))] = True
+        back, new = self._counted.move(self.request.output, ahead)
+        for token in back:
+            self._counts[token] -= 1
         for token in new:
             self._counts[token] += 1
         if params.repetition_penalty != 1:

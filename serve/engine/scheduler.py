@@ -8,12 +8,13 @@ among prompts is in `shares`.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
 from serve.engine.request import HIGH, Request, Scheduled, State
 from serve.engine.shares import divide
+from serve.engine.speculate import MAX_DRAFT, Costs
 from serve.errors import Busy
 
 MAX_WAITED = 256  # steps in which others may pass the head of the queue
@@ -25,22 +26,24 @@ class Scheduler:
 
     `is_ready`: whether an adapter is where a batch can use it; `pinned`: adapters whose places are theirs even if no
     request runs. `max_scored`: tokens of prompts in one step whose log-probabilities are wanted, None: all of a step.
+    `costs` of steps, by which it is decided whether a guess is worth it; None: nothing is guessed.
     """
 
     def __init__(
         self,
         options: EngineOptions,
         pages: PagePool,
-        *,
         is_ready: Callable[[str], bool] = lambda _: True,
         pinned: Callable[[], frozenset[str]] = frozenset,
         max_scored: int | None = None,
+        costs: Costs | None = None,
     ) -> None:
         self.options = options
         self.pages = pages
         self.is_ready = is_ready
         self.pinned = pinned
         self.max_scored = options.tokens_per_step if max_scored is None else max_scored
+        self.costs = costs
         self.max_passes = 4 * options.max_rows
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
@@ -56,6 +59,16 @@ class Scheduler:
     def adapters(self) -> frozenset[str]:
         """The adapters of the running requests, and those that are pinned."""
         return self.pinned() | {request.adapter for request in self.running if request.adapter is not None}
+
+    def wanted(self) -> dict[str, None]:
+        """Adapters that should be in slots: of running requests, pinned, and of waiting ones in their order."""
+        wanted = dict.fromkeys(self.adapters)
+        for request in self.queue:
+            if len(wanted) >= self.options.max_adapters:
+                break
+            if request.adapter is not None:
+                wanted[request.adapter] = None
+        return wanted
 
     @property
     def queue(self) -> list[Request]:
@@ -84,24 +97,44 @@ class Scheduler:
         self.num_steps += 1
         if not self._make_room():
             self._admit_waiting()
-        batch = [Scheduled(each, each.num_computed, 1) for each in self.running if each.is_decoding]
+        answers = [each for each in self.running if each.is_decoding]
         prompts = [each for each in self.running if not each.is_decoding]
-        return batch + self._divide(prompts, self.options.tokens_per_step - len(batch), is_awaited=bool(batch))
+        parts = self._divide(prompts, self.options.tokens_per_step - len(answers), is_awaited=bool(answers))
+        room = self.options.tokens_per_step - len(answers) - sum(item.num_tokens for item in parts)
+        return self._guess(answers, room) + parts
 
     def _divide(self, prompts: list[Request], budget: int, *, is_awaited: bool) -> list[Scheduled]:
         max_part = self.options.max_part
         return divide(prompts, budget, max_part=max_part, max_scored=self.max_scored, is_awaited=is_awaited)
 
-    def update(self, item: Scheduled, token: int | None) -> None:
-        """Note that `item` was computed and, if it wanted one, that `token` was sampled; finish if that ends it."""
-        request = item.request
-        request.num_computed = item.end
-        if token is None:
+    def _guess(self, answers: list[Request], room: int) -> list[Scheduled]:
+        """The next token of every answer, and guesses at those after it, `room` in all."""
+        batch, num_tokens = [], len(answers)
+        for request in answers:
+            most = min(room, request.params.max_tokens - len(request.output) - 1, MAX_DRAFT)
+            draft: tuple[int, ...] = ()
+            if self.costs is not None and most > 0:
+                forced = request.form.forced(request.output) if request.form is not None else ()
+                price = self.costs.price(num_tokens)
+                draft = request.drafter.draft(request.prompt, request.output, forced, most, price)
+                if not self.pages.extend(request, len(draft), spare=len(self.running)):
+                    draft = draft[: len(request.pages) * PAGE - request.num_tokens]
+                room, num_tokens = room - len(draft), num_tokens + len(draft)
+            batch.append(Scheduled(request, request.num_computed, 1 + len(draft), draft))
+        return batch
+
+    def update(self, item: Scheduled, tokens: Sequence[int]) -> None:
+        """Note that `item` was computed and, if it wanted any, that `tokens` were sampled; finish if these end it."""
+        request, before = item.request, item.request.num_computed
+        num_kept = max(0, len(tokens) - 1)
+        request.num_computed = item.end - len(item.draft) + num_kept
+        if not tokens:
             return
-        if request.in_flight or item.end % PAGE == 0:
+        request.drafter.note(len(item.draft), num_kept)
+        request.output += tokens
+        if request.in_flight or request.num_computed // PAGE > before // PAGE:
             self.pages.insert(request)
-        request.output.append(token)
-        if token in request.params.stop_token_ids and request.params.max_tokens:
+        if tokens[-1] in request.params.stop_token_ids and request.params.max_tokens:
             self.finish(request, "stop")
         elif len(request.output) >= request.params.max_tokens:
             self.finish(request, "length")

@@ -17,7 +17,7 @@ def score_prompts(
 ) -> tuple[dict[str, Scores | NotFinite], torch.Tensor]:
     """Scores by request, or what is wrong with its logits, of what the items score; and the logits for the next tokens.
 
-    `logits` (n, vocabulary) are the runner's: of each item its scored positions, and its last if it wants a token.
+    `logits` (n, vocabulary) are the runner's: of each item its scored positions, and those where one may be chosen.
     """
     if not any(item.scored for item in batch):
         return {}, logits
@@ -32,9 +32,8 @@ def score_prompts(
             except NotFinite as error:
                 scores[request.id] = error
             row += count
-        if item.wants_token:
-            last.append(row)
-            row += 1
+        last += range(row, row + item.num_choices)
+        row += item.num_choices
     return scores, logits[last]
 
 

@@ -1,6 +1,6 @@
 """Stats: what an engine did since it was started; and the Snapshot in which others see it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,23 @@ class Stats:
     num_tokens: int = 0  # computed, prompts included
     num_cached: int = 0  # not computed, because another request had computed the same
     num_sampled: int = 0
+    num_drafted: int = 0  # tokens that were guessed, and computed with the newest of their answers
+    num_accepted: int = 0  # of these, those that were right
     num_preemptions: int = 0
     num_failed_steps: int = 0
     max_rows: int = 0
     max_adapters: int = 0
 
-    def note(self, batch: Sequence[Scheduled], scheduler: Scheduler, num_failed: int) -> None:
-        """Count a step that computed `batch`; `num_failed` steps have failed so far."""
+    def note(
+        self, batch: Sequence[Scheduled], num_sampled: Mapping[str, int], scheduler: Scheduler, num_failed: int
+    ) -> None:
+        """Count a step that computed `batch` and gave so many tokens by request; `num_failed` have failed so far."""
         self.num_failed_steps = num_failed
         self.num_steps += 1
         self.num_tokens += sum(item.num_tokens for item in batch)
-        self.num_sampled += sum(item.wants_token for item in batch)
+        self.num_drafted += sum(len(item.draft) for item in batch)
+        self.num_accepted += sum(max(0, num_sampled[item.request.id] - 1) for item in batch)
+        self.num_sampled += sum(num_sampled.values())
         self.num_cached = scheduler.num_cached
         self.num_preemptions = scheduler.num_preemptions
         self.max_rows = max(self.max_rows, len(batch))

@@ -30,6 +30,7 @@ class Grammar:
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
+        self._num_after = 0  # tokens that came after the end of the form
 
     def allowed(self) -> bytes:
         """One byte a token of the vocabulary, 0 where the token may not come next. Raises NothingAllowed."""
@@ -39,9 +40,23 @@ class Grammar:
 
     def advance(self, token: int) -> None:
         """Note that `token` came; after the end of the form only tokens that end the answer are allowed."""
-        if not self._matcher.is_stopped():
+        if self._matcher.is_stopped():
+            self._num_after += 1
+        else:
             self._matcher.consume_token(token)
         self._check()
+
+    def rollback(self, count: int) -> None:
+        """Take the last `count` tokens back."""
+        after = min(count, self._num_after)
+        self._num_after -= after
+        self._matcher.rollback(count - after)
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next. Raises NothingAllowed."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        self._check()
+        return tokens
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -35,6 +35,12 @@ class Bytes:
     def advance(self, token: int) -> None:
         self.num_seen += 1
 
+    def rollback(self, count: int) -> None:
+        self.num_seen -= count
+
+    def forced(self) -> list[int]:
+        return []
+
 
 @pytest.mark.parametrize("prefix_bytes", [0, 4 * PAGE_BYTES])
 def test_answers_do_not_change(built_base, served_registry: Registry, prefix_bytes: int) -> None:

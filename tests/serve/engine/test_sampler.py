@@ -197,6 +197,12 @@ class Alternating:
     def advance(self, token: int) -> None:
         self.seen.append(token)
 
+    def rollback(self, count: int) -> None:
+        del self.seen[len(self.seen) - count :]
+
+    def forced(self) -> list[int]:
+        return []
+
 
 def test_constraint() -> None:
     """Only allowed tokens are chosen, those that the constraint does not know never, and it sees each token once."""

@@ -45,7 +45,7 @@ def step(scheduler: Scheduler, token: int = 1) -> list[Scheduled]:
     """One step in which every request that wants a token gets `token`."""
     batch = scheduler.schedule()
     for item in batch:
-        scheduler.update(item, token if item.wants_token else None)
+        scheduler.update(item, [token] if item.wants_token else [])
     return batch
 
 
@@ -124,7 +124,7 @@ def test_every_request_ends_within_budgets(arrivals, rows, extra, adapters, num_
             assert item.num_tokens >= 1
             assert item.request.state is State.RUNNING
             assert pages_for(item.end) <= len(item.request.pages)
-            scheduler.update(item, 1 if item.wants_token else None)
+            scheduler.update(item, [1] if item.wants_token else [])
         now += 1
         assert now < last + work + 10, "it goes round in circles"
     for _, each, abort in plan:
@@ -251,7 +251,7 @@ def test_end_of_an_answer() -> None:
     step(scheduler)
     batch = scheduler.schedule()
     for item in batch:
-        scheduler.update(item, END if item.request is stopped else 1)
+        scheduler.update(item, [END if item.request is stopped else 1])
     assert (stopped.finish_reason, cut.finish_reason) == ("stop", "length")
 
 
