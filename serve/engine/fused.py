@@ -54,7 +54,7 @@ class FusedStep:
         if count > MAX_TOKENS or any(each.slot.is_scaled or each.slot.rank in head.group.a for each in segments):
             return None
         structure, decoder = self.decoder.structure, self.model.model
-        tokens = [token for item in batch for token in item.request.tokens(item.start, item.num_tokens)]
+        tokens = [token for item in batch for token in item.tokens]
         positions = [place for item in batch for place in range(item.start, item.end)]
         x = decoder.embed_tokens(torch.tensor(tokens))
         cos, sin = self._angles(positions)
