@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # before huggingface_hub is imported: no test may ask a real hub
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -23,6 +24,10 @@ from adapterhub_local.settings import home as home_at
 from tests.adapter_files import factors
 from tests.hub_server import HubServer
 from tests.synced import folder_store, merge, s3_server, store  # noqa: F401
+
+# No example fails for the time it takes: other work on the machine makes any of them slow.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 # A shell starts what runs in its background with Ctrl-C ignored, which all that is started from here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

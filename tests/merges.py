@@ -96,4 +96,4 @@ def adapters(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-quick = settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=25)
+quick = settings(suppress_health_check=list(HealthCheck), max_examples=25)

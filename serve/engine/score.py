@@ -22,7 +22,8 @@ def score_prompts(
     if not any(item.scored for item in batch):
         return {}, logits
     scores: dict[str, Scores | NotFinite] = {}
-    last, row = [], 0
+    last: list[int] = []
+    row = 0
     for item in batch:
         if count := len(item.scored):
             request = item.request

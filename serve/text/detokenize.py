@@ -1,6 +1,7 @@
 """Tokens to text while they arrive: never half a character, never a part of a stop string."""
 
 from collections.abc import Sequence
+from copy import copy
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +28,12 @@ class Detokenizer:
     @property
     def is_stopped(self) -> bool:
         return bool(self.stopped_by)
+
+    def copy(self) -> "Detokenizer":
+        """Another that goes on from here."""
+        other = copy(self)
+        other._tokens = list(self._tokens)
+        return other
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` has come."""

@@ -3,17 +3,20 @@
 Families mark thoughts in text, such as <think>...</think>; which marks a base has, its chat template shows.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.data.chat import MARKS
-from serve.engine.request import Constraint
+from serve.engine.form import Constraint
 from serve.text.detokenize import Detokenizer, overlap
 
 TAIL = 16  # tokens at the end of a prompt that show whether the model already thinks when it begins
+MAX_BACK = 16  # tokens that are taken back at once, at most
 AFTER = "\n\n"  # between thoughts and answer
 
 
@@ -139,6 +142,8 @@ class ThoughtBound:
         self._limit, self._size, self._inner = limit, size, inner
         self._count = 0
         self._everything = b"\x01" * size
+        # before each of the last tokens: reader, text, what was forced, count
+        self._before: deque[tuple[ThoughtReader, Detokenizer, list[int], int]] = deque(maxlen=MAX_BACK)
         self._look()
 
     def allowed(self) -> bytes:
@@ -154,14 +159,29 @@ class ThoughtBound:
         """Note that `token` came."""
         if self._inner is not None:
             self._inner.advance(token)
+        self._before.append((self._reader, self._text, self._forced, self._count))
         if self._forced and token == self._forced[0]:
-            self._forced.pop(0)
+            self._forced = self._forced[1:]
         if self._reader.place is Place.PAST:
             return
+        self._reader, self._text = copy(self._reader), self._text.copy()
         self._count += self._reader.place is Place.INSIDE
         self._reader.push(self._text.push(token) + self._reader.form.special.get(token, ""))
         if not self._forced:
             self._look()
+
+    def rollback(self, count: int) -> None:
+        """Take the last `count` tokens back, at most MAX_BACK."""
+        if self._inner is not None:
+            self._inner.rollback(count)
+        for _ in range(count):
+            self._reader, self._text, self._forced, self._count = self._before.pop()
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next: those that close a thought, or what the inner form forces."""
+        if self._forced:
+            return list(self._forced)
+        return [] if self._inner is None else self._inner.forced()
 
     def _look(self) -> None:
         if self._reader.place is Place.INSIDE and self._count >= self._limit:

@@ -113,7 +113,7 @@ def both(request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.T
 
 
 @needs_llama_cpp
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(text=TEXTS)
 def test_any_text_is_split_as_llama_cpp_does(both: Any, text: str) -> None:
     """The families of most bases, on whatever is written."""

@@ -54,7 +54,7 @@ def impatient() -> Iterator[Renderer]:
     renderer.close()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     name=some.sampled_from(sorted(HONEST)), messages=MESSAGES, tools=TOOLS, begins=some.booleans(),
     continues=some.booleans(), variables=some.dictionaries(some.sampled_from(["enable_thinking", "day", "x"]), VALUES),

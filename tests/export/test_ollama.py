@@ -186,7 +186,7 @@ ATTACKS = [
 TEXTS = st.lists(ODD | st.sampled_from(ATTACKS), max_size=4).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(name=TEXTS, texts=st.lists(TEXTS, min_size=9, max_size=9), stops=st.lists(TEXTS.filter(bool), max_size=4))
 def test_no_text_becomes_a_command(name: str, texts: list[str], stops: list[str]) -> None:
     """Whatever a template, a stop word or a name holds, Ollama reads our commands only, and renders the text."""

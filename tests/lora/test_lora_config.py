@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -82,7 +82,6 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path, text: bytes) -> None:
         open_adapter(folder)
 
 
-@settings(deadline=None)
 @given(
     rank=st.integers(1, 64),
     alpha=st.floats(1e-3, 1e3),

@@ -133,7 +133,7 @@ def test_every_truncation_is_refused(small_file: Path, tmp_path: Path) -> None:
         open_adapter(tmp_path / "cut")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.data())
 def test_changed_bytes_are_read_or_refused(small_file: Path, tmp_path: Path, data: st.DataObject) -> None:
     """A file with some bytes of its header changed is opened and read whole, or refused; nothing else happens."""

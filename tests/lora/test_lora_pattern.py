@@ -29,7 +29,7 @@ def as_peft(patterns: dict[str, int], name: str) -> int | None:
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(PATTERNS), st.integers(), max_size=4), st.sampled_from(NAMES))
 def test_patterns_match_what_they_match_in_peft(patterns: dict[str, int], name: str) -> None:
     """Names are looked up and other patterns matched, in their order, with the outcome that PEFT has."""

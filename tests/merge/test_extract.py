@@ -108,7 +108,7 @@ def test_models_of_other_shapes_are_refused(
             extract(base, other, linears, 4, folder)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 12), st.integers(0, 2**31 - 1))
 def test_randomised_decomposition_is_the_best_one(rank: int, seed: int) -> None:
     """A large matrix of known spectrum gets the singular values of the full SVD, and its loss is known exactly."""

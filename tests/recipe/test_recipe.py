@@ -228,7 +228,7 @@ def test_wrong_data_keys(write: Write, override: str) -> None:
     assert WRONG_DATA[override] in problem
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.sampled_from(list("[]\"'=.#{},\n\\ abtrainame1e-")), max_size=60))
 def test_any_text_is_a_recipe_or_refused(write: Write, text: str) -> None:
     """No text makes reading a recipe end in anything but BadRecipe with lines that name the file."""

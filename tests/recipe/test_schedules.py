@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
@@ -18,7 +18,6 @@ from tests.recipes import MINIMAL
 THEIRS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(SCHEDULES),
     st.integers(1, 200),

@@ -40,7 +40,7 @@ def paths(value: Any, here: tuple = ()) -> list[tuple]:
 
 
 @given(path=st.sampled_from(paths(WHOLE)), value=VALUES)
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_what_is_let_in_can_be_shown(path: tuple, value: Any) -> None:
     """Any part of a lineage replaced by anything: it is refused, or every verb that shows versions still works."""
     lineage = copy.deepcopy(WHOLE)

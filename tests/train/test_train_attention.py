@@ -113,7 +113,7 @@ def test_the_kernel_of_older_versions(takes_shared: bool, is_right: bool, monkey
 
 
 @given(LAYOUTS, WINDOWS, st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)]), st.sampled_from([None, 0.3]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_route_is_dense_attention(layout, window, heads, scale) -> None:
     """For any prefix, examples, window and grouping of heads all routes give the result and gradients of a mask."""
     given = rows(layout, *heads)
@@ -132,7 +132,7 @@ def test_every_route_is_dense_attention(layout, window, heads, scale) -> None:
 
 
 @given(LAYOUTS, WINDOWS, st.sampled_from([(4, 4), (4, 2)]))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_soft_caps(layout, window, heads) -> None:
     """Capped scores, which no kernel has, are those of a mask over the whole row."""
     given = rows(layout, *heads)

@@ -85,7 +85,7 @@ def test_mixed_batch_equals_peft(
 
 
 @given(count=st.integers(1, 3 * ROWS), num_best=st.integers(0, 60), seed=st.integers(0, 9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_score(count: int, num_best: int, seed: int) -> None:
     """Scores are those of log_softmax, however many rows there are, and no more alternatives than tokens."""
     generator = torch.Generator().manual_seed(seed)
@@ -216,7 +216,7 @@ def test_too_many_numbers(server: Server, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @given(text=st.text(alphabet="ab Gß🙂é\n.", min_size=1, max_size=30), by_tokens=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_offsets(loaded_base: LoadedBase, text: str, by_tokens: bool) -> None:
     """Offsets rise from 0, and between two of them stands the token's text, if it is of whole characters."""
     reader = PromptReader(loaded_base.tokenizer, len(loaded_base.tokenizer))

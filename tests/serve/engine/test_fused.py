@@ -84,7 +84,7 @@ NAMES = st.sampled_from([None, *(f"{rank}-{number}" for rank in RANKS for number
 ROWS = st.lists(st.tuples(st.sampled_from([0, 1, 15, 16, 40, LONG]), st.integers(1, 12), NAMES), min_size=1, max_size=5)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS)
 def test_any_batch_gives_the_models_logits(engine: Engine, rows: list[tuple[int, int, str | None]]) -> None:
     """One token a row or several, short and long rows, any mix of adapters: and keys and values are the same too."""

@@ -82,7 +82,7 @@ def test_nothing_is_left_lying(drawn, budget, part, waits) -> None:
                 assert first.priority > late.priority
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(2, 150), min_size=1, max_size=3),
     budget=st.integers(8, 64),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -116,7 +116,6 @@ def test_overflow_stays_with_its_adapter() -> None:
     assert not torch.isfinite(out[0]).all()
 
 
-@settings(deadline=None)
 @given(
     uses=st.lists(
         st.tuples(st.sets(st.integers(0, 9), min_size=1, max_size=3), st.sampled_from(["q", "v", "qv", "o"])),

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_local.data.chat import MARKS
-from serve.text.thoughts import Place, ThoughtFormat, ThoughtReader
+from serve.text.thoughts import MAX_BACK, Place, ThoughtBound, ThoughtFormat, ThoughtReader
 from tests.serve.conftest import Server
+from tests.tiny import byte_tokenizer
 
 USER = {"role": "user", "content": "Hi"}
 # in the manner of DeepSeek-R1, which opens the thought itself, and of Qwen 3 with its switch
@@ -52,6 +53,27 @@ def test_every_family(begin: str, end: str) -> None:
     assert read(form, Place.BEFORE, ["4 is it"]) == ("", "4 is it")
     assert read(form, Place.INSIDE, ["2 +", f" 2\n{end[:-1]}"]) == ("2 + 2", "")
     assert read(form, Place.PAST, [f"{begin}4"]) == ("", f"{begin}4")
+
+
+@given(
+    st.lists(st.integers(0, 255), min_size=1, max_size=30),
+    st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=MAX_BACK), max_size=3),
+    st.sampled_from([Place.BEFORE, Place.INSIDE]),
+    st.integers(0, 5),
+)
+def test_what_was_tried_is_taken_back(tokens: list[int], tried: list[list[int]], place: Place, limit: int) -> None:
+    """Guesses that an answer did not take leave no trace in a bound: it allows and forces what it did."""
+    tokenizer, form = byte_tokenizer(), ThoughtFormat("<think>", "</think>", {}, {})
+    tokens = [*tokenizer.encode("a<think>\u00e9", add_special_tokens=False), *tokens]
+    plain, tries = (ThoughtBound(tokenizer, form, place, limit, len(tokenizer)) for _ in range(2))
+    for number, token in enumerate(tokens):
+        for guesses in tried[number % 3 : number % 3 + 1]:
+            for guess in guesses:
+                tries.advance(guess)
+            tries.rollback(len(guesses))
+        assert (tries.allowed(), tries.forced()) == (plain.allowed(), plain.forced())
+        plain.advance(token)
+        tries.advance(token)
 
 
 @pytest.fixture
