@@ -231,7 +231,7 @@ class Graphs:
         whose memory the others use again."""
         enough = next((size for size in SIZES if size >= max_rows), SIZES[-1])
         for size in [each for each in reversed(SIZES) if each <= enough]:
-            if self._is_for_graphs((), ()):
+            if self._is_for_graphs((), (), 0):
                 self._capture_step((size, ()), (), ())
 
     def _reserve(self, batch: Sequence[Scheduled]) -> None:
