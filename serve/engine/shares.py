@@ -40,10 +40,15 @@ def divide(
     if prompts:
         give(prompts[0], max(1, min(budget, max_part) // OLDEST))
         is_awaited = is_awaited or counts[prompts[0]] == _rest(prompts[0])
-    for request in sorted(prompts, key=lambda each: (-each.priority, _rest(each))):
+    order, place = sorted(prompts, key=lambda each: (-each.priority, _rest(each))), 0
+    while place < len(order):
+        request = order[place]
+        was_part = 0 < counts[request] < _rest(request)
         is_last = _rest(request) - counts[request] <= budget
         give(request, budget if is_last or not is_awaited else max(0, max_part - num_parts()))
         is_awaited = is_awaited or counts[request] == _rest(request)
+        # once the oldest is read to its end, its share of the parts is there for those before it
+        place = 0 if was_part and counts[request] == _rest(request) else place + 1
     return [Scheduled(request, request.num_computed, count) for request, count in counts.items() if count]
 
 
