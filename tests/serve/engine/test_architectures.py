@@ -1,5 +1,6 @@
 """Every architecture that is served: rows of a mixed batch on its NF4 base equal plain PEFT for each adapter alone."""
 
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def nf4_base(config, name: str, folder: Path) -> LoadedBase:
     """A random model in float32 whose linear layers, but for the output head, are NF4 with double quantisation."""
     nn = import_bitsandbytes().nn
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    # a copy: an engine writes its attention into the config of the model that it serves
+    model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval().requires_grad_(False)
     head = model.get_output_embeddings()
     linears = {
         name: module

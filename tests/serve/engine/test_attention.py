@@ -1,5 +1,6 @@
 """A packed batch gives what each sequence gives alone, for every architecture that the check at load lets through."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,7 @@ CONFIGS = {
 def make_model(config):
     """A random model whose attention matters: with the usual small weights every softmax would be flat."""
     torch.manual_seed(0)
+    config = deepcopy(config)
     config.initializer_range = 0.3
     # transformers 5.23 adds Falcon's ALiBi twice in its eager attention
     config._attn_implementation = "sdpa" if config.model_type == "falcon" else "eager"

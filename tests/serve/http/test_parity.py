@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.base.load import load_base
@@ -79,7 +80,7 @@ class Plain:
         self.model = PeftModel.from_pretrained(loaded.model, registry.resolve(first).path, adapter_name=first).eval()
         for name in others:
             self.model.load_adapter(registry.resolve(name).path, adapter_name=name)
-        self.layers = [module for module in self.model.modules() if hasattr(module, "scaling")]
+        self.layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
         self.scaling = [dict(layer.scaling) for layer in self.layers]
 
     @torch.inference_mode()
