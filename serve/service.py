@@ -122,8 +122,6 @@ class Service:
         """
         if ref.text == AUTO and self.routing is not None:
             return Target(AUTO, self.base.info, None)
-        if ref.text == AUTO and not self.registry.versions(AUTO) and self.loaded.find(AUTO) is None:
-            raise ModelNotFound(NO_ROUTER)
         check_models(key, ref.names)
         return self._followed(ref, lambda: self._find(ref, key))
 
@@ -137,6 +135,8 @@ class Service:
         return self._followed(ref, look) if waits else look()
 
     def _find(self, ref: ModelRef, key: Key | None) -> Target:
+        if ref.text == AUTO and not self.registry.versions(AUTO) and self.loaded.find(AUTO) is None:
+            raise ModelNotFound(NO_ROUTER)
         target = find_target(ref, self.base.info, self.registry, self.loaded.find(ref.name))
         if target.version is None:  # also what weights of zero leave
             check_models(key, [self.base.info.name])

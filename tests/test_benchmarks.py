@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import serve_gpu
 from benchmarks.train_gpu import CASES, SHAPES, UNSLOTH, measure, planned_gib
+from serve.engine.lean import NEEDED
 
 
 @pytest.mark.parametrize("name", ["llama-8b-2x2048-in-7.4", "llama-8b-longest-on-8", "llama-8b-speed-plain"])
@@ -49,4 +50,6 @@ def test_serving_on_a_gpu(kind: str) -> None:
     assert speeds.keys() == {"0", "2"}
     assert all(speed > 0 for by_batch in speeds.values() for speed in by_batch.values())
     if kind != "peft":
-        assert result["kernels"] == (["add_lora", "multiply", "paged_attention"] if kind == "ours" else [])
+        needed = {"add_lora", "multiply", "paged_attention", *NEEDED} if kind == "ours" else set()
+        assert needed <= set(result["kernels"])
+        assert bool(needed) == bool(result["kernels"])

@@ -58,7 +58,7 @@ def command(reference: str, key: Path | None, ask_password: bool, ml_bom: bool, 
     if output is None:
         return
     if str(output) == "-":
-        click.echo(visible_json(text))
+        echo(visible_json(text))
         return
     with staging(output.absolute().parent, f".{os.getpid()}-") as stage:
         (stage / "file").write_text(text + "\n", encoding="utf-8")

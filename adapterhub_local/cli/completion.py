@@ -25,7 +25,7 @@ def command(shell: str, install: bool) -> None:
     """
     text = script(shell)
     if not install:
-        click.echo(text)
+        echo(text)
         return
     path = place(shell)
     try:

@@ -104,7 +104,7 @@ class Database:
             if found and found != [("ok",)]:
                 return f"{self.path} is damaged: {str(found[0][0])[:200]}. {_REBUILD}"
             connection = self.connection()
-            if connection is not None and (wrong := schema_problem(connection)):
+            if connection is not None and (wrong := self._header_problem() or schema_problem(connection)):
                 return f"{self.path} is damaged: {wrong}. {_REBUILD}"
         except Corrupt as error:
             return str(error)
@@ -114,6 +114,12 @@ class Database:
                 return str(refusal)
             raise refusal from None
         return None
+
+    def _header_problem(self) -> str | None:
+        """SQLite opens a file whose versions it does not know for reading, if it can, and never says why."""
+        with open(self.path, "rb") as file:
+            versions = file.read(20)[18:20]
+        return None if all(each in (1, 2) for each in versions) else "its header names a file format that is unknown"
 
     def is_sound(self) -> bool:
         """Whether there is no `problem`."""

@@ -182,7 +182,9 @@ def _is_known(db: sqlite3.Connection, line: Line) -> bool:
             query = "SELECT 1 FROM evaluations WHERE name = ? AND number = ? AND digest = ?"
             row = db.execute(query, (*line.version, line.digest)).fetchone()
         case _:
-            row = db.execute("SELECT record FROM marks WHERE id = ?", (int(line.subject),)).fetchone()
-            if row is not None and digest_bytes(row[0].encode()) != line.digest:
+            # as bytes: a damaged record need not be UTF-8
+            query = "SELECT CAST(record AS BLOB) FROM marks WHERE id = ?"
+            row = db.execute(query, (int(line.subject),)).fetchone()
+            if row is not None and digest_bytes(row[0] or b"") != line.digest:
                 row = None
     return row is not None or db.execute("SELECT 1 FROM lost WHERE digest = ?", (line.digest,)).fetchone() is not None

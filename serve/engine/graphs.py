@@ -226,6 +226,7 @@ class Graphs:
             del self._captured[key]
             self._seen[key] = 0
 
+    @torch.inference_mode()
     def prepare(self, max_rows: int) -> None:
         """Capture the steps without adapters of all sizes up to `max_rows`, before anybody waits; the largest first,
         whose memory the others use again."""

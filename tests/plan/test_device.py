@@ -130,8 +130,8 @@ def test_serving_on_a_gpu(way: str, info: BaseInfo, monkeypatch: pytest.MonkeyPa
     wanted = answers(engine_over(tiny_model(), info), adapters, WAYS)
     chosen = None if way == "torch" else Kernels(dict(KERNELS))
     monkeypatch.setattr("serve.engine.build.choose_kernels", lambda *_: chosen)
-    graphs = lambda *args: Graphs(*args, is_captured=False, settled=1)  # noqa: E731
-    monkeypatch.setattr("serve.engine.build.Graphs", graphs if way == "static" else lambda *_: None)
+    graphs = lambda *args, **more: Graphs(*args, **more, is_captured=False, settled=1)  # noqa: E731
+    monkeypatch.setattr("serve.engine.build.Graphs", graphs if way == "static" else lambda *_, **__: None)
     with pretend_gpu(monkeypatch) as waits:
         engine = engine_over(moved(tiny_model()), info)
 

@@ -193,7 +193,9 @@ def test_kernels_are_checked_before_use(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setattr(lora, "add_lora", lambda outs, *_: outs[0].add_(1))
     monkeypatch.setattr(attention, "paged_attention", lambda *_, **__: torch.zeros(()).view(3))
     monkeypatch.setattr(nf4, "multiply", lambda *_: torch.full((), NAN))
-    assert choose_kernels("triton", DEVICE, torch.float32, (4, 2, 16)) is None
+    kernels = choose_kernels("triton", DEVICE, torch.float32, (4, 2, 16))
+    assert kernels is not None
+    assert not any(kernels.has(name) for name in ("add_lora", "paged_attention", "multiply"))
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == 3
     assert "multiply is not used: its results differ from plain torch's by inf" in warnings[2]
