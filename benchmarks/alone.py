@@ -2,9 +2,11 @@
 
     QHUB_HOME=... python -m benchmarks.alone [--prompt 64] [--tokens 48] [--rounds 4] [--together 16]
 
-Greedy answers of one length to random prompts of one length, from one request at a time and from several at once. Both
-servers are up and asked by turns, each with all cores. Ours computes the base from NF4 in float32, llama.cpp from the
-file's own 4-bit format in arithmetic of its own: speeds are compared, not answers. Needs `pip install xllamacpp`.
+Greedy answers of one length to random prompts of one length, from one request at a time and from several at once.
+Both servers are up and asked by turns, each with all cores. Answers to random prompts repeat themselves, which is
+easy to guess: `--speculation auto` is not what a real text gets (benchmarks.speculation). Ours computes the base from
+NF4 in float32, llama.cpp from the file's own 4-bit format in arithmetic of its own: speeds are compared, not answers.
+Needs `pip install xllamacpp`.
 """
 
 import argparse
@@ -67,6 +69,7 @@ def speed(ask: Any, address: str, texts: list[list[int]], tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", choices=("llama.cpp",))
+    parser.add_argument("--speculation", choices=("auto", "off"), default="off", help="as of our server")
     for name, value in (("prompt", 64), ("tokens", 48), ("rounds", 4), ("together", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
@@ -76,7 +79,10 @@ def main() -> None:
     start = time.perf_counter()
     log = subprocess.PIPE
     ours = subprocess.Popen(
-        [sys.executable, "-m", "serve", "--port", "0"], stdout=log, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "serve", "--port", "0", "--speculation", options.speculation],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert ours.stdout is not None
     address = next(found[0] for line in ours.stdout if (found := re.search(r"http://127[.\d]+:\d+", line)))
@@ -112,7 +118,16 @@ def main() -> None:
         side: {str(count): round(statistics.median(each), 1) for count, each in counts.items()}
         for side, counts in found.items()
     }
-    print(json.dumps({"tokens_per_second": result, "ready_seconds": round(ready, 2), "machine": machine()}))
+    print(
+        json.dumps(
+            {
+                "tokens_per_second": result,
+                "ready_seconds": round(ready, 2),
+                "speculation": options.speculation,
+                "machine": machine(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
