@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import stat
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ from adapterhub_local.digests import Digest, from_hex
 from adapterhub_local.errors import InputError, InUse, QhubError
 
 CHUNK = 1 << 20
-
-RIGHTS_SECONDS = 0.5  # how long a folder of a group may have the rights of its maker alone
 
 
 @contextmanager
@@ -89,21 +86,25 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def share_parents(folder: Path) -> None:
-    """Create a folder and those it is in; what is made in a folder that a group shares is the group's, too."""
-    if not folder.is_dir():
-        share_parents(folder.parent)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
-        else:
-            if is_shared(folder.parent):
-                folder.chmod(stat.S_IMODE(folder.stat().st_mode) | stat.S_ISGID | stat.S_IRWXG)
-            return
-    deadline = time.monotonic() + RIGHTS_SECONDS
-    while not may_write(folder) and is_shared(folder.parent) and time.monotonic() < deadline:
-        time.sleep(0.005)  # another member made it a moment ago, and is about to give it to the group
+    """Create a folder and those it is in; what is made in a folder that a group shares is the group's, too.
+
+    From the first moment: another member of the group may enter it as soon as it can be seen.
+    """
+    if folder.is_dir():
+        return
+    share_parents(folder.parent)
+    if not is_shared(folder.parent):
+        folder.mkdir(exist_ok=True)
+        return
+    made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    made.mkdir()
+    try:
+        made.chmod(stat.S_IMODE(made.stat().st_mode) | stat.S_ISGID | stat.S_IRWXG)
+        made.rename(folder)  # in the place of an empty one, too, which another member has just made
+    except OSError:
+        made.rmdir()
+        if not folder.is_dir():
+            raise
 
 
 def share_file(path: Path) -> None:

@@ -196,6 +196,7 @@ def ours(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
     meter = Meter(device)
     engine = engine_for(case, shape, load, device, tiny)
     speeds: dict[str, dict[int, float]] = {}
+    found: dict[str, Any] = {"tokens_per_second": speeds}
     meter.reset()
     for adapters in load.adapters:
         speeds[str(adapters)] = {}
@@ -204,20 +205,19 @@ def ours(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
                 decode(engine, batch, adapters, load, meter)  # fills slots, compiles, captures
             runs = [decode(engine, batch, adapters, load, meter) for _ in range(1 if tiny else 3)]
             speeds[str(adapters)][batch] = round(statistics.median(runs), 1)
+            found |= {**meter.peak(), "kernels": engine.runner.kernels}
             if not tiny:
-                say({**meter.peak(), "tokens_per_second": speeds, "kernels": engine.runner.kernels})
+                say(found)
+        if not tiny and "milliseconds_of_a_step" not in found:
+            found["milliseconds_of_a_step"] = {
+                each: kernel_times(lambda: _step(engine), start_batch(engine, each, adapters, load)) for each in (64, 1)
+            }
     most = max(load.batches)
-    found = {
-        **meter.peak(),
-        "tokens_per_second": speeds,
+    found |= {
         "cost_of_adapters": {many: round(1 - speeds[many][most] / speeds["0"][most], 3) for many in speeds},
         "base_products": chosen(engine.slots.groups),
     }
     if not tiny:
-        say(found)
-        found["milliseconds_of_a_step"] = {
-            batch: kernel_times(lambda: _step(engine), start_batch(engine, batch, 1, load)) for batch in (64, 1)
-        }
         say(found)
         long = {str(each): {} for each in LONG.adapters}  # type: dict[str, dict[int, float]]
         for adapters, batch in itertools.product(LONG.adapters, LONG.batches):

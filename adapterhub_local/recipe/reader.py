@@ -15,7 +15,7 @@ from adapterhub_local.recipe.elsewhere import hint
 from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
 from adapterhub_local.recipe.objectives import check_objective
-from adapterhub_local.recipe.recipe import RENAMED, Recipe
+from adapterhub_local.recipe.recipe import INSTEAD, RENAMED, Recipe
 from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
@@ -131,6 +131,9 @@ class _Reading:
                     end = told or self.nearest(key, known)
                     self.problem(layer, name, key, f"unknown key '{short(key)}' in [{name}]{end}")
                 given[key] = (layer, value)
+                other = INSTEAD.get((name, key))
+                if other in given and given[other][0] is not layer:  # what extends or overrides a recipe decides
+                    del given[other]
         hints = typing.get_type_hints(TABLES[name])
         values = {}
         for key, item in known.items():

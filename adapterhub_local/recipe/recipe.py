@@ -12,6 +12,8 @@ from adapterhub_local.recipe.schema import TABLES, Adapter, Base, Data, Eval, Ou
 from adapterhub_local.recipe.source import Source, shown
 
 RENAMED = {("adapter", "from_version"): "from"}  # table and key as recipes had it -> what it is called now
+# keys that say the same in two ways: the later of two files, or the command line, decides
+INSTEAD = {("train", "max_steps"): "epochs", ("train", "epochs"): "max_steps"}
 
 
 def as_called_now(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

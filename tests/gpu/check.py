@@ -46,7 +46,7 @@ class Part:
 PARTS = (
     Part("kernels", ("tests/gpu/test_kernels.py",), 130, compiles=True),
     Part("engine", ("tests/gpu/test_engine.py",), 130),
-    Part("train", ("tests/gpu/test_train.py",), 110),
+    Part("train", ("tests/gpu/test_attention.py", "tests/gpu/test_train.py"), 110),
     Part(
         "shapes",
         ("--noconftest", "tests/serve/kernels/test_kernels.py", "tests/serve/kernels/test_pointwise.py"),

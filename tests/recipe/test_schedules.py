@@ -63,6 +63,22 @@ def test_steps_instead_of_epochs() -> None:
     assert num_epochs(100, Train(epochs=1.5)) == 1.5
 
 
+@pytest.mark.parametrize(("written", "set_to"), [("epochs = 2", "max_steps=5"), ("max_steps = 5", "epochs=2")])
+def test_what_overrides_a_recipe_says_how_long(written: str, set_to: str, tmp_path: Path) -> None:
+    """Steps set on the command line, or by what extends a recipe, take the place of its epochs, and the other way."""
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    (tmp_path / "recipe.toml").write_text(f"{MINIMAL}\n[train]\n{written}\n")
+    (tmp_path / "more.toml").write_text(f'extends = "recipe.toml"\n[train]\n{set_to.replace("=", " = ")}\n')
+    key, value = set_to.split("=")
+    for recipe in (
+        load_recipe(tmp_path / "recipe.toml", [f"train.{set_to}"]),
+        load_recipe(tmp_path / "more.toml"),
+    ):
+        assert getattr(recipe.train, key) == int(value)
+        assert recipe.train.max_steps == (5 if key == "max_steps" else None)
+        assert written.split()[0] not in {name.partition(".")[2] for name in recipe.origins}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

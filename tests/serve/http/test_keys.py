@@ -28,6 +28,7 @@ from serve.limits import Bounds, Counts, Lease, LocalLimits, Refusal
 from serve.listen import is_loopback
 from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
+from tests.tiny import byte_tokenizer
 
 CHAT = "/v1/chat/completions"
 ANSWERS = Access(Scope.INFER, is_counted=True)
@@ -292,20 +293,22 @@ def test_concurrency_over_http(guarded: Server) -> None:
 def test_priority_over_http(guarded: Server) -> None:
     """While there is no room, requests of a key of high priority go before those that came earlier."""
     header = {name: {"Authorization": f"Bearer {token}"} for name, token in guarded.keys.items()}
-    body = {"model": "tone", "prompt": "Hi", "max_tokens": 1, "ignore_eos": True}
-    order: list[str] = []
+    body = {"model": "tone", "max_tokens": 1, "ignore_eos": True}
 
-    def ask(name: str) -> None:
-        assert guarded.http.post("/v1/completions", json=body, headers=header[name]).status_code == 200
-        order.append(name)
+    def ask(name: str) -> int:
+        return guarded.http.post("/v1/completions", json={**body, "prompt": name}, headers=header[name]).status_code
 
-    with ThreadPoolExecutor(3) as threads, guarded.service.engine._between_steps():
-        for number, name in enumerate(("low", "one", "high"), 1):
-            answered = threads.submit(ask, name)
-            while guarded.service.engine.snapshot().waiting < number:
-                assert not answered.done()
-                time.sleep(0.01)
-    assert order == ["high", "one", "low"]
+    with ThreadPoolExecutor(3) as threads:
+        answered = []
+        with guarded.service.engine._between_steps():
+            for number, name in enumerate(("low", "one", "high"), 1):
+                answered.append(threads.submit(ask, name))
+                while guarded.service.engine.snapshot().waiting < number:
+                    assert not answered[-1].done()
+                    time.sleep(0.01)
+            queue = [request.prompt for request in guarded.service.engine.scheduler.queue()]
+    assert queue == [tuple(byte_tokenizer().encode(name)) for name in ("high", "one", "low")]
+    assert [each.result() for each in answered] == [200, 200, 200]
 
 
 def test_priorities(home: Home) -> None:
