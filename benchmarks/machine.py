@@ -109,6 +109,11 @@ def run_cases(
     print(document)
 
 
+def say(result: dict[str, Any]) -> None:
+    """What is known so far, for the parent process, should this one not come to its end."""
+    print(json.dumps(result), flush=True)
+
+
 def _timed(command: Sequence[str], seconds: float) -> dict[str, Any]:
     """The last line of JSON that a command prints, and why it did not end well if it did not."""
     with tempfile.TemporaryFile("w+") as printed:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, apply_renamings
+from transformers.core_model_loading import WeightRenaming
 
 from adapterhub_local.base.bounds import LIMITS, check_files, check_settings
 from adapterhub_local.base.gguf_header import read_gguf_header
@@ -130,7 +130,13 @@ def _model_names(files: Iterable[str], config: Any) -> dict[str, str]:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     renamings = [entry for entry in get_model_conversion_mapping(model) if type(entry) is WeightRenaming]
     known = set(model.state_dict())
-    return {name if name in known else apply_renamings(name, renamings): name for name in files}
+
+    def renamed(name: str) -> str:
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        return name
+
+    return {name if name in known else renamed(name): name for name in files}
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:

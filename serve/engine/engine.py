@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 
 import torch
 
@@ -221,10 +220,14 @@ class Engine:
         if not result:
             return []
         prompt = PromptOutput(request.num_cached, tuple(request.scores), request.vector) if is_first else None
-        *before, last = result
-        outputs = [TokenOutput(request.id, each) for each in before]
-        outputs.append(TokenOutput(request.id, last, request.finish_reason))
-        return [replace(outputs[0], prompt=prompt), *outputs[1:]]
+        if len(result) == 1:  # as nearly always
+            return [TokenOutput(request.id, result[0], request.finish_reason, prompt=prompt)]
+        first, *between, last = result
+        return [
+            TokenOutput(request.id, first, prompt=prompt),
+            *(TokenOutput(request.id, each) for each in between),
+            TokenOutput(request.id, last, request.finish_reason),
+        ]
 
     def _reap(self) -> None:
         """Take out what was aborted since the last step, under the lock."""

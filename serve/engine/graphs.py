@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from adapterhub_local.errors import Incompatible
@@ -28,10 +29,12 @@ logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of a graph; smaller batches are filled up
 SETTLED = 16  # steps of one kind before it is captured, which takes as long as many steps
-MAX_GRAPHS = 40
+MAX_GRAPHS = 64
+MIN_TILES, FEW = 4, 8  # few adapters: at most a tile for every 8 rows, and 4 in small batches
 MAX_SETS = 3  # of ranks that a size has graphs of its own for; beyond, one takes the ranks of all adapters in slots
 TOLERANCE = 2e-2  # of the largest logit, between a step and its graph: the same kernels, but other sums in libraries
-Key = tuple[int, tuple[int, ...]]  # rows, and the ranks of their adapters
+# rows, the ranks of their adapters, and of how many tiles each rank has a table: an empty tile is a program, too
+Key = tuple[int, tuple[int, ...], int]
 
 
 @dataclass
@@ -59,21 +62,23 @@ class StaticBatch:
 
 
 class StaticStep:
-    """At most `size` rows with one token each, with adapters of `ranks`, as a function of its own tensors.
+    """At most `size` rows with one token each, of adapters of `ranks` in at most `num_tiles` tiles each, as a function.
 
-    A request with guesses has a row for each of its tokens.
+    Its arguments are tensors of its own. A request with guesses has a row for each of its tokens.
     """
 
-    def __init__(self, graphs: "Graphs", size: int, ranks: tuple[int, ...]) -> None:
+    def __init__(self, graphs: "Graphs", size: int, ranks: tuple[int, ...], num_tiles: int) -> None:
         self.graphs = graphs
         self.size = size
         width = graphs.max_pages
         device, is_pinned = graphs.device, graphs.device.type == "cuda"
         # one tensor for each type, so that a step is sent in two copies
         self._long = torch.zeros(4 * size, dtype=torch.int64, pin_memory=is_pinned)
-        self._int = torch.zeros(size * (1 + width + 3 * len(ranks)), dtype=torch.int32, pin_memory=is_pinned)
+        self._int = torch.zeros(
+            size * (1 + width) + 3 * num_tiles * len(ranks), dtype=torch.int32, pin_memory=is_pinned
+        )
         self._long_there, self._int_there = self._long.to(device), self._int.to(device)
-        parts = [size, size * width] + [3 * size] * len(ranks)
+        parts = [size, size * width] + [3 * num_tiles] * len(ranks)
         lengths, tables, *tiles = self._int_there.split(parts)
         self._lengths, self._tables, *self._tiles = (part.numpy() for part in self._int.split(parts))
         self.tokens, positions, pages, offsets = self._long_there.split(size)
@@ -85,24 +90,31 @@ class StaticStep:
             offsets,
             DecodeRows(None, tables.view(size, width), lengths),
         )
+        self._known: list[list[int]] = [[]] * size  # of each row, the pages in its table
         self.ranks = ranks
         self.lora = None
         if ranks:
             tables_of = zip(ranks, tiles, strict=True)
-            self.lora = LoraBatch((), (), tuple(Tiles(rank, part.view(size, 3)) for rank, part in tables_of))
+            self.lora = LoraBatch((), (), tuple(Tiles(rank, part.view(num_tiles, 3)) for rank, part in tables_of))
 
     def fill(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> None:
         """Send what these rows are; those beyond are nobody's and write to page 0."""
-        width, long = self.graphs.max_pages, self._long.numpy().reshape(4, self.size)
-        long[:] = 0
-        self._lengths[:] = 0
-        placed = ((item, *each) for item in batch for each in enumerate(item.tokens, item.start))
-        for row, (item, place, token) in enumerate(placed):
-            page, offset = divmod(place, PAGE)
-            pages = item.request.pages[: page + 1]
-            long[:, row] = token, place, pages[page], offset
-            self._lengths[row] = place + 1
-            self._tables[row * width : row * width + len(pages)] = pages
+        width = self.graphs.max_pages
+        tokens, places, pages, offsets = self._long.numpy().reshape(4, self.size)
+        placed = [(item, *each) for item in batch for each in enumerate(item.tokens, item.start)]
+        for row, (item, place, _) in enumerate(placed):
+            own = item.request.pages[: place // PAGE + 1]
+            if self._known[row] != own:  # a page more in one step of PAGE
+                self._tables[row * width : row * width + len(own)] = own
+                self._known[row] = own
+        count = len(placed)
+        tokens[:count] = [token for _, _, token in placed]
+        places[:count] = [place for _, place, _ in placed]
+        pages[:count] = [own[-1] for own in self._known[:count]]
+        np.remainder(places, PAGE, out=offsets)
+        self._lengths[:count] = places[:count] + 1
+        self._long.view(4, self.size)[:, count:] = 0
+        self._lengths[count:] = 0
         rows = tile_rows(segments)
         for rank, table in zip(self.ranks, self._tiles, strict=True):
             flat = [number for tile in rows.get(rank, ()) for number in tile]
@@ -178,7 +190,8 @@ class Graphs:
         if not self._is_for_graphs(batch, segments, num_tokens):
             return None
         size = next(size for size in SIZES if size >= num_tokens)
-        key = self._kind(size, {segment.slot.rank for segment in segments})
+        tiles = tile_rows(segments)
+        key = self._kind(size, set(tiles), max(map(len, tiles.values()), default=0))
         captured = self._captured.get(key)
         if captured is not None and captured.moves != self._moves(key[1]):
             self._forget_moved()
@@ -209,13 +222,18 @@ class Graphs:
             and (not self.is_captured or (self.kernels.has("add_lora") and self.kernels.has("paged_attention")))
         )
 
-    def _kind(self, size: int, ranks: Set[int]) -> Key:
-        """Whose graph a batch needs: that of its ranks, or of more, whose tables are then empty."""
-        sets = [own for other, own in self._captured if other == size and own]
+    def _kind(self, size: int, ranks: Set[int], num_tiles: int) -> Key:
+        """Whose graph a batch needs: that of its ranks, or of more, whose tables are then empty.
+
+        There is one for a few adapters, whose rows share tiles, and one for as many adapters as rows.
+        """
+        few = min(size, max(MIN_TILES, size // FEW))
+        room = 0 if not ranks else few if num_tiles <= few else size
+        sets = [own for other, own, others_room in self._captured if (other, others_room) == (size, room) and own]
         wider = [own for own in sets if ranks <= set(own)]
         if not ranks or tuple(sorted(ranks)) in sets or len(sets) < MAX_SETS:
-            return size, tuple(sorted(ranks))
-        return size, min(wider, key=len) if wider else tuple(sorted({*ranks, *self.slots.ranks}))
+            return size, tuple(sorted(ranks)), room
+        return size, min(wider, key=len) if wider else tuple(sorted({*ranks, *self.slots.ranks})), room
 
     def _moves(self, ranks: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(self.slots.moves[rank] for rank in ranks)
@@ -233,7 +251,7 @@ class Graphs:
         enough = next((size for size in SIZES if size >= max_rows), SIZES[-1])
         for size in [each for each in reversed(SIZES) if each <= enough]:
             if self._is_for_graphs((), (), 0):
-                self._capture_step((size, ()), (), ())
+                self._capture_step((size, (), 0), (), ())
 
     def _reserve(self, batch: Sequence[Scheduled]) -> None:
         self.cache.reserve(max((max(item.request.pages) for item in batch), default=0))

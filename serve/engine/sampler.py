@@ -39,6 +39,9 @@ def choose(
     drawn: dict[int, torch.Tensor] = {}
     ahead = ahead or [()] * len(samplers)
     for row, (sampler, value) in enumerate(zip(samplers, values, strict=True)):
+        if sampler.is_plain and math.isfinite(value):  # a tensor less a row: of many rows it is felt
+            results[row] = Sampled(best[row])
+            continue
         try:
             if not math.isfinite(value):
                 raise NotFinite("the model gave no finite logits for this request: the adapter may be damaged")
@@ -80,6 +83,9 @@ class Sampler:
         self.request = request
         seed = request.params.seed
         self._seed = secrets.randbits(63) if seed is None else seed
+        params = request.params
+        is_adjusted = params.logit_bias or params.is_penalised or params.min_tokens or request.form
+        self.is_plain = params.is_greedy and params.logprobs is None and not is_adjusted  # the likeliest token, always
         self._counted = Trail()
         self._counts: torch.Tensor | None = None  # (vocabulary,) how often each token is in the answer
         self._in_prompt: torch.Tensor | None = None  # (vocabulary,)

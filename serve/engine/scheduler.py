@@ -109,17 +109,20 @@ class Scheduler:
 
     def _guess(self, answers: list[Request], room: int) -> list[Scheduled]:
         """The next token of every answer, and guesses at those after it, `room` in all."""
-        batch, num_tokens = [], len(answers)
+        batch, num_tokens, price = [], len(answers), 0.0
+        if self.costs is not None:
+            price = self.costs.price(num_tokens)
         for request in answers:
             most = min(room, request.params.max_tokens - len(request.output) - 1, MAX_DRAFT)
             draft: tuple[int, ...] = ()
             if self.costs is not None and most > 0:
                 forced = request.form.forced(request.output) if request.form is not None else ()
-                price = self.costs.price(num_tokens)
                 draft = request.drafter.draft(request.prompt, request.output, forced, most, price)
                 if not self.pages.extend(request, len(draft), spare=len(self.running)):
                     draft = draft[: len(request.pages) * PAGE - request.num_tokens]
-                room, num_tokens = room - len(draft), num_tokens + len(draft)
+                if draft:
+                    room, num_tokens = room - len(draft), num_tokens + len(draft)
+                    price = self.costs.price(num_tokens)
             batch.append(Scheduled(request, request.num_computed, 1 + len(draft), draft))
         return batch
 

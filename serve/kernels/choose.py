@@ -95,7 +95,7 @@ def choose_kernels(
     if wanted == "torch":
         return None
     is_c = wanted == "c" or (wanted == "auto" and device.type == "cpu")
-    reason, own = _compiled(device, dtype) if is_c else _triton(device)
+    reason, own = _compiled(device, dtype) if is_c else _triton(device, dtype)
     if reason is not None:
         if wanted != "auto":
             raise InputError(f"--kernels {wanted} cannot be used here: {reason}. Leave it out, or give --kernels torch")
@@ -133,17 +133,20 @@ def _compiled(device: torch.device, dtype: torch.dtype) -> tuple[str | None, dic
         return str(error), {}
 
 
-def _triton(device: torch.device) -> tuple[str | None, dict[str, Callable[..., Any]]]:
-    """Why there are no kernels of Triton, or the kernels."""
+def _triton(device: torch.device, dtype: torch.dtype) -> tuple[str | None, dict[str, Callable[..., Any]]]:
+    """Why there are no kernels of Triton, or the kernels; the product with 4-bit weights is of CUDA C++."""
     try:
         from serve.kernels import attention, launch, lora, nf4, pointwise
     except ImportError as error:
         return f"Triton cannot be imported ({error})", {}
     if device.type != "cuda" and not launch.INTERPRETED:
         return f"they are for a GPU, the model is on the {device.type}", {}
+    no_product = nf4.why_not(device, dtype)
+    if no_product is not None:
+        logger.info("bitsandbytes multiplies the base's weights, not our kernel: %s", no_product)
     return None, {
+        **({"multiply": nf4.multiply} if no_product is None else {}),
         "add_lora": lora.add_lora,
-        "multiply": nf4.multiply,
         "paged_attention": attention.paged_attention,
         "add_norm": pointwise.add_norm,
         "rotate_and_write": pointwise.rotate_and_write,
@@ -177,7 +180,9 @@ def _check_attention(
     for window, softcap in ((None, None), (20, None), (None, 5.0)):
         draw = _draw(dtype, device)
         keys, values = draw(2, 80, kv_heads, 16, head_dim)
-        tables = torch.randperm(80, generator=torch.Generator().manual_seed(0)).view(4, 20).int().to(device)
+        tables = (
+            torch.randperm(80, generator=torch.Generator().manual_seed(0), device="cpu").view(4, 20).int().to(device)
+        )
         lengths = torch.tensor([320, 1, 0, 45], dtype=torch.int32, device=device)
         tensors = draw(4, num_heads, head_dim), keys, values, tables, lengths
         options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
@@ -191,7 +196,11 @@ def _check_multiply(
     """The same for products with 4-bit weights, for few and for many tokens."""
     worst = 0.0
     for tokens in (1, 20, 70):
-        packed = torch.randint(256, (100 * 320 // 2, 1), generator=torch.Generator().manual_seed(0)).byte().to(device)
+        packed = (
+            torch.randint(256, (100 * 320 // 2, 1), generator=torch.Generator().manual_seed(0), device="cpu")
+            .byte()
+            .to(device)
+        )
         code, absmax = torch.linspace(-1, 1, 16, device=device), torch.linspace(0.5, 2, 500, device=device)
         tensors = _draw(dtype, device)(tokens, 320), packed, absmax, code, 100
         worst = max(worst, _difference(kernel(*tensors), reference.multiply(*tensors)))
@@ -200,7 +209,7 @@ def _check_multiply(
 
 def _draw(dtype: torch.dtype, device: torch.device) -> Callable[..., torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return lambda *size: torch.randn(*size, generator=generator).to(device, dtype)
+    return lambda *size: torch.randn(*size, generator=generator, device="cpu").to(device, dtype)
 
 
 def _difference(got: torch.Tensor, wanted: torch.Tensor) -> float:

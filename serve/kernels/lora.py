@@ -17,6 +17,7 @@ FUSED = 3  # layers of one launch
 BLOCK_IN = 64  # places of the input, of shrink's columns and of the output that one program takes at a time
 BLOCK_WIDTH = 64
 BLOCK_OUT = 128
+MOST_READS = 320  # blocks of outputs times parts: each of these blocks reads all partial sums
 
 
 # how many tokens there are, and how the work is split, differ from step to step: no kernel is compiled anew for that
@@ -56,7 +57,8 @@ def _shrink(
 def _expand(
     inner, tiles, b0, b1, b2, out0, out1, out2, size0, size1, size2, stride0, stride1, stride2,
     column0, column1, column2, first1, first2, tokens, width, rank, parts,
-    TILE: tl.constexpr, BLOCK_RANK: tl.constexpr, BLOCK_OUT: tl.constexpr, PRECISION: tl.constexpr,
+    TILE: tl.constexpr, PARTS: tl.constexpr, BLOCK_RANK: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out[tokens] += inner[tokens, the layer's columns] @ b[slot], of the layer that this block of outputs is in."""
     tile = tiles + 3 * tl.program_id(0)
@@ -78,21 +80,23 @@ def _expand(
     places = block * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     is_row = (rows < count)[:, None]
     is_place = (places < size)[None, :]
+    target = out + (start + rows)[:, None] * stride + places[None, :]
+    mask = is_row & is_place
+    before = tl.load(target, mask=mask, other=0.0)  # asked for first: what follows waits for no other load
     total = tl.zeros((TILE, BLOCK_OUT), dtype=tl.float32)
     for begin in range(0, rank, BLOCK_RANK):
         ranks = begin + tl.arange(0, BLOCK_RANK)
         is_rank = ranks < rank
-        own = inner + (start + rows)[:, None] * width + column + ranks[None, :]
-        left = tl.zeros((TILE, BLOCK_RANK), dtype=tl.float32)
-        for part in range(parts):
-            left += tl.load(own + part * tokens.to(tl.int64) * width, mask=is_row & is_rank[None, :], other=0.0)
         right = tl.load(
             b + (slot * rank + ranks[:, None]) * size + places[None, :], mask=is_rank[:, None] & is_place, other=0.0
         )
+        own = inner + (start + rows)[:, None] * width + column + ranks[None, :]
+        left = tl.zeros((TILE, BLOCK_RANK), dtype=tl.float32)
+        for part in tl.static_range(PARTS):  # unrolled, so that all parts are on their way at once
+            is_part = is_row & is_rank[None, :] & (part < parts)
+            left += tl.load(own + part * tokens.to(tl.int64) * width, mask=is_part, other=0.0)
         total = dot(left.to(right.dtype), right, total, PRECISION)
-    target = out + (start + rows)[:, None] * stride + places[None, :]
-    mask = is_row & is_place
-    tl.store(target, (tl.load(target, mask=mask, other=0.0) + total).to(out.dtype.element_ty), mask=mask)
+    tl.store(target, (before + total).to(out.dtype.element_ty), mask=mask)
 
 
 def add_lora(
@@ -109,7 +113,8 @@ def add_lora(
     in_features, width = a.shape[1:]
     rank = width // len(outs)
     columns = triton.cdiv(width, BLOCK_WIDTH)
-    parts = _parts(num_tiles * columns, in_features)
+    outputs = sum(triton.cdiv(out.shape[1], BLOCK_OUT) for out in outs)
+    parts = _parts(num_tiles * columns, in_features, max(2, MOST_READS // outputs))
     blocks = triton.cdiv(triton.cdiv(in_features, parts), BLOCK_IN)  # of each part
     parts = triton.cdiv(in_features, blocks * BLOCK_IN)
     inner = torch.empty(parts, len(x), width, dtype=torch.float32, device=x.device)
@@ -126,11 +131,11 @@ def add_lora(
         _expand[(num_tiles, sum(sizes))](
             inner, tiles, *(b for _, b, _ in some), *(out for out, _, _ in some), *(out.shape[1] for out, _, _ in some),
             *(out.stride(0) for out, _, _ in some), *(column for _, _, column in some), *firsts, len(x), width,
-            rank, parts, TILE=TILE, BLOCK_RANK=min(64, max(16, triton.next_power_of_2(rank))), BLOCK_OUT=BLOCK_OUT,
-            PRECISION=precision(a.dtype),
+            rank, parts, TILE=TILE, PARTS=triton.next_power_of_2(parts), BLOCK_OUT=BLOCK_OUT,
+            BLOCK_RANK=min(64, max(16, triton.next_power_of_2(rank))), PRECISION=precision(a.dtype),
         )  # fmt: skip
 
 
-def _parts(programs: int, in_features: int) -> int:
+def _parts(programs: int, in_features: int, most: int) -> int:
     """Into how many parts the input is split, so that a few tiles still fill the GPU; at least 4 blocks each."""
-    return int(max(1, min(triton.cdiv(BUSY, programs), in_features // (4 * BLOCK_IN))))
+    return int(max(1, min(triton.cdiv(BUSY, programs), in_features // (4 * BLOCK_IN), most)))

@@ -56,7 +56,7 @@ CHECKS: dict[str, Callable[..., float]] = {
 
 def _drawer(dtype: torch.dtype, device: torch.device) -> Callable[..., torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return lambda *size: torch.randn(*size, generator=generator).to(device, dtype)
+    return lambda *size: torch.randn(*size, generator=generator, device="cpu").to(device, dtype)
 
 
 def _apart(got: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -70,8 +70,8 @@ def test_static_steps_equal_ordinary_steps(built_base: Path, served_registry: Re
     assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
     assert answers(engine, served_registry, [None] * 5) == wanted["base"]
     assert graphs.reason is None
-    assert {(8, ()), (4, ())} <= set(graphs._captured)  # five rows, then four
-    assert {rank for _, ranks in graphs._captured for rank in ranks} == {3, 8, 16}
+    assert {(8, (), 0), (4, (), 0)} <= set(graphs._captured)  # five rows, then four
+    assert {rank for _, ranks, _ in graphs._captured for rank in ranks} == {3, 8, 16}
 
 
 def test_steps_follow_factors_that_move(built_base: Path, served_registry: Registry, wanted) -> None:
@@ -95,7 +95,7 @@ def test_no_step_is_made_of_stacks_that_are_exchanged(built_base: Path, served_r
         assert answers(engine, served_registry, [None] * 5) == wanted["base"]
     assert not len(graphs)
     assert answers(engine, served_registry, ADAPTERS) == wanted["mixed"]
-    captured = graphs._captured[4, (3, 8, 16)]
+    captured = graphs._captured[4, (3, 8, 16), 4]
     assert {id(stack) for stack in captured.stacks} >= {id(engine.slots.groups[0].a[rank]) for rank in (3, 8, 16)}
 
     before = engine.slots.moves[8]
@@ -109,7 +109,7 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
     """With the kernels, interpreted here, and static steps on top, mixed adapters get the tokens that torch gives."""
     pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
     engine = engine_of(built_base, kernels="triton")
-    kernels = ("add_lora", "add_norm", "multiply", "paged_attention", "rotate_and_write", "silu_multiply", "lean")
+    kernels = ("add_lora", "add_norm", "paged_attention", "rotate_and_write", "silu_multiply", "lean")
     assert engine.snapshot().kernels == kernels
     assert answers(engine, served_registry, ADAPTERS, tokens=4) == [each[:4] for each in wanted["mixed"]]
 
@@ -121,7 +121,7 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
     )  # fmt: skip
     assert answers(engine, served_registry, ADAPTERS, tokens=3) == [each[:3] for each in wanted["mixed"]]
     assert len(runner.graphs)
-    kernels = ("add_lora", "add_norm", "multiply", "paged_attention", "rotate_and_write", "silu_multiply", "lean")
+    kernels = ("add_lora", "add_norm", "paged_attention", "rotate_and_write", "silu_multiply", "lean")
     assert engine.snapshot().kernels == kernels
 
 
@@ -152,7 +152,7 @@ def test_a_kind_of_step_is_made_once_it_is_common(built_base: Path, served_regis
     engine = engine_of(built_base)
     graphs = with_steps(engine, settled=10)
     assert answers(engine, served_registry, [None] * 5) == wanted["base"]
-    assert set(graphs._captured) == {(4, ())}
+    assert set(graphs._captured) == {(4, (), 0)}
 
 
 def steps_of(engine: Engine, registry: Registry, kinds: list[tuple[int, tuple[str, ...]]], rounds: int) -> list[object]:
@@ -160,9 +160,9 @@ def steps_of(engine: Engine, registry: Registry, kinds: list[tuple[int, tuple[st
     made: list[object] = []
     ordinary = graphs_module.StaticStep.__init__
 
-    def counted(self, graphs, size, ranks) -> None:
+    def counted(self, graphs, size, ranks, num_tiles) -> None:
         made.append((size, ranks))
-        ordinary(self, graphs, size, ranks)
+        ordinary(self, graphs, size, ranks, num_tiles)
 
     digests = {name: engine.pool.acquire(registry.resolve(name)).digest for name in ("alpha", "beta", "gamma")}
     for digest in digests.values():
@@ -213,7 +213,7 @@ def test_steps_without_adapters_are_captured_at_start(built_base: Path, served_r
     engine = engine_of(built_base)
     graphs = with_steps(engine, settled=1000)
     graphs.prepare(max_rows=6)
-    assert set(graphs._captured) == {(size, ()) for size in (1, 2, 4, 8)}
+    assert set(graphs._captured) == {(size, (), 0) for size in (1, 2, 4, 8)}
     before = dict(graphs._captured)
     assert answers(engine, served_registry, [None] * 5) == wanted["base"]
     assert dict(graphs._captured) == before

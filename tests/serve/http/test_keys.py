@@ -306,7 +306,7 @@ def test_priority_over_http(guarded: Server) -> None:
                 while guarded.service.engine.snapshot().waiting < number:
                     assert not answered[-1].done()
                     time.sleep(0.01)
-            queue = [request.prompt for request in guarded.service.engine.scheduler.queue()]
+            queue = [request.prompt for request in guarded.service.engine.scheduler.queue]
     assert queue == [tuple(byte_tokenizer().encode(name)) for name in ("high", "one", "low")]
     assert [each.result() for each in answered] == [200, 200, 200]
 

@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from serve.kernels import attention, lora, nf4, pointwise
+from serve.kernels import attention, lora, pointwise
 
 SLOTS, TOKENS, HIDDEN = 4, 6, 512
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -94,9 +94,6 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
                     query, *cache, tables[:, :width], lengths, scale=0.1, window=window, softcap=softcap
                 )
             )
-    packed, absmax, code = torch.zeros(64 * HIDDEN // 2, 1, dtype=torch.uint8), torch.empty(64 * 8), torch.empty(16)
-    for few in (torch.empty(1, HIDDEN, dtype=dtype), torch.empty(64, HIDDEN, dtype=dtype)):
-        found.append(lambda few=few: nf4.multiply(few, packed, absmax, code, 64))
     return found + between(dtype)
 
 
@@ -125,7 +122,6 @@ def between(dtype: torch.dtype) -> list[Callable[[], object]]:
 def steps(dtype: torch.dtype = torch.bfloat16) -> list[Callable[[], object]]:
     """Steps of one model as traffic brings them: any number of rows, any length, with adapters of one rank."""
     found: list[Callable[[], object]] = []
-    packed, absmax, code = torch.zeros(64 * HIDDEN // 2, 1, dtype=torch.uint8), torch.empty(64 * 8), torch.empty(16)
     a, b = torch.empty(SLOTS, HIDDEN, 16, dtype=dtype), torch.empty(SLOTS, 16, 512, dtype=dtype)
     cache = torch.empty(2, 50, 8, 16, 128, dtype=dtype)
     for rows in (1, 2, 3, 5, 7, 16, 17, 31, 32, 40, 64):
@@ -136,7 +132,6 @@ def steps(dtype: torch.dtype = torch.bfloat16) -> list[Callable[[], object]]:
             found += [
                 lambda q=query, t=tables, n=lengths: attention.paged_attention(q, *cache, t, n, scale=0.1),
                 lambda out=out, x=x, tiles=tiles: lora.add_lora([out], x, a, [b], tiles),
-                lambda x=x: nf4.multiply(x, packed, absmax, code, 64),
                 lambda x=x, out=out: pointwise.add_norm(x, out, x[0], 1e-6),
                 lambda out=out: pointwise.silu_multiply(out, out),
             ]
