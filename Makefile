@@ -55,13 +55,14 @@ docs: $(INSTALLED)
 	$(BIN)/python -m docs.build
 	$(BIN)/mkdocs build --quiet
 
-# What takes longer than CI may, about three quarters of an hour: random schedules of the engine, random requests beside
-# plain PEFT, memory while adapters come and go, and good and bad traffic at once.
+# What takes longer than CI may, about an hour: random schedules of the engine, random requests beside plain PEFT, memory
+# while adapters come and go, kills of the registry, 4 MB of every kind at every place, and good and bad traffic at once.
 check-long: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.engine.test_schedules 100000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.http.test_parity 1000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.adapters.test_churn 600
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.registry.test_registry_kills 300
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.serve.attacks large
 	$(BIN)/python -m benchmarks.serve_traffic --seconds 600
 
 # What only a GPU can show, in at most 9 minutes; without one, every part is skipped with its reason.

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,28 @@ settings.load_profile("shared machine")
 
 # A shell starts what runs in its background with Ctrl-C ignored, which all that is started from here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+FIGURES: list[str] = []  # what tests measured, of this process or, where tests run in several, of all of them
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> list[str]:
+    """Lines that are printed at the end of the run: figures that are worth a look, and no test fails for."""
+    sent: list[str] = getattr(request.config, "workeroutput", {}).setdefault("figures", FIGURES)
+    return sent
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over the figures of a process that is done."""
+    FIGURES.extend(getattr(node, "workeroutput", {}).get("figures", ()))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the figures."""
+    for line in FIGURES:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True, scope="session")

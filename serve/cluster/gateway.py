@@ -26,6 +26,7 @@ from serve.cluster.pins import Pinned, pin
 from serve.cluster.relay import Relay
 from serve.console.session import HOME
 from serve.errors import NoReplica
+from serve.http.bodies import read_apart, room_of
 from serve.http.console import PACKAGE, add_console
 from serve.http.failures import handle_errors, paths_of
 from serve.http.front import Front, own_path
@@ -86,6 +87,7 @@ def create_gateway(
 
     unused: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, **unused)
+    read_apart(app)
     gate = Gate(Keys(registry.home), is_required=http.require_keys, limits=limits)
     metrics = Metrics(_no_engine)
     routes: Routes  # known once all are added
@@ -140,7 +142,8 @@ def _add_answers(
         body = await request.body()
         pinned = None
         if request.scope["method"] == "POST" and body:
-            pinned = await asyncio.to_thread(pin, body, own_path(request.scope), base.name, registry)
+            path, loop = own_path(request.scope), asyncio.get_running_loop()
+            pinned = await loop.run_in_executor(room_of(body), pin, body, path, base.name, registry)
         return Relay(engines, call_of(request, body, pinned), note, http.send_timeout, http.timeout)
 
     for (method, path), declared in FORWARDED.items():

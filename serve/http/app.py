@@ -23,6 +23,7 @@ from serve.console.session import HOME
 from serve.engine.options import EngineOptions
 from serve.follow import Follower
 from serve.http.anthropic import add_anthropic
+from serve.http.bodies import read_apart
 from serve.http.console import add_console
 from serve.http.failures import handle_errors, paths_of
 from serve.http.front import Front
@@ -98,6 +99,7 @@ def create_app(
     app = FastAPI(
         title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, root_path=service.http.root_path, **pages
     )
+    read_apart(app)
     app.state.service = service
     gate = Gate(Keys(registry.home), is_required=service.http.require_keys, limits=limits or _limits(service.http))
     library = Library(registry, Jobs(registry.home), service.now)

@@ -17,6 +17,7 @@ from serve.console.actions import add_actions
 from serve.console.pages import add_pages
 from serve.console.session import HOME, SessionLayer, Sessions
 from serve.console.workbench import add_workbench
+from serve.http.bodies import read_apart
 from serve.http.failures import handle_errors
 from serve.http.front import Front
 from serve.http.guard import Guard
@@ -58,6 +59,7 @@ def console_app(registry: Registry, http: HttpOptions) -> FastAPI:
 
     unused: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, **unused)
+    read_apart(app)
     gate = Gate(Keys(registry.home), is_required=http.require_keys)
     routes: Routes  # known once all are added
     app.add_middleware(

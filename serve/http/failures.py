@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from adapterhub_local.errors import QhubError
 from serve.errors import ErrorBody, error_body
+from serve.http.bodies import InvalidBody
 from serve.http.front import own_path
 from serve.http.invalid import invalid_body, unknown_path
 
@@ -24,6 +25,11 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         found = invalid_body(error.errors(), request.headers.get("content-type", ""))
+        return _error_response(found, own_path(request.scope))
+
+    @app.exception_handler(InvalidBody)
+    async def invalid_large(request: Request, error: InvalidBody) -> Response:
+        found = invalid_body(error.errors, request.headers.get("content-type", ""))
         return _error_response(found, own_path(request.scope))
 
     @app.exception_handler(HTTPException)

@@ -13,17 +13,17 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub_local.actor import acting_as, named
-from adapterhub_local.errors import InputError, QhubError
+from adapterhub_local.errors import QhubError
 from serve.access import Access
 from serve.auth import Gate
 from serve.errors import BadFraming, TimedOut, TooLarge, error_body
+from serve.http.bodies import check_values
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 
 logger = logging.getLogger("serve.access")
 MAX_DISCARDED = 32 << 20  # bytes of a body too large that are read so that the answer is
 DISCARD_SECONDS = 10.0
-MAX_VALUES = 200_000  # lists and objects of a body, as far as counting brackets shows: to make more holds up all others
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -85,8 +85,7 @@ class Front:
         try:
             key = state["key"] = self.gate.identify(path, access, _authorization(headers), state.get("session"))
             body = await self._body(receive, headers)
-            if body.count(b"[") + body.count(b"{") > MAX_VALUES:
-                raise InputError(f"a body may have {MAX_VALUES:,} lists and objects, this one may have more")
+            check_values(body)
             lease = await self.gate.enter(access, key)
         except QhubError as error:
             await refuse(error, send, path)

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from serve.answers.completions import Answer
 from serve.answers.events import Told
 from serve.errors import BadParameter, ContextTooLong
+from serve.http.bodies import apart
 from serve.http.respond import respond
 from serve.requests.generation import GenerationRequest
 from serve.service import Service
@@ -39,7 +40,7 @@ async def answer(
 ) -> Response:
     """The answer to what `convert` makes of a body; `names`: parameters of a chat -> what the body calls them."""
     try:
-        return await respond(service, read(convert), request, told)
+        return await respond(service, await apart(request, lambda: read(convert)), request, told)
     except (BadParameter, ContextTooLong) as error:
         error.param = names.get(error.param, error.param).partition(".")[0]
         raise

@@ -44,8 +44,8 @@ class ApprovalBody(Body):
 class TagsBody(Body):
     """Tags to give to a version, and tags to take off it."""
 
-    add: list[Name] = []
-    remove: list[Name] = []
+    add: Annotated[list[Name], Field(fail_fast=True)] = []
+    remove: Annotated[list[Name], Field(fail_fast=True)] = []
 
 
 class EvaluationBody(Body):
@@ -65,8 +65,8 @@ class CompareBody(Body):
 class MergeBody(Body):
     """A merge: the weighted sum, or another method, of adapters. Without a name only what it would lose is computed."""
 
-    adapters: Annotated[list[Name], Field(min_length=1, max_length=16)]
-    weights: Annotated[list[float], Field(min_length=1, max_length=16)]
+    adapters: Annotated[list[Name], Field(min_length=1, max_length=16, fail_fast=True)]
+    weights: Annotated[list[float], Field(min_length=1, max_length=16, fail_fast=True)]
     method: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")] = "weighted_sum"
     rank: Annotated[int, Field(ge=1, le=100_000)] | None = None
     name: Name | None = None

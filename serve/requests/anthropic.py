@@ -195,7 +195,7 @@ class AnthropicRequest(CountRequest):
     temperature: float | None = None
     top_p: float | None = None
     top_k: Whole | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: Annotated[list[str], Field(fail_fast=True)] | None = None
     stream: bool | None = None
     metadata: Metadata | None = None
 

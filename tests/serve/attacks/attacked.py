@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -29,6 +30,7 @@ class AttackedServer:
         self.url = line.split()[-1].removesuffix("/v1")
         self.port = int(self.url.rpartition(":")[2])
         self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
+        self.longest: dict[str, float] = {}  # attack -> how long somebody else waited meanwhile at most, in seconds
 
     @property
     def is_alive(self) -> bool:
@@ -37,6 +39,17 @@ class AttackedServer:
     def answers(self) -> bool:
         """Whether an ordinary request is answered."""
         return self.http.post("/v1/completions", json=ORDINARY).status_code == 200
+
+    def told(self) -> str:
+        """What others had of the attacks, in a line."""
+        waits = sorted((wait, name) for name, wait in self.longest.items())
+        if not waits:
+            return "no attacks"
+        late = sum(wait > 0.3 for wait, _ in waits)
+        return (
+            f"{len(waits)} attacks on a server: others waited {waits[-1][0]:.2f} s at most ({waits[-1][1]}), "
+            f"{waits[len(waits) // 2][0]:.3f} s in the median, {late} times over 0.3 s"
+        )
 
     def stop(self) -> int:
         """End it as an administrator does; the exit code."""
@@ -50,13 +63,24 @@ class AttackedServer:
             self.process.stdout.close()
 
 
-class Bystander:
-    """Somebody who asks for short answers the whole time; `waits` is how long each took, in seconds."""
+def complete(client: httpx.Client) -> httpx.Response:
+    """Ask for a short answer."""
+    return client.post("/v1/completions", json=ORDINARY)
 
-    def __init__(self, server: AttackedServer) -> None:
+
+def look(client: httpx.Client) -> httpx.Response:
+    """Ask whether the server is ready, which takes no work but that of the event loop."""
+    return client.get("/ready")
+
+
+class Bystander:
+    """Somebody who asks the whole time, for answers or otherwise; `waits` is how long each took, in seconds."""
+
+    def __init__(self, server: AttackedServer, ask: Callable[[httpx.Client], httpx.Response] = complete) -> None:
         self.waits: list[float] = []
         self.failures: list[str] = []
         self._server = server
+        self._do = ask
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._ask)
 
@@ -73,11 +97,11 @@ class Bystander:
             while not self._done.is_set():
                 start = time.monotonic()
                 try:
-                    answer = client.post("/v1/completions", json=ORDINARY)
+                    answer = self._do(client)
                     if answer.status_code != 200:
                         self.failures.append(answer.text)
                 except httpx.HTTPError as error:
                     self.failures.append(repr(error))
                     return
                 self.waits.append(time.monotonic() - start)
-                time.sleep(0.02)
+                time.sleep(0.01)

@@ -30,10 +30,8 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="session")
-def attacked_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_home(folder: Path) -> Path:
     """A home with the base `tiny` and the adapter `alpha`."""
-    folder = tmp_path_factory.mktemp("attacked")
     home = home_at(folder / "home")
     base = add_base("tiny", save_tiny_model(folder / "model", chat_template=TEMPLATE), home, hub_id="some/tiny")
     publish(Registry(home), "alpha", base, seed=1, alias="prod")
@@ -41,8 +39,15 @@ def attacked_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def attacked(attacked_home: Path) -> Iterator[AttackedServer]:
-    """The server that is attacked."""
+def attacked_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of the server that is attacked."""
+    return make_home(tmp_path_factory.mktemp("attacked"))
+
+
+@pytest.fixture(scope="session")
+def attacked(attacked_home: Path, figures: list[str]) -> Iterator[AttackedServer]:
+    """The server that is attacked; how long others waited meanwhile is printed at the end of the run."""
     running = AttackedServer(attacked_home)
     yield running
+    figures.append(running.told())
     assert running.stop() == 0, running.log.read_text()[-2000:]

@@ -12,10 +12,11 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture(autouse=True)
-def bystander(attacked: AttackedServer) -> Iterator[None]:
+def bystander(attacked: AttackedServer, request: pytest.FixtureRequest) -> Iterator[None]:
     """Somebody else is answered all the time, and the process is alive after every attack."""
     with Bystander(attacked) as others:
         yield
+        attacked.longest[request.node.name] = max(others.waits, default=0.0)
         assert attacked.is_alive, attacked.log.read_text()[-2000:]
     assert not others.failures
     assert attacked.answers()
