@@ -140,6 +140,7 @@ def refusal(home: Home, path: Path) -> str:
     with pytest.raises(BadFile) as caught:
         add_base("bad", path, home)
     assert time.process_time() - before < SECONDS
+    assert caught.value.exit_code == 2
     said = str(caught.value)
     assert said.isprintable()
     assert len(said) < 700

@@ -157,6 +157,7 @@ def test_hostile_adapter_is_refused_at_once(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         open_adapter(path, dora=True, copies=True)
     assert time.process_time() - start < 2
+    assert caught.value.exit_code == 2
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1_200
 

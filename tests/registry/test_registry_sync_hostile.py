@@ -36,32 +36,37 @@ def hostile(registry: Registry, store: Store, **changes: object) -> None:
 
 
 TITLE = "org.opencontainers.image.title"
-LIES: list[dict[str, object]] = [
-    {"layers__0__annotations": {TITLE: "../../escaped"}},
-    {"layers__0__annotations": {TITLE: "/escaped"}},
-    {"layers__0__digest": "sha256:../../../../etc/passwd"},
-    {"layers__0__digest": "sha256:" + "0" * 64},
-    {"layers__0__size": 10**15},
-    {"layers__0__size": 1},
-    {"layers__0__size": -1},
-    {"layers__0__size": "9"},
-    {"config__digest": "sha256:" + "0" * 64},
-    {"config__digest": "../x"},
-    {"annotations__org.qhub.name": "../evil"},
-    {"annotations__org.qhub.name": "other"},
-    {"annotations__org.qhub.version": "2"},
-    {"annotations__org.opencontainers.image.created": "\u001b[31m"},
+# part of a manifest, what it says instead, the exit code, what is said of it
+LIES: list[tuple[str, object, int, str]] = [
+    ("layers__0__annotations", {TITLE: "../../escaped"}, 2, "holds a manifest"),
+    ("layers__0__annotations", {TITLE: "/escaped"}, 2, "holds a manifest"),
+    ("layers__0__digest", "sha256:../../../../etc/passwd", 2, "holds a manifest"),
+    ("layers__0__digest", "sha256:" + "0" * 64, 1, "is not there"),
+    ("layers__0__size", 10**15, 1, "has 76 bytes"),
+    ("layers__0__size", 1, 1, "has 76 bytes"),
+    ("layers__0__size", -1, 2, "holds a manifest"),
+    ("layers__0__size", "9", 2, "holds a manifest"),
+    ("config__digest", "sha256:" + "0" * 64, 1, "lacks its manifest or lineage"),
+    ("config__digest", "../x", 2, "is not a digest"),
+    ("annotations__org.qhub.name", "../evil", 2, "is not a name"),
+    ("annotations__org.qhub.name", "other", 1, "where 'evil@1' should be"),
+    ("annotations__org.qhub.version", "2", 1, "where 'evil@1' should be"),
+    ("annotations__org.opencontainers.image.created", "\u001b[31m", 2, "holds a manifest"),
 ]
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: str(lie)[2:40])
-def test_a_manifest_that_lies_is_refused(lie: dict[str, object], home: Home, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "said", "code", "words"), LIES, ids=[f"{lie[0]}-{lie[1]}"[:50] for lie in LIES])
+def test_a_manifest_that_lies_is_refused(
+    part: str, said: object, code: int, words: str, home: Home, tmp_path: Path
+) -> None:
     """Paths out of the folder, foreign digests, wrong and huge sizes: refused, and nothing is registered or left."""
     store = open_store(add_remote(home, "team", str(tmp_path / "remote")))
-    hostile(Registry(), store, **lie)
+    hostile(Registry(), store, **{part: said})
     other = Registry(tmp_path / "other")
-    with pytest.raises(QhubError):
+    with pytest.raises(QhubError, match=words) as caught:
         pull(other, store, named("evil"))
+    assert caught.value.exit_code == code
+    assert str(caught.value).isprintable()
     assert other.versions() == []
     assert blob_paths(other.home) == []
     assert list(other.home.tmp.iterdir()) == []
