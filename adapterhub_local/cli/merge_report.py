@@ -18,7 +18,7 @@ def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
         ("truncation", f"{report['truncation_error']:.2e}, predicted; exact rank {report['exact_rank']}"),
         ("storage", f"{report['rounding_error']:.2e}, {report['dtype']}, {report['num_parameters']:,} parameters"),
         ("energy", f"{report['retained_energy']:.4%} retained"),
-        ("size", f"{report['kept']:.1%} of the adapters' weighted norms; what is missing cancels out"),
+        ("size", _size(report, num_adapters)),
     ]
     if said:
         rows.insert(0, ("parameters", said))
@@ -32,6 +32,17 @@ def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
         rows.append(("interference", f"{entry['pair'][0]} and {entry['pair'][1]}: {cosine}"))
     rows.append(("served by", _server(report)))
     print_table(("loss", ""), rows)
+
+
+def _size(report: dict[str, Any], num_adapters: int) -> str:
+    if _idle(report) == num_adapters:
+        return "0: no adapter changes anything"
+    return f"{report['kept']:.1%} of the adapters' weighted norms; what is missing cancels out"
+
+
+def _idle(report: dict[str, Any]) -> int:
+    """How many of the adapters were not trained."""
+    return sum("changes nothing" in note for note in report.get("notes", ()))
 
 
 def _server(report: dict[str, Any]) -> str:
@@ -53,10 +64,9 @@ def tell_modules(report: dict[str, Any]) -> None:
 
 def warn(report: dict[str, Any], weights: list[float]) -> None:
     """Cautions and notes on standard error, so that the report can be piped on."""
-    for note in report.get("notes", ()):
+    for note in dict.fromkeys(report.get("notes", ())):
         echo(f"note: {note}", err=True)
-    idle = sum("changes nothing" in note for note in report.get("notes", ()))
-    if report["kept"] < 0.1 and idle < len(weights):
+    if report["kept"] < 0.1 and _idle(report) < len(weights):
         echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
     if report["max_lora_rank"] is None:
         echo(

@@ -49,7 +49,7 @@ _REFUSED = {
     "trainable_token_indices": f"it changes rows of the shared base's embeddings. {_FUSE}",
     "target_parameters": "it adapts parameters that are not linear layers",
     "layer_replication": "it changes the layers of the shared base",
-    "fan_in_fan_out": "its factors are transposed",
+    "fan_in_fan_out": "its base keeps weights transposed, as GPT-2 does, and no base here does",
     "alora_invocation_tokens": "it is active on a part of the text only (aLoRA)",
 }
 _PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal", None)

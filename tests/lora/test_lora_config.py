@@ -26,7 +26,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "embeddings": {"trainable_token_indices": [1, 2]},
     "not linear layers": {"target_parameters": ["experts.w1"]},
     "the layers of the shared base": {"layer_replication": [[0, 2]]},
-    "transposed": {"fan_in_fan_out": True},
+    "keeps weights transposed": {"fan_in_fan_out": True},
     "aLoRA": {"alora_invocation_tokens": [1]},
     "use_new_thing": {"use_new_thing": {"a": 1}},
     "use_other_thing = 0.5": {"use_other_thing": 0.5},

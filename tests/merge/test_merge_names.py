@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from adapterhub_local.cli.merge import command
 from adapterhub_local.errors import BadFile
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.lora.scale import AlphaKnown
@@ -67,6 +69,11 @@ def test_untrained_parent_is_reported(registry: Registry, tmp_path: Path) -> Non
     zero = save_peft(tmp_path / "zero", {name: value * ("lora_A" in name) for name, value in tensors.items()})
     report = merge_to_path(make_plan([str(good), str(zero)], [1.0, 1.0], registry), tmp_path / "sum")
     assert report.notes == ["zero changes nothing: one factor of each of its modules is zero. Was it trained?"]
+    done = CliRunner().invoke(command, [str(zero), str(zero), "--weights", "1,1", "-o", str(tmp_path / "none")])
+    assert done.exit_code == 0
+    assert "no adapter changes anything" in done.output
+    assert "cancel" not in done.output
+    assert done.output.count("Was it trained?") == 1
 
 
 def test_weight_of_a_base_that_is_not_here_is_refused(registry: Registry, tmp_path: Path) -> None:
