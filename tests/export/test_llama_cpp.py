@@ -14,6 +14,7 @@ from adapterhub_local.base.add import add_base
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.shapes import linear_shapes, tied_weights
+from adapterhub_local.export.families import FAMILIES
 from adapterhub_local.export.gguf import write_gguf
 from adapterhub_local.export.gguf_model import write_gguf_model
 from adapterhub_local.lora.adapter import open_adapter
@@ -102,6 +103,11 @@ def ours(base: BaseInfo, adapter: Path) -> tuple[list[int], torch.Tensor, torch.
             if ids[-1] == byte_tokenizer().eos_token_id:
                 break
     return ids[len(PROMPT) :], first, plain
+
+
+def test_every_family_is_here() -> None:
+    """No family that is exported goes without llama.cpp's own answer."""
+    assert {SHAPES[kind][0].model_type for kind, _ in MODELS.values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", MODELS)
