@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from adapterhub_local.adopt import adopt
-from adapterhub_local.errors import Incompatible
+from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.shapes import linear_shapes
+from adapterhub_local.cli.add import command
+from adapterhub_local.errors import Incompatible, NotFound
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import read_header
@@ -78,3 +82,48 @@ def test_how_far_an_adopted_adapter_fits_is_recorded(tmp_path: Path, fingerprint
     write_adapter(tmp_path / "a", AdapterConfig(2, 4, ("q_proj",)), shapes, tensors.items(), fingerprint)
     version = adopt(tmp_path / "a", "a", Registry(), BASE, staging_folder=tmp_path / "staged")
     assert version.lineage["compatibility"] == {"level": level, "base_fingerprint": fingerprint, "base_model": None}
+
+
+@pytest.mark.parametrize(
+    ("said", "level"),
+    [
+        ("someone/tiny", "named"),
+        ("Someone/Tiny", "named"),
+        ("unsloth/tiny-bnb-4bit", "named"),
+        ("outputs/checkpoint-100", "shapes"),
+        ("someone/other", "shapes"),
+    ],
+)
+def test_a_base_that_a_person_names_counts(
+    said: str, level: str, tiny_base: BaseInfo, registry: Registry, tmp_path: Path
+) -> None:
+    """`--base` confirms what says no base or another one, and that is recorded; who names this one needs none."""
+    shapes = linear_shapes(tiny_base)
+    module = next(iter(shapes))
+    rows, columns = shapes[module]
+    folder = save_peft(tmp_path / "a", factors({module: (rows, columns, 2)}), base_model_name_or_path=said,
+                       target_modules=[module.rpartition(".")[2]], layers_to_transform=[0])  # fmt: skip
+    done = CliRunner().invoke(command, [str(folder), "--name", "x", "--base", "tiny"], catch_exceptions=False)
+    assert done.exit_code == 0
+    compatibility = registry.resolve("x").lineage["compatibility"]
+    assert compatibility["level"] == level
+    assert compatibility.get("confirmed", False) is (level == "shapes")
+
+
+def test_another_fingerprint_is_not_confirmed_by_a_name(tmp_path: Path) -> None:
+    """Weights that say they were trained on another base stay refused, whoever names the base."""
+    tensors = factors({Q: (8, 6, 2)})
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    (tmp_path / "a").mkdir()
+    write_adapter(tmp_path / "a", AdapterConfig(2, 4, ("q_proj",)), shapes, tensors.items(), "sha256:" + "2" * 64)
+    with pytest.raises(Incompatible, match=r"another base.*: --force registers it anyway"):
+        adopt(tmp_path / "a", "a", Registry(), BASE, staging_folder=tmp_path, confirmed=True)
+
+
+def test_adapters_in_folders_are_named(tmp_path: Path) -> None:
+    """A folder of checkpoints is not an adapter: those that are there are named, and each is one by its own path."""
+    for name in ("checkpoint-100", "default"):
+        save_peft(tmp_path / "run" / name, factors({Q: (8, 6, 2)}))
+    with pytest.raises(NotFound, match=r"adapters in its folders: checkpoint-100, default\. Name one of them"):
+        open_adapter(tmp_path / "run")
+    assert open_adapter(tmp_path / "run" / "default").modules == (Q,)
