@@ -61,7 +61,7 @@ class _BodyRequest(Request):
 
 
 def _read(model: type[BaseModel], body: bytes) -> BaseModel:
-    value = json.loads(body, object_hook=_bounded)
+    value = json.loads(body, object_hook=_bounded, parse_int=_int, parse_float=_float)
     try:
         return model.model_validate(value, from_attributes=True)  # as FastAPI does, for the same errors
     except ValidationError as error:
@@ -74,6 +74,15 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
         message = f"an object may have {MAX_FIELDS:,} fields, one in this body has {len(value):,}"
         raise InvalidBody([{"type": "too_long", "loc": (), "msg": message}])
     return value
+
+
+# In Python, though C would do: where Python runs, the interpreter can hand its lock on to those who wait for it.
+def _int(text: str) -> int:
+    return int(text)
+
+
+def _float(text: str) -> float:
+    return float(text)
 
 
 def read_apart(app: FastAPI) -> None:

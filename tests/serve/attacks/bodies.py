@@ -112,7 +112,7 @@ BODIES: dict[str, Attack] = {
         {"type": "function", "function": {"name": "f", "description": "a" * LARGE}}]),
     "100,000 stop strings": chat([USER], words=LIST, stop=["a"] * 100_000),
     "a stop string of 4 MB": chat([USER], stop="a" * LARGE),
-    "100,000 biases": chat([USER], words=MANY, logit_bias={str(number): 0 for number in range(100_000)}),
+    "20,000 biases": chat([USER], words=MANY, logit_bias={str(number): 0 for number in range(20_000)}),
     "a bias for what is not a token": chat([USER], logit_bias={"9" * 5000: 1}),
     "100,000 stop tokens": chat([USER], words=LIST, stop_token_ids=[1] * 100_000),
     "a field called by 4 MB": chat([USER], words="no such parameter", **{"a" * LARGE: 1}),
@@ -166,13 +166,13 @@ BODIES: dict[str, Attack] = {
     "9,000 fields": chat([USER], words="no such parameter", **{f"field{number}": 1 for number in range(9000)}),
     "9,000 wrong biases": chat([USER], user="a" * 99_999, logit_bias={f"x{number}": {} for number in range(9000)}),
     "9,000 forms": chat([USER], user="a" * 99_999, structured_outputs={f"x{number}": 1 for number in range(9000)}),
-    "arguments of 180,000 keys": chat([{"role": "assistant", "content": None, "tool_calls": [
-        {"id": "a", "function": {"name": "f", "arguments": {f"{number:x}": 1 for number in range(180_000)}}}]}],
+    "arguments of 20,000 keys": chat([{"role": "assistant", "content": None, "tool_calls": [
+        {"id": "a", "function": {"name": "f", "arguments": {f"{number:x}": 1 for number in range(20_000)}}}]}],
         words=MANY),
     "arguments of 18 times 9,000 keys": chat([{"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "function": {"name": "f", "arguments": {f"{large:x}": {f"{number:x}": 1 for number in range(9000)}
                                                             for large in range(18)}}}]}], words=LONG),
-    "notes of 180,000 keys": chat([USER], words=MANY, metadata={f"{number:x}": 1 for number in range(180_000)}),
+    "notes of 20,000 keys": chat([USER], words=MANY, metadata={f"{number:x}": 1 for number in range(20_000)}),
     "notes of 9,000 keys": chat([USER], 200, metadata={f"{number:x}": "a" * 50 for number in range(9000)}),
     "a mix of 300,000 adapters": Attack(
         CHAT, 400, "at most", {"model": "+".join(["alpha"] * 300_000), "messages": [USER]}),
@@ -181,8 +181,8 @@ BODIES: dict[str, Attack] = {
     "a mix of a weight that is none": Attack(CHAT, 404, "", {"model": "alpha*nan", "messages": [USER]}),
     "4,000 turns of 15 parts": turns([{"role": "user", "content": [CONTENT] * 15}] * 4000, LONG),
     "60,000 parts of a turn": turns([{"role": "user", "content": [CONTENT] * 60_000}], LIST),
-    "a call with 180,000 keys": turns([{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f",
-        "input": {f"{number:x}": 1 for number in range(180_000)}}]}], MANY),
+    "a call with 20,000 keys": turns([{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f",
+        "input": {f"{number:x}": 1 for number in range(20_000)}}]}], MANY),
     "a result of 4 MB": turns([{"role": "user", "content": [
         {"type": "tool_result", "tool_use_id": "a", "content": "a" * LARGE}]}], LONG),
     "a million stop sequences that are none": turns([USER], "stop_sequences", stop_sequences=[1] * 1_000_000),
@@ -196,8 +196,8 @@ BODIES: dict[str, Attack] = {
     "an image of 4 MB": Attack("/api/chat", 400, "images", {"model": "alpha", "stream": False, "messages": [
         {"role": "user", "content": "x", "images": ["a" * LARGE]}]}),
     "60,000 messages to Ollama": Attack("/api/chat", 400, LIST, {"model": "alpha", "messages": [USER] * 60_000}),
-    "190,000 options": Attack("/api/chat", 400, MANY, {"model": "alpha", "messages": [USER],
-        "options": {f"{number:x}": 1 for number in range(190_000)}}),
+    "20,000 options": Attack("/api/chat", 400, MANY, {"model": "alpha", "messages": [USER],
+        "options": {f"{number:x}": 1 for number in range(20_000)}}),
     "60,000 texts to embed": Attack("/v1/embeddings", 400, LIST, {"model": "alpha", "input": ["a"] * 600_000}),
     "a text of 4 MB to embed": Attack("/v1/embeddings", 400, LONG, {"model": "alpha", "input": "a" * LARGE}),
     "800,000 answers to score": Attack("/v1/score", 400, LIST, {

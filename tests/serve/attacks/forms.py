@@ -5,6 +5,7 @@ from typing import Any
 Form = tuple[dict[str, Any], int, str | None, str]
 DEEP = "refer to one another too deeply"
 LATE = "has to be compiled"
+MANY = "10,000 fields"
 LONG = "do not fit"  # tools are a part of the prompt, too
 
 
@@ -79,7 +80,8 @@ FORMS: dict[str, Form] = {
     "a tool that is nested 200 deep": (tool(nested(200)), 400, TOOLS, "100 levels"),
     "5,000 rules": (structured(grammar=rules(5000)), 400, OUTPUTS, DEEP),
     "2,000 rules, which fit": (structured(grammar=rules(2000)), 200, None, ""),
-    "a schema of 18,000 references": (structured(json=chain(18_000)), 400, OUTPUTS, DEEP),
+    "a schema of 9,900 references": (structured(json=chain(9900)), 400, OUTPUTS, DEEP),
+    "a schema of 18,000 references": (structured(json=chain(18_000)), 400, None, MANY),
     "parentheses, 4,000 deep": (structured(regex="(" * 4000 + "a" + ")" * 4000), 400, OUTPUTS, "cannot be used"),
     "parentheses of rules": (structured(grammar="start: " + "(" * 9000 + '"a"' + ")" * 9000), 400, OUTPUTS, ""),
     "a million letters by repetition": (structured(regex="(a{1000}){1000}"), 400, OUTPUTS, "spell out"),
@@ -98,7 +100,8 @@ FORMS: dict[str, Form] = {
     "choices of a million letters": (structured(choice=["a" * 1_000_000]), 400, OUTPUTS, "50,000 characters"),
     "two million characters of names": (
         schema({"enum": [f"value-{number:07d}" for number in range(100_000)]}), 400, SCHEMA, "1,000,000 characters"),
-    "objects, 20,000 in a chain": (schema(chain(20_000, "properties")), 400, SCHEMA, "1,000,000 characters"),
+    "objects, 9,900 in a chain": (schema(chain(9900, "properties")), 400, SCHEMA, DEEP),
+    "objects, 20,000 in a chain": (schema(chain(20_000, "properties")), 400, None, "200,000 lists"),
     "a chain of 150 objects, which fits": (schema(chain(150, "properties")), 200, None, ""),
     "4,096 ways by alternatives": (
         schema({"allOf": [{"anyOf": [{"required": [f"p{n}"], "properties": {f"p{n}": {}}}, {"required": [f"q{n}"],

@@ -16,8 +16,8 @@ def bystander(attacked: AttackedServer, request: pytest.FixtureRequest) -> Itera
     """Somebody else is answered all the time, and the process is alive after every attack."""
     with Bystander(attacked) as others:
         yield
-        attacked.longest[request.node.name] = max(others.waits, default=0.0)
         assert attacked.is_alive, attacked.log.read_text()[-2000:]
+    attacked.longest[request.node.name] = max(others.waits, default=0.0)
     assert not others.failures
     assert attacked.answers()
 
@@ -37,18 +37,19 @@ def test_forms(attacked: AttackedServer, name: str) -> None:
 
 @pytest.mark.parametrize("name", BODIES)
 def test_requests(attacked: AttackedServer, name: str) -> None:
-    """Whatever is sent gets an error in OpenAI's form that is small, and tells nothing of the inside."""
+    """Whatever is sent gets an error in its endpoint's form that is small, and tells nothing of the inside."""
     attack = BODIES[name]
     answer = attacked.http.request(attack.method, attack.path, content=attack.content, headers=attack.all_headers)
     assert answer.status_code == attack.status, answer.text[:500]
     assert len(answer.content) < 20_000
     if attack.status == 200:  # what is large and not read costs nothing
         return
-    message = answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    message = error if isinstance(error, str) else error["message"]  # Ollama's form is a text
     assert attack.words in message
     assert "Traceback" not in message
 
 
 def test_there_are_many() -> None:
     """The corpus holds what it promises."""
-    assert len(FORMS) + len(BODIES) >= 110
+    assert len(FORMS) + len(BODIES) >= 160
