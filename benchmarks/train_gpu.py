@@ -233,9 +233,10 @@ def fits(case: Case, shape: dict[str, Any], device: str, steps: int) -> dict[str
         meter.reset()
         watch = Watch(lambda entry: stamps.append(meter.now()))
         trainer = make_trainer(model, examples, recipe, Path(folder), watch)
+        rows = len(trainer.objective.rows(examples[: case.examples]))  # more than one where packing was not exact
         trainer.train()
     tokens = case.examples * case.length * (len(stamps) - 1)
-    return {**meter.peak(), "tokens_per_second": round(tokens / (stamps[-1] - stamps[0]), 1)}
+    return {**meter.peak(), "rows_a_step": rows, "tokens_per_second": round(tokens / (stamps[-1] - stamps[0]), 1)}
 
 
 def longest(case: Case, shape: dict[str, Any], device: str, most: int) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.layout import Groups, Layout
 
 IGNORE = -100
+# relative differences of logits that are the same, in float32 and at least in 16 bits; and what no rounding explains
+SAME, SAME_ROUNDED, LEAK = 1e-4, 2e-2, 0.15
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ def is_exact(model: CausalModel, examples: Sequence[Example], *, share: bool = T
     """Whether packed examples give this model the same logits as each example alone; how it does is set in the model.
 
     Probed on the first two and the longest, with attention by layout and then with masks. False for model code that
-    ignores or cannot take both, or ignores positions.
+    ignores or cannot take both, or ignores positions. In 16 bits, whose rounding grows with the depth of a model, the
+    same is what differs no more than rounding explains, as this model shows it (`rounding`).
     """
     longest = max(range(len(examples)), key=lambda index: len(examples[index].ids))
     probes = [examples[index] for index in sorted({0, min(1, len(examples) - 1), longest})]
@@ -187,17 +190,40 @@ def is_exact_row(model: CausalModel, probes: Sequence[Example], packed: Packed) 
     with torch.inference_mode():
         detach(model)
         alone = [forward(model, pack([example]))[0] for example in probes]
-        if attach(model) and _agrees(model, packed, alone):
+        tolerance = SAME
+        if alone[0].dtype != torch.float32:
+            tolerance = min(max(SAME_ROUNDED, 6 * rounding(model, probes[0])), LEAK)
+        if attach(model) and _agrees(model, packed, alone, tolerance):
             return True
         detach(model)
-        if _agrees(model, packed, alone):
+        if _agrees(model, packed, alone, tolerance):
             return True
     if was_attached:  # by a training run, whose rows were found exact
         attach(model)
     return False
 
 
-def _agrees(model: CausalModel, packed: Packed, alone: Sequence[torch.Tensor]) -> bool:
+def rounding(model: CausalModel, example: Example) -> float:
+    """How far logits move, relative to their norm, where each input embedding moves by a unit in its last place.
+
+    So far, at least, does everything that sums in another order: a kernel for other shapes, or another kernel.
+    """
+    draws = torch.Generator().manual_seed(0)
+
+    def shaken(_: torch.nn.Module, __: Any, states: torch.Tensor) -> torch.Tensor:
+        signs = 2 * torch.randint(2, states.shape, generator=draws).to(states) - 1
+        return states * (1 + torch.finfo(states.dtype).eps * signs)
+
+    wanted = forward(model, pack([example]))[0].float()
+    hook = model.get_input_embeddings().register_forward_hook(shaken)
+    try:
+        got = forward(model, pack([example]))[0].float()
+    finally:
+        hook.remove()
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def _agrees(model: CausalModel, packed: Packed, alone: Sequence[torch.Tensor], tolerance: float) -> bool:
     """Whether examples in one row have the logits (n, vocabulary) that each has alone."""
     try:
         together, _, owner = forward(model, packed)
@@ -207,8 +233,6 @@ def _agrees(model: CausalModel, packed: Packed, alone: Sequence[torch.Tensor]) -
         return False
     for number, wanted in enumerate(alone):
         got = together[owner == number].float()
-        # rounding of bfloat16 stays below 2 %, a leak between examples is far above
-        tolerance = 1e-4 if wanted.dtype == torch.float32 else 2e-2
         if not (wanted.float() - got).norm() <= tolerance * wanted.float().norm():
             return False
     return True

@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the mean negative log-likelihood of all answer tokens of a step."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,8 @@ from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import Packed, is_exact, pack, pack_rows
 from adapterhub_local.train.loss import answer_loss, output_head
 from adapterhub_local.train.objectives.objective import Sum
+
+logger = logging.getLogger(__name__)
 
 
 class Sft:
@@ -29,6 +32,9 @@ class Sft:
         self.share = not any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
         if self.size > 1 and not is_exact(model.eval(), examples, share=self.share):
             self.size = 1
+            logger.warning(
+                "examples are computed one by one, more slowly: this model gives other logits for several in one row"
+            )
         self.head = output_head(model.eval(), examples[0])
 
     def rows(self, batch: Sequence[Example]) -> list[Packed]:
