@@ -13,7 +13,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY adapterhub_local adapterhub_local
 COPY serve serve
-RUN pip install --no-cache-dir build && python -m build --wheel --outdir /dist
+RUN pip install --no-cache-dir build && python -m build --wheel --outdir /build/dist
 
 FROM python:${PYTHON}-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -21,10 +21,10 @@ ARG EXTRAS=sign,parquet,s3
 # the server's kernels are compiled for the processor at hand when it starts first
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 qhub && install -d -o qhub -g qhub /home/qhub/.qhub /home/qhub/.cache
-COPY constraints.txt /tmp/constraints.txt
-RUN pip install --no-cache-dir -c /tmp/constraints.txt --index-url ${TORCH_INDEX} --extra-index-url https://pypi.org/simple torch
-COPY --from=wheel /dist /tmp/dist
-RUN pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /tmp/dist/*.whl)[${EXTRAS}]" && rm -r /tmp/dist
+COPY constraints.txt /build/constraints.txt
+RUN pip install --no-cache-dir -c /build/constraints.txt --index-url ${TORCH_INDEX} --extra-index-url https://pypi.org/simple torch
+COPY --from=wheel /build/dist /build/dist
+RUN pip install --no-cache-dir -c /build/constraints.txt "$(echo /build/dist/*.whl)[${EXTRAS}]" && rm -r /build
 USER qhub
 WORKDIR /home/qhub
 ENV QHUB_HOME=/home/qhub/.qhub
