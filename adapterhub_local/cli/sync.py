@@ -182,15 +182,15 @@ def status(remote: str, name: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log_(remote: str, name: str | None, as_json: bool) -> None:
     """Show everything that was ever said at REMOTE, or about NAME, oldest first: who moved what, and when."""
-    from adapterhub_local.registry.remote_status import said
+    from adapterhub_local.registry.remote_status import records, said
 
     log = Log(open_store(find_remote(Registry().home, remote)))
-    records = [one for one in log.every() if name is None or one.fields.get("name") == name]
+    found = records(log, name)
     if as_json:
         # of a key all but what is made of its secret
-        print_json([one.to_json() | ({"key": None} if one.kind == "key" else {}) for one in records])
+        print_json([one.to_json() | ({"key": None} if one.kind == "key" else {}) for one in found])
     else:
-        rows = [(one.number, one.at[:19].replace("T", " "), one.by, one.kind, *said(one)) for one in records]
+        rows = [(one.number, one.at[:19].replace("T", " "), one.by, one.kind, *said(one)) for one in found]
         print_table(("record", "when", "by", "kind", "about", "what"), rows)
     for number, reason in log.unread.items():
         echo(f"record @{number} says nothing to this qhub: {reason}", err=True)

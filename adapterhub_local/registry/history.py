@@ -4,13 +4,15 @@ The order is that in which changes were committed, whatever clocks said. A page 
 shown, so what changes meanwhile moves nothing on later pages.
 """
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.digests import short
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import InputError, NotFound
+from adapterhub_local.refs import check_name
 from adapterhub_local.registry.journal import KINDS
 from adapterhub_local.registry.registry import Registry
 
@@ -47,16 +49,17 @@ def history(
 ) -> History:  # fmt: skip
     """The changes behind the cursor `after`, or the newest: of one name, of these kinds, by one actor.
 
-    `allowed` are the names that may be seen, None for all and for what is about no name. Raises InputError.
+    `allowed` are the names that may be seen, None for all and for what is about no name. Raises InputError, and
+    NotFound for a name that nothing was ever recorded of.
     """
     if not 1 <= limit <= MAX_PAGE:
         raise InputError(f"limit is {limit}: a page has 1 to {MAX_PAGE} entries")
     if unknown := [event for event in events if event not in KINDS]:
-        raise InputError(f"'{unknown[0]!a}' is not a kind of change: there are {', '.join(sorted(KINDS))}")
+        raise InputError(f"{unknown[0][:40]!a} is not a kind of change: there are {', '.join(sorted(KINDS))}")
     where, values = ["1"], list[Any]()
     if after is not None:
         if not (after.removeprefix("-").isascii() and after.removeprefix("-").isdigit() and len(after) < 18):
-            raise InputError(f"'{after[:40]!a}' is not a place in the history: leave it out to begin with the newest")
+            raise InputError(f"{after[:40]!a} is not a place in the history: leave it out to begin with the newest")
         where.append("id < ?")
         values.append(int(after))
     for field, value in (("name", name), ("actor", actor)):
@@ -69,8 +72,22 @@ def history(
             values.append(json.dumps(list(several)))
     query = f"SELECT * FROM ({_ALL}) WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"  # noqa: S608
     rows = registry.database.rows(query, (*values, limit + 1))
+    if not rows and name is not None:
+        _check_recorded(registry, name, allowed)
     shown = rows[:limit]
     return History([entry(row["id"], row["record"]) for row in shown], str(shown[-1]["id"]) if rows[limit:] else None)
+
+
+def _check_recorded(registry: Registry, name: str, allowed: Sequence[str] | None) -> None:
+    """Raise NotFound, with the nearest names, unless something happened to `name`, which may be seen."""
+    query = f"SELECT DISTINCT json_extract(record, '$.name') AS name FROM ({_ALL}) WHERE name IS NOT NULL"  # noqa: S608
+    known = [row["name"] for row in registry.database.rows(query)]
+    if allowed is not None:
+        known = [one for one in known if one in set(allowed)]
+    if check_name(name) not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`qhub list` shows what there is"
+        raise NotFound(f"there is no adapter '{name}', and never was: {hint}")
 
 
 def entry(number: int, record: str) -> dict[str, Any]:

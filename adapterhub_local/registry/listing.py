@@ -195,7 +195,7 @@ def _read_cursor(text: str | None) -> tuple[int, Any, str, int] | None:
             return newest, key, name, number
     except (ValueError, TypeError, binascii.Error, UnicodeError):
         pass
-    raise InputError(f"'{text[:40]!a}' is not a place in a list: leave `after` out to begin at its start")
+    raise InputError(f"{text[:40]!a} is not a place in a list: leave `after` out to begin at its start")
 
 
 def _entries(registry: Registry, ids: Sequence[int]) -> list[dict[str, Any]]:

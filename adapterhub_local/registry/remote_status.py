@@ -1,5 +1,6 @@
 """What a remote says of its adapters beside what is here, and what each record of its log says, for those who look."""
 
+import difflib
 from typing import Any
 
 from adapterhub_local.errors import NotFound
@@ -47,6 +48,18 @@ def status(registry: Registry, log: Log, name: str | None = None) -> dict[str, A
     unread = {str(number): reason for number, reason in log.unread.items()}
     place = {"remote": log.store.remote.name, "url": log.store.url, "records": log.last}
     return {**place, "keys": valid, "unread": unread, "entries": entries}
+
+
+def records(log: Log, name: str | None = None) -> list[Record]:
+    """Every record of the log, or those about one name, oldest first. Raises NotFound if none is about it."""
+    every = list(log.every())
+    found = [one for one in every if name is None or one.fields.get("name") == name]
+    if name is not None and not found:
+        where = log.store.remote.name
+        near = difflib.get_close_matches(name, {str(one.fields.get("name", "")) for one in every}, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"`qhub remote show {where}` lists what it has"
+        raise NotFound(f"the log of {where} has no '{name}': {hint}")
+    return found
 
 
 def said(record: Record) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from adapterhub_local.actor import acting_as
 from adapterhub_local.cli.main import qhub
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import BadReference, InputError, NotFound
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.archive import read_archive, write_archive
 from adapterhub_local.registry.fsck import fsck
@@ -100,8 +100,31 @@ def test_a_name_a_kind_and_an_actor_narrow_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a kind of change"):
         history(registry, events=["rename"])
     for place in ("x", "--1", "1" * 20, "²"):
-        with pytest.raises(InputError, match="is not a place in the history"):
+        with pytest.raises(InputError, match=f"^{re.escape(ascii(place))} is not a place in the history"):
             history(registry, after=place)
+
+
+def test_a_name_that_never_was_is_refused_with_a_near_one(tmp_path: Path) -> None:
+    """An empty list would read as "nothing happened to it"; a removed name keeps its history."""
+    registry = Registry(tmp_path)
+    for number, name in enumerate(("sentiment", "gone", "hidden")):
+        registry.publish(name, files(number), LINEAGE)
+    remove(registry, registry.resolve("gone@1"))
+
+    with pytest.raises(NotFound, match=r"there is no adapter 'sentimnt', and never was: did you mean sentiment\?"):
+        history(registry, name="sentimnt")
+    with pytest.raises(NotFound, match="`qhub list` shows what there is"):
+        history(registry, name="hiden", allowed=["sentiment"])
+    with pytest.raises(NotFound, match="there is no adapter 'hidden'"):
+        history(registry, name="hidden", allowed=["sentiment"])
+    with pytest.raises(BadReference, match="'sentiment@1' is not a name"):
+        history(registry, name="sentiment@1")
+    assert [entry["event"] for entry in history(registry, name="gone").entries] == ["removal", "version"]
+    assert (
+        history(registry, name="gone", events=["tag"]).entries
+        == history(registry, name="gone", after="1").entries
+        == []
+    )
 
 
 def test_what_came_by_an_archive_was_received(tmp_path: Path) -> None:
