@@ -72,6 +72,7 @@ ORDER = (
     "settings",
     "refs",
     "intervals",
+    "bounds",
     "progress",
     "durable",
     "digests",

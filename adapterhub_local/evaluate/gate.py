@@ -3,13 +3,12 @@
 Light until it scores: requirements are parsed and data files looked for before torch is loaded.
 """
 
-import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub_local.bounds import Bound, split_bound
 from adapterhub_local.durable import digest_file
 from adapterhub_local.errors import Incompatible, InputError, NotFound, QhubError
 from adapterhub_local.settings import Home
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from adapterhub_local.rows.examples import Example
 
 METRICS = ("exact_match", "loss")
-OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-_REQUIREMENT = re.compile(r"\s*(\S+)\.(\w+)\s*(>=|<=|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -33,26 +30,23 @@ class Requirement:
 
     task: str
     metric: str
-    operator: str
-    bound: float
+    bound: Bound
 
     @classmethod
     def parse(cls, text: str) -> "Requirement":
         """The requirement that `text` spells. Raises InputError."""
-        match = _REQUIREMENT.fullmatch(text)
-        if not match or match[2] not in METRICS:
+        score, bound = split_bound(text) or ("", None)
+        task, _, metric = score.rpartition(".")
+        if bound is None or bound.operator == "=" or not task or metric not in METRICS:
             shown = text.encode("unicode_escape").decode()[:80]
             raise InputError(
                 f"'{shown}' is not a requirement: write task, metric ({' or '.join(METRICS)}) and bound, such as "
                 "'sentiment.exact_match>=0.8'"
             )
-        return cls(match[1], match[2], match[3], float(match[4]))
+        return cls(task, metric, bound)
 
     def __str__(self) -> str:
-        return f"{self.task}.{self.metric}{self.operator}{self.bound:g}"
-
-    def is_met(self, value: float) -> bool:
-        return bool(OPERATORS[self.operator](value, self.bound))
+        return f"{self.task}.{self.metric}{self.bound}"
 
 
 def check_held(held: "Scored", requirements: Sequence[Requirement] = ()) -> None:
@@ -155,7 +149,7 @@ def check_scores(scores: Mapping[str, "Score"], requirements: Sequence[Requireme
     for requirement in requirements:
         score = scores[requirement.task]
         value = getattr(score, requirement.metric)
-        if not requirement.is_met(value):
+        if not requirement.bound.holds(value):
             where = f"{score.rows} examples of {held.data[requirement.task].name}"
             failed.append(
                 f"{requirement.task}.{requirement.metric} is {value:.4g} on {where}, required is {requirement}"

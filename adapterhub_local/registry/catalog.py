@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_local.bounds import Bound, split_bound
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.registry.registry import LIVE, Registry
 from adapterhub_local.registry.version import Version
@@ -18,7 +19,7 @@ SHARES = (
     "regex_match",
     "json_valid",
 )  # metrics that are shares of the examples
-_CONDITION = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>|=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_METRIC = re.compile(r"[A-Za-z_][\w.]*")
 _ORDERS = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}
 # probed version by version, so that the first hundred names do not wait for all
 _NEWEST = (
@@ -32,17 +33,16 @@ class Condition:
     """A bound on a score of the adapter: `exact_match>0.8`."""
 
     metric: str
-    operator: str
-    bound: float
+    bound: Bound
 
     @classmethod
     def parse(cls, text: str) -> "Condition":
         """The condition that `text` spells. Raises InputError."""
-        match = _CONDITION.fullmatch(text)
-        if not match:
+        found = split_bound(text)
+        if found is None or not _METRIC.fullmatch(found[0]):
             shown = text.encode("unicode_escape").decode()[:80]
             raise InputError(f"'{shown}' is not a condition: write a metric and a bound, such as 'exact_match>0.8'")
-        return cls(match[1], match[2], float(match[3]))
+        return cls(*found)
 
 
 def find(
@@ -77,9 +77,9 @@ def find(
     own = "s.name = v.name AND s.number = v.number" + (" AND s.task = ?" if task is not None else "")
     of_task = [task] if task is not None else []
     for condition in conditions:
-        held = "s.metric = ? AND s.value " + condition.operator + " ?" + (" AND s.task = ?" if task is not None else "")
+        held = f"s.metric = ? AND s.value {condition.bound.operator} ?" + (" AND s.task = ?" if of_task else "")
         where.append(f"(v.name, v.number) IN (SELECT s.name, s.number FROM scores s WHERE {held})")  # noqa: S608
-        values += [condition.metric, condition.bound, *of_task]
+        values += [condition.metric, condition.bound.number, *of_task]
     if task is not None and not conditions:
         where.append(f"(json_extract(v.lineage, '$.task') = ? OR EXISTS (SELECT 1 FROM scores s WHERE {own}))")  # noqa: S608
         values += [task, task]

@@ -6,19 +6,16 @@ runs inside the transaction that moves the alias, so nobody can move it between 
 
 import difflib
 import json
-import operator
-import re
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.actor import current_actor
+from adapterhub_local.bounds import Bound, split_bound
 from adapterhub_local.errors import InputError, Protected
 
 MAX_APPROVALS = 20
-_REQUIREMENT = re.compile(r"\s*([^\s<>=]{1,200}?)\s*(<=|>=|==|<|>|=)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
-_COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt, "=": operator.eq}
 RECORDS = (  # of one kind, about one name, oldest first
     "SELECT record FROM marks WHERE json_extract(record, '$.mark') = ? AND json_extract(record, '$.name') = ?"
     " ORDER BY id"
@@ -30,32 +27,27 @@ class Requirement:
     """A bound on a score: `sentiment.exact_match>=0.8`, or `exact_match>=0.8` on every task that has the metric."""
 
     score: str
-    operator: str
-    bound: float
+    bound: Bound
 
     def __str__(self) -> str:
-        return f"{self.score}{self.operator}{self.bound:g}"
+        return f"{self.score}{self.bound}"
 
     @classmethod
     def parse(cls, text: str) -> "Requirement":
         """The requirement that `text` spells. Raises InputError."""
-        match = _REQUIREMENT.fullmatch(text)
-        if not match or not match[1].isprintable():
+        found = split_bound(text)
+        if found is None:
             shown = text.encode("unicode_escape").decode()[:80]
             raise InputError(
                 f"'{shown}' is not a requirement: write a score and a bound, such as 'sentiment.exact_match>=0.8'"
             )
-        return cls(match[1], "=" if match[2] == "==" else match[2], float(match[3]))
+        return cls(*found)
 
     def values(self, scores: dict[tuple[str, str], float]) -> list[float]:
         """Those of the scores, (task, metric) -> value, that it speaks of."""
         return [
             value for (task, metric), value in scores.items() if self.score in (f"{task}.{metric}", metric)
         ]  # fmt: skip
-
-    def holds(self, value: float) -> bool:
-        """Whether a score is within the bound."""
-        return bool(_COMPARE[self.operator](value, self.bound))
 
 
 @dataclass(frozen=True)
@@ -155,7 +147,7 @@ def _unmet(db: sqlite3.Connection, protection: Protection, number: int) -> str |
                 f"{name}@{number} must have '{requirement}' and has no score {requirement.score}{hint}: `qhub eval "
                 f"{name}@{number} ...` measures it"
             )
-        if failing := [value for value in values if not requirement.holds(value)]:
+        if failing := [value for value in values if not requirement.bound.holds(value)]:
             return f"{name}@{number} must have '{requirement}' and has {failing[0]:g}"
     if not protection.approvals:
         return None

@@ -135,10 +135,10 @@ def _conditions(registry: Registry, wanted: Wanted, newest: int) -> tuple[str, l
     task = [wanted.task] if wanted.task is not None else []
     for condition in wanted.conditions:
         check_metric(registry, condition.metric)
-        held = f"s.metric = ? AND s.value {condition.operator} ?{of_task}"
+        held = f"s.metric = ? AND s.value {condition.bound.operator} ?{of_task}"
         add(
             f"(v.name, v.number) IN (SELECT s.name, s.number FROM scores s WHERE {held})",  # noqa: S608
-            *(condition.metric, condition.bound, *task),
+            *(condition.metric, condition.bound.number, *task),
         )
     if wanted.task is not None and not wanted.conditions:
         scored = "SELECT 1 FROM scores s WHERE s.name = v.name AND s.number = v.number AND s.task = ?"

@@ -1,7 +1,5 @@
 """How well a router chooses on unseen prompts: accuracy, confusion, calibration, and what it leaves to the base."""
 
-import operator
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.bounds import Bound, split_bound
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.intervals import wilson
 from adapterhub_local.router.classifier import fit
@@ -17,9 +16,7 @@ from adapterhub_local.router.files import RouterFiles
 from adapterhub_local.router.router import Choice, Router, decide
 
 BINS = 15  # of confidence
-OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 METRICS = ("accuracy", "calibration_error", "unseen")
-_REQUIREMENT = re.compile(rf"\s*(?:(\S+)\.)?({'|'.join(METRICS)})\s*(>=|<=|>|<)\s*(\d+\.?\d*|\.\d+)\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -101,24 +98,25 @@ class Requirement:
 
     adapter: str | None
     metric: str
-    operator: str
-    bound: float
+    bound: Bound
 
     @classmethod
     def parse(cls, text: str) -> "Requirement":
-        """Raises InputError."""
-        match = _REQUIREMENT.fullmatch(text)
-        if not match or (match[1] and match[2] == "calibration_error"):
+        """The requirement that `text` spells. Raises InputError."""
+        figure, bound = split_bound(text) or ("", None)
+        adapter, _, metric = figure.rpartition(".")
+        is_known = metric in METRICS and not (adapter and metric == "calibration_error")
+        if bound is None or bound.operator == "=" or not is_known:
             shown = text.encode("unicode_escape").decode()[:80]
             raise InputError(
                 f"'{shown}' is not a requirement: write a metric ({', '.join(METRICS)}) and a bound, such as "
                 "'accuracy>=0.97', or of one adapter 'sentiment.accuracy>=0.95'"
             )
-        return cls(match[1], match[2], match[3], float(match[4]))
+        return cls(adapter or None, metric, bound)
 
     def __str__(self) -> str:
         of = f"{self.adapter}." if self.adapter else ""
-        return f"{of}{self.metric}{self.operator}{self.bound:g}"
+        return f"{of}{self.metric}{self.bound}"
 
     def value(self, measured: Measured) -> float:
         """What was measured of it. Raises InputError for an adapter that the router does not choose, or one alone."""
@@ -139,7 +137,7 @@ def check(measured: Measured, requirements: Sequence[Requirement]) -> None:
     failed = [
         f"{requirement} is required, and it is {value:.4g}"
         for requirement in requirements
-        if not OPERATORS[requirement.operator](value := requirement.value(measured), requirement.bound)
+        if not requirement.bound.holds(value := requirement.value(measured))
     ]
     if failed:
         raise QhubError(f"not registered, {'; '.join(failed)} on {measured.rows} held-out prompts")

@@ -156,7 +156,7 @@ def test_a_requirement_is_a_bound() -> None:
         *(("a.loss>=1", 1, True), ("a.loss>1", 1, False), ("a.loss<=1", 1, True), ("a.loss<1", 1, False)),
         *(("a.b.exact_match >= 0.8", 0.7, False), ("held-out.exact_match>.5", 0.6, True)),
     ):
-        assert Requirement.parse(text).is_met(value) is met
+        assert Requirement.parse(text).bound.holds(value) is met
     assert (Requirement.parse("a.b.loss<1").task, str(Requirement.parse("a.b.loss < 1e0"))) == ("a.b", "a.b.loss<1")
     scores = {"a": Score(10, 2.0, 0.5), "b": Score(4, 1.0, 1.0)}
     wanted = [Requirement.parse(text) for text in ("a.exact_match>=0.8", "b.exact_match>=0.8", "a.loss<1")]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_local.actor import acting_as
+from adapterhub_local.bounds import Bound
 from adapterhub_local.errors import InputError, NotFound, Protected
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.gates import Requirement
@@ -194,7 +195,7 @@ def test_what_asks_nothing_is_refused(registry: Registry, require: list[str], ap
 )
 def test_a_requirement_reads_back(score: str, operator: str, bound: float) -> None:
     """What is shown of a requirement is read as the same, to the digits that are shown."""
-    made = Requirement(score, operator, float(f"{bound:g}"))
+    made = Requirement(score, Bound(operator, float(f"{bound:g}")))
     assert Requirement.parse(str(made)) == made
 
 
