@@ -4,9 +4,7 @@ The console and the registry's API are its own; answers are the replicas'. It lo
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from importlib.metadata import version as installed
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -26,8 +24,9 @@ from serve.cluster.pins import Pinned, pin
 from serve.cluster.relay import Relay
 from serve.console.session import HOME
 from serve.errors import NoReplica
-from serve.http.bodies import read_apart, room_of
-from serve.http.console import PACKAGE, add_console
+from serve.http.blank import PACKAGE, blank_app, closing_jobs
+from serve.http.bodies import room_of
+from serve.http.console import add_console
 from serve.http.failures import handle_errors, paths_of
 from serve.http.front import Front, own_path
 from serve.http.guard import Guard
@@ -79,15 +78,7 @@ def create_gateway(
 ) -> FastAPI:
     """The application that answers for `engines`, replicas of `base` over the same registry."""
     library = Library(registry, Jobs(registry.home))
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        library.jobs.close()
-
-    unused: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
-    app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, **unused)
-    read_apart(app)
+    app = blank_app(closing_jobs(library))
     gate = Gate(Keys(registry.home), is_required=http.require_keys, limits=limits)
     metrics = Metrics(_no_engine)
     routes: Routes  # known once all are added

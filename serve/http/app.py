@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from importlib.metadata import version as installed
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -23,7 +22,7 @@ from serve.console.session import HOME
 from serve.engine.options import EngineOptions
 from serve.follow import Follower
 from serve.http.anthropic import add_anthropic
-from serve.http.bodies import read_apart
+from serve.http.blank import PACKAGE, blank_app
 from serve.http.console import add_console
 from serve.http.failures import handle_errors, paths_of
 from serve.http.front import Front
@@ -44,7 +43,6 @@ from serve.service import Service
 from serve.text.tokenize import DetokenizeRequest, TokenizeRequest, tokenize
 from serve.threads import compute_alone
 
-PACKAGE = "adapterhub-local"
 # what scripts of web pages may read
 EXPOSED_HEADERS = [
     "X-Request-Id",
@@ -94,12 +92,7 @@ def create_app(
         library.jobs.close()
         await gate.limits.close()
 
-    # its own pages would declare no access
-    pages: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
-    app = FastAPI(
-        title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, root_path=service.http.root_path, **pages
-    )
-    read_apart(app)
+    app = blank_app(lifespan, root_path=service.http.root_path)
     app.state.service = service
     gate = Gate(Keys(registry.home), is_required=service.http.require_keys, limits=limits or _limits(service.http))
     library = Library(registry, Jobs(registry.home), service.now)

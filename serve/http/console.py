@@ -1,8 +1,5 @@
 """The console and the registry's API as parts of an application: of the server, or of `qhub console` alone."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from importlib.metadata import version as installed
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,7 +14,7 @@ from serve.console.actions import add_actions
 from serve.console.pages import add_pages
 from serve.console.session import HOME, SessionLayer, Sessions
 from serve.console.workbench import add_workbench
-from serve.http.bodies import read_apart
+from serve.http.blank import blank_app, closing_jobs
 from serve.http.failures import handle_errors
 from serve.http.front import Front
 from serve.http.guard import Guard
@@ -27,8 +24,6 @@ from serve.options import HttpOptions
 from serve.registry_api.changing import add_changing
 from serve.registry_api.library import Library
 from serve.registry_api.reading import add_reading
-
-PACKAGE = "adapterhub-local"
 
 
 def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | None) -> None:
@@ -51,15 +46,7 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
 def console_app(registry: Registry, http: HttpOptions) -> FastAPI:
     """The console without a model. Loads no torch, and is ready at once."""
     library = Library(registry, Jobs(registry.home))
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        library.jobs.close()
-
-    unused: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
-    app = FastAPI(title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, **unused)
-    read_apart(app)
+    app = blank_app(closing_jobs(library))
     gate = Gate(Keys(registry.home), is_required=http.require_keys)
     routes: Routes  # known once all are added
     app.add_middleware(
