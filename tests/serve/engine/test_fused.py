@@ -15,14 +15,12 @@ from serve.engine.decoder import read_decoder
 from serve.engine.engine import Engine
 from serve.engine.fused import MAX_TOKENS
 from serve.engine.options import EngineOptions
-from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.kernels.compiled import CannotCompile, find_compiler
 from serve.kernels.step import BF16, FP16, FP32, narrowed
-from serve.lora.product import Slot
 from serve.threads import AGAIN, TRIES, Team
+from tests.serve.engine.forwards import fill, plain
 from tests.serve.engine.test_architectures import CONFIGS, GROUPED, nf4_base
 
-PARAMS = SamplingParams(max_tokens=1)
 RANKS = (3, 8)
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 LONG = 600  # places of a row: more than one task of attention reads
@@ -55,29 +53,6 @@ def factors(engine: Engine, rank: int, number: int, *, dora: bool = False, head:
         b = torch.randn(rank, layer.out_features, generator=generator) / 4
         found[name] = (a, b, torch.full((layer.out_features,), 0.5)) if dora else (a, b)
     return found
-
-
-def plain(engine: Engine, batch: list[Scheduled], slots: dict[str, Slot]) -> torch.Tensor:
-    """The logits as the model itself computes them."""
-    fused, engine.runner.fused = engine.runner.fused, None
-    try:
-        return engine.runner.forward(batch, slots)
-    finally:
-        engine.runner.fused = fused
-
-
-def fill(engine: Engine, rows: list[tuple[int, int, str | None]]) -> list[Scheduled]:
-    """Rows (places before, new tokens, adapter), whose places before are in the cache."""
-    batch, page = [], 1
-    for number, (before, count, adapter) in enumerate(rows):
-        tokens = torch.randint(3, 250, (before + count,), generator=torch.Generator().manual_seed(number)).tolist()
-        pages = list(range(page, page + (before + count) // 16 + 1))
-        page += len(pages)
-        row = Request(f"{number}", tuple(tokens), PARAMS, adapter, pages=pages)
-        if before:
-            plain(engine, [Scheduled(row, 0, before)], engine.slots.find([adapter] if adapter else []))
-        batch.append(Scheduled(row, before, count))
-    return batch
 
 
 NAMES = st.sampled_from([None, *(f"{rank}-{number}" for rank in RANKS for number in range(2))])

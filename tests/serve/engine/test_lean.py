@@ -15,16 +15,15 @@ from serve.engine.engine import Engine
 from serve.engine.graphs import Graphs
 from serve.engine.lean import NEEDED, LeanForward
 from serve.engine.options import EngineOptions
-from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import in_segments
 from serve.engine.self_check import choose_lean, use_packed_attention
 from serve.kernels import reference
 from serve.kernels.choose import Kernels
+from tests.serve.engine.forwards import fill, plain
 from tests.serve.engine.test_architectures import CONFIGS, nf4_base
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 RANKS = (3, 8)
-PARAMS = SamplingParams(max_tokens=1)
 OWN = {name: getattr(reference, name) for name in (*NEEDED, "add_lora", "paged_attention")}
 
 
@@ -52,29 +51,6 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         }
         engine.slots.put(str(rank), factors, set())
     return engine
-
-
-def plain(engine: Engine, batch: list[Scheduled], slots) -> torch.Tensor:
-    """The logits by the model's own code."""
-    lean, engine.runner.lean = engine.runner.lean, None
-    try:
-        return engine.runner.forward(batch, slots)
-    finally:
-        engine.runner.lean = lean
-
-
-def fill(engine: Engine, rows: list[tuple[int, int, str | None]]) -> list[Scheduled]:
-    """Rows (places before, new tokens, adapter), whose places before are in the cache."""
-    batch, page = [], 1
-    for number, (before, count, adapter) in enumerate(rows):
-        tokens = torch.randint(3, 250, (before + count,), generator=torch.Generator().manual_seed(number)).tolist()
-        pages = list(range(page, page + (before + count) // 16 + 1))
-        page += len(pages)
-        row = Request(str(number), tuple(tokens), PARAMS, adapter, pages=pages)
-        if before:
-            plain(engine, [Scheduled(row, 0, before)], engine.slots.find([adapter] if adapter else []))
-        batch.append(Scheduled(row, before, count))
-    return batch
 
 
 ROWS = st.lists(
