@@ -18,6 +18,7 @@ from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.blobs import is_sound
 from adapterhub_local.registry.receive import (
     MAX_JSON_BYTES,
+    MAX_VERSIONS,
     Received,
     check_files,
     lineage_digest,
@@ -27,7 +28,6 @@ from adapterhub_local.registry.receive import (
 )
 from adapterhub_local.registry.version import File
 
-MAX_VERSIONS = 1000  # of one pull, parents included
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 

@@ -21,6 +21,7 @@ from adapterhub_local.durable import canonical_json, check_absent, digest_file, 
 from adapterhub_local.errors import BadFile, Corrupt, NotFound
 from adapterhub_local.registry.receive import (
     MAX_JSON_BYTES,
+    MAX_VERSIONS,
     Received,
     check_files,
     lineage_digest,
@@ -33,7 +34,6 @@ from adapterhub_local.registry.version import MANIFEST_TYPE, File, Version
 
 LAYOUT = canonical_json({"imageLayoutVersion": "1.0.0"})
 MAX_FILES = 20_000
-MAX_VERSIONS = 1000  # of one archive, parents included
 MAX_UNPACKED = 100_000_000  # bytes that a small archive may unpack to,
 MAX_RATIO = 20  # and this many times its own size
 REF_NAME = "org.opencontainers.image.ref.name"

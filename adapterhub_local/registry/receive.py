@@ -27,6 +27,7 @@ from adapterhub_local.registry.registry import Registry, insert_version, is_numb
 from adapterhub_local.registry.version import File, Version
 
 MAX_JSON_BYTES = 16 << 20
+MAX_VERSIONS = 1000  # at once, parents included
 MAX_KEPT_NUMBER = MAX_NUMBER // 2
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
