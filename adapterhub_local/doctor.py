@@ -1,4 +1,4 @@
-"""What is here, what is missing and what is slow, each with its mend. Looks at files and versions; loads no torch."""
+"""What is here, what is missing and what is slow, each with its fix. Looks at files and versions; loads no torch."""
 
 import os
 import platform
@@ -25,21 +25,24 @@ STATES = ("ok", "slow", "missing", "broken")
 EXTRAS = {  # extra -> a module that it brings, and what for
     "sign": ("model_signing", "signatures"),
     "s3": ("s3fs", "remotes at s3:// URLs"),
+    "redis": ("redis", "limits that several servers share"),
+    "ray": ("ray", "`qhub cluster`"),
     "parquet": ("pyarrow", "data in Parquet and Arrow files"),
     "plot": ("PIL", "curves as PNG"),
     "lm-eval": ("lm_eval", "tasks of lm-evaluation-harness"),
+    "llama-cpp": ("xllamacpp", "tests of what is exported for llama.cpp"),
 }
 LITTLE_ROOM, LITTLE_MEMORY = 5_000_000_000, 4_000_000_000  # bytes
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at, and what mends it; `state` is ok, slow, missing (what is optional) or broken."""
+    """One thing that was looked at, and what fixes it; `state` is ok, slow, missing (what is optional) or broken."""
 
     about: str
     state: str
     what: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def examine(home: Home) -> list[Finding]:

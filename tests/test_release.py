@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from adapterhub_local.doctor import STATES, examine
+from adapterhub_local.doctor import EXTRAS, STATES, examine
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.config import Hook
 from adapterhub_local.registry.config_edit import add_hook
@@ -85,6 +86,7 @@ def test_the_container_copies_what_is_there_and_asks_a_route_that_is_served() ->
     assert copied
     for name in (name for names in copied for name in names):
         assert (ROOT / name).exists(), name
+    assert "/tmp" not in text, "a build of an image writes where nobody else does"
     assert re.search(r"^USER qhub$", text, re.MULTILINE)
     (path,) = re.findall(r"http://127\.0\.0\.1:8000(/\w+)", text)
     assert any(f'"{path}"' in file.read_text() for file in (ROOT / "serve" / "http").glob("*.py"))
@@ -117,13 +119,19 @@ def test_a_sound_home_has_nothing_broken(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [one["what"] for one in found if one["about"] == "registry"] == [f"1 version in {registry.home.root}"]
-    assert all(one["mend"] for one in found if one["state"] in ("slow", "broken") and one["about"] != "processor")
+    assert all(one["fix"] for one in found if one["state"] in ("slow", "broken") and one["about"] != "processor")
     assert sorted(path.name for path in registry.home.root.rglob("*") if not path.name.endswith(("-wal", "-shm"))) == [
         name for name in before if not name.endswith(("-wal", "-shm"))
     ]
 
 
-def test_what_is_broken_is_named_with_its_mend(tmp_path: Path) -> None:
+def test_every_extra_is_looked_for() -> None:
+    """The doctor knows each extra that a user can install: all of them but those for working on qhub itself."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"demo", "dev", "docs"}
+
+
+def test_what_is_broken_is_named_with_its_fix(tmp_path: Path) -> None:
     """A damaged database, a config that cannot be read, a hook that gave up and a base without weights: exit code 1."""
     registry = Registry(tmp_path / "home")
     registry.publish("a", files(1), LINEAGE)
@@ -144,7 +152,7 @@ def test_what_is_broken_is_named_with_its_mend(tmp_path: Path) -> None:
 
 
 def _broken(home: Home) -> dict[str, str | None]:
-    return {one.about: one.mend for one in examine(home) if one.state == "broken"}
+    return {one.about: one.fix for one in examine(home) if one.state == "broken"}
 
 
 @pytest.mark.parametrize(

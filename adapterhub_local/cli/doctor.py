@@ -1,4 +1,4 @@
-"""`qhub doctor`: what is here, what is missing, what is slow, and the mend of each."""
+"""`qhub doctor`: what is here, what is missing, what is slow, and how to fix it."""
 
 import dataclasses
 import subprocess
@@ -28,14 +28,14 @@ print(torch.cuda.get_device_name() if has_gpu else "cpu", *(kernels.names if ker
 def command(deep: bool, as_json: bool) -> None:
     """Look at everything that qhub needs: packages, compiler, kernels, GPU, home, disk, bases. Exits 1 if it is broken.
 
-    What is missing is optional, what is slow works; each is shown with what mends it.
+    What is missing is optional, what is slow works; each is shown with its fix.
     """
     found = examine(home())
     found += _kernels(deep)
     if as_json:
         print_json([dataclasses.asdict(one) for one in found])
     else:
-        print_table(("about", "state", "what", "mend"), [(one.about, one.state, one.what, one.mend) for one in found])
+        print_table(("about", "state", "what", "fix"), [(one.about, one.state, one.what, one.fix) for one in found])
     broken = [one.about for one in found if one.state == "broken"]
     if broken:
         raise QhubError(f"{', '.join(broken)} {'is' if len(broken) == 1 else 'are'} broken")

@@ -59,8 +59,8 @@ SECTIONS = {
         "key": "Make, list and revoke the server's API keys.",
     },
     "Sharing": {
-        "push": "Push a version to the Hugging Face Hub.",
-        "pull": "Pull an adapter from the Hugging Face Hub.",
+        "push": "Push a version to the Hugging Face Hub, or to an OCI registry (oci://).",
+        "pull": "Pull an adapter from the Hugging Face Hub, or from an OCI registry (oci://).",
         "search-hub": "Find adapters on the Hugging Face Hub.",
         "outdated": "Show which pulled adapters are newer on the Hub.",
         "export": "Write a version for other tools: one file, PEFT, GGUF, fused, Ollama, or a tar.",
@@ -71,7 +71,7 @@ SECTIONS = {
         "attest": "Sign where a version comes from; or write its bill of materials.",
     },
     "Care": {
-        "doctor": "Say what is here, missing or slow, and what mends it.",
+        "doctor": "Report what is here, missing or slow, and how to fix it.",
         "verify": "Hash the files of versions again; explain what they were made of.",
         "fsck": "Check the whole registry, repair it, or make its database again.",
         "gc": "Give back the space of what no version needs; keep the newest only.",

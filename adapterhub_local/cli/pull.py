@@ -1,4 +1,4 @@
-"""`qhub pull`."""
+"""`qhub pull`: from the Hugging Face Hub, or from an OCI registry."""
 
 import click
 
@@ -15,12 +15,17 @@ from adapterhub_local.cli.output import counting, echo, note_left_out, print_jso
 def command(
     repository: str, subfolder: str | None, name: str | None, base: str | None, force: bool, as_json: bool
 ) -> None:
-    """Pull an adapter from the Hugging Face Hub and register it as a version.
+    """Pull an adapter from the Hugging Face Hub or from an OCI registry, and register it as a version.
 
-    `qhub pull oci://ghcr.io/you/sentiment:v1` takes what `qhub push` sent to a registry of containers, with what it was
-    made of; after the name a tag, or @sha256:... for exactly this version.
+    \b
+    qhub pull you/sentiment-lora@v1
+    qhub pull oci://ghcr.io/you/sentiment:v1
 
-    REVISION is a tag, a branch or a commit; the address of a repository's page is taken too. What `qhub push` made is
+    From an OCI registry (oci://, what serves container images) comes what `qhub push` sent there, with the versions it
+    was made of; the name is followed by a tag, or by @sha256:... for exactly this version. All options but --json
+    are for the Hub.
+
+    REVISION is a tag, a branch or a commit; the URL of a repository's page works too. What `qhub push` made is
     checked byte for byte and comes back as it was; what PEFT made is rewritten. Pickles and unsupported features are
     refused. The base is known by its fingerprint, or by Hub id and revision; shapes that fit are only a hint, which
     --base confirms; against another fingerprint it needs --force, as in `qhub add`.
@@ -28,7 +33,8 @@ def command(
     if repository.startswith("oci://"):
         if subfolder or name or base or force:
             raise click.UsageError(
-                "what comes from a registry of containers keeps its name and its base: no options fit"
+                "what comes from an OCI registry keeps its name and its base: "
+                "--subfolder, --name, --base and --force are for the Hub"
             )
         _from_registry(repository, as_json)
         return

@@ -1,4 +1,4 @@
-"""`qhub push`."""
+"""`qhub push`: to the Hugging Face Hub, or to an OCI registry."""
 
 import dataclasses
 from typing import Any
@@ -35,27 +35,31 @@ def command(
     private: bool,
     as_json: bool,
 ) -> None:
-    """Push a version to the Hugging Face Hub: one commit, the tag v<number>, a branch for each alias.
+    """Push a version to the Hugging Face Hub or to an OCI registry.
 
     \b
     qhub push sentiment@1 you/sentiment-lora --alias prod
     qhub push sentiment theirs/sentiment-lora --pr
     qhub push --all your-team --private
+    qhub push sentiment@1 oci://ghcr.io/you/sentiment:v1
 
-    `qhub push sentiment@1 oci://ghcr.io/you/sentiment:v1` pushes to a registry of containers instead, with what the
-    version was made of, by the credentials of `docker login` or `oras login`. Digests are the same there.
+    An OCI registry (oci://, what serves container images: GHCR, Docker Hub, Harbor) gets the version and the versions
+    it was made of, with the credentials of `docker login` or `oras login`. Digests are the same there. All options
+    but --json are for the Hub.
 
-    The repository is made if it is missing; a version that is there already is not sent again. main moves to newer
-    versions only. Of a model card that people edited, our marked block and our keys change, nothing else.
+    On the Hub a version is one commit with the tag v<number>, and a branch for each alias. The repository is made if
+    it is missing; a version that is there already is not sent again. main moves to newer versions only. Of a model card
+    that people edited, our marked block and our keys change, nothing else.
     Needs a token with write access: `hf auth login`, or HF_TOKEN.
     """
     from adapterhub_local.errors import HubError, InputError
     from adapterhub_local.registry import Registry
 
     if repo_id is not None and repo_id.startswith("oci://"):
-        if everything or aliases or pull_request or to_main or private or base_id or licence:
+        of_the_hub = (everything, aliases, pull_request, to_main, private, base_id, licence, licence_name, licence_link)
+        if any(of_the_hub):
             raise InputError(
-                "a registry of containers takes a version and an address: qhub push NAME oci://HOST/TEAM/NAME:TAG"
+                "an OCI registry takes a version and an address, no options of the Hub: qhub push NAME oci://HOST/TEAM/NAME:TAG"
             )
         _to_registry(reference, repo_id, as_json)
         return

@@ -1,1 +1,1 @@
-"""Versions at registries of containers (OCI distribution), where manifests and blobs are the same bytes."""
+"""Versions at OCI registries, which serve container images, where manifests and blobs are the same bytes."""

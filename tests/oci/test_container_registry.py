@@ -1,4 +1,4 @@
-"""Versions pushed to a real registry of containers and pulled from it: equal digests, and each refusal its sentence."""
+"""Versions pushed to a real container registry and pulled from it: equal digests, and each refusal its sentence."""
 
 import base64
 import http.server
