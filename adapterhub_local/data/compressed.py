@@ -49,4 +49,4 @@ def _zstandard(path: Path) -> BinaryIO:
         raise InputError(
             f"{path}: Zstandard needs the package zstandard: pip install zstandard, or unpack the file"
         ) from None
-    return io.BufferedReader(zstandard.open(open_regular(path), "rb"))
+    return io.BufferedReader(zstandard.open(open_regular(path), "rb", closefd=True))  # else the file would stay open

@@ -1,8 +1,13 @@
 """Rows are accounted for: every column used, named or refused, bad rows counted, and files of every shape read."""
 
 import bz2
+import contextlib
+import gc
+import gzip
 import json
 import lzma
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +122,27 @@ def test_zstandard_files(tmp_path: Path) -> None:
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(BadData, match="cannot be unpacked"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
+def test_no_file_stays_open(suffix: str, tmp_path: Path) -> None:
+    """Read to its end, left in the middle or broken: a data file is closed, however it is compressed."""
+    pack: Callable[[bytes], bytes] = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(
+        suffix
+    ) or pytest.importorskip("zstandard", reason="the package zstandard is not installed").compress
+    sound, broken = (tmp_path / f"{name}.jsonl{suffix}" for name in ("sound", "broken"))
+    sound.write_bytes(pack(b'{"prompt": "a", "completion": "b"}\n' * 3))
+    broken.write_bytes(b"nothing of the kind")
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always", ResourceWarning)
+        assert len(list(read_rows(sound))) == 3
+        rows = read_rows(sound)
+        next(rows)
+        rows.close()
+        with contextlib.suppress(BadData):
+            list(read_rows(broken))
+        gc.collect()
+    assert [str(one.message) for one in noted if issubclass(one.category, ResourceWarning)] == []
 
 
 def test_folders_and_patterns(tmp_path: Path) -> None:
