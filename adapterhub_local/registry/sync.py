@@ -19,6 +19,7 @@ from adapterhub_local.registry.blobs import is_sound
 from adapterhub_local.registry.fetch import Download
 from adapterhub_local.registry.receive import (
     MAX_JSON_BYTES,
+    MAX_VERSIONS,
     check_files,
     find_same,
     lineage_digest,
@@ -45,7 +46,6 @@ from adapterhub_local.registry.remote_moves import announce, number_of
 from adapterhub_local.registry.store import Store
 from adapterhub_local.registry.version import File, Version
 
-MAX_VERSIONS = 1000  # of one pull, parents included
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
