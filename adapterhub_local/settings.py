@@ -8,7 +8,9 @@ ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, whi
 XDG_DATA_HOME, XDG_CONFIG_HOME  where the completion of shells is installed  default ~/.local/share, ~/.config
 CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are kept  default cc or like it, ~/.cache
 RAY_ADDRESS, RAY_AUTH_MODE     the Ray cluster that `qhub cluster` joins, and whether it wants a token   default none
-NO_COLOR     if set, nothing is told by colour alone
+QHUB_REDIS_PASSWORD, REDISCLI_AUTH  the password of the Redis of `qhub serve --limits`; the first that is set, the
+             second is what redis-cli reads                   default none
+NO_COLOR     if set, output has no colours
 QHUB_ACTOR   who makes the changes of this process, for their records   default the user at this machine
 QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
 """
@@ -107,6 +109,11 @@ class Home:
 def api_key() -> str | None:
     """The value of QHUB_API_KEY, None if there is none."""
     return os.environ.get("QHUB_API_KEY") or None
+
+
+def redis_password() -> str | None:
+    """The value of QHUB_REDIS_PASSWORD, else of REDISCLI_AUTH, which redis-cli reads; None if neither is set."""
+    return os.environ.get("QHUB_REDIS_PASSWORD") or os.environ.get("REDISCLI_AUTH") or None
 
 
 def docker_config() -> Path:

@@ -11,6 +11,12 @@ from adapterhub_local.options import add_options, chosen
 from adapterhub_local.visible import visible
 from serve.engine.options import EngineOptions
 from serve.options import HttpOptions
+from serve.redis_limits import has_password
+
+EXPOSED = (
+    "every user of this machine can read the password in --limits, as part of the command line: "
+    "leave it out there and set QHUB_REDIS_PASSWORD"
+)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -63,6 +69,8 @@ def command(
 
     options = EngineOptions.on(choose_device(device), **chosen(EngineOptions, limits))
     http = HttpOptions(**chosen(HttpOptions, limits))
+    if http.limits is not None and has_password(http.limits):
+        click.echo(f"note: {EXPOSED}", err=True)
     run_server(
         base,
         host,

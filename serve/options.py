@@ -33,7 +33,7 @@ class HttpOptions:
     )
     origins: tuple[str, ...] = option(
         (),
-        "Web pages from there may ask (CORS), such as http://localhost:3000, or * for all.",
+        "Origins whose web pages may ask (CORS), such as http://localhost:3000, or * for all.",
         "--allow-origin",
         metavar="ORIGIN",
     )
@@ -70,7 +70,8 @@ class HttpOptions:
     )
     limits: str | None = option(
         None,
-        "Count what API keys ask over all servers with this Redis, such as redis://10.0.0.5:6379/0.",
+        "Share the limits of API keys among all servers with this Redis, such as redis://10.0.0.5:6379/0. Its password "
+        "is read from QHUB_REDIS_PASSWORD or REDISCLI_AUTH.",
         metavar="URL",
         derived="each server counts for itself",
     )

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from adapterhub_local.errors import InputError
+from adapterhub_local.settings import redis_password
 from serve.errors import LimitsAway
 from serve.limits import CONCURRENCY_WAIT, Bounds, Lease, Refusal, Why
 
@@ -71,10 +72,13 @@ redis.call('EXPIRE', KEYS[1], math.ceil(ARGV[1]) + 1)
 
 
 class RedisLimits:
-    """The limits of all servers with the Redis at `url`; see Limits. It is asked for the first time when a key is."""
+    """The limits of all servers with the Redis at `url`; see Limits. Redis is first asked when a key with limits comes.
+
+    A password is taken from the environment (`settings.redis_password`) unless the URL has one. Raises InputError.
+    """
 
     def __init__(self, url: str, *, lease_seconds: float = LEASE_SECONDS) -> None:
-        self.url = url
+        self.place = shown(url)
         self.lease_seconds = lease_seconds
         self._client = _client(url)
         self._admit, self._release, self._renew = map(self._client.register_script, (ADMIT, RELEASE, RENEW))
@@ -131,13 +135,13 @@ class RedisLimits:
         except (RedisError, OSError, TimeoutError) as error:
             reason = f"{type(error).__name__}: {error}"
             if not self._is_away:
-                logger.error("limits at %s cannot be asked, keys with limits are refused: %s", shown(self.url), reason)
+                logger.error("limits at %s cannot be reached, keys with limits are refused: %s", self.place, reason)
             self._is_away = True
             raise LimitsAway(
-                "how much this key has asked cannot be found out just now, so it is not let in: try again soon"
+                "the limits of this key cannot be checked right now, so it is not let in: try again soon"
             ) from None
         if self._is_away:
-            logger.warning("limits at %s answer again", shown(self.url))
+            logger.warning("limits at %s answer again", self.place)
         self._is_away = False
         return answer
 
@@ -148,17 +152,42 @@ def _names(key: str) -> list[str]:
 
 
 def shown(url: str) -> str:
-    """A URL without what is secret in it."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    """A URL without what is secret in it; of one that cannot be read, and may hold a password anywhere, the scheme."""
+    parts = _parts(url)
+    if parts is not None:
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    if re.fullmatch(r"([a-z]+://)?[\w.-]*(:[0-9]*)?(/\w*)*", url):
+        return url
+    scheme = re.match(r"[a-z]{1,8}://", url)
+    return f"{scheme[0] if scheme else ''}..."
+
+
+def has_password(url: str) -> bool:
+    """Whether the URL of a Redis holds a password, before the host or among its options."""
+    parts = _parts(url)
+    return parts is not None and bool(parts.password or parse_qs(parts.query).get("password"))
+
+
+def _parts(url: str) -> SplitResult | None:
+    """The parts of the URL of a Redis, None if it is not one."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises ValueError, which would quote what is there
+    except ValueError:
+        return None
+    is_path = parts.scheme == "unix" or re.fullmatch(r"(/[0-9]*)?", parts.path)
+    is_cut = "@" in parts.path + parts.query or parts.fragment  # by a `/`, `?` or `#` of a password
+    return parts if parts.scheme in SCHEMES and is_path and not is_cut else None
 
 
 def _client(url: str) -> "Redis":
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or (parts.scheme != "unix" and not re.fullmatch(r"(/[0-9]*)?", parts.path)):
+    parts = _parts(url)
+    if parts is None:
         raise InputError(
-            f"'{shown(url)}' is not a place of limits: write redis://HOST:6379/0, rediss:// or unix://PATH"
+            f"'{shown(url)}' is not a Redis URL: write redis://HOST:6379/0, rediss:// or unix://PATH, and the password "
+            "in QHUB_REDIS_PASSWORD, or percent-encoded"
         )
+    password = None if has_password(url) else redis_password()
     try:
         from redis.asyncio import Redis
         from redis.asyncio.retry import Retry
@@ -168,6 +197,9 @@ def _client(url: str) -> "Redis":
     try:
         # once more, for a connection that lay idle until Redis closed it
         again = Retry(NoBackoff(), 1)
-        return Redis.from_url(url, retry=again, socket_timeout=WAIT_SECONDS, socket_connect_timeout=WAIT_SECONDS)
+        return Redis.from_url(
+            url, retry=again, socket_timeout=WAIT_SECONDS, socket_connect_timeout=WAIT_SECONDS,
+            **({"password": password} if password else {}),
+        )  # fmt: skip
     except ValueError as error:
-        raise InputError(f"'{shown(url)}' is not a place of limits: {error}") from None
+        raise InputError(f"'{shown(url)}' is not a Redis URL: {error}") from None

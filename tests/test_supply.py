@@ -39,11 +39,13 @@ def test_every_file_has_its_hash() -> None:
 
 
 def test_what_we_need_is_in_the_lock() -> None:
-    """Direct dependencies and those of the extras for users are locked; what builds the wheel is pinned."""
+    """Direct dependencies and those of a server's extras are locked; what builds the wheel is pinned."""
+    names_said = re.search(r"adapterhub-local\[([\w,-]+)\]", LOCK)[1].split(",")
+    assert names_said == re.findall(r"--extra (\w+)", (ROOT / "Makefile").read_text()), "the comment is `make lock`'s"
     extras = PROJECT["project"]["optional-dependencies"]
     needed = [
         *PROJECT["project"]["dependencies"],
-        *(item for name in ("sign", "parquet", "plot", "s3") for item in extras[name]),
+        *(item for name in ("sign", "parquet", "plot", "s3", "redis") for item in extras[name]),
     ]
     names = {canonical(re.match(r"[\w.-]+", item)[0]) for item in needed}
     assert names - pins(LOCK).keys() == set()

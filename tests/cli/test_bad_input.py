@@ -54,7 +54,7 @@ MISTYPED = [
     ("key revoke 00000000 --remote team", "remote 'team' has no key '00000000'"),
     ("serve --remote nowhere", "there is no remote 'nowhere'"),
     ("serve --remote nowhere/at/all", "is not there: is its disk mounted?"),
-    ("serve --limits http://host", "'http://host' is not a place of limits"),
+    ("serve --limits http://host", "'http://host' is not a Redis URL"),
     ("remote add other file/below", "file/below cannot be made (Not a directory)"),
     ("merge a b", "Missing option '--weights'"),
     ("merge a b --weights 1", "give one weight for each, in order"),

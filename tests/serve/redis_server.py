@@ -12,7 +12,8 @@ import pytest
 class RedisServer:
     """A Redis that can be stopped and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, password: str = "") -> None:
+        self.password = password
         self.program = shutil.which("redis-server")
         if self.program is None:
             pytest.skip("needs Debian's redis-server: apt-get install redis-server")
@@ -24,6 +25,7 @@ class RedisServer:
     def start(self) -> None:
         """Start, and wait until it answers."""
         options = {"port": 0, "unixsocket": self.socket, "dir": self.folder, "save": "", "appendonly": "no"}
+        options |= {"requirepass": self.password} if self.password else {}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self.process = subprocess.Popen([self.program, *words], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20

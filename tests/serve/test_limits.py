@@ -2,17 +2,20 @@
 
 import asyncio
 import itertools
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub_local.errors import InputError
+from serve.__main__ import EXPOSED, command
 from serve.errors import LimitsAway, error_body
 from serve.limits import Bounds, Counts, Lease, LocalLimits, Refusal
 from serve.options import HttpOptions
-from serve.redis_limits import RedisLimits, shown
+from serve.redis_limits import RedisLimits, has_password, shown
 from tests.serve.redis_server import RedisServer
 
 KEYS = (f"{number:08x}" for number in itertools.count())  # a new one for each test: they share a Redis
@@ -156,10 +159,64 @@ def test_who_cannot_count_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("url", ["", "http://host", "10.0.0.5:6379", "redis://host/name", "redis://host:many/0"])
-def test_what_is_not_a_place_of_limits(url: str) -> None:
-    """An address that is no Redis is refused when the server starts, with one that would be."""
-    with pytest.raises(InputError, match="is not a place of limits"):
+def test_what_is_not_a_redis_url(url: str) -> None:
+    """A wrong address is refused when the server starts, with one that would be right."""
+    with pytest.raises(InputError, match="is not a Redis URL: write redis://HOST:6379/0"):
         RedisLimits(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret@host:many/0", "redis://:s3/cret@host/0", "redis://:s3#cret@host/0", "redis://:s3?cret@host/0",
+        "redis://:12/s3cret@host/0", "redis://user:12?s3cret@host", "redis://:s3cret", "redis://user:s3cret",
+        "user:s3cret@host", "http://:s3cret@host/0", "redis://[s3cret", "redis://host/0?password=s3@cret",
+        "redis://:s3cret@host/name", "unix://:s3cret@/a@b",
+    ],
+)  # fmt: skip
+def test_a_refused_url_does_not_show_its_password(url: str) -> None:
+    """Wherever a password stands, and however it is cut by its own letters, the refusal shows no part of it."""
+    with pytest.raises(InputError, match="is not a Redis URL") as caught:
+        RedisLimits(url)
+    assert not re.search("s3|cret|12", str(caught.value))
+
+
+def test_a_password_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As redis-cli reads it, ours first; a wrong one lets nobody in, and no log shows the right or the wrong one."""
+    server, key = RedisServer("s3cret"), next(KEYS)
+
+    async def ask(all_: Sequence[RedisLimits]) -> None:
+        assert isinstance(await all_[0].admit(key, Bounds(10, 60)), Lease)
+
+    async def fail(all_: Sequence[RedisLimits]) -> None:
+        with pytest.raises(LimitsAway):
+            await all_[0].admit(key, Bounds(10, 60))
+
+    try:
+        sharing(server, fail, num=1)
+        monkeypatch.setenv("REDISCLI_AUTH", "s3cret")
+        sharing(server, ask, num=1)
+        monkeypatch.setenv("QHUB_REDIS_PASSWORD", "wr0ng")
+        sharing(server, fail, num=1)
+        monkeypatch.setenv("REDISCLI_AUTH", "wr0ng")
+        monkeypatch.setenv("QHUB_REDIS_PASSWORD", "s3cret")
+        sharing(server, ask, num=1)
+    finally:
+        server.close()
+    assert "limits at unix:" in caplog.text
+    assert not re.search("s3cret|wr0ng", caplog.text)
+
+
+def test_a_password_on_the_command_line_is_noted() -> None:
+    """It can be read by all users of the machine, which only a URL without one avoids."""
+    held = {"redis://:secret@host": True, "redis://host?password=secret": True, "redis://user@host": False}
+    assert {url: has_password(url) for url in held} == held
+    given = ["--base", "nothing", "--limits", "redis://:secret@host"]
+    done = CliRunner().invoke(command, given)
+    assert EXPOSED in done.stderr
+    assert "secret" not in done.output
 
 
 def test_a_password_is_not_shown() -> None:
