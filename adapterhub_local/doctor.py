@@ -121,7 +121,7 @@ def _processor(home: Home) -> Iterator[Finding]:
     )
     if free is not None and free < LITTLE_MEMORY:
         yield Finding(
-            "memory", "slow", f"{free:,} bytes are free: only small bases fit", "`qhub plan` says what a run takes"
+            "memory", "slow", f"{free:,} bytes are free: only small bases fit", "`qhub plan` estimates what a run takes"
         )
     elif free is not None:
         yield Finding("memory", "ok", f"{free / 1e9:.1f} GB are free")
@@ -129,11 +129,11 @@ def _processor(home: Home) -> Iterator[Finding]:
 
 def _home(home: Home) -> Iterator[Finding]:
     if not home.root.is_dir():
-        yield Finding("home", "missing", f"{home.root} is not there yet", "the first verb that writes makes it")
+        yield Finding("home", "missing", f"{home.root} is not there yet", "the first command that writes creates it")
         return
     check_local(home.root)
     if not may_write(home.root):
-        yield Finding("home", "slow", f"{home.root} cannot be written: what only reads works", "set QHUB_HOME")
+        yield Finding("home", "slow", f"{home.root} is not writable: only commands that read work", "set QHUB_HOME")
     problems = list(state_problems(home))
     for problem in problems[:5]:
         yield Finding("registry", "broken", f"{problem.subject}: {problem.message}", "qhub fsck --repair")

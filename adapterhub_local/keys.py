@@ -135,7 +135,7 @@ class Keys:
         """Refuse a key from now on. Raises NotFound."""
         with self._changing() as keys:
             if identity not in keys:
-                raise NotFound(f"there is no key '{identity}': `qhub key list` shows those there are")
+                raise NotFound(f"there is no key '{identity}': `qhub key list` shows them")
             keys[identity] = replace(keys[identity], revoked_at=keys[identity].revoked_at or _now())
         return keys[identity]
 
@@ -204,7 +204,7 @@ def _check(
 ) -> None:
     """Raise InputError unless a key may have these."""
     if not scopes or not set(scopes) <= set(SCOPES):
-        raise InputError(f"a key has scopes out of {', '.join(SCOPES)}")
+        raise InputError(f"a key has scopes from {', '.join(SCOPES)}")
     if priority not in PRIORITIES:
         raise InputError(f"'{priority}' is not a priority: it is {', '.join(PRIORITIES[:-1])} or {PRIORITIES[-1]}")
     if rate is not None:
@@ -227,7 +227,7 @@ def _read(path: Path) -> dict[str, Key]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         # no key is better than any key: nobody gets in until it is mended
         raise Corrupt(
-            f"{path} cannot be read ({type(error).__name__}): mend it, or remove it and make new keys"
+            f"{path} cannot be read ({type(error).__name__}): fix it, or remove it and make new keys"
         ) from None
     return {key.id: key for key in keys}
 

@@ -61,7 +61,7 @@ class Gate:
         if self.is_open():
             return None
         if scheme.lower() != "bearer" or not token.strip():
-            raise Unauthorized("this server wants an API key: send the header 'Authorization: Bearer qhub-...'")
+            raise Unauthorized("this server requires an API key: send the header 'Authorization: Bearer qhub-...'")
         key = self.keys.find(token.strip())
         if key is None:
             raise Unauthorized("this API key is unknown, revoked or expired: `qhub key create` makes one")
@@ -93,7 +93,7 @@ class Gate:
 
 def _refused(why: Why, key: Key) -> str:
     if why == "concurrency":
-        return f"this key may run {key.concurrency} requests at once, and does"
+        return f"this key may run {key.concurrency} requests at once, and they are running"
     return f"this key may ask {key.rate}{' and be refused as often' if why == 'refusals' else ''}: try again later"
 
 

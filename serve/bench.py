@@ -212,19 +212,19 @@ async def _adapters(client: Any, url: str) -> list[str]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--url", default="http://127.0.0.1:8000/v1", help="The server. QHUB_API_KEY is its key.")
-@click.option("--models", metavar="A,B,...", help="Who is asked. Default: every adapter that the server lists.")
+@click.option("--models", metavar="A,B,...", help="Whom to ask. Default: every adapter that the server lists.")
 @click.option("--popularity", type=click.Choice(POPULARITY), default="uniform", help="How requests are spread.")
 @click.option("--zipf", type=click.FloatRange(0), default=1.5, help="Exponent of popularity skewed.")
 @click.option("--requests", "num_requests", type=click.IntRange(1), default=64, help="How many.")
 @click.option("--concurrency", type=click.IntRange(1), default=16, help="Closed loop: clients.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Open loop: requests a second (Poisson).")
-@click.option("--prompt-words", type=click.IntRange(0), default=32, help="Words of a prompt.")
-@click.option("--max-tokens", type=click.IntRange(1), default=64, help="Tokens of an answer.")
+@click.option("--prompt-words", type=click.IntRange(0), default=32, help="Words of each prompt.")
+@click.option("--max-tokens", type=click.IntRange(1), default=64, help="Tokens of each answer.")
 @click.option(
     "--ignore-eos/--stop-at-eos", default=True, help="Whether all answers have that length (not OpenAI's own)."
 )
-@click.option("--warmup", type=click.IntRange(0), default=8, help="Requests before it counts.")
-@click.option("--seed", default=0, help="Of prompts and spread.")
+@click.option("--warmup", type=click.IntRange(0), default=8, help="Requests of the warm-up.")
+@click.option("--seed", default=0, help="Seed of prompts and spread.")
 def command(url: str, models: str | None, warmup: int, **settings_of_load: Any) -> None:
     """Load a server and say how it did."""
     result = asyncio.run(_measure(url, Load(models=(), **settings_of_load), models, warmup))

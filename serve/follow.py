@@ -357,7 +357,7 @@ class Follower:
         self._error = str(error)
         if self._away_since is None:
             self._away_since = datetime.now(UTC).isoformat(timespec="seconds")
-            logger.error("remote %s cannot be followed, what is here goes on: %s", self.remote.name, error)
+            logger.error("remote %s cannot be followed, what is here is still served: %s", self.remote.name, error)
 
     def _say_back(self) -> None:
         if self._away_since is not None:

@@ -121,8 +121,8 @@ def run_server(
                 return create_app(base, registry=registry, options=options, http=http, limits=limits, follower=follower)
             except torch.OutOfMemoryError:
                 raise QhubError(
-                    f"the GPU has no memory left for base '{info.name}': end what else uses it, or lower --max-length, "
-                    "--kv-cache-mb or --base-cache-mb"
+                    f"the GPU has no memory left for base '{info.name}': stop what else uses it, or lower "
+                    "--max-length, --kv-cache-mb or --base-cache-mb"
                 ) from None
 
         app = in_passing(load)

@@ -55,13 +55,13 @@ def check_copies(adapter: AdapterFile, base: BaseInfo) -> tuple[str, ...]:
             raise BadFile(f"{adapter.path}: {tensor!r} is not a LoRA factor, nor a tensor of base '{base.name}'")
         if name in weights.constants:
             raise BadFile(
-                f"{adapter.path}: {tensor!r} is a whole weight, which base '{base.name}' holds in 4 bits: nobody sees "
-                f"whether it is the base's own: {_FUSE}"
+                f"{adapter.path}: {tensor!r} is a whole weight, which base '{base.name}' holds in 4 bits, so it "
+                f"cannot be compared with the base's own: {_FUSE}"
             )
         theirs, ours = adapter.tensor(tensor), weights.read(name)
         if theirs.shape != ours.shape:
             more = theirs.shape[0] - ours.shape[0]
-            added = f"it has {more} rows more, as new tokens have" if more > 0 else "its shape is another"
+            added = f"it has {more} more rows, as added tokens have" if more > 0 else "its shape differs"
             raise BadFile(f"{adapter.path}: {tensor!r} replaces {name} of base '{base.name}' ({added}): {_FUSE}")
         if not _same(theirs, ours):
             raise BadFile(

@@ -102,7 +102,7 @@ def same_model(one: str, other: str) -> str | None:
     if one == other:
         return f"its base is {other} by name"
     if one.casefold() == other.casefold():
-        return f"its base is {other} by name, in other letters"
+        return f"its base is {other} by name, in another case"
     (org, name), (its_org, its_name) = (text.casefold().split("/") for text in (one, other))
     if {org, its_org} & MIRRORS and _QUANTISED.sub("", name) == _QUANTISED.sub("", its_name):
         return f"its base {one} is a mirror of {other}"

@@ -33,7 +33,7 @@ def check_method(method: Mapping[str, Any], folder: Path) -> str:
             for key, wanted, what in (
                 ("bnb_4bit_quant_type", "nf4", "FP4 codes"),
                 ("bnb_4bit_use_double_quant", True, "constants that are not quantised themselves"),
-                ("bnb_4bit_quant_storage", "uint8", "another storage than uint8"),
+                ("bnb_4bit_quant_storage", "uint8", "storage other than uint8"),
             )
             if method.get(key, {"bnb_4bit_quant_type": "fp4", "bnb_4bit_quant_storage": "uint8"}.get(key)) != wanted
         ]

@@ -36,7 +36,7 @@ def check_experts(model: nn.Module) -> None:
     if experts:
         raise BadFile(
             f"{type(model).__name__} is a mixture of {experts[0].shape[0]} experts, which are not supported: "
-            "transformers holds them in tensors of three dimensions, which bitsandbytes does not quantise. Use a dense "
+            "transformers holds them in three-dimensional tensors, which bitsandbytes does not quantise. Use a dense "
             "model of the family"
         )
 

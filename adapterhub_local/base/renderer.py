@@ -94,7 +94,7 @@ class Renderer:
             answer = process.apart.receive(WAIT)
             kept = process
         except Died:
-            raise TemplateBound(f"it did not come to an end within {WAIT:.0f} s") from None
+            raise TemplateBound(f"it did not finish within {WAIT:.0f} s") from None
         finally:
             if process is not None and kept is None:
                 process.apart.close()

@@ -81,13 +81,13 @@ def show(name: str, alias: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("alias")
 @click.option("--require", multiple=True, metavar="SCORE>=BOUND", help="What a version must have; may be given again.")
-@click.option("--approvals", type=int, default=0, metavar="N", help="How many others than the mover must approve it.")
+@click.option("--approvals", type=int, default=0, metavar="N", help="How many others must approve it.")
 def protect(name: str, alias: str, require: tuple[str, ...], approvals: int) -> None:
-    """Let NAME@ALIAS move only to versions that meet what is asked, by whichever door it is moved.
+    """Let NAME@ALIAS move only to versions that meet these requirements, however it is moved.
 
     \b
     qhub alias protect sentiment prod --require 'sentiment.exact_match>=0.8' --approvals 1
-    A score is TASK.METRIC, or METRIC alone for every task that has it. What protected it before is replaced.
+    A score is TASK.METRIC, or METRIC alone for every task that has it. This replaces any earlier protection.
     """
     from adapterhub_local.registry.catalog import metrics_of
     from adapterhub_local.registry.protecting import protect as protect_alias
@@ -127,7 +127,7 @@ def split(name: str, shares: str | None, off: bool, as_json: bool) -> None:
 
     \b
     qhub alias split sentiment canary=10,prod=90
-    Requests with the same `user` get the same side; NAME@ALIAS asks one side, NAME@N a version, as before.
+    Requests with the same `user` get the same side; NAME@ALIAS still asks one side, NAME@N one version.
     """
     from adapterhub_local.registry.split import parse_split, set_split, split_of
 
@@ -177,7 +177,7 @@ def log(name: str, alias: str | None, as_json: bool) -> None:
 @click.argument("alias")
 @click.option("--expect", type=int, metavar="N", help="Only if the alias points to version N now.")
 def rollback(name: str, alias: str, expect: int | None) -> None:
-    """Point NAME@ALIAS to where it pointed before its last move; again goes one more step back."""
+    """Point NAME@ALIAS to where it pointed before its last move; run it again to go one step further back."""
     from adapterhub_local.registry import marks
 
     number = marks.rollback(Registry(), name, alias, expect=expect)

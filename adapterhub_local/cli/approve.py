@@ -1,4 +1,4 @@
-"""`qhub approve`: say that a version is fit for a protected alias."""
+"""`qhub approve`: approve a version for a protected alias."""
 
 import click
 
@@ -10,9 +10,9 @@ from adapterhub_local.registry import Registry
 @click.argument("reference")
 @click.option("--for", "alias", required=True, metavar="ALIAS", help="The alias that it may be moved to.")
 @click.option("--withdraw", is_flag=True, help="Take your approval back.")
-@click.option("--json", "as_json", is_flag=True, help="Print the approvals that it has then as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print its approvals as JSON.")
 def command(reference: str, alias: str, withdraw: bool, as_json: bool) -> None:
-    """Hold the version REFERENCE names fit for an alias, which somebody else may then move to it.
+    """Approve the version that REFERENCE names for an alias, which somebody else may then move to it.
 
     \b
     qhub approve sentiment@4 --for prod

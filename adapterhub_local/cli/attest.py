@@ -28,7 +28,7 @@ def command(reference: str, key: Path | None, ask_password: bool, ml_bom: bool, 
     cosign verify-blob-attestation --key public.pem --insecure-ignore-tlog --type slsaprovenance1 \\
         --signature sentiment.intoto.json adapter_model.safetensors
 
-    Keys are those of `qhub sign`; the envelope (DSSE) is kept beside the registry. Nothing is asked of the network.
+    Keys are those of `qhub sign`; the envelope (DSSE) is kept beside the registry. Works offline.
     """
     from adapterhub_local.registry.attest import statement
     from adapterhub_local.visible import visible_json

@@ -118,7 +118,7 @@ def rm(name: str, force: bool) -> None:
     from adapterhub_local.base.bases import remove_base
 
     info = remove_base(name, home(), force=force)
-    echo(f"removed base {name}: {size_text(info.size)} given back")
+    echo(f"removed base {name}: {size_text(info.size)} freed")
 
 
 def _is_hub_id(source: str) -> bool:

@@ -29,9 +29,9 @@ HELP = """\
 @click.option(
     "--url", default="http://127.0.0.1:8000/v1", show_default=True, help="The server, any that speaks OpenAI."
 )
-@click.option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
+@click.option("--system", metavar="TEXT", help="System instructions of the conversation.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Default: the server's.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Tokens of one answer.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
 @click.option("--seed", type=int, help="The same seed gives the same answers.")
 def command(
     model: str | None, url: str, system: str | None, temperature: float | None, max_tokens: int | None, seed: int | None

@@ -43,7 +43,7 @@ def init(path: Path, base: str | None) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @AS_JSON
 def up(path: Path, as_json: bool) -> None:
-    """Start a cluster, or make the one that runs what the file says, and wait until it answers."""
+    """Start a cluster, or change the running one to what the file says, and wait until it answers."""
     from serve.cluster import control
     from serve.cluster.config import load_config
 
@@ -63,7 +63,7 @@ def status(as_json: bool) -> None:
 @click.argument("replicas", metavar="N | MIN-MAX")
 @AS_JSON
 def scale(replicas: str, as_json: bool) -> None:
-    """Have N replicas, or from MIN to MAX as requests come and go. Those that stay are not restarted."""
+    """Scale to N replicas, or to between MIN and MAX as the load changes. Those that stay are not restarted."""
     from serve.cluster import control
 
     parts = replicas.split("-")

@@ -6,7 +6,7 @@ import click
 @click.command(name="console")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Without API keys, answer under this too.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="Also answer to this name without keys.")
 @click.option("--access-log/--no-access-log", default=False, help="A JSON line on standard error for each request.")
 def command(host: str, port: int, hosts: tuple[str, ...], access_log: bool) -> None:
     """Show the registry, its runs and bases as pages in a browser, without loading a model.

@@ -14,7 +14,7 @@ from adapterhub_local.visible import visible
 
 @click.group(name="data")
 def command() -> None:
-    """Look at training data as the model will see them."""
+    """Look at training data as the model will see it."""
 
 
 @command.command()

@@ -10,7 +10,7 @@ from adapterhub_local.registry import Registry
 @click.argument("reference")
 @click.argument("text")
 def command(reference: str, text: str) -> None:
-    """Say in one line of TEXT what the version REFERENCE names is; it replaces what was said before."""
+    """Describe the version that REFERENCE names in one line of TEXT, which replaces an earlier description."""
     from adapterhub_local.registry.marks import describe
 
     registry = Registry()

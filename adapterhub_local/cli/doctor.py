@@ -56,9 +56,7 @@ def _kernels(deep: bool) -> list[Finding]:
         ]
     found = [Finding("compiler", "ok", compiler[0])]
     library = built_library(compiler)
-    what = (
-        f"compiled at {library}" if library is not None else "not compiled yet: the first `qhub serve` does, in seconds"
-    )
+    what = f"compiled at {library}" if library is not None else "not compiled yet: the first `qhub serve` does it"
     found.append(Finding("kernels", "ok", what))
     if deep:
         found.append(_checked())
@@ -70,12 +68,10 @@ def _checked() -> Finding:
     done = subprocess.run([sys.executable, "-c", _DEEP], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        return Finding(
-            "torch", "broken", last[:300], "install torch anew, as https://pytorch.org says for this machine"
-        )
+        return Finding("torch", "broken", last[:300], "reinstall torch, as https://pytorch.org says for this machine")
     where, *names = done.stdout.strip().split("\t")
     if not names:
         return Finding(
             "kernels checked", "slow", f"none is used on {where}: plain torch computes the same, more slowly"
         )
-    return Finding("kernels checked", "ok", f"{', '.join(names)} give what torch gives on {where}")
+    return Finding("kernels checked", "ok", f"{', '.join(names)} agree with torch on {where}")

@@ -20,17 +20,17 @@ from adapterhub_local.registry import Registry
     help="Instead of --data: tasks of lm-evaluation-harness, file or folder.",
 )
 @click.option("--against", default="", metavar="A,B", help="Compare with these: `base`, adapters, other bases.")
-@click.option("--choices", metavar="A,B", help="Accuracy: which of these answers is the most likely.")
+@click.option("--choices", metavar="A,B", help="Measure accuracy: which of these answers is the most likely.")
 @click.option("--regex", metavar="PATTERN", help="Share of written answers it matches, groups as in the reference.")
 @click.option("--json-valid", is_flag=True, help="Share of written answers that are JSON.")
 @click.option("--task", help="What to file the scores under; the data file's name if not given.")
-@click.option("--limit", type=click.IntRange(1), help="Score the first so many examples only.")
+@click.option("--limit", type=click.IntRange(1), help="Score at most this many examples.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Examples per forward pass.")
 @click.option(
     "--max-length", type=click.IntRange(8), default=1024, show_default=True, help="Longest example in tokens."
 )
 @click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer that is written."
+    "--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Most tokens of a written answer."
 )
 @click.option("--format", "format_", help="What an example looks like, as data.format of a recipe.")
 @click.option(
@@ -85,7 +85,7 @@ def command(
         return
     assert source is not None, "one of the two was given"
     settings = {"format": format_, "template": template, "prompt": prompt, "answer": answer}
-    find_data(source)  # mistakes are told before anything heavy is loaded
+    find_data(source)  # reports a wrong path before anything heavy is loaded
     check_data_settings(settings)
     done = compare(
         what_to_score(references, others, registry), source, registry, task=task,
@@ -131,7 +131,7 @@ def _harness(
     from adapterhub_local.evaluate.comparison import keep, what_to_score
     from adapterhub_local.evaluate.harness import find_tasks, harness, run_tasks
 
-    tasks = find_tasks(path)  # mistakes are told before the base is loaded
+    tasks = find_tasks(path)  # reports mistakes before the base is loaded
     subjects = what_to_score(references, others, registry)
     from adapterhub_local.base.load import load_base
     from adapterhub_local.evaluate.evaluate import adapted
@@ -176,7 +176,7 @@ def _print_differences(name: str, kept: Mapping[str, Any]) -> None:
         for metric, found in (part.get("difference") or {}).items() if isinstance(part, dict) else ():
             clear = "" if found["is_clear"] else ", may be chance"
             value = score_text(metric, found["value"], found["interval"], is_signed=True)
-            echo(f"{name} less {who}, {metric.replace('_', ' ')}: {value}{clear}")
+            echo(f"{name} minus {who}, {metric.replace('_', ' ')}: {value}{clear}")
         if isinstance(part, dict) and (won := part.get("win_rate")):
             share = score_text("accuracy", won["value"], won["interval"])
             echo(f"{name} prefers the chosen answer more than {who} in {share} of the pairs")

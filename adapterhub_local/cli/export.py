@@ -38,7 +38,7 @@ qhub export both --oci both.tar       with its parents, for `qhub import`
 )  # fmt: skip
 @click.option("--onto", metavar="MODEL", help="fused: add to this 16-bit model (folder, .gguf, Hub id) instead.")
 @click.option("--requantise", metavar="NAME", help="fused: make a 4-bit base NAME of it too, report the loss.")
-@click.option("--no-check", is_flag=True, help="fused: do not hold it against base and adapter before it is kept.")
+@click.option("--no-check", is_flag=True, help="fused: skip the comparison with base and adapter before it is kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     reference: str,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def command(
     before: str, after: str, rank: int, name: str, base_name: str | None, alias: str | None, as_json: bool
 ) -> None:
-    """Register the LoRA that comes nearest to what made TUNED out of BASE, and say how much of it that is.
+    """Register the LoRA closest to the difference between TUNED and BASE, and report how much of it that is.
 
     \b
     qhub extract HuggingFaceTB/SmolLM2-135M-Instruct ./my-full-finetune --rank 32 --name mine

@@ -1,4 +1,4 @@
-"""`qhub fsck`: is the registry whole?"""
+"""`qhub fsck`: is the registry intact?"""
 
 import click
 
@@ -11,7 +11,7 @@ from adapterhub_local.registry import Registry
 @click.option(
     "--repair",
     is_flag=True,
-    help="Set damaged blobs aside, write again what the database holds, and take in what it does not know.",
+    help="Set damaged blobs aside, write again what the database holds, and register what it does not know.",
 )
 @click.option("--rebuild-db", is_flag=True, help="First make the database again from the manifests.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -50,5 +50,5 @@ def command(repair: bool, rebuild_db: bool, as_json: bool) -> None:
         echo(f"{report.num_versions} versions, {report.num_blobs} blobs{unused}")
     if not report.is_repaired:
         wrong = sum(problem.repaired is None for problem in report.problems)
-        hint = "" if repair else ": `qhub fsck --repair` mends what can be mended"
+        hint = "" if repair else ": `qhub fsck --repair` repairs what it can"
         raise Corrupt(f"{wrong} problem{'' if wrong == 1 else 's'} in {registry.home.root}{hint}")

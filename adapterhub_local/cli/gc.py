@@ -1,4 +1,4 @@
-"""`qhub gc`: give back the space of what nothing needs."""
+"""`qhub gc`: free the space that nothing needs."""
 
 import time
 from typing import TYPE_CHECKING
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @click.option("--grace", type=click.FloatRange(0), default=3600, show_default=True, metavar="SECONDS",
               help="Keep what is younger: it may belong to a version being published.")  # fmt: skip
 @click.option("--purge-after", type=click.FloatRange(0), default=7 * 24 * 3600, show_default=True, metavar="SECONDS",
-              help="Delete for good what has been in quarantine so long.")  # fmt: skip
+              help="Delete what has been in quarantine for longer than this.")  # fmt: skip
 @click.option("--keep", type=click.IntRange(1), metavar="N",
-              help="First remove all but the N newest of each name, and but what something needs.")  # fmt: skip
+              help="First remove all but the N newest versions of each name, except what something needs.")  # fmt: skip
 @click.option("--keep-aliased", is_flag=True, help="Do not count versions with an alias among these N.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -62,6 +62,6 @@ def _show(retention: "Retention", applied: bool) -> None:
     if rows:
         print_table(("version", "what"), rows)
     for line in retention.refused:
-        echo(f"kept, for it is needed since: {line}")
+        echo(f"kept, as it is needed by now: {line}")
     echo(f"{len(retention.drop)} versions ({size_text(retention.num_bytes)} that nothing else needs) {word}, "
          f"{len(retention.keep)} kept")  # fmt: skip

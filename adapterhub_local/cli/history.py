@@ -11,7 +11,7 @@ from adapterhub_local.registry import Registry
 @click.option("--event", "events", multiple=True, metavar="KIND", help="Only such changes: alias, version, removal ...")
 @click.option("--actor", metavar="WHO", help="Only what WHO did.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many at most.")
-@click.option("--after", metavar="PLACE", help="Go on where a page ended.")
+@click.option("--after", metavar="PLACE", help="Continue where a page ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with `after` where there is more.")
 def command(
     name: str | None, events: tuple[str, ...], actor: str | None, limit: int, after: str | None, as_json: bool

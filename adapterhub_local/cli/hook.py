@@ -68,7 +68,7 @@ def add(
 @command.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
-    """List the hooks, and how many changes each was not notified of yet."""
+    """List the hooks, and how many changes each still has to be notified of."""
     from adapterhub_local.registry.hooks.state import read_log, read_state
 
     place = home()
@@ -95,7 +95,7 @@ def list_(as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 def rm(name: str) -> None:
-    """Take a hook out; what it was not notified of yet it never will be."""
+    """Remove a hook; changes that it was not notified of yet are dropped."""
     from adapterhub_local.registry.config_edit import remove_hook
 
     remove_hook(Registry(), name)
@@ -107,7 +107,7 @@ def rm(name: str) -> None:
 @click.option("--limit", type=click.IntRange(1, 10000), default=20, show_default=True, help="How many tries.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log(name: str, limit: int, as_json: bool) -> None:
-    """Show the last tries to tell a hook, the newest first."""
+    """Show the last attempts to notify a hook, newest first."""
     from adapterhub_local.registry.config_edit import find_hook
     from adapterhub_local.registry.hooks.state import read_log
 
@@ -122,15 +122,15 @@ def log(name: str, limit: int, as_json: bool) -> None:
          entry["said"])
         for entry in entries
     ]  # fmt: skip
-    print_table(("when", "change", "try", "state", "took", "it said"), rows)
+    print_table(("when", "change", "attempt", "state", "took", "reply"), rows)
 
 
 @command.command()
 @click.argument("name", required=False)
-@click.option("--failed", is_flag=True, help="Also what was given up.")
-@click.option("--quiet", is_flag=True, help="Say nothing: what a change starts by itself.")
+@click.option("--failed", is_flag=True, help="Also retry what was given up.")
+@click.option("--quiet", is_flag=True, help="Print nothing, as when a change starts it by itself.")
 def deliver(name: str | None, failed: bool, quiet: bool) -> None:
-    """Send hooks, or hook NAME, what they were not sent yet, and wait until they took it or it is given up."""
+    """Send hooks, or hook NAME, the changes they have not had yet, and wait until each is delivered or given up."""
     from adapterhub_local.registry.config_edit import find_hook
     from adapterhub_local.registry.hooks.deliver import deliver as deliver_to
 
@@ -143,13 +143,13 @@ def deliver(name: str | None, failed: bool, quiet: bool) -> None:
         processes = [subprocess.Popen([*words, hook.name], env=environment_in(registry.home)) for hook in hooks]
         codes = [process.wait() for process in processes]
         if any(codes):
-            raise QhubError("not every hook took all: `qhub hook list` shows which")
+            raise QhubError("not every hook accepted everything: `qhub hook list` shows which")
         return
     for hook in hooks:
         left = deliver_to(registry, hook, retry_failed=failed)
         if left is None:
             if not quiet:
-                echo(f"{hook.name}: another process notifies it already")
+                echo(f"{hook.name}: another process is notifying it already")
             continue
         if left.waiting:
             raise QhubError(f"{hook.name}: its command is run by the owner of config.toml only, when nobody else may "

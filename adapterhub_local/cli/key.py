@@ -39,9 +39,9 @@ def command() -> None:
     type=click.Choice(PRIORITIES),
     default="normal",
     show_default=True,
-    help="Whose requests go first where requests wait.",
+    help="Whose requests go first when some have to wait.",
 )
-@click.option("--expires", metavar="AGE", help="When it ends by itself: 12h, 30d.")
+@click.option("--expires", metavar="AGE", help="When it expires: 12h, 30d.")
 @click.option("--note", help="What it is for, in words.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def create(
@@ -101,7 +101,7 @@ def list_(as_json: bool) -> None:
 @click.argument("identities", metavar="ID...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def publish(remote: str, identities: tuple[str, ...], as_json: bool) -> None:
-    """Let servers that follow REMOTE take these keys, too: their hashes and limits are sent, never the keys.
+    """Let servers that follow REMOTE accept these keys, too: their hashes and limits are sent, never the keys.
 
     Whoever may write at REMOTE can let keys in there, so it should be written by those alone who may.
     """
@@ -110,7 +110,7 @@ def publish(remote: str, identities: tuple[str, ...], as_json: bool) -> None:
     known = {key.id: key for key in Keys(settings.home()).all()}
     chosen = [_id(identity) for identity in identities]
     if missing := [identity for identity in chosen if identity not in known]:
-        raise NotFound(f"there is no key '{missing[0]}': `qhub key list` shows those there are")
+        raise NotFound(f"there is no key '{missing[0]}': `qhub key list` shows all keys")
     if invalid := [identity for identity in chosen if not known[identity].is_valid()]:
         raise InputError(f"key {invalid[0]} is revoked or expired: nothing was published")
     log = _log(remote)
@@ -123,7 +123,7 @@ def publish(remote: str, identities: tuple[str, ...], as_json: bool) -> None:
 
 @command.command()
 @click.argument("identity", metavar="ID")
-@click.option("--remote", metavar="REMOTE", help="Where it was published: refused by all that follow it.")
+@click.option("--remote", metavar="REMOTE", help="Where it was published: all servers that follow it refuse the key.")
 def revoke(identity: str, remote: str | None) -> None:
     """Refuse a key from now on, also where a server runs."""
     from adapterhub_local.registry.remotes import list_remotes
@@ -133,13 +133,13 @@ def revoke(identity: str, remote: str | None) -> None:
         from adapterhub_local.registry.remote_moves import revoke_key as revoke_at
 
         told = revoke_at(_log(remote), _id(identity))
-        echo(f"revoked {told.subject} at {remote}" + ("" if told.is_new else ", where it was already"))
+        echo(f"revoked {told.subject} at {remote}" + ("" if told.is_new else ", where it was revoked already"))
         if all(key.id != told.subject for key in keys.all()):
             return  # made in another home
     key = revoke_key(Registry(), _id(identity))
     echo(f"revoked {key.id}")
     if remote is None and (known := [one.name for one in list_remotes(settings.home())]):
-        echo(f"If it was published at {' or '.join(known)}, it is still taken there: add --remote", err=True)
+        echo(f"If it was published at {' or '.join(known)}, it is still accepted there: add --remote", err=True)
     if not any(other.is_valid() for other in keys.all()):  # it does not open again: nobody asked for that
         echo("No valid key is left: the server refuses every request until `qhub key create`.", err=True)
 

@@ -15,10 +15,10 @@ MAX_ROWS = 100  # shown where nothing was asked for
 @click.argument("name", required=False)
 @click.option("--base", help="Those made for this base: its name, Hub id or fingerprint.")
 @click.option("--tag", "tags", multiple=True, help="Those with this tag; may be given again.")
-@click.option("--metric", "metrics", multiple=True, metavar="COND", help="Those that hold, such as 'exact_match>0.8'.")
+@click.option("--metric", "metrics", multiple=True, metavar="COND", help="With such scores: 'exact_match>0.8'.")
 @click.option("--task", help="Those trained or scored on this task; --metric is then of this task.")
 @click.option("--sort", default="name", show_default=True, help="name, created, or a metric, the best first.")
-@click.option("--limit", type=click.IntRange(0), help="Show the first so many, 0 for all. Default: 100 adapters, "
+@click.option("--limit", type=click.IntRange(0), help="Show at most this many, 0 for all. Default: 100 adapters, "
               "or all that a name, an option or --json asks for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -51,7 +51,7 @@ def command(
 
 
 def print_versions(registry: Registry, versions: list[Version], as_json: bool, *, nothing: str) -> None:
-    """A table of versions, or JSON; `nothing` is said where there are none."""
+    """A table of versions, or JSON; `nothing` is printed if there are none."""
     from adapterhub_local.registry.catalog import aliases_of, metrics_of
 
     pointed, scored = aliases_of(registry, versions), metrics_of(registry, versions)

@@ -24,8 +24,8 @@ SECTIONS = {
     },
     "Training": {
         "recipe": "Write, check and explain recipes.",
-        "data": "Look at what a recipe's data teach, token by token.",
-        "plan": "Say what a recipe takes: memory, time, and whether it fits.",
+        "data": "Show what a recipe's data teaches, token by token.",
+        "plan": "Estimate what a recipe takes: memory, time, and whether it fits.",
         "train": "Train an adapter from a recipe and register it as a version.",
         "runs": "List training runs, show how one went, remove them.",
         "eval": "Score an adapter or a base on held-out data.",
@@ -43,12 +43,12 @@ SECTIONS = {
         "diff": "Compare two versions: recipe, data, metrics and deltas.",
         "path": "Print a folder with a version's files, which PEFT loads.",
         "alias": "Point names such as prod to versions.",
-        "approve": "Hold a version fit for a protected alias.",
+        "approve": "Approve a version for a protected alias.",
         "history": "Show everything that changed, and who changed it.",
         "tag": "Give a version tags, to find it by.",
-        "describe": "Say in one line what a version is.",
+        "describe": "Describe a version in one line.",
         "add": "Register an adapter trained elsewhere.",
-        "rm": "Remove versions; their numbers are not used again.",
+        "rm": "Remove versions; their numbers are not reused.",
     },
     "Serving": {
         "router": "Learn which adapter a prompt is for; `auto` then chooses.",
@@ -74,14 +74,14 @@ SECTIONS = {
         "doctor": "Report what is here, missing or slow, and how to fix it.",
         "verify": "Hash the files of versions again; explain what they were made of.",
         "fsck": "Check the whole registry, repair it, or make its database again.",
-        "gc": "Give back the space of what no version needs; keep the newest only.",
+        "gc": "Free the space that no version needs; with --keep, remove old versions first.",
         "hook": "Have a command or a URL notified of changes.",
         "completion": "Have the shell complete verbs and options.",
     },
 }
 FULL = (
-    "end what else uses it, or ask for less: `qhub plan` says what a training takes, `qhub serve` has --kv-cache, "
-    "--base-cache and --max-length; QHUB_DEVICE=cpu does without a GPU"
+    "stop what else uses it, or ask for less: `qhub plan` estimates what training takes, `qhub serve` has --kv-cache, "
+    "--base-cache and --max-length; QHUB_DEVICE=cpu leaves the GPU alone"
 )
 VERBS = [verb for section in SECTIONS.values() for verb in section]
 

@@ -1,4 +1,4 @@
-"""`qhub merge`: adapters become one adapter; the exact weighted sum if nothing else is said."""
+"""`qhub merge`: adapters become one adapter; by exact weighted sum, or as another method has it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,7 +50,7 @@ def _parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--method", default="weighted_sum", metavar="METHOD", help=f"One of {', '.join(METHODS)}.")
 @click.option("--space", metavar="core|full", help="Merge entries of core matrices (default) or of whole ones.")
 @_parameter_options
-@click.option("--rank", metavar="K|exact|lossless", help="Keep rank K; lossless drops only what is nothing.")
+@click.option("--rank", metavar="K|exact|lossless", help="Keep rank K; lossless drops only what is zero.")
 @click.option("--energy", type=float, metavar="SHARE", help="Keep the least rank with this share of the energy.")
 @click.option("--max-error", type=float, metavar="E", help="Keep the least rank with this relative error.")
 @click.option("--compact", is_flag=True, help="A rank of its own for each module; PEFT reads it, vLLM does not.")
@@ -59,11 +59,11 @@ def _parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--with-base", metavar="NAME", help="Make plain adapters of those with DoRA, through this base.")
 @click.option("--dora-rank", type=click.IntRange(1), metavar="K", help="Their rank; twice their own if not given.")
 @click.option("--force", is_flag=True, help="Merge adapters of different bases; it is recorded.")
-@click.option("--require", multiple=True, metavar="TASK.METRIC>=X", help="Keep the merge only if it scores so.")
+@click.option("--require", multiple=True, metavar="TASK.METRIC>=X", help="Keep the merge only if it meets this bound.")
 @click.option(
     "--data", multiple=True, metavar="TASK=FILE", help="JSONL file of held-out chats that a task is scored on."
 )
-@click.option("--limit", type=click.IntRange(1), help="Score the first so many examples of each task only.")
+@click.option("--limit", type=click.IntRange(1), help="Score at most this many examples of each task.")
 @click.option("--dry-run", is_flag=True, help="Print the report and write nothing.")
 @click.option("--modules", "show_modules", is_flag=True, help="Print the report of every module too.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw error and energy of each module to an .svg file.")
@@ -81,7 +81,7 @@ def command(
     qhub merge a b --weights 1,1 --name both --require 'a.exact_match>=0.8' --data a=a.test.jsonl
     qhub merge plan.toml
 
-    Without --name or -o the result is written beside you, as a+b.safetensors.
+    Without --name or -o the result is written to this folder, as a+b.safetensors.
     """
     written = _from_file(Path(adapters[0])) if _is_plan(adapters) else _from_options(adapters, given)
     written = _put_where(_scored_on(written, given, adapters, dry_run), given, dry_run)
@@ -122,7 +122,7 @@ def _from_file(path: Path) -> WrittenPlan:
     said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
     if other := sorted(said - OF_OUTPUT):
         option = other[0].replace("_", "-")
-        raise InputError(f"--{option} is the plan's business: set it in {path}, beside the adapters")
+        raise InputError(f"--{option} belongs in the plan: set it in {path}, beside the adapters")
     return load_plan(path)
 
 
@@ -138,9 +138,9 @@ def _from_options(adapters: tuple[str, ...], given: dict[str, Any]) -> WrittenPl
         )
     weights = tuple(parse_weight(weight) for weight in given["weights"].split(","))
     if given["limit"] is not None and not given["data"]:
-        raise InputError("--limit is of the examples that are scored: give --data TASK=FILE")
+        raise InputError("--limit counts examples that are scored: give --data TASK=FILE")
     if given["dora_rank"] is not None and given["with_base"] is None:
-        raise InputError("--dora-rank is of adapters converted through their base: give --with-base NAME")
+        raise InputError("--dora-rank is for adapters converted through their base: give --with-base NAME")
     formula = Formula(
         given["method"],
         {name: given[name] for name in parameters() if given[name] is not None},

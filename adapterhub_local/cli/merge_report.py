@@ -1,4 +1,4 @@
-"""How `qhub merge` and `qhub tune-merge` tell what a merge made and lost."""
+"""How `qhub merge` and `qhub tune-merge` report what a merge made and lost."""
 
 from typing import Any
 

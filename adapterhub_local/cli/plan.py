@@ -34,7 +34,7 @@ PURPOSES = {
 def command(
     recipe: Path, overrides: tuple[str, ...], gpu: str | None, ram: str | None, base_config: Path | None, as_json: bool
 ) -> int:
-    """Say what training RECIPE takes: memory by purpose, the largest rows that fit, time.
+    """Estimate what training RECIPE takes: memory by purpose, the largest rows that fit, time.
 
     Exit code 0 if it fits the device, 1 if it does not. Without --gpu or --ram: the GPU here, else the free RAM.
     """

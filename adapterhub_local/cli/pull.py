@@ -64,7 +64,7 @@ def command(
         )
         return
     done = "pulled" if result.is_new else "here already"
-    checked = "bytes as its manifest says" if result.is_verified else "made with PEFT, no manifest to check against"
+    checked = "its bytes match its manifest" if result.is_verified else "made with PEFT, no manifest to check against"
     echo(f"{version} {done}: {result.repo_id} at {result.commit[:12]}, {checked}")
     note_left_out(version.lineage)
     if result.base_known:

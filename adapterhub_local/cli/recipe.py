@@ -107,7 +107,7 @@ def import_(source: Path, file: Path, base: str | None, as_json: bool) -> None:
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Check RECIPE, its base and all of its data without training; nothing is written.
 
-    Every mistake is told with its place. Exit code 0: `qhub train` can start.
+    Every mistake is reported with its place. Exit code 0: `qhub train` can start.
     """
     from adapterhub_local.recipe import load_recipe, load_runs
     from adapterhub_local.train.check import check_comparable, check_runs, read_all
@@ -133,7 +133,7 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         echo(note)
     print_statistics(described)
     swept = f", a sweep of {len(runs)} runs" if loaded.sweep else ""
-    echo(f"{recipe} is right{swept}. Next: qhub train {recipe}")
+    echo(f"{recipe} is valid{swept}. Next: qhub train {recipe}")
 
 
 @command.command()

@@ -87,7 +87,7 @@ def show(remote: str, name: str | None, as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 def rm(name: str) -> None:
-    """Forget where NAME is; what it keeps stays there."""
+    """Forget the remote NAME; what is stored there stays."""
     from adapterhub_local.registry.remotes import remove_remote
 
     remote = remove_remote(home(), name)

@@ -31,7 +31,7 @@ def command() -> None:
               help="Prompts that the base is to answer, repeatable.")  # fmt: skip
 @click.option("--look-in", type=click.Path(path_type=Path), default=Path(), metavar="FOLDER",
               help="Where the data files lie that lineages name. Default: here.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(1), default=2000, show_default=True, help="Prompts of each file.")
+@click.option("--limit", type=click.IntRange(1), default=2000, show_default=True, help="Most prompts of each file.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
               help="The least probability with which an adapter is chosen; below it the base answers.")  # fmt: skip
 @click.option("--coverage", type=click.FloatRange(0.5, 1, max_open=True), default=0.99, show_default=True,
@@ -54,7 +54,7 @@ def train(
     description: str | None,
     as_json: bool,
 ) -> None:
-    """Learn from the prompts of ADAPTERS which of them a prompt is for, or none, and measure it on others.
+    """Learn from the prompts of ADAPTERS which of them, if any, a prompt is for; measure on others.
 
     The prompts are those of the files that the adapters were trained and scored on, found by name and digest in
     --look-in, or those of --data. Of each conversation the user's first message counts.

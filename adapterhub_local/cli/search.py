@@ -18,8 +18,8 @@ from adapterhub_local.registry import Registry, Version
 @click.option("--similar-to", metavar="REF", help="Rank adapters by the cosine of their deltas with those of REF.")
 @click.option("--base", "base_name", metavar="NAME", help="With --like: adapters of this base. Default: the only one.")
 @click.option("--examples", type=click.IntRange(1), default=32, show_default=True,
-              help="With --like: score the first so many examples.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Show the best so many.")
+              help="With --like: score at most this many examples.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Show at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     words: tuple[str, ...],
@@ -54,7 +54,7 @@ def command(
         from adapterhub_local.registry.catalog import search
 
         versions = search(registry, " ".join(words), limit=limit)
-        print_versions(registry, versions, as_json, nothing=f"Nothing has all of these words: {' '.join(words)}")
+        print_versions(registry, versions, as_json, nothing=f"No version has all of these words: {' '.join(words)}")
 
 
 def _by_loss(
@@ -69,7 +69,7 @@ def _by_loss(
     from adapterhub_local.base.bases import choose_base
     from adapterhub_local.evaluate.comparison import find_data
 
-    find_data(str(like))  # mistakes are told before anything heavy is loaded
+    find_data(str(like))  # reports a wrong path before anything heavy is loaded
     info = choose_base(base_name, registry.home, "the search")
     versions = _candidates(registry, words, info.fingerprint)
     from adapterhub_local.base.chat_template import stop_tokens
@@ -104,7 +104,7 @@ def _by_similarity(registry: Registry, words: tuple[str, ...], similar_to: str, 
         print_json([{"adapter": str(one.version), "cosine": round(one.cosine, 6)} for one in ranked[:limit]])
         return
     if not ranked:
-        echo(f"There is no other adapter of the base of {version}")
+        echo(f"No other adapter here is for the base of {version}")
         return
     rows = [(one.version, f"{one.cosine:+.4f}", _said(one.version)) for one in ranked[:limit]]
     print_table(("adapter", f"cosine with {version}", "description"), rows)

@@ -10,7 +10,7 @@ from adapterhub_local.cli.output import echo, print_json, print_table
 @click.command(name="search-hub")
 @click.argument("words", nargs=-1)
 @click.option("--base", metavar="ORG/MODEL", help="Those made for this base.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show so many at most.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Show at most this many.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(words: tuple[str, ...], base: str | None, limit: int, as_json: bool) -> None:
     """Find PEFT adapters on the Hub whose id has WORDS in it, most downloaded first.
@@ -24,7 +24,7 @@ def command(words: tuple[str, ...], base: str | None, limit: int, as_json: bool)
     if as_json:
         print_json([asdict(one) for one in found])
     elif not found:
-        echo("No adapter on the Hub fits")
+        echo("No adapter on the Hub matches")
     else:
         rows = [
             (one.repo_id, one.base, one.downloads, one.likes, one.updated, "yes" if one.from_qhub else "")

@@ -1,4 +1,4 @@
-"""`qhub sync`: versions to and from a remote, and what is said of them there: aliases, splits, who moved them."""
+"""`qhub sync`: versions to and from a remote, with the aliases and splits that the remote records for them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,14 +29,14 @@ def command() -> None:
 @click.argument("remote")
 @click.argument("references", metavar="NAME[@V]...", nargs=-1, required=True)
 @click.option("--all", "every", is_flag=True, help="All versions of NAME, not only the newest.")
-@click.option("--recheck", is_flag=True, help="Read back what was there already, too, and send anew what is damaged.")
+@click.option("--recheck", is_flag=True, help="Also read back what was there already, and resend what is damaged.")
 @click.option("--alias", metavar="ALIAS", help="Point NAME@ALIAS of the remote to what was sent.")
 @click.option("--expect", type=int, metavar="N", help="Only if the alias points to version N of the remote, or to none "
               "(0), now.")  # fmt: skip
 @click.option("--split", "shares", metavar="ALIAS=SHARE,...", help="Split the traffic of plain NAME between aliases of "
               "the remote, such as canary=10,prod=90, or 'off'.")  # fmt: skip
 @click.option("--drop-alias", metavar="ALIAS", help="Remove NAME@ALIAS from the remote.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be sent.")
+@click.option("--dry-run", is_flag=True, help="Print what would be sent, and send nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def push(
     remote: str,
@@ -101,7 +101,7 @@ def push(
 @click.option("--expect", type=int, metavar="N", help="With NAME@ALIAS: only if it points to version N, or to "
               "none (0), here now.")  # fmt: skip
 @click.option("--keys", is_flag=True, help="Take in the API keys that were published there, too, as hashes.")
-@click.option("--dry-run", is_flag=True, help="Tell what would be fetched.")
+@click.option("--dry-run", is_flag=True, help="Print what would be fetched, and fetch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pull(
     remote: str,
@@ -157,7 +157,7 @@ def pull(
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(remote: str, name: str | None, as_json: bool) -> None:
-    """Show what REMOTE says of its adapters, or of NAME: newest version, aliases, split; and what is here."""
+    """Show what REMOTE has, of NAME or of all names: newest version, aliases, split; and what is here."""
     from adapterhub_local.registry.remote_status import status as status_of
 
     registry = Registry()
@@ -173,7 +173,7 @@ def status(remote: str, name: str | None, as_json: bool) -> None:
     echo(f"{found['records']} record{'' if found['records'] == 1 else 's'}, {found['keys']} valid "
          f"key{'' if found['keys'] == 1 else 's'}")  # fmt: skip
     for number, reason in found["unread"].items():
-        echo(f"record @{number} says nothing to this qhub: {reason}", err=True)
+        echo(f"record @{number} means nothing to this qhub: {reason}", err=True)
 
 
 @command.command(name="log")
@@ -181,7 +181,7 @@ def status(remote: str, name: str | None, as_json: bool) -> None:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log_(remote: str, name: str | None, as_json: bool) -> None:
-    """Show everything that was ever said at REMOTE, or about NAME, oldest first: who moved what, and when."""
+    """Show all records of REMOTE, or those about NAME, oldest first: who moved what, and when."""
     from adapterhub_local.registry.remote_status import records, said
 
     log = Log(open_store(find_remote(Registry().home, remote)))
@@ -193,7 +193,7 @@ def log_(remote: str, name: str | None, as_json: bool) -> None:
         rows = [(one.number, one.at[:19].replace("T", " "), one.by, one.kind, *said(one)) for one in found]
         print_table(("record", "when", "by", "kind", "about", "what"), rows)
     for number, reason in log.unread.items():
-        echo(f"record @{number} says nothing to this qhub: {reason}", err=True)
+        echo(f"record @{number} means nothing to this qhub: {reason}", err=True)
 
 
 def _check_names(references: tuple[str, ...]) -> None:
@@ -219,7 +219,7 @@ def _print(
     for one in moved:
         as_what = f" as {place}{one.target}" if one.target != one.source else ""
         if not one.is_new:
-            echo(f"{one.source} was there already{as_what}" + (f", {one.num_objects} objects sent anew"
+            echo(f"{one.source} was there already{as_what}" + (f", {one.num_objects} objects resent"
                        if one.num_objects else ""))  # fmt: skip
         else:
             size = f"{one.num_objects} object{'' if one.num_objects == 1 else 's'}, {size_text(one.num_bytes)}"

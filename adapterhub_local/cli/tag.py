@@ -10,7 +10,7 @@ from adapterhub_local.registry import Registry
 @click.command(name="tag")
 @click.argument("reference")
 @click.argument("tags", nargs=-1)
-@click.option("--remove", is_flag=True, help="Take the tags off.")
+@click.option("--remove", is_flag=True, help="Remove the tags.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version's tags as JSON.")
 def command(reference: str, tags: tuple[str, ...], remove: bool, as_json: bool) -> None:
     """Give the version REFERENCE names these TAGS, or show those it has."""
@@ -19,7 +19,7 @@ def command(reference: str, tags: tuple[str, ...], remove: bool, as_json: bool) 
     registry = Registry()
     version = registry.resolve(reference)
     if remove and not tags:
-        raise InputError(f"say which tags to take off: qhub tag {reference} --remove TAG")
+        raise InputError(f"name the tags to remove: qhub tag {reference} --remove TAG")
     if tags:
         (remove_tags if remove else add_tags)(registry, version, tags)
     if as_json:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     metavar="TABLE.KEY=VALUE",
     help="Change a key of the recipe, such as train.seed=1.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the stopped run of this recipe.")
-@click.option("--restart", is_flag=True, help="Throw the stopped run of this recipe away and begin anew.")
-@click.option("--nproc", type=click.IntRange(1), default=1, help="Train in so many processes, a GPU each.")
-@click.option("--nnodes", type=click.IntRange(1), default=1, help="Train on so many machines, --nproc on each.")
+@click.option("--resume", is_flag=True, help="Continue the stopped run of this recipe.")
+@click.option("--restart", is_flag=True, help="Discard the stopped run of this recipe and start over.")
+@click.option("--nproc", type=click.IntRange(1), default=1, help="Processes to train in, one GPU each.")
+@click.option("--nnodes", type=click.IntRange(1), default=1, help="Machines to train on, --nproc processes on each.")
 @click.option("--node-rank", type=int, help="Which of the machines this is, from 0.")
-@click.option("--rendezvous", metavar="HOST:PORT", help="Where machine 0 is reached by all of them.")
+@click.option("--rendezvous", metavar="HOST:PORT", help="Where all of them reach machine 0.")
 @click.option(
     "--only-run", type=click.IntRange(1), help="Train one run of [sweep], by its number in `qhub recipe show`."
 )
@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Train the adapter that RECIPE describes, evaluate it beside its base, and register it.
 
-    Ctrl-C stops after the current step and keeps the state; --resume goes on from there. A recipe with [sweep] is
+    Ctrl-C stops after the current step and keeps the state; --resume continues from there. A recipe with [sweep] is
     trained once for each of its runs; those that are registered already are not trained again (but with --restart).
     """
     from adapterhub_local.errors import InputError

@@ -17,7 +17,7 @@ from adapterhub_local.registry import Registry
 @click.option("--name", help="Register the best merge as the next version of NAME, whatever the plan says.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to a file or folder instead.")
 @click.option("--alias", help="With --name: alias to point to the new version.")
-@click.option("--evaluations", type=click.IntRange(1), metavar="N", help="Score N merges at most, not [tune]'s number.")
+@click.option("--evaluations", type=click.IntRange(1), metavar="N", help="Score at most N merges, not [tune]'s.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, every trial included.")
 def command(
     plan: Path, name: str | None, output: Path | None, alias: str | None, evaluations: int | None, as_json: bool
@@ -25,7 +25,7 @@ def command(
     """Search the weights of the merge in PLAN that do best on the held-out chats of [tune.data].
 
     Every trial is the whole merge, scored on the base; the search starts at the weights of the plan. What was
-    scored is kept: stopped with Ctrl-C, the same command goes on where it was. If the plan has [evaluate], the
+    scored is kept: stopped with Ctrl-C, the same command continues where it stopped. If the plan has [evaluate], the
     best merge must pass its requirements.
     """
     from adapterhub_local.evaluate.gate import check_held

@@ -83,7 +83,9 @@ def read_data(recipe: Recipe) -> Dataset:
     asked = {known(chat) for chats in kept for chat in chats}
     if shared := sum(known(chat) in asked for chat in held_out):
         what = "test prompts" if shape == ANSWERS else "test examples"
-        notes.append(f"{shared:,} of {len(held_out):,} {what} are in the training data too: scores on them flatter")
+        notes.append(
+            f"{shared:,} of {len(held_out):,} {what} are in the training data too: scores on them look too good"
+        )
     weights = [data.weights[part.source] if data.weights else 1.0 for part in train]
     weighted = [chat for chats, weight in zip(kept, weights, strict=True) for chat in _repeated(chats, weight)]
     if not weighted:

@@ -117,7 +117,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands twice in one table")
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' occurs twice in one table")
     return table
 
 
@@ -131,12 +131,12 @@ def _parsed(text: str, where: str, *, is_line: bool = False) -> Any:
     except (ValueError, RecursionError) as error:
         if str(error).startswith("the key "):
             raise BadData(f"{where}: {error}") from None
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or too long a number"
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or a number is too long"
         line = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) and not is_line else ""
         if is_line:
             path = Path(where.rpartition(":")[0])
             reason += "; write each example on one line" + (
-                "" if data_suffix(path) else f", or end the name in what the file is: {', '.join(SUFFIXES)}"
+                "" if data_suffix(path) else f", or end the file's name in its format: {', '.join(SUFFIXES)}"
             )
         raise BadData(f"{where}: not JSON: {reason}{line}") from None
     return parsed

@@ -57,7 +57,7 @@ def read_preference(row: Mapping[str, Any], where: str, data: Data | None) -> Ch
     for side, name in zip(turns, SIDES, strict=True):
         if len(side) - shared != 1:
             raise BadData(
-                f"{where}: {name} has {len(side) - shared} messages behind what both begin with: chosen and rejected "
+                f"{where}: {name} has {len(side) - shared} messages after what both begin with: chosen and rejected "
                 "must be the same conversation up to one last answer"
             )
         chats.append(check_chat([*system, *asked, *side[shared:]], f"{where}: {name}", roles, row.get("tools")))

@@ -191,5 +191,5 @@ def _one_base(versions: Mapping[str, Version | None], home: Home) -> BaseInfo:
 
     bases = {find_base(text, home) if version is None else base_of(version, home) for text, version in versions.items()}
     if len({base.fingerprint for base in bases}) > 1:
-        raise Incompatible("these are of several bases: score those of one base at a time")
+        raise Incompatible("these are for several bases: score those of one base at a time")
     return bases.pop()

@@ -152,7 +152,7 @@ def check_scores(scores: Mapping[str, "Score"], requirements: Sequence[Requireme
         if not requirement.bound.holds(value):
             where = f"{score.rows} examples of {held.data[requirement.task].name}"
             failed.append(
-                f"{requirement.task}.{requirement.metric} is {value:.4g} on {where}, required is {requirement}"
+                f"{requirement.task}.{requirement.metric} is {value:.4g} on {where}, but {requirement} is required"
             )
     if failed:
         raise QhubError(f"not kept, a skill is lost: {'; '.join(failed)}")

@@ -67,7 +67,7 @@ def tuned_merge(
                 trials, best = tune(opened, written.weights, tuning, bench, registry.home, seen)
         except KeyboardInterrupt:
             raise Stopped(
-                f"stopped after {done} of {tuning.evaluations} trials, which are kept: the same command goes on"
+                f"stopped after {done} of {tuning.evaluations} trials, which are kept: the same command continues"
             ) from None
         kept = {"tuning": lineage(tuning, bench, trials, best), **required(written)}
         return Tuned(trials, best, put(opened(best.weights), written, registry, gate, kept), kept)

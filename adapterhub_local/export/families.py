@@ -156,7 +156,7 @@ def unsupported(config: PreTrainedConfig, family: Family) -> list[str]:
         if config.query_pre_attn_scalar != size:
             faults.append(f"its query_pre_attn_scalar is {config.query_pre_attn_scalar}, there it is {size}")
         if list(config.layer_types) != expected_layers(config):
-            faults.append("its layers with a sliding window are others than the family's")
+            faults.append("its sliding-window layers differ from the family's")
     if kind in ("qwen2", "qwen3") and "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         faults.append("it has layers with a sliding window (use_sliding_window)")
     if kind == "gemma2" and not config.tie_word_embeddings:

@@ -79,7 +79,7 @@ def convert(path: Path, base: BaseInfo, folder: Path, *, alpha: float | None = N
     ranks: dict[str, int] = {}
     for module, layer in layers.items():
         if layer.A is None or layer.B is None or layer.A.dim() != 2 or layer.B.dim() != 2:
-            raise BadFile(f"{path}: {module} has not both factors of a LoRA, as matrices")
+            raise BadFile(f"{path}: {module} does not have both factors of a LoRA as matrices")
         if layer.A.shape[0] != layer.B.shape[1]:
             raise BadFile(f"{path}: {module} has factors of rank {layer.A.shape[0]} and {layer.B.shape[1]}")
         if (layer.B.shape[0], layer.A.shape[1]) != linears[module]:
@@ -184,7 +184,7 @@ def _refuse_unread(path: Path, reader: Any) -> None:
         reason = (
             "it is active on a part of the text only (aLoRA)" if "invocation" in key
             else "it belongs to a prompt that starts with this text, which nobody would write here" if "prompt" in key
-            else "this setting is not known here"
+            else "qhub does not know this setting"
         )  # fmt: skip
         raise BadFile(f"{path} sets {shown[:80]}, not supported: {reason}")
 
@@ -207,7 +207,7 @@ def _read_kohya(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | No
             kind = _FACTOR[match["kind"]]
             if kind == "alpha":
                 if value.numel() != 1:
-                    raise BadFile(f"{path}: {name!r} is not one number")
+                    raise BadFile(f"{path}: {name!r} is not a single number")
                 layer.alpha = float(value)
             elif getattr(layer, kind) is not None:
                 raise BadFile(f"{path}: {module} has two factors {kind}, one of them {name!r}")

@@ -135,7 +135,7 @@ def split_name(data: dict[str, Any], base: BaseInfo) -> str:
     composes = data.get("normalizer") is not None
     name = NAMES.get((rule, takes_words, composes)) or NAMES.get((rule, takes_words, not composes))
     if name is None:
-        raise Incompatible(refusal(base, f"it splits text by a rule that is not known there ({rule[:60] or 'none'})"))
+        raise Incompatible(refusal(base, f"it splits text by a rule unknown there ({rule[:60] or 'none'})"))
     return name
 
 
@@ -224,7 +224,7 @@ def copy_vocabulary(writer: Any, path: Path, base: BaseInfo, size: int) -> None:
     ours |= {added["id"]: added["content"] for added in data.get("added_tokens", [])}
     other = next((index for index, text in ours.items() if index >= len(theirs) or theirs[index] != text), None)
     if other is not None or len(theirs) != size:
-        what = f"token {other} is another one" if other is not None else f"it has {len(theirs)} tokens, not {size}"
+        what = f"token {other} differs" if other is not None else f"it has {len(theirs)} tokens, not {size}"
         raise Incompatible(f"the vocabulary of {path} is not that of base '{base.name}': {what}")
     for field in fields.values():
         if field.name.startswith("tokenizer."):

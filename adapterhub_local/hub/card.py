@@ -116,7 +116,7 @@ def _metrics(metrics: Mapping[str, Any]) -> str:
         return ""
     head = "## Results\n\nThe base alone against the base with this adapter, on held-out rows."
     if has_interval:
-        head += " In brackets the 95 % interval for so many rows."
+        head += " In brackets: the 95 % interval for this many rows."
     return f"{head}\n\n" + _markdown_table(("Task", "Metric", "Base", "Adapter", "Rows"), rows)
 
 

@@ -137,9 +137,9 @@ def _translate(error: BaseException, endpoint: str, repo_id: str, revision: str 
     if isinstance(error, LocalEntryNotFoundError | HTTPError):
         return _no_answer(endpoint, error)
     if isinstance(error, EntryNotFoundError):
-        return HubError(f"a file of {repo_id} has gone while it was read: try again")
+        return HubError(f"a file of {repo_id} disappeared while it was read: try again")
     if isinstance(error, HFValidationError):
-        return InputError(f"the Hub does not take this name: {_first_line(error)}")
+        return InputError(f"the Hub rejects this name: {_first_line(error)}")
     if isinstance(error, OSError) and not isinstance(error, FileMetadataError):
         return HubError(f"{repo_id}: {error.strerror or error}")
     return HubError(f"{endpoint} did not answer as the Hub does ({type(error).__name__}: {_first_line(error)})")

@@ -55,12 +55,12 @@ def _parts(card: str, where: str) -> tuple[dict[str, Any], str]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"the front matter of the model card of {where} is not YAML ({reason}): mend it there"
+            f"the front matter of the model card of {where} is not YAML ({reason}): fix it there"
         ) from None
     if matter is None:
         return {}, body
     if not isinstance(matter, dict):
-        raise InputError(f"the front matter of the model card of {where} is not a table of keys: mend it there")
+        raise InputError(f"the front matter of the model card of {where} is not a table of keys: fix it there")
     return matter, body
 
 

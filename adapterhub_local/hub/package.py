@@ -148,7 +148,7 @@ def unpack(folder: Path, where: str) -> Unpacked:
     except Corrupt as error:
         raise Corrupt(f"{MANIFEST} of {where} cannot be used: {error}") from None
     if not is_whole:
-        raise Corrupt(f"{MANIFEST} of {where} does not agree with itself: it was changed after the push")
+        raise Corrupt(f"{MANIFEST} of {where} contradicts itself: it was changed after the push")
     try:
         check_lineage(version.lineage)  # as what `qhub import` and `qhub sync` bring: one door, one check
     except ValueError as error:

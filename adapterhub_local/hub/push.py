@@ -112,7 +112,7 @@ def push(
 def check_branch(alias: str) -> str:
     """`alias`, if it may name a branch of a repository. Raises BadReference; `main` is where versions go."""
     if check_alias(alias) == "main":
-        raise BadReference("'main' is the branch that every version is committed to: choose another alias, as 'prod'")
+        raise BadReference("'main' is the branch that every version is committed to: choose another alias")
     return alias
 
 
@@ -193,7 +193,7 @@ def _refused_card(target: Target, version: Version, error: ValueError, is_new: b
     left = f"; the repository was made and is empty, remove it on {target.api.endpoint}/{target.repo_id}/settings"
     left = "" if not is_new or remove_repository(target) else left
     reasons = " ".join(line.strip("- ") for line in str(error).splitlines()[1:]) or str(error)
-    return InputError(f"the Hub does not take the model card of {version}: {reasons}{left}")
+    return InputError(f"the Hub rejects the model card of {version}: {reasons}{left}")
 
 
 def _licence(version: Version, given: str | None, name: str | None, link: str | None) -> dict[str, str] | None:

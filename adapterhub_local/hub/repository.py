@@ -107,7 +107,7 @@ def read_card(target: Target, oid: str) -> str | None:
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{CARD} of {target.repo_id} is not UTF-8 text: mend it there") from None
+        raise InputError(f"{CARD} of {target.repo_id} is not UTF-8 text: fix it there") from None
 
 
 def commit_beside(target: Target, refs: Refs, package: Package, message: str, branch: str) -> str:

@@ -116,7 +116,7 @@ class AdapterFile:
         tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
         file.seek(self.header.start + entry.start)
         if file.readinto(tensor.view(torch.uint8).numpy()) != tensor.nbytes:  # type: ignore[attr-defined]
-            raise BadFile(f"{self.path} cannot be read: it was cut since its header was read")
+            raise BadFile(f"{self.path} cannot be read: it was truncated after its header was read")
         return tensor
 
 

@@ -284,7 +284,7 @@ def _refuse_unsupported(fields: Mapping[str, Any], where: str) -> None:
                     "a plain LoRA first (PEFT: save_pretrained(path_initial_model_for_weight_conversion=...))"
                 )
         elif value not in (None, False, {}, [], "", 0):
-            reason = _REFUSED.get(key, "this setting is not known here")
+            reason = _REFUSED.get(key, "qhub does not know this setting")
             shown = key if key.isprintable() and len(key) <= 60 else repr(key[:60])
             raise BadFile(f"{where} sets {shown} = {json.dumps(value)[:60]}, not supported: {reason}")
 

@@ -124,7 +124,7 @@ def magnitude_name(module: str) -> str:
 
 # what a tensor is that cannot be read as a factor -> why not
 _REASONS = {
-    "bias": "its B factors have a bias (lora_bias), which a LoRA here has not",
+    "bias": "its B factors have a bias (lora_bias), which is not supported",
     "embedding": "it adapts an embedding, and only linear layers are adapted here: train without it",
     "saved": "it replaces a whole module of the shared base (modules_to_save): fuse it into the model "
     "(PEFT: merge_and_unload) and add that as a base of its own",

@@ -202,7 +202,7 @@ def _common_base(parents: Sequence[Parent], force: bool) -> dict[str, Any]:
         if ours.is_known and theirs.is_known and not belongs(ours, theirs) and not force:
             raise Incompatible(
                 f"{left.label} and {right.label} were made for different bases ({_short(left)} and "
-                f"{_short(right)}): a merge of them means nothing. --force merges them anyway"
+                f"{_short(right)}): merging them makes no sense. --force merges them anyway"
             )
     bases = [parent.base for parent in parents]
     return next((base for kind in ("fingerprint", "hub_id") for base in bases if base.get(kind)), bases[0])

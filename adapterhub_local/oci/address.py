@@ -40,7 +40,7 @@ class Address:
         ):
             shown = text.encode("unicode_escape").decode()[:80]
             raise InputError(
-                f"'{shown}' is not an address: write oci://HOST/TEAM/NAME:TAG, in small letters but the tag"
+                f"'{shown}' is not an address: write oci://HOST/TEAM/NAME:TAG, in lower case except for the tag"
             )
         return cls(host, repository, tag or None, digest or None)
 

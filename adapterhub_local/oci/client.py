@@ -124,7 +124,7 @@ class Repository:
                 "nothing was registered, push it again"
             )
         if from_hex(hasher.hexdigest()) != file.digest:
-            raise Corrupt(f"{self.address}: {file.path} has other bytes than its digest says: nothing was registered")
+            raise Corrupt(f"{self.address}: {file.path} does not match its digest: nothing was registered")
 
     @contextmanager
     def _stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
@@ -174,7 +174,7 @@ class Repository:
                 host = self.address.host
                 raise RemoteError(
                     f"{host} wants a user and a password: `docker login {host}` or `oras login` writes them where "
-                    "they are looked for"
+                    "qhub looks for them"
                 )
             self._authorization = basic
             return

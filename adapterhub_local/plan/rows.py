@@ -73,7 +73,7 @@ def read_examples(recipe: Recipe, folder: Path | None) -> list[Any]:
     short = [example for example in examples if len(example.ids) <= data.max_length]
     if len(short) < len(examples) and data.too_long == "error":
         longest = max(len(example.ids) for example in examples)
-        raise BadData(f"the data have an example of about {longest} tokens, data.max_length is {data.max_length}")
+        raise BadData(f"the data has an example of about {longest} tokens, data.max_length is {data.max_length}")
     if data.too_long == "truncate":
         return [
             Example(example.ids[: data.max_length], clipped(example.spans, data.max_length)) for example in examples

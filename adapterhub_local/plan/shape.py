@@ -100,7 +100,7 @@ def read_config(path: Path) -> Shape:
     except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{file} is not a config.json: {error}") from None
     if not isinstance(config, dict):
-        raise BadFile(f"{file} is not a config.json: it holds no object")
+        raise BadFile(f"{file} is not a config.json: it is not a JSON object")
     return read_shape(config, str(file))
 
 

@@ -44,7 +44,7 @@ CALLED = {
 WITHOUT = {
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit"), "bases are 4 bits already (`qhub base add`)"),
     "gradient_accumulation_steps": "train.batch_size is a whole step, train.micro_batch_size what is computed at once",
-    **dict.fromkeys(("resume_from_checkpoint", "auto_resume_from_checkpoints"), "`qhub train --resume` goes on"),
+    **dict.fromkeys(("resume_from_checkpoint", "auto_resume_from_checkpoints"), "`qhub train --resume` continues"),
     **dict.fromkeys(("logging_steps", "report_to", "wandb_project"), "every step is logged (`qhub runs show`)"),
     "plot_loss": "the curve is always drawn (`qhub runs show`)",
     "push_to_hub": "`qhub push` does it",

@@ -79,7 +79,7 @@ def all_problems(problems: Sequence[str]) -> str:
     """A line for each, no more of them than anybody reads."""
     every = list(dict.fromkeys(problems))
     hidden = len(every) - MAX_PROBLEMS
-    return "\n".join([*every[:MAX_PROBLEMS], *([f"and {hidden:,} mistakes more"] if hidden > 0 else [])])
+    return "\n".join([*every[:MAX_PROBLEMS], *([f"and {hidden:,} more mistakes"] if hidden > 0 else [])])
 
 
 def _whole_text(files: Sequence[Layer]) -> str:

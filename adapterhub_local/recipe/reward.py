@@ -45,7 +45,7 @@ class Reward:
     length: int | None = key("tokens within which an answer that ends is rewarded", None, at_least_one)
     length_weight: float = key("the reward of `length`", 1.0, between(-100, 100))
     samples: int = key("answers drawn to each prompt, which are compared with each other", 8, between(2, 256))
-    max_tokens: int = key("tokens of a drawn answer at most", 64, between(1, 2**16))
+    max_tokens: int = key("most tokens of a drawn answer", 64, between(1, 2**16))
     temperature: float = key("of the distribution that answers are drawn from", 1.0, between(0.01, 10))
 
 

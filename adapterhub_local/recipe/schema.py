@@ -53,9 +53,7 @@ def _targets(value: str | tuple[str, ...]) -> str | None:
 
 def _base(value: str) -> str | None:
     wrong = _named(check_name)(value)
-    return (
-        wrong and f"{wrong}. `qhub base add NAME SOURCE` gives a model a name, `qhub base list` shows those there are"
-    )
+    return wrong and f"{wrong}. `qhub base add NAME SOURCE` gives a model a name, `qhub base list` shows them"
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Data:
         None,
         Check(_weights, {"items": {"type": "number", "exclusiveMinimum": 0, "maximum": 100}}),
     )
-    limit: int | None = key("train on the first so many examples of each file only", None, at_least_one)
+    limit: int | None = key("train on only this many examples of each file, from its start", None, at_least_one)
     format: str = key(
         f"what an example looks like: {', '.join(FORMATS)}; auto recognises it and says so", "auto", one_of(*FORMATS)
     )
@@ -134,7 +132,7 @@ class Data:
         _labels,
     )
     bad_rows: str = key(
-        f"rows that cannot be used: {', '.join(BAD_ROWS)}; what is left out is counted and said",
+        f"rows that cannot be used: {', '.join(BAD_ROWS)}; what is left out is counted and reported",
         "error",
         one_of(*BAD_ROWS),
     )
@@ -185,7 +183,7 @@ class Data:
     )
     max_length: int = key("longest example in tokens", 1024, between(8, 2**20))
     too_long: str = key(
-        f"a longer example is: {', '.join(TOO_LONG)}; what was cut is counted and said; plain text is cut in pieces",
+        f"a longer example is: {', '.join(TOO_LONG)}; cuts are counted and reported; plain text is cut in pieces",
         "error",
         one_of(*TOO_LONG),
     )
@@ -267,7 +265,7 @@ class Train:
     )
     epochs: float = key("passes over the training data", 1.0, between(0.001, 10_000))
     max_steps: int | None = key(
-        "train for so many optimizer steps instead, over the data as often as that takes", None, at_least_one
+        "train for this many optimizer steps instead, repeating the data as needed", None, at_least_one
     )
     batch_size: int = key("examples per optimizer step", 16, at_least_one)
     micro_batch_size: int | None = key(
@@ -313,13 +311,13 @@ class Train:
         one_of(*COMPUTE),
     )
     eval_every: int | None = key(
-        "evaluate on data.test every so many steps; the adapter of the lowest loss is the result", None, at_least_one
+        "steps between evaluations on data.test; the adapter of the lowest loss is the result", None, at_least_one
     )
     patience: int | None = key(
-        "stop after so many evaluations in a row without a lower loss; needs eval_every", None, at_least_one
+        "stop after this many evaluations in a row without a lower loss; needs eval_every", None, at_least_one
     )
     save_every: int | None = key(
-        "save the state to resume from every so many steps; every five minutes if not given", None, at_least_one
+        "steps between saves of the state to resume from; every five minutes if not given", None, at_least_one
     )
     seed: int = key("decides initial factors, order of examples and dropout", 0, between(0, 2**32 - 1))
 
@@ -327,7 +325,7 @@ class Train:
 @dataclass(frozen=True)
 class Eval:
     samples: int = key("held-out prompts answered before and after, for the report", 3, between(0, 100))
-    limit: int | None = key("evaluate on the first so many test examples only", None, at_least_one)
+    limit: int | None = key("evaluate on only this many test examples, from the first", None, at_least_one)
     batch_size: int = key("examples per forward pass", 16, at_least_one)
 
 

@@ -61,7 +61,7 @@ def local_problem(path: Path) -> str | None:
         ends = f"{', '.join(SUFFIXES)}, or the same with {', '.join(PACKED)}"
         return None if local_files(path, "train") else f"the folder {path} has no data files (names that end in {ends})"
     if is_pattern(path):
-        return None if local_files(path, "train") else f"no file has a name like {path}"
+        return None if local_files(path, "train") else f"no file matches {path}"
     return f"{path} is a device or a pipe, not a file" if os.path.exists(path) else f"there is no file {path}"
 
 

@@ -111,7 +111,7 @@ def _hook(fields: dict[str, Any], place: str) -> Hook:
     if unknown := next((event for event in lists["events"] if event not in EVENTS), None):
         raise InputError(f"{place}: there is no event '{unknown}', but {', '.join(EVENTS)}")
     if not lists["events"]:
-        raise InputError(f"{place}: events is empty, so it would never be told anything: leave it out for the default")
+        raise InputError(f"{place}: events is empty, so it would never be notified: leave it out for the default")
     secret, timeout = fields.get("secret_file"), fields.get("timeout", 10.0)
     if secret is not None and (not isinstance(secret, str) or not secret):
         raise InputError(f"{place}: secret_file is the path of a file")
@@ -134,7 +134,7 @@ def _check_url(url: object, place: str) -> None:
     if not is_sound:
         raise InputError(f"{place}: url is an address such as https://ci.example/adapters")
     if "@" in urlsplit(str(url)).netloc:
-        raise InputError(f"{place}: a user or a password does not belong into url: the body is signed with secret_file")
+        raise InputError(f"{place}: a user or a password does not belong in url: the body is signed with secret_file")
 
 
 def _check_keys(fields: dict[str, Any], known: tuple[str, ...], place: str) -> None:

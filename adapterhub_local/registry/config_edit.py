@@ -25,7 +25,7 @@ def add_hook(registry: Registry, hook: Hook, *, is_signed: bool = True) -> Hook:
     with alone(home.hooks / "config.lock"):
         before = read_config(home)
         if any(one.name == hook.name for one in before.hooks):
-            raise InUse(f"there is a hook '{hook.name}' already: `qhub hook rm {hook.name}` takes it out")
+            raise InUse(f"there is a hook '{hook.name}' already: `qhub hook rm {hook.name}` removes it")
         path = home.hooks / f"{hook.name}.secret"
         makes_secret = is_signed and hook.url is not None and hook.secret_file is None
         if makes_secret:

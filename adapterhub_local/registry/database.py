@@ -31,10 +31,10 @@ DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 _OUTSIDE = {
     sqlite3.SQLITE_IOERR: "the disk or a limit of this process refuses it",
     sqlite3.SQLITE_FULL: "free some space and try again",
-    sqlite3.SQLITE_CANTOPEN: "look at its rights, and at how many files this process may open",
-    sqlite3.SQLITE_READONLY: "look at its rights and those of its folder",
-    sqlite3.SQLITE_PERM: "look at its rights",
-    sqlite3.SQLITE_AUTH: "look at its rights",
+    sqlite3.SQLITE_CANTOPEN: "check its permissions, and how many files this process may open",
+    sqlite3.SQLITE_READONLY: "check its permissions and those of its folder",
+    sqlite3.SQLITE_PERM: "check its permissions",
+    sqlite3.SQLITE_AUTH: "check its permissions",
     sqlite3.SQLITE_NOMEM: "there is no memory left",
     sqlite3.SQLITE_BUSY: "another process has held it for a minute",
     sqlite3.SQLITE_LOCKED: "another process holds it",
@@ -189,7 +189,7 @@ class Database:
         ))  # fmt: skip
         more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
         return (f"{self.path} is older than its home: it does not know {', '.join(subjects[:3])}{more}. Was it brought "
-                "back from a backup? `qhub fsck --repair` takes in again what it lacks")  # fmt: skip
+                "back from a backup? `qhub fsck --repair` restores what it lacks")  # fmt: skip
 
     def _refusal(self, error: BaseException, done: str) -> QhubError:
         """What to say of an error of SQLite."""
@@ -209,7 +209,7 @@ class Database:
             (applied,) = connection.execute("PRAGMA user_version").fetchone()  # makes SQLite's files beside it
             if applied > len(MIGRATIONS):
                 if not self.checked and not schema_problem(connection):
-                    raise Corrupt(f"{self.path} is damaged: it names a version of its form that it has not. {_REBUILD}")
+                    raise Corrupt(f"{self.path} is damaged: it does not have the schema that it names. {_REBUILD}")
                 raise InputError(f"{self.path} was written by a newer version of qhub: install that version or newer")
             if applied < len(MIGRATIONS):
                 if connection.execute("PRAGMA query_only").fetchone()[0]:

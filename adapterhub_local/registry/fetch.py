@@ -82,7 +82,7 @@ class Download:
                     part.replace(given)
             raise
         if digest != file.digest:
-            raise Corrupt(f"{self.store.url}/{blob_path(file.digest)} has other bytes than its name says: "
+            raise Corrupt(f"{self.store.url}/{blob_path(file.digest)} does not match the digest in its name: "
                           "nothing was registered")  # fmt: skip
         part.rename(target)
         with contextlib.suppress(FileExistsError, FileNotFoundError):  # or the last of the others removed the folder

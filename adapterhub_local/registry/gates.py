@@ -1,4 +1,4 @@
-"""What a protected alias asks of the version it is moved to: scores, and approvals of others than the mover.
+"""What a protected alias asks of the version it is moved to: scores, and approvals from others than the mover.
 
 Protections and approvals are records of the journal and nothing else: the newest of an alias counts. Everything here
 runs inside the transaction that moves the alias, so nobody can move it between the look and the move.
@@ -164,8 +164,8 @@ def _unmet(db: sqlite3.Connection, protection: Protection, number: int) -> str |
     plural = "" if protection.approvals == 1 else "s"
     own = f"; that of {mover}, who moves it, does not count" if mover in given else ""
     return (
-        f"{name}@{number} must have {protection.approvals} approval{plural} of others than {mover} and has "
-        f"{len(given - {mover})}{own}: somebody else says `qhub approve {name}@{number} --for {alias}`"
+        f"{name}@{number} must have {protection.approvals} approval{plural} from others than {mover} and has "
+        f"{len(given - {mover})}{own}: somebody else runs `qhub approve {name}@{number} --for {alias}`"
     )
 
 

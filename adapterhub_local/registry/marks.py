@@ -69,7 +69,7 @@ def remove_alias(registry: Registry, name: str, alias: str, *, expect: int | Non
         if db.execute("SELECT 1 FROM splits WHERE name = ? AND alias = ?", (name, alias)).fetchone():
             raise InUse(f"{name}@{alias} answers a part of {name}'s traffic: `qhub alias split {name} ...` first")
         if not db.execute("SELECT 1 FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone():
-            raise NotFound(f"there is no alias {name}@{alias}: `qhub alias list {name}` shows those there are")
+            raise NotFound(f"there is no alias {name}@{alias}: `qhub alias list {name}` shows them")
         point_alias(db, name, alias, None, expect=expect, action="removed")
 
 

@@ -19,7 +19,7 @@ _REASONS = {
     ),
     **dict.fromkeys(
         ("AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"),
-        "these keys have no right to this: they need s3:ListBucket, s3:GetObject and s3:PutObject there",
+        "these keys are not allowed to do this: they need s3:ListBucket, s3:GetObject and s3:PutObject there",
     ),
     **dict.fromkeys(
         ("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "RecursionError",

@@ -71,6 +71,6 @@ def check_reachable(registry: Registry, name: str, alias: str | None) -> None:
     protection = protections_of(registry, name).get(alias) if alias is not None else None
     if protection is not None and protection.approvals:
         raise Protected(
-            f"{name}@{alias} is protected and wants approvals, which a version that is not there yet cannot have: "
+            f"{name}@{alias} is protected and needs approvals, which a version that is not there yet cannot have: "
             f"leave the alias out, have the version approved, then `qhub alias set {name} {alias} VERSION`"
         )

@@ -25,7 +25,7 @@ def check_room(home: Home, incoming: int) -> None:
     raise OverQuota(
         f"the home may hold {write_size(limit)} (max_bytes in {home.config}), holds {total:,} bytes ({shown}) and "
         f"would need {incoming:,} more: nothing was registered. `qhub gc --keep N --apply`, `qhub runs rm` and "
-        "`qhub base rm` give back space, or raise max_bytes"
+        "`qhub base rm` free space, or raise max_bytes"
     )
 
 

@@ -74,7 +74,7 @@ def parse_manifest(raw: bytes, lineage: bytes, source: object) -> Version:
     except BadReference as error:
         raise BadFile(f"{source} holds a version that cannot be here: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, Corrupt, RecursionError) as error:
-        raise BadFile(f"{source} holds a manifest that is none of an adapter version: {error}") from None
+        raise BadFile(f"{source} holds a manifest that is not one of an adapter version: {error}") from None
     return version
 
 
@@ -83,7 +83,7 @@ def lineage_digest(raw: bytes, source: object) -> str:
     try:
         return parse_digest(json.loads(raw)["config"]["digest"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise BadFile(f"{source} holds a manifest that is none of an adapter version: {error}") from None
+        raise BadFile(f"{source} holds a manifest that is not one of an adapter version: {error}") from None
 
 
 def check_files(version: Version, folder: Path, source: object) -> None:

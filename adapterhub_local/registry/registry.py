@@ -96,7 +96,7 @@ class Registry:
             given = (len(ref.digest), ref.digest)
             rows = self.rows(f"AND v.name = ? AND ({begins})", (ref.name, *given, *given))
             if len({row["content_digest"] for row in rows}) > 1:
-                raise BadReference(f"'{ref}' fits several versions: write more digits of the digest")
+                raise BadReference(f"'{ref}' matches several versions: write more digits of the digest")
         else:
             rows = self.rows(f"AND v.name = ? AND v.number = (SELECT max(v.number) {LIVE} AND v.name = ?)",
                               (ref.name, ref.name))  # fmt: skip

@@ -72,7 +72,7 @@ def prepare(store: Store) -> None:
     store.remove(probe)
     if not heeded:
         raise QhubError(f"{store.url} replaces what it was asked to keep, so two people could overwrite one another's "
-                        "versions: push to a folder or to a store that heeds If-None-Match")  # fmt: skip
+                        "versions: push to a folder or to a store that honours If-None-Match")  # fmt: skip
     store.create(MARKER, canonical_json({"format": FORMAT}))
 
 

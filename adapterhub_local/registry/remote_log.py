@@ -96,7 +96,7 @@ class Log:
         self.catch_up()
         for number in range(1, self.last + 1):
             if (raw := self._raw(number)) is None:
-                raise Corrupt(f"{self.store.url}/{FOLDER}/@{number} is gone: what was said then cannot be known")
+                raise Corrupt(f"{self.store.url}/{FOLDER}/@{number} is missing: what it recorded cannot be known")
             try:
                 yield self._parsed(number, raw)
             except ValueError as error:
@@ -116,7 +116,7 @@ class Log:
         if self.last < highest:
             raise Corrupt(
                 f"{self.store.url}/{FOLDER}/@{self.last + 1} is gone, though there is @{highest}: bring it back from a "
-                "backup, or what was said since cannot be known"
+                "backup, or the changes since cannot be known"
             )
         self._is_begun = True
         return self._everything()

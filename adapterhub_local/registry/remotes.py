@@ -134,8 +134,8 @@ def _check(name: str) -> str:
 def _check_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if "::" in url or not url.isprintable() or not url.strip() or (separator and not rest.strip("/")):
-        raise InputError(f"'{url.encode('unicode_escape').decode()[:80]}' is no place for versions: give a folder or "
-                         "a URL such as s3://bucket/team")  # fmt: skip
+        raise InputError(f"'{url.encode('unicode_escape').decode()[:80]}' is not a place for versions: give a folder "
+                         "or a URL such as s3://bucket/team")  # fmt: skip
     if not separator:
         _check_folder(url)
     if not separator or scheme in ("file", "local"):

@@ -67,7 +67,7 @@ class Store:
         with self._answering(), self._open(path) as source:
             data: bytes = source.read(limit + 1)
         if len(data) > limit:
-            raise Corrupt(f"{self.url}/{path} has more than {limit:,} bytes: nothing of ours is so large")
+            raise Corrupt(f"{self.url}/{path} has more than {limit:,} bytes: no object of qhub is that large")
         return data
 
     def blocks(self, path: str, start: int = 0) -> Iterator[bytes]:
@@ -130,7 +130,7 @@ class Store:
     def check_writable(self) -> None:
         """Raise InputError unless `create` holds what it promises here."""
         if self.remote.folder is None and self.url.partition("://")[0] not in CONDITIONAL:
-            raise InputError(f"{self.url} has no way to write an object only if there is none, so two people could "
+            raise InputError(f"{self.url} cannot create an object only if it does not exist yet, so two people could "
                              "overwrite one another: push to a folder or to S3")  # fmt: skip
 
     def _at(self, path: str) -> str:

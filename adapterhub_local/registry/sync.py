@@ -152,7 +152,7 @@ def _send(store: Store, file: File, data: Path | bytes, dry_run: bool, recheck: 
     if not dry_run:
         store.put(path, data)
         if store.size(path) != file.size or store.digest(path) != file.digest:
-            raise Corrupt(f"{store.url}/{path} has other bytes than were sent: the version was not registered there")
+            raise Corrupt(f"{store.url}/{path} differs from what was sent: the version was not registered there")
     return True
 
 

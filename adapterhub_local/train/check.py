@@ -87,7 +87,7 @@ def _check_kept(start: Version, recipe: Recipe, problems: list[InputError]) -> N
         asked = getattr(recipe.adapter, key)
         if f"adapter.{key}" in recipe.origins and asked != value:
             with gathering(problems, f"{recipe.place(f'adapter.{key}')} = {json.dumps(asked)}"):
-                raise InputError(f"{start} has {json.dumps(value)}, and training on keeps it: leave {key} out")
+                raise InputError(f"{start} has {json.dumps(value)}, and continued training keeps it: leave {key} out")
 
 
 def check_runs(runs: Runs, home: Home) -> None:

@@ -32,7 +32,7 @@ def read_nodes(count: int, rank: int | None, rendezvous: str | None) -> Nodes:
         return Nodes()
     if rank is None or rendezvous is None:
         raise InputError(
-            f"--nnodes {count} needs --node-rank (0 to {count - 1}, another on each machine) and "
+            f"--nnodes {count} needs --node-rank (0 to {count - 1}, different on each machine) and "
             "--rendezvous HOST:PORT (of machine 0, the same on each)"
         )
     if not 0 <= rank < count:

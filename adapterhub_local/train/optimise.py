@@ -89,11 +89,11 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
             with suppress(OSError):  # of a full disk
                 run.note(status="failed", reason=f"{type(error).__name__}: {error}"[:300])
             found = checkpoints(run.folder)
-            hint = f"; --resume goes on from {found[-1].name}" if found else ""
+            hint = f"; --resume continues from {found[-1].name}" if found else ""
             if isinstance(error, NotSaved):
                 raise NotSaved(f"{error}{hint}") from None
             if isinstance(error, OSError):
-                raise QhubError(f"the run cannot go on: {told(error)}{hint}") from None
+                raise QhubError(f"the run cannot continue: {told(error)}{hint}") from None
             raise
         seconds = time.perf_counter() - start
     step = int(log[-1]["step"]) if watch.stopped_early else trainer.state.global_step
@@ -101,7 +101,7 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
         run.note(status="stopped", reason=f"stopped at step {step}")
         raise Stopped(
             f"stopped at step {step} of {steps}; the state is kept in {run.folder}. "
-            "Go on: the same command with --resume. Begin anew: with --restart"
+            "To continue, run the same command with --resume; to start over, with --restart"
         )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -116,4 +116,4 @@ def _round_trip(factors: dict[str, torch.nn.Parameter], path: Path) -> None:
     read_header(path)
     for name, tensor in read_factors(path):
         if not torch.equal(tensor, factors[name].detach().cpu()):
-            raise Corrupt(f"{name} is another tensor after writing and reading it: the disk under {path.parent} is bad")
+            raise Corrupt(f"{name} changed when it was written and read back: the disk under {path.parent} is bad")

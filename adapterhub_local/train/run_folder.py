@@ -91,8 +91,8 @@ class Run:
             )
         if found and not resume and not restart:
             raise InUse(
-                f"a run of this recipe has its state of step {step_of(found[-1])} kept: add --resume to go on "
-                "or --restart to begin anew"
+                f"a run of this recipe has its state of step {step_of(found[-1])} kept: add --resume to continue "
+                "or --restart to start over"
             )
         if restart and self.leader:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -110,7 +110,7 @@ def _launch(
     command = ["train", str(recipe.path), *changes, "--only-run", str(number), *flags]
     code = launch(command, num_processes, is_quiet=True)
     if code == Stopped.exit_code:
-        raise Stopped(f"stopped in run {number} of the sweep. Go on: the same command with --resume")
+        raise Stopped(f"stopped in run {number} of the sweep. To continue, run the same command with --resume")
     version = find_trained(recipe, dataset, Registry(home)) if code == 0 else None
     if version is None:
         reason = read_record(run.folder).get("reason") or f"exit code {code}"

@@ -140,7 +140,7 @@ def keeping(run: Run, save_state: Callable[[], None]) -> Iterator[None]:
             if by_user:
                 raise Stopped(
                     "stopped after the last step, before the adapter was registered; the state is kept in "
-                    f"{run.folder}. Go on: the same command with --resume"
+                    f"{run.folder}. To continue, run the same command with --resume"
                 ) from None
             raise
 

@@ -105,5 +105,5 @@ def _dora_scales(adapter: AdapterFile, module: str, delta: Delta, weight: torch.
     """DoRA's factor of each row (out_features), float32 on the CPU. Raises Incompatible if a row has none."""
     scales = row_scales(weight, delta, adapter.magnitude(module), weight.dtype).cpu()
     if not torch.isfinite(scales).all():
-        raise Incompatible(f"'{name}' rescales a row of {module} that is zero, by no finite number: train it anew")
+        raise Incompatible(f"'{name}' rescales a zero row of {module} by infinity: train it again")
     return scales

@@ -25,12 +25,12 @@ APPLICATION, REPLICAS, GATEWAYS = "qhub", "replicas", "gateways"  # what Ray Ser
 class Replicas:
     """[replicas]"""
 
-    min: int = key("Replicas there are always.", 1, between(1, MAX_REPLICAS))
-    max: int | None = key("Replicas there are at most, as requests come and go; none: `min`.", None, between(1, 1000))
-    cpus: float = key("CPU cores that a replica takes of its machine.", 1.0, between(0.0, 1024.0))
-    gpus: float = key("GPUs that a replica takes.", 0.0, between(0.0, 64.0))
+    min: int = key("The least number of replicas.", 1, between(1, MAX_REPLICAS))
+    max: int | None = key("The largest number of replicas, as the load changes; none: `min`.", None, between(1, 1000))
+    cpus: float = key("CPU cores of each replica.", 1.0, between(0.0, 1024.0))
+    gpus: float = key("GPUs of each replica.", 0.0, between(0.0, 64.0))
     requests: int = key("Requests at once in a replica, before the next one takes over.", 16, between(1, 10_000))
-    drain: float = key("Seconds that a replica which is taken away may finish its answers.", 600.0, between(0.0, 1e5))
+    drain: float = key("Seconds in which a replica that is removed may finish its answers.", 600.0, between(0.0, 1e5))
     pin: tuple[str, ...] = key("Adapters that every replica keeps in a slot.", ())
     dtype: str | None = key("As `qhub serve --dtype`.", None)
 
@@ -43,8 +43,8 @@ class Gateway:
     port: int = key("Port to listen on; 0 takes a free one.", 8000, between(0, 65535))
     replicas: int = key("Gateways, each on a machine of its own.", 1, between(1, 100))
     waiting: int = key("Requests that may wait for a replica; more are answered with 429.", 256, between(1, 100_000))
-    hosts: tuple[str, ...] = key("Without API keys, names to answer under beside localhost.", ())
-    origins: tuple[str, ...] = key("Web pages from there may ask (CORS).", ())
+    hosts: tuple[str, ...] = key("Host names to answer to without API keys, besides localhost.", ())
+    origins: tuple[str, ...] = key("Origins whose web pages may ask (CORS).", ())
 
 
 TABLES: Mapping[str, Any] = {"replicas": Replicas, "gateway": Gateway, "engine": EngineOptions}

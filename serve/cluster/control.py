@@ -65,7 +65,7 @@ def drain(home: Home, name: str) -> None:
     _connect(home)
     found = _facts()
     if name not in [each["replica"] for each in found]:
-        raise NotFound(f"there is no replica '{name}': `qhub cluster status` shows those there are")
+        raise NotFound(f"there is no replica '{name}': `qhub cluster status` shows them")
     if len([each for each in found if each["state"] == "ready"]) < 2:
         raise InputError(f"'{name}' is the only replica that is ready: `qhub cluster scale 2` makes another first")
     _handle().broadcast("drain", name).results(timeout_s=10, return_exceptions=True)

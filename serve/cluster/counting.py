@@ -67,7 +67,7 @@ class ActorLimits:
         try:
             found: Lease | Refusal = await self._actor.admit.remote(self._gateway, key, bounds)
         except RayError:
-            raise LimitsAway("who counts the requests of all gateways does not answer: ask again") from None
+            raise LimitsAway("the process that counts requests for all gateways does not answer: try again") from None
         return found
 
     async def release(self, lease: Lease, *, ran: bool) -> None:

@@ -31,7 +31,7 @@ class RayEngines:
             is_over = True
         except BackPressureError:
             is_over = True
-            raise Busy("all replicas are busy, and as many requests wait as may: try again later") from None
+            raise Busy("all replicas are busy, and their queue is full: try again later") from None
         except (RayError, RayServeException) as error:
             is_over = True
             raise Lost(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}") from None

@@ -42,7 +42,7 @@ class Compute:
         except Exception as error:
             self.num_failed += 1
             if self._is_lost():
-                raise DeviceLost(f"the GPU gives no answers any more ({error}): start the server again") from error
+                raise DeviceLost(f"the GPU no longer answers ({error}): start the server again") from error
             if len(batch) == 1:
                 logger.error("request %s failed", batch[0].request.id, exc_info=error)
                 if isinstance(error, torch.OutOfMemoryError):

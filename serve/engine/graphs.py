@@ -270,7 +270,7 @@ class Graphs:
             # models and libraries that wait for the GPU in a forward pass say so in many ways
             self.reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason'}"
         if self.reason is not None:
-            logger.warning("steps are not captured as CUDA graphs: %s. They go on without, more slowly", self.reason)
+            logger.warning("steps are not captured as CUDA graphs: %s. They run without, more slowly", self.reason)
             self._captured.clear()
             return None
         stacks = [stack for rank in key[1] for stack in self.slots.stacks(rank)]

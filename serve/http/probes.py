@@ -19,7 +19,7 @@ def add_probes(app: FastAPI, service: Service) -> None:
     async def embed(body: EmbeddingsRequest, request: Request) -> Response:
         """Vectors of texts: the base's or an adapter's last hidden states, put together."""
         if body.dimensions not in (None, size):
-            message = f"vectors of this base have {size} dimensions, and fewer would be others: leave it out"
+            message = f"vectors of this base have {size} dimensions, and shorter ones would differ: leave it out"
             raise BadParameter(message, "dimensions")
         return await respond_whole(service, body, request, lambda target, found: embeddings(target, found, body))
 

@@ -43,7 +43,7 @@ def start_merge(library: Library, key: Key | None, body: MergeBody) -> Job:
         command.append(f"--rank={body.rank}")
     if body.name is None:
         if body.alias is not None:
-            raise BadParameter("an alias is of a name: say under which name the merge is registered", "alias")
+            raise BadParameter("an alias needs a name: say under which name the merge is registered", "alias")
         return library.jobs.start("preview", [*command, "--dry-run"], same=[*command, "--dry-run"])
     check_models(key, [check_name(body.name)])
     command.append(f"--name={body.name}")

@@ -73,7 +73,7 @@ class FormCompiler:
         try:
             process = self._free.get(timeout=WAIT)
         except queue.Empty:
-            raise Busy("the forms of others are being read: try again later") from None
+            raise Busy("other forms are being compiled: try again later") from None
         kept = None
         try:
             if process is None or not process.is_alive:

@@ -74,7 +74,7 @@ class PromptReader:
         template = writer.template(_schemas(tools) or ()) if writer.has_template else ""
         has_effort = bool(re.search(r"\breasoning_effort\b", template))
         if effort != "none" and not has_effort and thoughts_of(template, self.tokenizer) is None:
-            message = f"'{effort}' is not supported: the chat template of this base knows no thoughts. Leave it out"
+            message = f"'{effort}' is not supported: the chat template of this base has no thoughts. Leave it out"
             raise BadParameter(message, "reasoning_effort", "unsupported_parameter")
         found: dict[str, Any] = {name: effort != "none" for name in SWITCHES if re.search(rf"\b{name}\b", template)}
         return found | ({"reasoning_effort": effort} if has_effort else {})

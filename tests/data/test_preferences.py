@@ -78,7 +78,7 @@ def test_forms_of_judged_answers(tmp_path: Path, row: dict, is_good: bool) -> No
     ("row", "message"),
     [
         ({"prompt": "Else?", "chosen": [USER, ANSWERS[0]], "rejected": [USER, ANSWERS[1]]}, "other messages than the"),
-        ({"chosen": [USER, *ANSWERS], "rejected": [USER, ANSWERS[1]]}, "chosen has 2 messages behind"),
+        ({"chosen": [USER, *ANSWERS], "rejected": [USER, ANSWERS[1]]}, "chosen has 2 messages after"),
         ({"prompt": ASK, "chosen": 7, "rejected": BAD}, "chosen must be text, a message or a list"),
         ({"prompt": ASK, "chosen": "", "rejected": BAD}, "chosen: the answer is empty"),
     ],

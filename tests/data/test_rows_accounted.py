@@ -210,7 +210,7 @@ def test_a_delimiter_in_quotes_is_text(tmp_path: Path) -> None:
 def test_keys_that_stand_twice(tmp_path: Path) -> None:
     """A key that a table of JSON has twice is refused: one of its values would be lost."""
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "prompt": "c", "completion": "b"}\n')
-    with pytest.raises(BadData, match=r"a.jsonl:1: the key 'prompt' stands twice"):
+    with pytest.raises(BadData, match=r"a.jsonl:1: the key 'prompt' occurs twice"):
         read_parts([tmp_path / "a.jsonl"], "train")
 
 

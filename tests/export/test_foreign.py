@@ -140,7 +140,7 @@ def test_what_cannot_be_taken_is_told(tiny_base: BaseInfo, tmp_path: Path) -> No
     whole = {"blk.0.attn_q.weight.lora_a": a, "blk.0.attn_q.weight.lora_b": b}
     cases: list[tuple[dict, dict, type[QhubError], str]] = [
         ({**whole, "blk.7.attn_q.weight.lora_a": a}, {}, Incompatible, "blk.7.attn_q.weight.lora_a is not a factor"),
-        ({"blk.0.attn_q.weight.lora_a": a}, {}, BadFile, "has not both factors"),
+        ({"blk.0.attn_q.weight.lora_a": a}, {}, BadFile, "does not have both factors"),
         ({**whole, "blk.0.attn_q.weight.lora_b": b[:32]}, {}, Incompatible, r"is 32 x 64, in base 'tiny' it is 64"),
         ({**whole, "blk.0.attn_q.weight.lora_b": b[:, :1].copy()}, {}, BadFile, "rank 2 and 1"),
         (whole, {"kind": "model"}, BadFile, "is a GGUF model"),

@@ -97,7 +97,7 @@ def test_llama_cpp_merges_pieces_as_the_tokenizer_does(tiny_base: BaseInfo, tmp_
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"pre_tokenizer": {"type": "Whitespace"}}, r"splits text by a rule that is not known there \(\?Whitespace\)"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, r"splits text by a rule unknown there \(\?Whitespace\)"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, r"not known there \(\?ByteLevel\)"),
         ({"pre_tokenizer": None}, r"not known there \(\?None\)"),
         ({"normalizer": {"type": "Lowercase"}}, "normalises by Lowercase"),

@@ -175,7 +175,7 @@ def test_damage_at_the_registry(
     else:
         blob.write_bytes(data[:-8] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
     error = {"cut": (Corrupt, RemoteError), "flipped": Corrupt, "gone": (NotFound, RemoteError)}[damage]
-    sentence = {"cut": "came with|broke off", "flipped": "has other bytes than its digest", "gone": "has no|answered"}
+    sentence = {"cut": "came with|broke off", "flipped": "does not match its digest", "gone": "has no|answered"}
     other = Registry(tmp_path / "other")
     with pytest.raises(error, match=sentence[damage]):
         pull(other, address)
@@ -193,7 +193,7 @@ def test_what_is_not_a_version_is_refused(served: Served, tmp_path: Path) -> Non
                  "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.digest,
                             "size": 2}}  # fmt: skip
         repository.put_manifest("v1", json.dumps(image).encode())
-    with pytest.raises(BadFile, match="holds a manifest that is none of an adapter version"):
+    with pytest.raises(BadFile, match="holds a manifest that is not one of an adapter version"):
         pull(Registry(tmp_path / "other"), address)
     for missing in (f"oci://{served.host}/team/image:v2", f"oci://{served.host}/nobody/none:v1"):
         with pytest.raises(NotFound, match="has no"):

@@ -17,7 +17,7 @@ from adapterhub_local.registry.store import Store, open_store
 REFUSALS = {
     "InvalidAccessKeyId": (403, "the access key is not known there"),
     "SignatureDoesNotMatch": (403, "the secret key does not belong to the access key"),
-    "AccessDenied": (403, "have no right to this"),
+    "AccessDenied": (403, "are not allowed to do this"),
     "ExpiredToken": (400, "has expired"),
     "RequestTimeTooSkewed": (403, "the clock of this machine"),
     "PermanentRedirect": (301, "in another region"),

@@ -183,7 +183,7 @@ def test_the_verbs_say_it(registry: Registry, capsys: pytest.CaptureFixture[str]
     ]
     assert "No version fits" in qhub("list --base other")
     assert [entry["reference"] for entry in json.loads(qhub("search best --json"))] == ["sql@2"]
-    assert "Nothing has" in qhub("search xyzzy")
+    assert "No version has" in qhub("search xyzzy")
     shown = json.loads(qhub("show sql@2 --json"))
     assert (shown["tags"], shown["description"]) == (["good"], "best")
     for number in (1, 2):

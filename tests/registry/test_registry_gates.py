@@ -111,11 +111,11 @@ def test_approvals_are_of_others_and_of_one_version(registry: Registry) -> None:
         approve(registry, third, "prod")
         approve(registry, third, "prod")
         approve(registry, registry.resolve("sentiment@2"), "prod")
-        with pytest.raises(Protected, match="2 approvals of others than ada and has 0; that of ada, who moves it"):
+        with pytest.raises(Protected, match="2 approvals from others than ada and has 0; that of ada, who moves it"):
             registry.set_alias("sentiment", "prod", 3)
     with acting_as("bob"):
         approve(registry, third, "canary")
-        with pytest.raises(Protected, match="2 approvals of others than bob and has 1"):
+        with pytest.raises(Protected, match="2 approvals from others than bob and has 1"):
             registry.set_alias("sentiment", "prod", 3)
         approve(registry, third, "prod")
     with acting_as("eve"):

@@ -214,7 +214,7 @@ def test_damage_on_the_way_is_found(store: Store, merge: Version, monkeypatch: p
     real = Store.put
     with monkeypatch.context() as patch:
         patch.setattr(Store, "put", lambda self, path, source: real(self, path, b"x" * 3))
-        with pytest.raises(Corrupt, match="other bytes than were sent"):
+        with pytest.raises(Corrupt, match="differs from what was sent"):
             push(Registry(), store, [merge])
     assert all_numbers(store) == {}
     push(Registry(), store, [merge])

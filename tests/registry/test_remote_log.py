@@ -367,7 +367,7 @@ def test_verbs_of_keys(folder_store: Store, tmp_path: Path, monkeypatch: pytest.
     assert isinstance(run("key", "publish", "team", "00000000").exception, NotFound)
     assert run("key", "publish", "team", token).stdout == f"team has {identity}\n"
     assert json.loads(run("key", "publish", "team", identity, "--json").stdout)[0]["is_new"] is False
-    assert "still taken there: add --remote" in run("key", "revoke", run("key", "create").stdout.strip()).stderr
+    assert "still accepted there: add --remote" in run("key", "revoke", run("key", "create").stdout.strip()).stderr
     monkeypatch.setenv("QHUB_HOME", str(tmp_path / "theirs"))
     assert run("remote", "add", "team", folder_store.url).exit_code == 0
     assert run("sync", "pull", "team", "a").exit_code == 0

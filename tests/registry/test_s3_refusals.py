@@ -92,7 +92,7 @@ def test_rights(s3: Keys, who: str, verb: str, monkeypatch: pytest.MonkeyPatch) 
     use(monkeypatch, *s3.of[who])
     done = CliRunner().invoke(qhub, ["sync", verb, "team", "a"])
     assert done.exit_code == 1
-    assert "these keys have no right to this: they need s3:ListBucket, s3:GetObject and s3:PutObject" in str(
+    assert "these keys are not allowed to do this: they need s3:ListBucket, s3:GetObject and s3:PutObject" in str(
         done.exception
     )
 

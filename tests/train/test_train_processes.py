@@ -110,7 +110,7 @@ def test_machines_that_do_not_train_the_same(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--nnodes 2", "needs --node-rank (0 to 1, another on each machine) and --rendezvous HOST:PORT"),
+        ("--nnodes 2", "needs --node-rank (0 to 1, different on each machine) and --rendezvous HOST:PORT"),
         ("--nnodes 2 --node-rank 2 --rendezvous a:1", "with --nnodes 2 it is from 0 to 1"),
         ("--nnodes 2 --node-rank 0 --rendezvous 29500", "write HOST:PORT"),
         ("--nnodes 2 --node-rank 0 --rendezvous a:99999", "write HOST:PORT"),

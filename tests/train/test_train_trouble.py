@@ -152,7 +152,7 @@ def test_no_room_later(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
             yield report
 
     try:
-        with pytest.raises(QhubError, match=r"step 3 cannot be saved.*; --resume goes on from checkpoint-2"):
+        with pytest.raises(QhubError, match=r"step 3 cannot be saved.*; --resume continues from checkpoint-2"):
             train(recipe, home, reporter=Filling())
     finally:
         limited.__exit__(None, None, None)

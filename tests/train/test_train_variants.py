@@ -145,7 +145,7 @@ def test_train_on(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     assert [parent["reference"] for parent in on.lineage["parents"]] == ["yes-no@1"]
     assert on.lineage["adapter"]["rank"] == 4
     with pytest.raises(
-        InputError, match=r"adapter\.rank = 7: yes-no@1 has 4, and training on keeps it: leave rank out"
+        InputError, match=r"adapter\.rank = 7: yes-no@1 has 4, and continued training keeps it: leave rank out"
     ):
         train(load_recipe(path, ["adapter.from=yes-no@1", "adapter.rank=7"]), home)
 

@@ -53,7 +53,7 @@ def test_two_keys_move_a_protected_alias(registry: Registry, client: httpx.Clien
     mover, other = ({"Authorization": f"Bearer {token}"} for _, token in keys)
     said = client.put("/v1/registry/aliases/a", headers=mover, json={"alias": "prod", "version": 1 + 1})
     assert said.status_code == 409
-    assert f"1 approval of others than key:{keys[0][0].id} and has 0" in said.json()["error"]["message"]
+    assert f"1 approval from others than key:{keys[0][0].id} and has 0" in said.json()["error"]["message"]
     approval = {"reference": "a@2", "alias": "prod"}
     assert client.post("/v1/registry/approvals", headers=mover, json=approval).status_code == 200
     assert client.put("/v1/registry/aliases/a", headers=mover, json={"alias": "prod", "version": 2}).status_code == 409
@@ -76,7 +76,7 @@ def test_the_console_refuses_on_its_page(registry: Registry, client: httpx.Clien
     form = {"name": "a", "alias": "prod", "version": "2", "state": '{"prod": 1}'}
     said = client.post("/console/alias", data=form)
     assert said.status_code == 409
-    assert "1 approval of others than http:127.0.0.1" in said.text
+    assert "1 approval from others than http:127.0.0.1" in said.text
     assert registry.aliases("a") == {"prod": 1}
 
 
