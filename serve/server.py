@@ -122,7 +122,7 @@ def run_server(
             except torch.OutOfMemoryError:
                 raise QhubError(
                     f"the GPU has no memory left for base '{info.name}': stop what else uses it, or lower "
-                    "--max-length, --kv-cache-mb or --base-cache-mb"
+                    "--max-length, --kv-cache or --base-cache"
                 ) from None
 
         app = in_passing(load)
