@@ -1,7 +1,7 @@
 """Work in a process of its own: whatever it does there, only that process ends.
 
-The program is run, not imported. It reads messages from standard input (4 bytes, big-endian, then so many) and answers
-each on standard output in the same form.
+The program is run, not imported. It reads messages from standard input (4 bytes, big-endian, then that many) and
+answers each on standard output in the same form.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class Apart:
             self._bury()
 
     def receive(self, seconds: float) -> bytes:
-        """The next message from it. Raises Died where none comes in so many seconds of the clock."""
+        """The next message from it. Raises Died where none comes within this many seconds of the clock."""
         deadline = time.monotonic() + seconds
         return self._read(int.from_bytes(self._read(HEAD, deadline), "big"), deadline)
 

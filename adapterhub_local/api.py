@@ -36,7 +36,7 @@ def train_recipe(
     >>> version.lineage["metrics"]["sentiment"]["adapter"]["exact_match"]
     0.895
 
-    `overrides` change keys of a recipe that is given as a file. `resume` goes on with the stopped run of the recipe,
+    `overrides` change keys of a recipe that is given as a file. `resume` continues the stopped run of the recipe,
     `restart` throws it away. Raises BadRecipe, BadData, Incompatible and NotFound before anything is written.
     """
     from adapterhub_local.train.train import train

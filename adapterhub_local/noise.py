@@ -1,4 +1,4 @@
-"""Lines of other libraries that tell a user nothing he could act on; everything else they say is passed on."""
+"""Drops the output of other libraries that a user could not act on; everything else is passed on."""
 
 import logging
 import warnings

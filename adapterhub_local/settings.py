@@ -83,7 +83,7 @@ class Home:
 
     @property
     def hooks(self) -> Path:
-        """What each hook was told, and the secrets that sign it."""
+        """What each hook was notified of, and the secrets that sign it."""
         return self.root / "hooks"
 
     @property
@@ -207,7 +207,7 @@ def has_ray_token() -> bool:
 
 
 def ray_environment(token: Path) -> dict[str, str]:
-    """What a Ray of our own is started with: it wants the token in this file, and tells nobody how it is used."""
+    """What a Ray of our own is started with: it requires the token in this file, and reports no usage."""
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     return {**own, "RAY_ADDRESS": "", "RAY_SERVE_LOG_TO_STDERR": "0"}
 
@@ -253,7 +253,7 @@ class Process:
 
 
 def process() -> Process:
-    """This process's place, as torchrun tells it. Raises InputError for what is not a number."""
+    """This process's place, as torchrun sets it. Raises InputError for what is not a number."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     try:
         rank, local_rank, world_size = (

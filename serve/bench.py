@@ -1,6 +1,6 @@
 """`python -m serve.bench`: load for any OpenAI server, with requests spread over adapters; the last line is JSON.
 
-Closed loop: so many clients, each asks again when it was answered. Open loop: requests come at a rate, whether
+Closed loop: this many clients, each asks again when it was answered. Open loop: requests come at a rate, whether
 the server keeps up or not, and times count from when a request was due.
 """
 

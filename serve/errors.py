@@ -92,7 +92,7 @@ class NoReplica(QhubError):
 
 
 class GenerationFailed(QhubError):
-    """The model could not go on with a request that was admitted."""
+    """The model could not continue a request that was admitted."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ErrorBody:
 
 
 def error_body(error: Exception) -> ErrorBody:
-    """What the client is told about `error`; nothing of an unexpected error's inside is shown."""
+    """The body that a client gets for `error`; of an unexpected error no detail is shown."""
     match error:
         case ModelNotFound():
             return ErrorBody(404, str(error), "invalid_request_error", "model", "model_not_found")

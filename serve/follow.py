@@ -2,7 +2,7 @@
 
 A thread of its own asks for the next record of the remote's log. Keys count at once; an alias or a split counts when
 the versions that it needs are here. Names that were never asked are left at the remote until somebody does. While the
-remote is away, what is here goes on.
+remote is away, what is here is still served.
 """
 
 import logging
@@ -84,7 +84,7 @@ class Follower:
     def begin(self) -> None:
         """Have keys, and all names that are here, as the remote says.
 
-        Raises what reading it raises, unless this home has followed it before: then it goes on with what it has.
+        Raises what reading it raises, unless this home has followed it before: then it continues with what it has.
         """
         names = self.registry.names()
         try:

@@ -24,7 +24,7 @@ def check_reachable(host: str, port: int, home: Home) -> bool:
     """Whether keys are required: where others reach `host`. Raises InputError if there is none then."""
     if is_loopback(host):
         return False
-    resolve(host, port)  # a name that means nothing is told as such
+    resolve(host, port)  # a name that means nothing is reported as such
     if not any(key.is_valid() for key in Keys(home).all()):
         raise InputError(
             f"{host} can be reached by others, and there is no API key: make one with `qhub key create`, "

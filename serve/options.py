@@ -13,7 +13,7 @@ MAX_TERMS = 16  # adapters of a mix: each adds its rank to what every token is m
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """Limits on requests; each is checked here. What a field with an option means is said there; the others:
+    """Limits on requests; each is checked here. The option of a field explains it; the others:
 
     body_timeout    seconds in which a body must have come
     send_timeout    seconds in which a client must have taken what it was sent
@@ -48,7 +48,7 @@ class HttpOptions:
         "--allow-host",
         metavar="NAME",
     )
-    drain: float = option(10.0, "Seconds that running answers may go on when the server stops.", low=0)
+    drain: float = option(10.0, "Seconds that running answers may take to finish when the server stops.", low=0)
     notice: float = option(
         0.0,
         "Seconds in which /ready says that the server stops while it still takes requests, for a balancer to see it.",

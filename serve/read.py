@@ -140,7 +140,7 @@ class BodyReader:
         return self.prompts.thoughts(body.callable_tools, settings) if isinstance(body, ChatRequest) else None
 
     def _bound(self, thoughts: ThoughtReader, limit: int, inner: Constraint | None) -> Constraint | None:
-        """What ends the thoughts of an answer after so many tokens."""
+        """What ends the thoughts of an answer after this many tokens."""
         if thoughts.place is Place.PAST:
             return inner
         tokenizer = self.prompts.tokenizer
@@ -171,7 +171,7 @@ class BodyReader:
         limit = self.max_tokens
         if isinstance(body, ChatRequest):
             wanted = body.max_completion_tokens or wanted or ALL
-            if body.is_clamped:  # where a bound has to be said, clients say a large one
+            if body.is_clamped:  # where clients have to give a bound, they give a large one
                 wanted = min(wanted, room, limit or room)
         if wanted == ALL:
             wanted = min(room, limit or room)
@@ -202,7 +202,7 @@ class BodyReader:
 
 
 def _check_numbers(body: GenerationRequest, num_tokens: int) -> None:
-    """Raise BadParameter unless the log-probabilities of so many tokens of prompts fit into one answer."""
+    """Raise BadParameter unless the log-probabilities of this many tokens of prompts fit into one answer."""
     if body.prompt_alternatives is None:
         return
     numbers = num_tokens * (body.prompt_alternatives + 1)

@@ -3,7 +3,7 @@
 `qhub:{<id of a key>}:running|asked|refused`     sorted sets of leases by when they end, or when they were counted
 
 A lease is renewed while its request runs, so that one whose server was killed ends soon. If Redis does not answer, a
-key with limits is refused and one without goes on: nobody gets more than their limit because a counter is away.
+key with limits is refused and one without is let in: nobody gets more than their limit because a counter is away.
 """
 
 import asyncio

@@ -109,7 +109,7 @@ class Service:
             return ()
 
     def bring(self, model: str) -> None:
-        """Have here what a followed remote has of a reference. Raises why it cannot be had, and BadReference."""
+        """Have here what a followed remote has of a reference. Raises BadReference, and what fetching it raises."""
         if self.follower is not None:
             reference = Reference.parse(model)
             self.follower.bring([reference.name])
@@ -154,7 +154,7 @@ class Service:
         return self.follower.is_new(ref.names)
 
     def _followed(self, ref: ModelRef, look: Callable[[], Target]) -> Target:
-        """What `look` finds, of a followed remote once it is here. Raises as `look`, and why it cannot be had."""
+        """What `look` finds, of a followed remote once it is here. Raises as `look`, and what fetching it raises."""
         if self.follower is None or ref.mix is None:
             return look()
         if self._is_new(ref):

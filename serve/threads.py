@@ -53,7 +53,7 @@ class Team:
 
     @contextmanager
     def step(self, tokens: int) -> Iterator[int]:
-        """The number of threads for a step of so many tokens, whose time is taken."""
+        """The number of threads for a step of this many tokens, whose time is taken."""
         threads = self._threads
         start = self._clock()
         yield threads
@@ -71,7 +71,7 @@ class Team:
                 self._slow = TRIES - 1  # one slow step is enough now
             return
         is_slow = seconds > SLOW * usual
-        # what is usual falls at once and rises slowly: a machine that stays slower is not busy for ever
+        # what is usual falls at once and rises slowly: a machine that stays slower is not busy forever
         self._usual[key] = min(seconds, usual * 1.01)
         self._slow = self._slow + 1 if is_slow else 0
         alone = self._usual.get((tokens, 1))

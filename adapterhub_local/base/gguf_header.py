@@ -1,7 +1,7 @@
 """The header of a GGUF file, read within bounds and before any library reads it; the file may be hostile.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Counts come from the file, so each is held against
-the bytes that are left before anything is done so many times. Knows nothing of models.
+the bytes that are left before anything is done that many times. Knows nothing of models.
 """
 
 import math

@@ -24,7 +24,7 @@ _QUANTISED = re.compile(r"(-unsloth)?-(bnb-4bit|bnb-8bit|4bit|8bit|6bit|bf16|fp1
 
 @dataclass(frozen=True)
 class Origin:
-    """What is said of a base: its fingerprint, its name (a Hub id or a path of some machine), its revision."""
+    """How something names its base: by fingerprint, its name (a Hub id or a path of some machine), its revision."""
 
     fingerprint: str | None = None
     name: str | None = None

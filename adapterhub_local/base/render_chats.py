@@ -24,7 +24,7 @@ TEXT, FAILED, TOO_LARGE, TOO_LONG, DIED = KINDS = b"tfmld"
 
 
 def read_message() -> bytes | None:
-    """The next message, None at the end. Without a buffer: the next worker goes on where this one has stopped."""
+    """The next message, None at the end. Without a buffer: the next worker continues where this one stopped."""
     head = _read(4)
     return _read(int.from_bytes(head, "big")) if len(head) == 4 else None
 

@@ -129,7 +129,7 @@ def chat_text(
     if not messages:
         raise TemplateFailed("the conversation has no messages")
     if continues and begins_answer:
-        raise TemplateFailed("it cannot go on with the last message and begin another one")
+        raise TemplateFailed("it cannot continue the last message and begin another one")
     if taken := sorted(TAKEN & variables.keys()):
         raise TemplateFailed(f"'{taken[0]}' cannot be a variable of a chat template")
     schemas = [dict(tool) for tool in tools] or None

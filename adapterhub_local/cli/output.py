@@ -87,7 +87,7 @@ def counting(what: str, *, in_bytes: bool = False) -> Iterator[Any]:
 
 
 def reporter() -> Reporter:
-    """What shows how work goes on: bars on a terminal, else nothing."""
+    """What shows progress: bars on a terminal, else nothing."""
     return Terminal() if sys.stderr.isatty() else Lines()
 
 

@@ -53,7 +53,7 @@ class Chat:
 
     @property
     def texts(self) -> list[str]:
-        """All that is said in it."""
+        """All texts of the chat, joined."""
         return [self.text] if self.text is not None else [message["content"] for message in self.messages]
 
     @cached_property

@@ -25,7 +25,7 @@ def colour(value: float) -> str:
 
 
 def heat_map(values: Mapping[str, float | None], told: str) -> str:
-    """The squares of modules by name; what has no value stays empty. `told` is read aloud for the picture."""
+    """The squares of modules by name; what has no value stays empty. `told` is for screen readers."""
     kinds = list(dict.fromkeys(place_of(module)[0] for module in values))
     layers = sorted({place_of(module)[1] for module in values})
     column = {layer: index for index, layer in enumerate(layers)}

@@ -7,7 +7,7 @@ WIDTH, HEIGHT = 160, 18
 
 
 def interval_bar(value: float, interval: Sequence[float] | None, base: float | None, told: str) -> str:
-    """A bar from 0 to `value` (0 to 1), the band of its interval, and the base's tick; `told` is read aloud for it."""
+    """A bar from 0 to `value` (0 to 1), the band of its interval, and the base's tick; `told` is for screen readers."""
 
     def at(share: float) -> float:
         return 1 + max(0.0, min(1.0, share)) * (WIDTH - 2)

@@ -38,7 +38,7 @@ class Checks:
 
 
 def data_settings(versions: Sequence[Version], **given: str | None) -> Data:
-    """How to read a file of held-out examples: as is said, else as the recipe of the first adapter read its own."""
+    """How to read held-out examples: as the options say, else as the recipe of the first adapter read its own."""
     recipes = [version.lineage.get("recipe") or {} for version in versions]
     resolved = (recipe.get("resolved") or {} for recipe in recipes)
     known: dict[str, Any] = next((tables["data"] for tables in resolved if tables.get("data")), {})

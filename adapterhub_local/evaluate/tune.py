@@ -1,7 +1,7 @@
 """Search the weights of a merge that do best on held-out data of several tasks, without gradients.
 
 Every trial is the real merge scored on the real base (LoraHub, https://arxiv.org/abs/2307.13269, does the same with
-another search). What was scored is kept in `runs/`, so a stopped search goes on where it was.
+another search). What was scored is kept in `runs/`, so a stopped search continues where it stopped.
 """
 
 import json

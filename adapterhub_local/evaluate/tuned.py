@@ -37,8 +37,8 @@ def tuned_merge(
 ) -> Tuned:
     """Search the weights of `written` as its [tune] says, and put the best merge where `written` says.
 
-    `told` gets each trial and the best so far. Raises Stopped at Ctrl-C: the trials are kept, and the same call goes on
-    after them. If the plan has [evaluate], the best must meet its requirements.
+    `told` gets each trial and the best so far. Raises Stopped at Ctrl-C: the trials are kept, and the same call
+    continues after them. If the plan has [evaluate], the best must meet its requirements.
     """
     from adapterhub_local.base.load import load_base
 

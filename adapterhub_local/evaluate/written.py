@@ -1,4 +1,4 @@
-"""What a model writes by greedy decoding, and what can be said of it: a pattern that matches, JSON that is valid."""
+"""What a model writes by greedy decoding, and checks of it: a pattern that matches, JSON that is valid."""
 
 import json
 import re

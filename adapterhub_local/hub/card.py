@@ -121,7 +121,7 @@ def _metrics(metrics: Mapping[str, Any]) -> str:
 
 
 def _with_interval(name: str, value: float | None, rows: Any, kept: Any) -> str | None:
-    """A score with the interval that was kept with it, or Wilson's for a share of so many rows."""
+    """A score with the interval that was kept with it, or Wilson's for a share of this many rows."""
     if value is None:
         return None
     ends = _list(kept) or interval(name, value, int(rows) if isinstance(rows, int | float) else None)

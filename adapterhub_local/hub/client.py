@@ -66,7 +66,7 @@ def is_model_id(text: object) -> bool:
 def connect(endpoint: str | None, token: str | None, *, to_write: bool = False, note: Note | None = None) -> PatientApi:
     """A client of the Hub at `endpoint` (default: huggingface_hub's own), which waits where it is asked to.
 
-    `note` is told of long waits. Raises HubError without a token to write.
+    `note` gets a line about long waits. Raises HubError without a token to write.
     """
     token = token or get_token()
     if to_write and not token:

@@ -29,7 +29,7 @@ class Found:
 class Freshness:
     """A pulled version and the head of the repository it came from.
 
-    `newer` is True if the weights there are others now, None if nobody could tell, for the reason `problem`.
+    `newer` is True if the weights there are others now, None if that is not known, for the reason `problem`.
     """
 
     reference: str

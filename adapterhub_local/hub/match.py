@@ -20,7 +20,7 @@ FORCED = "shapes, forced"
 
 @dataclass(frozen=True)
 class Match:
-    """The base and what tells that it is the one; without one, the names of bases whose shapes would fit."""
+    """The base and how it was recognised; without one, the names of bases whose shapes would fit."""
 
     base: BaseInfo | None = None
     by: str | None = None

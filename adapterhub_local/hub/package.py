@@ -166,7 +166,7 @@ def unpack(folder: Path, where: str) -> Unpacked:
 
 
 def _curve_of(lineage: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """(step, loss) of the training, as far as the lineage tells."""
+    """(step, loss) of the training, as far as the lineage has them."""
     training = lineage.get("training")
     points = training.get("curve") if isinstance(training, dict) else None
     return [

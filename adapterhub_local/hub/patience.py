@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-Note = Callable[[str], None]  # told when there is a wait that a person would wonder about
+Note = Callable[[str], None]  # called before a wait that a person would wonder about
 MAX_WAIT = 900  # seconds of one call for 429 in all; the Hub counts requests in windows of five minutes
 NOTICED = 3  # seconds of a wait that is worth a line
 PAUSES = (0.5, 2.0, 4.0)  # seconds before a 5xx is asked again
@@ -25,7 +25,7 @@ _CALLS = (
 
 
 class PatientApi(HfApi):
-    """HfApi whose calls wait and ask again; `note` is told of long waits."""
+    """HfApi whose calls wait and ask again; `note` gets a line about long waits."""
 
     note: Note | None = None
 

@@ -37,7 +37,7 @@ class PullResult:
     """A pulled version and where it came from.
 
     `is_new` is False if the registry had it already; `base` is the name of its base in this home, None if it
-    is not there, `matched_by` what told so, `fitting` the bases that would fit by their shapes; `is_verified`
+    is not there, `matched_by` how it was recognised, `fitting` the bases that would fit by their shapes; `is_verified`
     if a manifest of qhub vouched for every byte.
     """
 

@@ -78,7 +78,7 @@ def push(
     `main` stays at it, unless `to_main`. Each of `aliases` becomes a branch at the version. With `pull_request` the
     commit is proposed to its owners instead. `base_id` is the Hub id of the base, where the version does not know it
     or its base is private; `licence` goes into the model card, `other` with its name and link. Of a card that people
-    edited only our block and keys change. `note` is told of long waits.
+    edited only our block and keys change. `note` gets a line about long waits.
 
     Raises InputError for a request that cannot be met, InUse if the tag is another version or others change the same
     files meanwhile, Corrupt if the version's bytes are damaged, HubError for the rest.

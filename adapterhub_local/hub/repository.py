@@ -194,7 +194,7 @@ def make_tag(target: Target, tag: str, oid: str) -> None:
 
 
 def move_branch(target: Target, branch: str, oid: str, refs: Refs) -> None:
-    """Make `branch` point to a version's commit. The Hub moves no branch, so one that is there is made anew.
+    """Make `branch` point to a version's commit. The Hub moves no branch, so one that is there is created again.
 
     Raises InUse if it holds commits that are not a version, which would be lost.
     """

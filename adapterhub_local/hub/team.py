@@ -37,7 +37,7 @@ def push_all(
 ) -> list[Pushed]:
     """Push every version of every name to `organisation`/<name>, oldest first, and its aliases as branches.
 
-    A '/' in a name becomes '-'. A version that cannot be pushed does not hold up the others; `note` is told of
+    A '/' in a name becomes '-'. A version that cannot be pushed does not hold up the others; `note` gets a line about
     long waits, for the Hub counts requests. Raises InputError
     if there is nothing to push, or two names would share a repository.
     """

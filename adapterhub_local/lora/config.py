@@ -172,13 +172,13 @@ class AdapterConfig:
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def check_size(self, num_modules: int) -> None:
-        """Raises ValueError if so many patterns are more than so many modules can be looked up in."""
+        """Raises ValueError if there are more patterns than can be looked up in that many modules."""
         if num_modules * (self._ranks.work + self._alphas.work) > MAX_WORK:
             count = len(self.rank_pattern) + len(self.alpha_pattern)
             raise ValueError(f"{count:,} patterns for {num_modules:,} modules are more than an adapter needs")
 
     def pinned(self, names: Mapping[str, str]) -> "AdapterConfig":
-        """The same settings said of each module by its full name: `names` are module -> how this config calls it."""
+        """The same settings for each module by its full name: `names` are module -> how this config calls it."""
         ranks = {module: self.rank_of(name) for module, name in names.items()}
         alphas = {module: self.alpha_of(name) for module, name in names.items()}
         return replace(

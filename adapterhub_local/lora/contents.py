@@ -34,7 +34,7 @@ class Shape:
 class Layout:
     """A weights file, its config, and the shapes of its modules; `dtype` is the widest, as safetensors spells it.
 
-    `copies` are tensors beside the factors that only a base can tell to be its own: name -> the base's name of it.
+    `copies` are tensors beside the factors that only a base can recognise as its own: name -> the base's name of it.
     """
 
     path: Path

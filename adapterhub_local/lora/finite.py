@@ -1,4 +1,4 @@
-"""Whether every number of a safetensors file is finite, told from the bits: torch is not needed.
+"""Whether every number of a safetensors file is finite, seen from the bits: torch is not needed.
 
 A floating-point number is NaN or infinite if all bits of its exponent are set (IEEE 754; bfloat16 likewise).
 """

@@ -14,7 +14,7 @@ from adapterhub_local.lora.contents import read_layout
 def loadable(folder: Path) -> Iterator[Path]:
     """The adapter's folder, or, for as long as the block, one beside it whose config says the same module by module.
 
-    PEFT matches the patterns of a config with Python's `re`, which some patterns keep busy for ever, and makes factors
+    PEFT matches the patterns of a config with Python's `re`, which some patterns keep busy forever, and makes factors
     for all modules that a config names. Raises what `read_layout` raises.
     """
     layout = read_layout(folder, dora=True)

@@ -1,6 +1,6 @@
 """A LoRA from the difference of two full models: the best low-rank delta of each linear layer, and what it leaves out.
 
-What is not a linear layer (embeddings, norms, the output head) cannot be in a LoRA: how much it changed is told.
+What is not a linear layer (embeddings, norms, the output head) cannot be in a LoRA: how much it changed is reported.
 """
 
 import math

@@ -24,8 +24,8 @@ def rank_by_similarity(
     """`others` by the cosine of their deltas with those of `version`, the most similar first; exact, no dense matrix.
 
     The modules' deltas count as one long vector; a module that one of the two leaves alone is zero there. `skipped`
-    is told of what has no deltas of its own, such as DoRA, and why. Raises BadFile if `version` has none, InputError
-    if they are all zero.
+    is called with each version that has no deltas of its own, such as one with DoRA, and the reason. Raises BadFile if
+    `version` has none, InputError if they are all zero.
     """
     ours = open_adapter(version.path)
     norm = _norm(ours)

@@ -1,6 +1,6 @@
 """One repository of a registry over HTTP, as the OCI distribution specification 1.1 has it.
 
-httpx and not a library of its own: what there is for Python makes manifests anew from dictionaries, and a version is
+httpx and not a library of its own: what there is for Python rebuilds manifests from dictionaries, and a version is
 known by the very bytes of its manifest.
 """
 

@@ -179,7 +179,7 @@ class _Reading:
             return text
 
     def check_together(self, values: Mapping[str, Any]) -> None:
-        """What no single key can tell, as far as the tables are right in themselves."""
+        """What concerns several keys, as far as each table is valid in itself."""
         for table, check in (("train", _check_train), ("data", _check_data)):
             for key, message in check(values[table], values, self.origins) if values[table] else ():
                 self.problem(self.holder(table, key), table, key, message)

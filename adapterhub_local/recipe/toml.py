@@ -44,7 +44,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 @dataclass
 class Places:
-    """Where tables and keys are written, found in one pass; tomllib does not tell.
+    """Where tables and keys are written, found in one pass; tomllib does not report them.
 
     `tables` are the tables of each name, in order, each with its keys; line numbers count from 1.
     """

@@ -45,7 +45,7 @@ class Hook:
     timeout: float = 10.0
 
     def wants(self, record: dict[str, Any]) -> bool:
-        """Whether it is to be told of this record."""
+        """Whether the hook is to be notified of this record."""
         is_named = not self.names or any(fnmatchcase(str(record.get("name")), pattern) for pattern in self.names)
         return is_named and record["mark"] in {EVENTS[event] for event in self.events}
 

@@ -43,7 +43,7 @@ def add_hook(registry: Registry, hook: Hook, *, is_signed: bool = True) -> Hook:
 
 
 def remove_hook(registry: Registry, name: str) -> Hook:
-    """Take a hook out, with what it was not told yet. Raises NotFound, InputError if the text cannot be cut so."""
+    """Remove a hook, with what it was not notified of yet. Raises NotFound, InputError if the text cannot be cut so."""
     home = registry.home
     make_folder(home.hooks)
     with alone(home.hooks / "config.lock"):
@@ -99,7 +99,7 @@ def _check(text: str, wanted: HomeConfig, home: Home) -> None:
 
 
 def _keep_places(registry: Registry, config: HomeConfig) -> None:
-    """Note where hooks begin that were told nothing yet: the time of the file, which says so, is about to change."""
+    """Note where new hooks begin: the time of the file, which says so, is about to change."""
     for hook in config.hooks:
         if read_state(registry.home, hook.name) is None:
             write_state(registry.home, hook.name, start(registry))

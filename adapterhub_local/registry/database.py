@@ -162,7 +162,7 @@ class Database:
             raise Corrupt(self._behind(missing))
 
     def _state(self) -> tuple[int, ...]:
-        """What changes when others write: SQLite does not look where it was told that nobody does."""
+        """What changes when others write: SQLite does not look where it was promised that nobody writes."""
         found = []
         for path in (self.path, Path(f"{self.path}-wal")):
             with suppress(FileNotFoundError):

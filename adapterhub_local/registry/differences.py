@@ -1,4 +1,4 @@
-"""How two versions differ in what was said of them: recipe, data, parents and scores."""
+"""How the records of two versions differ: recipe, data, parents and scores."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

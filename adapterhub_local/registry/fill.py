@@ -1,4 +1,4 @@
-"""Fill a new database with what was found: which version has which number, what was said of them, what is lost."""
+"""Fill a new database with what was found: versions and their numbers, aliases, tags, evaluations, what is lost."""
 
 import json
 import sqlite3
@@ -151,7 +151,7 @@ def _line(row: dict[str, Any]) -> Line | None:
 
 
 def _said(line: Line) -> str:
-    """What is said of a line whose blob is gone."""
+    """The message about a line whose blob is gone."""
     match line.kind:
         case "version":
             return f"{line.subject}: its manifest or its lineage is gone; its number stays taken"

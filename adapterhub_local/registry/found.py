@@ -13,7 +13,7 @@ KEPT = ("removals", "aliases", "alias_log", "tags", "descriptions", "marks", "sp
 
 
 class Record(NamedTuple):
-    """Something that was said about versions (journal.py), and the digest of its blob."""
+    """A record about versions (journal.py), and the digest of its blob."""
 
     digest: str
     value: dict[str, Any]

@@ -52,7 +52,7 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Protection:
-    """What `name@alias` asks before it moves: all of `require`, and so many approvals."""
+    """What `name@alias` asks before it moves: all of `require`, and this many approvals."""
 
     name: str
     alias: str

@@ -69,12 +69,12 @@ def remove(registry: Registry, version: Version, *, force: bool = False) -> None
 
 
 def lease(registry: Registry, version: Version, holder: str, seconds: float) -> None:
-    """Keep the content of a version for so many seconds from now, for `holder` (process and host); may be renewed."""
+    """Keep the content of a version for this many seconds from now, for `holder` (process and host); may be renewed."""
     renew(registry, {version.content_digest}, holder, seconds)
 
 
 def renew(registry: Registry, digests: Set[str], holder: str, seconds: float) -> None:
-    """Keep these contents for so many seconds from now; leases that ended are forgotten."""
+    """Keep these contents for this many seconds from now; leases that ended are forgotten."""
     clock = time.time()
     with registry.database.writing() as db:
         db.execute("DELETE FROM leases WHERE expires_at < ?", (clock,))

@@ -1,6 +1,6 @@
 """Everything that changed in a home, newest first: what the journal holds, and versions from before it held all.
 
-The order is that in which changes were committed, whatever clocks said. A page goes on behind the last entry that was
+The order is that in which changes were committed, whatever clocks said. A page continues after the last entry that was
 shown, so what changes meanwhile moves nothing on later pages.
 """
 

@@ -6,7 +6,7 @@
     mark 12 sha256:<record>
 
 A line is appended after its commit and never changed. So a database that was deleted or comes back from an older
-backup is found to know less than its home, and a blob that a crash left behind is told from one that was published.
+backup is found to know less than its home, and a blob that a crash left behind is known from one that was published.
 The database keeps how far it has read (`ledger_state`) and which of its own lines it has not met there yet
 (`ledger_pending`), so a crash between a commit and its line loses nothing: `meet` has what is missing appended.
 """

@@ -1,4 +1,4 @@
-"""What is said about versions and may change: the history of aliases, tags and descriptions. Versions do not change."""
+"""What belongs to versions and may change: the history of aliases, tags and descriptions. Versions do not change."""
 
 import re
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def tags_of(registry: Registry, version: Version) -> list[str]:
 
 
 def describe(registry: Registry, version: Version, description: str) -> None:
-    """Say what a version is, in place of what was said before. Raises InputError for text that is not text."""
+    """Describe a version, in place of the description before. Raises InputError for text that is not text."""
     if not description.strip() or not description.isprintable():
         raise InputError("a description is one line of text")
     with marking(registry.database, registry.blobs) as db:
@@ -120,7 +120,7 @@ def describe(registry: Registry, version: Version, description: str) -> None:
 
 
 def description_of(registry: Registry, version: Version) -> str | None:
-    """What was last said about a version, else what its recipe said."""
+    """The last description of a version, else that of its recipe."""
     query = "SELECT description FROM descriptions WHERE name = ? AND number = ?"
     rows = registry.database.rows(query, (version.name, version.number))
     return rows[0]["description"] if rows else version.lineage.get("description")

@@ -166,7 +166,7 @@ MIGRATIONS = (
     ) STRICT;
     """,
     """
-    -- Aliases, tags and descriptions as they were said, one JSON record a time; each is a blob, too (journal.py).
+    -- Aliases, tags and descriptions as they were recorded, one JSON record a time; each is a blob, too (journal.py).
     CREATE TABLE marks (id INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
     CREATE TRIGGER marks_keep BEFORE UPDATE ON marks BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
     CREATE TRIGGER marks_stay BEFORE DELETE ON marks BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;

@@ -1,4 +1,4 @@
-"""What clients of object stores are told and say: bounded waits, and a sentence for each way in which S3 refuses."""
+"""Object stores: bounded waits for their clients, and a sentence for each way in which S3 refuses."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -12,9 +12,9 @@ from adapterhub_local.registry.version import Version
 
 
 def protect(registry: Registry, name: str, alias: str, require: Sequence[str] = (), approvals: int = 0) -> Protection:
-    """Let `name@alias` move only to versions that meet all of `require` and have so many approvals of others.
+    """Let `name@alias` move only to versions that meet all of `require` and have this many approvals from others.
 
-    What protected it before is replaced. Where it points now it stays. Raises InputError, and NotFound for a name
+    This replaces any earlier protection. Where it points now it stays. Raises InputError, and NotFound for a name
     that has no version.
     """
     check_alias(alias)

@@ -10,7 +10,7 @@ from adapterhub_local.sizes import write_size
 
 
 def check_room(home: Home, incoming: int) -> None:
-    """Raise OverQuota, with what takes the room and the way out, if so many bytes more are more than the home may hold.
+    """Raise OverQuota, with what takes the space and the way out, if this many more bytes do not fit into the home.
 
     Who publishes at the same moment is not counted. A home without `max_bytes` is not measured.
     """

@@ -1,6 +1,6 @@
 """Make the database again from the manifests and records among the blobs, and keep what the old one still says.
 
-Versions, evaluations, removals, and what was said about versions (journal.py) come from blobs; the ledger says which
+Versions, evaluations, removals, and records about versions (journal.py) come from blobs; the ledger says which
 of them were committed, and in which order. What an older qhub kept in the database only is taken over as far as it can
 be read. What is lost is named, and a number that is lost stays taken.
 """

@@ -94,7 +94,7 @@ def check_files(version: Version, folder: Path, source: object) -> None:
     """
     names = tuple(sorted(file.path for file in version.files))
     if is_router(version.lineage) and names != ROUTER_FILES:
-        raise BadFile(f"{source} holds a router that has not the files of one: {version}. Nothing was registered")
+        raise BadFile(f"{source} holds a router without the files of one: {version}. Nothing was registered")
     for file in (version.lineage_file, *version.files):
         path = folder / hex_of(file.digest)
         if not path.is_file() or path.stat().st_size != file.size:

@@ -1,6 +1,6 @@
-"""What may be said at a remote about versions and keys: the kinds of records, and what each must have to be believed.
+"""What a remote's log may hold about versions and keys: the kinds of records, and what makes each believable.
 
-Of two records about one subject the later counts. Whoever may write at a remote is believed in what is well formed.
+Of two records about one subject the later counts. Whoever may write to a remote is believed.
 """
 
 import re
@@ -25,7 +25,7 @@ Check = Callable[[Any], object]  # raises ValueError, TypeError, KeyError or Qhu
 
 @dataclass(frozen=True)
 class Record:
-    """What somebody said at a remote: the `number`-th record there, by an actor (user@host) at a time."""
+    """A record of a remote's log: the `number`-th there, by an actor (user@host) at a time."""
 
     number: int
     kind: str
@@ -106,7 +106,7 @@ KINDS = {
     ),
     # a key of the server, as `keys.json` has it, with the hash of its secret
     "key": Kind(("id",), {"id": _key, "key": key_of}),
-    # a key is refused from now on, for ever
+    # a key is refused from now on, forever
     "revocation": Kind(("id",), {"id": _key}),
 }  # fmt: skip
 

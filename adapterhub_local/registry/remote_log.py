@@ -1,4 +1,4 @@
-"""The log of a remote: what was said there about versions and keys, one record after another, none ever changed.
+"""The log of a remote: changes of versions and keys, one record after another, none ever changed.
 
 records/@<n>     the n-th record, created like a slot: of two writers one gets a number, the other the next one
 records/at/@<n>  the records that still count after the n-th, so that nobody has to read all from the first one
@@ -44,7 +44,7 @@ class Log:
         self._is_begun = False
 
     def get(self, kind: str, *about: Any) -> Record | None:
-        """What was said last about a subject: its kind, then what it is about."""
+        """The last record about a subject: its kind, then what it is about."""
         with self._lock:
             for name in (about[0], None):
                 if (found := self._records.get(name, {}).get((kind, *about))) is not None:
@@ -52,14 +52,14 @@ class Log:
         return None
 
     def all(self, kind: str, name: str | None = None) -> list[Record]:
-        """What counts of a kind, and of one name if one is given, in the order in which it was said."""
+        """What counts of a kind, and of one name if one is given, in the order of the log."""
         with self._lock:
             groups = self._records.values() if name is None else (self._records.get(name, {}),)
             found = [one for group in groups for one in group.values() if one.kind == kind]
         return sorted(found, key=lambda one: one.number)
 
     def since(self, number: int) -> list[Record]:
-        """What counts and was said after a record, without asking."""
+        """What counts and came after a record, without asking the remote."""
         return [one for one in self._everything() if one.number > number] if number < self.last else []
 
     def catch_up(self) -> list[Record]:

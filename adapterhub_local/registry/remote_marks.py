@@ -30,7 +30,7 @@ PULLED = "pulled"  # the action of an alias that a remote moved
 
 @dataclass(frozen=True)
 class Taken:
-    """What a record of a remote changed here, or, with a reason, why it did not; by whom it was said, and when.
+    """What a record of a remote changed here, or, with a reason, why it did not; by whom it was made, and when.
 
     `before` and `now` are numbers of this home for an alias, shares for a split, and texts for the rest.
     """

@@ -1,4 +1,4 @@
-"""What is said at a remote: its aliases and splits are moved, versions announced with tags and evaluations, keys
+"""Changes at a remote: its aliases and splits are moved, versions announced with tags and evaluations, keys
 published and revoked. Nothing of it changes this home; `remote_marks.py` brings it to others.
 """
 
@@ -94,7 +94,7 @@ def announce(log: Log, registry: Registry, version: Version, slot: Slot) -> None
 
 
 def _say_once(log: Log, kind: str, fields: dict[str, Any]) -> None:
-    """Add a record unless somebody has said something about its subject."""
+    """Add a record unless there is one about its subject already."""
     subject = [fields[field] for field in KINDS[kind].subject]
     log.append(kind, lambda: None if log.get(kind, *subject) else fields)
 
@@ -124,7 +124,7 @@ def publish_key(log: Log, key: Key) -> Told:
 
 
 def revoke_key(log: Log, identity: str) -> Told:
-    """Refuse a key wherever the remote is followed, for ever. Raises NotFound."""
+    """Refuse a key wherever the remote is followed, forever. Raises NotFound."""
 
     def make() -> dict[str, Any] | None:
         if log.get("key", identity) is None:

@@ -75,8 +75,8 @@ def push(
     """Send versions and what they were merged from; what is there is not sent again.
 
     Every object that was sent is read back and hashed; with `recheck` also those that were there, and what is
-    damaged is sent anew. A version whose number is another's at the remote gets the next one there. What is known of
-    it besides, its tags and later evaluations, is told in the remote's log. Raises
+    damaged is sent again. A version whose number is another's at the remote gets the next one there. Its tags
+    and later evaluations go into the remote's log. Raises
     Corrupt, RemoteError, NotFound, and InputError for a store in which pushers could overwrite one another.
     """
     store.check_writable()

@@ -85,7 +85,7 @@ class Version:
 
     @property
     def artifact_type(self) -> str:
-        """What other tools of OCI are told that it is."""
+        """What other OCI tools see it as."""
         return ROUTER_TYPE if self.lineage.get("kind") == ROUTER else ARTIFACT_TYPE
 
     @cached_property

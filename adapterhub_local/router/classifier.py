@@ -1,7 +1,7 @@
 """The classifier of a router: linear, with a temperature that makes its shares probabilities, and distances from what
 it has seen.
 
-Shares say which of the tasks a text is for, if it is for one. Whether it is for one at all is told by its distance to
+Shares say which of the tasks a text is for, if it is for one. Whether it is for one at all depends on its distance to
 the prompts of that task, measured in the directions in which prompts of one task differ among themselves (Lee et al.
 2018, https://arxiv.org/abs/1807.03888): a text further away than nearly all held-out prompts is not of that task.
 """

@@ -53,7 +53,7 @@ class Router:
     ) -> Choice:
         """What answers a conversation of which the user said `asked`, texts or token ids, in this order.
 
-        The first message that an adapter is found for decides, so that what is said later does not change who answers;
+        The first message that an adapter is found for decides, so that later messages do not change who answers;
         the base answers while there is none. Only adapters whose names are allowed are chosen. `threshold` counts
         instead of the router's own.
         """

@@ -87,7 +87,7 @@ def write_answers(chat: Chat, writer: ChatWriter, loss_on: str) -> list[Answer]:
 
 
 def after_answer(chat: Chat, writer: ChatWriter, answer: Answer) -> str:
-    """What the template writes right behind an answer once the user speaks again; empty where that cannot be said."""
+    """What the template writes right behind an answer once the user speaks again; empty where that is not known."""
     more = [*chat.messages[: answer.turn + 1], {"role": "user", "content": PROBE}]
     try:
         text = _write(chat, writer, more, begins_answer=False)

@@ -1,7 +1,7 @@
 """One FlashAttention call for examples of several lengths, by torch's `varlen_attn` as its versions have it.
 
-torch 2.11 takes no `enable_gqa` and says nothing of query heads that share a key head: whether its kernel computes them
-is tried once, result and gradients, and the heads are repeated where it does not.
+torch 2.11 takes no `enable_gqa` and does not document query heads that share a key head: whether its kernel computes
+them is tried once, result and gradients, and the heads are repeated where it does not.
 """
 
 import inspect

@@ -81,7 +81,7 @@ def from_host(moved: OnHost) -> torch.Tensor:
 
 
 def split_mlps(model: Any, tokens: int = MLP_TOKENS) -> None:
-    """Have the MLPs of checkpointed blocks take so many tokens of a row at once, and keep of each part its input.
+    """Have the MLPs of checkpointed blocks take this many tokens of a row at once, and keep of each part its input.
 
     An MLP is much wider than the rest of its block: at long rows it takes most of the memory, and little of the time.
     """

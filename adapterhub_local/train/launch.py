@@ -1,4 +1,4 @@
-"""Several training processes, here and on other machines: the same command in each, told its rank as torchrun does."""
+"""Several training processes, here and on other machines: one command, each with its rank as torchrun sets it."""
 
 import signal
 import socket

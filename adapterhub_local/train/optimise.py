@@ -156,7 +156,7 @@ def _keep_good(session: Session, watch: Watch) -> str:
 
 
 def _shown(entry: Mapping[str, Any]) -> str:
-    """What a step of the log tells beside its loss, for the line of progress."""
+    """What a step of the log reports beside its loss, for the line of progress."""
     names = {"reward_accuracy": "accuracy", "reward_margin": "margin", "reward": "reward"}
     return "".join(f", {shown} {entry[name]:.2f}" for name, shown in names.items() if name in entry)
 

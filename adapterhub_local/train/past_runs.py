@@ -1,4 +1,4 @@
-"""The runs under `runs/` as their folders tell them: which go on, how they went, which may be resumed.
+"""The runs under `runs/` as their folders show them: which are running, how they went, which may be resumed.
 
 A folder holds `run.json`, `log.jsonl` (a line a step), checkpoints and the report. Loads no torch.
 """
@@ -22,7 +22,7 @@ STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without
 
 @dataclass(frozen=True)
 class PastRun:
-    """A run as its folder tells it."""
+    """A run as its folder shows it."""
 
     folder: Path
     record: Mapping[str, Any]
@@ -33,7 +33,7 @@ class PastRun:
 
     @property
     def status(self) -> str:
-        """running, finished, stopped, failed, or crashed: said to be running by a process that is gone."""
+        """running, finished, stopped, failed, or crashed: recorded as running by a process that is gone."""
         status = self.record.get("status", "crashed")
         return "crashed" if status == "running" and not is_held(self.folder) else status
 
@@ -65,7 +65,7 @@ class PastRun:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process trains the run in `folder`: its lock tells, its process number may be another's."""
+    """Whether a process trains the run in `folder`: its lock decides, since its process number may be another's."""
     try:
         with open(lock_of(folder), encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

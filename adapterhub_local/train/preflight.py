@@ -25,7 +25,7 @@ COPIES = 8  # of the factors on the disk at worst: two checkpoints of three (wei
 
 @dataclass(frozen=True)
 class Preflight:
-    """What one step told. Counts are of the whole training data; `row_seconds` is one forward and backward pass."""
+    """What one step showed. Counts are of the whole training data; `row_seconds` is one forward and backward pass."""
 
     examples: int
     tokens: int

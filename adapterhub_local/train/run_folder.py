@@ -1,7 +1,7 @@
-"""A run while it goes on: what decides its result, its lock, and what it writes to its folder under `runs/`.
+"""A run while it is running: what decides its result, its lock, and what it writes to its folder under `runs/`.
 
 The folder is named after all that decides the result (recipe, data digests, base fingerprint), so only the very
-same run goes on. Loads no torch.
+same run continues. Loads no torch.
 """
 
 import fcntl
@@ -49,7 +49,7 @@ class Run:
             self.decisive["from"] = start.content_digest
         identity = digest_bytes(canonical_json(self.decisive)).removeprefix("sha256:")[:12]
         self.folder = home.runs / f"{recipe.output.name.replace('/', '.')}-{identity}"
-        self.notes: list[str] = []  # what was said of data and choices before it began
+        self.notes: list[str] = []  # remarks on data and choices from before it began
         self.leader = process().is_leader  # among several processes the one that writes
 
     @contextmanager
@@ -80,7 +80,7 @@ class Run:
                     path.parent.rmdir()
 
     def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
-        """The state to go on from, if that is asked for.
+        """The state to continue from, if that is asked for.
 
         Raises NotFound with what has changed since a run of this name was stopped, or InUse if the user must choose.
         """
@@ -109,7 +109,7 @@ class Run:
         return ""
 
     def begin(self, checkpoint: Path | None, steps: int) -> list[dict[str, Any]]:
-        """Note that the run goes on; returns the lines its log has up to the checkpoint, and drops those after it."""
+        """Note that the run continues; returns the lines its log has up to the checkpoint, and drops those after it."""
         kept = []
         if checkpoint is not None:
             kept = [entry for entry in read_log(self.folder) if entry["step"] <= step_of(checkpoint)]

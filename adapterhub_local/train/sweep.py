@@ -1,6 +1,6 @@
 """Run every recipe of a sweep, each a version, and point an alias to the best.
 
-What is registered already is not trained again, so a sweep that was stopped goes on by being started again.
+What is registered already is not trained again, so a sweep that was stopped continues when it is started again.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def sweep(
 ) -> tuple[list[SweepRun], SweepRun]:
     """Train all runs of a recipe's sweep in turn; returns them, and the best, to which the aliases point now.
 
-    Each run is `num_processes` processes. One that fails (its loss diverges, say) is told and the others go on.
+    Each run is `num_processes` processes. One that fails (its loss diverges, say) is reported and the others continue.
     Raises InputError before the first if there is nothing held out to choose by, or not the same for all; QhubError
     if every run failed.
     """
@@ -104,7 +104,7 @@ def _launch(
     recipe, _ = settle(recipe, home)
     info, start = check_run(recipe, home)
     run = Run(recipe, info, home, dataset, start)
-    run.find_checkpoint(resume=resume, restart=restart)  # told here, where it can be acted on
+    run.find_checkpoint(resume=resume, restart=restart)  # raised here, where it can be acted on
     flags = [name for name, given in (("--resume", resume), ("--restart", restart)) if given]
     changes = [part for override in recipe.overrides for part in ("--set", override)]
     command = ["train", str(recipe.path), *changes, "--only-run", str(number), *flags]

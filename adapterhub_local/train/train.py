@@ -42,7 +42,7 @@ def train(
 ) -> Version:
     """Train the adapter a recipe describes, evaluate it beside its base, and register it as a version.
 
-    A run that is stopped (Ctrl-C, SIGTERM) keeps its state under `runs/`; `resume` goes on from there and
+    A run that is stopped (Ctrl-C, SIGTERM) keeps its state under `runs/`; `resume` continues from there and
     ends with the same adapter, `restart` throws that state away. Raises Stopped, and the InputErrors of
     recipe, base and data before anything is written.
     """
@@ -124,7 +124,7 @@ def check_changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.
 
 @contextmanager
 def keeping(run: Run, save_state: Callable[[], None]) -> Iterator[None]:
-    """What follows the last step: stopped or failed, it keeps the trained factors, and --resume goes on from there."""
+    """What follows the last step: stopped or failed, it keeps the trained factors for --resume to continue from."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

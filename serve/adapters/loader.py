@@ -1,4 +1,4 @@
-"""SlotLoader: adapters go from host memory into slots in a thread of its own, while the running requests go on.
+"""SlotLoader: adapters go from host memory into slots in a thread of its own, while the running requests continue.
 
 Nothing but this thread writes to the stacks. A step reads the slots of its own requests only, which are left alone.
 """

@@ -200,7 +200,7 @@ class AdapterPool:
     def leased(self, since: float) -> set[str]:
         """Digests of what is leased and in memory, or was wanted `since`, a time of the monotonic clock.
 
-        The other leases are forgotten, or a server of many adapters would keep them all for ever.
+        The other leases are forgotten, or a server of many adapters would keep them all forever.
         """
         with self._lock:
             found = set()

@@ -64,7 +64,7 @@ class BlockAnswer:
                 yield _event("message_stop")
 
     def error_event(self, error: ErrorBody) -> str:
-        """What ends a stream that cannot go on."""
+        """What ends a stream that cannot continue."""
         return f"event: error\ndata: {json.dumps(error.to_json('/v1/messages'))}\n\n"
 
     def _message(self, blocks: list[dict[str, Any]], generation: Generation) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Answer:
         return {"usage": None} if self.has_usage else {}
 
     def error_event(self, error: ErrorBody) -> str:
-        """What ends a stream that cannot go on."""
+        """What ends a stream that cannot continue."""
         return f"data: {json.dumps(error.to_json())}\n\n"  # escaped: what an error quotes may be half a character
 
     def first_chunk(self, index: int) -> dict[str, Any]:

@@ -41,5 +41,5 @@ class Told(Protocol):
         ...
 
     def error_event(self, error: ErrorBody) -> str:
-        """What ends a stream that cannot go on."""
+        """What ends a stream that cannot continue."""
         ...

@@ -94,7 +94,7 @@ class ItemAnswer:
         yield self._event(f"response.{body['status']}", response=body)
 
     def error_event(self, error: ErrorBody) -> str:
-        """What ends a stream that cannot go on: flat as documented, and nested, which is what the client raises."""
+        """What ends a stream that cannot continue: flat as documented, and nested, which is what the client raises."""
         told = {"code": error.code or error.type, "message": error.message, "param": error.param}
         return self._event("error", **told, **error.to_json())
 
@@ -146,7 +146,7 @@ class ItemAnswer:
         return found["content"] if found else []
 
     def _body(self, generation: Generation, items: list[dict[str, Any]], reason: str | None = None) -> dict[str, Any]:
-        """The response as it stands; without a reason it goes on."""
+        """The response as it stands; without a reason it is in progress."""
         asked, why, params = self.asked, INCOMPLETE.get(reason or ""), generation.requests[0].params
         status = "incomplete" if why else "completed" if reason else "in_progress"
         return {

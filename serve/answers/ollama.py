@@ -36,7 +36,7 @@ class LineAnswer:
                 yield line(self._line([]) | self._done(piece, generation)) + "\n"
 
     def error_event(self, error: ErrorBody) -> str:
-        """What ends a stream that cannot go on."""
+        """What ends a stream that cannot continue."""
         return json.dumps(error.to_json("/api/")) + "\n"
 
     def _line(self, pieces: Sequence[Piece]) -> dict[str, Any]:

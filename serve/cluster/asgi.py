@@ -16,7 +16,8 @@ HOST = "replica"  # not an address: nobody reaches the application over a networ
 async def messages(app: ASGIApp, call: Call) -> AsyncIterator[Sequence[Message]]:
     """The answer to a call: all messages that are there, each time some are.
 
-    Whoever stops to listen hangs up: the application is told so and ended. Raises what the application raises.
+    A caller who stops listening hangs up: the application is disconnected and ended. Raises what
+    the application raises.
     """
     queue: asyncio.Queue[Message | None] = asyncio.Queue()
     gone = asyncio.Event()

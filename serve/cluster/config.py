@@ -115,7 +115,7 @@ class _Reading:
         self.problems.append(visible_line(f"{self.layer.place(table, key)}: {message}"))
 
     def config(self) -> ClusterConfig | None:
-        """What the file says; None if something is wrong that leaves nothing to go on with."""
+        """What the file says; None if something is wrong that leaves nothing to work with."""
         given = self.layer.tables
         known = {"base": None, **TABLES}
         for name, value in given.items():

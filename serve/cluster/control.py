@@ -119,7 +119,7 @@ def _apply(config: ClusterConfig) -> None:
 
 
 def _wait(low: int, most: int, told: Callable[[str], None], timeout: float) -> dict[str, Any]:
-    """The state once so many replicas are ready. Raises QhubError if that takes too long, or cannot be."""
+    """The state once this many replicas are ready. Raises QhubError if that takes too long, or cannot be."""
     deadline, shown = time.monotonic() + timeout, ""
     while True:
         details = _details()

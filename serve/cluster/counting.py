@@ -52,7 +52,7 @@ class Counter:
 
 
 class ActorLimits:
-    """The limits of all gateways of a cluster. If the actor is started again, it begins to count anew."""
+    """The limits of all gateways of a cluster. If the actor is started again, it starts counting from zero."""
 
     def __init__(self) -> None:
         self._gateway = uuid.uuid4().hex

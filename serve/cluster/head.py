@@ -131,7 +131,7 @@ def _is_local(address: str) -> bool:
 
 
 def _begun(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks, by which it is told from a later one of the same number."""
+    """When a process began, in the kernel's ticks, which distinguishes it from a later one of the same number."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -33,7 +33,7 @@ class NotRead(OSError):
 
 
 class Relay(Response):
-    """The answer to `call`. `note` is told "retried" or "lost" each time that happens.
+    """The answer to `call`. `note` gets "retried" or "lost" each time that happens.
 
     An answer must begin within `patience` seconds. A client that does not take what it is sent within `timeout` seconds
     is given up.

@@ -165,7 +165,7 @@ def _is_open(gate: Gate) -> bool:
 
 
 def _own_path(text: str | None) -> str:
-    """A page of ours to go on to, never another site's."""
+    """A page of ours to continue to, never another site's."""
     is_ours = text is not None and (text == HOME or text.startswith((f"{HOME}/", f"{HOME}?")))
     return text if is_ours and text and text.isprintable() and "\\" not in text else HOME
 

@@ -113,7 +113,7 @@ def add_pages(app: FastAPI, library: Library) -> None:
     @access(Scope.ADMIN)
     @shown
     def run(run: str, request: Request) -> Response:
-        """One run: its curve while it goes on, and how to stop it."""
+        """One run: its curve while it runs, and how to stop it."""
         found = library.run(key_of(request), run)
         log = read_log(found.folder)
         loss, held_out, rate = (_thinned(points(log, name)) for name in ("loss", "eval_loss", "learning_rate"))

@@ -1,4 +1,4 @@
-"""What templates show: scores with bars, curves, graphs and tables, made of what the library tells.
+"""What templates show: scores with bars, curves, graphs and tables, made of what the library returns.
 
 All of it may come from elsewhere: numbers are taken as numbers only if they are, and every text is escaped where it is
 drawn (`Markup` marks what our own drawings made) or by the template.

@@ -78,7 +78,7 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
 
 
 def _warm_up(runner: Runner) -> None:
-    """Two steps of nobody's: the memory of the whole KV cache is taken now or never, and kernels are compiled."""
+    """Two steps without a request: the memory of the whole KV cache is taken now or never, and kernels are compiled."""
     request = Request("warm-up", (0,) * PAGE, SamplingParams(max_tokens=1), pages=[1])
     for start, count in ((0, PAGE - 1), (PAGE - 1, 1)):
         runner.forward([Scheduled(request, start, count)], {})

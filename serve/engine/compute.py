@@ -62,7 +62,7 @@ class Compute:
             self.runner.cache.clear_places(item.request.pages, range(item.end - len(item.draft) + kept, item.end))
 
     def _is_lost(self) -> bool:
-        """Whether the GPU is of no use to this process any more: an error like an illegal address stays for ever."""
+        """Whether the GPU is of no use to this process any more: an error like an illegal address stays forever."""
         if self.runner.device.type != "cuda":
             return False
         try:

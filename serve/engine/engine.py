@@ -97,7 +97,7 @@ class Engine:
             )
 
     def abort(self, request_id: str) -> None:
-        """End a request before the next step, if it has not ended; nothing more is said of it."""
+        """End a request before the next step, if it has not ended; it gives no more output."""
         with self._lock:
             if request_id in self._requests:
                 self._aborted.add(request_id)

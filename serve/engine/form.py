@@ -57,7 +57,7 @@ class Form:
         return self.constraint.allowed()
 
     def forced(self, output: Sequence[int]) -> list[int]:
-        """Tokens that must come after `output`, as far as is known; none if the answer cannot go on."""
+        """Tokens that must come after `output`, as far as is known; none if the answer cannot continue."""
         try:
             self._follow(output, ())
             return self.constraint.forced()

@@ -98,7 +98,7 @@ class StaticStep:
             self.lora = LoraBatch((), (), tuple(Tiles(rank, part.view(num_tiles, 3)) for rank, part in tables_of))
 
     def fill(self, batch: Sequence[Scheduled], segments: Sequence[Segment]) -> None:
-        """Send what these rows are; those beyond are nobody's and write to page 0."""
+        """Send what these rows are; those beyond belong to no request and write to page 0."""
         width = self.graphs.max_pages
         tokens, places, pages, offsets = self._long.numpy().reshape(4, self.size)
         placed = [(item, *each) for item in batch for each in enumerate(item.tokens, item.start)]

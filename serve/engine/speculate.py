@@ -43,7 +43,7 @@ class Lookup:
     def guess(self, ahead: Sequence[int], size: int) -> list[int]:
         """Up to `size` tokens that came after the last ones, of the sequence and `ahead`, when they came before.
 
-        Half as many where only few of the last ones are the same. What repeats itself goes on repeating itself.
+        Half as many where only few of the last ones are the same. What repeats itself tends to keep repeating itself.
         """
         tail = [*self._tokens[-SIZES[0] :], *ahead]
         for length in SIZES:
@@ -77,7 +77,7 @@ class Costs:
             self.note(sum(item.num_tokens for item in batch), self._clock() - start)
 
     def note(self, num_tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long."""
+        """A step of this many tokens took this long."""
         if self._weight > 8:  # what was interrupted says nothing
             seconds = min(seconds, 3 * self._t / self._weight)
         sums = (self._weight, self._n, self._t, self._nn, self._nt)

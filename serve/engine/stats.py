@@ -30,7 +30,7 @@ class Stats:
     def note(
         self, batch: Sequence[Scheduled], num_sampled: Mapping[str, int], scheduler: Scheduler, num_failed: int
     ) -> None:
-        """Count a step that computed `batch` and gave so many tokens by request; `num_failed` have failed so far."""
+        """Count a step that computed `batch` and gave this many tokens by request; `num_failed` have failed so far."""
         self.num_failed_steps = num_failed
         self.num_steps += 1
         self.num_tokens += sum(item.num_tokens for item in batch)

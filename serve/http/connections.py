@@ -11,7 +11,7 @@ HEAD_SECONDS = 30.0  # in which a request's headers must have come, from when th
 
 
 class ImpatientProtocol(H11Protocol):
-    """uvicorn's protocol, which waits for the headers of a request for ever, with an end to that."""
+    """uvicorn's protocol, which waits for the headers of a request forever, with an end to that."""
 
     _patience: asyncio.TimerHandle | None = None
 
@@ -28,7 +28,7 @@ class ImpatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Be patient while no request has begun; not anew with every byte of one that has not."""
+        """Be patient while no request has begun; not again with every byte of one that has not."""
         if self.conn.their_state is not h11.IDLE:
             self._stop_watch()
         elif self._patience is None:

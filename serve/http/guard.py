@@ -60,7 +60,7 @@ class Guard:
         await self.app(scope, receive, send_guarded)
 
     def _check(self, scope: Scope) -> None:
-        """Raise Forbidden, BadFraming about a request that must not go on."""
+        """Raise Forbidden, BadFraming about a request that must not proceed."""
         if any(_all(scope, b"transfer-encoding")) and any(_all(scope, b"content-length")):
             raise BadFraming("a request has either Content-Length or Transfer-Encoding, this one has both")
         if not self.gate.is_open() or _is_in_process(scope):

@@ -1,4 +1,4 @@
-"""Invalid: what is wrong with a request that no endpoint takes, told so that its sender can mend it."""
+"""Invalid: what is wrong with a request that no endpoint accepts, in words with which its sender can fix it."""
 
 import difflib
 import re
@@ -25,7 +25,7 @@ ABSENT = {
     "batches": "requests that come together run in one batch anyway: send them to /v1/chat/completions",
     "fine_tuning": "adapters are trained by `qhub train`",
 }
-MAX_ERRORS = 20  # of which the one is told that went furthest
+MAX_ERRORS = 20  # of which the one that went furthest is reported
 # as pydantic names the members of a union
 _UNION_TAG = re.compile(r".*\[.*|str|int|float|bool|none|constrained-.*|[A-Z]\w+")
 
@@ -33,7 +33,7 @@ _UNION_TAG = re.compile(r".*\[.*|str|int|float|bool|none|constrained-.*|[A-Z]\w+
 def invalid_body(errors: Sequence[Mapping[str, Any]], content_type: str) -> ErrorBody:
     """The first thing that is wrong with a request's body, and the parameter it is about.
 
-    Where several forms were possible it is told of the one that went furthest.
+    Where several forms were possible, it is that of the form that went furthest.
     """
     errors = errors[:MAX_ERRORS]
     first = errors[0]
@@ -45,7 +45,7 @@ def invalid_body(errors: Sequence[Mapping[str, Any]], content_type: str) -> Erro
     if top == ("body",) and first["type"] == "model_attributes_type":
         return ErrorBody(400, "the body is not a JSON object", KIND)
     rivals = [error for error in errors if error["loc"][:2] == top]
-    # what is too long was not looked at any further; what is known and not supported is told as such
+    # what is too long was not looked at any further; what is known and not supported is reported as such
     deepest = max(rivals, key=lambda error: (error["type"] in ("too_long", "unsupported"), len(_path(error))))
     same = [error for error in rivals if _path(error) == _path(deepest)]
     path, message = _path(deepest), ", or: ".join(dict.fromkeys(error["msg"] for error in same))

@@ -121,7 +121,7 @@ async def respond(
 async def respond_whole(
     service: Service, body: Asked, request: Request, told: Callable[[Target, Generation], dict[str, Any]]
 ) -> Response:
-    """Answer a request whose answer is no text: `told` makes its body of what is known of the prompts."""
+    """Answer a request whose answer is not text: `told` makes its body of what is known of the prompts."""
     state = request.scope["state"]
     admitted = await _start(service, body, state)
     generation = admitted.generation

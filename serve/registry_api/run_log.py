@@ -11,7 +11,7 @@ from adapterhub_local.train.past_runs import LOG
 def log_from(folder: Path, offset: int, limit: int) -> tuple[list[dict[str, Any]], int]:
     """The whole lines from byte `offset` on, `limit` bytes of them at most, and where the next begins.
 
-    A log that is shorter than `offset` was begun anew: it is read from its start.
+    A log that is shorter than `offset` was begun again: it is read from its start.
     """
     try:
         with open(folder / LOG, "rb") as log:

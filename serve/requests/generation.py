@@ -163,7 +163,7 @@ class GenerationRequest(Said):
     ) -> SamplingParams:
         """The engine's parameters for one of `n` choices; a seed counts up, so that choices differ.
 
-        `defaults` count where nothing is said.
+        `defaults` are for what the request leaves out.
         """
         said = {name: getattr(self, name) for name in PLAIN_SAMPLING if getattr(self, name) is not None}
         given = {**PLAIN_SAMPLING, **defaults, **said}
@@ -210,7 +210,7 @@ class ChatRequest(GenerationRequest):
     )
     max_thinking_tokens: Whole | None = Field(None, description="The same by another name", ge=-1)
     include_reasoning: bool = Field(True, description="Whether thoughts are given back")
-    # whether max_tokens is lowered to what there is room for: where it has to be said, clients say much
+    # whether max_tokens is lowered to what there is room for: where clients have to give it, they give a large one
     _is_clamped: bool = PrivateAttr(False)
     parse_special: bool = Field(
         False, description="Control tokens that messages spell are control tokens, not text; as llama.cpp calls it"
@@ -262,7 +262,7 @@ class ChatRequest(GenerationRequest):
 
     @property
     def continues(self) -> bool:
-        """Whether the answer goes on inside the last message."""
+        """Whether the answer continues the last message."""
         last = self.messages[-1]
         return self.continue_final_message or (last.prefix and last.role == "assistant")
 

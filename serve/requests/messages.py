@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from serve.requests.said import Carried, Said
 
-# Lists end at their first mistake: a body of 4 MiB could have hundreds of thousands, of which one is told.
+# Lists end at their first mistake: a body of 4 MiB could have hundreds of thousands, of which one is reported.
 MAX_MESSAGES = 4096
 MAX_PARTS = 16_384  # of all messages together
 MAX_CALLS = 1024

@@ -88,7 +88,7 @@ class ThoughtItem(Carried):
 
 
 class ReferenceItem(Carried):
-    """An earlier answer by its id, as some clients send it unless they are told that nothing is stored."""
+    """An earlier answer by its id, as some clients send it unless they know that nothing is stored."""
 
     type: Literal["item_reference"]
     id: str

@@ -37,6 +37,6 @@ class Carried(Said):
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value that is said asks for nothing: null, an empty text, list or object, or an object of such."""
+    """Whether a value that was given asks for nothing: null, an empty text, list or object, or an object of such."""
     values = value.values() if isinstance(value, dict) else [value]
     return all(each is None or each in ("", [], {}) for each in values)

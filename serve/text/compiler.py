@@ -104,7 +104,7 @@ def _reason(death: Died) -> str:
 
 
 def with_stack(size: int, work: Callable[[], Result]) -> Result:
-    """What `work` gives or raises, done in a thread with so many bytes of stack."""
+    """What `work` gives or raises, done in a thread with this many bytes of stack."""
     done: list[Result] = []
     failed: list[BaseException] = []
 

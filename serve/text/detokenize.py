@@ -30,7 +30,7 @@ class Detokenizer:
         return bool(self.stopped_by)
 
     def copy(self) -> "Detokenizer":
-        """Another that goes on from here."""
+        """Another that continues from here."""
         other = copy(self)
         other._tokens = list(self._tokens)
         return other

@@ -127,7 +127,7 @@ class Generation:
         return thinker.form.special.get(token, "") if thinker and thinker.place is not Place.PAST else ""
 
     def _split(self, request_id: str, text: str, is_last: bool) -> tuple[str, str]:
-        """What is thought and what is said of a text."""
+        """The thoughts and the answer in a text."""
         thinker = self._thinkers.get(request_id)
         if thinker is None:
             return "", text

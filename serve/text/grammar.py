@@ -154,7 +154,7 @@ def after_thoughts(grammar: str, form: ThoughtFormat, place: Place) -> str:
 
 
 def structured_grammar(wanted: StructuredOutputs) -> str:
-    """The grammar of an answer that is said in one of vLLM's ways; it is checked when it is used.
+    """The grammar of an answer that is given in one of vLLM's ways; it is checked when it is used.
 
     Raises BadParameter about one that is too large.
     """

@@ -90,7 +90,7 @@ class PromptReader:
         parse_special: bool = False,
         settings: ChatSettings = PLAIN,
     ) -> tuple[int, ...]:
-        """Tokens of a conversation, up to where the assistant begins to speak, or goes on with the last message.
+        """Tokens of a conversation, up to where the assistant begins to speak, or continues the last message.
 
         `settings` are those of the adapter that answers, `variables` the template's own. What any of these spells of
         control tokens is text, unless `parse_special`.
@@ -232,7 +232,7 @@ def _whole(text: str, param: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise BadParameter(
-            f"character {error.start + 1} is half of a surrogate pair, which is no text", param
+            f"character {error.start + 1} is half of a surrogate pair, which is not text", param
         ) from None
     return text
 

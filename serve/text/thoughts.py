@@ -1,4 +1,4 @@
-"""Thoughts: what a model says to itself before it answers, told apart from the answer, and bounded.
+"""Thoughts: what a model writes to itself before it answers, separated from the answer, and bounded.
 
 Families mark thoughts in text, such as <think>...</think>; which marks a base has, its chat template shows.
 """
@@ -43,7 +43,7 @@ class ThoughtFormat:
 
     @property
     def can_precede_forms(self) -> bool:
-        """Whether a grammar can tell its marks: they are plain text, or one token each."""
+        """Whether a grammar can recognise its marks: they are plain text, or one token each."""
         return not self.special or {self.begin, self.end} <= self.ids.keys()
 
     def place(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> Place:
@@ -66,7 +66,7 @@ def thoughts_of(template: str, tokenizer: PreTrainedTokenizerBase) -> ThoughtFor
 
 
 class ThoughtReader:
-    """The text of one answer while it comes, split into thoughts and what is said. Blanks around thoughts go."""
+    """The text of one answer while it comes, split into thoughts and answer. Blanks around thoughts go."""
 
     def __init__(self, form: ThoughtFormat, place: Place) -> None:
         self.form = form
@@ -76,7 +76,7 @@ class ThoughtReader:
         self._has_thought = False
 
     def push(self, text: str) -> tuple[str, str]:
-        """What is thought and what is said for certain now that `text` has come."""
+        """The thoughts and the answer that are certain now that `text` has come."""
         if self.place is Place.PAST:
             return "", text
         self._held += text
@@ -97,7 +97,7 @@ class ThoughtReader:
         return thought, said
 
     def flush(self) -> tuple[str, str]:
-        """The rest, after the last text. An end mark that was cut is not told."""
+        """The rest, after the last text. An end mark that was cut is dropped."""
         held, self._held = self._held, ""
         if self.place is Place.INSIDE:
             size = overlap(held, self._end)

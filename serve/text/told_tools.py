@@ -1,4 +1,4 @@
-"""Tools for a base whose chat template has none: told in the system's turn, called and answered in plain text."""
+"""Tools for a base whose chat template has none: described in the system's turn, called and answered in plain text."""
 
 import json
 from collections.abc import Mapping, Sequence

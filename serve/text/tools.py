@@ -47,7 +47,7 @@ def format_of(template: str) -> ToolFormat:
 
 
 class CallReader:
-    """The text of one answer while it comes, split into what is said and what is called."""
+    """The text of one answer while it comes, split into text and calls."""
 
     def __init__(
         self, tool_format: ToolFormat, names: Sequence[str], *, is_parallel: bool = True, must_call: bool = False
@@ -63,7 +63,7 @@ class CallReader:
         self._is_after_call = False  # blanks that only stand between calls are nobody's words
 
     def push(self, text: str) -> str:
-        """What is said for certain now that `text` has come; calls are added to `calls` when they are whole."""
+        """The text that is certain now that `text` has come; calls are added to `calls` when they are whole."""
         self._held += text
         said = ""
         while self._held:

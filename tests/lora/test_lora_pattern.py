@@ -80,7 +80,7 @@ def test_pattern_that_cannot_be_matched_is_refused(tmp_path: Path, case: str, se
 
 @pytest.mark.parametrize("pattern", SLOW)
 def test_pattern_that_would_backtrack_is_matched_at_once(tmp_path: Path, pattern: str) -> None:
-    """What keeps Python's engine busy for ever takes no time here, and PEFT is given names in its place."""
+    """What keeps Python's engine busy forever takes no time here, and PEFT is given names in its place."""
     settings: dict[str, Any] = {"alpha_pattern": {pattern: 8}, "rank_pattern": {pattern: 2}, "exclude_modules": pattern}
     folder = save_peft(tmp_path / "a", factors({Q: (8, 6, 2)}), **settings)
     start = time.process_time()

@@ -192,7 +192,7 @@ def test_memory_that_runs_out_in_a_step(info: BaseInfo, waits: Any, monkeypatch:
 
 
 def test_a_gpu_that_is_lost_ends_the_loop(info: BaseInfo, waits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an error that stays, requests end and /health says so, instead of failing one by one for ever."""
+    """After an error that stays, requests end and /health says so, instead of failing one by one forever."""
     monkeypatch.setattr("serve.engine.build.choose_kernels", lambda *_: None)
     engine = engine_over(moved(tiny_model()), info)
 

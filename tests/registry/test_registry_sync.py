@@ -311,7 +311,7 @@ def test_what_is_not_there_is_named(folder_store: Store, merge: Version, tmp_pat
     digest = registry.resolve("a").manifest_digest[:30]
     assert [one.target for one in pull(other, store, named(f"a@{digest}"))] == ["a@1"]
     remove(other, other.resolve("a@1"))
-    # its number stays taken for ever
+    # its number stays taken forever
     assert [one.target for one in pull(other, store, named("a@1"))] == ["a@2"]
 
 

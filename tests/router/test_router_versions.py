@@ -202,7 +202,7 @@ def test_a_router_without_its_files_is_not_received(source: Registry, tiny_base:
     version = forged.publish("router", files, {"kind": "router", "base": tiny_base.lineage()})
     write_archive(forged, version, tmp_path / "forged.tar")
     other = Registry(tmp_path / "other")
-    with pytest.raises(BadFile, match="holds a router that has not the files of one: router@1"):
+    with pytest.raises(BadFile, match="holds a router without the files of one: router@1"):
         read_archive(other, tmp_path / "forged.tar")
     assert not other.names()
 

@@ -1,4 +1,4 @@
-"""One try to tell a hook: a POST or a command, ended when its time is over whatever the other side does."""
+"""One attempt to notify a hook: a POST or a command, ended at its timeout whatever the other side does."""
 
 import hashlib
 import hmac
@@ -20,11 +20,11 @@ MAX_SAID = 500  # characters of what a hook said that are kept
 
 
 class Failed(Exception):
-    """The hook did not take it; why is said in a line."""
+    """The hook did not accept the change; the message is one line with the reason."""
 
 
 def tell(home: Home, hook: Hook, headers: Mapping[str, str], body: bytes) -> str:
-    """Give a hook the body; what it said. Raises Failed, after `hook.timeout` seconds at the latest."""
+    """Give a hook the body; returns its reply. Raises Failed, after `hook.timeout` seconds at the latest."""
     signed = {**headers, **_signature(home, hook, body)}
     return _post(hook, signed, body) if hook.url is not None else _run(home, hook, signed, body)
 
@@ -69,7 +69,7 @@ def _post(hook: Hook, headers: Mapping[str, str], body: bytes) -> str:
 
 @contextmanager
 def _ended_after(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds: a socket's own timeout begins anew with every byte."""
+    """Raise TimeoutError in the block after this many seconds: a socket's own timeout restarts with every byte."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Tell a hook what it was not told yet: change by change, again after longer and longer waits, until it takes them.
+"""Notify a hook of what it does not know yet: change by change, after ever longer waits, until it accepts them.
 
 One process does so for a hook at a time, and one more waits, for what is committed while the first looks for the last
 time. A change is struck off after the hook took it, so after a crash in between it is sent again, under the same id.
@@ -99,7 +99,7 @@ def _try(registry: Registry, hook: Hook, state: State, number: int) -> None:
 
 
 def message(hook: Hook, number: int, record: str) -> tuple[dict[str, str], bytes]:
-    """The headers and the body that tell a hook of a change."""
+    """The headers and the body that notify a hook of a change."""
     change, delivery = entry(number, record), delivery_id(record)
     event = "publish" if change["event"] == "version" else change["event"]
     body = canonical_json({"hook": hook.name, "event": event, "delivery": delivery, "change": change})

@@ -1,4 +1,4 @@
-"""What each hook was told: how far in the journal, what is still to be told and when, and a log of every try."""
+"""What each hook was notified of: how far in the journal, what still has to be sent and when, and a log of attempts."""
 
 import json
 import os
@@ -15,7 +15,7 @@ MAX_LOG = 4 << 20  # bytes; then the log begins anew, and the one before is kept
 
 @dataclass
 class Waiting:
-    """A change that a hook was not told yet: after so many tries in vain, from `next` (seconds since 1970) on again."""
+    """A change that a hook was not notified of yet; due again at `next` (seconds since 1970)."""
 
     attempts: int = 0
     next: float = 0.0
@@ -24,7 +24,7 @@ class Waiting:
 
 @dataclass
 class State:
-    """All up to record `after` was looked at; of that, `waiting` is to be told, and `failed` was given up."""
+    """All up to record `after` was looked at; of that, `waiting` still has to be sent, and `failed` was given up."""
 
     after: int
     waiting: dict[int, Waiting] = field(default_factory=dict)
@@ -38,7 +38,7 @@ def newest(registry: Registry) -> int:
 
 
 def start(registry: Registry) -> State:
-    """The state of a hook that was told nothing: what happened before its config was written is not for it."""
+    """The state of a hook that was notified of nothing: what happened before its config was written is not for it."""
     since = datetime.fromtimestamp(registry.home.config.stat().st_mtime, UTC).isoformat(timespec="microseconds")
     query = "SELECT max(id) AS id FROM marks WHERE json_extract(record, '$.at') < ?"
     rows = registry.database.rows(query, (since.replace("+00:00", "Z"),))

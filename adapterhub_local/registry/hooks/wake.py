@@ -1,4 +1,4 @@
-"""After a change: start a process that tells the hooks of it. The change does not wait, and does not fail with it."""
+"""After a change: start a process that notifies the hooks. The change does not wait, and does not fail with it."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from adapterhub_local.settings import Home, environment_in
 
 
 def wake(home: Home) -> None:
-    """Have the hooks of a home told what they were not told yet, in a process of its own, if it has hooks."""
+    """Have the hooks of a home notified of what they do not know yet, in a process of its own, if it has hooks."""
     with suppress(QhubError, OSError):  # what is not told now is at the next change, or by `qhub hook deliver`
         if not home.config.exists() or not read_config(home).hooks:
             return

@@ -1,4 +1,4 @@
-"""The seam between the trainer and what it minimises: how a step is cut, its loss, and what is told beside it.
+"""The seam between the trainer and what it minimises: how a step is cut, its loss, and the metrics beside it.
 
 The trainer knows optimizers, steps, processes and checkpoints. An objective knows examples, rows and a loss; it knows
 nothing of optimizers.
@@ -17,7 +17,7 @@ Sum = Callable[[torch.Tensor], torch.Tensor]  # over all processes
 class Objective(Protocol):
     """What a run minimises, for one model and its training data.
 
-    `metrics` names what `loss` tells beside the loss, in its order; each is a share of the step's mean.
+    `metrics` names what `loss` returns beside the loss, in its order; each is a share of the step's mean.
     """
 
     metrics: tuple[str, ...]

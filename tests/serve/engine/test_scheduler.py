@@ -162,7 +162,7 @@ def test_queue_limit_is_all_or_none() -> None:
 
 
 def test_adapter_that_waits_is_not_starved() -> None:
-    """Others may pass a request that waits for a place among the adapters, but not for ever."""
+    """Others may pass a request that waits for a place among the adapters, but not forever."""
     scheduler = make_scheduler(max_rows=2, max_adapters=1, tokens_per_step=64)
     scheduler.submit(request("first", adapter="a"))
     patient = request("patient", adapter="b")

@@ -1,4 +1,4 @@
-"""Parity for ever: random requests through real HTTP get the tokens that plain PEFT and transformers give.
+"""Parity forever: random requests through real HTTP get the tokens that plain PEFT and transformers give.
 
 python -m tests.serve.http.test_parity 1000    # so many requests, at concurrency 1, 8 and 16
 
