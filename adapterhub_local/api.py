@@ -139,7 +139,7 @@ def create_app(
     >>> uvicorn.run(app, host="127.0.0.1", port=8000)
 
     `base` may be left out where there is one only. `options` are fields of EngineOptions and HttpOptions. Raises
-    NotFound for a base that is not here, InputError for an option that there is not, or a value that it cannot have.
+    NotFound for a base that is not here, InputError for an unknown option, or a value that it cannot have.
     """
     from dataclasses import fields
 

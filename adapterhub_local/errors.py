@@ -14,7 +14,7 @@
         ├── NotFound       no such adapter, version, alias, base or repository
         ├── Incompatible   two things that do not belong together, such as an adapter and a base
         └── InUse          would overwrite or remove something that is needed
-            └── Protected  would move a protected alias where it may not point
+            └── Protected  would move a protected alias against its protection
 
 A message says what is wrong, where, and what to do. The command line prints it as one line
 (`cli/main.py`), the server maps it to an OpenAI error body (`serve/errors.py`):
@@ -89,4 +89,4 @@ class InUse(InputError):
 
 
 class Protected(InUse):
-    """The request would move a protected alias where it may not point."""
+    """The request would move a protected alias against its protection."""

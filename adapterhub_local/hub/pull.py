@@ -72,7 +72,7 @@ def pull(
 
     `repo_id` may be an address copied from the Hub, and have the adapter's folder behind it, or in `subfolder`.
     `name` defaults to the repository's own. `base` names the base of this home it is for, where neither
-    fingerprint nor Hub id tells; with `force` against the fingerprint that it was made for. With `trusted` (default:
+    fingerprint nor Hub id decides; with `force` against the fingerprint that it was made for. With `trusted` (default:
     QHUB_TRUSTED_KEYS) it must be signed with one of these public keys. Raises NotFound, HubError, BadReference for a
     name that cannot be used, Corrupt
     if bytes are not what the manifest or the Hub says, BadFile for what is not an adapter or is not supported,

@@ -211,7 +211,7 @@ def _licence(version: Version, given: str | None, name: str | None, link: str | 
 
 
 def _base_id(version: Version, given: str | None) -> str:
-    """The Hub id of the version's base. Raises InputError if nobody knows it, or others could not load it."""
+    """The Hub id of the version's base. Raises InputError if it is not known, or others could not load it."""
     base = version.lineage.get("base") or {}
     base_id = given or base.get("hub_id")
     if not base_id:

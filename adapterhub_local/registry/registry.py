@@ -52,7 +52,7 @@ class Registry:
     ) -> Version:
         """Add the next version of `name`, all or nothing, and point `alias` to it if one is given.
 
-        Raises Protected if the alias may not point to it, OverQuota if the home may not hold so much.
+        Raises Protected if the alias is protected against it, OverQuota if the home may not hold so much.
 
         Blobs are on disk before the one transaction that gives the number and makes the version
         visible; a crash before it leaves unreferenced files only. Numbers are gapless.

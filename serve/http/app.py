@@ -125,7 +125,7 @@ def _limits(http: HttpOptions) -> Limits | None:
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    """What OpenAI's clients ask."""
+    """The endpoints of OpenAI's clients."""
     base = service.base.info
 
     @app.get("/v1/models")
@@ -169,7 +169,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/responses")
     @access(Scope.INFER, counted=True)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        """Answer a conversation in OpenAI's newer way. Nothing is stored."""
+        """Answer a conversation, as OpenAI's Responses API does. Nothing is stored."""
         return await answer(service, body.chat, request, lambda said: ItemAnswer(said, body), NAMES)
 
     @app.post("/tokenize")
@@ -186,13 +186,13 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
-    """What those who run the server ask."""
+    """The endpoints of those who operate the server."""
     base = service.base.info
 
     @app.get("/", response_model=None)
     @access(Scope.ANY)
     def index(request: Request) -> Response | dict[str, Any]:
-        """What this is, and where what is; a browser is led to the console."""
+        """Name, version and paths of this server; a browser is redirected to the console."""
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(HOME, 303)
         return {"name": PACKAGE, "version": app.version, "base": base.name, "paths": paths_of(app)}
@@ -212,7 +212,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     @access(Scope.OPEN)
     async def health(request: Request) -> Response:
-        """Whether the engine lives, and what it does; nothing of that without a key where keys are needed."""
+        """Whether the engine is alive, and what it does; the details need a key where keys are needed."""
         status = 200 if service.loop.is_alive else 503
         state = request.scope["state"]
         if state["key"] is None and not state["is_open"]:
@@ -227,7 +227,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/ready")
     @access(Scope.OPEN)
     async def ready() -> Response:
-        """Whether requests are taken, and will be for a while: a server that stops says so before it closes."""
+        """Whether requests are accepted; a server that is about to stop answers 503 before it closes."""
         is_ready = service.loop.is_alive and not service.is_stopping
         state = "ready" if is_ready else "draining" if service.loop.is_alive else "stopped"
         followed = {} if service.follower is None else {"remote": "away" if service.follower.is_away else "following"}
@@ -236,7 +236,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     @access(Scope.ANY)
     def metrics(request: Request) -> Response:
-        """What is counted, for Prometheus; of adapters those that the request's key may ask."""
+        """Metrics for Prometheus; of adapters, those that the request's key may ask."""
         text = service.metrics.text(allowed_by(_key(request)))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -263,7 +263,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.post("/v1/unload_lora_adapter")
     @access(Scope.ADMIN)
     async def unload(body: UnloadRequest, request: Request) -> Response:
-        """Hold an adapter no longer, and free it when the requests that use it are done, or end them by `force`."""
+        """Release an adapter, and free it when the requests that use it are done; `force` ends them."""
         check_models(_key(request), service.names(body.lora_name))
         freed = await service.unload(body.lora_name, force=body.force)
         text = f"Success: LoRA adapter '{body.lora_name}' removed successfully."
