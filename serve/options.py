@@ -20,8 +20,8 @@ class HttpOptions:
     require_keys    refuse requests without an API key even if there is no key
     """
 
-    max_body: int = option(4 << 20, "Size of a request's body.", low=1, unit="B")
-    max_tokens: int | None = option(None, "Tokens of one answer.", low=1, derived="what the context holds")
+    max_body: int = option(4 << 20, "The largest body of a request.", low=1, unit="B")
+    max_tokens: int | None = option(None, "Most tokens of an answer.", low=1, derived="what the context holds")
     timeout: float = option(600.0, "Seconds a request may take, waiting included.", above=0)
     body_timeout: float = 30.0
     send_timeout: float = 30.0
@@ -33,25 +33,25 @@ class HttpOptions:
     )
     origins: tuple[str, ...] = option(
         (),
-        "Origins whose web pages may ask (CORS), such as http://localhost:3000, or * for all.",
+        "Origin whose web pages may ask (CORS), such as http://localhost:3000, or * for all.",
         "--allow-origin",
         metavar="ORIGIN",
     )
     share_prefixes: bool = option(
         False,
-        "Let API keys share what is computed of prompts: it saves time, and lets one key find out by the time that an "
-        "answer takes how others' prompts begin.",
+        "Let API keys share the computed beginnings of prompts: it saves time, but how long an answer takes then shows "
+        "how others' prompts begin.",
     )
     hosts: tuple[str, ...] = option(
         (),
-        "Without API keys, answer under this name too, beside localhost and loopback addresses.",
+        "Without API keys, also answer to this host name, besides localhost and loopback addresses.",
         "--allow-host",
         metavar="NAME",
     )
     drain: float = option(10.0, "Seconds that running answers may take to finish when the server stops.", low=0)
     notice: float = option(
         0.0,
-        "Seconds in which /ready says that the server stops while it still takes requests, for a balancer to see it.",
+        "Seconds in which /ready reports that the server stops while it still takes requests, for a balancer to see.",
         low=0,
     )
     replica: str | None = option(
@@ -64,7 +64,7 @@ class HttpOptions:
     )
     forwarded: tuple[str, ...] = option(
         (),
-        "Believe X-Forwarded-For and X-Forwarded-Proto of a proxy at this address or network.",
+        "Trust X-Forwarded-For and X-Forwarded-Proto of a proxy at this address or network.",
         "--trust-proxy",
         metavar="ADDRESS",
     )
@@ -89,7 +89,7 @@ class HttpOptions:
     )
     router_allows: tuple[str, ...] = option(
         (),
-        "Names that it may choose, such as 'team/*', of those that a key may ask.",
+        "Names that it may choose, such as 'team/*', among those that a key may ask.",
         "--router-allow",
         metavar="PATTERN",
     )

@@ -15,8 +15,8 @@ class EngineOptions:
     one of many, some defaults are others: `EngineOptions.on("cuda")`.
     """
 
-    max_rows: int = option(16, "Requests that run at once.", low=1, on_gpu=64)
-    max_length: int | None = option(None, "Tokens of prompt and answer.", low=1, derived="the base's, up to 4096")
+    max_rows: int = option(16, "Most requests that run at once.", low=1, on_gpu=64)
+    max_length: int | None = option(None, "Most tokens of prompt and answer.", low=1, derived="the base's, up to 4096")
     # on the CPU, copies of what is read may take twice that again, but no more than 512 MB
     kv_bytes: int | None = option(
         None,
@@ -29,22 +29,22 @@ class EngineOptions:
     tokens_per_step: int = option(512, "Tokens of one step; longer prompts are read in parts.", low=1, on_gpu=2048)
     prefill_tokens: int | None = option(
         None,
-        "Of a step in which others wait for a token, what prompts that take several steps may have.",
+        "Most tokens of a step for prompts that take several steps, while other requests wait for a token.",
         low=1,
         derived="half of --tokens-per-step",
     )
-    max_adapters: int = option(16, "Different adapters in one batch.", low=1)
+    max_adapters: int = option(16, "Most different adapters in one batch.", low=1)
     queue_limit: int = option(256, "Requests that may wait; more are refused.", "--queue", low=1)
     adapter_bytes: int = option(
         2_000_000_000,
-        "Memory for adapters kept ready, those in use included, slots apart.",
+        "Memory for adapters kept ready, including those in use, without the slots.",
         *("--adapter-memory", "--adapter-memory-mb"),
         low=1,
         unit="MB",
     )
     prefix_bytes: int = option(
         256 << 20,
-        "Of --kv-cache, what may hold ended prompts and answers, so that what others begin with is computed once; "
+        "The part of --kv-cache that may keep ended prompts and answers, so that a common beginning is computed once; "
         "0: none.",
         *("--prefix-cache", "--prefix-cache-mb"),
         low=0,
