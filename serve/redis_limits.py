@@ -187,7 +187,6 @@ def _client(url: str) -> "Redis":
             f"'{shown(url)}' is not a Redis URL: write redis://HOST:6379/0, rediss:// or unix://PATH, and the password "
             "in QHUB_REDIS_PASSWORD, or percent-encoded"
         )
-    password = None if has_password(url) else redis_password()
     try:
         from redis.asyncio import Redis
         from redis.asyncio.retry import Retry
@@ -198,8 +197,8 @@ def _client(url: str) -> "Redis":
         # once more, for a connection that lay idle until Redis closed it
         again = Retry(NoBackoff(), 1)
         return Redis.from_url(
-            url, retry=again, socket_timeout=WAIT_SECONDS, socket_connect_timeout=WAIT_SECONDS,
-            **({"password": password} if password else {}),
+            url, password=redis_password(),  # a password in the URL goes before it
+            retry=again, socket_timeout=WAIT_SECONDS, socket_connect_timeout=WAIT_SECONDS,
         )  # fmt: skip
     except ValueError as error:
         raise InputError(f"'{shown(url)}' is not a Redis URL: {error}") from None

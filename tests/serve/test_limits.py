@@ -203,6 +203,9 @@ def test_a_password_comes_from_the_environment(
         monkeypatch.setenv("REDISCLI_AUTH", "wr0ng")
         monkeypatch.setenv("QHUB_REDIS_PASSWORD", "s3cret")
         sharing(server, ask, num=1)
+        monkeypatch.setenv("QHUB_REDIS_PASSWORD", "wr0ng")
+        server.url = server.url.replace("unix://", "unix://:s3cret@")  # what the URL has goes before
+        sharing(server, ask, num=1)
     finally:
         server.close()
     assert "limits at unix:" in caplog.text
