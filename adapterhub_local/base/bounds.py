@@ -59,7 +59,7 @@ def check_settings(
     """Raise BadFile for a setting that no model has: it would be a loop without end, or no number at all.
 
     `num_tensors` is how many the checkpoint has, if that is known: a layer has one at least. Of a tokenizer's
-    settings only the depth is looked at: its numbers are no loops, and 10^30 is how transformers says "no limit".
+    settings only the depth is looked at: its numbers do not drive loops, and 10^30 is how transformers says "no limit".
     """
     counted, layers, experts = 0, 1, 1
     for key, value, depth in _values(fields):

@@ -204,7 +204,7 @@ def move_branch(target: Target, branch: str, oid: str, refs: Refs) -> None:
     if there is not None:
         if there not in refs.tags.values():
             raise InUse(
-                f"the branch {branch} of {target.repo_id} holds commits that are no pushed version: "
+                f"the branch {branch} of {target.repo_id} holds commits that are not pushed versions: "
                 "choose another alias, or remove the branch on the Hub"
             )
         target.api.delete_branch(target.repo_id, branch=branch)

@@ -1,7 +1,7 @@
 """The shape of a decoder from its config.json: what decides memory and time, without torch or transformers.
 
 Families are known by `model_type`; a config with the same names (hidden_size, intermediate_size, ...) is read as
-a llama and says so. Mixtures of experts and models that are no decoders are refused.
+a llama and says so. Mixtures of experts and models that are not decoders are refused.
 """
 
 import json

@@ -86,7 +86,7 @@ def read_archive(registry: Registry, source: Path) -> list[Received]:
     a folder with the same layout.
 
     A version keeps its number and digests if its number was never used here; else it gets the next number, and
-    its lineage says where it came from. Raises NotFound, BadFile for what is no such archive, Corrupt where bytes
+    its lineage says where it came from. Raises NotFound, BadFile for what is not such an archive, Corrupt where bytes
     are not what a digest says; then nothing is registered.
     """
     if not source.is_file() and not source.is_dir():

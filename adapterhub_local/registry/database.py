@@ -97,7 +97,7 @@ class Database:
     def problem(self) -> str | None:
         """Why what is in the file cannot be trusted, None if it can. A database that was never written is sound.
 
-        Raises what is no fault of the file, such as a disk that cannot be read.
+        Raises what is not a fault of the file, such as a disk that cannot be read.
         """
         try:
             found = [tuple(row) for row in self.rows("PRAGMA integrity_check")]

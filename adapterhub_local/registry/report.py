@@ -24,7 +24,7 @@ class Problem:
 
 @dataclass
 class Report:
-    """What was looked at and what was wrong. Unreferenced blobs are no problem: `qhub gc` gives their space back."""
+    """What was looked at and what was wrong. Unreferenced blobs are not a problem: `qhub gc` gives their space back."""
 
     num_blobs: int = 0
     num_versions: int = 0

@@ -40,7 +40,7 @@ def move_boundaries(model: Any) -> None:
     """Have checkpointed blocks save their inputs in host memory.
 
     Nothing else of a block is saved outside the checkpoint, and masks and rotary embeddings, which all blocks share,
-    are no inputs in this sense. Copies are on the stream that computes, so nothing is read too early or overwritten;
+    are not inputs in this sense. Copies are on the stream that computes, so nothing is read too early or overwritten;
     that takes a few percent of a step (2 x 8 KB a token and block over the bus for a hidden size of 4096).
     transformers' own `offload=True` fails where there is no GPU, and is not in the oldest version supported here.
     """

@@ -31,7 +31,7 @@ class SamplingParams:
     text. `logprobs` is the number of alternatives wanted beside each token's log-probability; None: no
     log-probabilities. `prompt_logprobs` is the same for the tokens of the prompt, behind the first `score_from` places.
     `pooling` (last, mean, cls): an embedding of the prompt is wanted. With `max_tokens` 0 one token is sampled, which
-    says that the prompt was computed and is no part of the answer.
+    says that the prompt was computed and is not part of the answer.
     """
 
     max_tokens: int

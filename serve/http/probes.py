@@ -1,4 +1,4 @@
-"""The endpoints whose answers are no text: embeddings, and the scores of given answers."""
+"""The endpoints whose answers are not text: embeddings, and the scores of given answers."""
 
 from fastapi import FastAPI, Request, Response
 

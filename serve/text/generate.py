@@ -20,7 +20,7 @@ from serve.text.tools import Call, CallReader
 class Piece:
     """A part of choice `index`: text, the token it came with, calls that became whole, and at the end why it ended.
 
-    `end` is the token that ended it, which is no part of the text; `thought` is what was thought meanwhile, `stop`
+    `end` is the token that ended it, which is not part of the text; `thought` is what was thought meanwhile, `stop`
     the stop string that ended it, if one did.
     """
 

@@ -46,7 +46,7 @@ def test_branch_with_commits_of_its_own_is_not_moved(hub: HubServer, registry: R
     own = hub.repos[REPO].commit({"notes.txt": b"mine"}, "mine", "prod")
     publish(registry, seed=1)
 
-    with pytest.raises(InUse, match=r"the branch prod of .* holds commits that are no pushed version"):
+    with pytest.raises(InUse, match=r"the branch prod of .* holds commits that are not pushed versions"):
         pushed(hub, registry, aliases=["prod"])
     assert hub.repos[REPO].branches["prod"] == own
     for wrong in ("main", "v3", "latest", "../x"):

@@ -107,3 +107,7 @@ def test_a_key_for_some_adapters_sees_their_changes_only(registry: Registry, cli
     assert {entry["name"] for entry in client.get("/v1/registry/history", headers=headers).json()["data"]} == {"b"}
     for query in ("event=rename", "after=x", "limit=0"):
         assert client.get(f"/v1/registry/history?{query}", headers=headers).status_code in (400, 422)
+    for name in ("a", "never"):  # another's, or nobody's: it cannot be seen which
+        refused = client.get(f"/v1/registry/history?name={name}", headers=headers)
+        assert refused.status_code == 404
+        assert f"there is no adapter '{name}'" in refused.json()["error"]["message"]
