@@ -63,7 +63,7 @@ class Bench:
         return Request(str(number), tuple(tokens), SamplingParams(count, temperature=0))
 
     def drain(self, watch: Callable[[str, float], None] = lambda *_: None) -> list[float]:
-        """Step until all is answered; the seconds of each step. `watch` is told of every token and its time."""
+        """Step until all is answered; the seconds of each step. `watch` gets every token and its time."""
         steps = []
         while self.engine.has_work:
             start = time.perf_counter()

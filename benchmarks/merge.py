@@ -250,7 +250,7 @@ def with_mergekit(folder: Path, size: int, deltas: list, repeat: int, note: Call
 def main() -> None:
     parser = argparse.ArgumentParser(description="Merge two adapters, beside PEFT, in one run.")
     parser.add_argument("--layers", type=int, default=32, help="layers of 7 modules each; 32 are 224 modules")
-    parser.add_argument("--repeat", type=int, default=5, help="timed runs, of which the median is told")
+    parser.add_argument("--repeat", type=int, default=5, help="timed runs, of which the median is reported")
     parser.add_argument("--dense-repeat", type=int, default=1, help="the same for PEFT's dense decompositions")
     parser.add_argument("--size", type=int, default=4096, help="of the one module that is merged by PEFT too")
     parser.add_argument("--mergekit", type=Path, help="folder where mergekit is installed")

@@ -41,7 +41,7 @@ OPTIONS = [
     ],
 )
 def test_a_size_has_one_meaning(text: str, unit: str, size: int) -> None:
-    """Units of 1000 and of 1024 are told apart, case does not matter, and a bare number counts in the option's unit."""
+    """Units of 1000 and of 1024 differ, case does not matter, and a bare number counts in the option's unit."""
     assert parse_size(text, unit) == size
 
 

@@ -81,7 +81,7 @@ def test_a_closed_output_is_no_traceback() -> None:
 
 
 def test_ctrl_c_in_the_middle_of_an_import() -> None:
-    """An import that is cut short raises errors of its own; the user has stopped the command, and is told so."""
+    """An import that is cut short raises errors of its own; the user has stopped the command, and that is reported."""
     code = (
         "import click, os, signal\n"
         "from adapterhub_local.cli import main\n"

@@ -291,7 +291,7 @@ def test_a_template_that_rewrites_earlier_answers() -> None:
 
 
 def test_a_template_that_refuses() -> None:
-    """What a template raises is told with the place of the example."""
+    """What a template raises is reported with the place of the example."""
     with pytest.raises(BadData, match="x:1: the base's chat template refuses this chat: no system please"):
         tokenise_all([TURNS], byte_tokenizer("{{ raise_exception('no system please') }}"), 512)
 

@@ -43,7 +43,7 @@ def test_any_points(tmp_path: Path) -> None:
 
 
 def test_where_a_picture_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another ending, a file or folder in the way, and a PNG without Pillow are told, and nothing is written."""
+    """Another ending, a file or folder in the way, and a PNG without Pillow are reported, and nothing is written."""
     (tmp_path / "there.svg").write_text("")
     with pytest.raises(InputError, match=r"must end in \.svg or \.png"):
         write_picture([], "x", tmp_path / "curve.gif")

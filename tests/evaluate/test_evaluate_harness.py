@@ -103,7 +103,7 @@ def test_tasks_are_scored_and_kept(
 
 @needs_harness
 def test_tasks_that_cannot_be_used(tmp_path: Path) -> None:
-    """Data of the Hub or of a URL, no task at all, and what the harness refuses are told with the file."""
+    """Data of the Hub or of a URL, no task at all, and what the harness refuses are reported with the file."""
     folder = write_tasks(tmp_path)
     wrong = {
         VOWEL.replace("dataset_path: json", "dataset_path: super_glue"): "its data would come from elsewhere",

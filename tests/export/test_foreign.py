@@ -32,7 +32,7 @@ STYLES = {
 
 @pytest.fixture
 def ours(registry: Registry, tiny_base: BaseInfo) -> AdapterFile:
-    """An adapter with rsLoRA and another alpha in some modules, so that scales are told apart."""
+    """An adapter with rsLoRA and another alpha in some modules, so that scales are distinguished."""
     version = publish(registry, "ours", tiny_base, seed=1, use_rslora=True, alpha_pattern={"q_proj": 3.0})
     return open_adapter(version.path)
 

@@ -1,4 +1,4 @@
-"""DoRA through its base: what PEFT computes with it is what the converted adapter gives, and the loss is told."""
+"""DoRA through its base: what PEFT computes with it is what the converted adapter gives, and the loss is reported."""
 
 import json
 from pathlib import Path

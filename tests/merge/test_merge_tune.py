@@ -132,7 +132,7 @@ def test_a_plan_that_cannot_be_tuned_is_refused(
     new: str,
     told: str,
 ) -> None:
-    """Each mistake is told before a base is loaded, with its line where it is one of the plan's text."""
+    """Each mistake is reported before a base is loaded, with its line where it is one of the plan's text."""
     (tmp_path / "valid.jsonl").write_text("{}\n")
     (tmp_path / "test.jsonl").write_text("{}\n")
     assert PLAN.count(old) == 1
@@ -151,7 +151,7 @@ def test_requirements_that_say_nothing_are_refused(text: str) -> None:
 
 
 def test_a_requirement_is_a_bound() -> None:
-    """Each order means what it says, at the bound too; names of tasks may have dots; all that fail are told."""
+    """Each order means what it says, at the bound too; names of tasks may have dots; all that fail are reported."""
     for text, value, met in (
         *(("a.loss>=1", 1, True), ("a.loss>1", 1, False), ("a.loss<=1", 1, True), ("a.loss<1", 1, False)),
         *(("a.b.exact_match >= 0.8", 0.7, False), ("held-out.exact_match>.5", 0.6, True)),

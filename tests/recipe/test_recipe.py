@@ -1,4 +1,4 @@
-"""Recipes: what is wrong is told with file, line and the nearest key, all of it at once."""
+"""Recipes: what is wrong is reported with file, line and the nearest key, all of it at once."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_every_key_from_elsewhere_has_a_key_here() -> None:
 
 
 def test_keys_from_elsewhere_are_translated(write: Write, tmp_path: Path) -> None:
-    """Keys of axolotl, LLaMA-Factory and TRL, or in the wrong table, are told with what they are here; YAML is too."""
+    """Keys of axolotl, LLaMA-Factory and TRL, or in the wrong table, are reported with their names here; so is YAML."""
     text = 'base_model = "x"\nload_in_4bit = true\n' + MINIMAL + "[train]\nlr = 1e-3\nrank = 8\nlora_alpha = 3\n"
     assert problems(write(text)) == [
         ":1: unknown key 'base_model': that is 'name' in [base] here",
@@ -129,7 +129,7 @@ def test_what_is_not_toml_is_refused(write: Write, text: str) -> None:
 
 
 def test_files_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
-    """A recipe that is missing, a folder, or not UTF-8 is told as such."""
+    """A recipe that is missing, a folder, or not UTF-8 is reported as such."""
     with pytest.raises(NotFound, match="there is no recipe"):
         load_recipe(tmp_path / "none.toml")
     with pytest.raises(BadRecipe, match="cannot be read as text"):
@@ -223,7 +223,7 @@ WRONG_DATA = {
 
 @pytest.mark.parametrize("override", WRONG_DATA)
 def test_wrong_data_keys(write: Write, override: str) -> None:
-    """What is wrong with a key of [data] is told before anything is read."""
+    """What is wrong with a key of [data] is reported before anything is read."""
     (problem,) = problems(write(MINIMAL), override)
     assert WRONG_DATA[override] in problem
 
@@ -259,7 +259,7 @@ def test_everything_that_is_wrong_is_told_in_one_go(write: Write) -> None:
 
 
 def test_every_wrong_run_of_a_sweep_is_told(write: Write) -> None:
-    """What is wrong in any run is told with the run, all of them at once; what they share is told once."""
+    """What is wrong in any run is reported with the run, all of them at once; what they share is reported once."""
     path = write(MINIMAL + "[sweep.paired]\ntrain.seed = [1, -1, 2]\nadapter.rank = [4, 8, 0]\n")
     with pytest.raises(BadRecipe) as caught:
         load_runs(load_recipe(path))

@@ -1,4 +1,4 @@
-"""`qhub recipe` and `qhub data`: everything is told before anything is trained, and nothing is left behind."""
+"""`qhub recipe` and `qhub data`: everything is reported before anything is trained, and nothing is left behind."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_check_tells_what_training_would(
 def test_a_gpu_that_is_not_there(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU that is asked for and not there is told by the check, the dry run and the training, with what to set."""
+    """A GPU that is asked for and not there is reported by check, dry run and training, with what to set."""
     monkeypatch.setenv("QHUB_DEVICE", "cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     path = write_recipe(tmp_path)

@@ -42,7 +42,7 @@ def test_a_recipe_extends_others(write: Write, tmp_path: Path) -> None:
 
 
 def test_mistakes_of_extended_recipes_name_their_file(write: Write, tmp_path: Path) -> None:
-    """A mistake is told with the file and line where it is written, whichever of the recipes that is."""
+    """A mistake is reported with the file and line where it is written, whichever of the recipes that is."""
     (tmp_path / "other.toml").write_text(MINIMAL.replace('name = "tiny"', 'nam = "tiny"'))
     with pytest.raises(BadRecipe) as caught:
         load_recipe(write('extends = "other.toml"\n[train]\nsed = 1\n'), ["train.epochs=0"])
@@ -139,7 +139,7 @@ WRONG_SWEEPS = {
 
 @pytest.mark.parametrize("text", WRONG_SWEEPS)
 def test_wrong_sweeps(write: Write, text: str) -> None:
-    """What cannot be swept is told with its line, before anything runs."""
+    """What cannot be swept is reported with its line, before anything runs."""
     told = problems(write(MINIMAL + text))
     assert WRONG_SWEEPS[text] in told[0]
     assert told[0].startswith(":")

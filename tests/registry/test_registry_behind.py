@@ -1,4 +1,4 @@
-"""A database deleted, emptied, cut or brought back from an older backup: every verb says so, and it is mended."""
+"""A database deleted, emptied, cut or brought back from an older backup: every verb says so, and it is repaired."""
 
 import os
 import shutil

@@ -298,7 +298,7 @@ def test_a_record_that_is_a_file_or_a_lineage_is_not_believed(home: Home) -> Non
 
 
 def test_a_rebuilt_database_keeps_versions_whose_manifest_is_gone(home: Home) -> None:
-    """A version whose manifest blob was lost is taken from the old database; without either it is told as lost."""
+    """A version whose manifest blob was lost is taken from the old database; without either it is reported as lost."""
     registry = Registry()
     versions = small_store(registry)
     registry.blobs.path(versions[0].manifest_digest).unlink()

@@ -78,7 +78,7 @@ def test_parents_of_what_goes_go_with_it(tmp_path: Path) -> None:
 
 
 def test_what_is_needed_by_now_stays(registry: Registry) -> None:
-    """An alias that was set after the choice keeps its version, which is told."""
+    """An alias that was set after the choice keeps its version, which is reported."""
     chosen = choose(registry, 2, clock=time.time())
     registry.set_alias("a", "late", 6)
     done = retire(registry, chosen)

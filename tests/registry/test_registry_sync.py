@@ -210,7 +210,7 @@ def test_an_interrupted_push_goes_on(store: Store, merge: Version, monkeypatch: 
 
 
 def test_damage_on_the_way_is_found(store: Store, merge: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes that arrive changed at the remote are told, and the version is not shown there; --recheck mends objects."""
+    """Bytes that arrive changed at the remote are reported, the version is hidden there; --recheck repairs objects."""
     real = Store.put
     with monkeypatch.context() as patch:
         patch.setattr(Store, "put", lambda self, path, source: real(self, path, b"x" * 3))

@@ -155,7 +155,7 @@ def test_a_database_that_only_its_owner_may_write(shared: Path) -> None:
     assert "registry.db cannot be written" in said
     assert {path.stat().st_uid for path in shared.glob("registry.*")} == {ALICE}
     assert start(PUBLISH, ALICE, shared, "1").communicate(timeout=120)[0] == "3\n"
-    assert start(PUBLISH, BOB, shared, "1").communicate(timeout=120)[0] == "4\n"  # the owner mended it on the way
+    assert start(PUBLISH, BOB, shared, "1").communicate(timeout=120)[0] == "4\n"  # the owner repaired it on the way
 
 
 @needs_root

@@ -175,7 +175,7 @@ def test_writers_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_compare_and_set_at_the_remote(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of several who expect the same, one moves the alias; the others are told where it is, and change nothing."""
+    """Of several who expect the same, one moves the alias; the others learn where it is, and change nothing."""
     log = pushed(store, 3)
     move_alias(log, "a", "prod", 1, expect=0)
     other = open_log(store)

@@ -57,7 +57,7 @@ def test_remotes_have_names(home: Home, tmp_path: Path) -> None:
 def test_a_kind_of_place_that_cannot_be_opened_is_refused(
     url: str, said: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An unknown or mistyped protocol, or one whose client is not installed, is told at once, not when it is used."""
+    """An unknown or mistyped protocol, or one whose client is not installed, is refused at once, not on first use."""
     monkeypatch.setitem(
         known_implementations, "missing", {"class": "no_such_store.X", "err": "pip install missing-store"}
     )

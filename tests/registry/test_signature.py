@@ -130,7 +130,7 @@ def test_forged_signature_is_refused(hub: HubServer, registry: Registry, home: H
 
 
 def test_command_line_signs_and_verifies(registry: Registry, keys, tmp_path: Path) -> None:
-    """`qhub sign` and `qhub verify --key` work together; wrong keys are told with how to make right ones."""
+    """`qhub sign` and `qhub verify --key` work together; wrong keys are reported with how to make right ones."""
     publish(registry)
     publish(registry, seed=1)
     private, public = (str(path) for path in keys["team"])

@@ -65,7 +65,7 @@ def test_a_sweep(tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest
 def test_a_run_that_fails_does_not_end_the_sweep(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A learning rate with which the loss is not a number is told; the other runs count."""
+    """A learning rate with which the loss is not a number is reported; the other runs count."""
     # a decay of 10 at a rate of 1 makes every factor nine times as large in each step
     paired = "[sweep.paired]\ntrain.weight_decay = [10, 0]\ntrain.learning_rate = [1, 1e-2]\ntrain.epochs = [15, 1]\n"
     path = write_recipe(tmp_path, RECIPE + paired)
@@ -126,7 +126,7 @@ def test_a_sweep_that_cannot_be_run(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture,
     sweep: str, changes: list[str], told: str,
 ) -> None:  # fmt: skip
-    """What is wrong with any run is told before the first one starts."""
+    """What is wrong with any run is reported before the first one starts."""
     path = write_recipe(tmp_path, RECIPE.replace('test = "test.jsonl"\n', "") + sweep)
     options = [part for change in changes or ["data.test_share=0.5"] for part in ("--set", change)]
     with pytest.raises(SystemExit) as exit_info:

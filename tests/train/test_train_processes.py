@@ -123,7 +123,7 @@ def test_machines_that_do_not_train_the_same(
 def test_options_that_make_no_sense(
     tiny_base: BaseInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, told: str
 ) -> None:
-    """Machines without a rank or a meeting place, and a sweep where one run is needed, are told in one line."""
+    """Machines without a rank or a meeting place, and a sweep where one run is needed, are reported in one line."""
     path = write_recipe(tmp_path, RECIPE + "[sweep.grid]\ntrain.seed = [1, 2]\n")
     with pytest.raises(SystemExit) as exit_info:
         run(["train", str(path), *options.split()])
@@ -172,7 +172,7 @@ def test_sharding_is_refused(tiny_base: BaseInfo, home: Home, tmp_path: Path, mo
 
 
 def test_the_place_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without torchrun a process is alone and leads; a rank that is not a number is told."""
+    """Without torchrun a process is alone and leads; a rank that is not a number is reported."""
     assert process() == Process(0, 0, 1)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -236,7 +236,7 @@ def test_dry_run(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
 def test_no_room_for_checkpoints(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk too full for the checkpoints is told before the first step, and no run is left behind."""
+    """A disk too full for the checkpoints is reported before the first step, and no run is left behind."""
     full = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(preflight_module.shutil, "disk_usage", lambda path: full)
     with pytest.raises(InputError, match="MB left, the run needs up to"):

@@ -62,7 +62,7 @@ def test_stopped_after_the_last_step(tiny_base: BaseInfo, home: Home, tmp_path: 
 
 
 def test_an_evaluation_that_fails_keeps_the_factors(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
-    """An error after the last step is told as it is, and --resume goes on behind the training."""
+    """An error after the last step is reported as it is, and --resume continues after the training."""
     recipe = load_recipe(write_recipe(tmp_path))
     with pytest.raises(MemoryError):
         train(recipe, home, reporter=Impatient(MemoryError))

@@ -50,7 +50,7 @@ def give_reader(server: Server, monkeypatch: pytest.MonkeyPatch, read: Callable[
 
 
 def events(server: Server, body: dict, started: threading.Barrier | None = None) -> list[str]:
-    """The events of a stream; when the first has come, `started` is told."""
+    """The events of a stream; when the first has come, `started` is passed."""
     found = []
     with server.http.stream("POST", "/v1/completions", json={**LONG, **body, "stream": True}) as response:
         assert response.status_code == 200

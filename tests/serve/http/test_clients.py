@@ -152,7 +152,7 @@ IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "im
     ],
 )
 def test_mistakes_explain_themselves(server: Server, path: str, change: dict, param: str, code: str, says: str) -> None:
-    """A mistake is told with the place in the body, OpenAI's code, and what was expected of the nearest form."""
+    """A mistake is reported with the place in the body, OpenAI's code, and what was expected of the nearest form."""
     body = {"model": "alpha", **({"messages": MESSAGES} if path == CHAT else {}), **change}
     response = server.http.post(path, json=body)
     error = response.json()["error"]

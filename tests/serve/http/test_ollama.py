@@ -95,7 +95,7 @@ def test_what_there_is(server: Server, client: ollama.Client) -> None:
     ids=str,
 )
 def test_mistakes(server: Server, change: dict, param: str, says: str) -> None:
-    """What is wrong or not supported is told as Ollama tells it, a text, with the parameter beside it."""
+    """What is wrong or not supported is reported as Ollama does, a text, with the parameter beside it."""
     for stream in (True, False):
         body = {"model": "alpha", "messages": [USER], "stream": stream, **change}
         response = server.http.post("/api/chat", json=body)

@@ -72,7 +72,7 @@ def test_no_server() -> None:
 
 
 def test_on_a_terminal(server: Server) -> None:
-    """On a terminal a mistake is told and the talk goes on; the prompt names who answers; Ctrl-D ends it."""
+    """On a terminal a mistake is reported and the talk continues; the prompt names who answers; Ctrl-D ends it."""
     master, terminal = pty.openpty()
     arguments = [sys.executable, "-m", "adapterhub_local", "chat", "alpha", "--url", server.url]
     process = subprocess.Popen(

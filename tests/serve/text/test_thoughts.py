@@ -1,4 +1,4 @@
-"""Thoughts are told apart from the answer, streamed or whole, bounded, and never mixed with a form."""
+"""Thoughts are distinguished from the answer, streamed or whole, bounded, and never mixed with a form."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_thoughts_do_not_depend_on_how_text_is_cut(parts: list[str], sizes: list
 
 @pytest.mark.parametrize(("begin", "end"), MARKS)
 def test_every_family(begin: str, end: str) -> None:
-    """Marks of every family are read, whether the template or the model opened the thought; no cut mark is told."""
+    """Marks of every family are read, whether the template or the model opened the thought; no cut mark is reported."""
     form = ThoughtFormat(begin, end, {}, {})
     assert read(form, Place.BEFORE, [f"{begin}\n2 + 2\n{end}\n\n4"]) == ("2 + 2", "4")
     assert read(form, Place.INSIDE, [f"2 + 2{end}4"]) == ("2 + 2", "4")
