@@ -1,4 +1,4 @@
-"""Unsupported: parameters of other servers that are none here, and the values of them that ask for nothing.
+"""Unsupported: parameters of other servers that this one does not have, and their values that ask for nothing.
 
 One question decides: would it change the answer? What cannot is taken, what would is refused by name.
 """

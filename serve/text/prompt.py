@@ -20,8 +20,8 @@ from serve.requests.generation import PLAIN_SAMPLING
 from serve.requests.messages import Message, Tool
 from serve.text.detokenize import Detokenizer
 from serve.text.encode import Encoder, characters
+from serve.text.prompted_tools import HEAD, describe_tools
 from serve.text.thoughts import AFTER, ThoughtFormat, thoughts_of
-from serve.text.told_tools import HEAD, tell_tools
 from serve.text.tools import ToolFormat, format_of
 
 PLAIN = ChatSettings()
@@ -135,7 +135,7 @@ class PromptReader:
         has_tools = bool(schemas) or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
         if not has_tools or not format_of(writer.template(schemas)).is_told:
             return writer.write(turns, schemas, **how)
-        turns = tell_tools(turns, schemas)
+        turns = describe_tools(turns, schemas)
         try:
             text = writer.write(turns, **how)
         except TemplateFailed:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.text.told_tools import HEAD, tell_tools
+from serve.text.prompted_tools import HEAD, describe_tools
 from serve.text.tools import HERMES, TOLD, CallReader
 from tests.serve.conftest import Server
 
@@ -55,7 +55,7 @@ def test_turns_stay_in_turn() -> None:
     """Results and what the user adds are one turn of the user's; a system's turn that is there is kept."""
     turns = [{"role": "system", "content": "Be brief"}, *TURNS]
     turns[2] = {**turns[2], "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
-    told = tell_tools(turns, [WEATHER])
+    told = describe_tools(turns, [WEATHER])
     assert [turn["role"] for turn in told] == ["system", "user", "assistant", "user"]
     assert told[0]["content"].startswith("Be brief\n\n")
     assert told[3]["content"].splitlines()[-1] == "So?"

@@ -10,7 +10,7 @@ HEAD = "Functions you can call, with the JSON schemas of their arguments:"
 HOW = f'To call one, answer only with:\n{TOLD.begin}{{"name": "...", "{TOLD.key}": {{...}}}}{TOLD.end}'
 
 
-def tell_tools(turns: Sequence[Mapping[str, Any]], schemas: Sequence[Any]) -> list[dict[str, Any]]:
+def describe_tools(turns: Sequence[Mapping[str, Any]], schemas: Sequence[Any]) -> list[dict[str, Any]]:
     """The conversation without anything that only templates with tools know."""
     told: list[dict[str, Any]] = []
     is_result = False  # what stands last is the result of a call, which the user hands over
