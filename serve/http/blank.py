@@ -14,7 +14,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def blank_app(lifespan: Lifespan, *, root_path: str = "") -> FastAPI:
-    """An application without FastAPI's own pages, which would declare no access."""
+    """An application that reads large bodies apart, without FastAPI's own pages, which would declare no access."""
     app = FastAPI(
         title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, root_path=root_path,
         docs_url=None, redoc_url=None, openapi_url=None,

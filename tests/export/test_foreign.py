@@ -236,7 +236,7 @@ def test_mlx_adapters_are_read(ours: AdapterFile, registry: Registry, tiny_base:
         ("adapter.lora.invocation_tokens", [5, 6], "aLoRA"),
         ("adapter.lora.prompt_prefix", "query: ", "prompt"),
         ("adapter.alora.prompt_prefix", "query: ", "prompt"),
-        ("adapter.lora.something_new", 1, "not known"),
+        ("adapter.lora.something_new", 1, "does not know this setting"),
         ("adapter.lora.task_name", "search", None),
         ("adapter.lora.prompt_prefix", "", None),
     ],

@@ -36,7 +36,7 @@ def test_init_check_show(
     assert checked["data"]["train"]["examples"] == 16
     assert checked["data"]["train"]["labels"] > 16
     assert checked["recipe"]["base"] == {"name": "tiny"}
-    assert "recipe.toml is right" in qhub(capsys, "recipe", "check", "recipe.toml")[1]
+    assert "recipe.toml is valid" in qhub(capsys, "recipe", "check", "recipe.toml")[1]
     assert qhub(capsys, "recipe", "init")[0] == 2
     shown = json.loads(qhub(capsys, "recipe", "show", "recipe.toml", "--set", "train.seed=4", "--json")[1])
     assert shown["train"]["seed"] == {"value": 4, "from": "--set"}
@@ -130,7 +130,7 @@ def test_all_runs_of_a_sweep_are_checked(
     assert [int(line.partition("data.max_length is ")[2][:2]) for line in errors.splitlines()] == [20, 30]
     ok = qhub(capsys, "recipe", "check", write_recipe(tmp_path, RECIPE + "[sweep.grid]\ntrain.seed = [1, 2]"))
     assert ok[0] == 0
-    assert "is right, a sweep of 2 runs" in ok[1]
+    assert "is valid, a sweep of 2 runs" in ok[1]
 
 
 def test_modules_of_a_base(tiny_base: BaseInfo) -> None:
