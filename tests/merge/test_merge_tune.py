@@ -92,7 +92,7 @@ def test_a_merge_that_loses_a_skill_is_not_registered(qhub: Qhub, plan: Path, ho
     refused = qhub(*line, "--require", "answers.exact_match>=0.99", "--require", "answers.loss<1e3", "--name", "m")
     assert refused.code == 1
     assert "answers.exact_match is" in refused.err
-    assert "required is answers.exact_match>=0.99" in refused.err
+    assert "but answers.exact_match>=0.99 is required" in refused.err
     assert "answers.loss" not in refused.err
     assert qhub(*line, "--require", "answers.exact_match>=0.99", "-o", "m.safetensors").code == 1
     assert list(Path.cwd().iterdir()) == []
