@@ -1,6 +1,6 @@
 """Every hostile input that the tests hold, in one table: files, archives, remotes, templates and requests.
 
-python -m tests.corpus    # a line each: where it comes in, its name, what it ends with, a word of what is said
+python -m tests.corpus    # a line each: where it comes in, its name, its exit code or status, a word of the message
 """
 
 import sys
@@ -21,7 +21,7 @@ from tests.serve.attacks.forms import FORMS
 
 @dataclass(frozen=True)
 class Member:
-    """One hostile input. `end` is an exit code or a status of HTTP, `words` of what is said, "" for what is done."""
+    """One hostile input. `end` is an exit code or an HTTP status, `words` a part of the message, "" if accepted."""
 
     door: str
     name: str

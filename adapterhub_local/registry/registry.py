@@ -122,8 +122,8 @@ class Registry:
     def set_alias(self, name: str, alias: str, number: int, *, expect: int | None = None) -> None:
         """Point `name@alias` to version `number`; with `expect`, only if it points to that version, or NOTHING, now.
 
-        Raises NotFound if there is no such version, InUse if the alias points elsewhere than expected, Protected if the
-        alias is protected and the version does not meet what it requires.
+        Raises NotFound if there is no such version, InUse if the alias does not point to the version that was expected,
+        and Protected if it is a protected alias whose requirements the version does not meet.
         """
         check_alias(alias)
         self.resolve(Reference(name, version=number))

@@ -21,7 +21,7 @@ from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.layout import Groups, Layout
 
 IGNORE = -100
-# relative differences of logits that are the same, in float32 and at least in 16 bits; and what no rounding explains
+# relative differences up to which logits are the same, in float32 and, at least, in 16 bits; beyond LEAK they never are
 SAME, SAME_ROUNDED, LEAK = 1e-4, 2e-2, 0.15
 
 
@@ -176,8 +176,8 @@ def is_exact(model: CausalModel, examples: Sequence[Example], *, share: bool = T
     """Whether packed examples give this model the same logits as each example alone; how it does is set in the model.
 
     Probed on the first two and the longest, with attention by layout and then with masks. False for model code that
-    ignores or cannot take both, or ignores positions. In 16 bits, whose rounding grows with the depth of a model, the
-    same is what differs no more than rounding explains, as this model shows it (`rounding`).
+    ignores or cannot take both, or ignores positions. In 16 bits, where rounding errors grow with the depth of a model,
+    logits count as the same if they differ by no more than a few times `rounding`.
     """
     longest = max(range(len(examples)), key=lambda index: len(examples[index].ids))
     probes = [examples[index] for index in sorted({0, min(1, len(examples) - 1), longest})]
@@ -192,7 +192,7 @@ def is_exact_row(model: CausalModel, probes: Sequence[Example], packed: Packed) 
         alone = [forward(model, pack([example]))[0] for example in probes]
         tolerance = SAME
         if alone[0].dtype != torch.float32:
-            tolerance = min(max(SAME_ROUNDED, 6 * rounding(model, probes[0])), LEAK)
+            tolerance = min(max(SAME_ROUNDED, 6 * rounding(model, probes[0], alone[0])), LEAK)
         if attach(model) and _agrees(model, packed, alone, tolerance):
             return True
         detach(model)
@@ -203,10 +203,11 @@ def is_exact_row(model: CausalModel, probes: Sequence[Example], packed: Packed) 
     return False
 
 
-def rounding(model: CausalModel, example: Example) -> float:
-    """How far logits move, relative to their norm, where each input embedding moves by a unit in its last place.
+def rounding(model: CausalModel, example: Example, logits: torch.Tensor) -> float:
+    """How far an example's `logits` (n, vocabulary) move, relative to their norm, when each of its embeddings moves by
+    a unit in the last place.
 
-    So far, at least, does everything that sums in another order: a kernel for other shapes, or another kernel.
+    Whatever sums in another order moves them at least as far: a kernel for other shapes, or another kernel.
     """
     draws = torch.Generator().manual_seed(0)
 
@@ -214,13 +215,12 @@ def rounding(model: CausalModel, example: Example) -> float:
         signs = 2 * torch.randint(2, states.shape, generator=draws).to(states) - 1
         return states * (1 + torch.finfo(states.dtype).eps * signs)
 
-    wanted = forward(model, pack([example]))[0].float()
     hook = model.get_input_embeddings().register_forward_hook(shaken)
     try:
         got = forward(model, pack([example]))[0].float()
     finally:
         hook.remove()
-    return float((got - wanted).norm() / wanted.norm())
+    return float((got - logits.float()).norm() / logits.float().norm())
 
 
 def _agrees(model: CausalModel, packed: Packed, alone: Sequence[torch.Tensor], tolerance: float) -> bool:

@@ -14,7 +14,7 @@ from adapterhub_local.regular import open_regular, read_regular
 
 SIZE = MAX_BYTES - 50
 DEEP = "a." * 18 + "a"
-HOSTILE: dict[str, tuple[str, str]] = {  # what is written, and what is said of it, in a recipe or a plan
+HOSTILE: dict[str, tuple[str, str]] = {  # name -> lines of a recipe or a plan, a part of the message
     "arrays": ("a = " + "[" * (SIZE - 10), "nested too deeply"),
     "inline tables": ("a = " + "{a=" * (SIZE // 3 - 10), "nested too deeply"),
     "dotted key": ("a." * (SIZE // 2 - 10) + "a = 1", "key of more than 20 parts"),

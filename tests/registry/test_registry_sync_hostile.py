@@ -36,7 +36,7 @@ def hostile(registry: Registry, store: Store, **changes: object) -> None:
 
 
 TITLE = "org.opencontainers.image.title"
-# part of a manifest, what it says instead, the exit code, what is said of it
+# part of a manifest, its replacement, the exit code, a part of the message
 LIES: list[tuple[str, object, int, str]] = [
     ("layers__0__annotations", {TITLE: "../../escaped"}, 2, "holds a manifest"),
     ("layers__0__annotations", {TITLE: "/escaped"}, 2, "holds a manifest"),

@@ -1,6 +1,7 @@
 """A real Redis of one's own, at a unix socket, empty and without a file; skipped where Debian's package is missing."""
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -29,10 +30,15 @@ class RedisServer:
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self.process = subprocess.Popen([self.program, *words], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
-        while not self.socket.exists():
+        while not self._answers():
             assert time.monotonic() < deadline
             assert self.process.poll() is None
             time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        """Whether it takes connections: its socket is there a moment before."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.socket)) == 0
 
     def stop(self) -> None:
         """Stop; what it counted is lost."""

@@ -64,7 +64,7 @@ def test_size_changes_nothing(server: Server, name: str) -> None:
     "content", [b"{", b'{"model": }', b"\xff", b"[" * 5000, b'{"a":' * 50_000, b'{"model": NaN}', b'"text"', b"7"]
 )
 def test_what_is_not_a_body(server: Server, content: bytes) -> None:
-    """What is no JSON, or nested deeper than anybody reads, is told alike whatever its size."""
+    """A body that is not JSON, or is nested too deeply, gets the same answer whatever its size."""
     found = [post(server, "/v1/chat/completions", content + blanks) for blanks in (b"", b"\n" * LARGE)]
     assert found[0] == found[1]
     assert found[0][0] == 400
