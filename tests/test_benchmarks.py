@@ -50,6 +50,6 @@ def test_serving_on_a_gpu(kind: str) -> None:
     assert speeds.keys() == {"0", "2"}
     assert all(speed > 0 for by_batch in speeds.values() for speed in by_batch.values())
     if kind != "peft":
-        needed = {"add_lora", "multiply", "paged_attention", *NEEDED} if kind == "ours" else set()
+        needed = {"add_lora", "paged_attention", *NEEDED} if kind == "ours" else set()
         assert needed <= set(result["kernels"])
         assert bool(needed) == bool(result["kernels"])
