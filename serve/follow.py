@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from adapterhub_local.durable import replacing
+from adapterhub_local.durable import alone, replacing
 from adapterhub_local.errors import Incompatible, NotFound, QhubError, RemoteError
 from adapterhub_local.keys import Keys
 from adapterhub_local.refs import Reference
@@ -25,7 +25,7 @@ from adapterhub_local.registry.remote_log import Log
 from adapterhub_local.registry.remote_marks import Taken, local_version, take_keys, take_marks
 from adapterhub_local.registry.remote_moves import aliases_at, number_of
 from adapterhub_local.registry.remotes import Remote
-from adapterhub_local.registry.store import Store, open_store
+from adapterhub_local.registry.store import open_store
 from adapterhub_local.registry.sync import pull
 from adapterhub_local.settings import make_folder
 
@@ -328,8 +328,12 @@ class Follower:
     def _pull(self, name: str, number: int) -> None:
         key = (name, number)
         try:
-            store: Store = self._reading().store
-            *_, moved = pull(self.registry, store, Reference(name, version=number), accept=self.fits)
+            log = self._reading()
+            # of several processes that follow into this home one fetches, the others wait for it
+            with alone(self.registry.home.tmp / f"follow-{name.replace('/', '+')}@{number}"):
+                if local_version(self.registry, log, name, number) is not None:
+                    return
+                *_, moved = pull(self.registry, log.store, Reference(name, version=number), accept=self.fits)
             if moved.target != moved.source:
                 logger.warning(
                     "%s of %s is %s here: this home has versions of its own under that name, whose numbers count",

@@ -120,6 +120,33 @@ def test_many_who_ask_at_once_fetch_once(folder_store: Store, tmp_path: Path, mo
         assert digest(theirs, "a") == digest(Registry(), "a")
 
 
+def test_several_that_follow_into_one_home_fetch_once(
+    folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the processes of one home that want a version, each with a follower of its own, one fetches it."""
+    theirs = Registry(tmp_path / "theirs")
+    log = publish(folder_store)
+    real, pulls = module.pull, []
+
+    def pull(*arguments, **named):
+        pulls.append(arguments)
+        time.sleep(0.1)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, "pull", pull)
+    with following(theirs, folder_store) as first, following(theirs, folder_store) as second:
+        threads = [threading.Thread(target=each.bring, args=(["a"],)) for each in (first, second, first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert len(pulls) == 1
+        push(Registry(), folder_store, [Registry().publish("a", files(7), LINEAGE)])
+        move_alias(log, "a", "prod", 2)
+        wait_until(lambda: theirs.aliases("a") == {"prod": 2})
+        assert len(pulls) == 2
+
+
 def test_keys_count_without_being_asked_for(store: Store, tmp_path: Path) -> None:
     """Keys are there before the server listens; one that is published or revoked later counts soon."""
     theirs, keys = Registry(tmp_path / "theirs"), Keys(Registry().home)
