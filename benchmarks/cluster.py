@@ -4,14 +4,17 @@
 
 Both serve one base (a tiny random Llama unless --model names a folder of transformers, so the worst case for whoever
 stands between) with 12 adapters from one home, one after the other in turn, and the turns alternate, so that other work
-on the machine meets both. Given are seconds to the first token and between tokens (medians and 99th percentiles),
-tokens a second, and the greatest memory (PSS) of the processes. The last line is JSON. It needs Ray.
+on the machine meets both. Given are milliseconds to the first token (median and 99th percentile) and between tokens
+(median), tokens a second, what the gateway adds to both medians in each round, and the memory (PSS) of the processes:
+of a replica, of a plain server, and of what Ray and the gateway need besides. Greedy answers are compared byte by
+byte, but for ids and times. The last line is JSON. It needs Ray.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -24,6 +27,7 @@ from typing import Any
 import httpx
 
 from benchmarks.machine import machine
+from serve.cluster.config import REPLICAS
 
 ADAPTERS = 12
 
@@ -73,22 +77,50 @@ async def streams(url: str, requests: int, clients: int, tokens: int) -> dict[st
     }
 
 
+def answers(url: str, tokens: int) -> list[str]:
+    """A greedy stream of each adapter, without what is new in each answer."""
+    found = []
+    with httpx.Client(base_url=url, timeout=300, trust_env=False) as client:
+        for number in range(ADAPTERS):
+            body = {"model": f"a{number}", "prompt": "Hello there", "max_tokens": tokens, "temperature": 0}
+            answer = client.post("/completions", json={**body, "stream": True, "logprobs": 1})
+            answer.raise_for_status()
+            found.append(re.sub(r'"(id|created)": ?("[^"]*"|\d+)', "", answer.text))
+    return found
+
+
+def added(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the cluster adds to the plain server's medians, for each round of each number of clients."""
+    by_place = {(case["server"], case["clients"], case["round"]): case for case in cases}
+    return [
+        {
+            "clients": clients,
+            "round": number,
+            "first_token_ms": round(case["first_token_p50_ms"] - plain["first_token_p50_ms"], 2),
+            "token_ms": round(case["token_p50_ms"] - plain["token_p50_ms"], 2),
+        }
+        for (server, clients, number), case in by_place.items()
+        if server == "cluster"
+        for plain in [by_place["plain", clients, number]]
+    ]
+
+
 def _ms(seconds: float) -> float:
     return round(1000 * seconds, 2)
 
 
-def memory_mb(group: int) -> dict[str, float]:
-    """The proportional memory of the processes of a group, in MB, by what they are."""
-    found: dict[str, float] = {}
-    for process in Path("/proc").glob("[0-9]*"):
+def memory_mb(pid: int) -> dict[str, list[float]]:
+    """The proportional memory of a process and each of its descendants, in MB, by what they are."""
+    from tests.processes import family
+
+    found: dict[str, list[float]] = {}
+    for process in (Path(f"/proc/{each}") for each in family(pid)):
         try:
-            if os.getpgid(int(process.name)) != group:
-                continue
             name = (process / "cmdline").read_bytes().split(b"\0")[0].decode().rpartition("/")[2][:40]
             pss = next(line for line in (process / "smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
         except (OSError, StopIteration):
             continue
-        found[name] = round(found.get(name, 0) + int(pss.split()[1]) / 1000, 1)
+        found.setdefault(name, []).append(round(int(pss.split()[1]) / 1000, 1))
     return found
 
 
@@ -132,13 +164,22 @@ def main() -> None:
                         if number:
                             cases.append({"server": name, "clients": clients, "round": number, **case})
                             print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
+            are_equal = answers(urls["plain"], chosen.tokens) == answers(urls["cluster"], chosen.tokens)
             head = json.loads((home / "cluster/head.json").read_text())["pid"]
-            memory = {"plain": memory_mb(plain.pid), "cluster": memory_mb(head)}
+            own = memory_mb(head)
+            replicas = [size for name, sizes in own.items() if name.endswith(f":{REPLICAS}") for size in sizes]
+            memory = {
+                "plain": sum(map(sum, memory_mb(plain.pid).values())),
+                "a_replica": round(statistics.mean(replicas), 1) if replicas else None,
+                "fixed": round(sum(map(sum, own.values())) - sum(replicas), 1),
+                "processes": own,
+            }
         finally:
             os.killpg(plain.pid, signal.SIGKILL)
             plain.wait()
             subprocess.run([*qhub, "cluster", "down"], env=environment, stdout=subprocess.DEVNULL, check=True)
-        print(json.dumps({"machine": machine(), "up_seconds": started, "memory_mb": memory, "cases": cases}))
+        told = {"machine": machine(), "up_seconds": started, "are_answers_equal": are_equal, "added": added(cases)}
+        print(json.dumps({**told, "memory_mb": memory, "cases": cases}))
 
 
 if __name__ == "__main__":
