@@ -81,7 +81,7 @@ check-ray: $(INSTALLED)
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > $$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth
 	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[serve]>=2.60,<3'
-	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest --durations=10 tests/serve/cluster
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -s --durations=10 tests/serve/cluster
 
 # The Hub's tests once more, with the 1.x line of its client; constraints.txt has 2.x.
 check-hub1: $(INSTALLED)

@@ -1,6 +1,7 @@
 """The server's own errors, and the one place that maps every error to a status and an OpenAI error body."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,17 @@ class NoReplica(QhubError):
     """No replica of a cluster could answer a request, which was sent to several."""
 
 
+class Elsewhere(QhubError):
+    """A router chose an adapter for a request, and the gateway that sent it here asked where that belongs.
+
+    `told` is for that gateway alone: nobody else sends such requests.
+    """
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        super().__init__("the adapter that was chosen for this request is asked for where it is")
+        self.told = told
+
+
 class GenerationFailed(QhubError):
     """The model could not continue a request that was admitted."""
 
@@ -137,6 +149,8 @@ def error_body(error: Exception) -> ErrorBody:
             return ErrorBody(503, str(error), "server_error", None, "limits_unavailable", (("Retry-After", "1"),))
         case NoReplica():
             return ErrorBody(503, str(error), "server_error", None, "no_replica", (("Retry-After", "1"),))
+        case Elsewhere():
+            return ErrorBody(421, str(error), "server_error", None, "elsewhere")
         case RemoteError():
             return ErrorBody(503, str(error), "server_error", "model", "remote_unavailable", (("Retry-After", "2"),))
         case AdapterUnloaded():

@@ -4,7 +4,7 @@ Which router that is is looked up at every request, as the names of adapters are
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -24,10 +24,9 @@ from serve.requests.generation import ChatRequest, CompletionRequest, Generation
 from serve.requests.messages import Message
 from serve.requests.probes import EmbeddingsRequest, ScoreRequest
 
-AUTO = "auto"
 NO_ROUTER = (
     "'auto' is not a model here: this server has no router. `qhub router train` makes one, `qhub serve --router NAME` "
-    "uses it"
+    "uses it, and so does `name` under [router] of a cluster.toml"
 )
 Asked = GenerationRequest | EmbeddingsRequest | ScoreRequest
 
@@ -43,9 +42,19 @@ class Loaded:
 class Routing:
     """The router of one server. Safe to use from several threads."""
 
-    def __init__(self, registry: Registry, base: BaseInfo, embeddings: Embeddings, options: HttpOptions) -> None:
-        """Raises NotFound, BadFile, and Incompatible for what is not a router of this base, or has a route that is not
-        an adapter of it."""
+    def __init__(
+        self,
+        registry: Registry,
+        base: BaseInfo,
+        embeddings: Embeddings,
+        options: HttpOptions,
+        bring: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`bring` has what a reference names come here, if it is elsewhere.
+
+        Raises NotFound, BadFile, and Incompatible for what is not a router of this base, or has a route that is not
+        an adapter of it.
+        """
         assert options.router is not None, "the server has a router"
         self.registry = registry
         self.base = base
@@ -54,7 +63,10 @@ class Routing:
         self.reference = Reference.parse(options.router)
         self._lock = threading.Lock()
         self._loaded: Loaded | None = None
+        bring(options.router)
         for route in self.now().router.files.routes:
+            if route is not None:
+                bring(str(route))
             if route is not None and check_adapter(registry.resolve(route)).base_fingerprint != base.fingerprint:
                 raise Incompatible(f"{options.router} may choose {route}, which was not made for base '{base.name}'")
 

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,21 +22,22 @@ from serve.adapters.leases import Leases
 from serve.adapters.record import AdapterStatus
 from serve.adapters.source import Folder
 from serve.answers.logprobs import Echo
-from serve.answers.models import Routed, Target, adapter_entry, find_target, residents
+from serve.answers.models import Target, adapter_entry, find_target, residents
 from serve.auth import allowed_by, check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
 from serve.engine.request import LOW, NORMAL, Submission
-from serve.errors import Forbidden, ModelNotFound
+from serve.errors import Elsewhere, Forbidden, ModelNotFound
 from serve.follow import Follower
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
+from serve.requests.found import NOTHING, Found, Routed
 from serve.requests.generation import ChatRequest
-from serve.requests.model_ref import ModelRef, read_model
+from serve.requests.model_ref import AUTO, ModelRef, read_model
 from serve.requests.probes import EmbeddingsRequest, ScoreRequest
-from serve.routing import AUTO, NO_ROUTER, Asked, Routing
+from serve.routing import NO_ROUTER, Asked, Routing
 from serve.text.compiler import PROCESSES
 from serve.text.generate import Generation
 from serve.text.prompt import PLAIN
@@ -135,7 +136,7 @@ class Service:
         return self._followed(ref, look) if waits else look()
 
     def _find(self, ref: ModelRef, key: Key | None) -> Target:
-        if ref.text == AUTO and not self.registry.versions(AUTO) and self.loaded.find(AUTO) is None:
+        if ref.name == ref.text == AUTO and not self.registry.versions(AUTO) and self.loaded.find(AUTO) is None:
             raise ModelNotFound(NO_ROUTER)
         target = find_target(ref, self.base.info, self.registry, self.loaded.find(ref.name))
         if target.version is None:  # also what weights of zero leave
@@ -149,6 +150,8 @@ class Service:
 
     def _is_new(self, ref: ModelRef) -> bool:
         """Whether a followed remote may have to be asked for it first."""
+        if ref.text == AUTO and self.routing is not None and ref.name is not None:  # it names nothing yet
+            return False
         if self.follower is None or ref.mix is None or self.loaded.find(ref.name) is not None:
             return False
         return self.follower.is_new(ref.names)
@@ -166,45 +169,51 @@ class Service:
                 raise
             return look()
 
-    async def _find_soon(self, body: Asked, key: Key | None, pinned: str | None) -> Target:
+    async def _find_soon(self, body: Asked, key: Key | None, found: Found) -> Target:
         """As `target`; what has to come from a followed remote is waited for where it holds up nobody else."""
         ref = body.model_ref(self.base.info.name)
-        if not self._is_new(ref):
+        if not self._is_new(ref if found.versions is None else ref.pinned(found.versions)):
             try:
-                return await asyncio.to_thread(self.target, body, key, pinned, waits=self.follower is None)
+                return await asyncio.to_thread(self.target, body, key, found, waits=self.follower is None)
             except ModelNotFound:
                 if self.follower is None:
                     raise
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.bringing, self.target, body, key, pinned)
+        return await loop.run_in_executor(self.bringing, self.target, body, key, found)
 
-    def target(self, body: Asked, key: Key | None, pinned: str | None = None, *, waits: bool = True) -> Target:
+    def target(self, body: Asked, key: Key | None, found: Found = NOTHING, *, waits: bool = True) -> Target:
         """What answers a request: what its model means now, or, if that is `auto`, what the router chooses.
 
-        `pinned` are the versions that the name was found to mean before. Raises as `choose`.
+        `found` is what was found before. Raises as `choose`, and Elsewhere with what a router chose if that is asked.
         """
         ref = body.model_ref(self.base.info.name)
-        if pinned is not None:
-            return self.choose(ref.pinned(pinned), body.user, key, waits=waits)
+        if found.versions is not None:
+            target = self.choose(ref.pinned(found.versions), body.user, key, waits=waits)
+            return replace(target, routed=found.routed)
         if ref.text != AUTO or self.routing is None:
             return self.choose(ref, body.user, key, waits=waits)
         router, choice = self.routing.choose(body, key)
         chosen = str(choice.reference) if choice.reference is not None else self.base.info.name
         if choice.reference is None and not allowed_by(key)(chosen):
             raise Forbidden(f"'auto' found no adapter for this that the key is for, and it is not for '{chosen}'")
-        self.metrics.note_route(choice.reference.name if choice.reference is not None else chosen, choice.reason)
         routed = Routed(str(router), chosen, choice.confidence, choice.reason)
-        return replace(self.choose(self.read(chosen), body.user, key, waits=waits), model=AUTO, routed=routed)
+        target = replace(self.choose(self.read(chosen), body.user, key, waits=waits), model=AUTO, routed=routed)
+        self.metrics.note_route(choice.reference.name if choice.reference is not None else chosen, choice.reason)
+        if found.is_asking and isinstance(target.version, Version):
+            version = target.version
+            pinned = Reference(version.name, digest=version.manifest_digest)
+            raise Elsewhere({"versions": str(pinned), "digest": version.content_digest, "routed": asdict(routed)})
+        return target
 
     async def start(
-        self, body: Asked, *, request_id: str, started: float, key: Key | None, pinned: str | None = None
+        self, body: Asked, *, request_id: str, started: float, key: Key | None, found: Found = NOTHING
     ) -> Admitted:
         """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue.
 
-        `pinned` are the versions that the name was found to mean before, by who sent the request here.
+        `found` is what was found before, by who sent the request here. Raises as `target` and the reader.
         """
         loop = asyncio.get_running_loop()
-        target = await self._find_soon(body, key, pinned)
+        target = await self._find_soon(body, key, found)
         choices = await loop.run_in_executor(self.forms if body.has_form else None, self._read, target, body)
         room = self.loading if self._is_cold(target) else None
         salt = self._salt(body, key)
@@ -304,7 +313,7 @@ class Service:
             return None
         encode = partial(self.reader.prompts.encoder.encode, add_special_tokens=False)
         weight = self.base.model.get_input_embeddings().weight
-        return Routing(self.registry, self.base.info, Embeddings(encode, weight), self.http)
+        return Routing(self.registry, self.base.info, Embeddings(encode, weight), self.http, self.bring)
 
     def _salt(self, body: Asked, key: Key | None) -> str:
         """What keeps apart the prefixes of those that do not share them."""

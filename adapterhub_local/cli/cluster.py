@@ -102,16 +102,19 @@ def _shown(state: dict[str, Any], as_json: bool) -> None:
     number = len(state["replicas"])
     urls = ", ".join(state["urls"])
     echo(f"Serving {state['base']} on {number} replica{'' if number == 1 else 's'} at {urls}")
+    followed = state["remote"] is not None
     rows = [
         (
             each["replica"],
             each["state"],
             each["node"],
             each["pid"],
+            *([each.get("remote")] if followed else []),
             each.get("running"),
             size_text(each["adapter_bytes"]) if "adapter_bytes" in each else None,
             ", ".join(each.get("adapters", ())),
         )
         for each in state["replicas"]
     ]
-    print_table(("REPLICA", "STATE", "NODE", "PID", "RUNNING", "MEMORY", "ADAPTERS"), rows)
+    remote = ["REMOTE"] if followed else []
+    print_table(("REPLICA", "STATE", "NODE", "PID", *remote, "RUNNING", "MEMORY", "ADAPTERS"), rows)

@@ -1,13 +1,16 @@
 """Fit: whether an adapter belongs to the base, by what it says of its origin and by the shapes of its modules."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.errors import Incompatible
-from adapterhub_local.lora.adapter import AdapterFile
 from adapterhub_local.registry import Version
 from serve.adapters.source import Source
+
+if TYPE_CHECKING:  # it loads torch, which a gateway that asks `check_base` has no use for
+    from adapterhub_local.lora.adapter import AdapterFile
 
 
 def check_base(version: Source, base: BaseInfo) -> None:
@@ -18,7 +21,7 @@ def check_base(version: Source, base: BaseInfo) -> None:
     raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
 
 
-def check_origin(adapter: AdapterFile, version: Source, base: BaseInfo) -> None:
+def check_origin(adapter: "AdapterFile", version: Source, base: BaseInfo) -> None:
     """Raise Incompatible if weights or config name another base; `check_base` reads the lineage only."""
     said = Origin.of_adapter(adapter)
     if version.base_fingerprint is not None:  # whoever registered it has decided, whatever its config names
@@ -27,7 +30,7 @@ def check_origin(adapter: AdapterFile, version: Source, base: BaseInfo) -> None:
         raise Incompatible(f"'{version}' was {answer.reason}")
 
 
-def check_modules(adapter: AdapterFile, name: str, base: BaseInfo, shapes: Mapping[str, tuple[int, int]]) -> None:
+def check_modules(adapter: "AdapterFile", name: str, base: BaseInfo, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Raise Incompatible unless every module is one of `shapes`: module -> (in_features, out_features) of the base."""
     wrong = []
     for module, shape in adapter.shapes.items():

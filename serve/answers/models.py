@@ -16,22 +16,8 @@ from serve.adapters.mixture import Mixture, label_of, mixture
 from serve.adapters.record import AdapterStatus, Label
 from serve.adapters.source import Source
 from serve.errors import BadParameter, ModelNotFound
+from serve.requests.found import Routed
 from serve.requests.model_ref import ModelRef
-
-
-@dataclass(frozen=True)
-class Routed:
-    """What a router said of a request: `chosen` is the reference of an adapter, or the base's name."""
-
-    router: str
-    chosen: str
-    confidence: float
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As the log has it."""
-        return {"router": self.router, "routed": self.chosen, "confidence": round(self.confidence, 4),
-                "route_reason": self.reason}  # fmt: skip
 
 
 @dataclass(frozen=True)

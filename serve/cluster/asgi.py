@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from starlette.types import Message as Sent
 
 from serve.cluster.call import Call, Message, Whole
+from serve.requests.found import Found, Routed
 
 HOST = "replica"  # not an address: nobody reaches the application over a network
 
@@ -86,5 +87,8 @@ def scope_of(call: Call) -> dict[str, Any]:
         "headers": [*call.headers, (b"x-request-id", call.id.encode())],
         "client": None,
         "server": (HOST, None),
-        "state": {"session": call.key, "pinned": call.pinned},
+        "state": {
+            "session": call.key,
+            "found": Found(call.pinned, Routed(**call.routed) if call.routed is not None else None, call.is_asking),
+        },
     }

@@ -12,6 +12,7 @@ from adapterhub_local.recipe.field import between, key, keys
 from adapterhub_local.recipe.layers import Layer
 from adapterhub_local.recipe.reader import all_problems, convert, nearest
 from adapterhub_local.recipe.toml import read_toml, short
+from adapterhub_local.registry.remotes import Remote
 from adapterhub_local.sizes import parse_size
 from adapterhub_local.visible import visible_line
 from serve.engine.options import EngineOptions
@@ -47,16 +48,34 @@ class Gateway:
     origins: tuple[str, ...] = key("Origins whose web pages may ask (CORS).", ())
 
 
-TABLES: Mapping[str, Any] = {"replicas": Replicas, "gateway": Gateway, "engine": EngineOptions}
+@dataclass(frozen=True)
+class Router:
+    """[router]"""
+
+    name: str | None = key(
+        "Router that chooses the adapter where a request's model is auto, such as router@prod.", None
+    )
+    threshold: float | None = key("As `qhub serve --router-threshold`.", None, between(0.0, 1.0))
+    allow: tuple[str, ...] = key("As `qhub serve --router-allow`.", ())
+
+
+TABLES: Mapping[str, Any] = {"replicas": Replicas, "gateway": Gateway, "router": Router, "engine": EngineOptions}
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """One cluster.toml. `engine` are options of `qhub serve` by their field names, for every replica."""
+    """One cluster.toml. `engine` are options of `qhub serve` by their field names, for every replica.
+
+    `remote` is the name or URL of what all follow; `followed` where that is, which `qhub cluster up` finds out, so
+    that other machines need not know it by that name.
+    """
 
     base: str
+    remote: str | None = None
+    followed: Remote | None = None
     replicas: Replicas = field(default_factory=Replicas)
     gateway: Gateway = field(default_factory=Gateway)
+    router: Router = field(default_factory=Router)
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     def scaled(self, low: int, high: int | None = None) -> "ClusterConfig":
@@ -73,8 +92,15 @@ class ClusterConfig:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "ClusterConfig":
         """What `to_json` gave."""
+        followed = found["followed"]
         return cls(
-            found["base"], _restored(Replicas, found["replicas"]), _restored(Gateway, found["gateway"]), found["engine"]
+            found["base"],
+            found["remote"],
+            Remote(**followed) if followed is not None else None,
+            _restored(Replicas, found["replicas"]),
+            _restored(Gateway, found["gateway"]),
+            _restored(Router, found["router"]),
+            found["engine"],
         )
 
 
@@ -117,7 +143,7 @@ class _Reading:
     def config(self) -> ClusterConfig | None:
         """What the file says; None if something is wrong that leaves nothing to work with."""
         given = self.layer.tables
-        known = {"base": None, **TABLES}
+        known = {"base": None, "remote": None, **TABLES}
         for name, value in given.items():
             if name not in known:
                 self.problem(name, None, f"unknown {'table' if isinstance(value, Mapping) else 'key'} "
@@ -127,13 +153,21 @@ class _Reading:
         base = given.get("base")
         if not isinstance(base, str) or not base:
             self.problem("base", None, "'base' is needed: the name of a base, as `qhub base list` shows it")
+        remote = given.get("remote")
+        if remote is not None and (not isinstance(remote, str) or not remote):
+            self.problem(
+                "remote", None, "'remote' must be the name of a remote, as `qhub remote list` shows it, or a URL"
+            )
         replicas, gateway = self.table("replicas", Replicas), self.table("gateway", Gateway)
+        router = self.table("router", Router)
+        if router is not None and router.name is None and (router.threshold is not None or router.allow):
+            self.problem("router", None, "router.threshold and router.allow are of a router: give router.name")
         engine = self.engine()
         if replicas is not None and replicas.max is not None and replicas.max < replicas.min:
             self.problem("replicas", "max", f"replicas.max = {replicas.max}: must be at least replicas.min")
         if self.problems:
             return None
-        return ClusterConfig(str(base), replicas, gateway, engine)
+        return ClusterConfig(str(base), remote, None, replicas, gateway, router, engine)
 
     def table(self, name: str, kind: Any) -> Any:
         """The values of a table as its dataclass; None if one of them is wrong."""
@@ -195,8 +229,11 @@ def _wanted(hint: Any) -> str:
 
 def described() -> str:
     """A cluster.toml to begin with: every key with its meaning and default."""
-    lines = ['base = "{base}"']
-    for name, table in (("replicas", Replicas), ("gateway", Gateway)):
+    lines = [
+        'base = "{base}"',
+        f"{'# remote =':24} # Where versions, aliases, splits and keys come from: a name or a URL.",
+    ]
+    for name, table in (("replicas", Replicas), ("gateway", Gateway), ("router", Router)):
         lines += ["", f"[{name}]"]
         for item in fields(table):
             default = item.default

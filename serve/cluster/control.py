@@ -7,9 +7,14 @@ from typing import Any
 
 from adapterhub_local.base.bases import choose_base
 from adapterhub_local.errors import InputError, NotFound, QhubError
+from adapterhub_local.refs import Reference
+from adapterhub_local.registry import Registry
+from adapterhub_local.registry.kinds import check_router
+from adapterhub_local.registry.remotes import remote_at
 from adapterhub_local.settings import Home
 from serve.cluster import head
 from serve.cluster.config import APPLICATION, GATEWAYS, REPLICAS, ClusterConfig
+from serve.cluster.following import follow
 from serve.listen import check_reachable, listen
 
 LOOK_SECONDS = 0.5
@@ -24,7 +29,17 @@ def up(config: ClusterConfig, home: Home, told: Callable[[str], None], timeout: 
     what cannot be, QhubError if it does not come up.
     """
     head.check_ray()
-    choose_base(config.base, home, "the cluster")
+    info = choose_base(config.base, home, "the cluster")
+    if config.remote is not None:  # here first: what is wrong with it should not cost a minute, and keys may be its
+        config = replace(config, followed=remote_at(home, config.remote))
+        told(f"reading remote {config.remote}")
+        follower = follow(config, Registry(home), info)
+        assert follower is not None, config.remote
+        if config.router.name is not None:
+            follower.bring([Reference.parse(config.router.name).name])
+        follower.stop()
+    if config.router.name is not None:
+        check_router(Registry(home).resolve(config.router.name))
     check_reachable(config.gateway.host, config.gateway.port, home)
     is_ours = not head.connect(home)
     try:
@@ -172,6 +187,7 @@ def _state() -> dict[str, Any]:
     config, number = _config(), _number(details)
     return {
         "base": config.base,
+        "remote": config.remote,
         "urls": _handle(GATEWAYS).broadcast("url").results(timeout_s=10, return_exceptions=False),
         "status": details["status"].lower(),
         "min": number["min_replicas"],

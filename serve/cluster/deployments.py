@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -19,12 +20,15 @@ from adapterhub_local.registry import Registry
 from serve.cluster.call import Call, Message, Whole
 from serve.cluster.config import GATEWAYS, REPLICAS, ClusterConfig
 from serve.cluster.counting import ActorLimits
+from serve.cluster.ending import at_sigterm
 from serve.cluster.engines import RayEngines
+from serve.cluster.following import follow
 from serve.cluster.gateway import create_gateway
 from serve.cluster.replica import Replica
 from serve.listen import check_reachable, http_config, listen, log_json, shown_host
 from serve.options import HttpOptions
 
+logger = logging.getLogger("serve.cluster")
 BIND_TRIES = 50  # tenths of a second: the gateway before this one may not have ended yet
 HEALTH_SECONDS = 2.0  # between looks at whether a replica lives
 HANGING_SECONDS = 30.0  # after which one that does not say so is replaced
@@ -37,6 +41,7 @@ class ReplicaDeployment:
         log_json(access=False)  # the gateway has a line for each request
         self._replica = Replica(ray_serve.get_replica_context().replica_id.unique_id, ClusterConfig.from_json(config))
         await self._replica.start()
+        at_sigterm(self._end)
 
     async def answer(self, call: Call) -> AsyncIterator[Sequence[Message]]:
         """The messages of an answer."""
@@ -55,6 +60,11 @@ class ReplicaDeployment:
         """Take no more requests, if this is the replica of that name."""
         return self._replica.drain(name)
 
+    def _end(self) -> None:
+        """Who runs the machine ends this process: it finishes what it has begun, and Ray puts another in its place."""
+        logger.warning("this replica was told to end: it takes no more requests")
+        self._replica.drain(self._replica.name)
+
     async def check_health(self) -> None:
         """Raises if this replica is to be replaced."""
         self._replica.check()
@@ -71,9 +81,13 @@ class GatewayDeployment:
         settled = ClusterConfig.from_json(config)
         gateway, home = settled.gateway, settings.home()
         info = choose_base(settled.base, home, "the cluster")
+        registry = Registry(home)
+        # before it is asked for keys, which may be the remote's
+        follower = await asyncio.to_thread(follow, settled, registry, info)
         is_reachable = check_reachable(gateway.host, gateway.port, home)
-        http = HttpOptions(hosts=gateway.hosts, origins=gateway.origins, require_keys=is_reachable)
-        app = create_gateway(info, Registry(home), RayEngines(replicas), http, ActorLimits())
+        router = settled.router.name
+        http = HttpOptions(hosts=gateway.hosts, origins=gateway.origins, require_keys=is_reachable, router=router)
+        app = create_gateway(info, registry, RayEngines(replicas), http, ActorLimits(), follower)
         listener = await _listen(gateway.host, gateway.port)
         port = listener.getsockname()[1]
         self._url = f"http://{shown_host(gateway.host)}:{port}/v1"

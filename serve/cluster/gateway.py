@@ -4,7 +4,8 @@ The console and the registry's API are its own; answers are the replicas'. It lo
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,17 +20,18 @@ from adapterhub_local.registry import Registry
 from serve.access import Access, Routes, Scope, access, declare
 from serve.auth import Gate
 from serve.cluster.call import Call, Engines
+from serve.cluster.following import shortly
 from serve.cluster.merged import merged_adapters, merged_metrics, merged_models
-from serve.cluster.pins import Pinned, pin
+from serve.cluster.pins import Pinned, Pins
 from serve.cluster.relay import Relay
 from serve.console.session import HOME
 from serve.errors import NoReplica
-from serve.http.blank import PACKAGE, blank_app, closing_jobs
-from serve.http.bodies import room_of
+from serve.follow import Follower
+from serve.http.blank import PACKAGE, blank_app
 from serve.http.console import add_console
 from serve.http.failures import handle_errors, paths_of
 from serve.http.front import Front, own_path
-from serve.http.guard import Guard
+from serve.http.guard import EXPOSED_HEADERS, Guard
 from serve.jobs import Jobs
 from serve.limits import Limits
 from serve.metrics import Metrics
@@ -66,7 +68,6 @@ FORWARDED: dict[tuple[str, str], Access] = {
 OWN_HEADERS = frozenset(
     b"authorization x-api-key cookie host origin connection keep-alive expect transfer-encoding x-request-id".split()
 )
-EXPOSED = ["X-Request-Id", "X-Qhub-Base", "X-Qhub-Adapter", "X-Qhub-Digest", "X-Qhub-Replica", "Retry-After"]
 BY_HAND = (
     "a cluster reads an adapter where its first request lands: ask for it. To keep it in a slot of every replica, name "
     "it under pin in [replicas] of cluster.toml"
@@ -74,11 +75,33 @@ BY_HAND = (
 
 
 def create_gateway(
-    base: BaseInfo, registry: Registry, engines: Engines, http: HttpOptions, limits: Limits | None = None
+    base: BaseInfo,
+    registry: Registry,
+    engines: Engines,
+    http: HttpOptions,
+    limits: Limits | None = None,
+    follower: Follower | None = None,
 ) -> FastAPI:
-    """The application that answers for `engines`, replicas of `base` over the same registry."""
-    library = Library(registry, Jobs(registry.home))
-    app = blank_app(closing_jobs(library))
+    """The application that answers for `engines`, replicas of `base` over the same registry.
+
+    If `http` names a router, replicas have it, too. `follower`, which has begun, keeps the registry as a remote says
+    while the application runs. Replicas then have a registry that follows the same remote, if it is not the same one.
+    """
+    library = Library(registry, Jobs(registry.home), remote=follower.state if follower is not None else None)
+    pins = Pins(base.name, registry, follower, has_router=http.router is not None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if follower is not None:
+            follower.start()
+        yield
+        if follower is not None:
+            await asyncio.to_thread(follower.stop)
+        pins.close()
+        library.jobs.close()
+        await gate.limits.close()
+
+    app = blank_app(lifespan)
     gate = Gate(Keys(registry.home), is_required=http.require_keys, limits=limits)
     metrics = Metrics(_no_engine)
     routes: Routes  # known once all are added
@@ -90,12 +113,12 @@ def create_gateway(
             allow_origins=http.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=EXPOSED,
+            expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(Guard, gate=gate, hosts=http.hosts, origins=http.origins)
     handle_errors(app)
-    _add_answers(app, base, registry, engines, http, _notes(metrics))
-    _add_operations(app, base, engines, metrics)
+    _add_answers(app, pins, engines, http, _notes(metrics))
+    _add_operations(app, base, engines, metrics, follower)
     routes = Routes(app)
     return app
 
@@ -118,23 +141,16 @@ def call_of(request: Request, body: bytes = b"", pinned: Pinned | None = None) -
         key=scope["state"]["key"],
         pinned=pinned.versions,
         affinity=pinned.affinity,
+        is_asking=pinned.is_auto,
     )
 
 
-def _add_answers(
-    app: FastAPI,
-    base: BaseInfo,
-    registry: Registry,
-    engines: Engines,
-    http: HttpOptions,
-    note: Callable[[str], None],
-) -> None:
+def _add_answers(app: FastAPI, pins: Pins, engines: Engines, http: HttpOptions, note: Callable[[str], None]) -> None:
     async def forward(request: Request) -> Response:
         body = await request.body()
         pinned = None
         if request.scope["method"] == "POST" and body:
-            path, loop = own_path(request.scope), asyncio.get_running_loop()
-            pinned = await loop.run_in_executor(room_of(body), pin, body, path, base.name, registry)
+            pinned = await pins.find(body, own_path(request.scope), request.scope["state"]["key"])
         return Relay(engines, call_of(request, body, pinned), note, http.send_timeout, http.timeout)
 
     for (method, path), declared in FORWARDED.items():
@@ -142,7 +158,9 @@ def _add_answers(
         declare(app.routes[-1], declared)
 
 
-def _add_operations(app: FastAPI, base: BaseInfo, engines: Engines, metrics: Metrics) -> None:
+def _add_operations(
+    app: FastAPI, base: BaseInfo, engines: Engines, metrics: Metrics, follower: Follower | None
+) -> None:
     @app.get("/", response_model=None)
     @access(Scope.ANY)
     def index(request: Request) -> Response | dict[str, Any]:
@@ -167,7 +185,8 @@ def _add_operations(app: FastAPI, base: BaseInfo, engines: Engines, metrics: Met
     async def ready(request: Request) -> Response:
         """Whether a replica takes requests."""
         found = any(each.status == 200 for each in await engines.answers(call_of(request)))
-        return JSONResponse({"ready": found, "state": "ready" if found else "stopped"}, 200 if found else 503)
+        state = {"ready": found, "state": "ready" if found else "stopped", **shortly(follower)}
+        return JSONResponse(state, 200 if found else 503)
 
     @app.get("/metrics")
     @access(Scope.ANY)

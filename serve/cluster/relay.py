@@ -5,8 +5,9 @@ What has not begun is tried on another replica. What has begun ends with an erro
 
 import asyncio
 import contextlib
+import json
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from serve.answers.events import line
 from serve.cluster.call import Call, Engines, Lost, Message
+from serve.cluster.pins import affinity_of
 from serve.cluster.replica import DRAINING
 from serve.errors import ErrorBody, NoReplica, TimedOut
+from serve.http.failures import ELSEWHERE
 from serve.http.front import own_path, refuse
 
 logger = logging.getLogger("serve.cluster")
@@ -30,6 +33,20 @@ LOST = ErrorBody(503, GONE, "server_error", None, "replica_lost", (("Retry-After
 
 class NotRead(OSError):
     """A client does not take what it is sent."""
+
+
+class Chosen(Exception):
+    """A router chose an adapter for a request; `told` says which."""
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        super().__init__(told)
+        self.told = told
+
+    def call(self, call: Call) -> Call:
+        """The request as the replica gets it that comes first for that adapter."""
+        affinity = affinity_of([(self.told["digest"], 1.0)])
+        routed, versions = self.told["routed"], self.told["versions"]
+        return replace(call, pinned=versions, affinity=affinity, routed=routed, is_asking=False)
 
 
 class Relay(Response):
@@ -81,6 +98,9 @@ class Relay(Response):
             try:
                 await self._attempt(call, send, path, deadline)
                 return
+            except Chosen as chosen:
+                call = chosen.call(call)
+                continue
             except Lost as error:
                 self.note("retried")
                 _warn(call, error)
@@ -93,7 +113,8 @@ class Relay(Response):
         await refuse(NoReplica("no replica could answer this request: ask again"), send, path)
 
     async def _attempt(self, call: Call, send: Send, path: str, deadline: float) -> None:
-        """Send one replica's answer on. Raises Lost or TimeoutError if there is none, and nothing was sent."""
+        """Send one replica's answer on. Raises Lost or TimeoutError if there is none, and nothing was sent; Chosen if
+        the answer is another replica's to give."""
         held: list[Message] = []  # until the answer has begun
         has_begun, is_over, num_events = False, False, 0
         try:
@@ -104,6 +125,8 @@ class Relay(Response):
                     held.append(message)
                     is_over = is_over or _is_over(message)
                     if not has_begun and _has_begun(held):
+                        if (told := _chosen(held)) is not None:
+                            raise told
                         has_begun = True
                         patience.reschedule(None)
                     for each in held if has_begun else ():
@@ -145,13 +168,24 @@ def _has_begun(held: Sequence[Message]) -> bool:
     return _is_over(bodies[-1]) or (_is_stream(held[0]) and any(message.get("body") for message in bodies))
 
 
+def _chosen(held: Sequence[Message]) -> Chosen | None:
+    """What a replica says if a whole answer is that a router chose an adapter."""
+    if held[0].get("status") != 421 or _kind(held[0]) != ELSEWHERE.encode():
+        return None
+    return Chosen(json.loads(b"".join(message.get("body", b"") for message in held)))
+
+
 def _is_over(message: Message) -> bool:
     return bool(message["type"] == "http.response.body" and not message.get("more_body", False))
 
 
 def _is_stream(start: Message) -> bool:
-    kind = next((value for name, value in start.get("headers", ()) if name.lower() == b"content-type"), b"")
-    return kind.startswith((b"text/event-stream", b"application/x-ndjson"))
+    return _kind(start).startswith((b"text/event-stream", b"application/x-ndjson"))
+
+
+def _kind(start: Message) -> bytes:
+    headers = start.get("headers", ())
+    return next((bytes(value) for name, value in headers if name.lower() == b"content-type"), b"")
 
 
 def _own(message: Message) -> dict[str, Any]:

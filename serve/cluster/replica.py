@@ -11,6 +11,7 @@ from adapterhub_local.registry import Registry
 from serve.cluster.asgi import messages, whole
 from serve.cluster.call import Call, Message, Whole
 from serve.cluster.config import ClusterConfig
+from serve.cluster.following import follow, shortly
 from serve.limits import Bounds, Lease, Refusal
 
 DRAINING = "qhub.draining"  # a message instead of an answer: ask another replica
@@ -49,6 +50,7 @@ class Replica:
         await self._lifespan.__aenter__()
 
     def _load(self) -> Any:
+        """The application, its adapters where the cluster's remote has them."""
         from adapterhub_local.base.bases import choose_base
         from adapterhub_local.base.load import choose_device, load_base
         from serve.engine.options import EngineOptions
@@ -60,10 +62,19 @@ class Replica:
         bound_memory()
         replicas = self.config.replicas
         info = choose_base(self.config.base, settings.home(), "the cluster")
+        registry = Registry()
+        follower = follow(self.config, registry, info)
         base = load_base(info, dtype=DTYPES[replicas.dtype] if replicas.dtype else None)
         options = EngineOptions.on(choose_device(None), **self.config.engine)
-        http = HttpOptions(pins=replicas.pin, replica=self.name)
-        return create_app(base, registry=Registry(), options=options, http=http, limits=Uncounted())
+        router = self.config.router
+        http = HttpOptions(
+            pins=replicas.pin,
+            replica=self.name,
+            router=router.name,
+            router_threshold=router.threshold,
+            router_allows=router.allow,
+        )
+        return create_app(base, registry=registry, options=options, http=http, limits=Uncounted(), follower=follower)
 
     async def stop(self) -> None:
         """End the engine."""
@@ -98,6 +109,7 @@ class Replica:
             "running": self.num_running,
             "adapters": sorted(status.label.text for status in adapters),
             "adapter_bytes": sum(status.num_bytes for status in adapters),
+            **shortly(service.follower),
         }
 
     def drain(self, name: str) -> bool:

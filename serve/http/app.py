@@ -26,7 +26,7 @@ from serve.http.blank import PACKAGE, blank_app
 from serve.http.console import add_console
 from serve.http.failures import handle_errors, paths_of
 from serve.http.front import Front
-from serve.http.guard import Guard
+from serve.http.guard import EXPOSED_HEADERS, Guard
 from serve.http.ollama import add_ollama
 from serve.http.probes import add_probes
 from serve.http.respond import respond, weights_headers
@@ -37,24 +37,11 @@ from serve.options import HttpOptions
 from serve.redis_limits import RedisLimits
 from serve.registry_api.library import Library
 from serve.requests.generation import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
+from serve.requests.model_ref import AUTO
 from serve.requests.responses import NAMES, ResponsesRequest
-from serve.routing import AUTO
 from serve.service import Service
 from serve.text.tokenize import DetokenizeRequest, TokenizeRequest, tokenize
 from serve.threads import compute_alone
-
-# what scripts of web pages may read
-EXPOSED_HEADERS = [
-    "X-Request-Id",
-    "X-Qhub-Base",
-    "X-Qhub-Adapter",
-    "X-Qhub-Digest",
-    "X-Qhub-Replica",
-    "X-Qhub-Router",
-    "X-Qhub-Routed",
-    "X-Qhub-Confidence",
-    "Retry-After",
-]
 
 
 def create_app(

@@ -9,10 +9,12 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from adapterhub_local.errors import QhubError
-from serve.errors import ErrorBody, error_body
+from serve.errors import Elsewhere, ErrorBody, error_body
 from serve.http.bodies import InvalidBody
 from serve.http.front import own_path
 from serve.http.invalid import invalid_body, unknown_path
+
+ELSEWHERE = "application/vnd.qhub.elsewhere+json"  # of what a gateway is told of a request that belongs elsewhere
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -21,6 +23,10 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(QhubError)
     async def known(request: Request, error: QhubError) -> Response:
         return _error_response(error_body(error), own_path(request.scope))
+
+    @app.exception_handler(Elsewhere)
+    async def elsewhere(request: Request, error: Elsewhere) -> Response:
+        return Response(json.dumps(error.told), 421, media_type=ELSEWHERE)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

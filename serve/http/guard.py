@@ -17,6 +17,18 @@ from serve.errors import BadFraming, Forbidden
 from serve.http.front import own_path, refuse
 
 logger = logging.getLogger("serve.access")
+# what scripts of web pages may read
+EXPOSED_HEADERS = [
+    "X-Request-Id",
+    "X-Qhub-Base",
+    "X-Qhub-Adapter",
+    "X-Qhub-Digest",
+    "X-Qhub-Replica",
+    "X-Qhub-Router",
+    "X-Qhub-Routed",
+    "X-Qhub-Confidence",
+    "Retry-After",
+]
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+)(?::\d{1,5})?")
 _ORIGIN = re.compile(r"https?://(.+)", re.IGNORECASE)
 HEADERS = {

@@ -16,6 +16,7 @@ from serve.answers.events import Told
 from serve.answers.models import Target
 from serve.auth import Gate
 from serve.errors import Unauthorized, error_body
+from serve.requests.found import NOTHING
 from serve.requests.generation import ChatRequest, GenerationRequest
 from serve.routing import Asked
 from serve.service import Admitted, Service
@@ -24,6 +25,7 @@ from serve.text.generate import Generation, Piece
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 LOOK_INTERVAL = 1.0  # seconds between looks at whether a key is still one
+NEW_SECONDS = 5.0  # in which a key that a gateway knows is known here, too, if both follow one remote
 CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody is there to read it
 
 
@@ -148,13 +150,19 @@ def weights_headers(target: Target) -> dict[str, str]:
 
 
 async def _start(service: Service, body: Asked, state: Mapping[str, Any]) -> Admitted:
-    key, pinned = state["key"], state.get("pinned")
-    return await service.start(body, request_id=state["request_id"], started=state["started"], key=key, pinned=pinned)
+    key, found = state["key"], state.get("found", NOTHING)
+    return await service.start(body, request_id=state["request_id"], started=state["started"], key=key, found=found)
 
 
 async def _watch(gate: Gate, key: Key, generation: Generation) -> None:
-    """End an answer with an error soon after its key was revoked, or expired."""
-    while gate.is_valid(key):
+    """End an answer with an error soon after its key was revoked, or expired.
+
+    A key that is new may not have come here yet, if it was another server that let it in.
+    """
+    loop = asyncio.get_running_loop()
+    known_by, is_known = loop.time() + NEW_SECONDS, False
+    while (is_valid := gate.is_valid(key)) or (not is_known and loop.time() < known_by):
+        is_known = is_known or is_valid
         await asyncio.sleep(LOOK_INTERVAL)
     generation.fail(Unauthorized("this API key was revoked, or expired, before the answer was complete"))
 

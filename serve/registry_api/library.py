@@ -27,11 +27,13 @@ HEAVY = ("merge_report",)  # of a lineage: a line for each module
 
 @dataclass(frozen=True)
 class Library:
-    """The registry, the jobs, and what the engine does now, None where there is no engine."""
+    """The registry, the jobs, what the engine does now, None where there is no engine, and how far a remote is
+    followed, None where none is."""
 
     registry: Registry
     jobs: Jobs
     engine: Callable[[], dict[str, Any]] | None = None
+    remote: Callable[[], dict[str, Any]] | None = None
 
     def adapters(self, key: Key | None, wanted: Wanted, *, after: str | None = None, limit: int = 50) -> Page:
         """A page of what the key may see. Raises as `listing.page`."""

@@ -145,4 +145,7 @@ def add_reading(app: FastAPI, library: Library) -> None:
     @access(Scope.ADMIN)
     def server(request: Request) -> dict[str, Any]:
         """What the server does now: base, requests, memory and adapters; without an engine only that there is none."""
-        return library.engine() if library.engine is not None else {"base": None, "engine": None, "adapters": []}
+        followed = {"remote": library.remote()} if library.remote is not None else {}
+        if library.engine is None:
+            return {**followed, "base": None, "engine": None, "adapters": []}
+        return library.engine()

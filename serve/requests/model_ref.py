@@ -8,6 +8,7 @@ from adapterhub_local.refs import Mix, Reference, spelled
 from serve.errors import BadParameter, ModelNotFound
 from serve.options import MAX_TERMS
 
+AUTO = "auto"  # the model that a router chooses, where the server has one
 MAX_WEIGHT = 10_000.0  # beyond it numbers of 32 bits overflow where products of adapters are multiplied
 
 

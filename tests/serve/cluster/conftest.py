@@ -13,8 +13,11 @@ import uvicorn
 from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.load import load_base
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.remotes import Remote
 from serve.cluster.asgi import messages, whole
 from serve.cluster.call import Call, Lost, Message, Whole
+from serve.cluster.config import ClusterConfig
+from serve.cluster.following import follow
 from serve.cluster.gateway import create_gateway
 from serve.cluster.placement import tiers
 from serve.cluster.replica import DRAINING, Uncounted
@@ -59,18 +62,29 @@ class LocalEngines:
 
 
 class Gateway:
-    """A gateway on the loopback before replicas, and what clients need."""
+    """A gateway on the loopback before replicas, and what clients need.
 
-    def __init__(self, base_folder, registry: Registry, num: int) -> None:
+    With `remote` all follow it, each replica in a home of its own, as on a machine of its own.
+    """
+
+    def __init__(
+        self, base_folder, registry: Registry, num: int, remote: Remote | None = None, router: str | None = None
+    ) -> None:
         self.registry = registry
         self.base = read_record(base_folder)
         self.engines = LocalEngines()
+        config = ClusterConfig(self.base.name, followed=remote)
         for number in range(num):
-            self.engines.apps[f"r{number}"] = create_app(
-                load_base(self.base, device="cpu"), registry=registry, options=OPTIONS,
-                http=HttpOptions(replica=f"r{number}"), limits=Uncounted(),
+            name = f"r{number}"
+            own = registry if remote is None else Registry(registry.home.root.parent / name)
+            self.engines.apps[name] = create_app(
+                load_base(self.base, device="cpu"), registry=own, options=OPTIONS,
+                http=HttpOptions(replica=name, router=router), limits=Uncounted(),
+                follower=follow(config, own, self.base),
             )  # fmt: skip
-        app = create_gateway(self.base, registry, self.engines, HttpOptions())
+        app = create_gateway(
+            self.base, registry, self.engines, HttpOptions(router=router), follower=follow(config, registry, self.base)
+        )
         self.app = app
         self.url = self._serve(app, list(self.engines.apps.values()))
         self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)

@@ -1,10 +1,13 @@
 """cluster.toml: what is right is read, and every mistake is named with its line."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adapterhub_local.errors import BadRecipe, InputError, NotFound
+from adapterhub_local.registry.remotes import Remote
 from serve.cluster.config import ClusterConfig, described, load_config
 
 
@@ -23,7 +26,9 @@ def test_what_init_writes_is_what_is_meant_by_default(tmp_path: Path) -> None:
 def test_values(tmp_path: Path) -> None:
     """Each table is read, sizes with their units, and comes back from JSON as it was."""
     text = (
-        'base = "tiny"\n[replicas]\nmin = 2\nmax = 4\ncpus = 1\npin = ["a@prod"]\n[gateway]\nport = 0\n'
+        'base = "tiny"\nremote = "team"\n'
+        '[replicas]\nmin = 2\nmax = 4\ncpus = 1\npin = ["a@prod"]\n[gateway]\nport = 0\n'
+        '[router]\nname = "router@prod"\nthreshold = 0.5\nallow = ["team/*"]\n'
         '[engine]\nmax_rows = 4\nkv_bytes = "64MiB"\nadapter_bytes = 5\n'
     )
     config = read(tmp_path, text)
@@ -34,7 +39,9 @@ def test_values(tmp_path: Path) -> None:
         ("a@prod",),
     )
     assert config.engine == {"max_rows": 4, "kv_bytes": 64 << 20, "adapter_bytes": 5_000_000}
-    assert ClusterConfig.from_json(config.to_json()) == config
+    assert config.remote == "team"
+    config = replace(config, followed=Remote("team", "s3://bucket/team", {"endpoint_url": "http://store"}))
+    assert ClusterConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(InputError, match="at least 1"):
         config.scaled(0)
     with pytest.raises(InputError, match="from 3 to 2 replicas"):
@@ -44,6 +51,9 @@ def test_values(tmp_path: Path) -> None:
 MISTAKES = [
     ("[replicas]\nmin = 1\n", "'base' is needed"),
     ('base = "t"\n[replica]\nmin = 1\n', ":2: unknown table 'replica': did you mean 'replicas'?"),
+    ('base = "t"\nremote = 3\n', ":2: 'remote' must be the name of a remote"),
+    ('base = "t"\n[router]\nthreshold = 0.5\n', "are of a router: give router.name"),
+    ('base = "t"\n[router]\nname = "r"\nthreshold = 2\n', ":4: router.threshold = 2: must be from 0.0 to 1.0"),
     ('base = "t"\nbass = 1\n', ":2: unknown key 'bass': did you mean 'base'?"),
     ('base = "t"\n[replicas]\n\nmni = 1\n', ":4: unknown key 'mni' in [replicas]: did you mean 'min'?"),
     ('base = "t"\n[replicas]\nmin = "two"\n', ":3: replicas.min must be a whole number, not 'two'"),

@@ -16,7 +16,7 @@ from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import set_split
 from serve.access import declared
-from serve.cluster.pins import pin
+from serve.cluster.pins import Pinned, Pins
 from serve.cluster.relay import Relay
 from tests.serve.adapter_makers import publish
 from tests.serve.cluster.conftest import OPTIONS, Gateway
@@ -187,12 +187,13 @@ def test_a_replica_that_is_drained_is_left_out(gateway: Gateway) -> None:
 
 
 def test_equal_contents_go_to_one_replica(gateway: Gateway) -> None:
-    """However an adapter is named, its requests go to the same replica, pinned to a version."""
+    """However an adapter is named, its requests go to the same replica, pinned to what it is."""
     gateway.engines.asked.clear()
     for model in ("alpha", "alpha@1", "alpha@prod", "tiny:alpha", "alpha@latest"):
         assert gateway.post("/v1/completions", model=model, prompt="Hi", max_tokens=1).status_code == 200
     assert len({name for name, _ in gateway.engines.asked}) == 1
-    assert {call.pinned for _, call in gateway.engines.asked} == {"alpha@1"}
+    digest = gateway.registry.resolve("alpha@1").manifest_digest
+    assert {call.pinned for _, call in gateway.engines.asked} == {f"alpha@{digest}"}
 
 
 def test_an_alias_that_moves_counts_at_once(gateway: Gateway) -> None:
@@ -216,7 +217,9 @@ def test_an_alias_that_moves_counts_at_once(gateway: Gateway) -> None:
 @pytest.mark.parametrize("text", ["", "{}", "[]", "1", '{"model": "alpha", "adapters": 3}', '{"model": null}', "\xff"])
 def test_pins_of_strange_bodies(shared_registry: Registry, text: str) -> None:
     """A body that names nothing is pinned to nothing, and no error comes of it."""
-    assert pin(text.encode("latin-1"), "/v1/completions", "tiny", shared_registry).versions is None
+    pins = Pins("tiny", shared_registry)
+    assert asyncio.run(pins.find(text.encode("latin-1"), "/v1/completions")) == Pinned()
+    pins.close()
 
 
 def test_every_endpoint_of_the_server_is_one_of_the_gateway(gateway: Gateway, loaded_base) -> None:

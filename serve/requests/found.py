@@ -1,0 +1,36 @@
+"""Found: what was found of a request before it came here, by a router or a gateway."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a router said of a request: `chosen` is the reference of an adapter, or the base's name."""
+
+    router: str
+    chosen: str
+    confidence: float
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As the log has it."""
+        return {"router": self.router, "routed": self.chosen, "confidence": round(self.confidence, 4),
+                "route_reason": self.reason}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a gateway found of a request before it sent it here.
+
+    versions    what its model's name means, None: not known
+    routed      what a router said of it, if one was asked
+    is_asking   the gateway asks which adapter the router chooses, to send the request where that one is
+    """
+
+    versions: str | None = None
+    routed: Routed | None = None
+    is_asking: bool = False
+
+
+NOTHING = Found()
