@@ -115,9 +115,10 @@ def spelled(terms: Iterable[tuple[object, float]]) -> str:
 
 def parse_weight(text: str) -> float:
     """A finite weight. Raises BadReference for anything else, `nan` and `inf` included."""
-    if not _WEIGHT.fullmatch(text.strip()) or not math.isfinite(float(text)):
+    number = text.strip()  # of more than `float` strips, such as U+001F
+    if not _WEIGHT.fullmatch(number) or not math.isfinite(weight := float(number)):
         raise BadReference(f"'{_shown(text)}' is not a weight: write a finite number such as 0.7 or -0.5")
-    return float(text)
+    return weight
 
 
 def _shown(text: str) -> str:

@@ -71,6 +71,7 @@ class Follower:
         self._watched: set[str] = set()  # names whose records count here
         self._settled: set[str] = set()  # those of them that are here as the remote says
         self._undone: set[str] = set()  # names of which something did not come, or cannot be
+        self._written: dict[tuple[str, str], Any] = {}  # kind and subject -> what was last written here of it
         self._said: dict[str, str] = {}  # name -> what was logged of it last
         self._slots: dict[str, list[int]] = {}  # name -> numbers that were at the remote at the start
         self._refused: dict[tuple[str, int], Refused] = {}
@@ -199,7 +200,8 @@ class Follower:
         if is_due:
             names |= self._undone
             for name in self._differing(log) - names:
-                self._put_back(name)
+                if any(taken.reason for taken in self._settle(name, is_moved=True)):
+                    self._undone.add(name)
             self._compared = time.monotonic()
         for name in names:
             self._undone.discard(name)
@@ -234,22 +236,29 @@ class Follower:
         self._log = log
         return log
 
-    def _settle(self, name: str) -> list[Taken]:
-        """Aliases, split, tags and evaluations of a name, as far as their versions are here; what changed."""
+    def _settle(self, name: str, *, is_moved: bool = False) -> list[Taken]:
+        """Aliases, split, tags and evaluations of a name, as far as their versions are here; what changed.
+
+        What was moved here is undone and named: what was here is not what was last written. Of a split that was never
+        written `is_moved` says whether it was moved here.
+        """
         if self._log is None:
             return []
         with self._marks:
-            return take_marks(self.registry, self._log, name)
-
-    def _put_back(self, name: str) -> None:
-        """Undo what was moved here, and say where it can be moved."""
-        for taken in self._settle(name):
-            if taken.reason is None and taken.kind in ("alias", "split"):
-                logger.warning(
-                    "%s %s was moved here and is put back to what remote %s says (%s): move it there, with "
-                    "`qhub sync push`", taken.kind, taken.subject, self.remote.name, taken.now,
-                )  # fmt: skip
-        self._undone.add(name)
+            found = take_marks(self.registry, self._log, name)
+            for taken in found:
+                key = (taken.kind, taken.subject)
+                if taken.reason is not None or taken.kind not in ("alias", "split"):
+                    continue
+                if self._written[key] != taken.before if key in self._written else is_moved and taken.kind == "split":
+                    logger.warning(
+                        "%s %s was moved here and is put back to what remote %s says (%s): move it there, with "
+                        "`qhub sync push`", *key, self.remote.name, taken.now,
+                    )  # fmt: skip
+                self._written[key] = taken.now
+            for alias, number in self.registry.aliases(name).items():  # also those that came with their version
+                self._written.setdefault(("alias", f"{name}@{alias}"), number)
+            return found
 
     def _settle_soon(self, name: str, fetched: Future[None] | None = None) -> None:
         """The same, again later if it cannot be done or if what was fetched for it did not come."""

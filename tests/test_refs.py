@@ -135,6 +135,7 @@ def test_bad_mixes_are_refused(text: str) -> None:
         Mix.parse(text)
 
 
+@example("0\x1f")  # white space to `strip`, but not to `float`
 @given(st.text(max_size=12))
 def test_any_text_is_a_finite_weight_or_refused(text: str) -> None:
     """No text becomes NaN, infinity or an error other than BadReference."""

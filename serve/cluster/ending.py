@@ -1,4 +1,4 @@
-"""Ending: a process of Ray that is asked to end is told so, instead of ending at once.
+"""Ending: a process of Ray that gets SIGTERM notices it, instead of ending at once.
 
 Ray installs a handler of SIGTERM of its own, in the main thread, which it keeps; an actor's code runs in other threads,
 where Python's `signal` refuses to work. What does work there is `faulthandler.register`: it writes to a file when a

@@ -165,7 +165,7 @@ def test_an_adapter_against_itself(trained: Version, tmp_path: Path, capsys: pyt
         run(["eval", "yes-no", "--data", str(tmp_path / "held.jsonl"), "--against", "yes-no@1"])
     output = capsys.readouterr().out
 
-    assert "yes-no@1 less yes-no@1, loss: +0.0000 [+0.0000, +0.0000], may be chance" in output
+    assert "yes-no@1 minus yes-no@1, loss: +0.0000 [+0.0000, +0.0000], may be chance" in output
     assert "perplexity" in output
 
 

@@ -1,7 +1,4 @@
-"""`qhub cluster` on Ray itself: three replicas that follow a remote, killed, scaled and asked by many at once.
-
-`make check-ray` runs it, and shows the times that nothing is asserted of.
-"""
+"""`qhub cluster` on Ray: replicas follow a remote, are killed, scaled, and asked by many at once (`make check-ray`)."""
 
 import asyncio
 import json
