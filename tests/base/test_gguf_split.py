@@ -142,7 +142,8 @@ def test_a_rule_that_is_not_known_is_refused(home: Home, model: Path, tmp_path: 
 @pytest.mark.parametrize("name", ["qwen2", "llama-bpe"])
 def test_texts_begin_and_end_as_the_file_says(name: str, flags: dict, model: Path, tmp_path: Path) -> None:
     """BOS before and EOS behind a text where the file wants them, and by default where llama.cpp puts them."""
-    begins = flags | {"pre": name, "bos_token_id": 893}
+    tokens = gguf.GGUFReader(model).fields["tokenizer.ggml.tokens"].contents()
+    begins = flags | {"pre": name, "bos_token_id": tokens.index("<|im_start|>")}
     path = with_settings(model, tmp_path / "m.gguf", **({"add_bos_token": None, "add_eos_token": None} | begins))
     tokenizer = open_source(path).tokenizer
 
