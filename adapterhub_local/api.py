@@ -65,6 +65,7 @@ def merge_adapters(
     rank: int | str | None = None,
     energy: float | None = None,
     max_error: float | None = None,
+    max_size: str | int | None = None,
     dtype: str = "auto",
     compact: bool = False,
     alpha: float | None = None,
@@ -80,8 +81,8 @@ def merge_adapters(
     (both@1, 1.8e-08)
 
     One of `name`, `output` and `dry_run` says where the result goes. `parameters` are those of the method, such as
-    density=0.2 with method="ties"; `rank`, `energy` or `max_error` say what is kept. Raises InputError for what does
-    not fit together, Incompatible for adapters of different bases, unless `force`.
+    density=0.2 with method="ties"; `rank`, `energy`, `max_error` or `max_size` say what is kept. Raises InputError
+    for what does not fit together, Incompatible for adapters of different bases, unless `force`.
     """
     from adapterhub_local.evaluate.merging import carry_out
     from adapterhub_local.merge.destination import Destination
@@ -95,7 +96,7 @@ def merge_adapters(
     labels = tuple(str(label) for label in adapters)
     if not dry_run:
         there = there.beside(labels)
-    formula = Formula(method, parameters, space, parse_rule(rank, energy, max_error), dtype, compact)
+    formula = Formula(method, parameters, space, parse_rule(rank, energy, max_error, max_size), dtype, compact)
     written = WrittenPlan(
         labels, tuple(weights), (alpha,) * len(labels), formula, force, there.name, there.alias, there.path, with_base
     )

@@ -28,6 +28,7 @@ EXTRAS = {  # extra -> a module that it brings, and what for
     "redis": ("redis", "limits that several servers share"),
     "ray": ("ray", "`qhub cluster`"),
     "parquet": ("pyarrow", "data in Parquet and Arrow files"),
+    "tune": ("optuna", "samplers of `qhub tune-merge`"),
     "plot": ("PIL", "curves as PNG"),
     "lm-eval": ("lm_eval", "tasks of lm-evaluation-harness"),
     "llama-cpp": ("xllamacpp", "tests of what is exported for llama.cpp"),

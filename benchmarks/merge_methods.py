@@ -58,7 +58,7 @@ def main() -> None:
     from adapterhub_local.merge.formula import Formula
     from adapterhub_local.merge.merge import merge_to_path
     from adapterhub_local.merge.plan import make_plan
-    from adapterhub_local.merge.plan_file import Scored
+    from adapterhub_local.merge.tuning import Scored
     from adapterhub_local.registry import Registry
 
     registry = Registry()

@@ -52,6 +52,7 @@ ORDER = (
     "train",
     "plan",
     "router",
+    "tune",
     "evaluate",
     "rows",
     "data",

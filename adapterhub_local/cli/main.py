@@ -32,7 +32,7 @@ SECTIONS = {
     },
     "Merging": {
         "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
-        "tune-merge": "Search the weights of a merge that do best on held-out data.",
+        "tune-merge": "Search the merge that does best on held-out data: weights, layers, methods.",
         "extract": "Make a LoRA from the difference of two full models.",
     },
     "Versions": {

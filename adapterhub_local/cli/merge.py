@@ -11,8 +11,10 @@ from click.core import ParameterSource
 from adapterhub_local.cli.merge_report import tell, tell_modules, warn
 from adapterhub_local.cli.output import echo, print_json, reporter
 from adapterhub_local.errors import InputError
+from adapterhub_local.merge.layers import Weight
 from adapterhub_local.merge.methods import METHODS, parameters
-from adapterhub_local.merge.plan_file import Scored, WrittenPlan, load_plan
+from adapterhub_local.merge.plan_file import WrittenPlan, load_plan
+from adapterhub_local.merge.tuning import Scored
 from adapterhub_local.registry import Registry
 
 # what is said beside a plan file; all else is the plan's
@@ -41,7 +43,11 @@ def _parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(name="merge")
 @click.argument("adapters", nargs=-1, required=True)
-@click.option("--weights", metavar="W1,W2,...", help="One weight for each adapter; may be negative.")
+@click.option(
+    "--weights",
+    metavar="W1,W2,...",
+    help="One weight for each adapter; may be negative. 1/0.5: one for each group of layers.",
+)
 @click.option("--name", help="Register the result as the next version of NAME.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Write one .safetensors file, or else a PEFT folder."
@@ -50,9 +56,14 @@ def _parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--method", default="weighted_sum", metavar="METHOD", help=f"One of {', '.join(METHODS)}.")
 @click.option("--space", metavar="core|full", help="Merge entries of core matrices (default) or of whole ones.")
 @_parameter_options
-@click.option("--rank", metavar="K|exact|lossless", help="Keep rank K; lossless drops only what is zero.")
+@click.option(
+    "--rank",
+    metavar="K|auto|exact|lossless",
+    help="Keep rank K; lossless drops only what is zero; auto (default) is exact up to rank 512, and 512 above.",
+)
 @click.option("--energy", type=float, metavar="SHARE", help="Keep the least rank with this share of the energy.")
 @click.option("--max-error", type=float, metavar="E", help="Keep the least rank with this relative error.")
+@click.option("--max-size", metavar="SIZE", help="Keep the rank that fits in this size, such as 50MB.")
 @click.option("--compact", is_flag=True, help="A rank of its own for each module; PEFT reads it, vLLM does not.")
 @click.option("--dtype", help="auto (default), float32, float16 or bfloat16: how factors are stored.")
 @click.option("--alpha", type=float, help="The alpha of files that do not carry their config.")
@@ -129,14 +140,13 @@ def _from_file(path: Path) -> WrittenPlan:
 def _from_options(adapters: tuple[str, ...], given: dict[str, Any]) -> WrittenPlan:
     from adapterhub_local.merge.formula import Formula
     from adapterhub_local.merge.rank_rule import parse_rule
-    from adapterhub_local.refs import parse_weight
 
     if given["weights"] is None:
         context = click.get_current_context()
         raise click.MissingParameter(
             ctx=context, param=next(option for option in context.command.params if option.name == "weights")
         )
-    weights = tuple(parse_weight(weight) for weight in given["weights"].split(","))
+    weights = tuple(_weight(weight) for weight in given["weights"].split(","))
     if given["limit"] is not None and not given["data"]:
         raise InputError("--limit counts examples that are scored: give --data TASK=FILE")
     if given["dora_rank"] is not None and given["with_base"] is None:
@@ -145,7 +155,7 @@ def _from_options(adapters: tuple[str, ...], given: dict[str, Any]) -> WrittenPl
         given["method"],
         {name: given[name] for name in parameters() if given[name] is not None},
         given["space"],
-        parse_rule(given["rank"], given["energy"], given["max_error"]),
+        parse_rule(given["rank"], given["energy"], given["max_error"], given["max_size"]),
         given["dtype"] or "auto",
         given["compact"],
     )
@@ -158,6 +168,14 @@ def _from_options(adapters: tuple[str, ...], given: dict[str, Any]) -> WrittenPl
         with_base=given["with_base"],
         dora_rank=given["dora_rank"],
     )
+
+
+def _weight(text: str) -> Weight:
+    """`0.7`, or `0.7/0.5/0.3`: one for each group of layers, from the first to the last."""
+    from adapterhub_local.refs import parse_weight
+
+    parts = tuple(parse_weight(part) for part in text.split("/"))
+    return parts if len(parts) > 1 else parts[0]
 
 
 def _scored_on(written: WrittenPlan, given: dict[str, Any], adapters: tuple[str, ...], dry_run: bool) -> WrittenPlan:

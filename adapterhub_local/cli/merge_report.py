@@ -1,8 +1,10 @@
 """How `qhub merge` and `qhub tune-merge` report what a merge made and lost."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from adapterhub_local.cli.output import echo, print_table
+from adapterhub_local.merge.layers import Weight
 
 
 def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
@@ -62,7 +64,7 @@ def tell_modules(report: dict[str, Any]) -> None:
     print_table(("module", "rank", "norm", "error", "energy", "cosines"), rows)
 
 
-def warn(report: dict[str, Any], weights: list[float]) -> None:
+def warn(report: dict[str, Any], weights: Sequence[Weight]) -> None:
     """Cautions and notes on standard error, so that the report can be piped on."""
     for note in dict.fromkeys(report.get("notes", ())):
         echo(f"note: {note}", err=True)
@@ -74,5 +76,6 @@ def warn(report: dict[str, Any], weights: list[float]) -> None:
             "keeps all there is at the least rank, --rank 512 the most that fits",
             err=True,
         )
-    if abs(sum(weights) - 1) > 1e-9:
-        echo(f"note: the weights sum to {sum(weights):g}", err=True)
+    plain = [weight for weight in weights if not isinstance(weight, tuple)]
+    if len(plain) == len(weights) and abs(sum(plain) - 1) > 1e-9:
+        echo(f"note: the weights sum to {sum(plain):g}", err=True)

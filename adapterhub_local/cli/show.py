@@ -1,5 +1,6 @@
 """`qhub show`: one version with its lineage and metrics."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -47,7 +48,7 @@ def command(reference: str, as_json: bool) -> None:
     if is_router(lineage):
         rows += [("chooses", route) for route in (lineage.get("router") or {}).get("routes") or ()]
     else:
-        rows += [("parent", f"{parent['reference']} x {parent['weight']:g}") for parent in lineage.get("parents", ())]
+        rows += [("parent", f"{parent['reference']} x {_weight(parent)}") for parent in lineage.get("parents", ())]
     for task, scores in registry.metrics(version).items():
         rows += [(f"{task}, {who}", _scores(score)) for who, score in scores.items() if _is_score(score)]
     rows.append(("size", size_text(sum(file.size for file in version.files))))
@@ -55,6 +56,11 @@ def command(reference: str, as_json: bool) -> None:
     rows.append(("manifest", version.manifest_digest))
     rows.append(("created", version.created_at))
     print_table(("router" if is_router(lineage) else "adapter", version.name), rows)
+
+
+def _weight(parent: Mapping[str, Any]) -> str:
+    weights = parent.get("weights")  # of groups of layers
+    return "/".join(f"{one:g}" for one in weights) if weights else f"{parent['weight']:g}"
 
 
 def _is_score(part: Any) -> bool:

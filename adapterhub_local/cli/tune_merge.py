@@ -1,4 +1,4 @@
-"""`qhub tune-merge`: search the weights of a merge on held-out data, and register the best."""
+"""`qhub tune-merge`: search a merge on held-out data, and register the best."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +9,7 @@ import click
 from adapterhub_local.cli.merge_report import tell, warn
 from adapterhub_local.cli.output import echo, print_json, print_table, reporter
 from adapterhub_local.errors import InputError
+from adapterhub_local.merge.tuning import SEARCHES
 from adapterhub_local.registry import Registry
 
 
@@ -17,16 +18,32 @@ from adapterhub_local.registry import Registry
 @click.option("--name", help="Register the best merge as the next version of NAME, whatever the plan says.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write it to a file or folder instead.")
 @click.option("--alias", help="With --name: alias to point to the new version.")
-@click.option("--evaluations", type=click.IntRange(1), metavar="N", help="Score at most N merges, not [tune]'s.")
+@click.option("--evaluations", type=click.IntRange(1), metavar="N", help="Score as much as N whole merges.")
+@click.option("--minutes", type=float, metavar="M", help="Begin no merge after M minutes.")
+@click.option("--search", metavar="|".join(SEARCHES), help="Pattern search, a sampler of optuna, or learnt.")
+@click.option("--groups", type=click.IntRange(1), metavar="G", help="A weight for each of G groups of layers.")
+@click.option("--methods", metavar="M1,M2,...", help="Choose among these methods too, with their density.")
+@click.option("--pareto", is_flag=True, default=None, help="Search what no other merge beats in all tasks.")
+@click.option("--seed", type=click.IntRange(0), metavar="S", help="Of what the samplers draw.")
+@click.option("--whole", is_flag=True, help="Score every merge on all examples, also one that is clearly worse.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, every trial included.")
 def command(
-    plan: Path, name: str | None, output: Path | None, alias: str | None, evaluations: int | None, as_json: bool
-) -> None:
-    """Search the weights of the merge in PLAN that do best on the held-out chats of [tune.data].
+    plan: Path, name: str | None, output: Path | None, alias: str | None, methods: str | None, whole: bool,
+    as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Search the merge in PLAN that does best on the held-out chats of [tune.data].
 
-    Every trial is the whole merge, scored on the base; the search starts at the weights of the plan. What was
-    scored is kept: stopped with Ctrl-C, the same command continues where it stopped. If the plan has [evaluate], the
-    best merge must pass its requirements.
+    \b
+    qhub tune-merge plan.toml                                    # weights, by pattern search
+    qhub tune-merge plan.toml --search gp --groups 3             # each third of the layers has its own
+    qhub tune-merge plan.toml --search tpe --methods weighted_sum,ties,dare_linear --evaluations 60
+    qhub tune-merge plan.toml --search gp --pareto               # several tasks: what is best for which
+    qhub tune-merge plan.toml --search gradient --groups 30      # weights of 30 layers, learnt (LoRA Soups)
+
+    Every trial is the whole merge, scored on the base; the search starts at the weights of the plan. A merge that
+    is clearly worse on a part of the examples is given up, and counts with that part. What was scored is kept: stopped
+    with Ctrl-C, or killed, the same command continues where it stopped. The options say the same as keys of [tune],
+    and count before them. If the plan has [evaluate], the best merge must pass its requirements.
     """
     from adapterhub_local.evaluate.gate import check_held
     from adapterhub_local.merge.destination import Destination
@@ -35,39 +52,66 @@ def command(
     asked = Destination(name, alias, output)
     written = load_plan(plan)
     if written.tune is None:
-        raise InputError(f"{plan} has no [tune]: write it, with [tune.data] to say what the weights are to do well on")
+        raise InputError(f"{plan} has no [tune]: write it, with [tune.data] to say what the merge is to do well on")
     there = asked if asked.is_given else Destination(written.name, written.alias, written.path)
     if not there.is_given:
         raise InputError(f"{plan} does not say where the best merge goes: give --name NAME, or [output] in the plan")
     there = there.beside(written.labels)
-    tuning = written.tune if evaluations is None else replace(written.tune, evaluations=evaluations)
+    changed = {key: value for key, value in given.items() if value is not None}
+    if methods is not None:
+        changed["methods"] = tuple(method.strip() for method in methods.split(","))
+    if whole:
+        changed["early_stop"] = False
+    tuning = replace(written.tune, **changed)
+    if wrong := [message for _, message, _ in tuning.problems(written.weights, written.formula.method)]:
+        raise InputError("; ".join(wrong))
     written = replace(written, name=there.name, alias=there.alias, path=there.path, tune=tuning)
     check_held(tuning.scored)  # before anything heavy is loaded
 
-    from adapterhub_local.evaluate.tuned import tuned_merge
+    from adapterhub_local.tune.tuned import tuned_merge
 
     show = reporter()
 
-    def told(trial: Any, best: Any) -> None:
-        show.note(f"{_weights(trial)}: {_scores(trial)}{', the best so far' if trial is best else ''}")
+    def told(trial: Any, scorer: Any) -> None:
+        show.note(f"{_outcome(trial, scorer)} [{_progress(scorer, tuning)}]")
 
     done = tuned_merge(written, Registry(), reporter=show, told=told, note=lambda text: echo(text, err=True))
-    merged, every, best = done.merged, done.trials, done.best
+    merged, found = done.merged, done.found
+    every, best = found.trials, found.best
     report = merged.report.to_json()
     if as_json:
-        print_json({**merged.to_json(), "weights": list(best.weights), **done.lineage, **report})
+        plans = [str(path) for path in found.plans]
+        print_json({**merged.to_json(), **best.candidate.to_json(), **done.lineage, "plans": plans, **report})
         return
-    rows = [(_weights(trial), *_cells(trial)) for trial in every]
     tasks = [f"{task} {metric}" for task in best.scores for metric in ("loss", "exact match")]
-    print_table(("weights", *tasks), rows)
-    echo(f"the plan's weights {_weights(every[0])}: {_scores(every[0])}")
-    echo(f"the best of {len(every)}, {_weights(best)}: {_scores(best)}")
-    tell(str(merged.version or merged.path), len(best.weights), report)
-    warn(report, list(best.weights))
+    print_table(("merge", *tasks, "scored on"), [_row(trial) for trial in every])
+    if found.front:
+        named = [(path.name, *_row(trial)) for trial, path in zip(found.front, found.plans[1:], strict=True)]
+        print_table(("front", "merge", *tasks, "scored on"), named)
+        echo(f"plans of the front, for `qhub merge`: {found.plans[0].parent}")
+    echo(f"the plan's own, {every[0].candidate}: {_scores(every[0])}")
+    echo(f"the best of {len(every)}, {best.candidate}: {_scores(best)} ({found.seconds / 60:.1f} minutes)")
+    tell(str(merged.version or merged.path), len(best.candidate.weights), report)
+    warn(report, list(best.candidate.weights))
 
 
-def _weights(trial: Any) -> str:
-    return ", ".join(f"{weight:g}" for weight in trial.weights)
+def _outcome(trial: Any, scorer: Any) -> str:
+    if not trial.is_whole:
+        return f"{trial.candidate}: given up after {trial.share:.0%} of the examples, {_scores(trial)}"
+    return f"{trial.candidate}: {_scores(trial)}{', the best so far' if trial is scorer.best else ''}"
+
+
+def _progress(scorer: Any, tuning: Any) -> str:
+    """Trials, what is used of the budget, how fast, and how long it will take."""
+    rate = scorer.spent / max(scorer.seconds, 1e-9)
+    left = (tuning.evaluations - scorer.spent) / rate if rate else 0.0
+    if tuning.minutes is not None:
+        left = min(left, 60 * tuning.minutes - scorer.seconds)
+    left = max(0, round(left))
+    return (
+        f"{len(scorer.trials)} trials, {scorer.spent:.1f} of {tuning.evaluations} evaluations, "
+        f"{60 * rate:.1f} a minute, {left // 60}:{left % 60:02} left"
+    )
 
 
 def _scores(trial: Any) -> str:
@@ -76,5 +120,6 @@ def _scores(trial: Any) -> str:
     )
 
 
-def _cells(trial: Any) -> list[str]:
-    return [cell for score in trial.scores.values() for cell in (f"{score.loss:.4f}", f"{score.exact_match:.1%}")]
+def _row(trial: Any) -> list[str]:
+    cells = [cell for score in trial.scores.values() for cell in (f"{score.loss:.4f}", f"{score.exact_match:.1%}")]
+    return [str(trial.candidate), *cells, "all" if trial.is_whole else f"{trial.share:.0%}"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adapterhub_local.base.bases import BaseInfo
     from adapterhub_local.base.load import LoadedBase
     from adapterhub_local.evaluate.metrics import Score
-    from adapterhub_local.merge.plan_file import Scored
+    from adapterhub_local.merge.tuning import Scored
     from adapterhub_local.progress import Reporter
     from adapterhub_local.rows.examples import Example
 

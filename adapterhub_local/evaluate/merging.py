@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_local.evaluate.gate import Requirement, judge
 from adapterhub_local.hub.adapters import opening
-from adapterhub_local.merge.plan_file import Scored, WrittenPlan
+from adapterhub_local.merge.plan_file import WrittenPlan
+from adapterhub_local.merge.tuning import Scored
 from adapterhub_local.progress import Quiet, Reporter
 from adapterhub_local.registry import Registry, Version
 

@@ -3,17 +3,24 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from adapterhub_local.errors import BadReference, NotFound
+from adapterhub_local.merge.formula import Formula
+from adapterhub_local.merge.layers import Weight
 from adapterhub_local.merge.plan_file import WrittenPlan
 from adapterhub_local.registry import Registry
 
 if TYPE_CHECKING:
-    from adapterhub_local.merge.plan import MergePlan
+    from adapterhub_local.merge.plan import MergePlan, Opener
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
-Opened = Callable[[Sequence[float]], "MergePlan"]
+
+
+class Opened(Protocol):
+    """Makes the plan of weights, by the written formula or another."""
+
+    def __call__(self, weights: Sequence[Weight], formula: Formula | None = None) -> "MergePlan": ...
 
 
 @contextmanager
@@ -34,25 +41,26 @@ def opening(
     else:
         labels = list(written.labels)
 
-    def plain(weights: Sequence[float]) -> "MergePlan":
-        return make_plan(labels, weights, registry, alpha=written.alphas, force=written.force, formula=written.formula)
-
-    if base is None:
-        yield plain
-        return
-    from adapterhub_local.merge.dora import through_base
-
-    with staging(registry.home.scratch) as folder:
-        opener = through_base(base, written.dora_rank, folder, force=written.force)
-        yield lambda weights: make_plan(
+    def make(weights: Sequence[Weight], formula: Formula | None = None) -> "MergePlan":
+        return make_plan(
             labels,
             weights,
             registry,
             alpha=written.alphas,
             force=written.force,
-            formula=written.formula,
+            formula=formula or written.formula,
             opener=opener,
         )
+
+    opener: Opener | None = None
+    if base is None:
+        yield make
+        return
+    from adapterhub_local.merge.dora import through_base
+
+    with staging(registry.home.scratch) as folder:
+        opener = through_base(base, written.dora_rank, folder, force=written.force)
+        yield make
 
 
 def find(label: str, registry: Registry, fetch: bool = True, note: Callable[[str], None] | None = None) -> str:

@@ -144,11 +144,16 @@ def _merge(lineage: Mapping[str, Any]) -> str:
     parents = [_table(parent) for parent in _list(lineage.get("parents"))]
     if not parents:
         return ""
-    rows = [(parent.get("reference"), parent.get("weight"), _code(parent.get("content_digest"))) for parent in parents]
+    rows = [(parent.get("reference"), _weight(parent), _code(parent.get("content_digest"))) for parent in parents]
     told = _table(lineage.get("merge")).items()
     method = [f"- {key}: {_cell(f'{value:.4g}' if isinstance(value, float) else value)}" for key, value in told]
     text = "## Merged from\n\n" + _markdown_table(("Adapter", "Weight", "Content digest"), rows)
     return text + ("\n\n" + "\n".join(method) if method else "")
+
+
+def _weight(parent: Mapping[str, Any]) -> Any:
+    weights = [f"{one:g}" for one in _list(parent.get("weights")) if isinstance(one, int | float)]
+    return "/".join(weights) or parent.get("weight")  # of groups of layers, or of all
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:

@@ -101,14 +101,13 @@ def _merge(plan: MergePlan) -> tuple[Layout, Iterator[Stored]]:
     Where ranks and dtype follow from the plan alone the modules are streamed; else the merged factors are
     kept until all are seen.
     """
-    weights = [parent.weight for parent in plan.parents]
     formula = plan.formula
     limit = int(formula.rule.value) if formula.rule.kind == "rank" and not formula.compact else None
     if limit is None and formula.space == "full" and formula.rule.kind == "exact":
         limit = plan.rank  # a whole merged matrix has full rank: as much is kept as its parents have
 
     def make(module: str, terms: list[Term]) -> Combined:
-        return combine(module, terms, weights, formula, limit)
+        return combine(module, terms, plan.weights(module), formula, limit)
 
     layout = known_layout(plan, limit)
     if layout is not None:
@@ -129,13 +128,16 @@ def _merge(plan: MergePlan) -> tuple[Layout, Iterator[Stored]]:
 def _terms(plan: MergePlan) -> Iterator[tuple[str, list[Term]]]:
     """Each module with the deltas of the parents that have it, read as they are needed."""
     readers = []
-    for parent in plan.parents:
-        mine = tuple(module for module in plan.shapes if module in parent.adapter.shapes and parent.weight)
+    owners = {
+        module: [i for i, one in enumerate(plan.parents) if module in one.adapter.shapes and plan.weights(module)[i]]
+        for module in plan.shapes
+    }
+    for index, parent in enumerate(plan.parents):
+        mine = tuple(module for module in plan.shapes if index in owners[module])
         readers.append(parent.adapter.deltas(mine))
     digests = [parent.digest if "seed" in plan.formula.parameters else "" for parent in plan.parents]
     for module in plan.shapes:
-        owners = [i for i, one in enumerate(plan.parents) if module in one.adapter.shapes and one.weight]
-        yield module, [Term(i, digests[i], next(readers[i])[1]) for i in owners]
+        yield module, [Term(i, digests[i], next(readers[i])[1]) for i in owners[module]]
 
 
 def _shapes(plan: MergePlan, layout: Layout) -> Shapes:

@@ -1,10 +1,9 @@
 """What is to be merged, and every reason why it may not be, before a tensor is read."""
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -13,15 +12,18 @@ from typing import Any
 from adapterhub_local.base.modules import linear_modules
 from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.durable import digest_file
-from adapterhub_local.errors import BadReference, Incompatible, InputError
+from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
-from adapterhub_local.lora.config import WEIGHTS
+from adapterhub_local.lora.config import SERVER_RANKS, WEIGHTS
 from adapterhub_local.lora.contents import Shape, read_layout
 from adapterhub_local.lora.scale import AlphaKnown
 from adapterhub_local.merge.align import align, base_here, remarks, without_copies
 from adapterhub_local.merge.formula import Formula
+from adapterhub_local.merge.layers import Weight, check_weights, groups, in_group, mean, num_groups
+from adapterhub_local.merge.rank_rule import RankRule
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.kinds import check_adapter
+from adapterhub_local.sizes import write_size
 
 Opener = Callable[[Path, float | None], tuple[AdapterFile, dict[str, Any] | None]]
 
@@ -32,7 +34,7 @@ class Parent:
 
     label: str
     adapter: AdapterFile
-    weight: float
+    weight: Weight
     version: Version | None = None
     converted: Mapping[str, Any] | None = None  # from what, and with which loss; `adapter` is the converted one
     left_out: tuple[str, ...] = ()  # tensors of its file that are the base's own
@@ -62,14 +64,15 @@ class Parent:
     def lineage(self) -> dict[str, Any]:
         """How the merged version names this parent; files by name and digest, not by path."""
         converted = {"converted": dict(self.converted)} if self.converted is not None else {}
+        weights = {"weights": list(self.weight)} if isinstance(self.weight, tuple) else {}
+        said = {"weight": mean(self.weight), **weights, **converted}
         if self.version is None:
-            return {"reference": self.name, "digest": self.digest, "weight": self.weight, **converted}
+            return {"reference": self.name, "digest": self.digest, **said}
         return {
             "reference": str(self.version),
             "manifest_digest": self.version.manifest_digest,
             "content_digest": self.version.content_digest,
-            "weight": self.weight,
-            **converted,
+            **said,
             **({"pulled_from": origin} if (origin := self.version.lineage.get("pulled_from")) else {}),
         }
 
@@ -85,11 +88,16 @@ class MergePlan:
     formula: Formula = Formula()
     known: frozenset[str] = frozenset()  # the linear modules of the base, if it is here
     notes: tuple[str, ...] = ()  # what a person should know
+    group: Mapping[str, int] = field(default_factory=dict)  # of layers, by module, where weights differ by it
 
     def lineage(self) -> list[dict[str, Any]]:
         """What the result records of its parents; files are hashed side by side."""
         with ThreadPoolExecutor() as pool:
             return list(pool.map(Parent.lineage, self.parents))
+
+    def weights(self, module: str) -> list[float]:
+        """The weight of each parent in a module."""
+        return in_group([parent.weight for parent in self.parents], self.group.get(module, 0))
 
     @property
     def rank(self) -> int:
@@ -106,7 +114,7 @@ class MergePlan:
 
 def make_plan(
     labels: Sequence[str],
-    weights: Sequence[float],
+    weights: Sequence[Weight],
     registry: Registry,
     *,
     alpha: float | Sequence[float | None] | None = None,
@@ -116,7 +124,8 @@ def make_plan(
 ) -> MergePlan:
     """Open the adapters named by `labels` (files, PEFT folders or references) and check that they can be merged.
 
-    `alpha` is for files that do not say their scale: one for all, or one for each label. `opener` opens files
+    A weight is a number, or one for each group of layers (see `layers.groups`), as many for every adapter that has more
+    than one. `alpha` is for files that do not say their scale: one for all, or one for each label. `opener` opens files
     and folders, as `dora.through_base` does for those that must be converted first. Raises InputError if weights
     and adapters do not match in number, or a weight is not finite, or all are zero, or the formula does not fit;
     Incompatible for different bases (unless `force`) or shapes; what opening a file raises.
@@ -124,11 +133,10 @@ def make_plan(
     formula = formula or Formula()
     if len(labels) != len(weights):
         raise InputError(f"{len(labels)} adapters and {len(weights)} weights: give one weight for each, in order")
-    if not all(math.isfinite(weight) for weight in weights):
-        raise BadReference(f"weights must be finite numbers, not {', '.join(str(weight) for weight in weights)}")
-    if all(weight == 0 for weight in weights):
-        raise InputError("all weights are zero: the merge would be the base itself")
-    formula.check(weights)
+    check_weights(weights)
+    count = num_groups(weights)
+    for group in range(count):
+        formula.check(in_group(weights, group))
     formula = formula.normal()
     alphas = list(alpha) if isinstance(alpha, Sequence) else [alpha] * len(labels)
     opened = zip(labels, weights, _needed(labels, alphas, registry), strict=True)
@@ -139,7 +147,10 @@ def make_plan(
     left_out = [f"{one.name}: left out, as its base's own: {name}" for one in parents for name in one.left_out]
     known = frozenset(linear_modules(info)) if info is not None else frozenset()
     notes = (*remarks(parents), *left_out)
-    plan = MergePlan(parents, _common_shapes(parents), base, force, formula, known, notes)
+    every = {module for parent in parents for module in parent.adapter.shapes}
+    group_of = groups(every, count) if count > 1 else {}
+    plan = MergePlan(parents, _common_shapes(parents, group_of), base, force, formula, known, notes, group_of)
+    plan = _within_budget(plan)
     if formula.rule.kind == "rank" and formula.rule.value > plan.largest_rank:
         raise InputError(
             f"rank {formula.rule.value:g} is more than this merge has: its modules have rank {plan.largest_rank} "
@@ -148,13 +159,47 @@ def make_plan(
     return plan
 
 
+def _within_budget(plan: MergePlan) -> MergePlan:
+    """The plan with a rank in the place of a budget. Raises InputError if not even rank 1 fits."""
+    rule, bytes_a_rank = plan.formula.rule, 0
+    if rule.kind == "auto":
+        rank, budget = SERVER_RANKS[-1], f"the largest that a server takes is {SERVER_RANKS[-1]}"
+    elif rule.kind == "size":
+        bytes_a_rank = _bytes_a_number(plan) * sum(s.in_features + s.out_features for s in plan.shapes.values())
+        rank, budget = (
+            int(rule.value) // bytes_a_rank,
+            f"{write_size(int(rule.value))} hold {bytes_a_rank:,} bytes each",
+        )
+    else:
+        return plan
+    if rank < 1:
+        raise InputError(
+            f"max_size is {write_size(int(rule.value))}, but rank 1 takes {bytes_a_rank:,} bytes already: give more, "
+            "or --dtype float16"
+        )
+    if rank >= plan.rank:
+        return replace(plan, formula=replace(plan.formula, rule=RankRule("exact")))
+    kept = min(rank, plan.largest_rank)
+    note = f"rank {kept} of {plan.rank} is kept, for {budget}"
+    if rule.kind == "auto":
+        note += ": --rank exact keeps all, --rank, --energy, --max-error and --max-size choose otherwise"
+    return replace(plan, formula=replace(plan.formula, rule=RankRule("rank", kept)), notes=(*plan.notes, note))
+
+
+def _bytes_a_number(plan: MergePlan) -> int:
+    """Of what is stored: 4 for float32, which a merge is if it is asked for or a parent is wider than 16 bits."""
+    if plan.formula.dtype != "auto":
+        return 4 if plan.formula.dtype == "float32" else 2
+    return 2 if all(parent.adapter.dtype.itemsize == 2 for parent in plan.parents) else 4
+
+
 def is_path(label: str) -> bool:
     """Whether a label names a file or folder, rather than a version."""
     is_there = Path(os.path.expanduser(label)).exists()
     return is_there or label.endswith(".safetensors") or label.startswith((".", "/", "~"))
 
 
-def _open(label: str, weight: float, registry: Registry, alpha: float | None, opener: Opener | None) -> Parent:
+def _open(label: str, weight: Weight, registry: Registry, alpha: float | None, opener: Opener | None) -> Parent:
     version = None if is_path(label) else check_adapter(registry.resolve(label))
     path, given = (Path(os.path.expanduser(label)), alpha) if version is None else (version.path, None)
     left_out: tuple[str, ...] = ()
@@ -208,7 +253,7 @@ def _common_base(parents: Sequence[Parent], force: bool) -> dict[str, Any]:
     return next((base for kind in ("fingerprint", "hub_id") for base in bases if base.get(kind)), bases[0])
 
 
-def _common_shapes(parents: Sequence[Parent]) -> dict[str, Shape]:
+def _common_shapes(parents: Sequence[Parent], group_of: Mapping[str, int]) -> dict[str, Shape]:
     """The union of the parents' modules; the rank of each is the sum of the ranks that take part."""
     shapes: dict[str, Shape] = {}
     first: dict[str, Parent] = {}
@@ -221,7 +266,8 @@ def _common_shapes(parents: Sequence[Parent]) -> dict[str, Shape]:
                     f"{shape.out_features} x {shape.in_features} in {parent.label}: they were made for different models"
                 )
             first.setdefault(module, parent)
-            rank = before.rank + (shape.rank if parent.weight else 0)
+            (weight,) = in_group([parent.weight], group_of.get(module, 0))
+            rank = before.rank + (shape.rank if weight else 0)
             shapes[module] = Shape(shape.in_features, shape.out_features, rank)
     return {module: shape for module, shape in sorted(shapes.items()) if shape.rank}
 

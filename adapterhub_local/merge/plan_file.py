@@ -1,10 +1,11 @@
 """Read a merge plan from TOML strictly: every mistake at once, each with file, line, key and the nearest known key.
 
-[merge]                       method, its parameters, space, rank | energy | max_error, dtype, compact, force
-[[adapter]]                   one table each: reference (a file, PEFT folder or version), weight, alpha
+[merge]                       method, its parameters, space, rank | energy | max_error | max_size, dtype, compact, force
+[[adapter]]                   one table each: reference (a file, PEFT folder or version), weight (a number, or a list
+                              with one for each group of layers), alpha
 [output]                      name and alias, or path
 [evaluate], [tune]            limit, batch_size, max_length, and a table `data`: held-out chats of each task;
-                              evaluate.require are bounds on scores, [tune] says how weights are searched
+                              evaluate.require are bounds on scores, [tune] says how the merge is searched
 """
 
 import math
@@ -15,8 +16,10 @@ from typing import Any
 
 from adapterhub_local.errors import BadRecipe, NotFound, QhubError
 from adapterhub_local.merge.formula import Formula
+from adapterhub_local.merge.layers import Weight, in_group, num_groups
 from adapterhub_local.merge.methods import parameters
 from adapterhub_local.merge.rank_rule import parse_rule
+from adapterhub_local.merge.tuning import Scored, Tuning
 from adapterhub_local.recipe.reader import all_problems, nearest
 from adapterhub_local.recipe.toml import MAX_PROBLEMS, Places, read_toml, short
 from adapterhub_local.refs import check_alias, check_name
@@ -25,6 +28,8 @@ from adapterhub_local.visible import visible_line
 _TABLES = ("merge", "adapter", "output", "evaluate", "tune")
 _TEXT, _NUMBER, _FLAG, _COUNT = "text", "a finite number", "true or false", "a whole number from 1"
 _TEXTS, _FILES, _RANK = "a list of texts", "a table of tasks and their files", "a number or a word"
+_SEED = "a whole number from 0"
+_WEIGHT = "a finite number, or a list of them, one for each group of layers"
 _PARAMETERS = {name: _TEXT if next(iter(rows.values())).choices else _NUMBER for name, rows in parameters().items()}
 _SCORED = {"data": _FILES, "limit": _COUNT, "batch_size": _COUNT, "max_length": _COUNT}
 _KINDS: dict[str, dict[str, str]] = {  # table -> key -> what its value must be
@@ -35,39 +40,31 @@ _KINDS: dict[str, dict[str, str]] = {  # table -> key -> what its value must be
         "rank": _RANK,
         "energy": _NUMBER,
         "max_error": _NUMBER,
+        "max_size": _TEXT,
         "dtype": _TEXT,
         "compact": _FLAG,
         "force": _FLAG,
         "with_base": _TEXT,
         "dora_rank": _COUNT,
     },
-    "adapter": {"reference": _TEXT, "weight": _NUMBER, "alpha": _NUMBER},
+    "adapter": {"reference": _TEXT, "weight": _WEIGHT, "alpha": _NUMBER},
     "output": {"name": _TEXT, "alias": _TEXT, "path": _TEXT},
     "evaluate": {**_SCORED, "require": _TEXTS},
-    "tune": {**_SCORED, "metric": _TEXT, "low": _NUMBER, "high": _NUMBER, "evaluations": _COUNT},
+    "tune": {
+        **_SCORED,
+        "metric": _TEXT,
+        "low": _NUMBER,
+        "high": _NUMBER,
+        "evaluations": _COUNT,
+        "search": _TEXT,
+        "groups": _COUNT,
+        "methods": _TEXTS,
+        "pareto": _FLAG,
+        "early_stop": _FLAG,
+        "seed": _SEED,
+        "minutes": _NUMBER,
+    },
 }
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Held-out chats by task, JSONL files, and how many are scored, at a time, of how many tokens at most."""
-
-    data: Mapping[str, Path]
-    limit: int | None = None
-    batch_size: int = 16
-    max_length: int = 1024
-    require: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How weights are searched: what is made best on which data, between which weights, in how many merges."""
-
-    scored: Scored
-    metric: str = "loss"
-    low: float = 0.0
-    high: float = 1.5
-    evaluations: int = 24
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class WrittenPlan:
     """A merge as a file says it: labels as they can be opened, weights and alphas in order, formula and output."""
 
     labels: tuple[str, ...]
-    weights: tuple[float, ...]
+    weights: tuple[Weight, ...]
     alphas: tuple[float | None, ...]
     formula: Formula
     force: bool = False
@@ -121,7 +118,7 @@ def load_plan(path: Path) -> WrittenPlan:
             if isinstance(entry, Mapping) and key not in entry:
                 reading.problem("adapter", None, f"[[adapter]] {index + 1} needs '{key}'", index)
     rule = reading.attempt(
-        "merge", "rank", lambda: parse_rule(*(merge.get(k) for k in ("rank", "energy", "max_error")))
+        "merge", "rank", lambda: parse_rule(*(merge.get(k) for k in ("rank", "energy", "max_error", "max_size")))
     )
     if "path" in output and "name" in output:
         reading.problem("output", "path", "name and path exclude each other: give one")
@@ -137,10 +134,14 @@ def load_plan(path: Path) -> WrittenPlan:
             merge.get("method", "weighted_sum"), given, merge.get("space"), rule, merge.get("dtype", "auto"),
             merge.get("compact", False),
         )  # fmt: skip
-        weights = tuple(float(entry["weight"]) for entry in adapters)
-        reading.attempt("merge", "method", lambda: formula.check(weights))
-        if tune is not None:
-            _check_tuning(reading, tune, weights)
+        weights = tuple(_weight(entry["weight"]) for entry in adapters)
+        count = reading.attempt("adapter", "weight", lambda: num_groups(weights)) or 0
+        for group in range(count):
+            if not reading.problems:
+                reading.attempt("merge", "method", lambda group=group: formula.check(in_group(weights, group)))  # type: ignore[misc]
+        if tune is not None and count:
+            for key, message, index in _tuning(path.parent, tune).problems(weights, formula.method):
+                reading.problem("adapter" if key == "weight" else "tune", _line(key, tune), message, index)
     if reading.problems:
         raise BadRecipe(all_problems(reading.problems))
     return WrittenPlan(
@@ -166,20 +167,15 @@ def _scored(folder: Path, table: Mapping[str, Any]) -> Scored:
 
 
 def _tuning(folder: Path, table: Mapping[str, Any]) -> Tuning:
-    settings = {key: table[key] for key in ("metric", "low", "high", "evaluations") if key in table}
+    settings = {key: value for key, value in table.items() if key not in _SCORED}
+    if "methods" in settings:
+        settings["methods"] = tuple(settings["methods"])
     return Tuning(_scored(folder, table), **settings)
 
 
-def _check_tuning(reading: "_Reading", table: Mapping[str, Any], weights: tuple[float, ...]) -> None:
-    low, high = table.get("low", Tuning.low), table.get("high", Tuning.high)
-    if table.get("metric", "loss") not in ("loss", "exact_match"):
-        reading.problem("tune", "metric", f"tune.metric is {table['metric']!r}: use loss or exact_match")
-    if low >= high:
-        reading.problem("tune", "low" if "low" in table else "high", f"tune.low {low:g} is not below high {high:g}")
-    for index, weight in enumerate(weights):
-        if not low <= weight <= high:
-            message = f"the search starts at weight {weight:g}, outside of tune.low {low:g} to high {high:g}"
-            reading.problem("adapter", "weight", message, index)
+def _line(key: str, table: Mapping[str, Any]) -> str:
+    """The key whose line tells of a problem: of bounds that do not fit, the one that is written."""
+    return "high" if key == "low" and "low" not in table else key
 
 
 class _Reading:
@@ -228,13 +224,19 @@ def _is(kind: str, value: Any) -> bool:
         return isinstance(value, bool)
     if kind == _NUMBER:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-    if kind == _COUNT:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if kind == _WEIGHT:
+        return _is(_NUMBER, value) or (isinstance(value, list) and bool(value) and all(_is(_NUMBER, v) for v in value))
+    if kind in (_COUNT, _SEED):
+        return isinstance(value, int) and not isinstance(value, bool) and (0 if kind == _SEED else 1) <= value < 2**31
     if kind == _TEXTS:
         return isinstance(value, list) and all(isinstance(text, str) for text in value)
     if kind == _FILES:
         return isinstance(value, Mapping) and all(isinstance(file, str) and file for file in value.values())
     return True  # rank is a number or a word: its rule tells
+
+
+def _weight(value: Any) -> Weight:
+    return tuple(float(one) for one in value) if isinstance(value, list) else float(value)
 
 
 def _label(folder: Path, reference: str) -> str:

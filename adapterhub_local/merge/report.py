@@ -9,6 +9,7 @@ import torch
 
 from adapterhub_local.lora.config import SERVER_RANKS
 from adapterhub_local.merge.combine import Stored
+from adapterhub_local.merge.layers import flat
 from adapterhub_local.merge.plan import MergePlan
 
 CANCELLED = 1e-6  # a sum this much smaller than its terms is rounding error
@@ -67,14 +68,14 @@ class Tally:
 
     def __init__(self, plan: MergePlan) -> None:
         self.plan = plan
-        self.weights = torch.tensor([parent.weight for parent in plan.parents], dtype=torch.float64)
         self.products = torch.zeros(len(plan.parents), len(plan.parents), dtype=torch.float64)
         self.total = self.input = self.error = self.truncated = self.rounded = 0.0
         self.modules: list[dict[str, Any]] = []
 
     def add(self, stored: Stored) -> None:
         """Count one module."""
-        into = float((self.weights.abs() * stored.products.diagonal().clamp(min=0).sqrt()).sum()) ** 2
+        weights = torch.tensor(self.plan.weights(stored.module), dtype=torch.float64)
+        into = float((weights.abs() * stored.products.diagonal().clamp(min=0).sqrt()).sum()) ** 2
         self.products += stored.products
         self.total += stored.total
         self.input += into
@@ -124,8 +125,8 @@ class Tally:
 
     def _untrained(self, names: Sequence[str]) -> list[str]:
         """Of the parents that change nothing."""
-        given = zip(names, self.products.diagonal().tolist(), self.weights.tolist(), strict=True)
-        idle = [name for name, size, weight in given if weight and not size]
+        given = zip(names, self.products.diagonal().tolist(), self.plan.parents, strict=True)
+        idle = [name for name, size, parent in given if any(flat([parent.weight])) and not size]
         return [f"{name} changes nothing: one factor of each of its modules is zero. Was it trained?" for name in idle]
 
 

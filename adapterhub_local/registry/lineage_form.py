@@ -41,6 +41,8 @@ def check_lineage(lineage: Any) -> None:
         for entry in entries:
             for name, kind in fields.items():
                 _require(_is(entry.get(name), kind), f"{key}.{name}")
+            weights = entry.get("weights", [])  # of a parent, one for each group of layers
+            _require(isinstance(weights, list) and all(_is(one, NUMBER) for one in weights), f"{key}.weights")
             for name in _DIGESTS:
                 _require(entry.get(name) is None or _is(entry[name], str), f"{key}.{name}")
     check_metrics(lineage.get("metrics", {}))

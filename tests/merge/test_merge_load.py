@@ -78,7 +78,7 @@ def test_qhub_merge_takes_a_plan(qhub, tmp_path: Path) -> None:  # noqa: F811
         ("rank = 2", "rank = 0", ":4: rank is '0'"),
         ("rank = 2", "rank = 2.5", ":4: rank is '2.5'"),
         ("rank = 2", "rank = 2\nenergy = 0.5", ":4: rank and energy exclude each other"),
-        ("weight = 3", "weight = true", ":12: adapter.weight must be a finite number, not True"),
+        ("weight = 3", "weight = true", ":12: adapter.weight must be a finite number, or a list of them"),
         ("weight = 3", "wieght = 3", ":12: unknown key 'wieght' in [adapter]: did you mean 'weight'?"),
         ("weight = 3\n", "", ":10: [[adapter]] 2 needs 'weight'"),
         ("[output]", "[outputs]", ":15: unknown table [outputs]: did you mean 'output'?"),

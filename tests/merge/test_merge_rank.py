@@ -21,7 +21,7 @@ from adapterhub_local.merge.rank import check_kept
 from adapterhub_local.merge.rank_rule import RankRule, parse_rule
 from adapterhub_local.merge.report import MergeReport
 from adapterhub_local.registry import Registry
-from tests.merges import MODULES, adapters, dense, dense_sum, frobenius, gap, quick, save_adapter
+from tests.merges import MODULES, SIZES, adapters, dense, dense_sum, frobenius, gap, quick, save_adapter
 
 
 def run(paths: list[Path], weights: list[float], target: Path, **formula: Any) -> MergeReport:
@@ -265,3 +265,41 @@ def test_the_rank_a_server_needs_is_told() -> None:
     assert report.server_rank == 64
     report.rank = 513
     assert report.server_rank is None
+
+
+def test_a_budget_chooses_the_rank(tmp_path: Path) -> None:
+    """The file is no larger than asked for and one rank more would be; all is kept where all fits; else it is told."""
+    paths = [save_adapter(tmp_path / name, seed, ranks=dict.fromkeys(SIZES, 3)) for seed, name in enumerate("abc")]
+    one = 4 * sum(sum(sizes) for sizes in SIZES.values())
+    for budget, rank in ((2 * one, 2), (3 * one - 1, 2), (9 * one, 9), (one, 1)):
+        plan = make_plan(
+            [str(path) for path in paths],
+            [1, 1, 1],
+            Registry(),
+            formula=Formula(rule=parse_rule(None, None, None, f"{budget}B")),
+        )
+        report = merge_to_path(plan, tmp_path / f"{budget}.safetensors")
+        assert (report.rank, report.num_parameters * 4 <= budget) == (rank, True)
+        assert any("is kept" in note for note in report.notes) is (rank < 9)
+    half = Formula(rule=RankRule("size", 4 * one), dtype="float16")
+    assert make_plan([str(path) for path in paths], [1, 1, 1], Registry(), formula=half).formula.rule.value == 8
+    with pytest.raises(InputError, match=r"max_size is 10B, but rank 1 takes 224 bytes already"):
+        make_plan([str(path) for path in paths], [1, 1, 1], Registry(), formula=Formula(rule=RankRule("size", 10)))
+
+
+def test_a_merge_of_many_picks_a_rank_that_a_server_takes(tmp_path: Path) -> None:
+    """Fifty adapters with a sum of rank 800: by itself 512 is kept, with its error and a note; exact keeps all."""
+    sizes = {"model.layers.0.mlp.up_proj": (1024, 1024)}
+    ranks = dict.fromkeys(sizes, 16)
+    paths = [str(save_adapter(tmp_path / f"a{n}", n, ranks=ranks, sizes=sizes)) for n in range(50)]
+    plan = make_plan(paths, [1 / 50] * 50, Registry(), formula=Formula(rule=parse_rule(None)))
+    assert (plan.rank, str(plan.formula.rule)) == (800, "rank 512")
+    assert (
+        "rank 512 of 800 is kept, for the largest that a server takes is 512: --rank exact keeps all" in plan.notes[-1]
+    )
+    report = merge_to_path(plan, tmp_path / "all.safetensors")
+    assert (report.rank, report.server_rank) == (512, 512)
+    assert 0 < report.relative_error == pytest.approx(report.truncation_error, rel=1e-3)
+    few = make_plan(paths[:32], [1] * 32, Registry(), formula=Formula(rule=parse_rule(None)))
+    assert (few.formula.rule, few.notes) == (RankRule("exact"), ())
+    assert make_plan(paths, [1] * 50, Registry(), formula=Formula(rule=parse_rule("exact"))).rank == 800
