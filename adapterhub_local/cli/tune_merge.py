@@ -24,7 +24,7 @@ from adapterhub_local.registry import Registry
 @click.option("--groups", type=click.IntRange(1), metavar="G", help="A weight for each of G groups of layers.")
 @click.option("--methods", metavar="M1,M2,...", help="Choose among these methods too, with their density.")
 @click.option("--pareto", is_flag=True, default=None, help="Search what no other merge beats in all tasks.")
-@click.option("--seed", type=click.IntRange(0), metavar="S", help="Of what the samplers draw.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="S", help="Of what the samplers draw.")
 @click.option("--whole", is_flag=True, help="Score every merge on all examples, also one that is clearly worse.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, every trial included.")
 def command(

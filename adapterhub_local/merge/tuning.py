@@ -1,5 +1,6 @@
 """How a merge is searched, as [tune] of a plan and the options of `qhub tune-merge` say it. No torch."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from adapterhub_local.merge.methods import find_method
 SAMPLERS = ("gp", "tpe", "cmaes")  # of optuna
 SEARCHES = ("pattern", *SAMPLERS, "gradient")
 METRICS = ("loss", "exact_match")
+MANY_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class Tuning:
             if not all(self.low <= one <= self.high for one in flat([weight])):
                 told = f"the search starts at weight {weight_text(weight)}, outside of tune.low {self.low:g} to high"
                 yield "weight", f"{told} {self.high:g}", index
-        if self.minutes is not None and self.minutes <= 0:
+        if self.minutes is not None and not 0 < self.minutes < math.inf:  # NaN too
             yield "minutes", f"tune.minutes is {self.minutes:g}: give a number above 0", 0
+        if self.groups > MANY_LAYERS:
+            yield "groups", f"tune.groups is {self.groups}: no base has more than {MANY_LAYERS} layers", 0
         if (count := num_groups(weights)) not in (1, self.groups) and self.groups > 1:
             yield "groups", f"tune.groups is {self.groups}, but the adapters have {count} weights each", 0
         if self.pareto and len(self.scored.data) < 2:

@@ -12,6 +12,7 @@ from adapterhub_local.merge.plan_file import WrittenPlan
 from adapterhub_local.merge.tuning import SAMPLERS
 from adapterhub_local.progress import Quiet, Reporter
 from adapterhub_local.registry import Registry
+from adapterhub_local.tune.candidate import Space
 from adapterhub_local.tune.scorer import Scorer, Trial
 from adapterhub_local.tune.tune import Found, lineage, tune
 
@@ -56,7 +57,8 @@ def tuned_merge(
         check_held(scored, requirements)
     state: Scorer | None = None
     with opening(written, registry, note=note) as opened:
-        base = opened(written.weights).base
+        first = Space.of(written).first()
+        base = opened(first.weights, first.formula(written.formula)).base  # what does not fit is refused here
         loaded: LoadedBase = load_base(base_for(base, registry.home))
         bench = open_bench(loaded, tuning.scored)
         gate = judge(base, scored, requirements, registry.home, show, loaded=loaded) if scored else None

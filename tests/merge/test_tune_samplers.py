@@ -155,6 +155,14 @@ def test_ctrl_c_keeps_what_was_found(qhub: Qhub, plan: Path, home: Home) -> None
     assert len(tuned(home)["trail"]) == 1
 
 
+def test_more_groups_than_layers_are_refused(qhub: Qhub, plan: Path) -> None:  # noqa: F811
+    """And a time that is no number; before the base is loaded, with exit code 2."""
+    done = qhub("tune-merge", plan, "--groups", "9")
+    assert (done.code, "weights for 9 groups of layers, but the adapters have 2 layers" in done.err) == (2, True)
+    done = qhub("tune-merge", plan, "--minutes", "nan")
+    assert (done.code, "tune.minutes is nan: give a number above 0" in done.err) == (2, True), done.err
+
+
 def test_weights_of_layers_are_learnt(qhub: Qhub, plan: Path, home: Home) -> None:  # noqa: F811
     """Each epoch is better than the plan's own weights and counts as three evaluations; the same twice."""
     plan.write_text(PLAN.replace('"gp"', '"gradient"').replace("weight = 1\n", "weight = 0.5\n").replace("= 8", "= 10"))
@@ -195,6 +203,7 @@ def test_what_is_learnt_is_what_is_merged(plan: Path, home: Home, tmp_path: Path
         ('"gp"', '"gp"\nlow = -1\nmethods = ["slerp"]', ":15: slerp is between two adapters, with weights from 0"),
         ('"gp"', '"gp"\nseed = -1', ":14: tune.seed must be a whole number from 0, not -1"),
         ('"gp"', '"gp"\nminutes = 0', ":14: tune.minutes is 0: give a number above 0"),
+        ('"gp"', '"gp"\ngroups = 2000000000', ":14: tune.groups is 2000000000: no base has more than 1000 layers"),
         ('"gp"', '"gp"\ngroups = 0', ":14: tune.groups must be a whole number from 1, not 0"),
         ("weight = 1\n", "weight = [1, 1, 1]\n", ""),
         ('short = "short.jsonl"\n', "", ""),
