@@ -84,9 +84,10 @@ class Space:
     def num_weights(self) -> int:
         return len(self.start) * self.groups
 
-    def first(self) -> Candidate:
-        """The merge as it is written, where the search begins."""
-        return self.candidate(self.flat(self.start), self.methods[0], self._density(self.methods[0]))
+    def first(self, method: str | None = None) -> Candidate:
+        """The merge as it is written, where the search begins; or its weights by another method."""
+        method = method or self.methods[0]
+        return self.candidate(self.flat(self.start), method, self._density(method))
 
     def flat(self, weights: Sequence[Weight]) -> list[float]:
         """The numbers of an adapter beside each other, as many as there are groups."""

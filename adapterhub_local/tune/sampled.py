@@ -14,6 +14,8 @@ from adapterhub_local.merge.tuning import Tuning
 from adapterhub_local.tune.candidate import DENSITIES, TIED, Candidate, Space
 from adapterhub_local.tune.scorer import Score
 
+NEAR = 0.4  # of the range of weights: how far a group's may be searched around the best that all layers had
+
 
 def by_sampler(space: Space, score: Score, tuning: Tuning) -> None:
     """Score candidates until `score` raises Spent.
@@ -50,13 +52,14 @@ def _searched(
     optuna: Any, space: Space, whole: Space, score: Score, tuning: Tuning, before: Any, until: float | None
 ) -> Any:
     """The study of one space, that knows what `before` knew; it ends at a share of the budget, or with Spent."""
-    axes = _axes(optuna, space)
+    axes = _axes(optuna, space, before)
     directions = ["minimize"] * (len(tuning.scored.data) if tuning.pareto else 1)
     study = optuna.create_study(directions=directions, sampler=_sampler(optuna, space, tuning, before))
     if before is None:
-        study.enqueue_trial(_named(space, space.first()))
+        for method in space.methods:  # the plan's own, and its weights by each other method
+            study.enqueue_trial(_named(space, space.first(method)))
     else:
-        study.add_trials([_untied(optuna, trial, axes, space) for trial in before.trials if trial.values is not None])
+        study.add_trials(_untied(optuna, before, axes))
     while until is None or score.share < until:
         trial = study.ask(axes)
         values = score(_candidate(space, whole, trial.params))
@@ -70,18 +73,19 @@ def _searched(
 def _sampler(optuna: Any, space: Space, tuning: Tuning, before: Any) -> Any:
     """The seed differs between the two parts of a search: they would draw the same numbers."""
     seed = tuning.seed * 2 + (before is not None)
-    random = min(10, 2 + 2 * space.num_weights)  # draws before there is something to learn from
+    # trials before there is something to learn from, those of the plan's weights among them
+    random = 1 if before is not None else len(space.methods) + min(9, 1 + space.num_weights)
     if tuning.search == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=random, deterministic_objective=True)
     if tuning.search == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=random, multivariate=True)
-    width = space.high - space.low
-    if before is not None:
-        tied = before.best_trial.params
-        best = {name: tied[name.partition("/")[0]] for name in _names(space)}
-    else:
-        best = dict(zip(_names(space), space.flat(space.start), strict=True))
-    return optuna.samplers.CmaEsSampler(seed=seed, x0=best, sigma0=width / (6 if before is None else 12))
+    sigma = (space.high - space.low) / 6
+    if before is None:
+        return optuna.samplers.CmaEsSampler(
+            seed=seed, x0=dict(zip(_names(space), space.flat(space.start), strict=True)), sigma0=sigma
+        )
+    best = {name: before.best_trial.params[_adapter(name)] for name in _names(space)}
+    return optuna.samplers.CmaEsSampler(seed=seed, x0=best, sigma0=sigma * NEAR)
 
 
 def _names(space: Space) -> list[str]:
@@ -93,9 +97,20 @@ def _names(space: Space) -> list[str]:
     ]
 
 
-def _axes(optuna: Any, space: Space) -> dict[str, Any]:
+def _adapter(name: str) -> str:
+    """The name of the one weight that an adapter has in all layers; that of another axis is its own."""
+    return name.partition("/")[0]
+
+
+def _axes(optuna: Any, space: Space, before: Any) -> dict[str, Any]:
+    """Each number with its bounds: the whole space, or what is near the best that equal weights had."""
     number = optuna.distributions.FloatDistribution
     axes = {name: number(space.low, space.high) for name in _names(space)}
+    if before is not None:
+        reach = NEAR * (space.high - space.low) / 2
+        for name in axes:
+            best = [trial.params[_adapter(name)] for trial in before.best_trials]
+            axes[name] = number(max(space.low, min(best) - reach), min(space.high, max(best) + reach))
     if len(space.methods) > 1:
         axes["method"] = optuna.distributions.CategoricalDistribution(space.methods)
     if space.has_density:
@@ -120,10 +135,15 @@ def _candidate(space: Space, whole: Space, named: dict[str, Any]) -> Candidate:
     return whole.candidate(numbers, named.get("method"), named.get("density"))
 
 
-def _untied(optuna: Any, trial: Any, axes: dict[str, Any], space: Space) -> Any:
-    """A trial of one weight for all layers as one of the space where each group has its own."""
-    named = {name: trial.params[name.partition("/")[0]] for name in axes}
-    return optuna.trial.create_trial(params=named, distributions=axes, values=trial.values)
+def _untied(optuna: Any, before: Any, axes: dict[str, Any]) -> list[Any]:
+    """The trials of one weight for all layers as those of the space where each group has its own, if they are in it."""
+    made = []
+    for trial in before.trials:
+        named = {name: trial.params[_adapter(name)] for name in axes}
+        weights = [(axes[name], value) for name, value in named.items() if name not in ("method", "density")]
+        if trial.values is not None and all(axis.low <= value <= axis.high for axis, value in weights):
+            made.append(optuna.trial.create_trial(params=named, distributions=axes, values=trial.values))
+    return made
 
 
 @contextmanager
