@@ -12,10 +12,14 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from adapterhub_local.base.load import close_packing_trap, import_bitsandbytes
@@ -38,15 +42,41 @@ SHAPES: dict[str, tuple[type[PreTrainedConfig], dict]] = {
     "gemma3": (Gemma3TextConfig, {**_GROUPED, "head_dim": 16, "sliding_window": WINDOW}),
     "phi3": (Phi3Config, {**_GROUPED, "sliding_window": None}),
     "gpt-neox": (GPTNeoXConfig, {"intermediate_size": 128}),
+    "qwen3-moe": (
+        Qwen3MoeConfig,
+        {
+            **_GROUPED,
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "norm_topk_prob": True,
+        },
+    ),
+    "mixtral": (
+        MixtralConfig,
+        {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    ),
+    "olmoe": (OlmoeConfig, {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2-moe": (
+        Qwen2MoeConfig,
+        {
+            **_GROUPED,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 128,
+        },
+    ),
 }
 
 
-def save_architecture(name: str, folder: Path) -> Path:
+def save_architecture(name: str, folder: Path, **changes: Any) -> Path:
     """A transformers folder with a random 16-bit model of this architecture and its tokenizer."""
     kind, shape = SHAPES[name]
     tokenizer = byte_tokenizer()
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    config = kind(**_LAYERS, **special, vocab_size=VOCABULARY, max_position_embeddings=512, **shape)
+    config = kind(**_LAYERS, **special, vocab_size=VOCABULARY, max_position_embeddings=512, **{**shape, **changes})
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

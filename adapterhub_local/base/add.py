@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from adapterhub_local.base.bases import BaseInfo, check_base_name, write_record
+from adapterhub_local.base.experts import build_model, check_experts
 from adapterhub_local.base.fingerprint import Record, fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.base.quantise import (
     CONSTANTS,
-    check_experts,
     quantisation_config,
     quantise,
     quantised_modules,
@@ -60,7 +59,7 @@ def add_base(
         source = open_source(path)
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(source.config, trust_remote_code=False)
+                model = build_model(source.config)
         except Exception as error:
             raise not_a_model(path, error) from None
         check_experts(model)

@@ -14,6 +14,7 @@ from adapterhub_local.errors import BadFile
 from adapterhub_local.regular import read_regular
 
 MAX_LAYERS, MAX_COUNT, MAX_NUMBER = 512, 65_536, 1 << 40
+MAX_EXPERTS = 512  # of a layer, where a checkpoint has fewer tensors than experts: it may hold them joined
 MAX_DEPTH, MAX_VALUES = 32, 200_000  # of a config
 MAX_GROWTH = 64  # of a text in the tokenizer's own replacements
 MAX_STEPS = 64  # of a normaliser
@@ -79,6 +80,8 @@ def check_settings(
         experts = max(experts, value) if _EXPERTS.search(key) else experts
         if num_tensors is not None and _HIDDEN.search(key) and value > num_tensors:
             raise BadFile(f"{where} says {key[:60]} = {value:,}, and the checkpoint has {num_tensors:,} tensors")
+    if num_tensors is not None and experts > MAX_EXPERTS and experts > num_tensors:
+        raise BadFile(f"{where} says {experts:,} experts, and the checkpoint has {num_tensors:,} tensors")
     if layers * experts > MAX_COUNT:
         raise BadFile(f"{where}: {layers:,} layers of {experts:,} experts each are more than any model has")
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
 from adapterhub_local import settings
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.experts import read_model
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.noise import hush
 
@@ -47,9 +48,7 @@ def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str |
     import_bitsandbytes()
     with quiet_loading(), plain_linear():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                info.folder, dtype=dtype, device_map={"": place}, trust_remote_code=False
-            )
+            model = read_model(info.folder, dtype=dtype, device_map={"": place})
             tokenizer = AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False)
         except torch.OutOfMemoryError:
             raise  # a RuntimeError, but no fault of the base

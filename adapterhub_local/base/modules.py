@@ -42,6 +42,11 @@ def check_targets(info: BaseInfo, targets: str | tuple[str, ...]) -> None:
     ends = sorted({module.rpartition(".")[2] for module in modules})
     for target in sorted({targets} if isinstance(targets, str) else set(targets)):
         if not chosen_modules(modules, target):
+            if target in ("gate", "router") and any(".experts." in module for module in modules):
+                raise InputError(
+                    f"'{target}' routes tokens to the experts of base '{info.name}' and is not trained: "
+                    f"there are {', '.join(ends)}"
+                )
             near = difflib.get_close_matches(target, ends, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(ends)}"
             raise InputError(f"base '{info.name}' has no linear module '{target}': {hint}")

@@ -17,7 +17,7 @@ CONSTANTS = ("absmax", "nested_absmax")
 
 
 def quantised_modules(model: nn.Module) -> tuple[str, ...]:
-    """The linear layers of `model` that are stored in NF4: all but the output head.
+    """The linear layers of `model` that are stored in NF4: all but the output head, those of experts included.
 
     Raises BadFile if there is none.
     """
@@ -28,17 +28,6 @@ def quantised_modules(model: nn.Module) -> tuple[str, ...]:
     if not names:
         raise BadFile(f"{type(model).__name__} has no linear layers that can be quantised")
     return names
-
-
-def check_experts(model: nn.Module) -> None:
-    """Raise BadFile for a mixture of experts, whose experts are tensors of three dimensions and not linear layers."""
-    experts = [tensor for name, tensor in model.named_parameters() if tensor.dim() == 3 and "expert" in name]
-    if experts:
-        raise BadFile(
-            f"{type(model).__name__} is a mixture of {experts[0].shape[0]} experts, which are not supported: "
-            "transformers holds them in three-dimensional tensors, which bitsandbytes does not quantise. Use a dense "
-            "model of the family"
-        )
 
 
 def skipped_modules(model: nn.Module) -> list[str]:

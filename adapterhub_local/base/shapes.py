@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.experts import build_model
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
+from adapterhub_local.lora.names import is_router
 
 
 def linear_shapes(base: BaseInfo) -> dict[str, tuple[int, int]]:
@@ -48,7 +50,7 @@ def _skeleton(base: BaseInfo) -> torch.nn.Module:
     """The base's model without memory for its weights."""
     with quiet_loading(), torch.device("meta"):
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
-        model: torch.nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: torch.nn.Module = build_model(config)
     return model
 
 
@@ -60,6 +62,11 @@ def check_shapes(adapter: AdapterFile, base: BaseInfo, shapes: Mapping[str, tupl
     known = linear_shapes(base) if shapes is None else shapes
     for module, shape in adapter.shapes.items():
         wanted = known.get(module)
+        if wanted is None and is_router(module):
+            raise Incompatible(
+                f"{adapter.path} adapts {module}, a router of experts, which stays as base '{base.name}' has it: train "
+                "without it, or fuse all into the model (PEFT: merge_and_unload) and add that as a base of its own"
+            )
         if wanted is None:
             raise Incompatible(
                 f"{adapter.path} adapts {module}, which base '{base.name}' ({base.architecture}) does not have as a "

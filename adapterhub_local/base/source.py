@@ -17,6 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
 from adapterhub_local.base.bounds import LIMITS, check_files, check_settings
+from adapterhub_local.base.experts import joined_parts
 from adapterhub_local.base.gguf_header import read_gguf_header
 from adapterhub_local.base.gguf_tokenizer import answer_ends, gguf_tokenizer
 from adapterhub_local.base.multimodal import is_multimodal, text_part
@@ -100,9 +101,16 @@ def _open_folder(folder: Path) -> Source:
     else:
         stored = _model_names(files, config)
 
+    parts = joined_parts(config, {name: read_header(files[key]).tensors[key].shape for name, key in stored.items()})
+    stored |= {name: stored[part.name] for name, part in parts.items()}
+    for name in {part.name for part in parts.values()}:
+        del stored[name]
+
     def stored_tensor(name: str) -> torch.Tensor:
         key = stored[name]
         with safe_open(files[key], framework="pt") as file:
+            if name in parts:  # of all experts, one expert's rows alone are read
+                return parts[name].cut(file.get_slice(key))
             tensor: torch.Tensor = file.get_tensor(key)
             return tensor
 
@@ -170,6 +178,11 @@ def _open_gguf(path: Path) -> Source:
     if len(str(header.settings.get("tokenizer.chat_template", ""))) > LIMITS["chat_template.jinja"]:
         raise BadFile(f"{path}: its chat template has more than {LIMITS['chat_template.jinja']:,} bytes")
     architecture = header.architecture
+    if header.settings.get(f"{architecture}.expert_count"):
+        raise BadFile(
+            f"{path} is a mixture of experts, which is not taken from GGUF: give the transformers folder or the Hub id "
+            "that it was made from"
+        )
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError) as error:

@@ -104,10 +104,14 @@ def show(name: str, as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 def path(name: str) -> None:
-    """Print the folder of a base, which AutoModelForCausalLM.from_pretrained loads."""
+    """Print the folder of a base, which AutoModelForCausalLM.from_pretrained loads (but for mixtures of experts)."""
     from adapterhub_local.base.bases import find_base
+    from adapterhub_local.base.mixtures import ARCHITECTURES
 
-    echo(find_base(name, home()).folder)
+    base = find_base(name, home())
+    if base.architecture in ARCHITECTURES:
+        echo("transformers has no experts in 4 bits: `load_base` of adapterhub_local loads this folder", err=True)
+    echo(base.folder)
 
 
 @command.command()

@@ -47,7 +47,8 @@ _REFUSED = {
     "modules_to_save": f"it replaces whole modules of the shared base. {_FUSE}",
     "lora_bias": "its B factors have a bias",
     "trainable_token_indices": f"it changes rows of the shared base's embeddings. {_FUSE}",
-    "target_parameters": "it adapts parameters that are not linear layers",
+    "target_parameters": "it adapts parameters that are not linear layers, such as the experts of a mixture in one "
+    f'tensor. Trained here (`target_modules = "mlp"`) every expert has layers of its own. {_FUSE}',
     "layer_replication": "it changes the layers of the shared base",
     "fan_in_fan_out": "its base keeps weights transposed, as GPT-2 does, and no base here does",
     "alora_invocation_tokens": "it is active on a part of the text only (aLoRA)",

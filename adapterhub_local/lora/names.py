@@ -26,6 +26,7 @@ _MODULE = re.compile(r"[\w.-]+", re.ASCII)
 # what multimodal models have around their text model, and what diffusers writes before its names
 _TEXT_MODEL = "language_model"
 _TOOLS = ("transformer.", "diffusion_model.", "text_encoder.")
+_ROUTERS = (".mlp.gate", ".block_sparse_moe.gate", ".mlp.router", ".feed_forward.router")
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,17 @@ def plain(module: str) -> str:
     return ".".join(part for part in module.split(".") if part != _TEXT_MODEL)
 
 
+def is_router(module: str) -> bool:
+    """Whether a module is what routes tokens to the experts of a mixture, by its name."""
+    return f".{module}".endswith(_ROUTERS)
+
+
 def fitted(modules: Collection[str], known: Collection[str]) -> Mapping[str, str]:
     """module -> what the base, whose modules are `known`, calls it; the same where nothing else fits.
 
-    A name that the base does not have may be one of a multimodal model around it, carry a tool's prefix, or leave out
-    what stands before the layers; it is taken for the one module that it can be.
+    A name that the base does not have may be one of a multimodal model around it, carry a tool's prefix, leave out
+    what stands before the layers, or be Mixtral's of before transformers 5; it is taken for the one module that it can
+    be.
     """
     wanted = set(known)
     missing = [module for module in modules if module not in wanted]
@@ -110,6 +117,7 @@ def fitted(modules: Collection[str], known: Collection[str]) -> Mapping[str, str
     found = {}
     for module in modules:
         names = [module, plain(module), *(module.removeprefix(tool) for tool in _TOOLS if module.startswith(tool))]
+        names += [name.replace(".block_sparse_moe.", ".mlp.") for name in names if ".block_sparse_moe." in name]
         exact = next((name for name in names if name in wanted), None)
         ends = [match for name in names for match in (*plainly.get(name, ()), *by_end.get(name, ()))]
         found[module] = exact or (ends[0] if len(set(ends)) == 1 else module)

@@ -1,4 +1,4 @@
-"""Bases that people have: NF4 folders as they are, the text part of models that also see, FP8; experts are refused."""
+"""Bases that people have: NF4 folders as they are, the text part of models that also see, FP8."""
 
 import json
 import shutil
@@ -12,8 +12,6 @@ from transformers import (
     BitsAndBytesConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
 from adapterhub_local.base.add import add_base
@@ -137,18 +135,6 @@ def test_the_text_part_of_a_model_that_sees(home: Home, tmp_path: Path, old_name
     assert torch.allclose(logits(whole), logits(base.model), rtol=1e-4, atol=1e-4)
     version = train(load_recipe(write_recipe(tmp_path)), home)
     assert Registry(home).resolve(str(version)).content_digest == version.content_digest
-
-
-def test_experts_are_refused(home: Home, tmp_path: Path) -> None:
-    """A mixture of experts is refused as what it is, not as a broken download."""
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, moe_intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
-    )  # fmt: skip
-    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "moe")
-    byte_tokenizer().save_pretrained(tmp_path / "moe")
-    with pytest.raises(BadFile, match=r"is a mixture of 4 experts, .*not supported.*Use a dense model"):
-        add_base("tiny", tmp_path / "moe", home)
 
 
 def test_fp8_in_blocks(tiny_folder: Path, home: Home, tmp_path: Path) -> None:
