@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from adapterhub_local.base.experts import Experts
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import BadFile
 from adapterhub_local.evaluate.evaluate import score_folder
@@ -74,6 +75,9 @@ def _factors(version: Version, base: LoadedBase) -> Factors | None:
     }
     if not adapter.shapes.keys() <= linear.keys():
         return None
+    routed = [name.rpartition(".")[0] for name, module in base.model.named_modules() if isinstance(module, Experts)]
+    if any(module.startswith(f"{block}.") for module in adapter.shapes for block in routed):
+        return None  # layers there are given the tokens of all adapters in an order of their own
     dtype, device = base.model.dtype, base.model.device
     return {
         name: Delta(delta.A.to(device, dtype), delta.B.to(device, dtype), delta.scaling)

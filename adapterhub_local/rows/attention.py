@@ -24,8 +24,11 @@ from adapterhub_local.rows.varlen import has_packed_kernel, packed_kernel
 NAMES = {"sdpa": "qhub_layout_sdpa", "eager": "qhub_layout_eager"}  # what a model used -> its name with ours beside it
 # what models pass along that has no bearing on causal attention
 _HARMLESS = frozenset(
-    ("is_causal", "position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache")
-)
+    (
+        "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
+        "output_router_logits",
+    )
+)  # fmt: skip
 Route = Callable[..., torch.Tensor]
 
 

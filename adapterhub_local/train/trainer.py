@@ -68,8 +68,12 @@ class AdapterTrainer(Trainer):
             self.accelerator.backward(loss)
             totals[0] += loss.detach()
             totals[1:] += told.to(totals.device)
+        factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for factor in factors:
+            if factor.grad is None:  # a process that had no row, or an expert that no token was routed to
+                factor.grad = torch.zeros_like(factor)
         if self.args.world_size > 1:
-            totals = self._sum_over_processes(model, totals)
+            totals = self._sum_over_processes(factors, totals)
         self.told = dict(zip(self.objective.metrics, totals[1:].tolist(), strict=True))
         if not math.isfinite(totals[0].item()):
             raise NotFinite(f"the loss is {totals[0].item()} at step {self.state.global_step + 1}")
@@ -84,12 +88,8 @@ class AdapterTrainer(Trainer):
         summed: torch.Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return summed
 
-    def _sum_over_processes(self, model: Any, totals: torch.Tensor) -> torch.Tensor:
+    def _sum_over_processes(self, factors: Sequence[Any], totals: torch.Tensor) -> torch.Tensor:
         """Sum gradients, loss and metrics (1 + metrics,) over the processes, as one vector; returns the latter."""
-        factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for factor in factors:
-            if factor.grad is None:  # a process that had no row
-                factor.grad = torch.zeros_like(factor)
         asked = torch.tensor([float(self.watch.stop_asked)], device=totals.device)  # all stop after the same step
         parts = [asked, totals.float().reshape(-1), *(factor.grad.float().reshape(-1) for factor in factors)]
         flat = self.accelerator.reduce(torch.cat(parts), reduction="sum")

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from adapterhub_local.base.bases import BaseInfo, read_record
+from adapterhub_local.base.experts import build_model
 from adapterhub_local.base.load import LoadedBase, load_base
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.rows.examples import Example, read_chats, tokenise
@@ -41,7 +42,7 @@ def model_of(name: str, **changes):
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": VOCABULARY}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     torch.manual_seed(0)
-    model = in_nf4(AutoModelForCausalLM.from_config(kind(**sizes, **special, **ids, **changes)))
+    model = in_nf4(build_model(kind(**sizes, **special, **ids, **changes)))
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     model = get_peft_model(model, config).train()
     fuse(model)

@@ -12,6 +12,7 @@ from subprocess import PIPE
 import pytest
 import torch
 
+from adapterhub_local.base.add import add_base
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import load_base
 from adapterhub_local.cli.main import run
@@ -29,6 +30,7 @@ from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.train import train
 from adapterhub_local.train.trainer import make_trainer
 from adapterhub_local.train.watch import Watch
+from tests.architectures import save_architecture
 from tests.chats import RECIPE, write_recipe
 
 CHANGES = ["train.epochs=4", "train.eval_every=3"]
@@ -54,6 +56,22 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     assert two.lineage["training"]["processes"] == 2
     assert two.content_digest == one.content_digest
     assert len(read_log(home.runs / two.lineage["run"])) == 8 + 3
+
+
+def test_experts_that_no_token_was_routed_to(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a mixture, of whose experts a step meets a part, two processes train the very adapter of one."""
+    add_base("tiny", save_architecture("qwen3-moe", tmp_path / "model", num_experts=48), home)
+    changes = ["train.epochs=2", "train.batch_size=2"]
+    path = write_recipe(tmp_path, count=6)
+    one = train(load_recipe(path, [*changes, "train.micro_batch_size=1"]), home)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit) as exit_info:
+        run(["train", str(path), "--nproc", "2", *(part for change in changes for part in ("--set", change))])
+    two = Registry(home).resolve("yes-no")
+
+    assert exit_info.value.code == 0
+    assert (two.number, two.lineage["training"]["processes"]) == (2, 2)
+    assert two.content_digest == one.content_digest
 
 
 def test_two_machines_are_one(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
