@@ -61,10 +61,12 @@ def boundary(shape: Shape, run: Pass) -> int:
 
 def block(shape: Shape, run: Pass) -> int:
     """Bytes one decoder block keeps; of an MLP that is computed in parts its input, and the rest of one part."""
-    wide = ("inner",)
+    wide = ("inner", "shared inner", "experts", "mlp") if shape.experts else ("inner",)
     narrow = tuple({linear.reads for linear in shape.linears} - {*wide})
     per_token = _norms(shape, run) + _attention(shape, run) + _factors(shape, run, narrow)
     inside = mlp(shape, run) + _factors(shape, run, wide)
+    if shape.experts and run.is_offloaded:
+        per_token += shape.hidden * run.compute  # what the router reads and nothing else keeps; experts have copies
     return per_token * run.tokens + inside * run.mlp_tokens + _square(shape, run)
 
 
@@ -90,6 +92,8 @@ def _norms(shape: Shape, run: Pass) -> int:
     # two layer norms of one input keep it once, as do blocks whose attention and MLP run side by side
     inputs = 1 if shape.is_layer_norm else shape.norms
     heads = (shape.heads + shape.kv_heads) * (shape.head_dim * 4 + 4) if shape.has_head_norms else 0
+    if shape.has_wide_norms:
+        heads = (shape.heads + shape.kv_heads) * shape.head_dim * 4 + 2 * 4
     return inputs * shape.hidden * width + shape.norms * 4 + heads
 
 
@@ -132,7 +136,17 @@ def _has_mask(shape: Shape, run: Pass) -> bool:
 
 def mlp(shape: Shape, run: Pass) -> int:
     """Gate, activated gate and up, a token; without a gate, what the activation is applied to."""
-    return shape.intermediate * run.compute * (3 if shape.is_gated else 1)
+    return shape.intermediate * run.compute * (3 if shape.is_gated else 1) + _routing(shape, run)
+
+
+def _routing(shape: Shape, run: Pass) -> int:
+    """What the router keeps, a token, and what the experts give before it is weighted."""
+    if not shape.experts:
+        return 0
+    # probabilities in float32; the chosen ones with their numbers; places, and places back
+    router = 4 * shape.experts + shape.active * (8 + 4 + 3 * 8)
+    is_shared = any(linear.reads == "shared inner" for linear in shape.linears)  # what that one gives is weighted, too
+    return router + (shape.active + is_shared) * shape.hidden * run.compute
 
 
 def _factors(shape: Shape, run: Pass, reads: tuple[str, ...]) -> int:
@@ -142,8 +156,8 @@ def _factors(shape: Shape, run: Pass, reads: tuple[str, ...]) -> int:
     """
     modules = [linear for linear in adapted(shape, run.targets) if linear.reads in reads]
     if run.has_dropout:
-        return sum((2 * linear.in_features + run.rank) * run.factor for linear in modules)
-    inputs = {linear.reads: linear.in_features for linear in modules}
+        return sum(linear.active * (2 * linear.in_features + run.rank) * run.factor for linear in modules)
+    inputs = {linear.reads: linear.active * linear.in_features for linear in modules}
     if run.is_packed or not shape.copies_result:  # attention keeps it
         inputs.pop("heads", None)
-    return (sum(inputs.values()) + len(modules) * run.rank) * run.compute
+    return (sum(inputs.values()) + sum(linear.active for linear in modules) * run.rank) * run.compute

@@ -69,7 +69,7 @@ def mapped_bytes(shape: Shape, compute: int) -> int:
 
 def num_factors(shape: Shape, rank: int, targets: tuple[str, ...]) -> int:
     """Parameters of A and B in all adapted modules."""
-    a_rank = sum(linear.in_features + linear.out_features for linear in adapted(shape, targets))
+    a_rank = sum(linear.copies * (linear.in_features + linear.out_features) for linear in adapted(shape, targets))
     return shape.layers * rank * a_rank
 
 
@@ -115,7 +115,9 @@ def _heap(shape: Shape, run: Pass) -> int:
     small = [linear for linear in shape.linears if linear.size * run.compute < HEAP_CHUNK]
     large = [linear for linear in shape.linears if linear not in small]
     passes = 2 if run.is_checkpointed else 1  # forward; the backward pass is the last
-    weights = shape.layers * sum(passes * linear.size * run.compute + _dequantised(linear, run) for linear in small)
+    weights = shape.layers * sum(
+        linear.copies * (passes * linear.size * run.compute + _dequantised(linear, run)) for linear in small
+    )
     lost = round(HEAP_LOSS * (weights + _kept_in_heap(shape, run)))
     return lost + max((_dequantised(linear, run) for linear in large), default=0)
 
@@ -138,4 +140,5 @@ def _moment(shape: Shape, run: Pass) -> int:
     heads = shape.heads * shape.head_dim * 4 * run.tokens
     # parts of an MLP are put together in a tensor of their own
     residual = shape.hidden * (2 if run.mlp_tokens == run.tokens else 3) * run.tokens
+    residual += 2 * shape.active * shape.hidden * run.mlp_tokens  # what experts are given and give
     return run.compute * (max(inner, heads) + residual)

@@ -5,9 +5,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adapterhub_local.plan.activations import Pass
+from adapterhub_local.plan.activations import Pass, adapted
 from adapterhub_local.plan.device import Device
-from adapterhub_local.plan.memory import num_factors
 from adapterhub_local.plan.rows import Rows
 from adapterhub_local.plan.shape import Shape
 
@@ -43,11 +42,14 @@ def duration(shape: Shape, rows: Rows, run: Pass, steps: int, epochs: float, dev
     passes = (
         3 if run.is_checkpointed else 2
     )  # forward and the gradient of inputs; a frozen weight needs no gradient of its own
-    factors = num_factors(shape, run.rank, run.targets)
+    factors = sum(
+        linear.active * run.rank * (linear.in_features + linear.out_features) for linear in adapted(shape, run.targets)
+    )
+    factors *= shape.layers
     row = rows.computed / max(1, rows.rows)
     keys = row if shape.makes_mask else min(row, rows.mean)  # examples of a row attend each to itself
     attention = 2 * 2 * keys * shape.heads * shape.head_dim * shape.layers  # scores and values, a token, forward
-    a_token = 2 * passes * shape.linear_size + 2 * (passes + 1) * factors + (passes + 1) * attention
+    a_token = 2 * passes * shape.active_size + 2 * (passes + 1) * factors + (passes + 1) * attention
     head = 4 * rows.epoch_labels * shape.vocabulary * shape.hidden
     if device.kind == "cpu":
         rate, basis = _cpu_flops() * CPU_EFFICIENCY, "this CPU's matrix product, measured now"
@@ -57,7 +59,7 @@ def duration(shape: Shape, rows: Rows, run: Pass, steps: int, epochs: float, dev
     one_epoch = (rows.computed * a_token + head) / rate
     one_epoch += rows.rows * passes * shape.linear_size / DEQUANTISED_PER_SECOND[device.kind]
     one_epoch += rows.rows * passes * shape.layers * SECONDS_A_LAYER
-    looking = (2 * shape.linear_size + 2 * factors + attention) / rate  # seconds a token without gradients
+    looking = (2 * shape.active_size + 2 * factors + attention) / rate  # seconds a token without gradients
     seconds = (one_epoch + rows.looked_at * looking) * epochs + rows.referred * looking
     return Duration(round(seconds, 3), steps, round(rows.epoch_tokens * epochs / seconds, 1), basis)
 
