@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.errors import Incompatible
+from adapterhub_local.lora.names import is_router
 from adapterhub_local.registry import Version
 from serve.adapters.source import Source
 
@@ -35,7 +36,8 @@ def check_modules(adapter: "AdapterFile", name: str, base: BaseInfo, shapes: Map
     wrong = []
     for module, shape in adapter.shapes.items():
         if module not in shapes:
-            wrong.append(f"{module} (no such linear layer)")
+            why = "a router of experts, which stays as it is" if is_router(module) else "no such linear layer"
+            wrong.append(f"{module} ({why})")
         elif (shape.in_features, shape.out_features) != shapes[module]:
             wrong.append(
                 f"{module} ({shape.in_features} -> {shape.out_features}, not {' -> '.join(map(str, shapes[module]))})"

@@ -16,8 +16,11 @@ from serve.engine.packed import Group, PackedBatch
 NAME = "qhub"
 # What models pass along that has no bearing on packed causal attention.
 _HARMLESS = frozenset(
-    ("is_causal", "position_ids", "cache_position", "output_attentions", "output_hidden_states", "use_cache")
-)
+    (
+        "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
+        "output_router_logits",
+    )
+)  # fmt: skip
 
 
 def packed_attention(

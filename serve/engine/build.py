@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.experts import has_experts
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.errors import InputError
 from serve.adapters.leases import Leases
@@ -21,6 +22,7 @@ from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.engine.self_check import choose_fused, choose_lean, use_packed_attention
 from serve.kernels.choose import choose_kernels
+from serve.lora.experts import follow_routes
 from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
 from serve.lora.ways import use_fastest
 from serve.lora.weights import own_weight, use_dense, use_four_bit_always
@@ -44,6 +46,7 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     checked = use_packed_attention(model, kernels)
     context = LoraContext(kernels=kernels)
     layers = wrap_linears(model, context, shared)
+    follow_routes(model, context, layers)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
     is_gpu = device.type == "cuda"
     reader = AdapterReader(base.info, shapes, lambda name: own_weight(layers[name].base), model.dtype, is_gpu)
@@ -62,7 +65,8 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     max_copied = min(num_pages, COPIED_BYTES // checked.page_bytes) if is_copied else 0
     cache, graphs = KVCache(num_pages, max_copied), None
     lean = choose_lean(model, checked, kernels) if kernels is not None and kernels.has("add_norm") else None
-    if options.cuda_graphs and kernels is not None and is_gpu:
+    # how many tokens an expert is given is not known before: a step with experts cannot be replayed
+    if options.cuda_graphs and kernels is not None and is_gpu and not has_experts(model):
         graphs = Graphs(model, cache, context, slots, kernels, max_length, lean=lean)
     is_c = not is_gpu and options.kernels != "triton"
     has_all = kernels is not None and all(map(kernels.has, ("add_lora", "paged_attention", "multiply")))

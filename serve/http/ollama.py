@@ -19,7 +19,7 @@ def add_ollama(app: FastAPI, service: Service) -> None:
     base = service.base.info
 
     def details(target: Target) -> dict[str, Any]:
-        family = str(service.base.model.config.model_type)
+        family = str(type(service.base.model.config).model_type)
         parent = base.name if target.version is not None else ""
         size = f"{sum(each.numel() for each in service.base.model.parameters()) / 1e6:.0f}M"
         return {"parent_model": parent, "format": "safetensors", "family": family, "families": [family],
@@ -63,7 +63,7 @@ def add_ollama(app: FastAPI, service: Service) -> None:
         target = service.find(service.read(plain_name(body.model)), request.scope["state"]["key"])
         thinks = service.reader.prompts.thoughts((), target.chat_settings) is not None
         template = service.base.tokenizer.chat_template
-        family = str(service.base.model.config.model_type)
+        family = str(type(service.base.model.config).model_type)
         facts = {"general.architecture": family, "general.basename": base.name,
                  f"{family}.context_length": service.engine.max_length}  # fmt: skip
         return {

@@ -4,7 +4,9 @@ Layers that are given the same tensor (query, key and value; gate and up) are co
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from serve.kernels.choose import Kernels
+from serve.lora.experts import shared_inputs_of_experts
 from serve.lora.product import LoraBatch, Segment, add_by_grid, add_by_segment, lora_batch, tiled_batch
 
 # x (..., in_features) -> W x of each of some layers
@@ -40,15 +43,34 @@ class LoraContext:
     kernels: Kernels | None = None
     scaled_tokens: tuple[ScaledTokens, ...] = ()
     scaled_logits: tuple[ScaledTokens, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    device: torch.device | None = None
+    max_grid: int = 0
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], device: torch.device, max_grid: int) -> None:
         """Note which tokens of the batch have which adapter, and the same of the tokens that need logits."""
-        is_tiled = self.kernels is not None and self.kernels.has("add_lora")
-        self.tokens, self.logits = (
-            tiled_batch(segments, device) if is_tiled else lora_batch(segments, device, max_grid)
-            for segments in (tokens, logits)
-        )
+        self.segments, self.device, self.max_grid = tuple(tokens), device, max_grid
+        self.tokens, self.logits = self._batch(tokens), self._batch(logits)
         self.scaled_tokens, self.scaled_logits = (_scaled_tokens(each, device) for each in (tokens, logits))
+
+    def _batch(self, segments: Sequence[Segment]) -> LoraBatch | None:
+        assert self.device is not None
+        if self.kernels is not None and self.kernels.has("add_lora"):
+            return tiled_batch(segments, self.device)
+        return lora_batch(segments, self.device, self.max_grid)
+
+    @contextmanager
+    def only(self, tokens: Sequence[int]) -> Iterator[None]:
+        """For as long as the block, layers are given these tokens of the batch alone, whose places ascend."""
+        before = self.tokens, self.scaled_tokens
+        cut = ((bisect_left(tokens, each.start), bisect_left(tokens, each.end), each.slot) for each in self.segments)
+        segments = [Segment(start, end, slot) for start, end, slot in cut if start < end]
+        assert self.device is not None
+        self.tokens, self.scaled_tokens = self._batch(segments), _scaled_tokens(segments, self.device)
+        try:
+            yield
+        finally:
+            self.tokens, self.scaled_tokens = before
 
     def replay(self, batch: LoraBatch | None) -> None:
         """Note a batch whose tensors are there already, one token a row, all of which need logits."""
@@ -57,7 +79,7 @@ class LoraContext:
     def end(self) -> None:
         """The batch is computed."""
         self.tokens = self.logits = None
-        self.scaled_tokens = self.scaled_logits = ()
+        self.scaled_tokens = self.scaled_logits = self.segments = ()
 
 
 def _scaled_tokens(segments: Sequence[Segment], device: torch.device) -> tuple[ScaledTokens, ...]:
@@ -236,8 +258,12 @@ def shared_inputs(model: Any) -> list[list[str]]:
         for handle in handles:
             handle.remove()
     names = [name for name, _ in calls]
+    # which experts two tokens are routed to is chance, and the input of an expert's gate and up is one in any case
+    pairs = shared_inputs_of_experts(model)
+    known = {name for pair in pairs for name in pair}
+    calls = [(name, x) for name, x in calls if name not in known]
     groups: dict[tuple[str, int], list[str]] = {}
     for name, x in calls:
         if names.count(name) == 1:  # a layer that is used twice has no one input
             groups.setdefault((name.rpartition(".")[0], id(x)), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
+    return [*(group for group in groups.values() if len(group) > 1), *pairs]

@@ -8,19 +8,23 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     Phi3Config,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.experts import build_model
 from adapterhub_local.base.load import LoadedBase, close_packing_trap, import_bitsandbytes
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
@@ -44,6 +48,7 @@ COMMON = {
 }
 SIZES = {**COMMON, "intermediate_size": 128}
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
+ROUTED = {"num_experts_per_tok": 2}
 CONFIGS = {
     "llama": LlamaConfig(**GROUPED),
     "mistral": MistralConfig(**GROUPED, sliding_window=5),
@@ -57,6 +62,17 @@ CONFIGS = {
     "falcon-rw": FalconConfig(
         **COMMON, ffn_hidden_size=128, multi_query=False, alibi=True, parallel_attn=False, bias=True
     ),
+    "qwen3_moe": Qwen3MoeConfig(**GROUPED, **ROUTED, num_experts=6, moe_intermediate_size=64, norm_topk_prob=True),
+    "mixtral": MixtralConfig(**SIZES, **ROUTED, num_key_value_heads=2, num_local_experts=4, sliding_window=5),
+    "olmoe": OlmoeConfig(**SIZES, **ROUTED, num_key_value_heads=2, num_experts=4),
+    "qwen2_moe": Qwen2MoeConfig(
+        **SIZES,
+        **ROUTED,
+        num_key_value_heads=2,
+        num_experts=4,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=128,
+    ),
 }
 
 
@@ -65,7 +81,7 @@ def nf4_base(config, name: str, folder: Path) -> LoadedBase:
     nn = import_bitsandbytes().nn
     torch.manual_seed(0)
     # a copy: an engine writes its attention into the config of the model that it serves
-    model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32).eval().requires_grad_(False)
+    model = build_model(deepcopy(config), dtype=torch.float32).eval().requires_grad_(False)
     head = model.get_output_embeddings()
     linears = {
         name: module
@@ -86,10 +102,10 @@ def nf4_base(config, name: str, folder: Path) -> LoadedBase:
     return LoadedBase(info, model.eval(), byte_tokenizer())
 
 
-def adapted(model, seed: int, rank: int, **settings) -> PeftModel:
-    """The model with a random adapter on every linear layer but the output head, made by PEFT itself."""
+def adapted(model, seed: int, rank: int, targets: str | list[str] = "all-linear", **settings) -> PeftModel:
+    """The model with a random adapter, on every linear layer but the output head by default, made by PEFT itself."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM", **settings)
     peft = get_peft_model(model, config).eval()
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
