@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.experts import build_model
 from adapterhub_local.base.load import import_bitsandbytes, load_base, quiet_loading
 from adapterhub_local.base.source import Source
 from adapterhub_local.errors import QhubError
@@ -83,7 +84,7 @@ def measure(
 
 def _load_source(source: Source) -> Any:
     with quiet_loading():
-        model = AutoModelForCausalLM.from_config(source.config, dtype=torch.float32, trust_remote_code=False).eval()
+        model = build_model(source.config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # of tied ones the first only
             parameter.copy_(source.read(name))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from adapterhub_local.base.bases import RECORD, BaseInfo, check_base_name
+from adapterhub_local.base.mixtures import checkpoint_name
 from adapterhub_local.base.source import INDEX, SINGLE, Source
 from adapterhub_local.durable import check_absent, place_folder, staging
 from adapterhub_local.errors import InUse
@@ -104,7 +105,8 @@ def write_fused(
         folder = stage / "model"
         folder.mkdir()
         report = progress or (lambda done, total: None)
-        _write_shards(folder, ((name, fuse(name)) for name in counted(fusion.names, report)))
+        kind = str(config.get("model_type"))
+        _write_shards(folder, ((checkpoint_name(name, kind), fuse(name)) for name in counted(fusion.names, report)))
         fusion.check_complete()
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for file in base.folder.iterdir():

@@ -4,17 +4,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from adapterhub_local.base.mixtures import ARCHITECTURES
 from adapterhub_local.registry import Version
+
+MIXTURE = " (but for its experts, which transformers keeps in 16 bits)"
 
 
 def usage(version: Version, base: Mapping[str, Any], base_id: str, repo_id: str, max_lora_rank: int | None) -> str:
     """A section in Markdown; `base` is the lineage's entry of it, `max_lora_rank` as in `card`."""
     tag = f"v{version.number}"
     is_pinned = base.get("hub_id") == base_id and re.fullmatch(r"[0-9a-f]{40}", str(base.get("revision")))
+    note = MIXTURE if base.get("architecture") in ARCHITECTURES else ""
     source = f'"{base_id}", revision="{base["revision"]}"' if is_pinned else f'"{base_id}"'
     return f"""## Use it
 
-With PEFT, over the base in the 4-bit form it was made for:
+With PEFT, over the base in the 4-bit form it was made for{note}:
 
 ```python
 import torch
