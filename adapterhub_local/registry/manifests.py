@@ -34,6 +34,8 @@ def blob_paths(home: Home) -> Iterator[Path]:
     if not home.blobs.is_dir():
         return
     for folder in sorted(os.listdir(home.blobs)):
+        if folder.startswith("."):  # one that another process is making: it has its own name in a moment
+            continue
         with suppress(NotADirectoryError):
             yield from (home.blobs / folder / name for name in os.listdir(home.blobs / folder))
 

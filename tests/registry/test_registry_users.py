@@ -128,6 +128,21 @@ def test_a_home_is_made_by_two_at_once(place: Path) -> None:
 
 
 @needs_root
+def test_a_folder_that_is_being_made_is_nobodys_trouble(shared: Path) -> None:
+    """What one member has just made, and nobody else may enter yet, is passed over by another who comes first."""
+    blobs = shared / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    for folder in (blobs.parent, blobs):
+        os.chown(folder, ALICE, TEAM)
+        folder.chmod(0o2775)
+    making = blobs / ".ab.0123"
+    making.mkdir(mode=0o700)
+    os.chown(making, ALICE, TEAM)
+    assert start(PUBLISH, BOB, shared, "1").communicate(timeout=120)[0] == "1\n"
+    assert "a@1" in verbs(BOB, shared, "list", "fsck")
+
+
+@needs_root
 @pytest.mark.parametrize("mask", ["002", "022"])
 def test_a_reader_does_not_lock_the_owner_out(shared: Path, mask: str) -> None:
     """After another member's `list` the owner publishes, and then the other, and all files are the group's to write."""
