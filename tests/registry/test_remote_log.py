@@ -203,7 +203,7 @@ def test_keys_are_known_by_their_hashes(store: Store, tmp_path: Path) -> None:
     assert publish_key(log, key).is_new
     assert not publish_key(open_log(store), key).is_new
     text = b"".join(store.read(f"records/{path}", 1 << 20) for path in store.names("records"))
-    assert token.rpartition("-")[2].encode() not in text
+    assert token[-20:].encode() not in text
     taken = take_keys(theirs, open_log(store))
     assert [(one.subject, one.before, one.now) for one in taken] == [(key.id, None, "valid")]
     assert theirs.find(token) == key

@@ -165,11 +165,14 @@ def test_all_stop_after_the_same_step(tiny_base: BaseInfo, home: Home, tmp_path:
         return vector + theirs
 
     trainer.accelerator.reduce = other
-    loss_and_metrics = trainer._sum_over_processes(model, torch.tensor([2.0, 0.5]))
+    factors = list(factors_of(model).values())
+    for factor in factors:
+        factor.grad = torch.zeros_like(factor)
+    loss_and_metrics = trainer._sum_over_processes(factors, torch.tensor([2.0, 0.5]))
 
     assert loss_and_metrics.tolist() == [3.0, 1.5]
     assert watch.stop_asked
-    assert all(torch.equal(factor.grad, torch.ones_like(factor)) for factor in factors_of(model).values())
+    assert all(torch.equal(factor.grad, torch.ones_like(factor)) for factor in factors)
 
 
 def test_an_error_is_told_once(home: Home, capfd: pytest.CaptureFixture[str]) -> None:
