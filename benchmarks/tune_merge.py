@@ -71,7 +71,7 @@ def main() -> None:
     from adapterhub_local.merge.merge import merge_to_path
     from adapterhub_local.merge.plan_file import WrittenPlan
     from adapterhub_local.registry import Registry
-    from adapterhub_local.tune.learnt import by_gradient
+    from adapterhub_local.tune.gradient import by_gradient
 
     registry = Registry()
     versions = [registry.resolve(reference) for reference in references]

@@ -53,6 +53,17 @@ SHAPES: dict[str, tuple[type[PreTrainedConfig], dict]] = {
             "norm_topk_prob": True,
         },
     ),
+    "qwen3-moe-partly": (
+        Qwen3MoeConfig,
+        {
+            **_GROUPED,
+            "head_dim": 16,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "mlp_only_layers": [0],  # one layer without experts
+        },
+    ),
     "mixtral": (
         MixtralConfig,
         {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW},

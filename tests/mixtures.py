@@ -15,7 +15,9 @@ from adapterhub_local.settings import Home
 from tests.architectures import save_architecture
 from tests.tiny import byte_tokenizer
 
-MIXTURES = ("qwen3-moe", "mixtral", "olmoe", "qwen2-moe")
+# other layers of these have the names of an expert's: PEFT joins the factors of experts, and drops those of the others
+ALIKE = ("qwen2-moe", "qwen3-moe-partly")
+MIXTURES = ("qwen3-moe", "qwen3-moe-partly", "mixtral", "olmoe", "qwen2-moe")
 
 
 def add_mixture(name: str, home: Home, folder: Path) -> BaseInfo:

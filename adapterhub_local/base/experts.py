@@ -27,7 +27,7 @@ Visit = Callable[[int, torch.Tensor], AbstractContextManager[None]]
 
 
 class Expert(nn.Module):
-    """down(act(gate(x)) * up(x)) of x (tokens, hidden), its matrices called as the family does."""
+    """down(act(gate(x)) * up(x)) of x (tokens, hidden), its matrices named as in the family's checkpoints."""
 
     def __init__(self, hidden: int, inner: int, act: nn.Module, family: Family) -> None:
         super().__init__()
@@ -133,15 +133,22 @@ def joined_parts(config: PreTrainedConfig, shapes: Mapping[str, Sequence[int]]) 
 
 
 def check_experts(model: nn.Module) -> None:
-    """Raise BadFile for a mixture whose experts are still tensors of three dimensions: a family that is not here."""
+    """Raise BadFile for a mixture of a family that is not here, or that routes tokens to more experts than it has.
+
+    Of a family that is not here the experts are still tensors of three dimensions.
+    """
     joined = [tensor for name, tensor in model.named_parameters() if tensor.dim() == 3 and "expert" in name]
     if joined:
         kind = type(getattr(model, "config", None))
         raise BadFile(
             f"{type(model).__name__} is a mixture of {joined[0].shape[0]} experts of a family "
-            f"({getattr(kind, 'model_type', kind.__name__)}) that is not supported: mixtures are "
-            f"{', '.join(sorted(FAMILIES))}. Use one of these, or a dense model of the family"
+            f"({getattr(kind, 'model_type', kind.__name__)}) that is not supported. Supported are "
+            f"{', '.join(sorted(FAMILIES))}: use one of these, or a dense model of the family"
         )
+    count = next((len(module) for module in model.modules() if isinstance(module, Experts)), None)
+    chosen = getattr(getattr(model, "config", None), "num_experts_per_tok", 1)
+    if count is not None and not 1 <= chosen <= count:
+        raise BadFile(f"config.json routes each token to {chosen} experts (num_experts_per_tok), of {count} there are")
 
 
 def _apart(config: PreTrainedConfig) -> Any:

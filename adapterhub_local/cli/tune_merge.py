@@ -20,11 +20,15 @@ from adapterhub_local.registry import Registry
 @click.option("--alias", help="With --name: alias to point to the new version.")
 @click.option("--evaluations", type=click.IntRange(1), metavar="N", help="Score as much as N whole merges.")
 @click.option("--minutes", type=float, metavar="M", help="Begin no merge after M minutes.")
-@click.option("--search", metavar="|".join(SEARCHES), help="Pattern search, a sampler of optuna, or learnt.")
+@click.option(
+    "--search",
+    metavar="|".join(SEARCHES),
+    help="pattern (default); gp, tpe, cmaes: Optuna; gradient: learned.",
+)
 @click.option("--groups", type=click.IntRange(1), metavar="G", help="A weight for each of G groups of layers.")
 @click.option("--methods", metavar="M1,M2,...", help="Choose among these methods too, with their density.")
-@click.option("--pareto", is_flag=True, default=None, help="Search what no other merge beats in all tasks.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="S", help="Of what the samplers draw.")
+@click.option("--pareto", is_flag=True, default=None, help="Keep every merge that no other beats in all tasks.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="S", help="Seed of the samplers.")
 @click.option("--whole", is_flag=True, help="Score every merge on all examples, also one that is clearly worse.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, every trial included.")
 def command(
@@ -37,13 +41,13 @@ def command(
     qhub tune-merge plan.toml                                    # weights, by pattern search
     qhub tune-merge plan.toml --search gp --groups 3             # each third of the layers has its own
     qhub tune-merge plan.toml --search tpe --methods weighted_sum,ties,dare_linear --evaluations 60
-    qhub tune-merge plan.toml --search gp --pareto               # several tasks: what is best for which
-    qhub tune-merge plan.toml --search gradient --groups 30      # weights of 30 layers, learnt (LoRA Soups)
+    qhub tune-merge plan.toml --search gp --pareto               # several tasks: the best trade-offs
+    qhub tune-merge plan.toml --search gradient --groups 30      # a weight for each of 30 layers, learned (LoRA Soups)
 
     Every trial is the whole merge, scored on the base; the search starts at the weights of the plan. A merge that
     is clearly worse on a part of the examples is given up, and counts with that part. What was scored is kept: stopped
-    with Ctrl-C, or killed, the same command continues where it stopped. The options say the same as keys of [tune],
-    and count before them. If the plan has [evaluate], the best merge must pass its requirements.
+    with Ctrl-C, or killed, the same command continues where it stopped. The options are keys of [tune], and take
+    precedence over them. If the plan has [evaluate], the best merge must pass its requirements.
     """
     from adapterhub_local.evaluate.gate import check_held
     from adapterhub_local.merge.destination import Destination
@@ -72,10 +76,10 @@ def command(
 
     show = reporter()
 
-    def told(trial: Any, scorer: Any) -> None:
+    def on_trial(trial: Any, scorer: Any) -> None:
         show.note(f"{_outcome(trial, scorer)} [{_progress(scorer, tuning)}]")
 
-    done = tuned_merge(written, Registry(), reporter=show, told=told, note=lambda text: echo(text, err=True))
+    done = tuned_merge(written, Registry(), reporter=show, on_trial=on_trial, note=lambda text: echo(text, err=True))
     merged, found = done.merged, done.found
     every, best = found.trials, found.best
     report = merged.report.to_json()

@@ -36,8 +36,8 @@ def num_groups(weights: Sequence[Weight]) -> int:
     if not lengths:
         return 1
     if len(lengths) > 1 or 0 in lengths:
-        told = " and ".join(str(length) for length in sorted(lengths))
-        raise InputError(f"lists of {told} weights: give every adapter as many, one for each group of layers")
+        counts = " and ".join(str(length) for length in sorted(lengths))
+        raise InputError(f"lists of {counts} weights: give every adapter as many, one for each group of layers")
     return lengths.pop()
 
 

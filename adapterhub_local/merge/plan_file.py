@@ -174,7 +174,7 @@ def _tuning(folder: Path, table: Mapping[str, Any]) -> Tuning:
 
 
 def _line(key: str, table: Mapping[str, Any]) -> str:
-    """The key whose line tells of a problem: of bounds that do not fit, the one that is written."""
+    """The key at whose line a problem is reported: of bounds that do not fit, the one that is written."""
     return "high" if key == "low" and "low" not in table else key
 
 

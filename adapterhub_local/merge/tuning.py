@@ -57,8 +57,8 @@ class Tuning:
             yield "low", f"tune.low {self.low:g} is not below high {self.high:g}", 0
         for index, weight in enumerate(weights):
             if not all(self.low <= one <= self.high for one in flat([weight])):
-                told = f"the search starts at weight {weight_text(weight)}, outside of tune.low {self.low:g} to high"
-                yield "weight", f"{told} {self.high:g}", index
+                start = f"the search starts at weight {weight_text(weight)}, outside of tune.low {self.low:g} to high"
+                yield "weight", f"{start} {self.high:g}", index
         if self.minutes is not None and not 0 < self.minutes < math.inf:  # NaN too
             yield "minutes", f"tune.minutes is {self.minutes:g}: give a number above 0", 0
         if self.groups > MANY_LAYERS:
@@ -67,7 +67,7 @@ class Tuning:
             yield "groups", f"tune.groups is {self.groups}, but the adapters have {count} weights each", 0
         if self.pareto and len(self.scored.data) < 2:
             yield "pareto", "a Pareto front is of several tasks: [tune.data] has one", 0
-        yield from self._what_searches_cannot()
+        yield from self._unsupported()
         if self.search == "gradient" and (method, *self.methods) != ("weighted_sum",):
             yield "search", "search 'gradient' learns the weights of a sum: method weighted_sum, and no other", 0
         for name in self.methods:
@@ -80,7 +80,7 @@ class Tuning:
         if len(set(self.methods)) < len(self.methods):
             yield "methods", f"tune.methods names one twice: {', '.join(self.methods)}", 0
 
-    def _what_searches_cannot(self) -> Iterator[tuple[str, str, int]]:
+    def _unsupported(self) -> Iterator[tuple[str, str, int]]:
         others = 'search = "gp" or "tpe" does'
         if self.pareto and self.search not in ("gp", "tpe"):
             yield "pareto", f"search '{self.search}' makes one number small, not a Pareto front: {others}", 0

@@ -141,11 +141,14 @@ def read_shape(config: Mapping[str, Any], where: str = "config.json") -> Shape:
     experts = config.get("num_local_experts") or config.get("num_experts")
     if mixture is None and isinstance(experts, int) and experts > 1:
         raise InputError(
-            f"{where}: {kind} is a mixture of experts that can be no base here, so its memory is not known: mixtures "
-            f"are {', '.join(sorted(FAMILIES))}"
+            f"{where}: {kind} is a mixture of experts that is not supported, so its memory is not known. "
+            f"Supported are {', '.join(sorted(FAMILIES))}"
         )
     if mixture is not None and (config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1):
-        raise InputError(f"{where}: only some layers of this {kind} have experts, whose memory qhub plan does not know")
+        raise InputError(
+            f"{where}: only some layers of this {kind} have experts, which `qhub plan` cannot count yet; "
+            "`qhub train --dry-run` shows whether it fits"
+        )
 
     def number(name: str, *others: str, default: int | None = None) -> int:
         value = next((config[key] for key in (name, *others) if config.get(key) is not None), default)

@@ -25,7 +25,7 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """Tells it from every other, in the log of scores."""
+        """Identifies it in the log of scores."""
         return json.dumps(self.to_json(), sort_keys=True)
 
     def to_json(self) -> dict[str, Any]:

@@ -95,11 +95,11 @@ def forecast(
     Worse in the mean over tasks, or with `each` in every one of them.
     """
     for other in whole:
-        told = {task: difference(answers, other, labels, metric, task, part, len(labels[task])) for task in part}
-        gap = sum(worse for worse, _ in told.values())
-        error = math.sqrt(sum(error**2 for _, error in told.values()))
-        is_clear = all(worse > CLEAR * error for worse, error in told.values()) if each else gap > CLEAR * error
+        gaps = {task: difference(answers, other, labels, metric, task, part, len(labels[task])) for task in part}
+        gap = sum(worse for worse, _ in gaps.values())
+        error = math.sqrt(sum(error**2 for _, error in gaps.values()))
+        is_clear = all(worse > CLEAR * error for worse, error in gaps.values()) if each else gap > CLEAR * error
         if is_clear and gap > 0:
             every = {task: range(len(labels[task])) for task in part}
-            return {task: value(other, labels, metric, task, every) + worse for task, (worse, _) in told.items()}
+            return {task: value(other, labels, metric, task, every) + worse for task, (worse, _) in gaps.items()}
     return None

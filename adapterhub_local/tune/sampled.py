@@ -1,7 +1,7 @@
 """Candidates proposed by a sampler of optuna (https://arxiv.org/abs/1907.10902), which is loaded when it is used.
 
 Nothing of optuna's is stored: its study is made anew from the scores in the log, by asking the same sampler with the
-same seed the same questions. So no pickle is read, and a search that was stopped goes on as if it had not been.
+same seed the same questions. So no pickle is read, and a search that was stopped continues as if it had never stopped.
 """
 
 import warnings
@@ -63,7 +63,7 @@ def _searched(
     while until is None or score.share < until:
         trial = study.ask(axes)
         values = score(_candidate(space, whole, trial.params))
-        if values is None:  # told as the worst so far: of a failure a sampler learns nothing, and proposes it again
+        if values is None:  # reported as the worst so far: of a failure a sampler learns nothing, and proposes it again
             every = [done.values for done in study.get_trials(deepcopy=False) if done.values is not None]
             values = tuple(max(column) for column in zip(*every, strict=True))
         study.tell(trial, list(values))

@@ -74,14 +74,15 @@ class Trial:
 class Scorer:
     """Scores candidates within a budget: as much as `evaluations` whole ones, and `minutes`.
 
-    What the log has is not computed again but counts all the same, so that a search that was stopped goes on as if it
-    had not been. `told` gets every trial.
+    What the log has is not computed again but counts all the same, so that a search that was stopped continues as if it
+    never had. `on_trial` gets every trial.
     """
 
     def __init__(
-        self, plan_of: PlanOf, tuning: Tuning, bench: Bench, tmp: Path, path: Path, told: Callable[[Trial], None]
+        self, plan_of: PlanOf, tuning: Tuning, bench: Bench, tmp: Path, path: Path, on_trial: Callable[[Trial], None]
     ) -> None:
-        self.plan_of, self.tuning, self.bench, self.tmp, self.path, self.told = plan_of, tuning, bench, tmp, path, told
+        self.plan_of, self.tuning, self.bench, self.tmp, self.path = plan_of, tuning, bench, tmp, path
+        self.on_trial = on_trial
         self.labels = {task: [test.num_labels for test in tests] for task, tests in bench.tests.items()}
         counts = {task: len(tests) for task, tests in bench.tests.items()}
         self.parts = parts(counts, early=tuning.early_stop)
@@ -133,7 +134,7 @@ class Scorer:
         self.trials.append(trial)
         values = tuple(trial.values.values()) if self.tuning.pareto else (trial.objective,)
         self.seen[candidate.key] = values
-        self.told(trial)
+        self.on_trial(trial)
         return values
 
     def pay(self, cost: float) -> None:

@@ -21,14 +21,14 @@ from adapterhub_local.merge.plan_text import plan_text
 from adapterhub_local.merge.tuning import Tuning
 from adapterhub_local.settings import Home
 from adapterhub_local.tune.candidate import Space
-from adapterhub_local.tune.learnt import by_gradient
+from adapterhub_local.tune.gradient import by_gradient
 from adapterhub_local.tune.pattern import by_pattern
 from adapterhub_local.tune.sampled import by_sampler
 from adapterhub_local.tune.scorer import Scorer, Spent, Trial
 
 Opened = Callable[[Sequence[Weight], Formula | None], MergePlan]
 NAMES = {"pattern": "hooke-jeeves", "gradient": "lora-soups"}  # of searches that are not optuna's, in lineages
-Told = Callable[[Trial, Scorer], None]
+OnTrial = Callable[[Trial, Scorer], None]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Found:
     spent: float
 
 
-def tune(opened: Opened, written: WrittenPlan, bench: Bench, home: Home, told: Told | None = None) -> Found:
-    """Search as [tune] says. `told` gets each trial and the scorer, which knows the best so far and what is spent.
+def tune(opened: Opened, written: WrittenPlan, bench: Bench, home: Home, on_trial: OnTrial | None = None) -> Found:
+    """Search as [tune] says. `on_trial` gets each trial and the scorer, which knows the best so far and what is spent.
 
     The objective is the mean over tasks of the loss, or of 1 - exact match with the loss to decide between equals.
     """
@@ -63,8 +63,8 @@ def tune(opened: Opened, written: WrittenPlan, bench: Bench, home: Home, told: T
         if trial.is_whole and trial is scorer.best and trial is not best:
             best = trial
             _write(folder / "best.toml", best, plan, written)
-        if told is not None:
-            told(trial, scorer)
+        if on_trial is not None:
+            on_trial(trial, scorer)
 
     scorer = Scorer(
         lambda candidate: opened(candidate.weights, candidate.formula(written.formula)),

@@ -34,13 +34,13 @@ def tuned_merge(
     registry: Registry,
     *,
     reporter: Reporter | None = None,
-    told: Callable[[Trial, Scorer], None] | None = None,
+    on_trial: Callable[[Trial, Scorer], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Tuned:
     """Search the merge `written` as its [tune] says, and put the best where `written` says.
 
-    `told` gets each trial and the scorer. Raises Stopped at Ctrl-C: what was scored is kept, the best so far is a plan
-    in the folder of the search, and the same call goes on. If the plan has [evaluate], the best must meet its
+    `on_trial` gets each trial and the scorer. Raises Stopped at Ctrl-C: what was scored is kept, the best so far is a
+    plan in the folder of the search, and the same call continues. If the plan has [evaluate], the best must meet its
     requirements.
     """
     from adapterhub_local.base.load import load_base
@@ -68,8 +68,8 @@ def tuned_merge(
                 def seen(trial: Trial, scorer: Scorer) -> None:
                     nonlocal state
                     state = scorer
-                    if told is not None:
-                        told(trial, scorer)
+                    if on_trial is not None:
+                        on_trial(trial, scorer)
                     progress(int(scorer.spent), tuning.evaluations)
 
                 found = tune(opened, written, bench, registry.home, seen)

@@ -69,8 +69,8 @@ def test_experts_are_in_four_bits(name: str, home: Home, tmp_path: Path) -> None
     with safe_open(info.folder / "model.safetensors", framework="pt") as file:
         routers = [file.get_tensor(key) for key in file.keys() if key.endswith("mlp.gate.weight")]  # noqa: SIM118
 
-    assert len(layers) == len(routers) == 2
-    assert len(linear) == 2 * 3 * len(layers[0])
+    assert len(layers) == len(routers) == (1 if name == "qwen3-moe-partly" else 2)
+    assert len(linear) == len(layers) * 3 * len(layers[0])
     assert all(isinstance(module, four_bits) for module in linear)
     assert len([module for module in linear_modules(info) if ".experts." in module]) == len(linear)
     assert {router.dtype for router in routers} == {torch.bfloat16}
@@ -128,6 +128,17 @@ def test_more_experts_than_tensors(home: Home, tmp_path: Path) -> None:
         add_base("tiny", folder, home)
 
 
+@pytest.mark.parametrize(("name", "chosen"), [("qwen3-moe", 9), ("mixtral", 0)])
+def test_more_experts_for_a_token_than_there_are(home: Home, tmp_path: Path, name: str, chosen: int) -> None:
+    """A config that routes each token to no expert, or to more than the layers have, is refused with both numbers."""
+    folder = save_architecture(name, tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "num_experts_per_tok": chosen}))
+    with pytest.raises(BadFile, match=rf"each token to {chosen} experts \(num_experts_per_tok\), of \d there are"):
+        add_base("tiny", folder, home)
+    assert not home.bases.exists() or not list(home.bases.iterdir())
+
+
 def test_a_family_that_is_not_supported(home: Home, tmp_path: Path) -> None:
     """A mixture of another family is refused as what it is, with the families that there are."""
     config = GptOssConfig(
@@ -137,13 +148,13 @@ def test_a_family_that_is_not_supported(home: Home, tmp_path: Path) -> None:
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "oss")
     byte_tokenizer().save_pretrained(tmp_path / "oss")
-    message = r"is a mixture of 4 experts of a family \(gpt_oss\) that is not supported: mixtures are mixtral, olmoe, "
+    message = r"is a mixture of 4 experts of a family \(gpt_oss\) that is not supported\. Supported are mixtral, "
     with pytest.raises(BadFile, match=message):
         add_base("tiny", tmp_path / "oss", home)
 
 
 def test_a_router_is_no_target(home: Home, tmp_path: Path) -> None:
-    """A recipe that wants to train the router is told that it is one."""
+    """A recipe that names the router as a target is refused: it routes tokens and is not trained."""
     info = add_mixture("qwen3-moe", home, tmp_path / "model")
     check_targets(info, ("q_proj", "gate_proj"))
     with pytest.raises(InputError, match="'gate' routes tokens to the experts of base 'tiny' and is not trained"):

@@ -268,7 +268,7 @@ def test_the_rank_a_server_needs_is_told() -> None:
 
 
 def test_a_budget_chooses_the_rank(tmp_path: Path) -> None:
-    """The file is no larger than asked for and one rank more would be; all is kept where all fits; else it is told."""
+    """The file fits in the budget and one rank more would not; where not all is kept, a note says so."""
     paths = [save_adapter(tmp_path / name, seed, ranks=dict.fromkeys(SIZES, 3)) for seed, name in enumerate("abc")]
     one = 4 * sum(sum(sizes) for sizes in SIZES.values())
     for budget, rank in ((2 * one, 2), (3 * one - 1, 2), (9 * one, 9), (one, 1)):

@@ -11,13 +11,11 @@ from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.evaluate.gate import Requirement, check_scores
 from adapterhub_local.evaluate.metrics import Score
 from adapterhub_local.merge.tuning import Scored
-from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
-from adapterhub_local.train.train import train
 from adapterhub_local.tune.pattern import Weights, search
-from tests.chats import write_chats, write_recipe
 from tests.cli.test_cli import Qhub, qhub, save_adapter  # noqa: F401
+from tests.merge.noisy_plan import write_plan
 
 PLAN = """\
 [[adapter]]
@@ -48,11 +46,7 @@ answers = "test.jsonl"
 @pytest.fixture
 def plan(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> Path:
     """A plan for a trained adapter and one that is noise, with held-out data beside it."""
-    train(load_recipe(write_recipe(tmp_path), ["train.epochs=4"]), home)
-    save_adapter(tmp_path / "noise.safetensors", tiny_base.fingerprint)
-    write_chats(tmp_path / "valid.jsonl", 8, offset=1)
-    (tmp_path / "plan.toml").write_text(PLAN)
-    return tmp_path / "plan.toml"
+    return write_plan(PLAN, {"valid.jsonl": (8, 1)}, tiny_base, home, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -18,13 +18,11 @@ from adapterhub_local.evaluate.metrics import evaluate
 from adapterhub_local.merge.merge import merge_to_path
 from adapterhub_local.merge.plan import make_plan
 from adapterhub_local.merge.tuning import Scored
-from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
-from adapterhub_local.train.train import train
-from adapterhub_local.tune.learnt import _soup
-from tests.chats import write_chats, write_recipe
+from adapterhub_local.tune.gradient import _soup
 from tests.cli.test_cli import Qhub, qhub, save_adapter  # noqa: F401
+from tests.merge.noisy_plan import write_plan
 
 PLAN = """\
 [[adapter]]
@@ -52,12 +50,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 @pytest.fixture
 def plan(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> Path:
     """A plan for a trained adapter and one that is noise, with held-out data of two tasks beside it."""
-    train(load_recipe(write_recipe(tmp_path), ["train.epochs=4"]), home)
-    save_adapter(tmp_path / "noise.safetensors", tiny_base.fingerprint)
-    write_chats(tmp_path / "long.jsonl", 40, offset=3)
-    write_chats(tmp_path / "short.jsonl", 32)
-    (tmp_path / "plan.toml").write_text(PLAN)
-    return tmp_path / "plan.toml"
+    return write_plan(PLAN, {"long.jsonl": (40, 3), "short.jsonl": (32, 0)}, tiny_base, home, tmp_path)
 
 
 def tuned(home: Home, name: str = "tuned") -> dict:
@@ -111,7 +104,7 @@ def test_a_front_is_plans_that_can_be_merged(qhub: Qhub, plan: Path, home: Home)
     assert "front-1.toml" in shown.out
 
 
-def test_a_search_that_was_cut_off_goes_on_as_if_it_had_not_been(qhub: Qhub, plan: Path, home: Home) -> None:  # noqa: F811
+def test_a_search_that_was_cut_off_continues_as_if_it_never_had(qhub: Qhub, plan: Path, home: Home) -> None:  # noqa: F811
     """With part of its log, the last line torn, the same candidates are scored; what is there is not scored again."""
     assert qhub("tune-merge", plan).code == 0
     whole = tuned(home)

@@ -43,7 +43,7 @@ LLAMA_8B = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
 }  # fmt: skip
 RUN = Pass(2048, 512, False, 2, 4, 16, ("all-linear",))
-NAMES = [name for name in SHAPES if name != "mistral-window"]
+NAMES = [name for name in SHAPES if name not in ("mistral-window", "qwen3-moe-partly")]
 
 
 def config_of(name: str, **changes) -> object:
@@ -301,6 +301,10 @@ def test_a_model_that_is_not_there(home: Home, tmp_path: Path) -> None:
     ("config", "message"),
     [
         ({**LLAMA_8B, "num_local_experts": 8}, "mixture of experts"),
+        (
+            {**LLAMA_8B, "model_type": "qwen3_moe", "num_experts": 8, "mlp_only_layers": [0]},
+            "only some layers of this qwen3_moe have experts.*`qhub train --dry-run`",
+        ),
         ({**LLAMA_8B, "hidden_size": "big"}, "hidden_size must be a whole number"),
         ({**LLAMA_8B, "vocab_size": 0}, "vocab_size must be"),
         ({}, "hidden_size must be"),

@@ -16,7 +16,7 @@ from serve.engine.request import Request, SamplingParams
 from serve.lora.experts import follow_routes
 from serve.lora.linear import LoraContext, wrap_linears
 from serve.lora.product import Segment, Slot
-from tests.mixtures import MIXTURES, add_mixture, dequantised_model
+from tests.mixtures import ALIKE, MIXTURES, add_mixture, dequantised_model
 from tests.serve.engine.test_architectures import NUM_TOKENS, adapted, answer_alone
 
 PROMPTS = [list(range(3, 12)), [7], [40, 3, 9, 120, 33]]
@@ -43,11 +43,11 @@ def answers(engine, requests: dict) -> dict:
 def test_answers_are_those_of_peft(name: str, base_exec: str, home: Home, tmp_path: Path) -> None:
     """Base, attention, experts and a merge of both in one batch: greedy tokens are PEFT's on dequantised weights.
 
-    Of a family with a shared expert PEFT cannot join the experts' factors, so there attention alone is compared.
+    Where other layers are called as an expert's PEFT cannot join the factors, so there attention alone is compared.
     """
     info = add_mixture(name, home, tmp_path / "model")
     registry, lineage = Registry(home), {"base": info.lineage()}
-    names = ["on-attention"] if name == "qwen2-moe" else ["on-attention", "on-all", "both"]
+    names = ["on-attention"] if name in ALIKE else ["on-attention", "on-all", "both"]
     for index, targets in enumerate((ATTENTION, "all-linear")[: len(names)]):
         model = adapted(load_base(info).model, index, 3 + index, targets=targets)
         publish(registry, names[index], model, tmp_path / names[index], lineage)
