@@ -163,13 +163,11 @@ def _within_budget(plan: MergePlan) -> MergePlan:
     """The plan with a rank in the place of a budget. Raises InputError if not even rank 1 fits."""
     rule, bytes_a_rank = plan.formula.rule, 0
     if rule.kind == "auto":
-        rank, budget = SERVER_RANKS[-1], f"the largest that a server takes is {SERVER_RANKS[-1]}"
+        rank, budget = SERVER_RANKS[-1], "servers take no larger one"
     elif rule.kind == "size":
         bytes_a_rank = _bytes_a_number(plan) * sum(s.in_features + s.out_features for s in plan.shapes.values())
-        rank, budget = (
-            int(rule.value) // bytes_a_rank,
-            f"{write_size(int(rule.value))} hold {bytes_a_rank:,} bytes each",
-        )
+        rank = int(rule.value) // bytes_a_rank
+        budget = f"a rank takes {bytes_a_rank:,} bytes of {write_size(int(rule.value))}"
     else:
         return plan
     if rank < 1:
@@ -180,9 +178,9 @@ def _within_budget(plan: MergePlan) -> MergePlan:
     if rank >= plan.rank:
         return replace(plan, formula=replace(plan.formula, rule=RankRule("exact")))
     kept = min(rank, plan.largest_rank)
-    note = f"rank {kept} of {plan.rank} is kept, for {budget}"
+    note = f"rank {kept} of {plan.rank} is kept: {budget}"
     if rule.kind == "auto":
-        note += ": --rank exact keeps all, --rank, --energy, --max-error and --max-size choose otherwise"
+        note += "; --rank exact keeps all, --rank, --energy, --max-error and --max-size choose otherwise"
     return replace(plan, formula=replace(plan.formula, rule=RankRule("rank", kept)), notes=(*plan.notes, note))
 
 

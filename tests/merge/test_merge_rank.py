@@ -294,9 +294,7 @@ def test_a_merge_of_many_picks_a_rank_that_a_server_takes(tmp_path: Path) -> Non
     paths = [str(save_adapter(tmp_path / f"a{n}", n, ranks=ranks, sizes=sizes)) for n in range(50)]
     plan = make_plan(paths, [1 / 50] * 50, Registry(), formula=Formula(rule=parse_rule(None)))
     assert (plan.rank, str(plan.formula.rule)) == (800, "rank 512")
-    assert (
-        "rank 512 of 800 is kept, for the largest that a server takes is 512: --rank exact keeps all" in plan.notes[-1]
-    )
+    assert "rank 512 of 800 is kept: servers take no larger one; --rank exact keeps all" in plan.notes[-1]
     report = merge_to_path(plan, tmp_path / "all.safetensors")
     assert (report.rank, report.server_rank) == (512, 512)
     assert 0 < report.relative_error == pytest.approx(report.truncation_error, rel=1e-3)
