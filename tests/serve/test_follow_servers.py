@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -19,13 +20,14 @@ from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.remote_log import Log
-from adapterhub_local.registry.remote_moves import move_alias, publish_key, revoke_key, set_split
+from adapterhub_local.registry.remote_moves import move_alias, publish_key, revoke_key
 from adapterhub_local.registry.remotes import add_remote
 from adapterhub_local.registry.store import Store, open_store
 from adapterhub_local.registry.sync import push
 from adapterhub_local.settings import home as home_at
 from tests.serve.adapter_makers import publish
 from tests.serve.redis_server import RedisServer
+from tests.serve.splits import USERS, is_known, split_traffic
 
 SERVERS = 3
 SOON = 2.0  # seconds in which every server knows
@@ -148,18 +150,14 @@ def test_a_user_stays_on_a_side_everywhere(team: Team) -> None:
     """With a split of 10 to 90 each user gets the same side from every server, and both sides have users."""
     team.send("split", 3)
     team.send("split", 4)
-    move_alias(team.log, "split", "prod", 1)
-    move_alias(team.log, "split", "canary", 2)
-    set_split(team.log, "split", [("canary", 10), ("prod", 90)])
-    team.soon("a new name", lambda replica: replica.ask(team.token, "split").status_code == 200)
-    users = [f"user-{number}" for number in range(40)]
-    sides = [
-        [replica.ask(team.token, "split", user).headers["x-qhub-adapter"] for user in users]
-        for replica in team.replicas
-    ]
-    assert sides[0] == sides[1] == sides[2]
-    assert set(sides[0]) == {"split@1", "split@2"}
-    assert sides[0].count("split@1") > sides[0].count("split@2")
+    sides = split_traffic(team.log, "split", [("canary", 10), ("prod", 90)])
+
+    def adapter(replica: Replica, user: str) -> str | None:
+        return replica.ask(team.token, "split", user).headers.get("x-qhub-adapter")
+
+    team.soon("a split", lambda replica: is_known(partial(adapter, replica), sides))
+    for replica in team.replicas:
+        assert {user: adapter(replica, user) for user in USERS} == sides
 
 
 def test_a_revoked_key_is_refused_everywhere(team: Team) -> None:

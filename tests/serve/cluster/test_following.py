@@ -12,13 +12,14 @@ from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.remote_log import Log
-from adapterhub_local.registry.remote_moves import move_alias, publish_key, revoke_key, set_split
+from adapterhub_local.registry.remote_moves import move_alias, publish_key, revoke_key
 from adapterhub_local.registry.remotes import Remote, add_remote
 from adapterhub_local.registry.store import Store, open_store
 from adapterhub_local.registry.sync import push
 from adapterhub_local.settings import home as home_at
 from tests.serve.adapter_makers import publish
 from tests.serve.cluster.conftest import Gateway
+from tests.serve.splits import USERS, is_known, split_traffic
 
 PATIENCE = 60.0  # seconds for what takes one on a quiet machine
 
@@ -115,17 +116,16 @@ def test_a_side_is_one_everywhere(team: Team) -> None:
     """With a split each user keeps a side, whatever replica answers."""
     for seed in (31, 32):
         team.send("split", seed)
-    for number, alias in enumerate(("prod", "canary"), 1):
-        move_alias(team.log, "split", alias, number)
-    set_split(team.log, "split", [("canary", 50), ("prod", 50)])
-    team.soon(lambda: {team.ask("split", user=f"u{n}").headers.get("x-qhub-adapter") for n in range(12)}
-              == {"split@1", "split@2"})  # fmt: skip
-    sides = []
+    sides = split_traffic(team.log, "split", [("canary", 50), ("prod", 50)])
+
+    def adapter(user: str) -> str | None:
+        return team.ask("split", user=user).headers.get("x-qhub-adapter")
+
+    team.soon(lambda: is_known(adapter, sides))
     for name in list(team.gateway.engines.apps):
         team.gateway.engines.draining = {name}
-        sides.append([team.ask("split", user=f"u{n}").headers["x-qhub-adapter"] for n in range(12)])
+        assert {user: adapter(user) for user in USERS} == sides
     team.gateway.engines.draining = set()
-    assert sides[0] == sides[1]
 
 
 def test_keys_are_the_remotes(team: Team) -> None:
