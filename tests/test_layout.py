@@ -1,6 +1,7 @@
 """The rooms and their doors: which module may import which, how long a file may be, and what the library shows."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 import adapterhub_local
 from adapterhub_local.cli.main import VERBS
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "adapterhub_local").rglob("*.py")) + sorted((ROOT / "serve").rglob("*.py"))
@@ -219,7 +221,7 @@ def test_the_library_shows_what_it_lists() -> None:
         "print(*sorted({n for n, v in vars(a).items() if n[0] != '_' and not isinstance(v, types.ModuleType)"
         " and n not in ('Any', 'TYPE_CHECKING')} | set(given)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert done.stdout.split() == sorted(adapterhub_local.__all__)
 
 
@@ -228,6 +230,18 @@ def test_every_verb_has_its_file() -> None:
     helpers = {"__init__", "main", "output", "merge_report"}
     files = {path.stem for path in (ROOT / "adapterhub_local" / "cli").glob("*.py")}
     assert files - helpers == {verb.replace("-", "_") for verb in VERBS}
+
+
+def test_no_test_asserts_a_speed() -> None:
+    """What must end or come is held to `tests.patience`, which no machine is too slow for."""
+    timed = re.compile(r"assert .*time\.(monotonic|process_time|perf_counter|time)\(\).* < [0-9.]+($|[ ,:] *($|[^* ]))")
+    found = [f"{path.name}:{number}" for path in TESTS for number, line in numbered(path) if timed.search(line)]
+    assert not found
+
+
+def numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers."""
+    yield from enumerate(path.read_text().splitlines(), 1)
 
 
 LIGHT = [
@@ -275,6 +289,6 @@ for line in {LIGHT!r}:
     for name in ("torch", "transformers", "peft", "safetensors", "huggingface_hub", "fastapi", "pydantic", "numpy"):
         assert name not in sys.modules, (line, name)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.safetensors").read_bytes() == b"weights"

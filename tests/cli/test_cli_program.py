@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapterhub_local.lora.config import WEIGHTS
 from adapterhub_local.registry import Registry
+from tests.patience import PATIENCE
 
 
 def test_letters_that_cannot_be_shown_are_no_error(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_letters_that_cannot_be_shown_are_no_error(tmp_path: Path) -> None:
         for line in ("show a", "show a --json", "list"):
             program = [sys.executable, "-m", "adapterhub_local", *line.split()]
             environment = {**os.environ, "PYTHONIOENCODING": encoding}
-            done = subprocess.run(program, capture_output=True, env=environment, timeout=30, check=False)
+            done = subprocess.run(program, capture_output=True, env=environment, timeout=PATIENCE, check=False)
             assert done.returncode == 0, done.stderr
             assert line != "show a" or shown in done.stdout.decode()
 
@@ -34,13 +35,13 @@ def test_a_reader_that_goes_away_is_no_error_message() -> None:
     lister = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert lister.stdout is not None
     lister.stdout.close()
-    _, err = lister.communicate(timeout=30)
+    _, err = lister.communicate(timeout=PATIENCE)
     assert err == b""
     piped = subprocess.run(
         f'"{sys.executable}" -m adapterhub_local list | head -1',
         shell=True,
         capture_output=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=True,
     )
     assert piped.stderr == b""
@@ -52,7 +53,7 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     programs = [[sys.executable, "-m", "adapterhub_local"]] + ([[str(installed)]] if installed.exists() else [])
     for program in programs:
         done = subprocess.run(
-            [*program, "show", "none"], capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False
+            [*program, "show", "none"], capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path, check=False
         )
         assert done.returncode == 2
         assert done.stderr == "qhub: there is no adapter 'none': `qhub list` shows what there is\n"
@@ -66,7 +67,7 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         "try: Registry('/proc/none').publish('a', {'f': b'x'}, {})\n"
         "except InputError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert "Set QHUB_HOME to a writable folder" in done.stdout
 
 
@@ -76,7 +77,7 @@ def test_a_closed_output_is_no_traceback() -> None:
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         for line in ("list", "show a --json"):
             command = f'"{sys.executable}" -m adapterhub_local {line} {closed}'
-            done = subprocess.run(command, shell=True, capture_output=True, timeout=30, check=True)
+            done = subprocess.run(command, shell=True, capture_output=True, timeout=PATIENCE, check=True)
             assert b"Traceback" not in done.stderr
 
 
@@ -92,5 +93,5 @@ def test_ctrl_c_in_the_middle_of_an_import() -> None:
         "main.Verbs.get_command = lambda *_: cut\n"
         "main.run(['list'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (130, "qhub: stopped\n")

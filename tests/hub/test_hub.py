@@ -26,6 +26,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from tests.hub_adapters import BASE, REPO, publish, pulled, pushed
 from tests.hub_server import HubServer, Repo
+from tests.patience import PATIENCE
 
 
 def test_new_adapter_is_one_commit_and_one_tag_in_nine_calls(hub: HubServer, registry: Registry) -> None:
@@ -336,7 +337,7 @@ def test_push_does_not_load_torch() -> None:
     """Pushing moves files and digests: torch is not loaded for it."""
     code = "import sys, adapterhub_local.hub; assert 'torch' not in sys.modules"
 
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 def test_a_base_from_the_hub(hub: HubServer, home: Home, tiny_folder: Path) -> None:

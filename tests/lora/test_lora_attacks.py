@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.lora.config import CONFIG, CONFIG_KEY, WEIGHTS
 from tests.adapter_files import PLAIN, Q, factors, save_peft
 from tests.lora.test_lora_header import entry, raw_file
+from tests.patience import ends
 
 SOUND = factors({Q: (8, 6, 2)})
 BARE = {name.removeprefix("base_model.model."): tensor for name, tensor in SOUND.items()}
@@ -153,10 +153,8 @@ def test_hostile_adapter_is_refused_at_once(case: str, tmp_path: Path) -> None:
     """No hang, no crash, no echo of what a terminal would obey, no page of text."""
     make, reason = ATTACKS[case]
     path = make(tmp_path)
-    start = time.process_time()
-    with pytest.raises(InputError, match=reason) as caught:
+    with ends(), pytest.raises(InputError, match=reason) as caught:
         open_adapter(path, dora=True, copies=True)
-    assert time.process_time() - start < 2
     assert caught.value.exit_code == 2
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1_200

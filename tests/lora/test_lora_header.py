@@ -3,7 +3,6 @@
 import contextlib
 import json
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from adapterhub_local.errors import BadFile, NotFound, QhubError
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.lora.header import MAX_HEADER_BYTES, read_header
+from tests.patience import ends
 
 
 def raw_file(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:
@@ -98,10 +98,8 @@ def test_hostile_headers_are_refused(tmp_path: Path, case: str) -> None:
     """A header that describes anything but tensors side by side in the whole file is BadFile."""
     header, size = HOSTILE[case]
     path = raw_file(tmp_path / "f", header, bytes(size))
-    start = time.process_time()  # of this process: others may be busy
-    with pytest.raises(BadFile) as caught:
+    with ends(), pytest.raises(BadFile) as caught:
         read_header(path)
-    assert time.process_time() - start < 2
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1_000
 

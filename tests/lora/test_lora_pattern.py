@@ -1,7 +1,6 @@
 """Patterns of a stranger's config: they mean what they mean to PEFT, in linear time, or they are refused."""
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.loadable import loadable
 from adapterhub_local.lora.pattern import MAX_PATTERNS, PatternTable, compile_pattern, matches_whole
 from tests.adapter_files import Q, factors, save_peft
+from tests.patience import ends
 
 NAMES = [Q, "model.layers.10.self_attn.q_proj", "lm_head", "model.layers.1.mlp.up_proj", "q_proj", "a.b-c.d"]
 PATTERNS = [
@@ -69,10 +69,8 @@ def test_pattern_that_cannot_be_matched_is_refused(tmp_path: Path, case: str, se
     pattern, reason = HOSTILE[case]
     value: Any = pattern if setting.endswith("modules") else {pattern: 2}
     folder = save_peft(tmp_path / "a", factors({Q: (8, 6, 2)}), **{setting: value})
-    start = time.process_time()
-    with pytest.raises(BadFile) as caught:
+    with ends(), pytest.raises(BadFile) as caught:
         open_adapter(folder)
-    assert time.process_time() - start < 2
     assert reason in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
@@ -83,12 +81,11 @@ def test_pattern_that_would_backtrack_is_matched_at_once(tmp_path: Path, pattern
     """What keeps Python's engine busy forever takes no time here, and PEFT is given names in its place."""
     settings: dict[str, Any] = {"alpha_pattern": {pattern: 8}, "rank_pattern": {pattern: 2}, "exclude_modules": pattern}
     folder = save_peft(tmp_path / "a", factors({Q: (8, 6, 2)}), **settings)
-    start = time.process_time()
-    adapter = open_adapter(folder)
-    assert adapter.delta(Q).scaling == 2
-    with loadable(folder) as place:
-        assert open_adapter(place).config == AdapterConfig(2, 4, (Q,))
-    assert time.process_time() - start < 2
+    with ends():
+        adapter = open_adapter(folder)
+        assert adapter.delta(Q).scaling == 2
+        with loadable(folder) as place:
+            assert open_adapter(place).config == AdapterConfig(2, 4, (Q,))
 
 
 @pytest.mark.parametrize(
@@ -102,10 +99,8 @@ def test_pattern_that_would_backtrack_is_matched_at_once(tmp_path: Path, pattern
 )
 def test_too_many_patterns_are_refused_at_once(patterns: dict[str, int]) -> None:
     """More patterns than any adapter has are not tried one by one."""
-    start = time.process_time()
-    with pytest.raises(ValueError, match="more than any adapter needs"):
+    with ends(), pytest.raises(ValueError, match="more than any adapter needs"):
         PatternTable(patterns)
-    assert time.process_time() - start < 2
 
 
 def test_a_name_for_each_module_of_a_mixture_of_experts_is_looked_up() -> None:
@@ -113,9 +108,8 @@ def test_a_name_for_each_module_of_a_mixture_of_experts_is_looked_up() -> None:
     modules = [f"model.layers.{i}.mlp.experts.{j}.up_proj" for i in range(80) for j in range(128)]
     config = AdapterConfig(2, 4, ("up_proj",), rank_pattern=dict.fromkeys(modules, 3))
     config.check_size(len(modules))
-    start = time.process_time()
-    assert all(config.rank_of(module) == 3 for module in modules)
-    assert time.process_time() - start < 4
+    with ends():
+        assert all(config.rank_of(module) == 3 for module in modules)
 
 
 def test_order_of_patterns_is_kept() -> None:

@@ -22,6 +22,7 @@ from adapterhub_local.oci import client
 from adapterhub_local.oci.address import Address
 from adapterhub_local.oci.transfer import pull, push
 from adapterhub_local.registry import Registry, Version
+from tests.patience import PATIENCE
 from tests.stores import LINEAGE, files, merged
 
 PROGRAM = shutil.which("docker-registry")
@@ -50,7 +51,7 @@ class Served:
         self.process = subprocess.Popen(
             [PROGRAM, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 httpx.get(f"http://{self.host}/v2/", trust_env=False)

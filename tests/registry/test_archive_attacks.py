@@ -5,7 +5,6 @@ import io
 import json
 import os
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.registry.archive import LAYOUT, read_archive, write_archive
 from adapterhub_local.registry.version import File, Version
 from adapterhub_local.settings import Home
+from tests.patience import ends
 from tests.stores import CONFIG, LINEAGE, files, weights
 
 Entries = dict[str, bytes]
@@ -160,10 +160,8 @@ def unpack(entries: Entries, target: Path) -> Path:
 
 def refused(source: Path, home: Home, match: str, exit_code: int) -> None:
     """Reading it fails with that sentence and exit code, soon, and leaves nothing."""
-    start = time.monotonic()
-    with pytest.raises(QhubError, match=match) as caught:
+    with ends(), pytest.raises(QhubError, match=match) as caught:
         read_archive(Registry(home), source)
-    assert time.monotonic() - start < 10
     assert caught.value.exit_code == exit_code
     assert not any(ord(letter) < 32 for letter in str(caught.value)), caught.value
     assert not Registry(home).versions()
@@ -319,9 +317,8 @@ def test_an_index_that_names_one_version_many_times(tmp_path: Path) -> None:
     entries = version()
     index = json.loads(entries["index.json"])
     entries["index.json"] = json.dumps({"manifests": index["manifests"] * 20_000}).encode()
-    start = time.monotonic()
-    assert len(read_archive(Registry(tmp_path / "other"), pack(entries, tmp_path / "many.tar"))) == 1
-    assert time.monotonic() - start < 10
+    with ends():
+        assert len(read_archive(Registry(tmp_path / "other"), pack(entries, tmp_path / "many.tar"))) == 1
 
 
 def test_a_version_number_that_leaves_none_after_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.fsck import fsck
 from adapterhub_local.registry.rebuild import rebuild
+from tests.patience import PATIENCE
 from tests.stores import LINEAGE, files, small_store
 
 # Counts every call that changes the disk and ends the process, as a power switch would, at the n-th.
@@ -106,7 +107,7 @@ for turn in range(100000):
 def stop_at(call: int, kind: str, log: os.PathLike[str]) -> subprocess.CompletedProcess[str]:
     """A process that publishes `a` and is stopped at its `call`-th step."""
     command = [sys.executable, "-c", HARNESS, str(call), kind, str(log)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 @pytest.mark.parametrize("kind", ["exit", "full", "EIO"])
@@ -163,7 +164,7 @@ def test_killed_at_random_moments() -> None:
         time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         lines += process.stdout.readlines()
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
         process.stdout.close()
         acknowledged |= {int(line.split()[0]): line.split()[1] for line in lines if len(line.split()[-1]) == 71}
         versions = {version.number: version.manifest_digest for version in Registry().versions("a")}

@@ -27,6 +27,7 @@ from adapterhub_local.registry.protecting import (
     unprotect,
 )
 from adapterhub_local.registry.rebuild import rebuild
+from tests.patience import PATIENCE
 from tests.stores import LINEAGE, files
 
 
@@ -226,7 +227,7 @@ def test_two_actors_who_race_for_an_alias_are_told_apart(registry: Registry) -> 
         )
         for name in ("ada", "bob")
     }  # fmt: skip
-    won = {name: int(racer.communicate(timeout=60)[0]) for name, racer in racers.items()}
+    won = {name: int(racer.communicate(timeout=PATIENCE)[0]) for name, racer in racers.items()}
     moves = history(registry, events=["alias"], limit=1000).entries[:-start]
     assert {name: sum(move["actor"] == name for move in moves) for name in racers} == won
     assert sum(won.values()) >= 20

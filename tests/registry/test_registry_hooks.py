@@ -28,6 +28,7 @@ from adapterhub_local.registry.hooks.state import State, read_log
 from adapterhub_local.registry.marks import add_tags
 from adapterhub_local.registry.rebuild import rebuild
 from adapterhub_local.settings import environment_in
+from tests.patience import PATIENCE
 from tests.stores import LINEAGE, files
 
 
@@ -165,7 +166,7 @@ def test_a_command_reads_the_body_and_what_fails_is_kept(registry: Registry, tmp
     assert (registry.home.root / "named").read_text() == f"alias {body['delivery']}\n"
     for name, said in {"bad": "it ended with 3: no", "long": "it did not end within 0.2 s",
                        "gone": "no-such-program: No such file or directory"}.items():  # fmt: skip
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not (entries := read_log(registry.home, name, 1)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert (entries[0]["state"], entries[0]["said"]) == ("failed", said)
@@ -194,7 +195,7 @@ def test_a_redirect_and_a_slow_drip_are_failures(registry: Registry, receiver: A
         add_hook(registry, Hook("drip", url=f"http://127.0.0.1:{server.getsockname()[1]}/", timeout=0.5))
         registry.set_alias("a", "prod", 1)
         settled(registry, "moved")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not (entries := read_log(registry.home, "drip", 9)) and time.monotonic() < deadline:
             time.sleep(0.05)
     remove_hook(registry, "drip")

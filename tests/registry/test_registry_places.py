@@ -16,6 +16,7 @@ from adapterhub_local.registry.gc import collect
 from adapterhub_local.registry.migrations import MIGRATIONS
 from adapterhub_local.registry.rebuild import rebuild
 from adapterhub_local.settings import Home
+from tests.patience import PATIENCE
 from tests.stores import LINEAGE, blob_paths, files, small_store
 
 FULL = """
@@ -103,7 +104,7 @@ def test_a_read_only_home_can_be_read(public_folder: Path) -> None:
         path.chmod(0o555)
     try:
         command = [sys.executable, "-c", READ, str(public_folder / "home")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("refused")
         assert blob_paths(registry.home) == before
@@ -134,7 +135,7 @@ def test_an_old_home_that_is_read_only(public_folder: Path) -> None:
     public_folder.chmod(0o555)
     try:
         command = [sys.executable, "-c", OLD, str(public_folder)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
         assert "was written by an older version of qhub and cannot be written here" in done.stdout
     finally:
         public_folder.chmod(0o755)
@@ -170,7 +171,7 @@ def test_processes_that_migrate_at_once(home: Home, applied: int) -> None:
     connection.commit()
     connection.close()
     processes = [subprocess.Popen([sys.executable, "-c", MIGRATE], stderr=subprocess.PIPE) for _ in range(6)]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 6, errors
     assert len(Registry().versions("new")) == 6
     rebuild(Registry())

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from adapterhub_local.registry import Registry
+from tests.patience import PATIENCE
 from tests.registry.test_registry import FILES, LINEAGE
 
 
@@ -52,7 +53,7 @@ def test_a_process_killed_while_publishing_leaves_no_half_version(registry: Regi
         process.stdout.readline()
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
         process.stdout.close()
         process.stderr.close()
         versions = registry.versions("shared")

@@ -20,6 +20,7 @@ from adapterhub_local.registry.remotes import add_remote
 from adapterhub_local.registry.store import Store, open_store
 from adapterhub_local.registry.sync import pull, push
 from adapterhub_local.settings import Home
+from tests.patience import PATIENCE
 from tests.stores import CONFIG, LINEAGE, files, flip, weights
 from tests.synced import named
 
@@ -83,7 +84,7 @@ def test_pushers_at_once_each_get_a_number(store: Store, tmp_path: Path, monkeyp
     """Pushers that all found the same number free: one gets it, the others the next ones, and nothing is lost."""
     registries = [Registry(tmp_path / f"home-{index}") for index in range(4)]
     versions = [registry.publish("a", files(index), LINEAGE) for index, registry in enumerate(registries)]
-    barrier = threading.Barrier(4, timeout=20)
+    barrier = threading.Barrier(4, timeout=PATIENCE)
     lock = threading.Lock()  # the server in these tests looks and writes in two steps
     real = Store.create
     waited: set[int] = set()
@@ -108,7 +109,7 @@ def test_pushers_at_once_each_get_a_number(store: Store, tmp_path: Path, monkeyp
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=PATIENCE)
     assert sorted(results) == ["a@1", "a@2", "a@3", "a@4"]
     other = Registry(tmp_path / "other")
     pull(other, store, named("a"), every=True)
@@ -271,7 +272,7 @@ def test_a_full_disk_while_moving_versions(verb: str, home: Home, tmp_path: Path
     environment = {**os.environ, "QHUB_HOME": str(where)}
     # the database's files are larger than nothing: the limit is above them and below the weights
     command = [sys.executable, "-c", FULL, "300000", *lines[verb]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
     assert done.returncode == 1, done.stderr
     assert "no space left" in done.stderr
     assert done.stderr.count("\n") == 1

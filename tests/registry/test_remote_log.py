@@ -30,6 +30,7 @@ from adapterhub_local.registry.remotes import add_remote
 from adapterhub_local.registry.split import split_of
 from adapterhub_local.registry.store import Store, open_store
 from adapterhub_local.registry.sync import pull, push
+from tests.patience import PATIENCE
 from tests.stores import LINEAGE, files
 from tests.synced import named
 
@@ -143,7 +144,7 @@ def test_a_tag_that_was_taken_away_does_not_come_back_by_a_push(folder_store: St
 def test_writers_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many who move one alias at once each get a number of their own, and each record says what it truly replaced."""
     pushed(store, 8)
-    barrier, lock = threading.Barrier(8, timeout=30), threading.Lock()
+    barrier, lock = threading.Barrier(8, timeout=PATIENCE), threading.Lock()
     real, waited = Store.create, set()
 
     def create(self: Store, path: str, data: bytes) -> bool:
@@ -165,7 +166,7 @@ def test_writers_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=PATIENCE)
     moves = [one for one in open_log(store).every() if one.kind == "alias"]
     assert len(moves) == len(told) == 8
     assert [one.fields["old"] for one in moves] == [None, *(one.fields["number"] for one in moves[:-1])]

@@ -17,6 +17,7 @@ from serve.http.app import create_app
 from serve.options import HttpOptions
 from serve.server import DrainingServer, http_config
 from serve.service import Service
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import served_registry
 
 __all__ = ["served_registry"]
@@ -60,7 +61,7 @@ class Server:
             time.sleep(0.01)
         port = self._uvicorn.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
         self.client = openai.OpenAI(
             base_url=f"{self.url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
         )
@@ -71,7 +72,7 @@ class Server:
 
     def wait_until_idle(self) -> dict:
         """The engine's numbers once nothing runs, waits or is held."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while True:
             numbers = self.http.get("/health", headers=self.health_headers).json()["engine"]
             if not numbers["running"] and not numbers["waiting"]:

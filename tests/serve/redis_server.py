@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 
 class RedisServer:
     """A Redis that can be stopped and started again."""
@@ -29,7 +31,7 @@ class RedisServer:
         options |= {"requirepass": self.password} if self.password else {}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self.process = subprocess.Popen([self.program, *words], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not self._answers():
             assert time.monotonic() < deadline
             assert self.process.poll() is None

@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 
 from serve.bench import Load, Sample, report, spread
+from tests.patience import PATIENCE
 from tests.serve.conftest import Server
 
 MODELS = ["a", "b", "c", "d"]
@@ -49,7 +50,7 @@ def test_against_a_server(server: Server, loop: list[str]) -> None:
     arguments = ["--url", f"{server.url}/v1", "--requests", "9", "--max-tokens", "5", "--prompt-words", "2"]
     arguments += ["--models", "alpha,beta,tiny", "--popularity", "distinct", "--warmup", "1"]
     command = [sys.executable, "-m", "serve.bench", *arguments, *loop]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["errors"] == {}
     assert result["completion_tokens"] == 45
@@ -61,7 +62,7 @@ def test_against_a_server(server: Server, loop: list[str]) -> None:
 def test_nobody_there() -> None:
     """Without a server one line says so."""
     command = [sys.executable, "-m", "serve.bench", "--url", "http://127.0.0.1:9/v1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert "does not list its models" in done.stderr
     assert "Traceback" not in done.stderr

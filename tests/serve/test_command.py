@@ -16,6 +16,7 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.cli.serve import command
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.registry import Registry
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
 
@@ -33,10 +34,10 @@ def test_serve_until_terminated(tiny_base: BaseInfo, home) -> None:
             line = process.stdout.readline()
             assert line.startswith("Serving tiny with 1 adapter on http://127.0.0.1:"), process.stderr.read()
             body = {"model": "alpha", "prompt": "Hello", "max_tokens": 3}
-            answer = httpx.post(f"{line.split()[-1]}/completions", json=body, timeout=30, trust_env=False)
+            answer = httpx.post(f"{line.split()[-1]}/completions", json=body, timeout=PATIENCE, trust_env=False)
             assert answer.status_code == 200
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     assert process.returncode == 0, errors
@@ -87,5 +88,5 @@ def test_importing_serve_loads_no_torch() -> None:
         "import sys, serve, serve.__main__, serve.engine.scheduler, adapterhub_local.cli.serve;"
         "print({'torch', 'transformers', 'fastapi', 'uvicorn'} & set(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert result.stdout.strip() == "set()"

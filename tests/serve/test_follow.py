@@ -19,9 +19,8 @@ from adapterhub_local.registry.store import Store, open_store
 from adapterhub_local.registry.sync import push
 from serve import follow as module
 from serve.follow import Follower
+from tests.patience import PATIENCE
 from tests.stores import LINEAGE, files, weights
-
-PATIENCE = 20.0  # seconds for what takes a twentieth of one on a quiet machine
 
 
 def wait_until(holds: Callable[[], object]) -> None:

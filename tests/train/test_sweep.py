@@ -16,6 +16,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.train.train import train
 from tests.chats import RECIPE, write_recipe
+from tests.patience import PATIENCE
 
 SWEEP = """
 [sweep.grid]
@@ -87,7 +88,7 @@ def test_a_sweep_that_is_stopped_goes_on(
     path = write_recipe(tmp_path, RECIPE + "[sweep.grid]\ntrain.epochs = [1, 40, 2]\n")
 
     def stop_the_second() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             logs = (
                 sorted(home.runs.glob("*/log.jsonl"), key=lambda log: log.stat().st_mtime) if home.runs.exists() else []

@@ -32,6 +32,7 @@ from adapterhub_local.train.train import train
 from adapterhub_local.train.trainer import make_trainer
 from adapterhub_local.train.watch import Watch
 from tests.chats import chat, write_chats, write_recipe
+from tests.patience import PATIENCE
 from tests.tiny import VOCABULARY, byte_tokenizer
 
 
@@ -297,7 +298,7 @@ def test_stop_and_go_on(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None
     path = str(write_recipe(tmp_path))
     change = ("--set", "train.epochs=30")
     process = qhub("train", path, *change)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         logs = list(home.runs.glob("*/log.jsonl")) if home.runs.is_dir() else []
         if logs and logs[0].stat().st_size:

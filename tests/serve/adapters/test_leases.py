@@ -15,6 +15,7 @@ from serve.adapters.leases import Leases
 from serve.adapters.pool import AdapterPool
 from serve.adapters.reader import AdapterReader
 from serve.adapters.record import Label
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
 from tests.stores import LINEAGE, files
@@ -60,7 +61,7 @@ def test_leases_are_renewed_and_given_back(version: Version) -> None:
     pool.lease(version)
     ((digest, first),) = rows(registry)
     assert digest == version.content_digest
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while rows(registry)[0][1] <= first:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -91,7 +92,7 @@ def test_leases_end_for_what_is_used_no_more(version: Version) -> None:
     pool.insert(version.content_digest, {"q": (torch.ones(4, 2), torch.ones(2, 4))}, Label("a@1"))
     leases.start(pool.leased)
     assert {digest for digest, _ in rows(registry)} == {version.content_digest, other.content_digest}
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while len(rows(registry)) != 1:
         assert time.monotonic() < deadline
         time.sleep(0.02)

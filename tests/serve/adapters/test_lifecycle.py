@@ -17,6 +17,7 @@ from adapterhub_local.registry import Version
 from serve.adapters.reader import AdapterReader
 from serve.http.app import create_app
 from serve.options import HttpOptions
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.adapters.conftest import NUM_FOLDERS, OPTIONS
 from tests.serve.conftest import Server
@@ -161,7 +162,7 @@ def test_loading(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     unload(living, "v9")
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(living.complete, model="v9", prompt="Hello")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while not any(
             (one["name"], one["state"]) == ("v9@1", "loading") for one in living.http.get("/v1/adapters").json()["data"]
         ):
@@ -233,7 +234,7 @@ def test_a_load_is_counted_once(living: Server, monkeypatch: pytest.MonkeyPatch,
     with ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(living.complete, prompt="Hello", **body) for _ in range(4)]
         try:
-            assert all(asked.acquire(timeout=20) for _ in answers)
+            assert all(asked.acquire(timeout=PATIENCE) for _ in answers)
         finally:
             may_read.set()
         assert [each.result(20).status_code for each in answers] == [200] * 4

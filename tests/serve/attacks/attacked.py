@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 
+from tests.patience import PATIENCE
+
 ORDINARY = {"model": "tiny", "prompt": "Hello", "max_tokens": 1, "temperature": 0}
-PATIENCE = 20.0  # seconds: far above what any answer takes, on machines that do other things too
 
 
 class AttackedServer:

@@ -25,6 +25,7 @@ from serve.engine.options import EngineOptions
 from serve.http.app import create_app
 from serve.listen import http_config
 from serve.options import HttpOptions
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 
 OPTIONS = EngineOptions(max_rows=8, tokens_per_step=64, queue_limit=32)
@@ -87,7 +88,7 @@ class Gateway:
         )
         self.app = app
         self.url = self._serve(app, list(self.engines.apps.values()))
-        self.http = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
 
     def _serve(self, app, inner) -> str:
         server = uvicorn.Server(http_config(app, port=0))

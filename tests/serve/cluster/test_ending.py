@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.patience import PATIENCE
+
 CODE = """
 import asyncio, os, signal, sys, threading, time
 from serve.cluster.ending import at_sigterm
@@ -27,5 +29,5 @@ print(len(told))
 
 def test_sigterm_is_told_and_does_not_end() -> None:
     """Code in another thread learns of each SIGTERM, and the handler that would end the process does not run."""
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr

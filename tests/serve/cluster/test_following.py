@@ -17,11 +17,10 @@ from adapterhub_local.registry.remotes import Remote, add_remote
 from adapterhub_local.registry.store import Store, open_store
 from adapterhub_local.registry.sync import push
 from adapterhub_local.settings import home as home_at
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.cluster.conftest import Gateway
 from tests.serve.splits import USERS, is_known, split_traffic
-
-PATIENCE = 60.0  # seconds for what takes one on a quiet machine
 
 
 class Team:

@@ -18,6 +18,7 @@ from adapterhub_local.registry.split import set_split
 from serve.access import declared
 from serve.cluster.pins import Pinned, Pins
 from serve.cluster.relay import Relay
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.cluster.conftest import OPTIONS, Gateway
 from tests.serve.conftest import Server
@@ -262,7 +263,7 @@ def test_a_client_that_hangs_up_frees_its_row(gateway: Gateway) -> None:
     body = {"model": "alpha", "prompt": "Hi", "max_tokens": 400, "ignore_eos": True, "stream": True, "logprobs": 0}
     with gateway.http.stream("POST", "/v1/completions", json=body) as response:
         next(response.iter_lines())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while any(app.state.service.engine.snapshot().running for app in gateway.engines.apps.values()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -304,5 +305,5 @@ def test_keys(built_base, tmp_path) -> None:
 def test_the_gateway_loads_no_torch() -> None:
     """A gateway is a small process."""
     code = "import sys, serve.cluster.gateway, serve.cluster.control; print({'torch', 'ray'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE, capture_output=True, text=True)
     assert done.stdout == "set()\n"

@@ -24,6 +24,7 @@ from adapterhub_local.registry.remotes import add_remote
 from adapterhub_local.registry.store import Store, open_store
 from adapterhub_local.registry.sync import push
 from adapterhub_local.settings import home as home_at
+from tests.patience import PATIENCE
 from tests.processes import family
 from tests.serve.adapter_makers import publish
 from tests.serve.splits import USERS, is_known, split_traffic
@@ -32,7 +33,6 @@ pytest.importorskip("ray", reason="Ray is not installed: `make check-ray` runs t
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ADAPTERS = [f"a{number}" for number in range(12)]
-PATIENCE = 60.0  # seconds for what takes two on a quiet machine
 CONFIG = 'base = "tiny"\nremote = "{remote}"\n[replicas]\nmin = 3\ncpus = 0.1\n[gateway]\nport = 0\nwaiting = 400\n'
 
 
@@ -174,7 +174,7 @@ def test_killing_a_replica(cluster: Cluster) -> None:
     assert {each["replica"] for each in cut} <= {victim}
     assert all(each["events"] == 60 for each in found if each["error"] is None)
     while len(cluster.replicas()) < 3:
-        assert time.monotonic() - killed[0] < 150  # 60 s on a quiet machine
+        assert time.monotonic() - killed[0] < 2 * PATIENCE  # 60 s on a quiet machine
     say(f"killed: {len(cut)} of 100 streams cut, another replica after {time.monotonic() - killed[0]:.1f} s")
     after = cluster.replicas()
     assert victim not in after
@@ -296,11 +296,11 @@ def test_a_user_keeps_a_side_on_every_replica(cluster: Cluster) -> None:
 def test_who_hangs_up_frees_the_row(cluster: Cluster) -> None:
     """A client that leaves in the middle of a stream ends the work on its replica."""
     body = {"model": "a0", "prompt": "Hello", "max_tokens": 450, "ignore_eos": True, "stream": True, "logprobs": 0}
-    with httpx.Client(base_url=cluster.url, timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=cluster.url, timeout=PATIENCE, trust_env=False) as client:
         for _ in range(4):
             with client.stream("POST", "/v1/completions", json=body) as answer:
                 next(answer.iter_lines())
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while re.search(r"^qhub_requests_running\{.*\} [1-9]", client.get("/metrics").text, re.MULTILINE):
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -10,6 +10,7 @@ import pytest
 
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
+from tests.patience import PATIENCE
 from tests.serve.console.conftest import Console
 from tests.stores import LINEAGE, files
 
@@ -39,7 +40,7 @@ def guarded(registry: Registry) -> Iterator[Console]:
 
 
 def client(console: Console, **options: Any) -> httpx.Client:
-    return httpx.Client(base_url=console.url, trust_env=False, timeout=20, **options)
+    return httpx.Client(base_url=console.url, trust_env=False, timeout=PATIENCE, **options)
 
 
 @contextmanager

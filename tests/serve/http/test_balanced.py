@@ -19,6 +19,7 @@ from serve.answers.events import line
 from serve.errors import GenerationFailed
 from serve.options import HttpOptions
 from serve.server import http_config, listen_at
+from tests.patience import PATIENCE
 from tests.serve.conftest import Server
 
 USER = {"role": "user", "content": "Hello"}
@@ -126,7 +127,7 @@ def test_a_unix_socket(server: Server, tmp_path: Path) -> None:
     thread.start()
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
         body = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}
-        assert client.post("/v1/completions", json=body, timeout=30).status_code == 200
+        assert client.post("/v1/completions", json=body, timeout=PATIENCE).status_code == 200
         assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 403
     with pytest.raises(InputError, match="Address already in use"):
         listen_at(path)
@@ -142,7 +143,7 @@ def test_notice_before_the_end(behind: Server) -> None:
     """While a server that stops gives notice it is not ready, and still answers; then it closes."""
     assert behind.http.get("/ready").json() == {"ready": True, "state": "ready"}
     behind.begin_stop()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while (ready := behind.http.get("/ready")).status_code == 200:
         assert time.monotonic() < deadline
         time.sleep(0.01)

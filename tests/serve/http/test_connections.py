@@ -10,6 +10,7 @@ import uvicorn
 
 from serve.http import connections
 from serve.http.connections import ImpatientProtocol
+from tests.patience import PATIENCE
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -48,7 +49,7 @@ def answer(asking: socket.socket) -> bytes:
 
 def connect(port: int) -> socket.socket:
     """A connection."""
-    return socket.create_connection(("127.0.0.1", port), timeout=20)
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"G"])
@@ -57,7 +58,7 @@ def test_who_does_not_ask_is_given_up(port: int, beginning: bytes) -> None:
     with connect(port) as slow:
         slow.sendall(beginning)
         slow.settimeout(0.1)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             try:
                 if slow.recv(100) == b"":

@@ -17,6 +17,7 @@ import pytest
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.registry import Registry
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 
 EXAMPLE = Path(__file__).parents[3] / "examples/haproxy.cfg"
@@ -74,7 +75,7 @@ def free_ports(count: int) -> list[int]:
 
 def wait_for(url: str) -> None:
     """Until the balancer has looked at its servers."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             if httpx.get(f"{url}/ready", trust_env=False).status_code == 200:
@@ -104,7 +105,7 @@ async def ask(url: str, num: int, kill: subprocess.Popen | None = None, at_once:
                 pass  # cut off
         found.append(result)
 
-    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, trust_env=False) as client:
         work = [asyncio.create_task(stream(client, number)) for number in range(num)]
         while kill is not None and len(found) < num // 4:
             await asyncio.sleep(0.01)

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from adapterhub_local.base.bases import read_record
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
 
@@ -318,7 +319,7 @@ def test_queue_limit(server: Server) -> None:
     limit = server.service.engine.options.queue_limit
 
     async def flood() -> list[int]:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
             body = {"model": "tiny", "prompt": "Hi", "max_tokens": 40, "ignore_eos": True, "n": 10}
             answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(10)))
         return [answer.status_code for answer in answers]
@@ -344,7 +345,7 @@ def test_curl(server: Server) -> None:
     body = json.dumps({"model": "alpha@prod", "messages": MESSAGES, "max_tokens": 5, "stream": True})
     command = ["curl", "-sN", "--noproxy", "*", f"{server.url}/v1/chat/completions"]
     command += ["-H", "Content-Type: application/json", "-d", body]
-    lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split("\n\n")
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout.split("\n\n")
     events = [line.removeprefix("data: ") for line in lines if line]
     assert events[-1] == "[DONE]"
     assert json.loads(events[0])["choices"][0]["delta"]["role"] == "assistant"

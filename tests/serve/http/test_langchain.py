@@ -15,6 +15,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
+from tests.patience import PATIENCE
 from tests.serve.conftest import Server
 
 QUESTION = [SystemMessage("You are brief."), HumanMessage("Hello")]
@@ -36,7 +37,7 @@ def weather(place: Literal["Rome", "Oslo"]) -> str:
 @pytest.fixture
 def http() -> Iterator[httpx.Client]:
     """A client that asks no proxy."""
-    with httpx.Client(trust_env=False, timeout=30) as client:
+    with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
         yield client
 
 
@@ -77,7 +78,7 @@ def test_stream_batch_and_async(server: Server, http: httpx.Client) -> None:
     assert [answer.content for answer in model.batch(["Hello", "Hello"])] == [plain.content] * 2
 
     async def later() -> tuple[Any, str]:
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
             model = ChatOpenAI(**settings(server, http, http_async_client=client))
             streamed = [chunk.text async for chunk in model.astream("Hello")]
             return (await model.ainvoke("Hello")).content, "".join(streamed)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.text.tools import HERMES, LLAMA, TOLD, CallReader, format_of
+from tests.patience import PATIENCE
 from tests.serve.conftest import TOOL_TEMPLATE, Server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -274,7 +275,7 @@ def test_curl_with_a_schema(server: Server) -> None:
     body = json.dumps({"model": "beta", "messages": MESSAGES, "max_completion_tokens": 100, "response_format": form})
     command = ["curl", "-s", "--noproxy", "*", f"{server.url}/v1/chat/completions"]
     command += ["-H", "Content-Type: application/json", "-H", "Authorization: Bearer none", "-d", body]
-    answer = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout)
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout)
     assert json.loads(answer["choices"][0]["message"]["content"])["mood"] in ("good", "bad")
 
 
@@ -283,12 +284,12 @@ def test_curl_as_the_readme_shows(server: Server) -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text()
     command = readme[readme.index("curl -s localhost:8000") :].partition("\n$ ")[0].partition("\n```")[0]
     command = command.replace("localhost:8000", f"--noproxy '*' {server.url}").replace("sentiment@1", "alpha@1")
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=PATIENCE, check=True)
     answer = json.loads(done.stdout)
     assert answer["choices"][0]["message"]["role"] == "assistant"
     assert answer["model"] == "alpha@1"
     streaming = command.replace("curl -s", "curl -sN").replace('{"model"', '{"stream": true, "max_tokens": 5, "model"')
-    done = subprocess.run(streaming, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(streaming, shell=True, capture_output=True, text=True, timeout=PATIENCE, check=True)
     events = [line.removeprefix("data: ") for line in done.stdout.splitlines() if line]
     assert events.pop() == "[DONE]"
     chunks = [json.loads(event) for event in events]

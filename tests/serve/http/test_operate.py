@@ -17,6 +17,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import set_split
 from serve.http.front import JsonLines
 from serve.options import HttpOptions
+from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
 
@@ -47,7 +48,7 @@ def operated(built_base, lora_root: Path, tmp_path_factory: pytest.TempPathFacto
     publish(registry, "alpha", base, seed=1, rank=8, alias="prod")
     publish(registry, "beta", base, seed=2, rank=4)
     http = HttpOptions(
-        max_body=50_000, max_tokens=100, timeout=60, body_timeout=0.5, send_timeout=0.5, lora_root=lora_root
+        max_body=50_000, max_tokens=100, timeout=PATIENCE, body_timeout=0.5, send_timeout=0.5, lora_root=lora_root
     )
     running = Server(load_base(base, device="cpu"), registry, http=http)
     for name, version in (("good", registry.resolve("beta")), ("other", registry.resolve("alpha"))):
@@ -82,7 +83,7 @@ def test_log_of_a_request(operated: Server, caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO, "serve.access"):
         body = {"model": "alpha@prod", "prompt": "Hello", "max_tokens": 3, "ignore_eos": True}
         operated.http.post("/v1/completions", json=body, headers={"X-Request-Id": "logged"})
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while not (
             records := [r for r in caplog.records if r.name == "serve.access" and r.fields["request_id"] == "logged"]
         ):
@@ -289,7 +290,7 @@ def test_large_bodies(operated: Server) -> None:
 
 def test_slow_body(operated: Server) -> None:
     """A body that does not come is 408 after the time for it, and the connection is closed."""
-    with socket.create_connection(("127.0.0.1", int(operated.url.rpartition(":")[2])), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", int(operated.url.rpartition(":")[2])), timeout=PATIENCE) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         answer = b""
         while chunk := connection.recv(65536):

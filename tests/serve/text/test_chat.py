@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from adapterhub_local.cli.main import qhub
 from adapterhub_local.errors import InputError, NotFound, QhubError
 from adapterhub_local.visible import visible
+from tests.patience import PATIENCE
 from tests.serve.conftest import Server
 
 
@@ -83,7 +84,7 @@ def test_on_a_terminal(server: Server) -> None:
 
     def wait_for(text: bytes) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while text not in seen:
             assert time.monotonic() < deadline, seen
             seen += os.read(master, 65536)
