@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.control import ControlTokens
 from adapterhub_local.base.named_templates import NAMED_TEMPLATES
-from adapterhub_local.base.renderer import chat_text
+from adapterhub_local.base.prompted_tools import HEAD, describe_tools
+from adapterhub_local.base.renderer import TemplateFailed, chat_text
+from adapterhub_local.base.tool_format import format_of
 from adapterhub_local.errors import InputError
 
 DAY = "2026-01-01"  # what templates that print today's date print in training, so that a run does not depend on its day
@@ -127,15 +129,39 @@ class ChatWriter:
     ) -> str:
         """The text of a conversation, control tokens in messages shielded; `ControlTokens.encode` reads it.
 
-        `begins_answer` adds what makes the assistant speak. Raises TemplateFailed where the template refuses it, or
-        takes more than a template may take.
+        `begins_answer` adds what makes the assistant speak. Where the template has no tools whose calls the server
+        reads, the system's turn describes them, and calls and results are text. Raises TemplateFailed where the
+        template refuses it, or takes more than a template may take.
         """
-        turns = for_template(messages, self.settings.system_role)
+        how: dict[str, Any] = {"begins_answer": begins_answer, "continues": continues, "variables": variables or {}}
+        if not self.describes_tools(messages, tools):
+            return self._write(messages, tools, self.settings.system_role, **how)
+        turns = describe_tools(for_template(messages), tools)
+        text = ""
+        try:
+            text = self._write(turns, (), self.settings.system_role, **how)
+        except TemplateFailed:
+            if self.settings.system_role == "user":
+                raise
+        if not text or (tools and HEAD not in text):  # a template without a system's turn, or that leaves it out
+            text = self._write(turns, (), "user", **how)
+        return text
+
+    def describes_tools(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a conversation has to do with tools that its template does not know, and which text describes."""
+        has_tools = bool(tools) or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in messages)
+        return has_tools and format_of(self.template(tools)).is_told
+
+    def _write(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]], system_role: str, *,
+        begins_answer: bool, continues: bool, variables: Mapping[str, Any],
+    ) -> str:  # fmt: skip
+        turns = for_template(messages, system_role)
         template, schemas = self.template(tools), list(tools)
         if self.settings.control_tokens == "text":
             control = self.control(tools)
             turns, schemas = control.shield_messages(turns), control.shield(schemas)
-        given = {**self.settings.template_args, **(variables or {})}
+        given = {**self.settings.template_args, **variables}
         if self.settings.day is not None and "strftime_now" in template:
             template, given["qhub_dates"] = _on_day(template, datetime.date.fromisoformat(self.settings.day))
         return chat_text(

@@ -10,13 +10,14 @@ from typing import Any
 from llguidance import LLMatcher
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.tool_format import ToolFormat
 from serve.engine.sampler import NothingAllowed
 from serve.errors import BadParameter
 from serve.requests.messages import StructuredOutputs, Tool
 from serve.text.compiler import FormCompiler
 from serve.text.form_bounds import bound_choices, bound_form, bound_pattern, bound_rules, bound_schema
 from serve.text.thoughts import AFTER, Place, ThoughtFormat
-from serve.text.tools import MAX_PARALLEL, ToolFormat
+from serve.text.tools import MAX_PARALLEL
 
 # Bounded, or a small model fills its answer with blanks and never comes to the point.
 JSON_SPACE = r"[ \n\t]{0,20}"

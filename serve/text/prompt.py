@@ -15,14 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
 from adapterhub_local.base.renderer import TemplateBound, TemplateFailed
+from adapterhub_local.base.tool_format import ToolFormat, format_of
 from serve.errors import BadParameter, ContextTooLong
 from serve.requests.generation import PLAIN_SAMPLING
 from serve.requests.messages import Message, Tool
 from serve.text.detokenize import Detokenizer
 from serve.text.encode import Encoder, characters
-from serve.text.prompted_tools import HEAD, describe_tools
 from serve.text.thoughts import AFTER, ThoughtFormat, thoughts_of
-from serve.text.tools import ToolFormat, format_of
 
 PLAIN = ChatSettings()
 WRITERS = 64  # ways of writing that are remembered
@@ -110,7 +109,7 @@ class PromptReader:
                     control = writer.control(schemas)
                 variables = control.shield(dict(variables))
             # as training writes it: what a message spells of control tokens is text
-            text = self._written(writer, turns, schemas, begins_answer, continues, variables)
+            text = writer.write(turns, schemas, begins_answer=begins_answer, continues=continues, variables=variables)
             self._bound(len(text), "messages")
             tokens = writer.shielded_ids(_whole(text, "messages"))
         except TemplateBound as error:
@@ -120,31 +119,6 @@ class PromptReader:
         if tokens is None:
             tokens = self._encoded(text, "messages", add_special_tokens=False)
         return self._checked(tokens, "messages")
-
-    def _written(
-        self,
-        writer: ChatWriter,
-        turns: list[dict[str, Any]],
-        schemas: Sequence[Any],
-        begins_answer: bool,
-        continues: bool,
-        variables: Mapping[str, Any],
-    ) -> str:
-        """The text of a conversation. Raises whatever the template raises."""
-        how: dict[str, Any] = {"begins_answer": begins_answer, "continues": continues, "variables": variables}
-        has_tools = bool(schemas) or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
-        if not has_tools or not format_of(writer.template(schemas)).is_told:
-            return writer.write(turns, schemas, **how)
-        turns = describe_tools(turns, schemas)
-        try:
-            text = writer.write(turns, **how)
-        except TemplateFailed:
-            if writer.settings.system_role == "user":
-                raise
-            text = ""
-        if not text or (schemas and HEAD not in text):  # a template without a system's turn, or that leaves it out
-            text = self._writer(replace(writer.settings, system_role="user")).write(turns, **how)
-        return text
 
     def _check_variables(self, variables: Mapping[str, Any], template: str) -> None:
         """Raise BadParameter about what is not a variable of the chat template: it would change nothing or too much."""

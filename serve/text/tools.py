@@ -1,4 +1,4 @@
-"""Calls of tools in the text of an answer: how templates ask models to write them, and how they are read."""
+"""Calls of tools in the text of an answer, read while it comes."""
 
 import json
 import uuid
@@ -6,26 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_local.base.tool_format import ToolFormat
 from serve.text.detokenize import overlap
 
-
-@dataclass(frozen=True)
-class ToolFormat:
-    """How a model writes a call: JSON between `begin` and `end`, with the arguments under `key`.
-
-    An empty `begin`: the whole answer is one call. `is_told`: the template knows no tools, so the system's turn has
-    them.
-    """
-
-    begin: str
-    end: str
-    key: str
-    is_told: bool = False
-
-
-HERMES = ToolFormat("<tool_call>\n", "\n</tool_call>", "arguments")  # Hermes, Qwen 2.5 and 3, and many others
-LLAMA = ToolFormat("", "", "parameters")  # Llama 3.1 and later
-TOLD = ToolFormat("<tool_call>\n", "\n</tool_call>", "arguments", is_told=True)  # any base
 MAX_PARALLEL = 8  # calls in one answer that has to call: a small model would repeat itself until it is cut
 
 
@@ -37,13 +20,6 @@ class Call:
     name: str
     arguments: str
     id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
-
-
-def format_of(template: str) -> ToolFormat:
-    """How calls are written under a chat template."""
-    if "tools" in template and "<tool_call>" in template:
-        return HERMES
-    return LLAMA if all(part in template for part in ("tools", '"parameters"', "ipython")) else TOLD
 
 
 class CallReader:

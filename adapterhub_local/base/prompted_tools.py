@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.text.tools import TOLD
+from adapterhub_local.base.tool_format import TOLD
 
 HEAD = "Functions you can call, with the JSON schemas of their arguments:"
 HOW = f'To call one, answer only with:\n{TOLD.begin}{{"name": "...", "{TOLD.key}": {{...}}}}{TOLD.end}'
