@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub_local.cli.output import echo, note_left_out, print_json
+from adapterhub_local.cli.output import echo, note_taken_in, print_json
 from adapterhub_local.cli.show import compatibility_text
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.as_json import whole
@@ -53,4 +53,4 @@ def command(
         print_json({**whole(version), "compatibility": said})
         return
     echo(f"{version}: rank {rank}, for base {base.name} ({compatibility_text(said)})")
-    note_left_out(version.lineage)
+    note_taken_in(version)
