@@ -19,7 +19,7 @@ from adapterhub_local.base.quantise import (
     quantised_modules,
     skipped_modules,
 )
-from adapterhub_local.base.source import INDEX, SINGLE, Source, not_a_model, open_source
+from adapterhub_local.base.source import INDEX, SINGLE, Source, check_finite, not_a_model, open_source
 from adapterhub_local.durable import place_folder, staging
 from adapterhub_local.errors import BadFile, InUse
 from adapterhub_local.lora.write import write_safetensors
@@ -164,6 +164,8 @@ def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Pro
     for done, (name, shape) in enumerate(names.items()):
         progress(done, len(names))
         if name in to_quantise and (parts := source.held(name, shape)) is not None:
+            for key, part in parts.items():
+                check_finite(key, part)
             weights.add_quantised(name, math.prod(shape), parts)
             continue
         tensor = source.read(name)
@@ -171,6 +173,7 @@ def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Pro
             raise BadFile(f"{name} has shape {tuple(tensor.shape)}, its architecture wants {shape}")
         if tensor.is_floating_point():
             tensor = tensor.to(dtype)
+        check_finite(name, tensor)
         if name not in to_quantise:
             weights.add_plain(name, tensor)
         elif source.is_quantised:

@@ -107,6 +107,8 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "many values": ("config.json", json.dumps({"a": [0] * 300_000}).encode(), "too many values"),
     "layers in words": ("config.json", config(num_hidden_layers="many"), "cannot be read"),
     "heads of none": ("config.json", config(num_attention_heads=0), "cannot be read"),
+    "heads that do not divide": ("config.json", config(num_attention_heads=7), "number of attention heads (7)"),
+    "width in words": ("config.json", config(hidden_size="64"), "Field 'hidden_size' expected int"),
     "heads are a table": ("config.json", config(num_attention_heads={}), "cannot be read"),
     "no type": ("config.json", b"{}", "cannot be read"),
     "own code": ("config.json", json.dumps({"model_type": "mine", "auto_map": {
