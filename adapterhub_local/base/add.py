@@ -63,6 +63,7 @@ def add_base(
         except Exception as error:
             raise not_a_model(path, error) from None
         check_experts(model)
+        _check_ends(source)
         written = _write_weights(folder, source, model, progress or (lambda done, total: None))
         source.config.dtype = written.dtype
         source.config.quantization_config = quantisation_config(skipped_modules(model), written.dtype)
@@ -95,6 +96,19 @@ def add_base(
         write_record(folder, info)
         place_folder(folder, target)
     return info
+
+
+def _check_ends(source: Source) -> None:
+    """Raises BadFile if a model names tokens that end an answer and has none of them: no answer would end."""
+    size = source.config.vocab_size
+    said = [getattr(source.generation, "eos_token_id", None), getattr(source.config, "eos_token_id", None)]
+    said.append(source.tokenizer.eos_token_id)
+    ends = [one for ids in said for one in (ids if isinstance(ids, list) else [ids]) if one is not None]
+    if ends and not any(0 <= end < size for end in ends):
+        raise BadFile(
+            f"eos_token_id is {ends[0]}, which is not one of the {size:,} tokens of the model: no answer would end. "
+            "Correct it in config.json and generation_config.json"
+        )
 
 
 class _Weights:

@@ -324,6 +324,26 @@ def test_a_move_that_a_crash_left_behind_is_not_replayed(home: Home, monkeypatch
         Registry().resolve("a@3")
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+@pytest.mark.parametrize("verb", ["list", "fsck", "fsck --repair", "fsck --rebuild-db", "gc", "alias set a prod 1"])
+def test_a_ledger_that_is_no_file(
+    make: Callable[[Path], None], verb: str, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No verb waits for a pipe or takes a folder for an empty file; what to do is said, and it helps."""
+    registry = Registry()
+    small_store(registry)
+    registry.database.close()
+    home.ledger.unlink()
+    make(home.ledger)
+    with pytest.raises(SystemExit) as ended:
+        run(verb.split())
+    assert ended.value.code == 1
+    assert "registry.ledger is not a file: move it away" in capsys.readouterr().err
+    home.ledger.rename(home.root / "away")
+    assert fsck(Registry(), repair=True).is_repaired
+    assert len(Registry().versions()) == 3
+
+
 def test_a_ledger_that_came_back_with_the_database(
     home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
