@@ -1,5 +1,7 @@
 """Processes: a process with all that it started, whatever groups and sessions they made for themselves."""
 
+import ctypes
+import os
 from pathlib import Path
 
 
@@ -17,3 +19,15 @@ def family(pid: int) -> set[int]:
         found.add(one := left.pop())
         left += children.get(one, ())
     return found
+
+
+def hold_to_modes() -> None:
+    """For `preexec_fn`: the process is held to the modes of files, as a user is who is not root.
+
+    The capabilities by which root passes over them are taken from the bounding set, so that what is executed next
+    has them no more. Another user would not do: it could not read what root has installed.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        if os.geteuid() == 0 and libc.prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP
+            raise OSError(ctypes.get_errno(), "root's rights over modes cannot be given up")

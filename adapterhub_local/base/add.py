@@ -19,7 +19,7 @@ from adapterhub_local.base.quantise import (
     quantised_modules,
     skipped_modules,
 )
-from adapterhub_local.base.source import INDEX, SINGLE, Source, not_a_model, open_source
+from adapterhub_local.base.source import INDEX, SINGLE, Source, check_finite, not_a_model, open_source
 from adapterhub_local.durable import place_folder, staging
 from adapterhub_local.errors import BadFile, InUse
 from adapterhub_local.lora.write import write_safetensors
@@ -63,6 +63,7 @@ def add_base(
         except Exception as error:
             raise not_a_model(path, error) from None
         check_experts(model)
+        _check_ends(source)
         written = _write_weights(folder, source, model, progress or (lambda done, total: None))
         source.config.dtype = written.dtype
         source.config.quantization_config = quantisation_config(skipped_modules(model), written.dtype)
@@ -95,6 +96,19 @@ def add_base(
         write_record(folder, info)
         place_folder(folder, target)
     return info
+
+
+def _check_ends(source: Source) -> None:
+    """Raises BadFile if a model names tokens that end an answer and has none of them: no answer would end."""
+    size = source.config.vocab_size
+    said = [getattr(source.generation, "eos_token_id", None), getattr(source.config, "eos_token_id", None)]
+    said.append(source.tokenizer.eos_token_id)
+    ends = [one for ids in said for one in (ids if isinstance(ids, list) else [ids]) if one is not None]
+    if ends and not any(0 <= end < size for end in ends):
+        raise BadFile(
+            f"eos_token_id is {ends[0]}, which is not one of the {size:,} tokens of the model: no answer would end. "
+            "Correct it in config.json and generation_config.json"
+        )
 
 
 class _Weights:
@@ -164,6 +178,8 @@ def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Pro
     for done, (name, shape) in enumerate(names.items()):
         progress(done, len(names))
         if name in to_quantise and (parts := source.held(name, shape)) is not None:
+            for key, part in parts.items():
+                check_finite(key, part)
             weights.add_quantised(name, math.prod(shape), parts)
             continue
         tensor = source.read(name)
@@ -171,6 +187,7 @@ def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Pro
             raise BadFile(f"{name} has shape {tuple(tensor.shape)}, its architecture wants {shape}")
         if tensor.is_floating_point():
             tensor = tensor.to(dtype)
+        check_finite(name, tensor)
         if name not in to_quantise:
             weights.add_plain(name, tensor)
         elif source.is_quantised:

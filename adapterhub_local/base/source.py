@@ -64,8 +64,17 @@ def open_source(path: Path) -> Source:
         raise not_a_model(path, error) from None
 
 
+def check_finite(name: str, tensor: torch.Tensor, where: str = "the checkpoint") -> None:
+    """Raises BadFile for a tensor that would make what is computed with it no numbers, naming it and its model."""
+    # least and largest are NaN if any is: that takes a small part of what quantising does
+    if not tensor.is_floating_point() or not tensor.numel() or torch.stack(torch.aminmax(tensor)).isfinite().all():
+        return
+    kind = str(tensor.dtype).removeprefix("torch.")
+    raise BadFile(f"{name} has NaN or infinity in it, as {kind}: {where} is damaged, or its numbers are too large")
+
+
 def not_a_model(path: Path, error: BaseException) -> BaseException:
-    """BadFile with the first line of what a library said of a foreign model, whatever kind of error that was.
+    """BadFile with the first sentence of what a library said of a foreign model, whatever kind of error that was.
 
     What does not come from the model (the user's Ctrl-C, a full memory) stays what it is.
     """
@@ -76,8 +85,9 @@ def not_a_model(path: Path, error: BaseException) -> BaseException:
         return error
     if isinstance(error, RecursionError):
         return BadFile(f"{path} cannot be read as a causal language model: it is nested too deeply")
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return BadFile(f"{path} cannot be read as a causal language model: {lines[0][:300]}")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # `Validation error for field 'x':` and why
+    return BadFile(f"{path} cannot be read as a causal language model: {reason[:300]}")
 
 
 def _open_folder(folder: Path) -> Source:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from adapterhub_local.cli.output import echo, note_left_out, print_json
+from adapterhub_local.cli.output import echo, note_taken_in, print_json
 from adapterhub_local.cli.show import compatibility_text
+from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.as_json import whole
 from adapterhub_local.settings import home
@@ -33,6 +34,8 @@ def command(
     from adapterhub_local.refs import check_alias, check_name
 
     check_name(name)
+    if ":/" in str(path)[:8] and not path.exists():  # of `https://`, as a path has it
+        raise InputError(f"{path} is an address: `qhub pull ORG/REPO` registers an adapter of the Hugging Face Hub")
     if alias is not None:
         check_alias(alias)
     base = choose_base(base_name, home(), "the adapter")
@@ -53,4 +56,4 @@ def command(
         print_json({**whole(version), "compatibility": said})
         return
     echo(f"{version}: rank {rank}, for base {base.name} ({compatibility_text(said)})")
-    note_left_out(version.lineage)
+    note_taken_in(version)

@@ -1,5 +1,7 @@
 """`qhub fsck`: is the registry intact?"""
 
+from pathlib import Path
+
 import click
 
 from adapterhub_local.cli.output import counting, echo, print_json, print_table
@@ -33,6 +35,7 @@ def command(repair: bool, rebuild_db: bool, as_json: bool) -> None:
         print_json({
             "blobs": report.num_blobs, "versions": report.num_versions, "unreferenced": report.num_unreferenced,
             "clean": report.is_clean, "problems": [vars(problem) for problem in report.problems],
+            "unfinished": report.unfinished,
             "rebuilt": vars(rebuilt) if rebuilt else None,
         })  # fmt: skip
     else:
@@ -48,7 +51,19 @@ def command(repair: bool, rebuild_db: bool, as_json: bool) -> None:
         hint = " (`qhub gc`)" if report.is_repaired else ""
         unused = f", {report.num_unreferenced} unreferenced{hint}" if report.num_unreferenced else ""
         echo(f"{report.num_versions} versions, {report.num_blobs} blobs{unused}")
+        if report.unfinished:
+            _note_unfinished(report.unfinished, registry.home.ledger)
     if not report.is_repaired:
         wrong = sum(problem.repaired is None for problem in report.problems)
         hint = "" if repair else ": `qhub fsck --repair` repairs what it can"
         raise Corrupt(f"{wrong} problem{'' if wrong == 1 else 's'} in {registry.home.root}{hint}")
+
+
+def _note_unfinished(references: list[str], ledger: Path) -> None:
+    shown = ", ".join(references[:8]) + (f" and {len(references) - 8} more" if len(references) > 8 else "")
+    echo(
+        f"note: the blobs hold {shown}, of which neither the database nor {ledger.name} knows: a publish was cut off, "
+        f"or both files came back from a backup. If they did, move {ledger} away and run `qhub fsck --repair` before "
+        "anything is published",
+        err=True,
+    )

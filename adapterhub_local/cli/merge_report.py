@@ -51,7 +51,7 @@ def _server(report: dict[str, Any]) -> str:
     if report.get("compact"):
         return "PEFT and qhub; vLLM ignores ranks that differ by module, merge without --compact for it"
     if report["max_lora_rank"] is None:
-        return "PEFT and qhub; vLLM takes no rank above 512, reduce it with --rank 512"
+        return "PEFT and qhub; vLLM takes no rank above 512, --rank auto keeps the most that it takes"
     return f"vLLM with --max-lora-rank {report['max_lora_rank']}"
 
 
@@ -72,8 +72,7 @@ def warn(report: dict[str, Any], weights: Sequence[Weight]) -> None:
         echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
     if report["max_lora_rank"] is None:
         echo(
-            f"warning: rank {report['rank']} is above 512, the most vLLM can serve: --rank lossless "
-            "keeps all there is at the least rank, --rank 512 the most that fits",
+            f"warning: rank {report['rank']} is above 512, the most vLLM can serve: --rank auto keeps what fits",
             err=True,
         )
     plain = [weight for weight in weights if not isinstance(weight, tuple)]

@@ -2,14 +2,17 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub_local.progress import Lines, Reporter, Terminal
 from adapterhub_local.visible import visible, visible_json, visible_line
+
+if TYPE_CHECKING:
+    from adapterhub_local.registry import Version
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True, is_styled: bool = False) -> None:
@@ -101,8 +104,14 @@ def size_text(size: int) -> str:
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
 
 
-def note_left_out(lineage: Mapping[str, Any]) -> None:
-    """A note of the tensors of an adapter's file that were not taken, since its base has them."""
-    if left_out := lineage.get("left_out"):
+def note_taken_in(version: "Version") -> None:
+    """Notes of an adapter from elsewhere: that it has no effect, and tensors left out since its base has them."""
+    from adapterhub_local.lora.adapter import open_adapter
+
+    if open_adapter(version.path, dora=True).changes_nothing():
+        echo(
+            f"note: {version} changes nothing: its scale or a factor of each module is zero. Was it trained?", err=True
+        )
+    if left_out := version.lineage.get("left_out"):
         shown = ", ".join(left_out[:4]) + (f" and {len(left_out) - 4} more" if len(left_out) > 4 else "")
         echo(f"note: left out, as equal to the base's own: {shown}", err=True)

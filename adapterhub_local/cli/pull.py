@@ -2,7 +2,7 @@
 
 import click
 
-from adapterhub_local.cli.output import counting, echo, note_left_out, print_json
+from adapterhub_local.cli.output import counting, echo, note_taken_in, print_json
 
 
 @click.command(name="pull")
@@ -66,7 +66,7 @@ def command(
     done = "pulled" if result.is_new else "here already"
     checked = "its bytes match its manifest" if result.is_verified else "made with PEFT, no manifest to check against"
     echo(f"{version} {done}: {result.repo_id} at {result.commit[:12]}, {checked}")
-    note_left_out(version.lineage)
+    note_taken_in(version)
     if result.base_known:
         echo(f"its base is {result.base}, by {result.matched_by}")
         return

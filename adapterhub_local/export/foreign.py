@@ -20,10 +20,11 @@ from adapterhub_local.errors import BadFile, Incompatible, NotFound
 from adapterhub_local.export.families import GgufLayout
 from adapterhub_local.export.gguf import FINGERPRINT
 from adapterhub_local.lora.config import CONFIG, WEIGHTS, AdapterConfig, is_hub_id
-from adapterhub_local.lora.header import read_header
+from adapterhub_local.lora.header import no_duplicates, read_header
 from adapterhub_local.lora.names import fitted, parse_name
 from adapterhub_local.lora.scale import MAX_CONFIG_BYTES, ask, check_given, read_config, said_settings
 from adapterhub_local.lora.write import tensor_name, write_adapter
+from adapterhub_local.regular import read_regular
 
 # <prefix><module><factor>: lora_te_model_layers_0_mlp_up_proj.lora_down.weight, transformer.layers.0.mlp.up_proj.lora_A
 _KOHYA = re.compile(
@@ -261,9 +262,7 @@ def _read_mlx(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | None
 
 def _mlx_scale(config: Path) -> tuple[float | None, str | None]:
     try:
-        if config.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError("it is too large")
-        fields = json.loads(config.read_bytes())
+        fields = json.loads(read_regular(config, MAX_CONFIG_BYTES), object_pairs_hook=no_duplicates)
         if not isinstance(fields, dict):
             raise ValueError("it is not a table")
         if fields.get("fine_tune_type", "lora") != "lora":

@@ -7,7 +7,7 @@ import torch
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.shapes import check_shapes
-from adapterhub_local.base.source import Source
+from adapterhub_local.base.source import Source, check_finite
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
@@ -53,6 +53,7 @@ class Fusion:
         `dtype` is the base's 16-bit one, in which DoRA took its norms.
         """
         weight = self._read(self._shares.get(name, name))
+        check_finite(name, weight, "the model")
         if self.adapter is None or name not in self._changed:
             return weight, None
         module = name.removesuffix(".weight")

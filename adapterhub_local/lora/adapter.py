@@ -96,6 +96,12 @@ class AdapterFile:
                         )
                 yield module, Delta(factors["A"], factors["B"], self.config.scaling(module))
 
+    def changes_nothing(self) -> bool:
+        """Whether every delta is zero, as that of an adapter which was not trained; DoRA's lengths may change more."""
+        return not self.magnitudes and not any(
+            delta.scaling and delta.A.any() and delta.B.any() for _, delta in self.deltas()
+        )
+
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor by its name in the file, on the CPU."""
         with self._open() as file:

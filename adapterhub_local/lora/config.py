@@ -3,19 +3,20 @@
 import json
 import math
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from adapterhub_local.errors import BadFile
+from adapterhub_local.lora.header import no_duplicates
 from adapterhub_local.lora.pattern import MAX_WORK, PatternTable, compile_pattern, matches_whole
 
 WEIGHTS = "adapter_model.safetensors"  # PEFT's names of an adapter's two files
 CONFIG = "adapter_config.json"
 CONFIG_KEY = "adapter_config"  # in the weights' metadata, so that one file says all about itself
 BASE_KEY = "base_fingerprint"
+LARGEST = 3.4028234663852886e38  # of float32, in which every reader computes a scale
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
 
 # Settings that change nothing about the delta of a trained adapter.
@@ -243,9 +244,9 @@ class AdapterConfig:
         Raises BadFile naming `where` and the setting that is wrong or refused.
         """
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
-            raise BadFile(f"{where} is not JSON: {error}") from None
+            raise BadFile(f"{where} is not JSON that all read alike: {error}") from None
         if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
             raise BadFile(f"{where} is not the config of a LoRA adapter (peft_type must be LORA)")
         _refuse_unsupported({key: value for key, value in fields.items() if not (dora and key == "use_dora")}, where)
@@ -332,8 +333,9 @@ def _positive_int(value: Any) -> int:
 
 def _finite(value: Any) -> float:
     # compared, not converted: an int of JSON may be too large for a float
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{str(value)[:20]} is not a finite alpha")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        is_long = isinstance(value, int) and abs(value) > 1e20
+        raise ValueError(f"{f'{str(value)[:20]}...' if is_long else value} is not a finite alpha in float32")
     return value
 
 

@@ -8,6 +8,7 @@ import gc
 import json
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def _parse(path: Path, raw: bytes, size: int) -> tuple[dict[str, str], dict[str,
     try:
         # digits may also stand in a name; bytes could be read as UTF-16
         parse_int = _short_int if _LONG_NUMBER.search(raw) else None
-        fields = json.loads(raw.decode(), object_pairs_hook=_no_duplicates, parse_int=parse_int)
+        fields = json.loads(raw.decode(), object_pairs_hook=no_duplicates, parse_int=parse_int)
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{path} has a damaged header: {str(error)[:200]}") from None
     metadata = fields.pop("__metadata__", {})
@@ -146,8 +147,11 @@ def _short_int(digits: str) -> int:
     return int(digits)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The table of these keys, for `json`. Raises ValueError for one that is there twice: which counts?"""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a key occurs twice")  # the format forbids it, not every reader notices
+        counts = Counter(key for key, _ in pairs)
+        first = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {first[:60]!r} occurs twice")
     return fields

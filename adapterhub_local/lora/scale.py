@@ -8,6 +8,7 @@ from typing import Any
 
 from adapterhub_local.errors import BadFile, InputError
 from adapterhub_local.lora.config import CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
+from adapterhub_local.lora.header import no_duplicates
 from adapterhub_local.regular import read_regular
 
 DIFFUSERS_KEY = "lora_adapter_metadata"  # diffusers >= 0.35: the fields of PEFT's config, in JSON
@@ -73,7 +74,7 @@ def said_settings(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
 
 def _of_diffusers(text: str, where: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{where} has a {DIFFUSERS_KEY} that is not JSON: {str(error)[:100]}") from None
     if not isinstance(fields, dict):

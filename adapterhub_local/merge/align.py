@@ -73,8 +73,17 @@ def remarks(parents: Sequence["Parent"]) -> tuple[str, ...]:
         found.append("the adapters have no module in common: each is only scaled by its weight")
     elif len(parents) > 1 and shared < len(counts):
         found.append(f"{shared} of {len(counts)} modules are in more than one adapter, the others in one only")
-    known = [bool(parent.base.get("fingerprint") or parent.base.get("hub_id")) for parent in parents]
-    if any(known) and not all(known):
-        names = ", ".join(parent.name for parent, is_known in zip(parents, known, strict=True) if not is_known)
-        found.append(f"{names} does not say which base it is for: it is taken to be that of the others")
+    known = [Origin.of_lineage(parent.base).is_known for parent in parents]
+    unknown = [parent for parent, is_known in zip(parents, known, strict=True) if not is_known]
+    names = {parent.adapter.config.base_model for parent in unknown}
+    if unknown and (any(known) or len(names) > 1):  # all of one name, or of none, may well be of one base
+        which = "one base" if len(unknown) == len(parents) else "the base of the others"
+        said = "does" if len(unknown) == 1 else "do"
+        found.append(f"{', '.join(map(_unknown, unknown))} {said} not say for which base: taken to be for {which}")
     return tuple(found)
+
+
+def _unknown(parent: "Parent") -> str:
+    """The parent, with the folder that it names as its base: of some machine, so it decides nothing."""
+    name = parent.adapter.config.base_model
+    return f"{parent.name} (made on {name!r})" if name else parent.name

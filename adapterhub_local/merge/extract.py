@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.source import check_finite
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import Delta
 from adapterhub_local.lora.config import AdapterConfig
@@ -53,8 +54,8 @@ def extract(
     """Write the rank-`rank` LoRA of `after - before` into `folder` and return its files and what it keeps.
 
     `linears` gives (out_features, in_features) of the layers that may be adapted. Layers that did not change are
-    left out. Raises Incompatible if a tensor is missing or has another shape in one of the models, InputError if
-    nothing changed.
+    left out. Raises Incompatible if a tensor is missing or has another shape in one of the models, BadFile if one is
+    not finite, InputError if nothing changed.
     """
     shared = _check(before, after, linears)
     report = Extraction(rank)
@@ -69,6 +70,8 @@ def extract(
                 f"{name} is {tuple(old.shape)} in {before.label} and {tuple(new.shape)} in {after.label}: a LoRA is "
                 "the difference of two models of one shape"
             )
+        for model, tensor in ((before, old), (after, new)):
+            check_finite(name, tensor, model.label)
         change, module = new - old, name.removesuffix(".weight")
         energy = float(change.double().square().sum())
         if energy == 0:

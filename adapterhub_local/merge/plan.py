@@ -178,9 +178,12 @@ def _within_budget(plan: MergePlan) -> MergePlan:
     if rank >= plan.rank:
         return replace(plan, formula=replace(plan.formula, rule=RankRule("exact")))
     kept = min(rank, plan.largest_rank)
-    note = f"rank {kept} of {plan.rank} is kept: {budget}"
-    if rule.kind == "auto":
-        note += "; --rank exact keeps all, --rank, --energy, --max-error and --max-size choose otherwise"
+    if kept == plan.largest_rank:
+        note = f"rank {kept} keeps all of the sum's {plan.rank}: no module has more"
+    else:
+        note = f"rank {kept} of {plan.rank} is kept: {budget}"
+        if rule.kind == "auto":
+            note += "; --rank exact keeps all, --rank, --energy, --max-error and --max-size choose otherwise"
     return replace(plan, formula=replace(plan.formula, rule=RankRule("rank", kept)), notes=(*plan.notes, note))
 
 

@@ -127,7 +127,9 @@ class Tally:
         """Of the parents that change nothing."""
         given = zip(names, self.products.diagonal().tolist(), self.plan.parents, strict=True)
         idle = [name for name, size, parent in given if any(flat([parent.weight])) and not size]
-        return [f"{name} changes nothing: one factor of each of its modules is zero. Was it trained?" for name in idle]
+        return [
+            f"{name} changes nothing: its scale or a factor of each module is zero. Was it trained?" for name in idle
+        ]
 
 
 def _relative(squared: float, total: float, into: float) -> float:

@@ -108,7 +108,9 @@ def _unpack(source: Path, folder: Path) -> list[Digest]:
     try:
         for name, size, data in _folder_files(source) if source.is_dir() else _tar_files(source):
             match = _BLOB.fullmatch(name)
-            if name in seen or not (match or name in ("oci-layout", "index.json")):
+            if name in seen:
+                raise BadFile(f"{source} holds {name!r} twice: nothing was read")
+            if not (match or name in ("oci-layout", "index.json")):
                 raise BadFile(f"{source} holds {name!r}, which no archive of versions has: nothing was read")
             seen.add(name)
             if len(seen) > MAX_FILES:

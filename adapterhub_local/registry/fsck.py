@@ -74,7 +74,10 @@ def _fsck(registry: Registry, repair: bool, progress: Callable[[int, int], None]
     versions, copies = read_rows(registry, report)
     blobs = registry.blobs.paths()
     needed = {digest for version in versions for digest in _digests(version)} | set(copies)
-    needed |= {digest for orphan in found_orphans(registry.database) for digest in orphan.blobs}
+    for orphan in found_orphans(registry.database):
+        needed |= orphan.blobs
+        if not orphan.is_published:
+            report.unfinished.append(orphan.reference)
     users: dict[str, list[str]] = {}
     for version in versions:
         for digest in _digests(version):

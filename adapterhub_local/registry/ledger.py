@@ -14,11 +14,13 @@ The database keeps how far it has read (`ledger_state`) and which of its own lin
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from adapterhub_local.durable import create_shared, digest_bytes, share_file
+from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.records import removal_record
 
 _LINE = re.compile(r"(version|removal|evaluation|mark) (\S{1,150}) (sha256:[0-9a-f]{64})")
@@ -49,20 +51,22 @@ class Ledger:
         self.path = path
 
     def size(self) -> int | None:
-        """Bytes of the file, None if there is none."""
+        """Bytes of the file, None if there is none. Raises Corrupt for what is not a file."""
         try:
-            return self.path.stat().st_size
+            status = self.path.stat()
         except FileNotFoundError:
             return None
+        if not stat.S_ISREG(status.st_mode):
+            raise Corrupt(f"{self.path} is not a file: move it away, and `qhub fsck --repair` writes it again")
+        return status.st_size
 
     def read(self, start: int = 0) -> tuple[list[Line], int]:
         """The lines from byte `start` on, and where the last whole one ends. What is not a line is passed over."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(start)
-                data = file.read()
-        except FileNotFoundError:
+        if self.size() is None:
             return [], 0
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         matches = (_LINE.fullmatch(text) for text in whole.decode(errors="replace").split("\n"))
         lines = [Line(*match.groups()) for match in matches if match and _is_possible(match)]

@@ -30,6 +30,7 @@ class Report:
     num_versions: int = 0
     num_unreferenced: int = 0
     problems: list[Problem] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)  # versions that blobs hold, and neither database nor ledger
     rebuilt: Rebuilt | None = None  # what a repair made the database anew of
 
     @property

@@ -97,7 +97,7 @@ def load_factors(
         factors[module] = (a, b.to(dtype).contiguous(), *scale)
         has_effect = has_effect or bool(a.any() and b.any())
     if not has_effect:
-        raise Incompatible(f"'{source}' changes nothing: one factor of every module is zero. Was it trained?")
+        raise Incompatible(f"'{source}' changes nothing: its scale or a factor of each module is zero. Was it trained?")
     return factors
 
 

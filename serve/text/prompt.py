@@ -217,10 +217,12 @@ def _schemas(tools: Sequence[Tool]) -> list[Any] | None:
 
 
 def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end an answer: those of the generation config, and the tokenizer's."""
+    """The tokens that end an answer: those of the generation config and the tokenizer's, if the model has them."""
     found = model.generation_config.eos_token_id if model.generation_config else None
     ids = found if isinstance(found, list) else [found]
-    return frozenset(int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
+    said = (int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
+    size = model.get_input_embeddings().weight.shape[0]
+    return frozenset(token for token in said if 0 <= token < size)
 
 
 def sampling_defaults(model: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from adapterhub_local.base.gguf_header import read_gguf_header
 from adapterhub_local.errors import BadFile
 from adapterhub_local.settings import Home
 from tests.patience import ends
-from tests.tiny import llama_config
+from tests.tiny import llama_config, save_tiny_model
 
 
 def text(value: str | bytes) -> bytes:
@@ -107,6 +107,8 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "many values": ("config.json", json.dumps({"a": [0] * 300_000}).encode(), "too many values"),
     "layers in words": ("config.json", config(num_hidden_layers="many"), "cannot be read"),
     "heads of none": ("config.json", config(num_attention_heads=0), "cannot be read"),
+    "heads that do not divide": ("config.json", config(num_attention_heads=7), "number of attention heads (7)"),
+    "width in words": ("config.json", config(hidden_size="64"), "Field 'hidden_size' expected int"),
     "heads are a table": ("config.json", config(num_attention_heads={}), "cannot be read"),
     "no type": ("config.json", b"{}", "cannot be read"),
     "own code": ("config.json", json.dumps({"model_type": "mine", "auto_map": {
@@ -224,3 +226,10 @@ def test_a_sound_header_is_read(tmp_path: Path) -> None:
     assert {name: header.settings[name] for name in ("tokenizer.ggml.tokens", "x.eps")} == {
         "tokenizer.ggml.tokens": 2, "x.eps": 0.5,
     }  # fmt: skip
+
+
+def test_a_model_that_names_no_end_of_its_own(home: Home, tmp_path: Path) -> None:
+    """Where every end token lies beyond the model's own, answers would not end: it is refused, with what to correct."""
+    said = refusal(home, save_tiny_model(tmp_path / "m", vocab_size=257))  # the tokenizer's end is 258
+    assert "eos_token_id is 258, which is not one of the 257 tokens" in said
+    add_base("fits", save_tiny_model(tmp_path / "fits", vocab_size=257, eos_token_id=[1, 258]), home)

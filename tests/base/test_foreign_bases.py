@@ -1,6 +1,7 @@
 """Bases that people have: NF4 folders as they are, the text part of models that also see, FP8."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,34 @@ def test_an_nf4_weight_that_does_not_fit(tiny_folder: Path, home: Home, tmp_path
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(BadFile, match=r"q_proj\.weight is stored as nf4"):
         add_base("tiny", folder, home)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("layers.0.self_attn.q_proj.weight", float("nan")),
+        ("layers.1.mlp.down_proj.weight", float("-inf")),
+        ("embed_tokens.weight", float("inf")),
+        ("norm.weight", float("nan")),
+        ("layers.0.mlp.up_proj.weight", 3.4e38),  # a number in float32, none in bfloat16
+        ("q_proj.weight.nested_absmax", float("nan")),
+    ],
+)
+def test_a_weight_that_is_no_number(part: str, value: float, tiny_folder: Path, home: Home, tmp_path: Path) -> None:
+    """A checkpoint whose answers would be no numbers is refused by the name of the tensor, in 4 bits or 16."""
+    folder = tmp_path / "model"
+    if "absmax" in part:
+        save_nf4(tiny_folder, folder)
+    else:
+        shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(key for key in tensors if key.endswith(part))
+    tensors[name] = tensors[name].float()
+    tensors[name].flatten()[-1] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadFile, match=rf"{re.escape(name)} has NaN or infinity in it"):
+        add_base("tiny", folder, home)
+    assert not (home.bases / "tiny").exists()
 
 
 def save_vision(folder: Path, old_names: bool = False) -> Gemma3ForConditionalGeneration:

@@ -36,6 +36,7 @@ BAD = {  # arguments, F/ being the folder of files -> what the one line says
     "add F/empty.safetensors --name x": "not a safetensors file",
     "add F/pickle --name x": "is a pickle",
     "add F/none.safetensors --name x": "there is no file",
+    "add https://huggingface.co/me/x --name x": "`qhub pull ORG/REPO` registers an adapter of the Hugging Face Hub",
     "add F/good.safetensors --name X": "not a name",
     "add F/good.safetensors --name x --alias latest": "reserved",
     "add F/good.safetensors": "Missing option '--name'",

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,7 @@ from adapterhub_local.base.bases import BaseInfo, find_base
 from adapterhub_local.base.load import load_base
 from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.base.source import open_source
-from adapterhub_local.errors import Incompatible, InputError, InUse
+from adapterhub_local.errors import BadFile, Incompatible, InputError, InUse
 from adapterhub_local.export.divergence import measure
 from adapterhub_local.export.families import GgufLayout
 from adapterhub_local.export.formats import FORMATS, OPTIONS
@@ -200,4 +201,7 @@ def test_fused_onto_the_16_bit_model(
     other = open_source(save_tiny_model(tmp_path / "other", num_hidden_layers=1))
     with pytest.raises(Incompatible, match="it is not what base 'tiny' was made from"):
         write_fused(tiny_base, adapter, tmp_path / "no", onto=other)
+    nan = replace(source, read=lambda one: source.read(one) / (one != f"{name}.weight"))
+    with pytest.raises(BadFile, match=rf"{name}.weight has NaN or infinity"):
+        write_fused(tiny_base, adapter, tmp_path / "no", onto=nan, check=False)
     assert not (tmp_path / "no").exists()

@@ -224,6 +224,9 @@ def test_mlx_adapters_are_read(ours: AdapterFile, registry: Registry, tiny_base:
     (folder / "adapter_config.json").write_text(json.dumps({**config, "fine_tune_type": "dora"}))
     with pytest.raises(BadFile, match="fine_tune_type = 'dora', not supported"):
         convert(folder, tiny_base, tmp_path / "dora")
+    (folder / "adapter_config.json").write_text('{"lora_parameters": {"scale": 2.0, "scale": 20.0}}')
+    with pytest.raises(BadFile, match="the key 'scale' occurs twice"):
+        convert(folder, tiny_base, tmp_path / "twice")
     (folder / "adapter_config.json").unlink()
     with pytest.raises(BadFile, match="nothing in it says the scale"):
         convert(folder, tiny_base, tmp_path / "none")

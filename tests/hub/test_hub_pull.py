@@ -17,7 +17,7 @@ from adapterhub_local.errors import (
     NotFound,
 )
 from adapterhub_local.hub import pull, push
-from adapterhub_local.hub.package import MANIFEST
+from adapterhub_local.hub.package import CARD, MANIFEST
 from adapterhub_local.lora import write
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
@@ -196,6 +196,11 @@ def test_dora_is_pulled_whole(hub: HubServer, registry: Registry, tmp_path: Path
     for module, delta in there.deltas():
         assert torch.equal(here.magnitude(module), there.magnitude(module))
         assert torch.equal(here.delta(module).A, delta.A)
+
+    push(registry, "dora", "me/again", base_id=BASE, token=hub.token, endpoint=hub.endpoint)
+    assert b"vLLM does not read this adapter as it is: it has DoRA" in hub.repos["me/again"].files()[CARD]
+    again = pull(registry, "me/again", name="again", token=hub.token, endpoint=hub.endpoint).version
+    assert again.content_digest == version.content_digest
 
 
 def test_what_is_no_adapter_is_refused(hub: HubServer, registry: Registry, tmp_path: Path) -> None:

@@ -110,6 +110,23 @@ def test_a_base_that_a_person_names_counts(
     assert compatibility.get("confirmed", False) is (level == "shapes")
 
 
+@pytest.mark.parametrize(
+    ("zero", "fields"),
+    [("lora_A", {}), ("lora_B", {}), ("", {"lora_alpha": 0}), (None, {})],
+    ids=["A", "B", "scale", "trained"],
+)
+def test_an_adapter_that_changes_nothing_is_told(
+    zero: str | None, fields: dict, tiny_base: BaseInfo, tmp_path: Path
+) -> None:
+    """It is registered, for a file may be worth keeping, and a note says what the server will refuse it for."""
+    tensors = factors({Q: (64, 64, 2)})
+    if zero:
+        tensors = {name: value * (zero not in name) for name, value in tensors.items()}
+    folder = save_peft(tmp_path / "a", tensors, layers_to_transform=[0], **fields)
+    done = CliRunner().invoke(command, [str(folder), "--name", "x", "--base", "tiny"], catch_exceptions=False)
+    assert ("x@1 changes nothing" in done.output) is (zero is not None)
+
+
 def test_another_fingerprint_is_not_confirmed_by_a_name(tmp_path: Path) -> None:
     """Weights that say they were trained on another base stay refused, whoever names the base."""
     tensors = factors({Q: (8, 6, 2)})

@@ -84,6 +84,14 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "config nested 100,000 deep": (text(b'{"a":' * 100_000), "is not JSON"),
     "config nested in a setting": (text(b'{"peft_type":"LORA","x":' + b"[" * 90_000), "is not JSON"),
     "config of an unended text": (text(b'{"peft_type": "LORA'), "is not JSON"),
+    "config that says alpha twice": (
+        text(json.dumps(PLAIN)[:-1].encode() + b', "lora_alpha": 400}'),
+        "'lora_alpha' occurs twice",
+    ),
+    "config that says the rank of a module twice": (
+        text(json.dumps(PLAIN)[:-1].encode() + b', "rank_pattern": {"q_proj": 2, "q_proj": 4}}'),
+        "'q_proj' occurs twice",
+    ),
     "config that is UTF-16": (text(json.dumps(PLAIN).encode("utf-16-le")[:-1]), "is not"),
     "config with a number of 5,000 digits": (text(b'{"peft_type":"LORA","r":' + b"9" * 5_000 + b"}"), "is not"),
     "config with a NaN": (config(lora_alpha=float("nan")), "finite alpha"),
@@ -97,6 +105,8 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "rank 10^30": (config(r=10**30), "says 10000"),
     "rank below zero": (config(r=-1), "is not a rank"),
     "alpha 10^400": (config(lora_alpha=10**400), "finite alpha"),
+    "alpha 10^300": (config(lora_alpha=1e300), "finite alpha in float32"),
+    "alpha of a module 10^39": (config(alpha_pattern={"q_proj": -1e39}), "finite alpha in float32"),
     "alpha as a text": (config(lora_alpha="1e3"), "finite alpha"),
     "a list of lists": (config(target_modules=[["q_proj"]]), "target_modules"),
     "exclude_modules of numbers": (config(exclude_modules=[1, 2]), "exclude_modules"),

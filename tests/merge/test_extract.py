@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapterhub_local.base.add import add_base
@@ -16,7 +17,7 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.base.source import open_source
 from adapterhub_local.cli.extract import command
-from adapterhub_local.errors import Incompatible, InputError
+from adapterhub_local.errors import BadFile, Incompatible, InputError
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.merge.extract import Weights, extract
 from adapterhub_local.merge.space import leading
@@ -109,6 +110,26 @@ def test_models_of_other_shapes_are_refused(
 
 
 @settings(max_examples=20)
+@pytest.mark.parametrize("part", ["layers.0.self_attn.q_proj.weight", "norm.weight"])
+@pytest.mark.parametrize("is_tuned", [False, True], ids=["base", "tuned"])
+def test_a_model_that_is_damaged_is_refused(
+    part: str, is_tuned: bool, tiny_folder: Path, tiny_base: BaseInfo, registry: Registry, tmp_path: Path
+) -> None:
+    """NaN in either model, in a layer or beside them, is refused by its name; nothing is registered."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_folder, damaged)
+    tensors = load_file(damaged / "model.safetensors")
+    name = next(key for key in tensors if key.endswith(part))
+    tensors[name].flatten()[0] = float("nan")
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    models = [tiny_folder, damaged] if is_tuned else [damaged, tiny_folder]
+    done = CliRunner().invoke(command, [*map(str, models), "--name", "x"])
+    assert isinstance(done.exception, BadFile)
+    assert str(done.exception).startswith(f"{name} has NaN or infinity in it")
+    assert "damaged is damaged" in str(done.exception)  # the folder's name, and what it is
+    assert registry.versions() == []
+
+
 @given(st.integers(1, 12), st.integers(0, 2**31 - 1))
 def test_randomised_decomposition_is_the_best_one(rank: int, seed: int) -> None:
     """A large matrix of known spectrum gets the singular values of the full SVD, and its loss is known exactly."""

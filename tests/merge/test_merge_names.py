@@ -62,13 +62,39 @@ def test_nothing_in_common_is_reported(registry: Registry, tmp_path: Path) -> No
     assert make_plan([str(one), str(both)], [1.0, 1.0], registry).notes[0].startswith("1 of 2 modules are in more")
 
 
+def test_parents_of_unknown_bases_are_reported(registry: Registry, tmp_path: Path) -> None:
+    """Whoever names no base, or a folder of some machine, is a note of the merge, be it one parent or all of them."""
+    tensors = factors({Q: (8, 6, 2)})
+    named = {"hub": "someone/tiny", "folder": "/home/me/llama", "other": "./qwen", "silent": None}
+    paths = {
+        name: str(save_peft(tmp_path / name, tensors, base_model_name_or_path=base)) for name, base in named.items()
+    }
+    folder, other = "folder (made on '/home/me/llama')", "other (made on './qwen')"
+    for parents, said in {
+        ("hub", "hub"): None,
+        ("hub",): None,
+        ("folder",): None,  # is merged with nothing that it might not fit
+        ("folder", "folder"): None,
+        ("silent", "silent"): None,
+        ("hub", "folder"): f"{folder} does not say for which base: taken to be for the base of the others",
+        (
+            "silent",
+            "hub",
+            "other",
+        ): f"silent, {other} do not say for which base: taken to be for the base of the others",
+        ("folder", "other"): f"{folder}, {other} do not say for which base: taken to be for one base",
+    }.items():
+        plan = make_plan([paths[name] for name in parents], [1.0] * len(parents), registry)
+        assert plan.notes == ((said,) if said else ()), parents
+
+
 def test_untrained_parent_is_reported(registry: Registry, tmp_path: Path) -> None:
     """An adapter whose B is zero is named, and nobody says that it cancels the other."""
     tensors = factors({Q: (8, 6, 2)})
     good = save_peft(tmp_path / "good", tensors)
     zero = save_peft(tmp_path / "zero", {name: value * ("lora_A" in name) for name, value in tensors.items()})
     report = merge_to_path(make_plan([str(good), str(zero)], [1.0, 1.0], registry), tmp_path / "sum")
-    assert report.notes == ["zero changes nothing: one factor of each of its modules is zero. Was it trained?"]
+    assert report.notes == ["zero changes nothing: its scale or a factor of each module is zero. Was it trained?"]
     done = CliRunner().invoke(command, [str(zero), str(zero), "--weights", "1,1", "-o", str(tmp_path / "none")])
     assert done.exit_code == 0
     assert "no adapter changes anything" in done.output

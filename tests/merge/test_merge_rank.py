@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub_local.cli.merge import command
 from adapterhub_local.errors import InputError
 from adapterhub_local.lora.adapter import Delta, open_adapter
 from adapterhub_local.lora.config import CONFIG
@@ -301,3 +303,18 @@ def test_a_merge_of_many_picks_a_rank_that_a_server_takes(tmp_path: Path) -> Non
     few = make_plan(paths[:32], [1] * 32, Registry(), formula=Formula(rule=parse_rule(None)))
     assert (few.formula.rule, few.notes) == (RankRule("exact"), ())
     assert make_plan(paths, [1] * 50, Registry(), formula=Formula(rule=parse_rule("exact"))).rank == 800
+
+
+def test_a_merge_of_many_in_small_modules_keeps_all_by_itself(tmp_path: Path) -> None:
+    """Where modules have fewer dimensions than the sum has ranks, nothing is lost, and the note says so."""
+    sizes = {"model.layers.0.mlp.up_proj": (64, 48)}
+    ranks = dict.fromkeys(sizes, 16)
+    paths = [str(save_adapter(tmp_path / f"a{n}", n, ranks=ranks, sizes=sizes)) for n in range(33)]
+    plan = make_plan(paths, [1.0] * 33, Registry(), formula=Formula(rule=parse_rule(None)))
+    assert plan.notes == ("rank 48 keeps all of the sum's 528: no module has more",)
+    report = merge_to_path(plan, tmp_path / "all.safetensors")
+    assert (report.rank, report.server_rank) == (48, 64)
+    assert report.relative_error < 1e-6
+    exact = CliRunner().invoke(command, [*paths, "--weights", ",".join(["1"] * 33), "--rank", "exact", "--dry-run"])
+    assert "--rank auto keeps what fits" in exact.output
+    assert "--rank 512" not in exact.output  # which would be refused

@@ -266,7 +266,7 @@ CONTAINERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "sparse": (special(tarfile.GNUTYPE_SPARSE, "blobs/sha256/" + "1" * 64), "not a plain file"),
     "folder": (special(tarfile.DIRTYPE, "../escaped"), "not a plain file"),
     "cut": (cut, "in the OCI layout"),
-    "twice": (twice, "which no archive of versions has"),
+    "twice": (twice, "holds 'index.json' twice"),
     "bomb": (bomb, "unpacks to more than"),
     "torn": (torn, "."),
     "empty file": (written(b""), "in the OCI layout"),

@@ -322,3 +322,58 @@ def test_a_move_that_a_crash_left_behind_is_not_replayed(home: Home, monkeypatch
     assert fsck(Registry()).is_clean
     with pytest.raises(NotFound):
         Registry().resolve("a@3")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+@pytest.mark.parametrize("verb", ["list", "fsck", "fsck --repair", "fsck --rebuild-db", "gc", "alias set a prod 1"])
+def test_a_ledger_that_is_no_file(
+    make: Callable[[Path], None], verb: str, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No verb waits for a pipe or takes a folder for an empty file; what to do is said, and it helps."""
+    registry = Registry()
+    small_store(registry)
+    registry.database.close()
+    home.ledger.unlink()
+    make(home.ledger)
+    with pytest.raises(SystemExit) as ended:
+        run(verb.split())
+    assert ended.value.code == 1
+    assert "registry.ledger is not a file: move it away" in capsys.readouterr().err
+    home.ledger.rename(home.root / "away")
+    assert fsck(Registry(), repair=True).is_repaired
+    assert len(Registry().versions()) == 3
+
+
+def test_a_ledger_that_came_back_with_the_database(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody can tell it from a publish that was cut off: it is named, nothing is collected, and the way out works."""
+    registry = Registry()
+    registry.publish("a", files(1), LINEAGE, alias="prod")
+    registry.database.close()
+    backup(home, tmp_path / "old.db")
+    shutil.copy(home.ledger, tmp_path / "old.ledger")
+    registry = Registry()
+    made = [registry.publish("a", files(2), LINEAGE, alias="prod"), registry.publish("b", files(3), LINEAGE)]
+    registry.database.close()
+    drop(home)
+    shutil.copy(tmp_path / "old.db", home.database)
+    shutil.copy(tmp_path / "old.ledger", home.ledger)
+
+    assert fsck(Registry()).unfinished == ["a@2", "b@1"]
+    with pytest.raises(SystemExit) as ended:
+        run(["fsck"])
+    assert ended.value.code == 0  # as after any crash
+    assert "the blobs hold a@2, b@1, of which neither the database nor registry.ledger knows" in capsys.readouterr().err
+    before = blob_paths(home)
+    collect(Registry(), apply=True, grace=-1, purge=-1)
+    for version in made:
+        assert all(Registry().blobs.path(file.digest) in before for file in version.files)
+        assert all(Registry().blobs.path(file.digest).is_file() for file in version.files)
+
+    home.ledger.rename(tmp_path / "away")
+    fsck(Registry(), repair=True)
+    registry = Registry()
+    assert [str(version) for version in registry.versions()] == ["a@1", "a@2", "b@1"]
+    assert registry.publish("a", files(9), LINEAGE).number == 3
+    assert fsck(registry).is_clean

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from serve.errors import ContextTooLong
 from serve.requests.messages import Message
 from serve.text.encode import Encoder, characters
-from serve.text.prompt import PromptReader
-from tests.tiny import VOCABULARY, byte_tokenizer
+from serve.text.prompt import PromptReader, end_tokens
+from tests.tiny import VOCABULARY, byte_tokenizer, llama_config
 
 
 def unigram_tokenizer() -> PreTrainedTokenizerFast:
@@ -118,3 +118,11 @@ def test_control_tokens_in_texts_are_text(text: str, place: str) -> None:
     )
     if not any(spelled in text for spelled in ("<|im_start|>", "<|im_end|>", "<|pad|>", "<tag>")):
         assert tokens == reader.chat([Message(**message)], variables=variables, parse_special=True)
+
+
+def test_ends_that_are_no_tokens_of_the_base() -> None:
+    """An end beyond the vocabulary, which nothing can answer, is left out: no request is refused for it."""
+    tokenizer = byte_tokenizer()
+    model = LlamaForCausalLM(llama_config())
+    model.generation_config.eos_token_id = [5, 5000, -7]
+    assert end_tokens(model, tokenizer) == {5, tokenizer.eos_token_id}
