@@ -76,6 +76,7 @@ ORDER = (
     "intervals",
     "bounds",
     "progress",
+    "counts",
     "durable",
     "digests",
     "options",

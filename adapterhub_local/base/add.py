@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adapterhub_local.base.bases import BaseInfo, check_base_name, write_record
+from adapterhub_local.base.chat_template import given_template
 from adapterhub_local.base.experts import build_model, check_experts
 from adapterhub_local.base.fingerprint import Record, fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
@@ -40,15 +41,18 @@ def add_base(
     source_name: str | None = None,
     is_private: bool = False,
     licence: str | None = None,
+    chat_template: str | None = None,
     progress: Progress | None = None,
 ) -> BaseInfo:
     """Quantise the model at `path` (a transformers folder or a GGUF file) into the home's base `name`.
 
-    A folder that is in NF4 already is taken as it is; of a model that also sees or hears, the text part.
+    A folder that is in NF4 already is taken as it is; of a model that also sees or hears, the text part. With
+    `chat_template`, a name or a .jinja file, the base has this one and not the model's.
 
     The base appears whole or not at all. `progress(done, total)` counts tensors. Memory stays near one
     shard of the result plus one layer. Raises InUse if the name is taken, BadFile if the model cannot
-    be used: other tensors than its architecture has, quantised in another way, pickled, needs own code.
+    be used: other tensors than its architecture has, quantised in another way, pickled, needs own code; InputError
+    for a chat template that is not there or does not write what the user says.
     """
     target = home.bases / check_base_name(name)
     if target.exists():
@@ -57,6 +61,8 @@ def add_base(
         folder = stage / "base"
         folder.mkdir()
         source = open_source(path)
+        if chat_template is not None:
+            source.tokenizer.chat_template = given_template(chat_template, source.tokenizer)
         try:
             with torch.device("meta"):
                 model = build_model(source.config)
@@ -91,6 +97,7 @@ def add_base(
             is_private=is_private,
             licence=licence,
             left_out=source.left_out,
+            chat_template=chat_template and Path(chat_template).name,
         )
         write_record(folder, info)
         place_folder(folder, target)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from adapterhub_local.counts import counted
 from adapterhub_local.data.compressed import open_bytes, unpacking
 from adapterhub_local.data.tables import arrow_rows
 from adapterhub_local.errors import BadData
@@ -174,7 +175,10 @@ def _csv(file: TextIO, path: Path, delimiter: str | None) -> Iterator[Row]:
         for row in reader:
             where, begins = f"{path}:{reader.line_num}", reader.line_num
             if None in row or None in row.values():
-                yield where, BadData(f"{where}: this row does not have the {len(columns)} columns of the header")
+                yield (
+                    where,
+                    BadData(f"{where}: this row does not have the {counted(len(columns), 'column')} of the header"),
+                )
                 continue
             yield where, row
     except csv.Error as error:

@@ -4,7 +4,7 @@ Every column of a row is used, named as unused (`unused_columns`), or refused.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,11 @@ _USED = {
     "prompt-completion": {"tools", *SYSTEM},
     "text": {"text"},
 }
+
+
+def listed(columns: Iterable[Any]) -> str:
+    """Names of columns for people, in quotes where one holds a comma."""
+    return ", ".join(f"'{name}'" if "," in str(name) else str(name) for name in columns)
 
 
 def renamed(row: Any, data: Data | None) -> Any:
@@ -59,7 +64,7 @@ def recognise(row: Any, where: str, shape: str = objectives.ANSWERS) -> str:
         wanted = "chosen and rejected" + (", or an answer and label" if shape == objectives.JUDGED else "")
         hint = ": train.objective = 'kto' learns from answers with a label" if is_judged(row) else ""
         raise BadData(
-            f"{where}: this objective needs the columns {wanted}; the example has {', '.join(map(str, columns))}"
+            f"{where}: this objective needs the columns {wanted}; the example has {listed(columns)}"
             + (hint or "; data.columns says what they are called")
         )
     _check_preferences(row, where)
@@ -73,7 +78,7 @@ def recognise(row: Any, where: str, shape: str = objectives.ANSWERS) -> str:
         return "prompt-completion"
     if "text" in columns and not {"label", "labels"} & set(columns):
         return "text"
-    has = f"has the columns {', '.join(map(str, columns))}" if columns else "is not a table"
+    has = f"has the columns {listed(columns)}" if columns else "is not a table"
     raise BadData(
         f"{where}: not a known format, the example {has}: "
         'write {"messages": [{"role": "user", "content": ...}, ...]}, say with data.columns what these are called, '
@@ -251,7 +256,7 @@ def _columns(row: Mapping[str, Any], where: str, data: Data, labels: Mapping[str
                 if not _NAME.fullmatch(match[1]):  # braces around what cannot be a column's name
                     return match[0]
                 raise BadData(
-                    f"{where}: there is no column '{match[1]}', the columns are {', '.join(map(str, row))} "
+                    f"{where}: there is no column '{match[1]}', the columns are {listed(row)} "
                     "({{ and }} stand for braces)"
                 )
             found = row[match[1]]
@@ -304,7 +309,7 @@ def _text(row: Mapping[str, Any], column: str, where: str, *, optional: bool = F
         return ""
     if not isinstance(value, str):
         if column not in row:
-            raise BadData(f"{where}: there is no column '{column}', the columns are {', '.join(map(str, row))}")
+            raise BadData(f"{where}: there is no column '{column}', the columns are {listed(row)}")
         what = "is empty" if value is None else f"must be text, not {type(value).__name__}"
         hint = "; data.prompt and data.answer make text of numbers" if isinstance(value, int | float) else ""
         raise BadData(f"{where}: the column '{column}' {what}{hint}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from adapterhub_local.counts import counted
 from adapterhub_local.data.chat import Chat, check_chat, parsed
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
@@ -57,8 +58,8 @@ def read_preference(row: Mapping[str, Any], where: str, data: Data | None) -> Ch
     for side, name in zip(turns, SIDES, strict=True):
         if len(side) - shared != 1:
             raise BadData(
-                f"{where}: {name} has {len(side) - shared} messages after what both begin with: chosen and rejected "
-                "must be the same conversation up to one last answer"
+                f"{where}: {name} has {counted(len(side) - shared, 'message')} after what both begin with: chosen and "
+                "rejected must be the same conversation up to one last answer"
             )
         chats.append(check_chat([*system, *asked, *side[shared:]], f"{where}: {name}", roles, row.get("tools")))
     good, bad = chats

@@ -243,7 +243,7 @@ def test_the_format_can_be_said(tmp_path: Path) -> None:
     assert kinds["auto"].train[0].text is None
     assert kinds["text"].train[0].text == "why? so"
     assert kinds["text"].notes[0] == "train: train.jsonl, 3 examples, text"
-    assert kinds["text"].notes[1].startswith("train: not used: messages (3 of 3 examples)")
+    assert kinds["text"].notes[1].startswith("train: columns that are not used: messages (3 of 3 examples)")
 
 
 # -- what is learned -------------------------------------------------------------------------------
@@ -341,11 +341,13 @@ def test_longer_examples_are_counted(tmp_path: Path) -> None:
     assert [len(example.ids) for example in cut.examples] == [len(left.examples[0].ids), 140]
     assert (cut.cut, cut.skipped, left.skipped) == (["x:1"], ["x:2"], ["x:1", "x:2"])
     assert all(example.num_labels for example in cut.examples)
-    assert "1 examples were cut to 140 tokens, the longest has 5" in cut.notes(140)[0]
+    assert "cut to 140 tokens (data.max_length): 1 example, the longest has 5" in cut.notes(140)[0]
     assert "left out" in cut.notes(140)[1]
     with pytest.raises(BadData, match=r"x:1 has \d+ tokens, data.max_length is 140 \(2 of 3 examples are too long"):
         tokenise_all(chats, tokenizer, 140)
-    with pytest.raises(BadData, match=r"none of 2 examples has something to learn within data\.max_length = 20"):
+    with pytest.raises(
+        BadData, match=r"no example has anything to learn within data\.max_length = 20 tokens, the shortest of 2 "
+    ):
         tokenise_all(chats[1:], tokenizer, 20, too_long="truncate")
 
 
@@ -362,5 +364,5 @@ def test_control_tokens_in_a_text_are_told() -> None:
     chats = [Chat(f"x:{i}", tuple(chat("q", answer)["messages"])) for i, answer in enumerate(("a", "a <|im_end|> b"))]
     (note,) = tokenise_all(chats, byte_tokenizer(), 512).notes(512)
 
-    assert note.startswith("1 examples have control tokens")
+    assert note.startswith("the messages of 1 example contain control tokens")
     assert note.endswith("x:1")

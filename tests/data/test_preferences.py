@@ -97,4 +97,4 @@ def test_unused_columns_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({**FORMS["texts"], "score_chosen": 9.0, "source": "x"}))
     (part,) = read_parts([path], "train", shape="pairs")
 
-    assert any("not used: score_chosen (1 of 1 examples), source" in note for note in part.notes)
+    assert any("columns that are not used: score_chosen (1 of 1 examples), source" in note for note in part.notes)

@@ -1,5 +1,7 @@
 """What is learned under the chat templates of real families: answers behind the server's prompt, and nothing else."""
 
+from typing import Any
+
 import pytest
 
 from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
@@ -8,14 +10,31 @@ from adapterhub_local.errors import BadData
 from adapterhub_local.rows.examples import Tokenised, tokenise_all
 from serve.requests.messages import Message
 from serve.text.prompt import PromptReader
-from tests.rows.families import FAMILIES, Family, stops_of, tokenizer_of
+from tests.rows.families import FAMILIES
+from tests.rows.family import Family, stops_of, tokenizer_of
 
 U1, A1, U2, A2 = "first question", "first answer", "second question", "second answer"
 SYSTEM, SECOND, THOUGHT = "be terse", "now in French", "ten and seven"
 
 
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
+Said = dict[str, Any]
+
+
+def said(role: str, content: str, **more: Any) -> Said:
+    return {"role": role, "content": content, **more}
+
+
+def called(*cities: str) -> list[Said]:
+    """A turn that asks a tool for each city, and its results."""
+    numbers = [f"call{number:05d}" for number in range(len(cities))]
+    calls = [
+        {"id": number, "type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+        for number, city in zip(numbers, cities, strict=True)
+    ]
+    return [
+        said("assistant", "", tool_calls=calls),
+        *(said("tool", f"rain over {city}", tool_call_id=number) for number, city in zip(numbers, cities, strict=True)),
+    ]
 
 
 SINGLE = [said("user", U1), said("assistant", A1)]
@@ -32,40 +51,62 @@ KINDS = {
         said("assistant", f"<think>\n{THOUGHT}\n</think>\n\n{A1}"),
         *TALK[2:],
     ],
+    "two users": [said("user", U1), said("user", U2), said("assistant", A2)],
+    "tools": [said("user", U1), *called("Oslo"), said("assistant", A1)],
+    "two calls": [said("user", U1), *called("Oslo", "Rome"), said("assistant", A1), *TALK[2:]],
 }
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": SCHEMA}}]
 
 
-def tokenised(family: Family, messages: list[dict[str, str]], **how: str) -> Tokenised:
+def has_calls(messages: list[Said]) -> bool:
+    return any("tool_calls" in message for message in messages)
+
+
+def tokenised(family: Family, messages: list[Said], **how: str) -> Tokenised:
     settings = ChatSettings(
         template_args=dict(family.variables), day="2026-01-01", system_role=how.pop("system", "system")
     )
-    chat = check_chat(messages, "x:1")
+    chat = check_chat(messages, "x:1", tools=TOOLS if has_calls(messages) else None)
     return tokenise_all([chat], tokenizer_of(family), 4096, settings=settings, stops=stops_of(family), **how)
 
 
 def refuses(family: Family, kind: str) -> str | None:
     """What of such a conversation the family has no way to write."""
+    if kind in ("tools", "two calls") and not family.tools:
+        return "tools"
     needs = {"thoughts": "thoughts", "thoughts of earlier turns": "thoughts", "system and several turns": "system"}
     wanted = needs.get(kind, kind)
     return wanted if wanted in family.lacks else None
 
 
-def check_learned(family: Family, messages: list[dict[str, str]], found: Tokenised) -> None:
-    """The laws: each answer once, behind what the server sends for it, ending in a stop, without another's words."""
+def words(message: Said) -> list[str]:
+    """What a message says, its thoughts apart; of a call its arguments."""
+    cities = [call["function"]["arguments"]["city"] for call in message.get("tool_calls", ())]
+    return [text for text in (message["content"].split("</think>")[-1].strip(), *cities) if text]
+
+
+def check_learned(family: Family, messages: list[Said], found: Tokenised) -> None:
+    """The laws: each answer once, behind what the server sends for it, ending in a stop, without another's words; and
+    every message is somewhere in what was written."""
     tokenizer, stops = tokenizer_of(family), stops_of(family)
     writer = ChatWriter(tokenizer, ChatSettings(template_args=dict(family.variables), day="2026-01-01"), stops)
+    tools = check_chat(messages, "x:1", tools=TOOLS).tools if has_calls(messages) else ()
     answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
     spans = [(example, span) for example in found.examples for span in example.spans]
     assert len(spans) == len(answers)
     for turn, (example, (start, end)) in zip(answers, spans, strict=True):
         learned, others = tokenizer.decode(example.ids[start:end]), [m for n, m in enumerate(messages) if n != turn]
-        words = messages[turn]["content"].split("</think>")[-1].strip()
-        assert words in learned
-        assert not any(m["content"].split("</think>")[-1].strip() in learned for m in others), learned
+        assert all(text in learned for text in words(messages[turn])), learned
+        assert not any(text in learned for m in others if m["role"] != "tool" for text in words(m)), learned
+        assert "rain over" not in learned, "results are the tool's"
         assert example.ids[end - 1] in stops, learned
         assert not stops & set(example.ids[start : end - 1]), "an answer goes on behind a stop"
-        (prompt,) = writer.encode([writer.write(messages[:turn], begins_answer=True)])
+        (prompt,) = writer.encode([writer.write(messages[:turn], tools, begins_answer=True)])
         assert list(example.ids[:start]) == prompt
+    text = "".join(tokenizer.decode(example.ids) for example in found.examples)
+    assert all(said in text for message in messages for said in words(message))
+    assert not found.lost
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +115,7 @@ def test_answers_of_every_family(name: str, kind: str) -> None:
     """Under every template each answer is learned behind its own prompt up to a stop, or the reason is given."""
     family, messages = FAMILIES[name], KINDS[kind]
     if refuses(family, kind):
-        with pytest.raises(BadData, match=r"leaves out|refuses this chat"):
+        with pytest.raises(BadData, match=r"leaves out|refuses this chat|without thoughts, and it has some"):
             tokenised(family, messages)
         return
     found = tokenised(family, messages)
@@ -83,6 +124,8 @@ def test_answers_of_every_family(name: str, kind: str) -> None:
         assert bool(found.divided) == family.divides == (len(found.examples) == 2)
     if kind == "thoughts":
         assert THOUGHT in tokenizer_of(family).decode(found.examples[0].ids)
+    if has_calls(messages):
+        assert '"weather"' in tokenizer_of(family).decode(found.examples[0].ids), "the schema"
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if "second system" in family.lacks])
@@ -119,7 +162,7 @@ def test_what_is_lost_can_be_accepted() -> None:
     with pytest.raises(BadData, match=r"leaves out the thoughts of an answer in 1 of 1 examples, the first is x:1"):
         tokenised(family, KINDS["thoughts"])
     (note,) = tokenised(family, KINDS["thoughts"], left_out="accept").notes(512)
-    assert note == "the chat template leaves out the thoughts of an answer in 1 examples, the first is x:1"
+    assert note == "the chat template leaves out the thoughts of an answer in 1 example, the first is x:1"
 
 
 def test_the_stop_that_is_learned_is_said() -> None:
@@ -131,7 +174,7 @@ def test_the_stop_that_is_learned_is_said() -> None:
         notes = tokenised(FAMILIES[name], SINGLE).notes(512)
         (note,) = notes
         assert note == (
-            f"the chat template ends 1 answers with nothing at which the server stops: '{stop}' is put behind them "
+            f"the chat template ends 1 answer without a token at which the server stops: '{stop}' is added at the end "
             "and learned"
         )
 
@@ -141,7 +184,7 @@ def test_dates_do_not_move() -> None:
     found = tokenised(FAMILIES["granite, today's date"], SINGLE)
 
     assert "January 01, 2026" in tokenizer_of(FAMILIES["granite, today's date"]).decode(found.examples[0].ids)
-    assert found.notes(512) == ["the chat template prints the date: training writes 2026-01-01 (data.date)"]
+    assert found.notes(512) == ["the chat template prints today's date: training always writes 2026-01-01 (data.date)"]
 
 
 def test_thoughts_are_gone_on_with() -> None:
