@@ -120,8 +120,8 @@ def _answer(chat: Chat, writer: ChatWriter, turn: int) -> Answer:
         return Answer(prompt, written[len(header) :], turn)
     if split_thought(chat.messages[turn])[0].strip():
         raise BadData(
-            f"{chat.where}: the base's chat template asks for message {turn + 1} without thoughts, and it has some: set "
-            "the template's variables so that it thinks (data.template_args), or leave the thoughts out of the data"
+            f"{chat.where}: the base's chat template asks for message {turn + 1} without thoughts, and it has some: "
+            "set the template's variables so that it thinks (data.template_args), or leave the thoughts out of the data"
         )
     raise BadData(
         f"{chat.where}: the base's chat template writes message {turn + 1} differently from the prompt that asks for "

@@ -42,7 +42,7 @@ WITH_TOOLS = {
     ),
     "qwen 2.5 for training, answers in generation blocks": Family(
         turns(NOT_FIRST_SYSTEM + IM_TOOL_TURN + "{{ '<|im_start|>assistant\\n' }}{% generation %}{{ m.content }}" + CALLS
-              + "{{ '<|im_end|>\\n' }}{% endgeneration %}" + IM_OTHER, IM_PROMPT, before=IM_TOOLS),
+              + "{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}" + IM_OTHER, IM_PROMPT, before=IM_TOOLS),
         specials=IM_TOKENS, tools=True,
     ),
     "qwen 3, thoughts after the last message of the user": Family(
