@@ -8,8 +8,9 @@ from typing import Any
 
 from adapterhub_local.counts import counted
 from adapterhub_local.data.chat import Chat
+from adapterhub_local.data.columns import listed, recognise, renamed, unused_columns
 from adapterhub_local.data.files import read_rows
-from adapterhub_local.data.formats import read_chat, recognise, renamed, unused_columns
+from adapterhub_local.data.formats import read_chat
 from adapterhub_local.data.tables import class_names
 from adapterhub_local.data.trouble import Troubles
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
@@ -129,6 +130,7 @@ def _read(
 ) -> Part:
     wanted = "columns" if data and data.prompt is not None else data.format if data else "auto"
     labels = class_names(path) if wanted == "columns" else {}
+    by_first: str | None = None  # the format that the first example decided
     chats: list[Chat] = []
     troubles, unused = Troubles(path.name), Counter[str]()
     for where, row in read_rows(path, role):
@@ -141,6 +143,9 @@ def _read(
             row = renamed(row, data)
             if wanted == "auto":
                 wanted = recognise(row, where, shape)
+                by_first = wanted
+            elif by_first:
+                _check_same(row, where, by_first, shape)
             chats.append(read_chat(row, where, wanted, data, labels))
             unused.update(unused_columns(row, wanted, data))
         except BadData as error:
@@ -150,7 +155,9 @@ def _read(
         raise BadData(f"{path} has no examples")
     remarks = troubles.notes
     if unused:
-        columns = ", ".join(f"{name} ({count:,} of {len(chats):,} examples)" for name, count in sorted(unused.items()))
+        columns = ", ".join(
+            f"{listed([name])} ({count:,} of {len(chats):,} examples)" for name, count in sorted(unused.items())
+        )
         remarks.append(
             f"columns that are not used: {columns}; data.prompt and data.answer make an example of any columns, "
             "data.columns says what they are called"
@@ -172,6 +179,19 @@ def _read(
         **known,
     }
     return Part(chats, record, source, remarks)
+
+
+def _check_same(row: Any, where: str, format: str, shape: str) -> None:  # noqa: A002 - as in the recipe
+    """Raise BadData for a row that has the columns of another format than the first example of its file."""
+    try:
+        found = recognise(row, where, shape)
+    except BadData:
+        return  # which columns it lacks is told by the reader of the format
+    if found != format:
+        raise BadData(
+            f"{where}: it has the columns of {found}, and the first example of the file those of {format}: put them "
+            "into files of their own"
+        )
 
 
 def _said(chat: Chat) -> Any:

@@ -206,7 +206,10 @@ def _leaves(value: Any) -> list[str]:
 
 def _write(chat: Chat, writer: ChatWriter, messages: Sequence[Message], *, begins_answer: bool) -> str:
     if not messages:
-        raise BadData(f"{chat.where}: the chat begins with an answer: put the user's message that it answers before it")
+        raise BadData(
+            f"{chat.where}: the chat begins with an answer: put the message of the user that it answers before "
+            'it, or give it "weight": 0'
+        )
     try:
         text = writer.write(messages, chat.tools, begins_answer=begins_answer)
     except TemplateBound as error:  # so would the next chats, at a second each

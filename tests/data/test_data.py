@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub_local.data.chat import Chat, is_learned
+from adapterhub_local.data.columns import recognise
 from adapterhub_local.data.dataset import read_data
 from adapterhub_local.data.files import read_rows
-from adapterhub_local.data.formats import read_chat, recognise
+from adapterhub_local.data.formats import read_chat
 from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.recipe.schema import Data
 from adapterhub_local.rows.examples import read_chats, tokenise_all
@@ -109,15 +110,15 @@ def test_json_files_of_other_shapes(tmp_path: Path) -> None:
         ("a.jsonl", b"\n \n", "has no examples"),
         ("a.csv", b"", "has no examples"),
         ("a.json", b"", "has no examples"),
-        ("a.jsonl", b'{"text": 3}', "'text' must be text, not int"),
+        ("a.jsonl", b'{"text": 3}', "'text' must be text, not a number"),
         ("a.jsonl", b'{"text": " "}', "the text is empty"),
         ("a.jsonl", b'{"prompt": "x", "completion": null}', "'completion' is empty"),
-        ("a.jsonl", b'{"prompt": "x", "completion": 1}', "not int; data.prompt and data.answer make text of numbers"),
+        ("a.jsonl", b'{"prompt": "x", "completion": 1}', "not a number; data.prompt and data.answer make text"),
         ("a.jsonl", b'{"instruction": "x", "output": "y", "history": [["z"]]}', "history must be a list of"),
         ("a.jsonl", b'{"conversations": [{"from": "robot", "value": "x"}]}', "role 'robot' is not one of system, user"),
         ("a.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}', "the last message must be the assistant"),
         ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}', "nothing to learn"),
-        ("a.jsonl", b'{"text": "x", "label": 1}', "has the columns text, label.*data.prompt and data.answer"),
+        ("a.jsonl", b'{"text": "x", "label": 1}', "has the columns text, label.*data.prompt = .* and data.answer = "),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, told: str) -> None:
@@ -186,7 +187,7 @@ SAID = {  # a message -> what is wrong with it
     '{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}': "only the assistant calls tools",
     '{"role": "user", "content": "a", "images": ["b.jpg"]}': "a message has images: only text is supported",
     '{"role": "user", "content": [{"type": "image_url"}]}': "a content has a part 'image_url': only text",
-    '{"role": "user", "content": ["a"]}': "a content has a part 'None'",
+    '{"role": "user", "content": ["a"]}': 'a part of a content is {"type": "text"',
     '{"role": "user", "content": null}': "needs a role and a content",
     '{"role": "assistant", "content": "a", "train": false}': '"train": false: write "weight": 0',
     '{"role": "user", "content": "a", "reasoning_content": "b"}': "thoughts (reasoning_content) are text, and the",
