@@ -77,6 +77,7 @@ ORDER = (
     "bounds",
     "progress",
     "counts",
+    "machine",
     "durable",
     "digests",
     "options",

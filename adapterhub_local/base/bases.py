@@ -43,6 +43,7 @@ class BaseInfo:
     is_private: bool = False  # on the Hub, when it was added
     licence: str | None = None  # as the Hub names it
     left_out: tuple[str, ...] = ()  # parts of the source that are not in it, such as a vision tower
+    not_read_back: str | None = None  # why what was written was not compared with the source, None if it was
     chat_template: str | None = None  # the name or file of the one that it was given, None for the source's own
 
     def to_json(self) -> dict[str, Any]:

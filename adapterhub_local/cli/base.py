@@ -47,7 +47,7 @@ def add(name: str, source: str, hub_id: str | None, chat_template: str | None, a
         path, revision, is_private, licence = fetched.folder, fetched.commit, fetched.is_private, fetched.licence
     from adapterhub_local.base.add import add_base
 
-    with counting(f"quantising {name}") as progress:
+    with counting(f"writing and reading back {name}") as progress:
         info = add_base(
             name, path, home(), hub_id=hub_id, revision=revision, source_name=None if revision is None else source,
             is_private=is_private, licence=licence, chat_template=chat_template, progress=progress,
@@ -56,6 +56,8 @@ def add(name: str, source: str, hub_id: str | None, chat_template: str | None, a
         print_json(info.to_json())
     else:
         echo(f"{name}: {info.num_parameters / 1e6:.1f} M parameters in {size_text(info.size)}, {info.fingerprint[:19]}")
+        if info.not_read_back:
+            echo(f"not read back and compared with its source: {info.not_read_back}")
         if info.left_out:
             echo(f"its text part: {', '.join(info.left_out)} left out, so it takes text alone")
 
@@ -103,6 +105,7 @@ def show(name: str, as_json: bool) -> None:
         ("fingerprint", base.fingerprint),
         ("source", source),
         ("Hub id", base.hub_id or "none"),
+        *([("not read back", base.not_read_back)] if base.not_read_back else []),
         *([("left out", ", ".join(base.left_out))] if base.left_out else []),
         ("added", base.created_at),
         ("folder", base.folder),
