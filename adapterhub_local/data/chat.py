@@ -24,6 +24,7 @@ CALLED = {  # what roles are called elsewhere -> here
 }
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+TOOLS = ("tools", "functions")
 KEPT = ("name", "tool_call_id", "weight")  # beside role, content, calls and thoughts
 ELSEWHERE = {  # parts of a content that have a place of their own here
     "tool_use": "write calls as tool_calls of the message",
@@ -82,7 +83,7 @@ def check_chat(
     checked = [_check_message(message, where, roles or {}) for message in messages]
     last = checked[-1]
     if last["role"] != "assistant":
-        raise BadData(f"{where}: the last message must be the assistant's answer, not of the {last['role']}")
+        raise BadData(f"{where}: the last message is the {last['role']}'s, and must be the assistant's answer")
     if not (last["content"].strip() or last.get("tool_calls")):
         raise BadData(f"{where}: the answer is empty")
     if not any(is_learned(message) for message in checked):
@@ -98,6 +99,22 @@ def parsed(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def tools_of(row: Mapping[str, Any]) -> Any:
+    """What a row says of tools: the column `tools`, or `functions` as OpenAI called it before; None for neither."""
+    return next((row[name] for name in TOOLS if row.get(name)), None)
+
+
+def earlier_turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
+    """The messages of LLaMA-Factory's column `history`, pairs of what was asked and answered. Raises BadData."""
+    earlier = parsed(row.get("history")) or []
+    pairs: list[Any] = earlier if isinstance(earlier, list) else [None]
+    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
+               for turn in pairs):  # fmt: skip
+        raise BadData(f"{where}: history must be a list of [question, answer], all text")
+    return [{"role": role, "content": said} for turn in pairs
+            for role, said in zip(("user", "assistant"), turn, strict=True)]  # fmt: skip
 
 
 def check_json_text(value: Any, column: str, where: str) -> None:

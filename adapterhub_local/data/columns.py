@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adapterhub_local.data.chat import KEPT, THOUGHTS, parsed
+from adapterhub_local.data.chat import KEPT, THOUGHTS, TOOLS, parsed
 from adapterhub_local.data.hints import way_on
 from adapterhub_local.data.preferences import JUDGED, is_judged, is_preference, used_columns
 from adapterhub_local.errors import BadData
@@ -18,7 +18,6 @@ PAIRS = (  # the usual ones first, where a row has several
     *((asked, answered) for asked in ASKED for answered in ANSWERED),
 )
 SYSTEM = ("system", "system_prompt")
-TOOLS = ("tools", "functions")  # the second is OpenAI's older name
 KNOWN = {"messages", "conversations", "instruction", "text", *TOOLS, *SYSTEM, *ASKED, *ANSWERED}
 IN_TURNS = {"role", "content", "from", "value", "train", "training", "tool_calls", "function_call", *KEPT, *THOUGHTS}
 COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
@@ -36,11 +35,6 @@ def listed(columns: Iterable[Any]) -> str:
     return ", ".join(f"'{name}'" if "," in str(name) or not str(name).strip() else str(name) for name in columns)
 
 
-def is_empty(value: Any) -> bool:
-    """Whether there is no value: none, or the NaN by which pandas says so."""
-    return value is None or value != value
-
-
 def renamed(row: Any, data: Data | None) -> Any:
     """The row with its columns called as they are here, where a recipe says what they are called.
 
@@ -50,6 +44,8 @@ def renamed(row: Any, data: Data | None) -> Any:
         row = {"conversations" if "from" in row[0] else "messages": row}
     if not isinstance(row, Mapping):
         return row
+    if any(value != value for value in row.values()):  # NaN, by which pandas says that there is none
+        row = {key: None if value != value else value for key, value in row.items()}
     if not (data and (data.prompt is not None or data.columns)) and not KNOWN & row.keys():
         row = {str(key).lower() if str(key).lower() in KNOWN else key: value for key, value in row.items()}
     if not (data and data.columns):

@@ -8,17 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adapterhub_local.data.chat import MEDIA, Chat, check_chat, check_json_text, parsed
+from adapterhub_local.data.chat import MEDIA, Chat, check_chat, check_json_text, earlier_turns, parsed, tools_of
 from adapterhub_local.data.columns import (
     COLUMN,
     PAIRS,
     SYSTEM,
-    TOOLS,
     answer_column,
     answer_format,
     beside,
     check_preferences,
-    is_empty,
     listed,
 )
 from adapterhub_local.data.hints import kind_of
@@ -26,7 +24,6 @@ from adapterhub_local.data.preferences import JUDGED, is_preference, judged, rea
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
 
-TURN = ("user", "assistant")
 _NAME = re.compile(r"[^\W\d][\w .-]*")
 
 
@@ -42,10 +39,12 @@ def read_chat(
     labels: the names of columns' numbers, beside those of the recipe.
     """
     if not isinstance(row, Mapping):
-        raise BadData(f"{where}: an example must be a table of columns, not {type(row).__name__}")
+        raise BadData(f"{where}: an example must be a table of columns, not {kind_of(row)}")
     media = [key for key in MEDIA if row.get(key) not in (None, [], "", {})]
     if media and format != "columns":
-        raise BadData(f"{where}: the column {media[0]} holds more than text, which is not supported: leave these out")
+        raise BadData(
+            f"{where}: the column {media[0]} is not empty, and only text is supported: leave these examples out"
+        )
     if format == "columns":
         assert data is not None, "the templates are the recipe's"
         return _columns(row, where, data, {**(labels or {}), **(data.labels or {})})
@@ -68,10 +67,6 @@ def read_chat(
     return _READERS[format](row, where, data)
 
 
-def _tools(row: Mapping[str, Any]) -> Any:
-    return next((row[name] for name in TOOLS if row.get(name)), None)
-
-
 def _roles(data: Data | None) -> Mapping[str, str]:
     return (data.roles if data else None) or {}
 
@@ -86,7 +81,7 @@ def _messages(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     if system and isinstance(messages, list) and messages and _role_of(messages[0], data) == "system":
         raise BadData(f"{where}: a system message in the messages and another one in a column of its own")
     return check_chat([*system, *messages] if isinstance(messages, list) else messages, where, _roles(data),
-                      _tools(row))  # fmt: skip
+                      tools_of(row))  # fmt: skip
 
 
 def _role_of(message: Any, data: Data | None) -> Any:
@@ -112,7 +107,7 @@ def _sharegpt(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
             messages.append({"role": "assistant", "content": "", "tool_calls": calls, **rest})
         else:
             messages.append({"role": speaker, "content": said, **rest})
-    return check_chat([*_system(row, where), *messages], where, _roles(data), _tools(row))
+    return check_chat([*_system(row, where), *messages], where, _roles(data), tools_of(row))
 
 
 def _alpaca(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
@@ -120,13 +115,9 @@ def _alpaca(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     parts = [_text(row, "instruction", where), _text(row, beside(row), where, optional=True)]
     answer = _text(row, answer_column(row), where)
     chat = _pair("\n\n".join(part for part in parts if part), answer, where, row)
-    earlier = parsed(row.get("history")) or ()
-    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
-               for turn in earlier):  # fmt: skip
-        raise BadData(f"{where}: history must be a list of [question, answer], all text")
-    turns = [{"role": role, "content": said} for turn in earlier for role, said in zip(TURN, turn, strict=True)]
+    turns = earlier_turns(row, where)
     system, own = chat.messages[:-2], chat.messages[-2:]
-    return check_chat([*system, *turns, *own], where, None, _tools(row)) if turns else chat
+    return check_chat([*system, *turns, *own], where, None, tools_of(row)) if turns else chat
 
 
 def _prompt_completion(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
@@ -135,15 +126,15 @@ def _prompt_completion(row: Mapping[str, Any], where: str, data: Data | None) ->
         raise BadData(f"{where}: needs the columns prompt and completion")
     prompt, completion = parsed(row[pair[0]]), parsed(row[pair[1]])
     calls = completion if isinstance(completion, list) else [completion]
-    if _tools(row) and all(isinstance(call, Mapping) and "name" in call for call in calls):  # as xLAM has them
+    if tools_of(row) and all(isinstance(call, Mapping) and "name" in call for call in calls):  # as xLAM has them
         answer: list[Any] = [{"role": "assistant", "content": "", "tool_calls": calls}]
         asked = [{"role": "user", "content": _text(row, pair[0], where)}]
-        return check_chat([*_system(row, where), *asked, *answer], where, _roles(data), _tools(row))
+        return check_chat([*_system(row, where), *asked, *answer], where, _roles(data), tools_of(row))
     is_talk = [isinstance(side, list) and all(isinstance(turn, Mapping) for turn in side) and bool(side)
                for side in (prompt, completion)]  # fmt: skip
     if is_talk[0]:
         answer = completion if is_talk[1] else [{"role": "assistant", "content": _text(row, pair[1], where)}]
-        return check_chat([*_system(row, where), *prompt, *answer], where, _roles(data), _tools(row))
+        return check_chat([*_system(row, where), *prompt, *answer], where, _roles(data), tools_of(row))
     return _pair(_text(row, pair[0], where), _text(row, pair[1], where), where, row)
 
 
@@ -167,8 +158,8 @@ def _columns(row: Mapping[str, Any], where: str, data: Data, labels: Mapping[str
                     "({{ and }} stand for braces)"
                 )
             found = row[match[1]]
-            if is_empty(found) or isinstance(found, list | dict):
-                what = "is empty" if is_empty(found) else "holds several values"
+            if found is None or isinstance(found, list | dict):
+                what = "is empty" if found is None else "holds several values"
                 raise BadData(f"{where}: the column '{match[1]}' {what}: it must be text or a number")
             return _named(found, match[1], labels[match[1]], where) if match[1] in labels else str(found)
 
@@ -196,7 +187,7 @@ def _pair(prompt: str, answer: str, where: str, row: Mapping[str, Any]) -> Chat:
     if not answer.strip():
         raise BadData(f"{where}: the answer is empty")
     asked, answered = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
-    chat = check_chat([*_system(row, where), asked, answered], where, None, _tools(row))
+    chat = check_chat([*_system(row, where), asked, answered], where, None, tools_of(row))
     return replace(chat, is_pair=True)
 
 
@@ -212,13 +203,13 @@ def _system(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
 
 def _text(row: Mapping[str, Any], column: str, where: str, *, optional: bool = False) -> str:
     value = row.get(column)
-    if optional and is_empty(value):
+    if optional and value is None:
         return ""
     if not isinstance(value, str):
         if column not in row:
             raise BadData(f"{where}: there is no column '{column}', the columns are {listed(row)}")
-        what = "is empty" if is_empty(value) else f"must be text, not {kind_of(value)}"
-        is_number = isinstance(value, int | float) and not is_empty(value)
+        what = "is empty" if value is None else f"must be text, not {kind_of(value)}"
+        is_number = isinstance(value, int | float)
         hint = "; data.prompt and data.answer make text of numbers" if is_number else ""
         raise BadData(f"{where}: the column '{column}' {what}{hint}")
     return value

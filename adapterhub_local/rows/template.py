@@ -167,7 +167,7 @@ def left_out(chat: Chat, writer: ChatWriter, text: str, turn: int | None) -> lis
     last = len(chat.messages) - 1 if turn is None else turn
     for number, message in enumerate(chat.messages[: last + 1]):
         thought, said = split_thought(message) if message["role"] == "assistant" else ("", message["content"])
-        pieces = [(f"a message of the {message['role']}", said)]
+        pieces = [(f"{'an' if message['role'] == 'assistant' else 'a'} {message['role']} message", said)]
         if number == last:
             pieces.append(("the thoughts of an answer", thought))
         for what, piece in pieces:

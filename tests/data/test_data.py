@@ -116,7 +116,7 @@ def test_json_files_of_other_shapes(tmp_path: Path) -> None:
         ("a.jsonl", b'{"prompt": "x", "completion": 1}', "not a number; data.prompt and data.answer make text"),
         ("a.jsonl", b'{"instruction": "x", "output": "y", "history": [["z"]]}', "history must be a list of"),
         ("a.jsonl", b'{"conversations": [{"from": "robot", "value": "x"}]}', "role 'robot' is not one of system, user"),
-        ("a.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}', "the last message must be the assistant"),
+        ("a.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}', "the last message is the user's"),
         ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}', "nothing to learn"),
         ("a.jsonl", b'{"text": "x", "label": 1}', "has the columns text, label.*data.prompt = .* and data.answer = "),
     ],

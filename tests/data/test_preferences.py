@@ -81,6 +81,10 @@ def test_forms_of_judged_answers(tmp_path: Path, row: dict, is_good: bool) -> No
         ({"chosen": [USER, *ANSWERS], "rejected": [USER, ANSWERS[1]]}, "chosen has 2 messages after"),
         ({"prompt": ASK, "chosen": 7, "rejected": BAD}, "chosen must be text, a message or a list"),
         ({"prompt": ASK, "chosen": "", "rejected": BAD}, "chosen: the answer is empty"),
+        *(
+            ({"instruction": ASK, "history": earlier, "chosen": GOOD, "rejected": BAD}, "history must be a list of")
+            for earlier in ("once", [["a"]], [["a", "b", "c"]], {"a": 1}, [["a", 1]])
+        ),
     ],
 )
 def test_pairs_that_are_none(tmp_path: Path, row: dict, message: str) -> None:
