@@ -24,6 +24,7 @@ PAGES = {
     "benchmarks/RESULTS.md": "results.md",
     "recipes/README.md": "guide/recipes.md",
     "recipes/data/README.md": "guide/data.md",
+    "recipes/families.md": "guide/chat-templates.md",
     "serve/README.md": "guide/server.md",
 }
 for path in sorted((ROOT / "docs").rglob("*.md")):

@@ -8,6 +8,8 @@ import pytest
 
 from adapterhub_local.cli.main import VERBS
 from adapterhub_local.recipe.reference import reference
+from docs.families import PAGE as FAMILIES_PAGE
+from docs.families import page as families_page
 from tests.test_layout import ORDER
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +22,11 @@ PAGES = sorted([ROOT / "recipes/README.md", ROOT / "serve/README.md", *(ROOT / "
 def test_every_recipe_key_is_described() -> None:
     """The table of keys in recipes/README.md is the schema's (python -m adapterhub_local.recipe.reference)."""
     assert reference() in (ROOT / "recipes/README.md").read_text()
+
+
+def test_the_table_of_chat_templates_is_what_happens() -> None:
+    """recipes/families.md is made of the families of the tests (python -m docs.families)."""
+    assert FAMILIES_PAGE.read_text(encoding="utf-8") == families_page()
 
 
 def test_the_shown_recipe_is_shipped() -> None:

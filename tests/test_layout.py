@@ -76,6 +76,8 @@ ORDER = (
     "intervals",
     "bounds",
     "progress",
+    "counts",
+    "machine",
     "durable",
     "digests",
     "options",

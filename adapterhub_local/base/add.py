@@ -3,12 +3,14 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from adapterhub_local.base.bases import BaseInfo, check_base_name, write_record
+from adapterhub_local.base.chat_template import given_template
 from adapterhub_local.base.experts import build_model, check_experts
 from adapterhub_local.base.fingerprint import Record, fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
@@ -19,6 +21,7 @@ from adapterhub_local.base.quantise import (
     quantised_modules,
     skipped_modules,
 )
+from adapterhub_local.base.read_back import read_back
 from adapterhub_local.base.source import INDEX, SINGLE, Source, check_finite, not_a_model, open_source
 from adapterhub_local.durable import place_folder, staging
 from adapterhub_local.errors import BadFile, InUse
@@ -40,15 +43,21 @@ def add_base(
     source_name: str | None = None,
     is_private: bool = False,
     licence: str | None = None,
+    chat_template: str | None = None,
     progress: Progress | None = None,
 ) -> BaseInfo:
     """Quantise the model at `path` (a transformers folder or a GGUF file) into the home's base `name`.
 
-    A folder that is in NF4 already is taken as it is; of a model that also sees or hears, the text part.
+    A folder that is in NF4 already is taken as it is; of a model that also sees or hears, the text part. With
+    `chat_template`, a name or a .jinja file, the base has this one and not the model's.
 
-    The base appears whole or not at all. `progress(done, total)` counts tensors. Memory stays near one
-    shard of the result plus one layer. Raises InUse if the name is taken, BadFile if the model cannot
-    be used: other tensors than its architecture has, quantised in another way, pickled, needs own code.
+    The base appears whole or not at all, and is read back before (`base/read_back.py`), or says why it was not.
+    `progress(done, total)` counts tensors, written and read back. Writing takes near one shard of the result plus one
+    layer of memory, reading back what the base takes; where that is not free, it is not read back.
+
+    Raises InUse if the name is taken, BadFile if the model cannot be used: other tensors than its architecture has,
+    quantised in another way, pickled, needs own code; or if what was written is not what the source is; InputError for
+    a chat template that is not there or does not write what the user says.
     """
     target = home.bases / check_base_name(name)
     if target.exists():
@@ -57,6 +66,8 @@ def add_base(
         folder = stage / "base"
         folder.mkdir()
         source = open_source(path)
+        if chat_template is not None:
+            source.tokenizer.chat_template = given_template(chat_template, source.tokenizer)
         try:
             with torch.device("meta"):
                 model = build_model(source.config)
@@ -64,7 +75,8 @@ def add_base(
             raise not_a_model(path, error) from None
         check_experts(model)
         _check_ends(source)
-        written = _write_weights(folder, source, model, progress or (lambda done, total: None))
+        count = progress or (lambda done, total: None)
+        written = _write_weights(folder, source, model, lambda done, total: count(done, 2 * total))
         source.config.dtype = written.dtype
         source.config.quantization_config = quantisation_config(skipped_modules(model), written.dtype)
         for key in ("_name_or_path", "_model_name_or_path"):  # paths and names of the machine it came from
@@ -92,7 +104,12 @@ def add_base(
             is_private=is_private,
             licence=licence,
             left_out=source.left_out,
+            chat_template=chat_template and Path(chat_template).name,
         )
+        unread = read_back(
+            replace(info, folder=folder), source, written.dtype, lambda done, total: count(total + done, 2 * total)
+        )
+        info = replace(info, not_read_back=unread)
         write_record(folder, info)
         place_folder(folder, target)
     return info

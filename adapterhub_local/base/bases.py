@@ -43,6 +43,8 @@ class BaseInfo:
     is_private: bool = False  # on the Hub, when it was added
     licence: str | None = None  # as the Hub names it
     left_out: tuple[str, ...] = ()  # parts of the source that are not in it, such as a vision tower
+    not_read_back: str | None = None  # why what was written was not compared with the source, None if it was
+    chat_template: str | None = None  # the name or file of the one that it was given, None for the source's own
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -50,7 +52,7 @@ class BaseInfo:
     def lineage(self) -> dict[str, Any]:
         """What an adapter records of its base: no path of this machine."""
         keys = ("name", "fingerprint", "hub_id", "revision", "architecture")
-        known = {"private": self.is_private, "license": self.licence}
+        known = {"private": self.is_private, "license": self.licence, "chat_template": self.chat_template}
         return {key: getattr(self, key) for key in keys} | {key: value for key, value in known.items() if value}
 
 
@@ -107,8 +109,10 @@ def base_of(version: Version, home: Home) -> BaseInfo:
     if found is None:
         entry = version.lineage.get("base", {})
         name = entry.get("hub_id") or entry.get("name") or "an unknown model"
+        given = entry.get("chat_template")
+        way = f"`qhub base add` and the same --chat-template, {given}" if given else "`qhub base add`"
         raise Incompatible(
-            f"{version} was made for {name} ({(fingerprint or 'no fingerprint')[:19]}): add it with `qhub base add`"
+            f"{version} was made for {name} ({(fingerprint or 'no fingerprint')[:19]}): add it with {way}"
         )
     return found
 

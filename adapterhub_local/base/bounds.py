@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadFile
+from adapterhub_local.recipe.template_file import LONGEST
 from adapterhub_local.regular import read_regular
 
 MAX_LAYERS, MAX_COUNT, MAX_NUMBER = 512, 65_536, 1 << 40
@@ -29,7 +30,7 @@ LIMITS = {  # file of a model -> bytes; the largest tokenizers have 35 MB
     "vocab.json": 64 << 20,
     "merges.txt": 64 << 20,
     "tokenizer.model": 64 << 20,
-    "chat_template.jinja": 1 << 20,
+    "chat_template.jinja": LONGEST,
 }
 # what transformers makes one of for each; sizes and positions only allocate, which nothing does before the weights fit
 _COUNTS = re.compile(r"(?:^|_)(?:num|n)_(?!positions|ctx|embd|embeddings|inner|vocab|hidden_size)|expert|label")

@@ -16,11 +16,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.control import ControlTokens
-from adapterhub_local.base.named_templates import NAMED_TEMPLATES
+from adapterhub_local.base.named_templates import named_template
 from adapterhub_local.base.prompted_tools import HEAD, describe_tools
 from adapterhub_local.base.renderer import TemplateFailed, chat_text
 from adapterhub_local.base.tool_format import format_of
 from adapterhub_local.errors import InputError
+from adapterhub_local.recipe.template_file import names_file, read_template
 
 DAY = "2026-01-01"  # what templates that print today's date print in training, so that a run does not depend on its day
 Messages = Sequence[Mapping[str, Any]]
@@ -98,13 +99,7 @@ class ChatWriter:
         wanted = self.settings.chat_template
         if wanted is None or is_source(wanted):
             return wanted or str(self.tokenizer.get_chat_template(tools=[dict(tool) for tool in tools] or None))
-        own = self.tokenizer.chat_template
-        if isinstance(own, dict) and wanted in own:
-            return str(own[wanted])
-        if wanted in NAMED_TEMPLATES:
-            return NAMED_TEMPLATES[wanted]
-        known = [*(own if isinstance(own, dict) else ()), *NAMED_TEMPLATES]
-        raise InputError(f"there is no chat template '{wanted}': known are {', '.join(known)}, or name a .jinja file")
+        return named_template(wanted, self.tokenizer.chat_template)
 
     @property
     def prints_date(self) -> bool:
@@ -189,6 +184,21 @@ class ChatWriter:
         for control in self._controls.values():
             text = control.restore(text)
         return text
+
+
+def given_template(wanted: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The source of the template that a base is given: by name, or a .jinja file's. Raises InputError."""
+    is_file = names_file(wanted)
+    text = read_template(wanted, Path()) if is_file else named_template(wanted, tokenizer.chat_template)
+    said = "what the user says"
+    try:
+        written = chat_text(tokenizer, [{"role": "user", "content": said}], template=text, begins_answer=True)
+    except TemplateFailed as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the chat template {wanted} cannot write a message of the user: {reason}") from None
+    if said not in written:
+        raise InputError(f"the chat template {wanted} does not write what the user says: is it a chat template?")
+    return text
 
 
 def for_template(messages: Messages, system_role: str = "system") -> list[dict[str, Any]]:

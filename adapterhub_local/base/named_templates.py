@@ -1,5 +1,9 @@
 """Chat templates by name, for bases that have none: turns between marks, as the families of these names have them."""
 
+from typing import Any
+
+from adapterhub_local.errors import InputError
+
 _PROMPT = "{% if add_generation_prompt %}"
 NAMED_TEMPLATES = {
     "chatml": (
@@ -29,3 +33,17 @@ NAMED_TEMPLATES = {
         + _PROMPT + "{{ '### Response:\\n' }}{% endif %}"
     ),
 }  # fmt: skip
+
+
+def named_template(name: str, own: Any) -> str:
+    """The template of this name: one of the tokenizer's `own`, if it has several, or of `NAMED_TEMPLATES`.
+
+    Raises InputError with the known names.
+    """
+    several = own if isinstance(own, dict) else {}
+    if name in several:
+        return str(several[name])
+    if name in NAMED_TEMPLATES:
+        return NAMED_TEMPLATES[name]
+    known = ", ".join([*several, *NAMED_TEMPLATES])
+    raise InputError(f"there is no chat template '{name}': known are {known}, or name a .jinja file")

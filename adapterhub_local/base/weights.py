@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,6 +28,7 @@ class BaseWeights:
             name: path for path in sorted(base.folder.glob("*.safetensors")) for name in read_header(path).tensors
         }
         self.constants: dict[str, list[str]] = {}
+        self._open: dict[Path, Any] = {}
         for name in self.files:
             if match := CONSTANT.fullmatch(name):
                 self.constants.setdefault(match[1], []).append(name)
@@ -64,9 +67,11 @@ class BaseWeights:
         return read_dense(stored, {key: self._stored(key) for key in self.constants[name]})
 
     def _stored(self, name: str) -> torch.Tensor:
-        with safe_open(self.files[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
+        path = self.files[name]
+        if path not in self._open:  # once: each time the header of the whole file is read
+            self._open[path] = safe_open(path, framework="pt")
+        tensor: torch.Tensor = self._open[path].get_tensor(name)
+        return tensor
 
 
 def dequantised(info: BaseInfo, modules: Iterable[str]) -> Iterator[tuple[str, torch.Tensor, torch.dtype]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.cli.output import counting, echo, print_json, print_table, size_text
 from adapterhub_local.settings import home
 
@@ -18,17 +19,25 @@ def command() -> None:
 @click.argument("name")
 @click.argument("source")
 @click.option("--hub-id", metavar="ORG/NAME", help="The Hub id of a local source, so that its adapters can be pushed.")
+@click.option(
+    "--chat-template",
+    metavar="NAME|FILE.jinja",
+    help="Give it this chat template: one of its own by name, chatml, llama3, gemma, zephyr, alpaca, or a file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the base as JSON.")
-def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
+def add(name: str, source: str, hub_id: str | None, chat_template: str | None, as_json: bool) -> None:
     """Quantise SOURCE to NF4 with double quantisation and keep it as base NAME.
 
     SOURCE is a Hub id (ORG/NAME or ORG/NAME@REVISION), a transformers folder or a .gguf file.
     """
     from adapterhub_local.base.bases import check_base_name
     from adapterhub_local.errors import InUse
+    from adapterhub_local.recipe.template_file import names_file, read_template
 
     if (home().bases / check_base_name(name)).exists():  # said before anything heavy is loaded
         raise InUse(f"base '{name}' exists already: choose another name, or remove it with `qhub base rm {name}`")
+    if chat_template is not None and names_file(chat_template):
+        read_template(chat_template, Path())  # likewise, and before anything is fetched
     path, revision, is_private, licence = Path(os.path.expanduser(source)), None, False, None
     if not path.exists() and _is_hub_id(source):
         from adapterhub_local.hub.model import fetch_model
@@ -38,15 +47,17 @@ def add(name: str, source: str, hub_id: str | None, as_json: bool) -> None:
         path, revision, is_private, licence = fetched.folder, fetched.commit, fetched.is_private, fetched.licence
     from adapterhub_local.base.add import add_base
 
-    with counting(f"quantising {name}") as progress:
+    with counting(f"writing and reading back {name}") as progress:
         info = add_base(
             name, path, home(), hub_id=hub_id, revision=revision, source_name=None if revision is None else source,
-            is_private=is_private, licence=licence, progress=progress,
+            is_private=is_private, licence=licence, chat_template=chat_template, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(info.to_json())
     else:
         echo(f"{name}: {info.num_parameters / 1e6:.1f} M parameters in {size_text(info.size)}, {info.fingerprint[:19]}")
+        if info.not_read_back:
+            echo(f"not read back and compared with its source: {info.not_read_back}")
         if info.left_out:
             echo(f"its text part: {', '.join(info.left_out)} left out, so it takes text alone")
 
@@ -90,10 +101,11 @@ def show(name: str, as_json: bool) -> None:
         ("bits", f"{base.bits_per_weight:.3f} per NF4 weight, {base.bits_per_parameter:.3f} per parameter"),
         ("size", f"{size_text(base.size)} on disk"),
         ("context", f"{base.max_length:,} tokens" if base.max_length else "not stated"),
-        ("chat template", "present" if base.has_chat_template else "not present: chat data and chat requests need one"),
+        ("chat template", _template_text(base)),
         ("fingerprint", base.fingerprint),
         ("source", source),
         ("Hub id", base.hub_id or "none"),
+        *([("not read back", base.not_read_back)] if base.not_read_back else []),
         *([("left out", ", ".join(base.left_out))] if base.left_out else []),
         ("added", base.created_at),
         ("folder", base.folder),
@@ -123,6 +135,12 @@ def rm(name: str, force: bool) -> None:
 
     info = remove_base(name, home(), force=force)
     echo(f"removed base {name}: {size_text(info.size)} freed")
+
+
+def _template_text(base: BaseInfo) -> str:
+    if base.chat_template:
+        return f"{base.chat_template}, which it was given"
+    return "present" if base.has_chat_template else "not present: chat data and chat requests need one"
 
 
 def _is_hub_id(source: str) -> bool:

@@ -8,6 +8,7 @@ import click
 
 from adapterhub_local.cli.output import echo, print_json
 from adapterhub_local.cli.recipe import RECIPE, SET, print_statistics
+from adapterhub_local.counts import counted
 from adapterhub_local.settings import home, wants_colour
 from adapterhub_local.visible import visible
 
@@ -55,7 +56,7 @@ def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: boo
     for note in dataset.notes:
         echo(note)
     for number, example in shown:
-        echo(f"\n-- example {number}: {len(example.ids)} tokens, {example.num_labels} learned --")
+        echo(f"\n-- example {number}: {counted(len(example.ids), 'token')}, {example.num_labels} learned --")
         echo(_masked(tokenizer, example, is_coloured=sys.stdout.isatty() and wants_colour()), is_styled=True)
     echo()
     print_statistics(described)

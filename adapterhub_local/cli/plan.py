@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from adapterhub_local.cli.output import echo, print_json, print_table, size_text
+from adapterhub_local.counts import counted
 from adapterhub_local.errors import InputError
 from adapterhub_local.settings import home
 
@@ -59,7 +60,7 @@ def command(
     print_table(("memory", "peak", ""), rows)
     data, run = planned.rows, planned.run
     echo(
-        f"{data.examples} examples of {data.mean} tokens{' (estimated)' if data.is_estimated else ''}, "
+        f"{counted(data.examples, 'example')} of {data.mean} tokens{' (estimated)' if data.is_estimated else ''}, "
         f"rows of up to {data.row_tokens} tokens with {data.row_labels} labels; {planned.optimizer}, "
         f"{'bfloat16' if run.compute == 2 else 'float32'}"
     )
@@ -67,7 +68,10 @@ def command(
         f"{'Fits' if planned.fits else 'Does not fit'}. The most that fits: one example of {planned.longest_example:,} "
         f"tokens, or {planned.largest_batch:,} average ones in a row of {planned.largest_row:,}"
     )
-    echo(f"About {_time_text(planned.duration.seconds)} for {planned.duration.steps} steps ({planned.duration.basis})")
+    echo(
+        f"About {_time_text(planned.duration.seconds)} for {counted(planned.duration.steps, 'step')} "
+        f"({planned.duration.basis})"
+    )
     if memory["paged"]:
         echo(f"{size_text(memory['paged'])} of optimizer states can move to the host when the GPU is full")
     if memory["host"]:

@@ -7,6 +7,7 @@ import click
 
 from adapterhub_local.cli.list import print_versions
 from adapterhub_local.cli.output import echo, print_json, print_table, reporter
+from adapterhub_local.counts import counted
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry, Version
 
@@ -88,7 +89,7 @@ def _by_loss(
         ])  # fmt: skip
         return
     rows = [(one.version or f"{info.name} (base)", f"{one.loss:.4f}", _said(one.version)) for one in ranked]
-    print_table(("adapter", f"loss on {len(tests)} examples", "description"), rows)
+    print_table(("adapter", f"loss on {counted(len(tests), 'example')}", "description"), rows)
 
 
 def _by_similarity(registry: Registry, words: tuple[str, ...], similar_to: str, limit: int, as_json: bool) -> None:

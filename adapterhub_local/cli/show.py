@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from adapterhub_local.cli.output import print_json, print_table, score_text, size_text
+from adapterhub_local.counts import counted
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.as_json import whole
 from adapterhub_local.registry.kinds import is_router
@@ -42,7 +43,7 @@ def command(reference: str, as_json: bool) -> None:
             ("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {adapter['num_parameters']:,} parameters")
         )
     rows += [
-        (entry["role"], f"{entry['file']} ({entry['rows']} rows, {entry['digest'][:19]})")
+        (entry["role"], f"{entry['file']} ({counted(entry['rows'], 'row')}, {entry['digest'][:19]})")
         for entry in lineage.get("data", ())
     ]
     if is_router(lineage):
@@ -75,7 +76,7 @@ def _scores(score: dict[str, Any]) -> str:
         (name for name, value in score.items() if isinstance(value, float)), key=lambda name: name == "loss"
     )
     told = [f"{name.replace('_', ' ')} {score_text(name, score[name], intervals.get(name))}" for name in metrics]
-    rows = f" on {score['rows']} rows" if "rows" in score else ""
+    rows = f" on {counted(score['rows'], 'row')}" if "rows" in score else ""
     return ", ".join(told) + rows
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub_local.cli.output import echo, print_json, print_table, reporter, score_text
+from adapterhub_local.counts import counted
 from adapterhub_local.settings import home, process
 
 if TYPE_CHECKING:
@@ -106,13 +107,13 @@ def command(
         return
     training = version.lineage["training"]
     echo(
-        f"{version}: {training['steps']} steps in {training['seconds']:.0f} s, "
+        f"{version}: {counted(training['steps'], 'step')} in {training['seconds']:.0f} s, "
         f"{training['tokens_per_second']:.0f} tokens/s, loss {training['loss']:.4f}"
     )
     if changed := training.get("examples_cut", 0) + training.get("examples_left_out", 0):
         echo(
-            f"{changed:,} examples were longer than data.max_length: {training['examples_cut']:,} cut, "
-            f"{training['examples_left_out']:,} left out"
+            f"longer than data.max_length: {counted(changed, 'example')}, of which {training['examples_cut']:,} cut "
+            f"and {training['examples_left_out']:,} left out"
         )
     for task, scores in version.lineage.get("metrics", {}).items():
         base, adapter = scores["base"], scores["adapter"]

@@ -24,7 +24,13 @@ CALLED = {  # what roles are called elsewhere -> here
 }
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+TOOLS = ("tools", "functions")
 KEPT = ("name", "tool_call_id", "weight")  # beside role, content, calls and thoughts
+ELSEWHERE = {  # parts of a content that have a place of their own here
+    "tool_use": "write calls as tool_calls of the message",
+    "tool_result": "write results of tools as messages of the role tool",
+    **dict.fromkeys(("thinking", "reasoning"), "write thoughts as reasoning_content of the message"),
+}
 Message = Mapping[str, Any]
 
 
@@ -71,12 +77,13 @@ def check_chat(
     `roles` says which of ours a role of the data is, beside those that are known.
     """
     messages = parsed(messages)
+    check_json_text(messages, "messages", where)
     if not isinstance(messages, list | tuple) or not messages:
         raise BadData(f'{where}: write {{"messages": [{{"role": "user", "content": ...}}, ...]}}')
     checked = [_check_message(message, where, roles or {}) for message in messages]
     last = checked[-1]
     if last["role"] != "assistant":
-        raise BadData(f"{where}: the last message must be the assistant's answer, not of the {last['role']}")
+        raise BadData(f"{where}: the last message is the {last['role']}'s, and must be the assistant's answer")
     if not (last["content"].strip() or last.get("tool_calls")):
         raise BadData(f"{where}: the answer is empty")
     if not any(is_learned(message) for message in checked):
@@ -94,9 +101,37 @@ def parsed(value: Any) -> Any:
     return value
 
 
+def tools_of(row: Mapping[str, Any]) -> Any:
+    """What a row says of tools: the column `tools`, or `functions` as OpenAI called it before; None for neither."""
+    return next((row[name] for name in TOOLS if row.get(name)), None)
+
+
+def earlier_turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
+    """The messages of LLaMA-Factory's column `history`, pairs of what was asked and answered. Raises BadData."""
+    earlier = parsed(row.get("history")) or []
+    pairs: list[Any] = earlier if isinstance(earlier, list) else [None]
+    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
+               for turn in pairs):  # fmt: skip
+        raise BadData(f"{where}: history must be a list of [question, answer], all text")
+    return [{"role": role, "content": said} for turn in pairs
+            for role, said in zip(("user", "assistant"), turn, strict=True)]  # fmt: skip
+
+
+def check_json_text(value: Any, column: str, where: str) -> None:
+    """Raise BadData for text that seems to be a list and is not JSON, such as what Python prints."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        python = (
+            ": this is how Python prints it, write it with json.dumps"
+            if value.lstrip()[1:3].strip("{ [") == "'"
+            else ""
+        )
+        raise BadData(f"{where}: the column {column} is text that is not JSON{python}")
+
+
 def check_tools(tools: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     """The schemas of tools as OpenAI writes them; a bare function is put into one. Raises BadData."""
     tools = parsed(tools)
+    check_json_text(tools, "tools", where)
     if not tools:
         return ()
     if not isinstance(tools, list):
@@ -149,9 +184,14 @@ def _check_message(message: Any, where: str, roles: Mapping[str, str]) -> Messag
 def _content(message: Mapping[str, Any], where: str, *, is_optional: bool) -> str:
     content = message.get("content")
     if isinstance(content, list):  # OpenAI's parts
-        parts = [part if isinstance(part, dict) else {} for part in content]
-        if others := [part.get("type") for part in parts if part.get("type") != "text"]:
-            raise BadData(f"{where}: a content has a part '{str(others[0])[:40]}': only text is supported")
+        if not all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content):
+            raise BadData(
+                f'{where}: a part of a content is {{"type": "text", "text": ...}}, or the content is one text'
+            )
+        parts: list[dict[str, Any]] = content
+        if others := [part["type"] for part in parts if part["type"] != "text"]:
+            way = ELSEWHERE.get(others[0], "only text is supported")
+            raise BadData(f"{where}: a content has a part '{others[0][:40]}': {way}")
         texts = [part.get("text") for part in parts]
         if all(isinstance(text, str) for text in texts):
             return "".join(texts)  # type: ignore[arg-type]

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.counts import counted
 from adapterhub_local.data.chat import Chat
+from adapterhub_local.data.columns import listed, recognise, renamed, unused_columns
 from adapterhub_local.data.files import read_rows
-from adapterhub_local.data.formats import read_chat, recognise, renamed, unused_columns
+from adapterhub_local.data.formats import read_chat
 from adapterhub_local.data.tables import class_names
 from adapterhub_local.data.trouble import Troubles
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
@@ -48,7 +50,7 @@ class Part:
     def notes(self) -> list[str]:
         """What a person must know of it, a sentence each."""
         role, file = self.record["role"], self.record["file"]
-        first = f"{role}: {file}, {len(self.chats):,} examples, {self.record['format']}"
+        first = f"{role}: {file}, {counted(len(self.chats), 'example')}, {self.record['format']}"
         return [first, *(f"{role}: {remark}" for remark in self.remarks)]
 
 
@@ -70,28 +72,31 @@ def read_data(recipe: Recipe) -> Dataset:
             told = [_said(chat) for chat in held_out]
             digest = digest_bytes(canonical_json(told))
             records.append({"role": "test", "file": shown, "digest": digest, "rows": len(held_out)})
-            notes.append(f"held out: {len(held_out):,} examples, {shown} by hash of the prompt")
+            notes.append(f"held out: {counted(len(held_out), 'example')}, {shown}, chosen by a hash of the prompt")
         elif recipe.train.eval_every:
             raise BadData(
-                f"train.eval_every needs examples to evaluate on, and {data.test_share:.0%} of these by hash is none: "
-                "raise data.test_share, or name a file in data.test"
+                f"train.eval_every needs examples to evaluate on, and the hash that holds out {data.test_share:.0%} "
+                "chose none of so few: raise data.test_share, or name a file in data.test"
             )
         else:
-            notes.append(f"held out: nothing, {data.test_share:.0%} of so few examples is none; data.test names a file")
+            notes.append(
+                f"held out: nothing, as the hash that holds out {data.test_share:.0%} chose none of so few examples; "
+                "name a file in data.test to have the adapter scored"
+            )
     # of judged answers, which may all answer one prompt, it is the answers that must be others
     known = _digest if shape != ANSWERS else lambda chat: chat.prompt_digest
     asked = {known(chat) for chats in kept for chat in chats}
     if shared := sum(known(chat) in asked for chat in held_out):
         what = "test prompts" if shape == ANSWERS else "test examples"
         notes.append(
-            f"{shared:,} of {len(held_out):,} {what} are in the training data too: scores on them look too good"
+            f"{what} that are in the training data too: {shared:,} of {len(held_out):,}; scores on them look too good"
         )
     weights = [data.weights[part.source] if data.weights else 1.0 for part in train]
     weighted = [chat for chats, weight in zip(kept, weights, strict=True) for chat in _repeated(chats, weight)]
     if not weighted:
         raise BadData("no example is left to train on: lower data.test_share, or give more examples")
     if data.weights:
-        notes.append(f"an epoch has {len(weighted):,} examples by data.weights")
+        notes.append(f"an epoch has {counted(len(weighted), 'example')}, by data.weights")
     return Dataset(weighted, held_out, records, notes)
 
 
@@ -125,6 +130,7 @@ def _read(
 ) -> Part:
     wanted = "columns" if data and data.prompt is not None else data.format if data else "auto"
     labels = class_names(path) if wanted == "columns" else {}
+    by_first: str | None = None  # the format that the first example decided
     chats: list[Chat] = []
     troubles, unused = Troubles(path.name), Counter[str]()
     for where, row in read_rows(path, role):
@@ -137,6 +143,9 @@ def _read(
             row = renamed(row, data)
             if wanted == "auto":
                 wanted = recognise(row, where, shape)
+                by_first = wanted
+            elif by_first:
+                _check_same(row, where, by_first, shape)
             chats.append(read_chat(row, where, wanted, data, labels))
             unused.update(unused_columns(row, wanted, data))
         except BadData as error:
@@ -146,8 +155,13 @@ def _read(
         raise BadData(f"{path} has no examples")
     remarks = troubles.notes
     if unused:
-        columns = ", ".join(f"{name} ({count:,} of {len(chats):,} examples)" for name, count in sorted(unused.items()))
-        remarks.append(f"not used: {columns}; data.prompt and data.answer join columns, data.columns names them")
+        columns = ", ".join(
+            f"{listed([name])} ({count:,} of {len(chats):,} examples)" for name, count in sorted(unused.items())
+        )
+        remarks.append(
+            f"columns that are not used: {columns}; data.prompt and data.answer make an example of any columns, "
+            "data.columns says what they are called"
+        )
     given = (data.labels if data else None) or {}
     for column in labels.keys() - given.keys():
         if data and "{" + column + "}" in f"{data.prompt}{data.answer}{data.system}":
@@ -165,6 +179,19 @@ def _read(
         **known,
     }
     return Part(chats, record, source, remarks)
+
+
+def _check_same(row: Any, where: str, format: str, shape: str) -> None:  # noqa: A002 - as in the recipe
+    """Raise BadData for a row that has the columns of another format than the first example of its file."""
+    try:
+        found = recognise(row, where, shape)
+    except BadData:
+        return  # which columns it lacks is told by the reader of the format
+    if found != format:
+        raise BadData(
+            f"{where}: it has the columns of {found}, and the first example of the file those of {format}: put them "
+            "into files of their own"
+        )
 
 
 def _said(chat: Chat) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from adapterhub_local.counts import counted
 from adapterhub_local.data.compressed import open_bytes, unpacking
 from adapterhub_local.data.tables import arrow_rows
 from adapterhub_local.errors import BadData
@@ -72,9 +73,14 @@ def _undecodable(path: Path) -> int:
 def _json_lines(file: TextIO, path: Path, role: str) -> Iterator[Row]:
     for number, line in enumerate(file, 1):
         if line.strip():
-            if line.lstrip().startswith("[") and number == 1:  # a whole JSON file under this name
+            if number == 1 and line.lstrip().startswith("[") and not _is_json(line):  # a whole JSON file of this name
                 yield from _json(io.StringIO(line + file.read()), path, role)
                 return
+            if number == 1 and line.strip() == "{":
+                raise BadData(
+                    f"{path}:1: an example goes over several lines: write each on one line, or all as one list in a "
+                    ".json file"
+                )
             where = f"{path}:{number}"
             try:
                 yield where, _parsed(line, where, is_line=True)
@@ -86,7 +92,8 @@ def _json(file: TextIO, path: Path, role: str) -> Iterator[Row]:
     """A list of rows, a table that holds one (alone, as `data`, or a split), columns, one row, or JSON lines."""
     text = file.read()
     first, _, rest = text.lstrip().partition("\n")
-    if first.startswith("{") and first.rstrip().endswith("}") and rest.strip():
+    is_line = (first.startswith("{") and first.rstrip().endswith("}")) or (first.startswith("[") and _is_json(first))
+    if is_line and rest.strip():
         yield from _json_lines(io.StringIO(text), path, role)
         return
     rows = _parsed(text, str(path)) if text.strip() else []
@@ -103,13 +110,43 @@ def _rows_of(table: dict[str, Any], role: str) -> list[Any]:
         if name in splits and set(splits) <= {known for names in SPLITS.values() for known in names}:
             return splits[name]
     name = next(iter(table)) if len(table) == 1 else "data"
-    if name not in CHATS and isinstance(table.get(name), list):
-        return list(table[name])
-    lengths = {len(column) if isinstance(column, list) else -1 for column in table.values()}
-    is_text = all(isinstance(column, list) and isinstance((column or [0])[0], str) for column in table.values())
-    if len(table) > 1 and len(lengths) == 1 and -1 not in lengths and is_text:  # columns, as pandas writes them
-        return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    return [table]
+    held = table.get(name)
+    is_column = len(table) == 1 and isinstance(held, list) and bool(held) and isinstance(held[0], str)
+    if isinstance(held, list) and name not in CHATS and not is_column and not {"columns", "index"} & table.keys():
+        return list(held)
+    return _from_columns(table) or [table]
+
+
+def _from_columns(table: dict[str, Any]) -> list[Any]:
+    """The rows of a table of columns, in each of the ways in which pandas writes one; none if it is a row itself."""
+    columns, values = table.get("columns"), table.get("data")
+    if isinstance(columns, list) and isinstance(values, list) and set(table) <= {"columns", "index", "data"}:
+        return [dict(zip(columns, row, strict=False)) if isinstance(row, list) else row for row in values]
+    if all(isinstance(column, dict) and column for column in table.values()):
+        numbers = {tuple(column) for column in table.values()}
+        if len(numbers) == 1 and all(number.isdigit() for number in next(iter(numbers))):
+            return [
+                dict(zip(table, row, strict=True)) for row in zip(*(c.values() for c in table.values()), strict=True)
+            ]
+    lists = [column for column in table.values() if isinstance(column, list)]
+    if not lists or len(lists) < len(table) or len({len(column) for column in lists}) > 1:
+        return []
+    if any(isinstance(value, dict) for column in lists for value in column[:1]):  # messages, or tools: of one row
+        return []
+    return [dict(zip(table, row, strict=True)) for row in zip(*lists, strict=True)]
+
+
+def _is_json(text: str) -> bool:
+    """Whether a line is JSON, of a list of tables: messages, each line a conversation."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(part, dict) and {"role", "from"} & part.keys() for part in value)
+    )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -135,7 +172,7 @@ def _parsed(text: str, where: str, *, is_line: bool = False) -> Any:
         line = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) and not is_line else ""
         if is_line:
             path = Path(where.rpartition(":")[0])
-            reason += "; write each example on one line" + (
+            reason += ("; write each example on one line" if isinstance(error, json.JSONDecodeError) else "") + (
                 "" if data_suffix(path) else f", or end the file's name in its format: {', '.join(SUFFIXES)}"
             )
         raise BadData(f"{where}: not JSON: {reason}{line}") from None
@@ -174,7 +211,10 @@ def _csv(file: TextIO, path: Path, delimiter: str | None) -> Iterator[Row]:
         for row in reader:
             where, begins = f"{path}:{reader.line_num}", reader.line_num
             if None in row or None in row.values():
-                yield where, BadData(f"{where}: this row does not have the {len(columns)} columns of the header")
+                yield (
+                    where,
+                    BadData(f"{where}: this row does not have the {counted(len(columns), 'column')} of the header"),
+                )
                 continue
             yield where, row
     except csv.Error as error:

@@ -1,6 +1,6 @@
 """What a row says: messages, ShareGPT, Alpaca, prompt and completion, plain text, or columns as a recipe joins them.
 
-Every column of a row is used, named as unused (`unused_columns`), or refused.
+Every column of a row is used, named as unused (`data.columns`), or refused.
 """
 
 import re
@@ -8,77 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adapterhub_local.data.chat import KEPT, MEDIA, THOUGHTS, Chat, check_chat, parsed
-from adapterhub_local.data.preferences import JUDGED, is_judged, is_preference, judged, read_preference, used_columns
+from adapterhub_local.data.chat import MEDIA, Chat, check_chat, check_json_text, earlier_turns, parsed, tools_of
+from adapterhub_local.data.columns import (
+    COLUMN,
+    PAIRS,
+    SYSTEM,
+    answer_column,
+    answer_format,
+    beside,
+    check_preferences,
+    listed,
+)
+from adapterhub_local.data.hints import kind_of
+from adapterhub_local.data.preferences import JUDGED, is_preference, judged, read_preference
 from adapterhub_local.errors import BadData
-from adapterhub_local.recipe import objectives
 from adapterhub_local.recipe.schema import Data
 
-PAIRS = (
-    *(("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response")),
-    *(("prompt", "answer"), ("input", "output")),
-)
-SYSTEM = ("system", "system_prompt")
-TURN = ("user", "assistant")
-IN_TURNS = {"role", "content", "from", "value", "train", "training", "tool_calls", "function_call", *KEPT, *THOUGHTS}
-_COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 _NAME = re.compile(r"[^\W\d][\w .-]*")
-_USED = {
-    "messages": {"messages", "tools", "choices", *SYSTEM},
-    "sharegpt": {"conversations", "tools", *SYSTEM},
-    "alpaca": {"instruction", "history", "tools", *SYSTEM},
-    "prompt-completion": {"tools", *SYSTEM},
-    "text": {"text"},
-}
-
-
-def renamed(row: Any, data: Data | None) -> Any:
-    """The row with its columns called as they are here, where a recipe says what they are called."""
-    if not (data and data.columns and isinstance(row, Mapping)):
-        return row
-    ours = {theirs: name for name, theirs in data.columns.items()}
-    named = {ours.get(key, key): value for key, value in row.items()}
-    inner = {theirs: name for theirs, name in ours.items() if name in ("role", "content")}
-    for key in ("messages", "conversations", "prompt", "completion") if inner else ():
-        turns = parsed(named.get(key))
-        if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
-            named[key] = [{inner.get(name, name): value for name, value in turn.items()} for turn in turns]
-    return named
-
-
-def recognise(row: Any, where: str, shape: str = objectives.ANSWERS) -> str:
-    """The format of a row, from the names of its columns. Raises BadData if it is none of them, or of another shape."""
-    columns = row.keys() if isinstance(row, Mapping) else ()
-    if shape == objectives.ANY:
-        shape = objectives.PAIRS if is_preference(row) else objectives.ANSWERS
-    if shape != objectives.ANSWERS:
-        if is_preference(row):
-            return "preference"
-        if shape == objectives.JUDGED and set(JUDGED) & set(columns):
-            return "judged"
-        wanted = "chosen and rejected" + (", or an answer and label" if shape == objectives.JUDGED else "")
-        hint = ": train.objective = 'kto' learns from answers with a label" if is_judged(row) else ""
-        raise BadData(
-            f"{where}: this objective needs the columns {wanted}; the example has {', '.join(map(str, columns))}"
-            + (hint or "; data.columns says what they are called")
-        )
-    _check_preferences(row, where)
-    if "messages" in columns:
-        return "messages"
-    if "conversations" in columns:
-        return "sharegpt"
-    if "instruction" in columns and {"output", "response"} & set(columns):
-        return "alpaca"
-    if any({left, right} <= set(columns) for left, right in PAIRS):
-        return "prompt-completion"
-    if "text" in columns and not {"label", "labels"} & set(columns):
-        return "text"
-    has = f"has the columns {', '.join(map(str, columns))}" if columns else "is not a table"
-    raise BadData(
-        f"{where}: not a known format, the example {has}: "
-        'write {"messages": [{"role": "user", "content": ...}, ...]}, say with data.columns what these are called, '
-        "or with data.prompt and data.answer how columns make an example"
-    )
 
 
 def read_chat(
@@ -93,10 +39,12 @@ def read_chat(
     labels: the names of columns' numbers, beside those of the recipe.
     """
     if not isinstance(row, Mapping):
-        raise BadData(f"{where}: an example must be a table of columns, not {type(row).__name__}")
+        raise BadData(f"{where}: an example must be a table of columns, not {kind_of(row)}")
     media = [key for key in MEDIA if row.get(key) not in (None, [], "", {})]
     if media and format != "columns":
-        raise BadData(f"{where}: the column {media[0]} holds more than text, which is not supported: leave these out")
+        raise BadData(
+            f"{where}: the column {media[0]} is not empty, and only text is supported: leave these examples out"
+        )
     if format == "columns":
         assert data is not None, "the templates are the recipe's"
         return _columns(row, where, data, {**(labels or {}), **(data.labels or {})})
@@ -105,57 +53,18 @@ def read_chat(
             raise BadData(f"{where}: needs the columns chosen and rejected")
         return read_preference(row, where, data)
     if format == "judged":
-        inner = _READERS[_answer_format(row, where)]
+        inner = _READERS[answer_format(row, where)]
         chat = inner(row, where, data)
         if chat.text is not None:
             raise BadData(f"{where}: a plain text has no answer that could be judged")
         return replace(chat, is_good=judged(row, where))
-    _check_preferences(row, where)
+    check_preferences(row, where)
     if bad := [key for key in JUDGED if row.get(key) is False]:
         raise BadData(
             f"{where}: the answer is judged bad ({bad[0]} is false), and would be learned as a good one: "
             "leave such rows out, or learn from both with train.objective = 'kto'"
         )
     return _READERS[format](row, where, data)
-
-
-def unused_columns(row: Mapping[str, Any], format: str, data: Data | None = None) -> list[str]:  # noqa: A002
-    """The columns of a row with a value that its chat does not hold; keys of its messages as `messages.id`."""
-    given = {str(key) for key, value in row.items() if value not in (None, "", [], {})}
-    if format == "columns":
-        assert data is not None, "the templates are the recipe's"
-        templates = (data.prompt or "", data.answer or "", data.system or "")
-        return sorted(given - {match[1] for text in templates for match in _COLUMN.finditer(text)})
-    if format == "preference":
-        return sorted(given - used_columns(row))
-    if format == "judged":
-        format = _answer_format(row, "")  # noqa: A001
-        given -= set(JUDGED)
-    used = set(_USED[format]) | {key for key in JUDGED if isinstance(row.get(key), bool)}
-    if format == "alpaca":
-        used |= {_beside(row), _answer_column(row)}
-    if format == "prompt-completion":
-        used |= set(next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), ()))
-    unused = given - used
-    for name in ("messages", "conversations"):
-        turns = parsed(row.get(name)) if name in used else None
-        for turn in turns if isinstance(turns, list) else ():
-            if isinstance(turn, Mapping):
-                unused |= {f"{name}.{key}" for key, value in turn.items() if value is not None and key not in IN_TURNS}
-    return sorted(unused)
-
-
-def _check_preferences(row: Any, where: str) -> None:
-    if isinstance(row, Mapping) and "chosen" in row and "rejected" in row:
-        raise BadData(
-            f"{where}: these are preferences (chosen, rejected): set train.objective = 'dpo' to learn from both, or "
-            "data.prompt = '{prompt}' and data.answer = '{chosen}' to learn the chosen answers"
-        )
-
-
-def _answer_format(row: Any, where: str) -> str:
-    """The format of a judged row without its judgement."""
-    return recognise({key: value for key, value in row.items() if key not in JUDGED}, where)
 
 
 def _roles(data: Data | None) -> Mapping[str, str]:
@@ -172,7 +81,7 @@ def _messages(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     if system and isinstance(messages, list) and messages and _role_of(messages[0], data) == "system":
         raise BadData(f"{where}: a system message in the messages and another one in a column of its own")
     return check_chat([*system, *messages] if isinstance(messages, list) else messages, where, _roles(data),
-                      row.get("tools"))  # fmt: skip
+                      tools_of(row))  # fmt: skip
 
 
 def _role_of(message: Any, data: Data | None) -> Any:
@@ -182,6 +91,7 @@ def _role_of(message: Any, data: Data | None) -> Any:
 
 def _sharegpt(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     turns = parsed(row.get("conversations"))
+    check_json_text(turns, "conversations", where)
     if not isinstance(turns, list) or not turns:
         raise BadData(f'{where}: write {{"conversations": [{{"from": "human", "value": ...}}, ...]}}')
     messages: list[Any] = []
@@ -197,29 +107,17 @@ def _sharegpt(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
             messages.append({"role": "assistant", "content": "", "tool_calls": calls, **rest})
         else:
             messages.append({"role": speaker, "content": said, **rest})
-    return check_chat([*_system(row, where), *messages], where, _roles(data), row.get("tools"))
-
-
-def _beside(row: Mapping[str, Any]) -> str:
-    return "input" if "input" in row else "context"
-
-
-def _answer_column(row: Mapping[str, Any]) -> str:
-    return "output" if "output" in row else "response"
+    return check_chat([*_system(row, where), *messages], where, _roles(data), tools_of(row))
 
 
 def _alpaca(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     """Stanford's columns, Dolly's names for two of them, and the earlier turns that LLaMA-Factory adds."""
-    parts = [_text(row, "instruction", where), _text(row, _beside(row), where, optional=True)]
-    answer = _text(row, _answer_column(row), where)
+    parts = [_text(row, "instruction", where), _text(row, beside(row), where, optional=True)]
+    answer = _text(row, answer_column(row), where)
     chat = _pair("\n\n".join(part for part in parts if part), answer, where, row)
-    earlier = parsed(row.get("history")) or ()
-    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
-               for turn in earlier):  # fmt: skip
-        raise BadData(f"{where}: history must be a list of [question, answer], all text")
-    turns = [{"role": role, "content": said} for turn in earlier for role, said in zip(TURN, turn, strict=True)]
+    turns = earlier_turns(row, where)
     system, own = chat.messages[:-2], chat.messages[-2:]
-    return check_chat([*system, *turns, *own], where, None, row.get("tools")) if turns else chat
+    return check_chat([*system, *turns, *own], where, None, tools_of(row)) if turns else chat
 
 
 def _prompt_completion(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
@@ -227,11 +125,16 @@ def _prompt_completion(row: Mapping[str, Any], where: str, data: Data | None) ->
     if pair is None:
         raise BadData(f"{where}: needs the columns prompt and completion")
     prompt, completion = parsed(row[pair[0]]), parsed(row[pair[1]])
+    calls = completion if isinstance(completion, list) else [completion]
+    if tools_of(row) and all(isinstance(call, Mapping) and "name" in call for call in calls):  # as xLAM has them
+        answer: list[Any] = [{"role": "assistant", "content": "", "tool_calls": calls}]
+        asked = [{"role": "user", "content": _text(row, pair[0], where)}]
+        return check_chat([*_system(row, where), *asked, *answer], where, _roles(data), tools_of(row))
     is_talk = [isinstance(side, list) and all(isinstance(turn, Mapping) for turn in side) and bool(side)
                for side in (prompt, completion)]  # fmt: skip
     if is_talk[0]:
         answer = completion if is_talk[1] else [{"role": "assistant", "content": _text(row, pair[1], where)}]
-        return check_chat([*_system(row, where), *prompt, *answer], where, _roles(data), row.get("tools"))
+        return check_chat([*_system(row, where), *prompt, *answer], where, _roles(data), tools_of(row))
     return _pair(_text(row, pair[0], where), _text(row, pair[1], where), where, row)
 
 
@@ -251,7 +154,7 @@ def _columns(row: Mapping[str, Any], where: str, data: Data, labels: Mapping[str
                 if not _NAME.fullmatch(match[1]):  # braces around what cannot be a column's name
                     return match[0]
                 raise BadData(
-                    f"{where}: there is no column '{match[1]}', the columns are {', '.join(map(str, row))} "
+                    f"{where}: there is no column '{match[1]}', the columns are {listed(row)} "
                     "({{ and }} stand for braces)"
                 )
             found = row[match[1]]
@@ -260,7 +163,7 @@ def _columns(row: Mapping[str, Any], where: str, data: Data, labels: Mapping[str
                 raise BadData(f"{where}: the column '{match[1]}' {what}: it must be text or a number")
             return _named(found, match[1], labels[match[1]], where) if match[1] in labels else str(found)
 
-        return _COLUMN.sub(value, template)
+        return COLUMN.sub(value, template)
 
     assert data.prompt is not None and data.answer is not None, "checked with the recipe"  # noqa: PT018
     system = {"system": filled(data.system)} if data.system is not None else {}
@@ -284,7 +187,7 @@ def _pair(prompt: str, answer: str, where: str, row: Mapping[str, Any]) -> Chat:
     if not answer.strip():
         raise BadData(f"{where}: the answer is empty")
     asked, answered = {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}
-    chat = check_chat([*_system(row, where), asked, answered], where, None, row.get("tools"))
+    chat = check_chat([*_system(row, where), asked, answered], where, None, tools_of(row))
     return replace(chat, is_pair=True)
 
 
@@ -304,9 +207,10 @@ def _text(row: Mapping[str, Any], column: str, where: str, *, optional: bool = F
         return ""
     if not isinstance(value, str):
         if column not in row:
-            raise BadData(f"{where}: there is no column '{column}', the columns are {', '.join(map(str, row))}")
-        what = "is empty" if value is None else f"must be text, not {type(value).__name__}"
-        hint = "; data.prompt and data.answer make text of numbers" if isinstance(value, int | float) else ""
+            raise BadData(f"{where}: there is no column '{column}', the columns are {listed(row)}")
+        what = "is empty" if value is None else f"must be text, not {kind_of(value)}"
+        is_number = isinstance(value, int | float)
+        hint = "; data.prompt and data.answer make text of numbers" if is_number else ""
         raise BadData(f"{where}: the column '{column}' {what}{hint}")
     return value
 

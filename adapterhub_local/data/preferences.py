@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adapterhub_local.data.chat import Chat, check_chat, parsed
+from adapterhub_local.counts import counted
+from adapterhub_local.data.chat import TOOLS, Chat, check_chat, earlier_turns, parsed, tools_of
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
 
@@ -34,7 +35,7 @@ def is_judged(row: Any) -> bool:
 
 def used_columns(row: Mapping[str, Any]) -> set[str]:
     """The columns of a preference that its chat holds."""
-    return {*SIDES, "tools", *SYSTEM, "instruction", "input", "history", *PROMPTS} & set(row)
+    return {*SIDES, *TOOLS, *SYSTEM, "instruction", "input", "history", *PROMPTS} & set(row)
 
 
 def read_preference(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
@@ -57,10 +58,10 @@ def read_preference(row: Mapping[str, Any], where: str, data: Data | None) -> Ch
     for side, name in zip(turns, SIDES, strict=True):
         if len(side) - shared != 1:
             raise BadData(
-                f"{where}: {name} has {len(side) - shared} messages after what both begin with: chosen and rejected "
-                "must be the same conversation up to one last answer"
+                f"{where}: {name} has {counted(len(side) - shared, 'message')} after what both begin with: chosen and "
+                "rejected must be the same conversation up to one last answer"
             )
-        chats.append(check_chat([*system, *asked, *side[shared:]], f"{where}: {name}", roles, row.get("tools")))
+        chats.append(check_chat([*system, *asked, *side[shared:]], f"{where}: {name}", roles, tools_of(row)))
     good, bad = chats
     if good.messages[-1] == bad.messages[-1]:
         raise BadData(f"{where}: chosen and rejected are the same answer")
@@ -84,10 +85,7 @@ def _prompt(row: Mapping[str, Any], where: str) -> Turns:
         parts = [row.get("instruction"), row.get("input")]
         if not all(part is None or isinstance(part, str) for part in parts):
             raise BadData(f"{where}: instruction and input must be text")
-        earlier = parsed(row.get("history")) or ()
-        turns = [{"role": role, "content": said} for turn in earlier
-                 for role, said in zip(("user", "assistant"), turn, strict=True)]  # fmt: skip
-        return [*turns, {"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+        return [*earlier_turns(row, where), {"role": "user", "content": "\n\n".join(part for part in parts if part)}]
     name = next((name for name in PROMPTS if row.get(name)), None)
     return _turns(parsed(row[name]), where, name, role="user") if name else []
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from adapterhub_local.counts import counted
 from adapterhub_local.errors import BadData
 
 MOST = 12  # kinds of trouble that one message lists
@@ -36,10 +37,11 @@ class Troubles:
             )
             raise BadData(f"{_at(where[0], kind)}{told}")
         lines = [
-            f"{_at(where[0], kind)}{f' ({len(where):,} examples)' if len(where) > 1 else ''}"
+            _at(where[0], kind) + (f" ({counted(len(where), 'example')})" if len(where) > 1 else "")
             for kind, where in list(self.kinds.items())[:MOST]
         ]
-        more = f", and {len(self.kinds) - MOST} other kinds of mistakes" if len(self.kinds) > MOST else ""
+        hidden = len(self.kinds) - MOST
+        more = f", and {counted(hidden, 'more kind', 'more kinds')} of mistake" if hidden > 0 else ""
         total = f"{self.what}: {self.count:,} of {self.total:,} examples cannot be used{more}"
         raise BadData("\n".join([*lines, f"{total}: {hint}" if hint else total]))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub_local.bounds import Bound, split_bound
+from adapterhub_local.counts import counted
 from adapterhub_local.durable import digest_file
 from adapterhub_local.errors import Incompatible, InputError, NotFound, QhubError
 from adapterhub_local.settings import Home
@@ -150,7 +151,7 @@ def check_scores(scores: Mapping[str, "Score"], requirements: Sequence[Requireme
         score = scores[requirement.task]
         value = getattr(score, requirement.metric)
         if not requirement.bound.holds(value):
-            where = f"{score.rows} examples of {held.data[requirement.task].name}"
+            where = f"{counted(score.rows, 'example')} of {held.data[requirement.task].name}"
             failed.append(
                 f"{requirement.task}.{requirement.metric} is {value:.4g} on {where}, but {requirement} is required"
             )

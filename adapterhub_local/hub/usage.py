@@ -15,6 +15,8 @@ def usage(version: Version, base: Mapping[str, Any], base_id: str, repo_id: str,
     tag = f"v{version.number}"
     is_pinned = base.get("hub_id") == base_id and re.fullmatch(r"[0-9a-f]{40}", str(base.get("revision")))
     note = MIXTURE if base.get("architecture") in ARCHITECTURES else ""
+    given = f" --chat-template {base['chat_template']}" if base.get("chat_template") else ""
+    written = f"\n# the adapter's chats were written with the chat template {base['chat_template']}" if given else ""
     source = f'"{base_id}", revision="{base["revision"]}"' if is_pinned else f'"{base_id}"'
     return f"""## Use it
 
@@ -33,7 +35,7 @@ nf4 = BitsAndBytesConfig(
 )
 base = AutoModelForCausalLM.from_pretrained({source}, quantization_config=nf4)
 model = PeftModel.from_pretrained(base, "{repo_id}", revision="{tag}")
-tokenizer = AutoTokenizer.from_pretrained({source})
+tokenizer = AutoTokenizer.from_pretrained({source}){written}
 
 chat = [{{"role": "user", "content": "..."}}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -44,7 +46,7 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 With adapterhub-local, which checks every byte against `qhub-manifest.json`:
 
 ```sh
-qhub base add {_short(base_id)} {base_id}
+qhub base add {_short(base_id)} {base_id}{given}
 qhub pull {repo_id}@{tag} --name {version.name}
 qhub serve --base {_short(base_id)}
 ```

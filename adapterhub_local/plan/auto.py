@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from adapterhub_local.base.bases import find_base
+from adapterhub_local.counts import counted
 from adapterhub_local.errors import InputError
 from adapterhub_local.plan.device import Device, find_device
 from adapterhub_local.plan.memory import estimate, num_factors
@@ -90,12 +91,14 @@ def choose(
     enough = rank
     while enough < MAX_RANK and num_factors(shape, enough, targets) * BITS_PER_FACTOR < labels * BITS_PER_LABEL:
         enough *= 2
-    why = family if enough == rank else f"{labels:,} answer tokens have more to teach than rank {rank} can hold"
+    why = family if enough == rank else f"{counted(labels, 'answer token')} can teach more than rank {rank} can hold"
     settled("adapter.rank", enough, why)
     settled("adapter.alpha", float(alpha * recipe.adapter.rank / rank), f"scaling {alpha / rank:g}")
     settled("train.learning_rate", rate, family)
     fewer = max(1, 2 ** int(math.log2(max(1, len(examples) / MIN_STEPS))))
-    why = family if batch <= fewer else f"{len(examples)} examples make {MIN_STEPS} steps an epoch with it"
+    why = (
+        family if batch <= fewer else f"with it {counted(len(examples), 'example')} can make {MIN_STEPS} steps an epoch"
+    )
     if recipe.train.micro_batch_size is None:
         settled("train.batch_size", min(batch, fewer), why)
     optimizer = optimizer_on(recipe.train.optimizer, device.kind)

@@ -3,13 +3,12 @@
 torch is asked for the GPU, as training does: what nvidia-smi shows may be hidden from it, or of no use to its build.
 """
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from adapterhub_local import settings
 from adapterhub_local.errors import InputError
+from adapterhub_local.machine import available_memory, total_memory
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -71,32 +70,3 @@ def _gpu() -> Device | None:
     card = torch.cuda.get_device_properties(torch.cuda.current_device())
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Device("cuda", card.total_memory, card.name, card.total_memory, has_bfloat16)
-
-
-def available_memory() -> int:
-    """Bytes of RAM a new process can have: what is free, or less in a container with a limit."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-        free = int(match[1]) * 1024 if match else free
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return max(free, 0)
-
-
-def total_memory() -> int:
-    """Bytes of RAM this machine or container has."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return total

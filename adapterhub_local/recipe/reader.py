@@ -1,7 +1,6 @@
 """Read a recipe strictly: every mistake at once, each with file, line, key and the nearest known key."""
 
 import difflib
-import os
 import sys
 import types
 import typing
@@ -10,7 +9,8 @@ from dataclasses import MISSING, Field, replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.errors import BadRecipe
+from adapterhub_local.counts import counted
+from adapterhub_local.errors import BadRecipe, InputError
 from adapterhub_local.recipe.elsewhere import hint
 from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
@@ -19,6 +19,7 @@ from adapterhub_local.recipe.recipe import INSTEAD, RENAMED, Recipe
 from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
+from adapterhub_local.recipe.template_file import names_file, read_template
 from adapterhub_local.recipe.toml import MAX_NAME, MAX_PROBLEMS, short
 from adapterhub_local.visible import visible_line
 
@@ -79,7 +80,7 @@ def all_problems(problems: Sequence[str]) -> str:
     """A line for each, no more of them than anybody reads."""
     every = list(dict.fromkeys(problems))
     hidden = len(every) - MAX_PROBLEMS
-    return "\n".join([*every[:MAX_PROBLEMS], *([f"and {hidden:,} more mistakes"] if hidden > 0 else [])])
+    return "\n".join([*every[:MAX_PROBLEMS], *([f"and {counted(hidden, 'more mistake')}"] if hidden > 0 else [])])
 
 
 def _whole_text(files: Sequence[Layer]) -> str:
@@ -168,14 +169,10 @@ class _Reading:
 
     def _template(self, layer: Layer, text: str) -> str:
         """A chat template: what a file beside the recipe holds, which is kept with the version; or a name."""
-        if not text.endswith((".jinja", ".jinja2")):
-            return text
-        path = layer.path.parent / os.path.expanduser(text)
         try:
-            return path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8 text"
-            self.problem(layer, "data", "chat_template", f"data.chat_template: {path} cannot be read: {reason}")
+            return read_template(text, layer.path.parent) if names_file(text) else text
+        except InputError as error:
+            self.problem(layer, "data", "chat_template", f"data.chat_template: {error}")
             return text
 
     def check_together(self, values: Mapping[str, Any]) -> None:

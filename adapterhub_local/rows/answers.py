@@ -78,11 +78,13 @@ def _example(
     chat: Chat, writer: ChatWriter, answer: Answer, prompt: list[int], whole: list[int], findings: Findings
 ) -> Example:
     """One answer behind its prompt, as the server would send it, learned up to the first token that ends an answer."""
-    findings.lose(left_out(chat, writer, answer.prompt + answer.text, answer.turn), chat.where)
+    missing = left_out(chat, writer, answer.prompt + answer.text, answer.turn)
     start = len(prompt)
     ids = whole if whole[:start] == prompt else prompt + _encode_behind(answer.text, writer)
     if not prompt or len(ids) <= start:
-        raise BadData(f"{chat.where}: an answer has no token to learn")
+        why = f": the base's chat template leaves out {' and '.join(missing)}" if missing else ""
+        raise BadData(f"{chat.where}: an answer has no token to learn{why}")
+    findings.lose(missing, chat.where)
     end = next((at + 1 for at in range(start, len(ids)) if ids[at] in writer.stops), None)
     if end is None:
         stop = _stop_behind(chat, writer, answer)
@@ -113,8 +115,9 @@ def _stop_behind(chat: Chat, writer: ChatWriter, answer: Answer) -> int:
     eos = writer.tokenizer.eos_token_id
     if eos is None:
         raise InputError(
-            f"{chat.where}: the base's chat template ends an answer with nothing, and the base has no end-of-text "
-            "token: no answer could end; name another template with data.chat_template, or use another base"
+            f"{chat.where}: the base's chat template writes nothing at the end of an answer, and the base has no "
+            "end-of-text token, so no answer could end: name another template with data.chat_template, or use another "
+            "base"
         )
     return int(eos)
 

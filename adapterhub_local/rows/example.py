@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from adapterhub_local.counts import counted
 from adapterhub_local.data.chat import Chat
 
 Span = tuple[int, int]
@@ -92,33 +93,38 @@ class Tokenised:
         told = list(self.bad)
         if self.cut:
             told.append(
-                f"{len(self.cut):,} examples were cut to {max_length:,} tokens, the longest has {self.longest:,}"
+                f"cut to {max_length:,} tokens (data.max_length): {counted(len(self.cut), 'example')}, the longest has "
+                f"{self.longest:,}"
             )
         if self.skipped:
             told.append(
-                f"{len(self.skipped):,} examples were left out: nothing to learn within {max_length:,} tokens "
+                f"left out: {counted(len(self.skipped), 'example')} with nothing to learn within {max_length:,} tokens "
                 f"(data.max_length, data.too_long), the first is {self.skipped[0]}"
             )
         if self.num_pieces:
-            told.append(f"plain texts were cut into {self.num_pieces:,} pieces of {max_length:,} tokens or less")
-        if self.special:
-            how = "learned as control tokens" if self.are_tokens else "learned as text, as the server writes them"
             told.append(
-                f"{len(self.special):,} examples have control tokens of the model, such as its end of turn, in their "
-                f"messages; they are {how}; the first is {self.special[0]}"
+                f"plain texts are cut into {counted(self.num_pieces, 'piece')} of at most {max_length:,} tokens"
+            )
+        if self.special:
+            how = "control tokens" if self.are_tokens else "text, as the server writes them"
+            told.append(
+                f"the messages of {counted(len(self.special), 'example')} contain control tokens of the model, such as "
+                f"its end of turn, which are learned as {how}; the first is {self.special[0]}"
             )
         if self.divided:
             told.append(
-                f"{len(self.divided):,} chats are an example for each answer: the chat template writes an answer "
-                f"otherwise once more turns follow; the first is {self.divided[0]}"
+                f"{counted(len(self.divided), 'chat')} became an example for each answer, because the chat template "
+                f"writes an answer differently once more turns follow; the first is {self.divided[0]}"
             )
         for stop, count in self.stops.items():
             told.append(
-                f"the chat template ends {count:,} answers with nothing at which the server stops: "
-                f"'{stop}' is put behind them and learned"
+                f"the chat template ends {counted(count, 'answer')} without a token at which the server stops: "
+                f"'{stop}' is added at the end and learned"
             )
         for what, where in self.lost.items():
-            told.append(f"the chat template leaves out {what} in {len(where):,} examples, the first is {where[0]}")
+            told.append(
+                f"the chat template leaves out {what} in {counted(len(where), 'example')}, the first is {where[0]}"
+            )
         if self.day:
-            told.append(f"the chat template prints the date: training writes {self.day} (data.date)")
+            told.append(f"the chat template prints today's date: training always writes {self.day} (data.date)")
         return told

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import DAY, ChatSettings, ChatWriter
+from adapterhub_local.counts import counted
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.data.dataset import Dataset, read_parts
 from adapterhub_local.data.trouble import Troubles
@@ -105,7 +106,10 @@ def tokenise_all(
     writer = ChatWriter(tokenizer, settings or ChatSettings(), stops)
     template = choose_template(chats, writer, template)
     if not tokenizer.is_fast:
-        raise InputError("the base's tokenizer does not say which token stands for which text: it is a slow one")
+        raise InputError(
+            "the base has a slow tokenizer (one without tokenizer.json), which does not say which token stands for "
+            "which text: use a base that has a tokenizer.json"
+        )
     troubles, findings = Troubles("the chat template", total=len(chats)), Findings()
     found = Tokenised([], template, are_tokens=template == "plain" or writer.settings.control_tokens == "tokens")
     over: list[tuple[str, int]] = []
@@ -142,14 +146,14 @@ def tokenise_all(
         where, length = over[0]
         count = f" ({len(over):,} of {len(chats):,} examples are too long, the longest has {longest:,})"
         raise BadData(
-            f"{where} has {length:,} tokens, data.max_length is {max_length}{count if len(over) > 1 else ''}: "
+            f"{where} has {counted(length, 'token')}, data.max_length is {max_length}{count if len(over) > 1 else ''}: "
             "raise it, or set data.too_long to truncate or skip"
         )
     if not found.examples:
         shortest = min(length for _, length in over)
         raise BadData(
-            f"none of {len(chats):,} examples has something to learn within data.max_length = {max_length} tokens, "
-            f"the shortest has {shortest:,}: raise it"
+            f"no example has anything to learn within data.max_length = {max_length} tokens, the shortest of "
+            f"{len(chats):,} has {shortest:,}: raise it"
         )
     return replace(
         found, longest=longest, num_pieces=num_pieces, special=_spelling_control(chats, writer, template),
@@ -163,12 +167,12 @@ def _raise_lost(findings: Findings, total: int) -> None:
         f"{what} in {len(where):,} of {total:,} examples, the first is {where[0]}"
         for what, where in findings.lost.items()
     )
-    ways = ["Name another template (data.chat_template) or its variables (data.template_args)"]
+    ways = ["name another template (data.chat_template)", "set its variables (data.template_args)"]
     if any("system" in what for what in findings.lost):
-        ways.insert(0, "Set data.system_role = 'user' to put system messages before the user's text")
+        ways.insert(0, "set data.system_role = 'user', which puts system messages before the user's text")
     raise BadData(
-        f"the base's chat template leaves out {told}: it would not be learned, and the server would not send it. "
-        f"{'; '.join(ways)}; or set data.left_out = 'accept'"
+        f"the base's chat template leaves out {told}: the model would not learn it, and the server would not send it. "
+        f"Ways on: {', '.join(ways)}, or accept it with data.left_out = 'accept'"
     )
 
 

@@ -56,8 +56,8 @@ def choose_template(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase | 
     longer = next((chat for chat in chats if len(chat.messages) not in (0, 2) or chat.tools), None)
     if longer is not None:
         raise InputError(
-            f"{longer.where}: data.template = 'plain' has no way to write several turns, tools or a system message: "
-            "every example must be one prompt with one answer; or use an instruction-tuned base and "
+            f"{longer.where}: data.template = 'plain' cannot write several turns, tools or a system message: "
+            "give one prompt and one answer in every example, or use an instruction-tuned base and "
             "data.template = 'chat'"
         )
     return "plain"
@@ -66,7 +66,7 @@ def choose_template(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase | 
 def write_plain(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     """A text, or a prompt and its answer, as they are, with the end of text; and where the answer begins."""
     if tokenizer.eos_token is None:
-        raise InputError("the base has no end-of-text token, with which plain text ends: use another base")
+        raise InputError("the base has no end-of-text token, which plain text needs at its end: use another base")
     if chat.text is not None:
         return chat.text + tokenizer.eos_token, 0
     prompt, answer = (message["content"] for message in chat.messages)
@@ -99,7 +99,7 @@ def after_answer(chat: Chat, writer: ChatWriter, answer: Answer) -> str:
 
 def _check_talk(chat: Chat) -> None:
     if chat.text is not None:
-        raise BadData(f"{chat.where}: plain text among chats: train on one or the other")
+        raise BadData(f"{chat.where}: this is plain text, and other examples are chats: train on one or the other")
 
 
 def _answer(chat: Chat, writer: ChatWriter, turn: int) -> Answer:
@@ -118,9 +118,14 @@ def _answer(chat: Chat, writer: ChatWriter, turn: int) -> Answer:
         return Answer(prompt, _behind(prompt, prompt[shared:], written[shared:], chat.messages[turn], writer), turn)
     if header and written.startswith(header) and _asks_alike(prompt, header, chat.messages[turn - 1]):
         return Answer(prompt, written[len(header) :], turn)
+    if split_thought(chat.messages[turn])[0].strip():
+        raise BadData(
+            f"{chat.where}: the base's chat template asks for message {turn + 1} without thoughts, and it has some: "
+            "set the template's variables so that it thinks (data.template_args), or leave the thoughts out of the data"
+        )
     raise BadData(
-        f"{chat.where}: the base's chat template writes message {turn + 1} otherwise than its prompt asks for it, "
-        "so what is learned cannot be found: name another template with data.chat_template"
+        f"{chat.where}: the base's chat template writes message {turn + 1} differently from the prompt that asks for "
+        "it, so what to learn cannot be found: name another template with data.chat_template"
     )
 
 
@@ -162,7 +167,7 @@ def left_out(chat: Chat, writer: ChatWriter, text: str, turn: int | None) -> lis
     last = len(chat.messages) - 1 if turn is None else turn
     for number, message in enumerate(chat.messages[: last + 1]):
         thought, said = split_thought(message) if message["role"] == "assistant" else ("", message["content"])
-        pieces = [(f"a message of the {message['role']}", said)]
+        pieces = [(f"{'an' if message['role'] == 'assistant' else 'a'} {message['role']} message", said)]
         if number == last:
             pieces.append(("the thoughts of an answer", thought))
         for what, piece in pieces:
@@ -201,7 +206,10 @@ def _leaves(value: Any) -> list[str]:
 
 def _write(chat: Chat, writer: ChatWriter, messages: Sequence[Message], *, begins_answer: bool) -> str:
     if not messages:
-        raise BadData(f"{chat.where}: the chat begins with an answer, which no prompt asks for: begin with the user")
+        raise BadData(
+            f"{chat.where}: the chat begins with an answer: put the message of the user that it answers before "
+            'it, or give it "weight": 0'
+        )
     try:
         text = writer.write(messages, chat.tools, begins_answer=begins_answer)
     except TemplateBound as error:  # so would the next chats, at a second each

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from adapterhub_local.counts import counted
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import BadData, Corrupt, InputError, QhubError
 from adapterhub_local.lora.header import read_header
@@ -73,7 +74,7 @@ def preflight(trainer: AdapterTrainer, examples: Sequence[Item], home: Home) -> 
             loss.backward()
         except torch.OutOfMemoryError as error:
             raise QhubError(
-                f"a row of {row.num_tokens} tokens does not fit into the GPU's memory: lower "
+                f"a row of {counted(row.num_tokens, 'token')} does not fit into the GPU's memory: lower "
                 "train.packed_tokens, train.micro_batch_size or data.max_length, or set "
                 f"train.activation_checkpointing ({error})"
             ) from None

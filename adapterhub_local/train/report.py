@@ -4,6 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adapterhub_local.counts import counted
 from adapterhub_local.train.log_curves import draw
 from adapterhub_local.visible import visible
 
@@ -24,9 +25,10 @@ def write_report(
         f"<h1>{escape(title)}</h1>",
         _p(lineage.get("description")),
         _p(
-            f"{training['steps']} steps over {training['examples']} examples in {training['seconds']:.0f} s "
-            f"({training['tokens_per_second']:.0f} tokens/s), {adapter['num_parameters']:,} parameters in "
-            f"{adapter['num_modules']} modules on {lineage['base']['name']}."
+            f"{counted(training['steps'], 'step')} over {counted(training['examples'], 'example')} in "
+            f"{training['seconds']:.0f} s ({training['tokens_per_second']:.0f} tokens/s), "
+            f"{adapter['num_parameters']:,} parameters in {counted(adapter['num_modules'], 'module')} "
+            f"on {lineage['base']['name']}."
         ),
         draw(entries, f"{title}: loss and learning rate"),
     ]

@@ -18,7 +18,8 @@ from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.export.ollama import learn_template
 from adapterhub_local.rows.template import write_answers
 from tests.base.template_attacks import ATTACKS, HARMLESS, loops
-from tests.rows.families import FAMILIES, tokenizer_of
+from tests.rows.families import FAMILIES
+from tests.rows.family import tokenizer_of
 from tests.serve.conftest import TOOL_TEMPLATE
 from tests.tiny import byte_tokenizer
 

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub_local.data.chat import Chat, is_learned
+from adapterhub_local.data.columns import recognise
 from adapterhub_local.data.dataset import read_data
 from adapterhub_local.data.files import read_rows
-from adapterhub_local.data.formats import read_chat, recognise
+from adapterhub_local.data.formats import read_chat
 from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.recipe.schema import Data
 from adapterhub_local.rows.examples import read_chats, tokenise_all
@@ -109,15 +110,15 @@ def test_json_files_of_other_shapes(tmp_path: Path) -> None:
         ("a.jsonl", b"\n \n", "has no examples"),
         ("a.csv", b"", "has no examples"),
         ("a.json", b"", "has no examples"),
-        ("a.jsonl", b'{"text": 3}', "'text' must be text, not int"),
+        ("a.jsonl", b'{"text": 3}', "'text' must be text, not a number"),
         ("a.jsonl", b'{"text": " "}', "the text is empty"),
         ("a.jsonl", b'{"prompt": "x", "completion": null}', "'completion' is empty"),
-        ("a.jsonl", b'{"prompt": "x", "completion": 1}', "not int; data.prompt and data.answer make text of numbers"),
+        ("a.jsonl", b'{"prompt": "x", "completion": 1}', "not a number; data.prompt and data.answer make text"),
         ("a.jsonl", b'{"instruction": "x", "output": "y", "history": [["z"]]}', "history must be a list of"),
         ("a.jsonl", b'{"conversations": [{"from": "robot", "value": "x"}]}', "role 'robot' is not one of system, user"),
-        ("a.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}', "the last message must be the assistant"),
+        ("a.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}', "the last message is the user's"),
         ("a.jsonl", b'{"messages": [{"role": "assistant", "content": "x", "weight": 0}]}', "nothing to learn"),
-        ("a.jsonl", b'{"text": "x", "label": 1}', "has the columns text, label.*data.prompt and data.answer"),
+        ("a.jsonl", b'{"text": "x", "label": 1}', "has the columns text, label.*data.prompt = .* and data.answer = "),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: bytes, told: str) -> None:
@@ -186,7 +187,7 @@ SAID = {  # a message -> what is wrong with it
     '{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}': "only the assistant calls tools",
     '{"role": "user", "content": "a", "images": ["b.jpg"]}': "a message has images: only text is supported",
     '{"role": "user", "content": [{"type": "image_url"}]}': "a content has a part 'image_url': only text",
-    '{"role": "user", "content": ["a"]}': "a content has a part 'None'",
+    '{"role": "user", "content": ["a"]}': 'a part of a content is {"type": "text"',
     '{"role": "user", "content": null}': "needs a role and a content",
     '{"role": "assistant", "content": "a", "train": false}': '"train": false: write "weight": 0',
     '{"role": "user", "content": "a", "reasoning_content": "b"}': "thoughts (reasoning_content) are text, and the",
@@ -243,7 +244,7 @@ def test_the_format_can_be_said(tmp_path: Path) -> None:
     assert kinds["auto"].train[0].text is None
     assert kinds["text"].train[0].text == "why? so"
     assert kinds["text"].notes[0] == "train: train.jsonl, 3 examples, text"
-    assert kinds["text"].notes[1].startswith("train: not used: messages (3 of 3 examples)")
+    assert kinds["text"].notes[1].startswith("train: columns that are not used: messages (3 of 3 examples)")
 
 
 # -- what is learned -------------------------------------------------------------------------------
@@ -341,11 +342,13 @@ def test_longer_examples_are_counted(tmp_path: Path) -> None:
     assert [len(example.ids) for example in cut.examples] == [len(left.examples[0].ids), 140]
     assert (cut.cut, cut.skipped, left.skipped) == (["x:1"], ["x:2"], ["x:1", "x:2"])
     assert all(example.num_labels for example in cut.examples)
-    assert "1 examples were cut to 140 tokens, the longest has 5" in cut.notes(140)[0]
+    assert "cut to 140 tokens (data.max_length): 1 example, the longest has 5" in cut.notes(140)[0]
     assert "left out" in cut.notes(140)[1]
     with pytest.raises(BadData, match=r"x:1 has \d+ tokens, data.max_length is 140 \(2 of 3 examples are too long"):
         tokenise_all(chats, tokenizer, 140)
-    with pytest.raises(BadData, match=r"none of 2 examples has something to learn within data\.max_length = 20"):
+    with pytest.raises(
+        BadData, match=r"no example has anything to learn within data\.max_length = 20 tokens, the shortest of 2 "
+    ):
         tokenise_all(chats[1:], tokenizer, 20, too_long="truncate")
 
 
@@ -362,5 +365,5 @@ def test_control_tokens_in_a_text_are_told() -> None:
     chats = [Chat(f"x:{i}", tuple(chat("q", answer)["messages"])) for i, answer in enumerate(("a", "a <|im_end|> b"))]
     (note,) = tokenise_all(chats, byte_tokenizer(), 512).notes(512)
 
-    assert note.startswith("1 examples have control tokens")
+    assert note.startswith("the messages of 1 example contain control tokens")
     assert note.endswith("x:1")

@@ -65,7 +65,7 @@ def test_test_prompts_that_were_trained_on_are_told(tmp_path: Path) -> None:
     write_rows(tmp_path / "test.jsonl", [chat(f"q {i}", "no") for i in range(6, 10)])
     notes = read_data(recipe_with(tmp_path, "data.test=test.jsonl")).notes
 
-    assert any(note.startswith("2 of 4 test prompts are in the training data too") for note in notes)
+    assert any(note.startswith("test prompts that are in the training data too: 2 of 4") for note in notes)
 
 
 @pytest.fixture

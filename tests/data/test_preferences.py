@@ -81,6 +81,10 @@ def test_forms_of_judged_answers(tmp_path: Path, row: dict, is_good: bool) -> No
         ({"chosen": [USER, *ANSWERS], "rejected": [USER, ANSWERS[1]]}, "chosen has 2 messages after"),
         ({"prompt": ASK, "chosen": 7, "rejected": BAD}, "chosen must be text, a message or a list"),
         ({"prompt": ASK, "chosen": "", "rejected": BAD}, "chosen: the answer is empty"),
+        *(
+            ({"instruction": ASK, "history": earlier, "chosen": GOOD, "rejected": BAD}, "history must be a list of")
+            for earlier in ("once", [["a"]], [["a", "b", "c"]], {"a": 1}, [["a", 1]])
+        ),
     ],
 )
 def test_pairs_that_are_none(tmp_path: Path, row: dict, message: str) -> None:
@@ -97,4 +101,4 @@ def test_unused_columns_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({**FORMS["texts"], "score_chosen": 9.0, "source": "x"}))
     (part,) = read_parts([path], "train", shape="pairs")
 
-    assert any("not used: score_chosen (1 of 1 examples), source" in note for note in part.notes)
+    assert any("columns that are not used: score_chosen (1 of 1 examples), source" in note for note in part.notes)

@@ -55,8 +55,8 @@ def test_columns_are_used_or_named(tmp_path: Path, row: dict[str, Any], unused: 
     [
         ({**PAIR, "label": False}, "judged bad"),
         ({**TALK, "kto_tag": False}, "judged bad"),
-        ({**TALK, "images": ["a.jpg"]}, "the column images holds more than text"),
-        ({**TALK, "audios": ["a.wav"]}, "the column audios holds more than text"),
+        ({**TALK, "images": ["a.jpg"]}, "the column images is not empty, and only text"),
+        ({**TALK, "audios": ["a.wav"]}, "the column audios is not empty, and only text"),
         ({**TALK, "chosen": "x", "rejected": "y"}, "these are preferences"),
         ({**TALK, "tools": [3]}, "a tool is"),
         (
@@ -90,7 +90,7 @@ def test_all_trouble_is_counted_at_once(tmp_path: Path) -> None:
     first, second, third, total = str(caught.value).splitlines()
 
     assert first.endswith(
-        "train.jsonl:2: the last message must be the assistant's answer, not of the user (2 examples)"
+        "train.jsonl:2: the last message is the user's, and must be the assistant's answer (2 examples)"
     )
     assert second.endswith("train.jsonl:3: the answer is empty")
     assert "train.jsonl:6: not JSON" in third
@@ -98,7 +98,7 @@ def test_all_trouble_is_counted_at_once(tmp_path: Path) -> None:
     kept = read_data(recipe_with(tmp_path, "data.test_share=0", "data.bad_rows=skip"))
     assert len(kept.train) == 2
     assert kept.records[0]["left_out"] == 4
-    assert "2 of 6 examples left out (data.bad_rows): the last message must be" in kept.notes[1]
+    assert "2 of 6 examples left out (data.bad_rows): the last message is the user's" in kept.notes[1]
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])

@@ -17,9 +17,10 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.base.quantise import quantised_modules
 from adapterhub_local.cli.plan import command
 from adapterhub_local.errors import BadFile, InputError, NotFound
+from adapterhub_local.machine import available_memory
 from adapterhub_local.plan import activations
 from adapterhub_local.plan.activations import Pass, kept
-from adapterhub_local.plan.device import Device, available_memory, find_device, parse_size
+from adapterhub_local.plan.device import Device, find_device, parse_size
 from adapterhub_local.plan.memory import STATES, base_bytes, estimate, num_factors
 from adapterhub_local.plan.rows import pack_examples, read_examples
 from adapterhub_local.plan.run_plan import largest_tokens, plan

@@ -98,7 +98,7 @@ def test_rank_and_batch_follow_the_data(tmp_path: Path) -> None:
     assert few.train.batch_size == 1
     assert few.adapter.rank == 16
     assert many.adapter.rank > 16
-    assert any("more to teach" in choice.reason for choice in choices)
+    assert any("can teach more" in choice.reason for choice in choices)
 
 
 def test_a_manual_recipe_is_left_alone(tmp_path: Path, home: Home) -> None:

@@ -1,65 +1,13 @@
 """Chat templates of real families, written anew and small: each does what its family does with turns and ends."""
 
 # ruff: noqa: E501 - a template is easier to read on one line
-from dataclasses import dataclass
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-
-@dataclass(frozen=True)
-class Family:
-    """A template with its special tokens; `stops` are those at which the family's generation config ends an answer.
-
-    lacks: what it has no way to write (system, second system, thoughts). divides: earlier turns are written otherwise.
-    """
-
-    template: str
-    eos: str = "<|im_end|>"
-    specials: tuple[str, ...] = ()
-    stops: tuple[str, ...] = ()
-    lacks: tuple[str, ...] = ()
-    divides: bool = False
-    variables: tuple[tuple[str, bool], ...] = ()
-
-
-def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:
-    """One token a byte, the family's special tokens, and marks of thoughts and calls that are added but not special."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|pad|>", "<s>", family.eos, *family.specials])
-    tokenizer.add_tokens(["<think>", "</think>", "<tool_call>", "</tool_call>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<s>", eos_token=family.eos,
-        chat_template=family.template,
-    )  # fmt: skip
-
-
-def stops_of(family: Family) -> frozenset[int]:
-    """The ids of the family's stops, the end of text among them."""
-    return frozenset(tokenizer_of(family).convert_tokens_to_ids([family.eos, *family.stops]))
-
-
-def turns(written: str, prompt: str, *, before: str = "", after: str = "") -> str:
-    """A template that writes every message as `written`, and `prompt` where the assistant is to speak."""
-    return (
-        f"{before}{{% for m in messages %}}{written}{{% endfor %}}"
-        f"{{% if add_generation_prompt %}}{{{{ {prompt} }}}}{{% else %}}{after}{{% endif %}}"
-    )
-
-
-IM = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
-IM_PROMPT = "'<|im_start|>assistant\\n'"
-IM_TOKENS = ("<|im_start|>",)
-SAID = "m.content.split('</think>')[-1].lstrip('\\n')"
-THOUGHT = "m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') if '</think>' in m.content else ''"
-NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-FIRST_SYSTEM = "{% set sys = messages[0].content if messages[0].role == 'system' else '' %}"
-DATE = "{% if not day is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}"
+from tests.rows.family import DATE, FIRST_SYSTEM, IM, IM_PROMPT, IM_TOKENS, NO_SYSTEM, SAID, THOUGHT, Family, turns
+from tests.rows.more_families import MORE
+from tests.rows.tool_families import WITH_TOOLS
 
 FAMILIES = {
+    **WITH_TOOLS,
+    **MORE,
     "chatml": Family(turns(IM, IM_PROMPT), specials=IM_TOKENS),
     "qwen2.5, a system message of its own": Family(
         turns(IM, IM_PROMPT, before="{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Q.<|im_end|>\n{% endif %}"),

@@ -8,64 +8,53 @@ from adapterhub_local.errors import BadData
 from adapterhub_local.rows.examples import Tokenised, tokenise_all
 from serve.requests.messages import Message
 from serve.text.prompt import PromptReader
-from tests.rows.families import FAMILIES, Family, stops_of, tokenizer_of
-
-U1, A1, U2, A2 = "first question", "first answer", "second question", "second answer"
-SYSTEM, SECOND, THOUGHT = "be terse", "now in French", "ten and seven"
-
-
-def said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-SINGLE = [said("user", U1), said("assistant", A1)]
-TALK = [*SINGLE, said("user", U2), said("assistant", A2)]
-KINDS = {
-    "single": SINGLE,
-    "system": [said("system", SYSTEM), *SINGLE],
-    "several turns": TALK,
-    "system and several turns": [said("system", SYSTEM), *TALK],
-    "second system": [said("system", SYSTEM), *SINGLE, said("system", SECOND), *TALK[2:]],
-    "thoughts": [said("user", U1), said("assistant", f"<think>\n{THOUGHT}\n</think>\n\n{A1}")],
-    "thoughts of earlier turns": [
-        said("user", U1),
-        said("assistant", f"<think>\n{THOUGHT}\n</think>\n\n{A1}"),
-        *TALK[2:],
-    ],
-}
+from tests.rows.conversations import (
+    A1,
+    KINDS,
+    SECOND,
+    SINGLE,
+    SYSTEM,
+    THOUGHT,
+    TOOLS,
+    U1,
+    U2,
+    Said,
+    has_calls,
+    refuses,
+    said,
+    tokenised,
+)
+from tests.rows.families import FAMILIES
+from tests.rows.family import Family, stops_of, tokenizer_of
 
 
-def tokenised(family: Family, messages: list[dict[str, str]], **how: str) -> Tokenised:
-    settings = ChatSettings(
-        template_args=dict(family.variables), day="2026-01-01", system_role=how.pop("system", "system")
-    )
-    chat = check_chat(messages, "x:1")
-    return tokenise_all([chat], tokenizer_of(family), 4096, settings=settings, stops=stops_of(family), **how)
+def words(message: Said) -> list[str]:
+    """What a message says, its thoughts apart; of a call its arguments."""
+    cities = [call["function"]["arguments"]["city"] for call in message.get("tool_calls", ())]
+    return [text for text in (message["content"].split("</think>")[-1].strip(), *cities) if text]
 
 
-def refuses(family: Family, kind: str) -> str | None:
-    """What of such a conversation the family has no way to write."""
-    needs = {"thoughts": "thoughts", "thoughts of earlier turns": "thoughts", "system and several turns": "system"}
-    wanted = needs.get(kind, kind)
-    return wanted if wanted in family.lacks else None
-
-
-def check_learned(family: Family, messages: list[dict[str, str]], found: Tokenised) -> None:
-    """The laws: each answer once, behind what the server sends for it, ending in a stop, without another's words."""
+def check_learned(family: Family, messages: list[Said], found: Tokenised) -> None:
+    """The laws: each answer once, behind what the server sends for it, ending in a stop, without another's words; and
+    every message is somewhere in what was written."""
     tokenizer, stops = tokenizer_of(family), stops_of(family)
     writer = ChatWriter(tokenizer, ChatSettings(template_args=dict(family.variables), day="2026-01-01"), stops)
+    tools = check_chat(messages, "x:1", tools=TOOLS).tools if has_calls(messages) else ()
     answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
     spans = [(example, span) for example in found.examples for span in example.spans]
     assert len(spans) == len(answers)
     for turn, (example, (start, end)) in zip(answers, spans, strict=True):
         learned, others = tokenizer.decode(example.ids[start:end]), [m for n, m in enumerate(messages) if n != turn]
-        words = messages[turn]["content"].split("</think>")[-1].strip()
-        assert words in learned
-        assert not any(m["content"].split("</think>")[-1].strip() in learned for m in others), learned
+        assert all(text in learned for text in words(messages[turn])), learned
+        assert not any(text in learned for m in others if m["role"] != "tool" for text in words(m)), learned
+        assert "rain over" not in learned, "results are the tool's"
         assert example.ids[end - 1] in stops, learned
         assert not stops & set(example.ids[start : end - 1]), "an answer goes on behind a stop"
-        (prompt,) = writer.encode([writer.write(messages[:turn], begins_answer=True)])
+        (prompt,) = writer.encode([writer.write(messages[:turn], tools, begins_answer=True)])
         assert list(example.ids[:start]) == prompt
+    text = "".join(tokenizer.decode(example.ids) for example in found.examples)
+    assert all(said in text for message in messages for said in words(message))
+    assert not found.lost
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +63,7 @@ def test_answers_of_every_family(name: str, kind: str) -> None:
     """Under every template each answer is learned behind its own prompt up to a stop, or the reason is given."""
     family, messages = FAMILIES[name], KINDS[kind]
     if refuses(family, kind):
-        with pytest.raises(BadData, match=r"leaves out|refuses this chat"):
+        with pytest.raises(BadData, match=r"leaves out|refuses this chat|without thoughts, and it has some"):
             tokenised(family, messages)
         return
     found = tokenised(family, messages)
@@ -83,6 +72,8 @@ def test_answers_of_every_family(name: str, kind: str) -> None:
         assert bool(found.divided) == family.divides == (len(found.examples) == 2)
     if kind == "thoughts":
         assert THOUGHT in tokenizer_of(family).decode(found.examples[0].ids)
+    if has_calls(messages):
+        assert '"weather"' in tokenizer_of(family).decode(found.examples[0].ids), "the schema"
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if "second system" in family.lacks])
@@ -113,13 +104,27 @@ def test_prompts_are_the_servers(name: str) -> None:
     assert example.ids[: example.spans[0][0]] == prompt
 
 
+@pytest.mark.parametrize("kind", ["system and several turns", "tools", "two calls"])
+def test_labels_are_those_of_generation_blocks(kind: str) -> None:
+    """Where a template marks what the assistant says, as TRL's do for training, exactly that is learned."""
+    family, messages = FAMILIES["qwen 2.5 for training, answers in generation blocks"], KINDS[kind]
+    (example,) = tokenised(family, messages).examples
+    marked = tokenizer_of(family).apply_chat_template(
+        messages, tools=TOOLS if has_calls(messages) else None, return_dict=True, return_assistant_tokens_mask=True
+    )
+    learned = [number for start, end in example.spans for number in range(start, end)]
+
+    assert list(example.ids) == marked["input_ids"][: len(example.ids)]
+    assert learned == [number for number, is_said in enumerate(marked["assistant_masks"]) if is_said]
+
+
 def test_what_is_lost_can_be_accepted() -> None:
     """What a template leaves out is an error that counts it, or a note where the recipe accepts it."""
     family = FAMILIES["exaone 4, drops thoughts"]
     with pytest.raises(BadData, match=r"leaves out the thoughts of an answer in 1 of 1 examples, the first is x:1"):
         tokenised(family, KINDS["thoughts"])
     (note,) = tokenised(family, KINDS["thoughts"], left_out="accept").notes(512)
-    assert note == "the chat template leaves out the thoughts of an answer in 1 examples, the first is x:1"
+    assert note == "the chat template leaves out the thoughts of an answer in 1 example, the first is x:1"
 
 
 def test_the_stop_that_is_learned_is_said() -> None:
@@ -131,7 +136,7 @@ def test_the_stop_that_is_learned_is_said() -> None:
         notes = tokenised(FAMILIES[name], SINGLE).notes(512)
         (note,) = notes
         assert note == (
-            f"the chat template ends 1 answers with nothing at which the server stops: '{stop}' is put behind them "
+            f"the chat template ends 1 answer without a token at which the server stops: '{stop}' is added at the end "
             "and learned"
         )
 
@@ -141,7 +146,7 @@ def test_dates_do_not_move() -> None:
     found = tokenised(FAMILIES["granite, today's date"], SINGLE)
 
     assert "January 01, 2026" in tokenizer_of(FAMILIES["granite, today's date"]).decode(found.examples[0].ids)
-    assert found.notes(512) == ["the chat template prints the date: training writes 2026-01-01 (data.date)"]
+    assert found.notes(512) == ["the chat template prints today's date: training always writes 2026-01-01 (data.date)"]
 
 
 def test_thoughts_are_gone_on_with() -> None:

@@ -66,7 +66,7 @@ def test_only_answers_are_learned(tmp_path: Path) -> None:
         ('{"messages": []}', '2: write {"messages"'),
         ('{"messages": [{"role": "user"}]}', "2: every message needs"),
         ('{"messages": [{"role": "robot", "content": "x"}]}', "2: role 'robot'"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "2: the last message must be"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', "2: the last message is the user's"),
         (json.dumps(chat("x", " ")), "2: the answer is empty"),
     ],
 )  # fmt: skip

@@ -1,0 +1,45 @@
+"""What to do with a row of no known format: what its columns hold says which keys of a recipe would make it one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from adapterhub_local.data.chat import parsed
+
+WRITE = (
+    'write {"messages": [{"role": "user", "content": ...}, ...]}, say with data.columns what these are called, '
+    "or with data.prompt and data.answer how columns make an example"
+)
+
+
+def way_on(row: Any) -> str:
+    """A hint for this row, after the sentence that says which columns it has."""
+    if not isinstance(row, Mapping):
+        return WRITE
+    for column, value in row.items():
+        turns = parsed(value)
+        first = turns[0] if isinstance(turns, list) and turns else None
+        if isinstance(first, Mapping) and {"role", "content"} <= set(first):
+            return f"data.columns = {{ messages = '{column}' }} says that it holds the messages"
+        if isinstance(first, Mapping) and {"from", "value"} <= set(first):
+            return f"data.columns = {{ conversations = '{column}' }} says that it holds the turns"
+    columns = set(map(str, row))
+    if "role" in columns and columns & {"text", "content"}:
+        return "each row is one message: put the messages of a conversation into one row, as a list in messages"
+    if "input_ids" in columns:
+        return "these are token ids, of a tokenizer that need not be the base's: give the text"
+    label = next((name for name in ("label", "labels") if name in columns), None)
+    if label and "text" in columns:
+        made = f"data.prompt = '{{text}}' and data.answer = '{{{label}}}'"
+        return f"{made} make an example of them, and data.labels gives numbers their names"
+    return WRITE
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for people."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, list):
+        return "a list (give each of several answers a row of its own)"
+    return "a table" if isinstance(value, Mapping) else "bytes" if isinstance(value, bytes) else type(value).__name__
