@@ -6,6 +6,7 @@ python -m docs.families        # writes recipes/families.md
 import sys
 from pathlib import Path
 
+from adapterhub_local.base.tool_format import format_of
 from tests.rows.conversations import KINDS, THOUGHT, tokenised
 from tests.rows.families import FAMILIES
 from tests.rows.family import Family, tokenizer_of
@@ -23,7 +24,8 @@ was written, or the run says what the template left out. `python -m docs.familie
   differently once more turns follow.
 - **system**: *first only* and *no* are an error that names the way on, `data.system_role = "user"`, which puts system
   messages before the user's text.
-- **tools**: schemas, calls and results; *one call* at a time; *no* is an error, as the template leaves them out.
+- **tools**: schemas, calls and results in *its own* form, where the server reads calls of that form; else *described*
+  in the system's turn, with calls as text, as the server does for this template.
 - **thoughts** of an answer (`reasoning_content`, or between marks): *forgotten later* are those that the prompts of
   later turns do not have; *no* is an error, as the template leaves them out, or asks for an answer without them
   (`data.template_args` may change that).
@@ -43,12 +45,11 @@ def table() -> str:
 
 
 def _cells(family: Family) -> list[str]:
-    tools = "one call" if "two calls" in family.lacks else "yes"
     system = "no" if "system" in family.lacks else "first only" if "second system" in family.lacks else "yes"
     return [
         "one an answer" if family.divides else "one example",
         system,
-        tools if family.tools else "no",
+        "described" if format_of(family.template).is_told else "its own",
         _thoughts(family),
         "; ".join(_remarks(family)),
     ]

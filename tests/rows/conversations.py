@@ -67,8 +67,6 @@ def tokenised(family: Family, messages: list[Said], **how: str) -> Tokenised:
 
 def refuses(family: Family, kind: str) -> str | None:
     """What of such a conversation the family has no way to write."""
-    if kind in ("tools", "two calls") and not family.tools:
-        return "tools"
     needs = {"thoughts": "thoughts", "thoughts of earlier turns": "thoughts", "system and several turns": "system"}
     wanted = needs.get(kind, kind)
     return wanted if wanted in family.lacks else None

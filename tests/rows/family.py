@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 class Family:
     """A template with its special tokens; `stops` are those at which the family's generation config ends an answer.
 
-    lacks: what it has no way to write (system, second system, thoughts, two users, two calls). divides: earlier turns are
-    written differently once more follow. tools: schemas, calls and results are written.
+    lacks: what it has no way to write (system, second system, thoughts, two users). divides: earlier turns are
+    written differently once more follow.
     """
 
     template: str
@@ -22,7 +22,6 @@ class Family:
     lacks: tuple[str, ...] = ()
     divides: bool = False
     variables: tuple[tuple[str, bool], ...] = ()
-    tools: bool = False
 
 
 def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:

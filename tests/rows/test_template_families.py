@@ -6,7 +6,7 @@ from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
 from adapterhub_local.data.chat import Chat, check_chat
 from adapterhub_local.errors import BadData
 from adapterhub_local.rows.examples import Tokenised, tokenise_all
-from serve.requests.messages import Message
+from serve.requests.messages import Message, Tool
 from serve.text.prompt import PromptReader
 from tests.rows.conversations import (
     A1,
@@ -96,12 +96,14 @@ def test_prompts_are_the_servers(name: str) -> None:
     if "strftime_now" in family.template:
         family = Family(family.template.replace("strftime_now", "'2026' or "), *list(vars(family).values())[1:])
     tokenizer = tokenizer_of(family)
-    found = tokenised(family, SINGLE)
     reader = PromptReader(tokenizer, len(tokenizer))
-    prompt = reader.chat([Message.model_validate(SINGLE[0])], (), dict(family.variables))
+    for messages, tools in ((SINGLE, []), (KINDS["tools"], TOOLS)):
+        example = tokenised(family, messages).examples[0]
+        asked = messages[: [message["role"] for message in messages].index("assistant")]
+        offered = [Tool.model_validate(tool) for tool in tools]
+        prompt = reader.chat([Message.model_validate(message) for message in asked], offered, dict(family.variables))
 
-    (example,) = found.examples
-    assert example.ids[: example.spans[0][0]] == prompt
+        assert example.ids[: example.spans[0][0]] == prompt
 
 
 @pytest.mark.parametrize("kind", ["system and several turns", "tools", "two calls"])

@@ -38,47 +38,47 @@ LLAMA_CALL = "{'name': c.function.name, 'parameters': c.function.arguments} | to
 WITH_TOOLS = {
     "qwen 2.5, tools in the system message, results grouped": Family(
         turns(NOT_FIRST_SYSTEM + IM_TOOL_TURN + IM_SPOKEN + IM_OTHER, IM_PROMPT, before=IM_TOOLS),
-        specials=IM_TOKENS, tools=True,
+        specials=IM_TOKENS,
     ),
     "qwen 2.5 for training, answers in generation blocks": Family(
         turns(NOT_FIRST_SYSTEM + IM_TOOL_TURN + "{{ '<|im_start|>assistant\\n' }}{% generation %}{{ m.content }}" + CALLS
               + "{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}" + IM_OTHER, IM_PROMPT, before=IM_TOOLS),
-        specials=IM_TOKENS, tools=True,
+        specials=IM_TOKENS,
     ),
     "qwen 3, thoughts after the last message of the user": Family(
         turns(NOT_FIRST_SYSTEM + IM_TOOL_TURN + LATER_THOUGHTS + IM_OTHER, IM_PROMPT, before=LAST_QUERY + IM_TOOLS),
-        specials=IM_TOKENS, tools=True, divides=True,
+        specials=IM_TOKENS, divides=True,
     ),
     "qwen 3 thinking 2507, the prompt opens a thought": Family(
         turns(NOT_FIRST_SYSTEM + IM_TOOL_TURN + LATER_THOUGHTS + IM_OTHER, "'<|im_start|>assistant\\n<think>\\n'",
               before=LAST_QUERY + IM_TOOLS),
-        specials=IM_TOKENS, tools=True, divides=True,
+        specials=IM_TOKENS, divides=True,
     ),
     "qwen 3.5, a prompt that closes the thought": Family(
         turns(NOT_FIRST_SYSTEM + IM_TOOL_TURN + LATER_THOUGHTS + IM_OTHER,
               "'<|im_start|>assistant\\n<think>\\n' + ('\\n</think>\\n\\n' if enable_thinking is defined and not enable_thinking else '')",
               before=LAST_QUERY + IM_TOOLS),
-        specials=IM_TOKENS, tools=True, divides=True, variables=(("enable_thinking", False),), lacks=("thoughts",),
+        specials=IM_TOKENS, divides=True, variables=(("enable_thinking", False),), lacks=("thoughts",),
     ),
     "qwen 3 coder, calls as elements": Family(
         XML_CALLS + turns(
             NOT_FIRST_SYSTEM + IM_TOOL_TURN + "{{ '<|im_start|>assistant\\n' + m.content }}{% for c in m.tool_calls or [] %}"
             "{{ '\\n<tool_call>\\n<function=' + c.function.name + '>\\n' }}{% for k, v in c.function.arguments.items() %}{{ element(k, v) }}"
             "{% endfor %}{{ '</function>\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}" + IM_OTHER, IM_PROMPT, before=IM_TOOLS),
-        specials=IM_TOKENS, tools=True,
+        specials=IM_TOKENS,
     ),
     "qwen 3 vl, content as text or parts": Family(
         "{% macro said(c) %}{% if c is string %}{{ c }}{% else %}{% for p in c %}{{ p.text }}{% endfor %}{% endif %}{% endmacro %}" + turns(
             NOT_FIRST_SYSTEM + IM_TOOL_TURN + "{{ '<|im_start|>assistant\\n' + said(m.content) }}" + CALLS + "{{ '<|im_end|>\\n' }}"
             "{% elif m.role == 'user' %}{{ '<|im_start|>user\\n' + said(m.content) + '<|im_end|>\\n' }}{% endif %}{% endif %}",
             IM_PROMPT, before=IM_TOOLS),
-        specials=IM_TOKENS, tools=True, lacks=("second system",),
+        specials=IM_TOKENS, lacks=("second system",),
     ),
     "hermes 3, calls and results in turns of a tool": Family(
         turns(NOT_FIRST_SYSTEM + "{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'tool' %}{{ '<tool_response>\\n' + m.content + "
               "'\\n</tool_response>' }}{% else %}{{ m.content }}{% endif %}" + CALLS + "{{ '<|im_end|>\\n' }}{% endif %}",
               IM_PROMPT, before=IM_TOOLS),
-        specials=IM_TOKENS, tools=True,
+        specials=IM_TOKENS,
     ),
     "llama 3.1, schemas with the user's first message, one call a turn": Family(
         "{{ bos_token }}" + FIRST_SYSTEM + "{{ '<|h|>system<|/h|>\\n\\n' + sys + '<|eot|>' }}{% set ns = namespace(told=false) %}" + turns(
@@ -87,7 +87,7 @@ WITH_TOOLS = {
             "{% set c = m.tool_calls[0] %}{{ " + LLAMA + " + (" + LLAMA_CALL + ") + '<|eot|>' }}{% elif m.role == 'user' and tools and not ns.told %}"
             "{% set ns.told = true %}{{ " + LLAMA + " + 'Given the functions' }}" + SCHEMAS + "{{ '\\n\\n' + m.content | trim + '<|eot|>' }}"
             "{% else %}{{ " + LLAMA + " + m.content | trim + '<|eot|>' }}{% endif %}", "'<|h|>assistant<|/h|>\\n\\n'"),
-        "<|eot|>", LLAMA_TOKENS, ("<|eom|>",), tools=True, lacks=("two calls",),
+        "<|eot|>", LLAMA_TOKENS, ("<|eom|>",),
     ),
     "llama 4, calls between marks of Python": Family(
         "{{ bos_token }}" + turns(
@@ -95,7 +95,7 @@ WITH_TOOLS = {
             "{% if m.tool_calls %}{{ '<|python_start|>' }}{% for c in m.tool_calls %}{{ " + LLAMA_CALL + " }}{% endfor %}{{ '<|python_end|>' }}{% endif %}"
             "{{ '<|eot|>' }}{% endif %}", "'<|h|>assistant<|/h|>\\n\\n'",
             before="{% if tools %}{{ '<|h|>system<|/h|>\\n\\nTools:' }}" + SCHEMAS + "{{ '<|eot|>' }}{% endif %}"),
-        "<|eot|>", (*LLAMA_TOKENS, "<|python_start|>", "<|python_end|>"), tools=True,
+        "<|eot|>", (*LLAMA_TOKENS, "<|python_start|>", "<|python_end|>"),
     ),
     "mistral v3, schemas before the last message of the user": Family(
         FIRST_SYSTEM + "{{ bos_token }}" + turns(
@@ -105,7 +105,7 @@ WITH_TOOLS = {
             "{% elif m.tool_calls %}{{ '[CALLS][' }}{% for c in m.tool_calls %}{% if c.id is not defined or c.id | length != 9 %}"
             "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}{{ " + CALL + " + ('' if loop.last else ', ') }}{% endfor %}"
             "{{ ']' + eos_token }}{% elif m.role == 'assistant' %}{{ m.content + eos_token }}{% endif %}", "''"),
-        "</s>", ("[INST]", "[/INST]", "[TOOLS]", "[/TOOLS]", "[CALLS]", "[RESULTS]", "[/RESULTS]"), tools=True, lacks=("second system",),
+        "</s>", ("[INST]", "[/INST]", "[TOOLS]", "[/TOOLS]", "[CALLS]", "[RESULTS]", "[/RESULTS]"), lacks=("second system",),
     ),
     "mistral small 3.2, a system message of its own and roles that alternate": Family(
         "{{ bos_token }}{% set ns = namespace(turns=0) %}{% if messages[0].role != 'system' %}{{ '[SYS]You are M.[/SYS]' }}{% endif %}"
@@ -114,7 +114,7 @@ WITH_TOOLS = {
             "{% if m.role == 'user' %}{{ '[INST]' + m.content + '[/INST]' }}{% elif m.role == 'system' %}{{ '[SYS]' + m.content + '[/SYS]' }}"
             "{% elif m.role == 'tool' %}{{ '[RESULTS]' + m.content + '[/RESULTS]' }}{% else %}{{ m.content }}{% for c in m.tool_calls or [] %}"
             "{{ '[CALLS]' + c.function.name + '[ARGS]' + c.function.arguments | tojson }}{% endfor %}{{ eos_token }}{% endif %}", "''"),
-        "</s>", ("[INST]", "[/INST]", "[SYS]", "[/SYS]", "[TOOLS]", "[/TOOLS]", "[CALLS]", "[ARGS]", "[RESULTS]", "[/RESULTS]"), tools=True,
+        "</s>", ("[INST]", "[/INST]", "[SYS]", "[/SYS]", "[TOOLS]", "[/TOOLS]", "[CALLS]", "[ARGS]", "[RESULTS]", "[/RESULTS]"),
         lacks=("two users",),
     ),
     "command r7b, an action or a response": Family(
@@ -130,7 +130,7 @@ WITH_TOOLS = {
     "granite 4, tools in a system message, results as the user's": Family(
         turns("{{ '<|r|>' + ('user' if m.role == 'tool' else m.role) + '<|/r|>' + m.content }}" + CALLS + "{{ eos_token + '\\n' }}",
               "'<|r|>assistant<|/r|>'", before="{% if tools %}{{ '<|r|>available_tools<|/r|>' + tools | tojson + eos_token + '\\n' }}{% endif %}"),
-        "<|eot|>", ("<|r|>", "<|/r|>"), tools=True,
+        "<|eot|>", ("<|r|>", "<|/r|>"),
     ),
     "lfm 2, a list of tools, thoughts of the last answer only": Family(
         "{{ bos_token }}" + turns(
@@ -138,7 +138,7 @@ WITH_TOOLS = {
             + CALLS + "{{ '<|im_end|>\\n' }}{% endif %}", IM_PROMPT,
             before="{% if tools or messages[0].role == 'system' %}{{ '<|im_start|>system\\n' + (messages[0].content if messages[0].role == 'system' else '') + "
             "('\\nList of tools: ' + tools | tojson if tools else '') + '<|im_end|>\\n' }}{% endif %}"),
-        specials=IM_TOKENS, tools=True,
+        specials=IM_TOKENS,
     ),
     "glm 4.5, thoughts after the last message of the user, no end of turn": Family(
         "[gMASK]<sop>{% if tools %}{{ '<|system|>\\n# Tools' }}" + SCHEMAS + "{% endif %}" + LAST_QUERY + turns(
@@ -146,7 +146,7 @@ WITH_TOOLS = {
             "{% elif m.role == 'assistant' %}{% set t = " + THINKS + " %}{{ '<|assistant|>' + ('\\n<think>' + t + '</think>' if loop.index0 > ns.last and t else "
             "'\\n<think></think>') + '\\n' + " + SAID + " }}" + CALLS + "{% else %}{{ '<|' + m.role + '|>\\n' + m.content }}{% endif %}",
             "'<|assistant|>' + ('\\n<think></think>' if enable_thinking is defined and not enable_thinking else '')"),
-        "<|endoftext|>", ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>"), ("<|user|>", "<|observation|>"), tools=True,
+        "<|endoftext|>", ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>"), ("<|user|>", "<|observation|>"),
     ),
     "kimi k2, a middle mark, results with their names": Family(
         turns("{{ '<|im_' + m.role + '|>' + m.role + '<|im_middle|>' }}{% if m.role == 'tool' %}{{ '## Return of ' + m.tool_call_id + '\\n' }}{% endif %}{{ m.content }}"
@@ -154,7 +154,7 @@ WITH_TOOLS = {
               "'<|im_assistant|>assistant<|im_middle|>'",
               before="{% if tools %}{{ '<|im_system|>tool_declare<|im_middle|>' + tools | tojson + '<|im_end|>' }}{% endif %}"
               "{% if messages[0].role != 'system' %}{{ '<|im_system|>system<|im_middle|>You are K.<|im_end|>' }}{% endif %}"),
-        specials=("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_tool|>", "<|im_middle|>", "<|call|>", "<|arg|>", "<|/call|>"), tools=True,
+        specials=("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_tool|>", "<|im_middle|>", "<|call|>", "<|arg|>", "<|/call|>"),
     ),
     "deepseek v3, all system messages first, outputs grouped": Family(
         "{{ bos_token }}{% set ns = namespace(sys='') %}{% for m in messages %}{% if m.role == 'system' %}{% set ns.sys = ns.sys + ('\\n\\n' if ns.sys else '') + m.content %}"
@@ -162,7 +162,7 @@ WITH_TOOLS = {
         "{% elif m.role == 'tool' %}{{ ('<OUTS>' if " + IS_FIRST_RESULT + " else '') + '<OUT>' + m.content + '</OUT>' + ('</OUTS>' if " + IS_LAST_RESULT + " else '') }}"
         "{% elif m.role == 'assistant' %}{{ '<A>' + m.content }}{% for c in m.tool_calls or [] %}{{ '<CALL>' + c.function.name + '\\n' + c.function.arguments | tojson + '</CALL>' }}"
         "{% endfor %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<A>' }}{% endif %}",
-        "</s>", ("<A>", "<U>", "<CALL>", "</CALL>", "<OUTS>", "</OUTS>", "<OUT>", "</OUT>"), tools=True,
+        "</s>", ("<A>", "<U>", "<CALL>", "</CALL>", "<OUTS>", "</OUTS>", "<OUT>", "</OUT>"),
     ),
     "gpt-oss, channels, thoughts before the last answer only": Family(
         "{{ '<|start|>system<|message|>Today: ' + strftime_now('%Y-%m-%d') + '<|end|>' }}{% if tools or messages[0].role == 'system' %}{{ '<|start|>developer<|message|>' "
@@ -173,7 +173,7 @@ WITH_TOOLS = {
             "{% elif m.role == 'assistant' %}{% set t = " + THINKS + " %}{% if loop.last and t %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + t + '<|end|>' }}{% endif %}"
             "{{ '<|start|>assistant<|channel|>final<|message|>' + " + SAID + " + ('<|return|>' if loop.last else '<|end|>') }}"
             "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}", "'<|start|>assistant'"),
-        "<|return|>", ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>"), ("<|call|>",), tools=True, divides=True,
-        lacks=("second system", "two calls"),
+        "<|return|>", ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>"), ("<|call|>",), divides=True,
+        lacks=("second system",),
     ),
 }  # fmt: skip
