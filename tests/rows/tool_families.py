@@ -125,7 +125,6 @@ WITH_TOOLS = {
             "{% else %}{{ '<|T|><|' + m.role + '|>' + m.content + '<|/T|>' }}{% endif %}", "'<|T|><|assistant|>'",
             before="{% if tools %}{{ '<|T|><|system|>' + tools | tojson + '<|/T|>' }}{% endif %}"),
         "<|/T|>", ("<|T|>", "<|user|>", "<|assistant|>", "<|system|>", "<|RESULT|>", "<|/RESULT|>", "<|ACTION|>", "<|/ACTION|>", "<|RESPONSE|>", "<|/RESPONSE|>"),
-        tools=True,
     ),
     "granite 4, tools in a system message, results as the user's": Family(
         turns("{{ '<|r|>' + ('user' if m.role == 'tool' else m.role) + '<|/r|>' + m.content }}" + CALLS + "{{ eos_token + '\\n' }}",
