@@ -109,7 +109,6 @@ def test_models_of_other_shapes_are_refused(
             extract(base, other, linears, 4, folder)
 
 
-@settings(max_examples=20)
 @pytest.mark.parametrize("part", ["layers.0.self_attn.q_proj.weight", "norm.weight"])
 @pytest.mark.parametrize("is_tuned", [False, True], ids=["base", "tuned"])
 def test_a_model_that_is_damaged_is_refused(
@@ -130,6 +129,7 @@ def test_a_model_that_is_damaged_is_refused(
     assert registry.versions() == []
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 12), st.integers(0, 2**31 - 1))
 def test_randomised_decomposition_is_the_best_one(rank: int, seed: int) -> None:
     """A large matrix of known spectrum gets the singular values of the full SVD, and its loss is known exactly."""
