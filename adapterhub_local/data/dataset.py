@@ -186,7 +186,7 @@ def _check_same(row: Any, where: str, format: str, shape: str) -> None:  # noqa:
     try:
         found = recognise(row, where, shape)
     except BadData:
-        return  # which columns it lacks is told by the reader of the format
+        return  # the reader of the format reports which columns are missing
     if found != format:
         raise BadData(
             f"{where}: it has the columns of {found}, and the first example of the file those of {format}: put them "

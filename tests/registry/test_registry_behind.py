@@ -329,7 +329,7 @@ def test_a_move_that_a_crash_left_behind_is_not_replayed(home: Home, monkeypatch
 def test_a_ledger_that_is_no_file(
     make: Callable[[Path], None], verb: str, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No verb waits for a pipe or takes a folder for an empty file; what to do is said, and it helps."""
+    """No verb waits for a pipe or takes a folder for an empty file; the message says what to do, and doing it helps."""
     registry = Registry()
     small_store(registry)
     registry.database.close()
