@@ -77,6 +77,7 @@ class Tokenised:
     lost: Mapping[str, list[str]] = field(default_factory=dict)  # what the template leaves out -> where
     bad: list[str] = field(default_factory=list)  # sentences about examples that were left out
     day: str | None = None  # the date that the template prints
+    described: list[str] = field(default_factory=list)  # chats whose tools the system's turn describes
 
     @property
     def items(self) -> Sequence[Item]:
@@ -124,6 +125,12 @@ class Tokenised:
         for what, where in self.lost.items():
             told.append(
                 f"the chat template leaves out {what} in {counted(len(where), 'example')}, the first is {where[0]}"
+            )
+        if self.described:
+            told.append(
+                f"tools of {counted(len(self.described), 'chat')} are described in the system's turn, and calls are "
+                "learned as text, as the server writes them: the chat template has no form for tools that the server "
+                f"reads; the first is {self.described[0]}"
             )
         if self.day:
             told.append(f"the chat template prints today's date: training always writes {self.day} (data.date)")

@@ -159,7 +159,14 @@ def tokenise_all(
         found, longest=longest, num_pieces=num_pieces, special=_spelling_control(chats, writer, template),
         stops=findings.stops, lost=findings.lost, bad=troubles.notes,
         day=writer.settings.day if template == "chat" and writer.prints_date else None,
+        described=_with_described_tools(found.chats, writer) if template == "chat" else [],
     )  # fmt: skip
+
+
+def _with_described_tools(chats: Sequence[Chat], writer: ChatWriter) -> list[str]:
+    """Where the chats stand whose tools the template does not know, each once."""
+    found = [chat.where for chat in chats if chat.text is None and writer.describes_tools(chat.messages, chat.tools)]
+    return list(dict.fromkeys(found))
 
 
 def _raise_lost(findings: Findings, total: int) -> None:

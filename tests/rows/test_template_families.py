@@ -3,6 +3,7 @@
 import pytest
 
 from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
+from adapterhub_local.base.tool_format import format_of
 from adapterhub_local.data.chat import Chat, check_chat
 from adapterhub_local.errors import BadData
 from adapterhub_local.rows.examples import Tokenised, tokenise_all
@@ -141,6 +142,16 @@ def test_the_stop_that_is_learned_is_said() -> None:
             f"the chat template ends 1 answer without a token at which the server stops: '{stop}' is added at the end "
             "and learned"
         )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_described_tools_are_named(name: str) -> None:
+    """A run says that tools are described where it does so, and nothing where the template's own form is learned."""
+    family = FAMILIES[name]
+    notes = " ".join(tokenised(family, KINDS["tools"]).notes(512))
+
+    assert ("tools of 1 chat are described" in notes) == format_of(family.template).is_told
+    assert "are described" not in " ".join(tokenised(family, SINGLE).notes(512))
 
 
 def test_dates_do_not_move() -> None:
