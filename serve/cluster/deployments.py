@@ -62,7 +62,7 @@ class ReplicaDeployment:
 
     def _end(self) -> None:
         """Who runs the machine ends this process: it finishes what it has begun, and Ray puts another in its place."""
-        logger.warning("this replica was told to end: it takes no more requests")
+        logger.warning("this replica got SIGTERM: it takes no more requests")
         self._replica.drain(self._replica.name)
 
     async def check_health(self) -> None:

@@ -15,17 +15,22 @@ from typing import IO
 _pipes: list[IO[bytes]] = []  # kept open as long as the process lives
 
 
-def at_sigterm(told: Callable[[], None]) -> None:
-    """Have `told` called in the running loop each time the process gets SIGTERM, which ends it no longer."""
+def at_sigterm(end: Callable[[], None]) -> None:
+    """Have `end` called once, in the running loop, when the process gets SIGTERM, which ends it no longer.
+
+    Once, however often the signal comes: what faulthandler writes for one signal arrives in several pieces, so signals
+    cannot be counted, and who ends a process twice wants the same as who ends it once.
+    """
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)
-    end = os.fdopen(write, "wb", buffering=0)
-    _pipes.append(end)
-    faulthandler.register(signal.SIGTERM, file=end, all_threads=False, chain=False)
+    pipe = os.fdopen(write, "wb", buffering=0)
+    _pipes.append(pipe)
+    faulthandler.register(signal.SIGTERM, file=pipe, all_threads=False, chain=False)
+    loop = asyncio.get_running_loop()
 
     def ready() -> None:
-        os.read(read, 1 << 16)
-        told()
+        loop.remove_reader(read)
+        end()
 
-    asyncio.get_running_loop().add_reader(read, ready)
+    loop.add_reader(read, ready)
