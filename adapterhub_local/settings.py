@@ -3,6 +3,8 @@
 QHUB_HOME    the home of registry, bases and runs      default ~/.qhub
 QHUB_API_KEY what `qhub chat` sends to the server      default none
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
+QHUB_COMPUTE  the dtype of activations that `auto` means, in training and in scoring: auto, float32, bfloat16
+             default auto (bfloat16 where the hardware multiplies it)
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
 XDG_DATA_HOME, XDG_CONFIG_HOME  where the completion of shells is installed  default ~/.local/share, ~/.config
@@ -27,6 +29,7 @@ from adapterhub_local.durable import may_write, share_parents
 from adapterhub_local.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
+COMPUTE = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -296,7 +299,16 @@ def trusted_keys() -> tuple[Path, ...]:
 
 def device() -> str:
     """The value of QHUB_DEVICE: auto, cpu or cuda."""
-    value = os.environ.get("QHUB_DEVICE") or "auto"
-    if value not in DEVICES:
-        raise InputError(f"QHUB_DEVICE is '{value}': use one of {', '.join(DEVICES)}")
+    return _one_of("QHUB_DEVICE", DEVICES)
+
+
+def compute() -> str:
+    """The value of QHUB_COMPUTE: auto, float32 or bfloat16."""
+    return _one_of("QHUB_COMPUTE", COMPUTE)
+
+
+def _one_of(name: str, values: tuple[str, ...]) -> str:
+    value = os.environ.get(name) or "auto"
+    if value not in values:
+        raise InputError(f"{name} is '{value}': use one of {', '.join(values)}")
     return value

@@ -40,7 +40,6 @@ alpha = 8
 epochs = 2
 batch_size = 8
 learning_rate = 1e-2
-compute = "float32"  # as everything else computes on a CPU, also where it has units for bfloat16
 
 [eval]
 samples = 0

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # before huggingface_hub is imported: no test may ask a real hub
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ["QHUB_COMPUTE"] = "float32"  # one answer on every CPU, those with units for bfloat16 included
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before bitsandbytes imports Triton: kernels run on the CPU, slowly
 

@@ -22,6 +22,7 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.experts import read_model
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.noise import hush
+from adapterhub_local.recipe.derived import compute_on
 
 _importing = threading.Lock()
 
@@ -104,6 +105,17 @@ def choose_device(device: str | None = None) -> str:
 def has_bfloat16() -> bool:
     """Whether the GPU multiplies bfloat16 itself: before compute capability 8 it is emulated, many times slower."""
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def compute_dtype(wanted: str = "auto") -> torch.dtype:
+    """The dtype of activations here as a recipe's `train.compute` names it: what runs, and what scores, loads with.
+
+    A run measures its result in what it computed in, so whatever scores an adapter later asks here, too: between
+    float32 and bfloat16 a loss differs in the third digit.
+    """
+    device = choose_device()
+    name = compute_on(wanted, device, has_bfloat16=device == "cuda" and has_bfloat16())
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def gpu_dtype() -> torch.dtype:

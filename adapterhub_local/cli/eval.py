@@ -133,10 +133,10 @@ def _harness(
 
     tasks = find_tasks(path)  # reports mistakes before the base is loaded
     subjects = what_to_score(references, others, registry)
-    from adapterhub_local.base.load import load_base
+    from adapterhub_local.base.load import compute_dtype, load_base
     from adapterhub_local.evaluate.evaluate import adapted
 
-    base, show = load_base(subjects.info), reporter()
+    base, show = load_base(subjects.info, dtype=compute_dtype()), reporter()
     results = {}
     for text, version in subjects.versions.items():
         with show.counting(f"scoring {text}"), adapted(base, version.path if version else None) as model:

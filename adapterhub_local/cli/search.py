@@ -74,12 +74,12 @@ def _by_loss(
     info = choose_base(base_name, registry.home, "the search")
     versions = _candidates(registry, words, info.fingerprint)
     from adapterhub_local.base.chat_template import stop_tokens
-    from adapterhub_local.base.load import load_base
+    from adapterhub_local.base.load import compute_dtype, load_base
     from adapterhub_local.evaluate.ranking import rank_by_loss
     from adapterhub_local.rows.examples import read_chats, tokenise
 
     chats = read_chats(like, examples)
-    base = load_base(info)
+    base = load_base(info, dtype=compute_dtype())
     tests = tokenise(chats, base.tokenizer, info.max_length or 1024, stops=stop_tokens(info.folder, base.tokenizer))
     ranked = rank_by_loss(base, versions, tests, reporter())[:limit]
     if as_json:

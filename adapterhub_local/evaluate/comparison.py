@@ -114,7 +114,7 @@ def compare(
     place = find_data(source)
     check_data_settings(settings)
     from adapterhub_local.base.chat_template import stop_tokens
-    from adapterhub_local.base.load import load_base
+    from adapterhub_local.base.load import compute_dtype, load_base
     from adapterhub_local.data.dataset import Dataset, read_parts
     from adapterhub_local.evaluate.choices import with_choices
     from adapterhub_local.evaluate.evaluate import Checks, adapted, data_settings, entry, read_tests, score
@@ -126,7 +126,7 @@ def compare(
     data = data_settings(subjects.adapters, **settings)
     parts = read_parts([place], "test", data, limit, ANY)
     dataset = Dataset([], [chat for part in parts for chat in part.chats], [part.record for part in parts], [])
-    base = load_base(subjects.info)
+    base = load_base(subjects.info, dtype=compute_dtype())
     if are_pairs := any(chat.rejected is not None for chat in dataset.test):
         if choices is not None or pattern is not None or json_valid:
             raise InputError(f"{source} has pairs of answers, which are scored by themselves: leave out the checks")
@@ -158,6 +158,7 @@ def compare(
             ours, dataset.test_digest, template=tests.template, limit=limit,
             choices=None if choices is None else ",".join(choices), regex=regex,
             max_new_tokens=max_new_tokens if checks.need_text else None,
+            compute="bfloat16" if str(base.model.dtype) == "torch.bfloat16" else None,
         )  # fmt: skip
         if why := keep(registry, subjects.versions[text], task, done.kept[text]):
             done.not_kept[text] = why

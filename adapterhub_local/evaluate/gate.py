@@ -129,7 +129,7 @@ def judge(
     """
     check_held(held, requirements)
     info = base_for(base, home)
-    from adapterhub_local.base.load import load_base
+    from adapterhub_local.base.load import compute_dtype, load_base
     from adapterhub_local.evaluate.evaluate import entry
     from adapterhub_local.rows.examples import read_chats
 
@@ -137,7 +137,7 @@ def judge(
         read_chats(path, held.limit)
 
     def work(folder: Path) -> dict[str, Any]:
-        scores = open_bench(loaded or load_base(info), held).score(folder, reporter)
+        scores = open_bench(loaded or load_base(info, dtype=compute_dtype()), held).score(folder, reporter)
         check_scores(scores, requirements, held)
         return {task: entry({"adapter": score}, digest_file(held.data[task])) for task, score in scores.items()}
 

@@ -6,6 +6,7 @@ The plan and the run read them from here, so neither can foretell what the other
 import math
 from pathlib import Path
 
+from adapterhub_local import settings
 from adapterhub_local.recipe.schema import Adapter, Train
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -20,11 +21,12 @@ def optimizer_on(wanted: str, device: str) -> str:
 
 
 def compute_on(wanted: str, device: str, *, has_bfloat16: bool) -> str:
-    """The dtype of activations; `auto` is bfloat16 where the hardware has matrix units for it.
+    """The dtype of activations; `auto` is what QHUB_COMPUTE says, else bfloat16 where the hardware has matrix units.
 
     `has_bfloat16` describes a GPU; a CPU is asked itself. Not float16 on older GPUs: gradients need its range
     scaled, and a base of bfloat16 weights can overflow it.
     """
+    wanted = settings.compute() if wanted == "auto" else wanted
     if wanted != "auto":
         return wanted
     has_units = has_bfloat16 if device == "cuda" else has_amx()

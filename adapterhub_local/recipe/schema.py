@@ -10,11 +10,11 @@ from adapterhub_local.recipe.objectives import OBJECTIVES, Preference
 from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.recipe.source import Source
 from adapterhub_local.refs import Reference, check_alias, check_name
+from adapterhub_local.settings import COMPUTE
 
 OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 STRATEGIES = ("manual", "auto")
-COMPUTE = ("auto", "float32", "bfloat16")
 CHECKPOINTING = (False, True, "offload")
 FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "preference", "judged")
 TEMPLATES = ("auto", "chat", "plain")
@@ -306,7 +306,7 @@ class Train:
         one_of(*OPTIMIZERS),
     )
     compute: str = key(
-        "dtype of activations: float32, bfloat16, or auto (bfloat16 where the hardware multiplies it)",
+        "dtype of activations: float32, bfloat16, or auto (QHUB_COMPUTE, or bfloat16 if the hardware multiplies it)",
         "auto",
         one_of(*COMPUTE),
     )

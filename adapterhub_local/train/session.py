@@ -7,12 +7,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import stop_tokens
-from adapterhub_local.base.load import choose_device, has_bfloat16, load_base
+from adapterhub_local.base.load import choose_device, compute_dtype, load_base
 from adapterhub_local.data.dataset import Dataset, read_data
 from adapterhub_local.errors import InputError
 from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe import Recipe
-from adapterhub_local.recipe.derived import compute_on
 from adapterhub_local.recipe.objectives import OBJECTIVES
 from adapterhub_local.rows.example import Item, parts_of
 from adapterhub_local.rows.judged import tokenise_items
@@ -82,10 +81,3 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
         raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
     model = with_adapter(base, recipe, start=run.start, examples=parts_of(items))
     return Session(run, model, base.tokenizer, items, tests, tokenised.counts)
-
-
-def compute_dtype(wanted: str) -> torch.dtype:
-    """The dtype of activations here."""
-    device = choose_device()
-    name = compute_on(wanted, device, has_bfloat16=device == "cuda" and has_bfloat16())
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

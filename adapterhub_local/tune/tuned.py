@@ -43,7 +43,7 @@ def tuned_merge(
     plan in the folder of the search, and the same call continues. If the plan has [evaluate], the best must meet its
     requirements.
     """
-    from adapterhub_local.base.load import load_base
+    from adapterhub_local.base.load import compute_dtype, load_base
 
     tuning, scored, show = written.tune, written.evaluate, reporter or Quiet()
     assert tuning is not None, "the plan says how it is tuned"
@@ -59,7 +59,7 @@ def tuned_merge(
     with opening(written, registry, note=note) as opened:
         first = Space.of(written).first()
         base = opened(first.weights, first.formula(written.formula)).base  # what does not fit is refused here
-        loaded: LoadedBase = load_base(base_for(base, registry.home))
+        loaded: LoadedBase = load_base(base_for(base, registry.home), dtype=compute_dtype())
         bench = open_bench(loaded, tuning.scored)
         gate = judge(base, scored, requirements, registry.home, show, loaded=loaded) if scored else None
         try:

@@ -92,6 +92,28 @@ def test_eval_command(tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: p
     assert kept["other"]["adapter"]["loss"] == pytest.approx(kept["held-out"]["adapter"]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_a_run_and_eval_measure_in_one_dtype(
+    compute: str,
+    tiny_base: BaseInfo,
+    home: Home,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What `auto` is for a run it is for `qhub eval`, which keeps what it was: the same rows score the same."""
+    monkeypatch.setenv("QHUB_COMPUTE", compute)
+    version = train(load_recipe(write_recipe(tmp_path)), home)
+    data = tmp_path / "test.jsonl"
+    (told,) = version.lineage["metrics"].values()
+    (scored,) = eval_json(capsys, version, "--data", data)["scores"].values()
+    how = Registry(home).metrics(version)["test"].get("how", {})
+
+    assert version.lineage["training"]["compute"] == compute
+    assert scored["loss"] == pytest.approx(told["adapter"]["loss"], rel=1e-5 if compute == "float32" else 1e-3)
+    assert how.get("compute", "float32") == compute
+
+
 def test_a_version_of_another_base(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     """A version whose base is not in the home says which base to add."""
     version = train(load_recipe(write_recipe(tmp_path)), home)
