@@ -42,17 +42,37 @@ _OUTSIDE = {
 }
 
 
+class _Held:
+    """A thread's connection, closed as soon as nobody has it: sqlite3's own are part of a reference cycle each, and
+    would stay open until the garbage collector comes by."""
+
+    def __init__(self, connection: sqlite3.Connection, *, is_fixed: bool) -> None:
+        self.connection = connection
+        self.is_fixed = is_fixed  # it was promised that nobody writes
+        self.seen: tuple[object, ...] = ()  # the file it was opened on
+        self.log: tuple[int, ...] = ()  # and its log
+
+    def __del__(self) -> None:
+        with suppress(sqlite3.Error):
+            self.connection.close()
+
+
 class Database:
     """Connections to the `registry.db` of a home, one a thread; created by the first write, never by a read.
 
     What is read is trusted only if the file knows everything that was committed in its home (ledger.py): one that
     was deleted, emptied or brought back from an older backup raises Corrupt. With `checked=False` it does not:
     for those who look at the damage and repair it.
+
+    Nothing but SQLite opens the file: POSIX locks are a process's, not a descriptor's, so closing any other
+    descriptor of the file gives up those of all its connections. The next process to leave would then believe that
+    it is the last, and remove the log under them (https://sqlite.org/howtocorrupt.html, section 2.2).
     """
 
     def __init__(self, home: Home, *, checked: bool = True) -> None:
         self.home = home
         self.path = home.database
+        self._log = Path(f"{self.path}-wal")
         self.ledger = Ledger(home.ledger)
         self.checked = checked
         self._local = threading.local()
@@ -104,7 +124,7 @@ class Database:
             if found and found != [("ok",)]:
                 return f"{self.path} is damaged: {str(found[0][0])[:200]}. {_REBUILD}"
             connection = self.connection()
-            if connection is not None and (wrong := self._header_problem() or schema_problem(connection)):
+            if connection is not None and (wrong := self._header_problem(connection) or schema_problem(connection)):
                 return f"{self.path} is damaged: {wrong}. {_REBUILD}"
         except Corrupt as error:
             return str(error)
@@ -115,11 +135,18 @@ class Database:
             raise refusal from None
         return None
 
-    def _header_problem(self) -> str | None:
-        """SQLite opens a file whose versions it does not know for reading, if it can, and never says why."""
-        with open(self.path, "rb") as file:
-            versions = file.read(20)[18:20]
-        return None if all(each in (1, 2) for each in versions) else "its header names a file format that is unknown"
+    def _header_problem(self, connection: sqlite3.Connection) -> str | None:
+        """SQLite opens a file whose format it does not know for reading, if it can, and never says why."""
+        if not may_write(self.path) or connection.execute("PRAGMA query_only").fetchone()[0]:
+            return None  # nobody here would write it
+        try:
+            _begin(connection)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            return "its header names a file format that is unknown"
+        connection.execute("ROLLBACK")
+        return None
 
     def is_sound(self) -> bool:
         """Whether there is no `problem`."""
@@ -127,29 +154,32 @@ class Database:
 
     def close(self) -> None:
         """Close this thread's connection; the next use opens another."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+        self._local.held = None
 
     def connection(self, *, create: bool = False) -> sqlite3.Connection | None:
         """This thread's connection, None if there is no database yet."""
         seen = _seen(self.path)
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is not None and self._local.seen != (seen, self._state() if self._local.is_fixed else None):
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is not None and held.seen != (seen, self._state() if held.is_fixed else None):
             self.close()  # another file has its name since: one that was restored, or made again
-            connection = None
+            held = None
         if not seen:
             self._check_absence()
             if not create and not (seen := _seen(self.path)):
                 return None
-        if connection is None:
-            self._local.is_fixed = False
+        if held is None:
             before = self._state()
             with _alone_in(self.path.parent):
-                connection = self._local.connection = self._open()
-            self._local.seen = (_seen(self.path), before if self._local.is_fixed else None)
-        return connection
+                held = self._local.held = self._open()
+            held.seen = (_seen(self.path), before if held.is_fixed else None)
+            held.log = _seen(self._log, empty=True)
+        elif not held.is_fixed and held.log != _seen(self._log, empty=True):
+            raise QhubError(
+                f"{self._log} was removed while this process had it open: code in it, or that it runs, has read "
+                f"{self.path.name} as a file, which gives up SQLite's locks. Nothing was written; start it again, and "
+                "copy a home from another process"
+            )
+        return held.connection
 
     def _meet(self, connection: sqlite3.Connection) -> None:
         """Raise Corrupt, inside a transaction, unless the database knows all that was ever committed here."""
@@ -164,7 +194,7 @@ class Database:
     def _state(self) -> tuple[int, ...]:
         """What changes when others write: SQLite does not look where it was promised that nobody writes."""
         found = []
-        for path in (self.path, Path(f"{self.path}-wal")):
+        for path in (self.path, self._log):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 found += [status.st_size, status.st_mtime_ns]
@@ -199,12 +229,13 @@ class Database:
             return QhubError(f"{self.path} cannot be {done}: {reason}: {_OUTSIDE[code]}")
         return Corrupt(f"{self.path} is damaged: {reason}. {_REBUILD}")
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> _Held:
         try:
-            connection = self._connect()
+            held = self._connect()
         except DAMAGED as error:
             raise self._refusal(error, "opened") from None
         try:
+            connection = held.connection
             connection.row_factory = sqlite3.Row
             (applied,) = connection.execute("PRAGMA user_version").fetchone()  # makes SQLite's files beside it
             if applied > len(MIGRATIONS):
@@ -223,14 +254,14 @@ class Database:
             if self.checked and (missing := unread(connection, self.ledger)):
                 raise Corrupt(self._behind(missing))
         except DAMAGED as error:
-            connection.close()
+            held.connection.close()
             raise self._refusal(error, "opened") from None
         except BaseException:
-            connection.close()
+            held.connection.close()
             raise
-        return connection
+        return held
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> _Held:
         """A connection that creates no file where we may not write the database: it would be ours, and in the way.
 
         A home may be mounted read-only, or be another member's of a group.
@@ -241,17 +272,19 @@ class Database:
             create_shared(self.path)
             share_file(self.path)
             if may_write(self.path):
-                return sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
+                return _Held(_connected(str(self.path), timeout), is_fixed=False)
         address = f"file:{quote(str(self.path))}?mode=ro"
-        log = Path(f"{self.path}-wal")
-        if not log.exists() or log.stat().st_size == 0:  # all there is is in the one file
-            address += "&immutable=1"
-            self._local.is_fixed = True
-        else:
-            address += "&readonly_shm=1"
-        connection = sqlite3.connect(address, uri=True, timeout=timeout, isolation_level=None)
-        connection.execute("PRAGMA query_only = ON")
-        return connection
+        is_fixed = not _seen(self._log)  # all there is is in the one file
+        address += "&immutable=1" if is_fixed else "&readonly_shm=1"
+        held = _Held(_connected(address, timeout), is_fixed=is_fixed)
+        held.connection.execute("PRAGMA query_only = ON")
+        return held
+
+
+def _connected(address: str, timeout: float) -> sqlite3.Connection:
+    # may be closed by another thread: whoever lets go of it last
+    is_uri = address.startswith("file:")
+    return sqlite3.connect(address, timeout=timeout, isolation_level=None, uri=is_uri, check_same_thread=False)
 
 
 _REBUILD = "`qhub fsck --rebuild-db` makes it again"
@@ -276,13 +309,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _seen(path: Path) -> tuple[int, ...]:
-    """Which file has this name, empty if there is none or nothing was ever written to it."""
+def _seen(path: Path, *, empty: bool = False) -> tuple[int, ...]:
+    """Which file has this name, () if there is none or, unless `empty` counts, nothing was ever written to it."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return ()
-    return (status.st_dev, status.st_ino) if status.st_size else ()
+    return (status.st_dev, status.st_ino) if status.st_size or empty else ()
 
 
 def _begin(connection: sqlite3.Connection) -> None:

@@ -17,7 +17,7 @@ from adapterhub_local.lora.header import read_header
 from adapterhub_local.registry.blobs import is_sound
 from adapterhub_local.registry.rebuild import rebuild_alone
 from adapterhub_local.registry.records import evaluation_record, removal_record
-from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.registry import Registry, unchecked
 from adapterhub_local.registry.report import Problem, Report, found_orphans, state_problems
 from adapterhub_local.registry.version import File, Version, version_of_row
 
@@ -57,14 +57,14 @@ def fsck(
 
     May run while others publish: rows are read before blobs, and blobs are on disk before their rows.
     """
-    if not repair or not registry.home.root.is_dir():
-        return _fsck(registry, False, progress)
-    with alone(registry.home.repair_lock):
-        return _fsck(registry, True, progress)
+    with unchecked(registry.home) as plain:
+        if not repair or not registry.home.root.is_dir():
+            return _fsck(plain, False, progress)
+        with alone(registry.home.repair_lock):
+            return _fsck(plain, True, progress)
 
 
 def _fsck(registry: Registry, repair: bool, progress: Callable[[int, int], None]) -> Report:
-    registry = Registry(registry.home, checked=False)
     report = Report(problems=list(state_problems(registry.home)))
     if repair and report.problems:
         report.rebuilt = rebuild_alone(registry)

@@ -23,7 +23,7 @@ from adapterhub_local.registry.journal import is_record, parse
 from adapterhub_local.registry.ledger import is_complete, last_entered
 from adapterhub_local.registry.manifests import MAX_MANIFEST_BYTES
 from adapterhub_local.registry.migrations import apply_migrations
-from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.registry import Registry, unchecked
 from adapterhub_local.registry.version import ARTIFACT_TYPES, Version, version_of_row
 from adapterhub_local.settings import make_folder
 
@@ -41,7 +41,11 @@ def rebuild(registry: Registry) -> Rebuilt:
 
 def rebuild_alone(registry: Registry) -> Rebuilt:
     """`rebuild` for who holds the lock of repairs."""
-    registry = Registry(registry.home, checked=False)
+    with unchecked(registry.home) as plain:
+        return _rebuild(plain)
+
+
+def _rebuild(registry: Registry) -> Rebuilt:
     home = registry.home
     found = Found(ledger=registry.database.ledger.read()[0])
     _read_blobs(registry, found)

@@ -6,12 +6,12 @@ registry.set_alias("sentiment", "prod", 1)
 PeftModel.from_pretrained(model, registry.resolve("sentiment@prod").path)
 """
 
-import contextlib
 import difflib
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Registry:
                 if alias is not None:
                     point_alias(db, name, alias, version.number)
                 break
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self.blobs.sync(manifest)
         return version
 
@@ -287,7 +287,7 @@ def _lay_out(
         share_parents(staged)
         for path, blob in blobs.items():
             place(blob.absolute(), staged / path)
-        with contextlib.suppress(InUse):  # another process made the same folder meanwhile
+        with suppress(InUse):  # another process made the same folder meanwhile
             place_folder(staged, target)
 
 
@@ -306,3 +306,11 @@ def _link_or_copy(blob: Path, target: Path) -> None:
 def now() -> str:
     """The time as ISO 8601 in UTC, to the microsecond."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@contextmanager
+def unchecked(home: Home) -> Iterator[Registry]:
+    """The registry of a home as it is, for those who look at the damage; its connection is closed with the block."""
+    registry = Registry(home, checked=False)
+    with closing(registry.database):
+        yield registry

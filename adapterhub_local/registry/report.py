@@ -1,6 +1,7 @@
 """What a check of the registry finds, and what the state of the database is."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from adapterhub_local.digests import short
@@ -44,9 +45,12 @@ class Report:
 
 def state_problems(home: Home) -> Iterator[Problem]:
     """What is wrong with the database as a whole: damaged, gone, or older than what was published."""
-    plain = Database(home, checked=False)
-    checked = Database(home)
-    path = str(home.database)
+    with closing(Database(home, checked=False)) as plain, closing(Database(home)) as checked:
+        yield from _state_problems(plain, checked)
+
+
+def _state_problems(plain: Database, checked: Database) -> Iterator[Problem]:
+    path = str(plain.path)
     message = plain.problem()
     if message is None and plain.connection() is None:
         message = checked.problem()
