@@ -48,6 +48,11 @@ class Home:
         return self.root / "registry.ledger"
 
     @property
+    def receipts(self) -> Path:
+        """One file for each version that was committed: what a database and a ledger from a backup cannot unmake."""
+        return self.root / "blobs" / "receipts"
+
+    @property
     def repair_lock(self) -> Path:
         """Held by the one process that repairs."""
         return self.root / "repair.lock"

@@ -1,7 +1,9 @@
 """Small stores for the registry's tests: adapters with real headers, and a home with a little of everything."""
 
 import json
+import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,15 @@ def merged(registry: Registry, name: str, *parents: tuple[Version, float]) -> Ve
     return registry.publish(
         name, files(len(name)), {"kind": "merge", "merge": {"method": "weighted_sum"}, "parents": entries}
     )
+
+
+def backup(home: Home, target: Path) -> None:
+    """A copy of the database as SQLite makes it."""
+    with closing(sqlite3.connect(home.database)) as source, closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
+
+
+def drop(home: Home) -> None:
+    """Delete the database and what SQLite keeps beside it."""
+    for path in home.root.glob("registry.db*"):
+        path.unlink()

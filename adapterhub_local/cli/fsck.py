@@ -63,7 +63,7 @@ def _note_unfinished(references: list[str], ledger: Path) -> None:
     shown = ", ".join(references[:8]) + (f" and {len(references) - 8} more" if len(references) > 8 else "")
     echo(
         f"note: the blobs hold {shown}, of which neither the database nor {ledger.name} knows: a publish was cut off, "
-        f"or both files came back from a backup. If they did, move {ledger} away and run `qhub fsck --repair` before "
-        "anything is published",
+        f"or both files came back from a backup of an older qhub. If they did, move {ledger} away and run "
+        "`qhub fsck --repair` before anything is published",
         err=True,
     )

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from adapterhub_local.durable import create_shared, is_shared, may_write, share_file
 from adapterhub_local.errors import Corrupt, InputError, QhubError
-from adapterhub_local.registry.ledger import Ledger, Line, entered, last_entered, meet, unread
+from adapterhub_local.registry.ledger import Ledger, Line, entered, given_twice, last_entered, meet, unread
 from adapterhub_local.registry.manifests import holds_manifests, orphans
 from adapterhub_local.registry.migrations import MIGRATIONS, apply_migrations, schema_problem
 from adapterhub_local.registry.mounts import check_local
@@ -73,7 +73,7 @@ class Database:
         self.home = home
         self.path = home.database
         self._log = Path(f"{self.path}-wal")
-        self.ledger = Ledger(home.ledger)
+        self.ledger = Ledger(home)
         self.checked = checked
         self._local = threading.local()
 
@@ -101,6 +101,8 @@ class Database:
                     self._meet(connection)
                 yield connection
                 lines = entered(connection, before)
+                if self.checked and (missing := given_twice(connection, self.ledger, lines)):
+                    raise Corrupt(self._behind(missing))
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:  # SQLite itself rolls back when the disk is full

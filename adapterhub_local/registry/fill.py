@@ -55,7 +55,8 @@ def _placed(found: Found) -> tuple[dict[tuple[str, int], Version], list[Version]
     others.sort(key=lambda one: order.get(one.manifest_digest, len(order)))
     for version in others:
         is_free = (version.name, version.number) not in placed
-        if version.manifest_digest not in order and found.is_complete and (found.is_whole or not is_free):
+        is_unsaid = found.is_complete and (found.is_whole or not is_free)
+        if version.manifest_digest not in order and (is_unsaid or str(version) in found.received):
             continue  # a crash left it
         if is_free:
             placed[version.name, version.number] = version

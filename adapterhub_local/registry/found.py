@@ -39,6 +39,7 @@ class Found:
 
     ledger: list[Line] = field(default_factory=list)
     is_complete: bool = False  # what the ledger does not name was never committed
+    received: set[str] = field(default_factory=set)  # `name@3` of which a receipt says what was committed, no ledger
     is_whole: bool = False  # all tables of the old database could be read
     manifests: dict[str, Version] = field(default_factory=dict)  # by the digest of the manifest
     rows: dict[tuple[str, int], Version] = field(default_factory=dict)  # of the old database

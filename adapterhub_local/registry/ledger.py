@@ -9,19 +9,21 @@ A line is appended after its commit and never changed. So a database that was de
 backup is found to know less than its home, and a blob that a crash left behind is known from one that was published.
 The database keeps how far it has read (`ledger_state`) and which of its own lines it has not met there yet
 (`ledger_pending`), so a crash between a commit and its line loses nothing: `meet` has what is missing appended.
+Versions get a receipt, too (receipts.py), which shows that both files came back from a backup.
 """
 
 import os
 import re
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from adapterhub_local.durable import create_shared, digest_bytes, share_file
 from adapterhub_local.errors import Corrupt
+from adapterhub_local.registry.receipts import Receipts
 from adapterhub_local.registry.records import removal_record
+from adapterhub_local.settings import Home
 
 _LINE = re.compile(r"(version|removal|evaluation|mark) (\S{1,150}) (sha256:[0-9a-f]{64})")
 SLACK = 16  # so many lines may still be on their way to the file from other processes
@@ -47,8 +49,9 @@ class Line(NamedTuple):
 class Ledger:
     """The file of one home."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, home: Home) -> None:
+        self.path = home.ledger
+        self.receipts = Receipts(home.receipts)
 
     def size(self) -> int | None:
         """Bytes of the file, None if there is none. Raises Corrupt for what is not a file."""
@@ -72,7 +75,13 @@ class Ledger:
         lines = [Line(*match.groups()) for match in matches if match and _is_possible(match)]
         return lines, start + len(whole)
 
-    def append(self, lines: Iterable[str]) -> None:
+    def beyond(self, lines: Iterable[Line]) -> list[Line]:
+        """Lines of versions that have a receipt and are not among these: of a ledger that is older than its home."""
+        there = {line.subject for line in lines if line.kind == "version"}
+        subjects = [subject for subject in self.receipts.subjects() if subject not in there]
+        return [Line("version", subject, digest) for subject in subjects for digest in self.receipts.of(subject)]
+
+    def append(self, lines: Sequence[str]) -> None:
         """Append lines by one write; a line that a power failure cut is ended first."""
         text = "".join(f"{line}\n" for line in lines)
         create_shared(self.path)
@@ -86,6 +95,8 @@ class Ledger:
             os.write(descriptor, text.encode())
         finally:
             os.close(descriptor)
+        parts = [line.split(" ") for line in lines]
+        self.receipts.add((subject, digest) for kind, subject, digest in parts if kind == "version")
 
 
 def _is_possible(match: re.Match[str]) -> bool:
@@ -113,7 +124,18 @@ def entered(db: sqlite3.Connection, after: int) -> list[str]:
 def unread(db: sqlite3.Connection, ledger: Ledger) -> list[Line]:
     """What the file has beyond what the database has read and does not know: the database is older than its home."""
     size, known = ledger.size(), _size_read(db) or 0
-    return unknown(db, ledger.read(known)[0]) if size is not None and size > known else []
+    lines = ledger.read(known)[0] if size is not None and size > known else []
+    (versions,) = db.execute("SELECT (SELECT count(*) FROM versions) + (SELECT count(*) FROM lost)").fetchone()
+    if ledger.receipts.count() > versions:
+        lines += ledger.beyond(lines)
+    return unknown(db, lines)
+
+
+def given_twice(db: sqlite3.Connection, ledger: Ledger, entering: Iterable[str]) -> list[Line]:
+    """What was committed under the numbers of these lines, which the database does not know."""
+    matches = [match for text in entering if (match := _LINE.fullmatch(text)) and match[1] == "version"]
+    held = [Line("version", match[2], digest) for match in matches for digest in ledger.receipts.of(match[2])]
+    return unknown(db, held)
 
 
 def meet(db: sqlite3.Connection, ledger: Ledger) -> list[Line]:
@@ -147,9 +169,12 @@ def reconcile(db: sqlite3.Connection, ledger: Ledger) -> list[Line]:
 
 
 def is_complete(db: sqlite3.Connection, ledger: Ledger) -> bool:
-    """Whether what the file does not name was never committed; not so in a home of an older qhub, or if it was cut."""
+    """Whether what the file does not name was never committed; not so in a home of an older qhub, or if it was cut, or
+    if it came back from a backup."""
     size = ledger.size()
-    return size is not None and size >= (_size_read(db) or 0)
+    if size is None or size < (_size_read(db) or 0):
+        return False
+    return not unknown(db, ledger.beyond(ledger.read()[0]))
 
 
 def unknown(db: sqlite3.Connection, lines: Iterable[Line]) -> list[Line]:

@@ -51,7 +51,8 @@ def orphans(home: Home, db: sqlite3.Connection, ledger: Ledger) -> list[Orphan]:
     Where the ledger names one, or there is no whole ledger that could, it was published.
     """
     # read before the blobs: whoever publishes at this moment is not taken for what was lost
-    committed = {line.digest for line in ledger.read()[0] if line.kind == "version"}
+    lines = ledger.read()[0]
+    committed = {line.digest for line in (*lines, *ledger.beyond(lines)) if line.kind == "version"}
     complete = is_complete(db, ledger)
     found: dict[Digest, tuple[str, int, frozenset[str]]] = {}
     for path in blob_paths(home):

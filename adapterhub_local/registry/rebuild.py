@@ -20,7 +20,7 @@ from adapterhub_local.registry.database import DAMAGED
 from adapterhub_local.registry.fill import fill
 from adapterhub_local.registry.found import KEPT, Found, Rebuilt, Record
 from adapterhub_local.registry.journal import is_record, parse
-from adapterhub_local.registry.ledger import is_complete, last_entered
+from adapterhub_local.registry.ledger import Ledger, is_complete, last_entered
 from adapterhub_local.registry.manifests import MAX_MANIFEST_BYTES
 from adapterhub_local.registry.migrations import apply_migrations
 from adapterhub_local.registry.registry import Registry, unchecked
@@ -47,18 +47,21 @@ def rebuild_alone(registry: Registry) -> Rebuilt:
 
 def _rebuild(registry: Registry) -> Rebuilt:
     home = registry.home
-    found = Found(ledger=registry.database.ledger.read()[0])
+    ledger = registry.database.ledger
+    found = Found(ledger=ledger.read()[0])
     _read_blobs(registry, found)
     has_database = home.database.exists() and home.database.stat().st_size > 0
     if has_database and registry.database.is_sound():
         with registry.database.writing() as db:
-            found.is_complete = is_complete(db, registry.database.ledger)
-            found.ledger = registry.database.ledger.read()[0]  # others may have published meanwhile
+            found.is_complete = is_complete(db, ledger)
+            found.ledger = ledger.read()[0]  # others may have published meanwhile
+            _add_received(found, ledger)
             _salvage(db, found)
             found.is_whole = True
             _clear(db)
             return fill(db, registry, found)
-    found.is_complete = bool(found.ledger)
+    has_ledger = bool(found.ledger)
+    found.is_complete = not _add_received(found, ledger) and has_ledger
     if has_database:
         _salvage_damaged(home.database, found)
     registry.database.close()
@@ -69,6 +72,14 @@ def _rebuild(registry: Registry) -> Rebuilt:
     sync_folder(home.root)
     with registry.database.writing() as db:
         return fill(db, registry, found)
+
+
+def _add_received(found: Found, ledger: Ledger) -> bool:
+    """Add the versions that have a receipt and no line in the ledger; whether there are any."""
+    lines = ledger.beyond(found.ledger)
+    found.ledger += lines
+    found.received = {line.subject for line in lines}
+    return bool(lines)
 
 
 def _read_blobs(registry: Registry, found: Found) -> None:

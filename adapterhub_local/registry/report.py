@@ -60,7 +60,8 @@ def _state_problems(plain: Database, checked: Database) -> Iterator[Problem]:
     connection = plain.connection()
     if connection is None:
         return
-    lines = unknown(connection, plain.ledger.read()[0])
+    told = plain.ledger.read()[0]
+    lines = unknown(connection, [*told, *plain.ledger.beyond(told)])
     published = {one.reference: one for one in found_orphans(plain) if one.is_published}
     for line in lines:
         what = "it was published" if line.kind == "version" else f"its {line.kind} was recorded"

@@ -20,7 +20,7 @@ from adapterhub_local.registry.marks import add_tags, alias_log, tags_of
 from adapterhub_local.registry.rebuild import rebuild
 from adapterhub_local.registry.split import set_split, split_of
 from adapterhub_local.settings import Home
-from tests.stores import LINEAGE, blob_paths, files, small_store
+from tests.stores import LINEAGE, backup, blob_paths, drop, files, small_store
 
 VERBS = (
     "list", "show a", "show a@3", "list a", "path a@1", "alias list a", "alias set a prod 2", "alias rollback a prod",
@@ -29,16 +29,10 @@ VERBS = (
 )  # fmt: skip
 
 
-def backup(home: Home, target: Path) -> None:
-    """A copy of the database as SQLite makes it."""
-    with closing(sqlite3.connect(home.database)) as source, closing(sqlite3.connect(target)) as copy:
-        source.backup(copy)
-
-
-def drop(home: Home) -> None:
-    """Delete the database and what SQLite keeps beside it."""
-    for path in home.root.glob("registry.db*"):
-        path.unlink()
+def as_by_an_older_qhub(home: Home) -> None:
+    """A home as it was before there was a ledger."""
+    home.ledger.unlink()
+    shutil.rmtree(home.receipts)
 
 
 def deleted(home: Home, older: Path) -> None:
@@ -200,7 +194,7 @@ def test_a_number_that_was_given_twice_by_an_older_qhub(home: Home, tmp_path: Pa
     lost = registry.publish("a", files(2), LINEAGE)
     registry.add_evaluation(lost, "task", {"adapter": {"exact_match": 0.5}})
     registry.database.close()
-    home.ledger.unlink()
+    as_by_an_older_qhub(home)
     aside = [path for path in blob_paths(home) if b'"org.qhub.version":"2"' in path.read_bytes()]
     for path in aside:
         path.rename(tmp_path / path.name)
@@ -208,7 +202,7 @@ def test_a_number_that_was_given_twice_by_an_older_qhub(home: Home, tmp_path: Pa
     registry = Registry()
     kept = registry.publish("a", files(3), LINEAGE)
     registry.database.close()
-    home.ledger.unlink()
+    as_by_an_older_qhub(home)
     for path in aside:
         (tmp_path / path.name).rename(path)
     drop(home)
@@ -342,38 +336,3 @@ def test_a_ledger_that_is_no_file(
     home.ledger.rename(home.root / "away")
     assert fsck(Registry(), repair=True).is_repaired
     assert len(Registry().versions()) == 3
-
-
-def test_a_ledger_that_came_back_with_the_database(
-    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nobody can tell it from a publish that was cut off: it is named, nothing is collected, and the way out works."""
-    registry = Registry()
-    registry.publish("a", files(1), LINEAGE, alias="prod")
-    registry.database.close()
-    backup(home, tmp_path / "old.db")
-    shutil.copy(home.ledger, tmp_path / "old.ledger")
-    registry = Registry()
-    made = [registry.publish("a", files(2), LINEAGE, alias="prod"), registry.publish("b", files(3), LINEAGE)]
-    registry.database.close()
-    drop(home)
-    shutil.copy(tmp_path / "old.db", home.database)
-    shutil.copy(tmp_path / "old.ledger", home.ledger)
-
-    assert fsck(Registry()).unfinished == ["a@2", "b@1"]
-    with pytest.raises(SystemExit) as ended:
-        run(["fsck"])
-    assert ended.value.code == 0  # as after any crash
-    assert "the blobs hold a@2, b@1, of which neither the database nor registry.ledger knows" in capsys.readouterr().err
-    before = blob_paths(home)
-    collect(Registry(), apply=True, grace=-1, purge=-1)
-    for version in made:
-        assert all(Registry().blobs.path(file.digest) in before for file in version.files)
-        assert all(Registry().blobs.path(file.digest).is_file() for file in version.files)
-
-    home.ledger.rename(tmp_path / "away")
-    fsck(Registry(), repair=True)
-    registry = Registry()
-    assert [str(version) for version in registry.versions()] == ["a@1", "a@2", "b@1"]
-    assert registry.publish("a", files(9), LINEAGE).number == 3
-    assert fsck(registry).is_clean

@@ -1,0 +1,74 @@
+"""Database and ledger brought back together from an older backup, beside the blobs of later versions."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub_local.errors import Corrupt
+from adapterhub_local.registry import Registry
+from adapterhub_local.registry.archive import read_archive, write_archive
+from adapterhub_local.registry.fsck import fsck
+from adapterhub_local.registry.gc import collect
+from adapterhub_local.settings import Home
+from tests.stores import LINEAGE, backup, drop, files
+
+
+@pytest.mark.parametrize("turn", ["read", "same name", "other name", "received"])
+def test_a_ledger_that_came_back_with_the_database(turn: str, home: Home, tmp_path: Path) -> None:
+    """What later versions left among the blobs shows it: every verb refuses, no number is given twice, repair helps."""
+    registry = Registry()
+    registry.publish("a", files(1), LINEAGE, alias="prod")
+    registry.database.close()
+    backup(home, tmp_path / "old.db")
+    shutil.copy(home.ledger, tmp_path / "old.ledger")
+    registry = Registry()
+    made = [registry.publish("a", files(2), LINEAGE, alias="prod"), registry.publish("b", files(3), LINEAGE)]
+    registry.add_evaluation(made[0], "task", {"adapter": {"loss": 1.0, "rows": 2}})
+    write_archive(registry, made[0], tmp_path / "a.tar")
+    registry.database.close()
+    drop(home)
+    shutil.copy(tmp_path / "old.db", home.database)
+    shutil.copy(tmp_path / "old.ledger", home.ledger)
+
+    doings: dict[str, Callable[[], object]] = {
+        "read": Registry().versions,
+        "same name": lambda: Registry().publish("a", files(9), LINEAGE),
+        "other name": lambda: Registry().publish("c", files(9), LINEAGE),
+        "received": lambda: read_archive(Registry(), tmp_path / "a.tar"),
+    }
+    with pytest.raises(Corrupt, match=r"it does not know a@2, b@1.*fsck --repair"):
+        doings[turn]()
+    with pytest.raises(Corrupt, match=r"a@2.*Nothing was collected"):
+        collect(Registry(), apply=True, grace=-1, purge=-1)
+    assert [one.subject for one in fsck(Registry()).problems] == ["a@2", "b@1"]
+
+    assert fsck(Registry(), repair=True).is_repaired
+    registry = Registry()
+    assert [str(version) for version in registry.versions()] == ["a@1", "a@2", "b@1"]
+    assert registry.resolve("a@prod").manifest_digest == made[0].manifest_digest
+    assert registry.metrics(registry.resolve("a@2")) == {"task": {"adapter": {"loss": 1.0, "rows": 2}}}
+    assert registry.publish("a", files(9), LINEAGE).number == 3
+    assert fsck(registry).is_clean
+
+
+def test_a_number_is_not_given_twice_where_few_have_receipts(home: Home, tmp_path: Path) -> None:
+    """In a home of an older qhub most versions have none, so their count shows nothing; the number itself does."""
+    registry = Registry()
+    for number in range(3):
+        registry.publish("old", files(number), LINEAGE)
+    shutil.rmtree(home.receipts)
+    registry.database.close()
+    backup(home, tmp_path / "old.db")
+    shutil.copy(home.ledger, tmp_path / "old.ledger")
+    Registry().publish("old", files(7), LINEAGE)
+    drop(home)
+    shutil.copy(tmp_path / "old.db", home.database)
+    shutil.copy(tmp_path / "old.ledger", home.ledger)
+
+    assert len(Registry().versions()) == 3
+    with pytest.raises(Corrupt, match=r"it does not know old@4"):
+        Registry().publish("old", files(9), LINEAGE)
+    assert fsck(Registry(), repair=True).is_repaired
+    assert Registry().publish("old", files(9), LINEAGE).number == 5
