@@ -141,13 +141,16 @@ class Database:
         """SQLite opens a file whose format it does not know for reading, if it can, and never says why."""
         if not may_write(self.path) or connection.execute("PRAGMA query_only").fetchone()[0]:
             return None  # nobody here would write it
+        _begin(connection)
         try:
-            _begin(connection)
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise
             return "its header names a file format that is unknown"
-        connection.execute("ROLLBACK")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
         return None
 
     def is_sound(self) -> bool:

@@ -69,15 +69,16 @@ def work(kind: str, root: Path, said: Said) -> None:
             pull(other, store, Reference.parse(f"n{turn % 5}"))
 
 
-def open_databases() -> list[str]:
-    """The databases this process has open: a child that is forked must not inherit any."""
+def open_databases(root: Path) -> list[str]:
+    """The databases below `root` this process has open: a child that is forked must not inherit any."""
     links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
-    return [name for link in links if os.path.lexists(link) and "registry.db" in (name := os.readlink(link))]
+    names = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [name for name in names if name.startswith(str(root)) and "registry.db" in name]
 
 
 def killed(kind: str, root: Path, seconds: float) -> list[str]:
     """What a child acknowledged of its work before it was killed, so many seconds after its first word."""
-    assert not open_databases()
+    assert not open_databases(root)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

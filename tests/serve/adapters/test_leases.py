@@ -1,7 +1,6 @@
 """What a server has loaded is not collected while it runs."""
 
 import logging
-import sqlite3
 import time
 
 import pytest
@@ -108,8 +107,7 @@ def test_a_registry_that_cannot_be_written_is_served(
     """Without a right to write there is no lease, and a warning, and the server goes on."""
     registry = Registry()
     registry.database.close()
-    address = f"file:{home.database}?mode=ro"
-    monkeypatch.setattr(registry.database, "_open", lambda: sqlite3.connect(address, uri=True, isolation_level=None))
+    monkeypatch.setattr("adapterhub_local.registry.database.may_write", lambda path: False)
     leases = Leases(registry)
     with caplog.at_level(logging.WARNING):
         pool_with(leases).lease(version)
