@@ -285,9 +285,11 @@ def test_rewards_rise(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     assert train(recipe, home).content_digest == version.content_digest
 
 
-def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path) -> None:
-    """The gradient of a step is that of -A log pi a token over each answer alone, A being its reward in its group."""
-    recipe = drawing(tmp_path)
+@pytest.mark.parametrize(("tokens", "rows_a_step"), [(1024, 1), (300, 2), (0, 4)])
+def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path, tokens: int, rows_a_step: int) -> None:
+    """The gradient of a step is that of -A log pi a token over each answer alone, A being its reward in its group,
+    however many prompts share a row."""
+    recipe = drawing(tmp_path, f"train.packed_tokens={tokens}")
     base = load_base(tiny_base)
     examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)[:4]
     model = with_adapter(base, recipe)
@@ -296,18 +298,35 @@ def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path) -> None:
     rows = goal.rows(examples)
     step = goal.begin(rows, rows, lambda tensor: tensor)
     factors = list(factors_of(model).values())
-    found = torch.autograd.grad(sum(goal.loss(row, step)[0] for row in rows), factors)
+    losses, told = zip(*(goal.loss(row, step) for row in rows), strict=True)
+    found = torch.autograd.grad(sum(losses), factors)
     wanted = torch.zeros(())
-    for drawn in step.drawn.values():
+    answered = [drawn for row in step.drawn.values() for drawn in row]
+    for drawn in answered:
         group = drawn.rewards
         for answer, reward in zip(drawn.answers, group, strict=True):
             better = (reward - group.mean()) / (group.std(correction=0) + 1e-4)
             wanted = wanted - better * log_prob(model, answer) / step.tokens
 
-    assert step.tokens == sum(answer.num_labels for drawn in step.drawn.values() for answer in drawn.answers)
-    assert any(0 < drawn.rewards.mean() < 1 for drawn in step.drawn.values())
+    assert step.tokens == sum(answer.num_labels for drawn in answered for answer in drawn.answers)
+    assert any(0 < drawn.rewards.mean() < 1 for drawn in answered)
+    assert len(rows) == rows_a_step
+    assert float(sum(losses).detach()) == pytest.approx(-float(sum(told)[0]), abs=1e-6), (
+        "a loss is less the mean reward"
+    )
     for one, other in zip(found, torch.autograd.grad(wanted, factors), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_are_computed_once_for_their_answers(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    """Drawn behind a prompt that is computed once, answers are those of prompts that are each computed whole."""
+    recipe = drawing(tmp_path, "reward.temperature=0.01")  # so that the likeliest is drawn
+    base = load_base(tiny_base)
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)[:5]
+    goal = make_objective(with_adapter(base, recipe), examples, recipe, tokenizer=base.tokenizer)
+    drawn, alone = goal._draw(examples, 8), goal._draw(examples, 1)
+    assert [one.answers[0].ids for one in alone] == [one.answers[0].ids for one in drawn]
+    assert len({example.spans[0][0] for example in examples}) > 1, "prompts of one length would hide the padding"
 
 
 @pytest.mark.parametrize(
