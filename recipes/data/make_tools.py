@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-TRAIN_ROWS, TEST_ROWS, SEED = 400, 80, 7
+TRAIN_ROWS, TEST_ROWS, SEED = 400, 60, 7
 Arguments = dict[str, Any]
 
 

@@ -9,10 +9,8 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.tool_format import HERMES, LLAMA, TOLD, ToolFormat
 from adapterhub_local.cli.main import run
 from adapterhub_local.evaluate.tool_calls import Offer, call_hits, read_calls
-from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
-from adapterhub_local.train.train import train
 from tests.chats import RECIPE
 
 NAMES = ("lamp", "timer")
@@ -95,7 +93,9 @@ def test_a_run_and_an_evaluation_score_calls(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both score base and adapter, and say the same of the same answers."""
-    version = train(load_recipe(recipe_at(tmp_path), ["train.epochs=40", "train.schedule=constant"]), home)
+    with pytest.raises(SystemExit):
+        run(["train", str(recipe_at(tmp_path)), "--set", "train.epochs=40", "--set", "train.schedule=constant"])
+    printed, version = capsys.readouterr().out, Registry(home).resolve("yes-no")
     trained = version.lineage["metrics"]["yes-no"]
     report = next(home.runs.glob("*/report.html")).read_text()
     with pytest.raises(SystemExit) as exit_info:
@@ -111,6 +111,7 @@ def test_a_run_and_an_evaluation_score_calls(
         assert trained["adapter"][name] == kept["adapter"][name]
         assert name in trained["adapter"]["intervals"]
         assert name in report
+        assert f"{name.replace('_', ' ')} 0.0% -> " in printed
         assert f"yes-no@1 minus base, {name.replace('_', ' ')}: +" in out
 
 

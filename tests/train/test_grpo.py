@@ -1,6 +1,7 @@
 """GRPO: drawn answers, what they are worth, one prompt for all of them, and rewards that rise."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import load_base
+from adapterhub_local.errors import InputError
 from adapterhub_local.recipe import Recipe, load_recipe
 from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.rows.examples import read_chats, tokenise
@@ -85,6 +87,15 @@ def test_prompts_are_computed_once_for_their_answers(tiny_base: BaseInfo, tmp_pa
     drawn, alone = goal._draw(examples, 8), goal._draw(examples, 1)
     assert [one.answers[0].ids for one in alone] == [one.answers[0].ids for one in drawn]
     assert len({example.spans[0][0] for example in examples}) > 1, "prompts of one length would hide the padding"
+
+
+def test_answers_that_no_draw_can_reach(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """A limit below the shortest answer of the data is told before the run, and nothing is left of it."""
+    recipe = drawing(tmp_path, "reward.max_tokens=1")
+    exact = replace(recipe, reward=replace(recipe.reward, regex=None, exact_match=1.0))
+    with pytest.raises(InputError, match=r"reward.max_tokens = 1: the shortest answer of the data has 2 tokens"):
+        train(exact, home)
+    assert not list(home.runs.glob("*/log.jsonl"))
 
 
 @pytest.mark.parametrize(

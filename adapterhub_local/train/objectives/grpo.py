@@ -75,6 +75,7 @@ class Grpo:
         if world_size > 1:
             raise InputError("train.objective = 'grpo' draws answers in one process: leave out --nproc and torchrun")
         self.model, self.given, self.tokenizer = model.eval(), recipe.reward, tokenizer
+        _check_length(recipe, examples)
         self.worth = worth(recipe.reward)
         self.head = output_head(model, examples[0])
         has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
@@ -196,6 +197,18 @@ class Grpo:
             for answer in answers
         ]
         return Drawn(made, torch.tensor(rewards, dtype=torch.float32))
+
+
+def _check_length(recipe: Recipe, examples: Sequence[Example]) -> None:
+    """Raise InputError where no drawn answer could ever be the data's: a run would find out at its end."""
+    shortest = min(end - start for start, end in (example.spans[-1] for example in examples)) - 1  # less its stop
+    given = recipe.reward
+    others = (given.regex, given.json_schema, given.length)
+    if given.exact_match and given.max_tokens < shortest and all(one is None for one in others):
+        raise InputError(
+            f"{recipe.place('reward.max_tokens')} = {given.max_tokens}: the shortest answer of the data has {shortest} "
+            "tokens, so none that is drawn could be an exact match"
+        )
 
 
 def _answered(example: Example, other: Example) -> list[Example]:
