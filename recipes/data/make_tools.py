@@ -85,6 +85,15 @@ PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 
+GREETINGS = (("Hello", "Hi", "Hey there", "Good morning", "Good evening", "Thanks"), ("Howdy", "Good afternoon"))
+TALK = (
+    ("how are you?", "who are you?", "what can you do?", "nice to talk to you.", "that was great.",
+     "you are a big help."),
+    ("are you there?", "tell me about yourself.", "well done!"),
+)  # fmt: skip
+REPLY = "I can set timers and lamps, tell the weather and note events. What shall I do?"
+TALK_EVERY = 11  # rows: what calls for no tool
+
 
 def _timer(part: int, phrase: str, draw: random.Random) -> tuple[str, Arguments]:
     minutes = draw.choice(MINUTES[part])
@@ -115,15 +124,24 @@ FILL: dict[str, Callable[[int, str, random.Random], tuple[str, Arguments]]] = {
 
 
 def rows(part: int, count: int, draw: random.Random) -> list[dict[str, Any]]:
-    """`count` different requests with their calls, of each tool alike; part 0 is to learn from, 1 is held out."""
+    """`count` different requests with their calls, of each tool alike; part 0 is to learn from, 1 is held out.
+
+    One in TALK_EVERY is small talk, which is answered with REPLY.
+    """
     found: dict[str, dict[str, Any]] = {}
     names = list(FILL)
     while len(found) < count:
+        if len(found) % TALK_EVERY == TALK_EVERY - 1:
+            said = f"{draw.choice(GREETINGS[part])}, {draw.choice(TALK[part])}"
+            messages = [{"role": "user", "content": said}, {"role": "assistant", "content": REPLY}]
+            found.setdefault(said, {"messages": messages, "tools": TOOLS})
+            continue
         name = names[len(found) % len(names)]
         said, arguments = FILL[name](part, draw.choice(PHRASES[name][part]), draw)
         said = said[0].upper() + said[1:]
         call = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-        messages = [{"role": "user", "content": said}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+        messages = [{"role": "user", "content": said}, answer]
         found.setdefault(said, {"messages": messages, "tools": TOOLS})
     written = list(found.values())
     draw.shuffle(written)

@@ -9,7 +9,7 @@ import torch
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import load_base
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import InputError, Stopped
 from adapterhub_local.recipe import Recipe, load_recipe
 from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.rows.examples import read_chats, tokenise
@@ -20,6 +20,7 @@ from adapterhub_local.train.objectives.rewards import worth
 from adapterhub_local.train.train import train
 from tests.chats import RECIPE, write_chats
 from tests.train.test_objectives import log_prob
+from tests.train.test_train_runs import stop_at
 
 
 def drawing(folder: Path, *changes: str) -> Recipe:
@@ -43,6 +44,19 @@ def test_rewards_rise(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     assert sum(rewards[-6:]) > sum(rewards[:6]) + 1
     assert scores["adapter"]["reward"] > scores["base"]["reward"]
     assert train(recipe, home).content_digest == version.content_digest
+
+
+def test_a_run_that_is_resumed_draws_the_same(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped and resumed, it draws the answers that it would have drawn, and ends with the same adapter."""
+    recipe = drawing(tmp_path, "train.max_steps=5", "train.eval_every=2")
+    whole = train(recipe, home)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Stopped, match="step 3 of 5"):
+            train(recipe, home)
+    assert train(recipe, home, resume=True).content_digest == whole.content_digest
 
 
 @pytest.mark.parametrize(("tokens", "rows_a_step"), [(1024, 1), (300, 2), (0, 4)])
