@@ -84,8 +84,11 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
             if tests and recipe.train.objective != "sft":
                 rewards = fitted.objective.held_out(tests, recipe.eval.batch_size)
                 found = {name.removeprefix("eval_"): round(value, 6) for name, value in rewards.items()}
-                lineage["metrics"][recipe.task]["adapter"] |= {"objective_loss": found.pop("loss"), **found}
-                if recipe.train.objective == "grpo":  # the base is rewarded by the same rules
+                objective_loss = found.pop("loss")
+                lineage["metrics"][recipe.task]["adapter"] |= found
+                if recipe.train.objective != "grpo":
+                    lineage["metrics"][recipe.task]["adapter"]["objective_loss"] = objective_loss
+                else:  # whose loss is less its reward; the base is rewarded by the same rules
                     with model.disable_adapter():
                         before_it = fitted.objective.held_out(tests, recipe.eval.batch_size)
                     lineage["metrics"][recipe.task]["base"]["reward"] = round(before_it["eval_reward"], 6)
