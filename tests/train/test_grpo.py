@@ -92,17 +92,6 @@ def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path, tokens: in
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_prompts_are_computed_once_for_their_answers(tiny_base: BaseInfo, tmp_path: Path) -> None:
-    """Drawn behind a prompt that is computed once, answers are those of prompts that are each computed whole."""
-    recipe = drawing(tmp_path, "reward.temperature=0.01")  # so that the likeliest is drawn
-    base = load_base(tiny_base)
-    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)[:5]
-    goal = make_objective(with_adapter(base, recipe), examples, recipe, tokenizer=base.tokenizer)
-    drawn, alone = goal._draw(examples, 8), goal._draw(examples, 1)
-    assert [one.answers[0].ids for one in alone] == [one.answers[0].ids for one in drawn]
-    assert len({example.spans[0][0] for example in examples}) > 1, "prompts of one length would hide the padding"
-
-
 def test_answers_that_no_draw_can_reach(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     """A limit below the shortest answer of the data is told before the run, and nothing is left of it."""
     recipe = drawing(tmp_path, "reward.max_tokens=1")

@@ -141,18 +141,17 @@ class Grpo:
         at_once = max(1, MAX_ANSWERS // samples)
         for start in range(0, len(order), at_once):
             batch = order[start : start + at_once]
-            answers = self._generate([prompts[index] for index in batch], samples)
+            answers = self._generate([prompts[index] for index in batch], samples, is_drawn=samples > 1)
             for number, index in enumerate(batch):
                 drawn[index] = self._judged(examples[index], answers[number * samples : (number + 1) * samples])
         self.model.train(was_training)
         return [drawn[index] for index in range(len(examples))]
 
-    def _generate(self, prompts: Sequence[Sequence[int]], samples: int) -> list[list[int]]:
+    def _generate(self, prompts: Sequence[Sequence[int]], samples: int, *, is_drawn: bool) -> list[list[int]]:
         """The ids of `samples` answers to each prompt, prompt after prompt, up to what ends them or `max_tokens`.
 
-        A prompt is computed once for all of its answers.
+        A prompt is computed once for all of its answers. Without `is_drawn` each token is the likeliest.
         """
-        is_drawn = samples > 1
         device, ends = self.model.device, self._ends()
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
         width = max(map(len, prompts))
@@ -164,7 +163,7 @@ class Grpo:
         )
         given: dict[str, Any] = {}
         with torch.no_grad():
-            if is_drawn and width > 1:  # all but the last token, from which the first of each answer is drawn
+            if samples > 1 and width > 1:  # all but the last token, from which the first of each answer is drawn
                 positions = (mask[:, :-1].cumsum(-1) - 1).clamp(min=0)
                 known = self.model(
                     input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions, use_cache=True,
