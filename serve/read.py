@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from adapterhub_local.base.chat_template import ChatSettings
 from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.base.tool_calls import CallReader
 from adapterhub_local.base.tool_format import ToolFormat
 from serve.answers.logprobs import MAX_NUMBERS, Echo
 from serve.engine.engine import Engine
@@ -16,7 +17,6 @@ from serve.requests.probes import EmbeddingsRequest, ScoreRequest
 from serve.text.grammar import GrammarReader, after_thoughts, answer_grammar, structured_grammar
 from serve.text.prompt import PLAIN, PromptReader, end_tokens, sampling_defaults
 from serve.text.thoughts import Place, ThoughtBound, ThoughtFormat, ThoughtReader
-from serve.text.tools import CallReader
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from adapterhub_local.registry import Registry
 @click.option("--choices", metavar="A,B", help="Measure accuracy: which of these answers is the most likely.")
 @click.option("--regex", metavar="PATTERN", help="Share of written answers it matches, groups as in the reference.")
 @click.option("--json-valid", is_flag=True, help="Share of written answers that are JSON.")
+@click.option("--tool-calls", is_flag=True, help="Shares of written answers with right calls: form, tools, arguments.")
 @click.option("--task", help="What to file the scores under; the data file's name if not given.")
 @click.option("--limit", type=click.IntRange(1), help="Score at most this many examples.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Examples per forward pass.")
@@ -47,6 +48,7 @@ def command(
     choices: str | None,
     regex: str | None,
     json_valid: bool,
+    tool_calls: bool,
     task: str | None,
     limit: int | None,
     batch_size: int,
@@ -76,7 +78,8 @@ def command(
     registry = Registry()
     others = [text.strip() for text in against.split(",") if text.strip()]
     if lm_eval is not None:
-        unused = {"choices": choices, "regex": regex, "json-valid": json_valid or None, "format": format_}
+        unused = {"choices": choices, "regex": regex, "json-valid": json_valid or None}
+        unused |= {"tool-calls": tool_calls or None, "format": format_}
         unused |= {"prompt": prompt, "answer": answer, "task": task}
         if excluded := [f"--{name}" for name, value in unused.items() if value is not None]:
             raise InputError(f"{', '.join(excluded)} and --lm-eval exclude each other: the task files say it")
@@ -90,7 +93,7 @@ def command(
     done = compare(
         what_to_score(references, others, registry), source, registry, task=task,
         choices=None if choices is None else [text.strip() for text in choices.split(",")], regex=regex,
-        json_valid=json_valid, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
+        json_valid=json_valid, tool_calls=tool_calls, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
         max_length=max_length, reporter=reporter(), **settings,
     )  # fmt: skip
     for text, why in done.not_kept.items():

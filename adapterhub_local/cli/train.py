@@ -105,6 +105,8 @@ def command(
 
         print_json(whole(version))
         return
+    from adapterhub_local.registry.catalog import SHARES
+
     training = version.lineage["training"]
     echo(
         f"{version}: {counted(training['steps'], 'step')} in {training['seconds']:.0f} s, "
@@ -119,7 +121,7 @@ def command(
         base, adapter = scores["base"], scores["adapter"]
         told = [
             f"{name.replace('_', ' ')} {score_text(name, base[name])} -> {score_text(name, adapter[name])}"
-            for name in ("reward", "exact_match", "accuracy", "margin", "loss")
+            for name in ("reward", *SHARES, "margin", "loss")
             if name in base and name in adapter
         ]
         echo(f"{task} on {adapter['rows']} held-out examples: {', '.join(told)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.counts import counted
+from adapterhub_local.data.calls import check_called, misfit
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.data.columns import listed, recognise, renamed, unused_columns
 from adapterhub_local.data.files import read_rows
@@ -83,6 +84,11 @@ def read_data(recipe: Recipe) -> Dataset:
                 f"held out: nothing, as the hash that holds out {data.test_share:.0%} chose none of so few examples; "
                 "name a file in data.test to have the adapter scored"
             )
+    if recipe.eval.tool_calls and not any(chat.tools for chat in held_out):
+        raise BadData(
+            f"{recipe.place('eval.tool_calls')} needs held-out examples that offer tools, in the column 'tools': "
+            + ("none of them does" if held_out else "nothing is held out, name a file in data.test")
+        )
     # of judged answers, which may all answer one prompt, it is the answers that must be others
     known = _digest if shape != ANSWERS else lambda chat: chat.prompt_digest
     asked = {known(chat) for chats in kept for chat in chats}
@@ -133,6 +139,7 @@ def _read(
     by_first: str | None = None  # the format that the first example decided
     chats: list[Chat] = []
     troubles, unused = Troubles(path.name), Counter[str]()
+    misfits: list[str] = []  # calls that the schema of their tool does not allow
     for where, row in read_rows(path, role):
         if limit is not None and len(chats) >= limit:
             break
@@ -146,7 +153,11 @@ def _read(
                 by_first = wanted
             elif by_first:
                 _check_same(row, where, by_first, shape)
-            chats.append(read_chat(row, where, wanted, data, labels))
+            chat = read_chat(row, where, wanted, data, labels)
+            check_called(chat)
+            chats.append(chat)
+            if wrong := misfit(chat):
+                misfits.append(f"{where}: {wrong}")
             unused.update(unused_columns(row, wanted, data))
         except BadData as error:
             troubles.add(where, error)
@@ -154,6 +165,11 @@ def _read(
     if not chats:
         raise BadData(f"{path} has no examples")
     remarks = troubles.notes
+    if misfits:
+        remarks.append(
+            f"calls that the schema of their tool does not allow are learned as they are: {len(misfits):,} of "
+            f"{counted(len(chats), 'example')}, the first is {misfits[0]}"
+        )
     if unused:
         columns = ", ".join(
             f"{listed([name])} ({count:,} of {len(chats):,} examples)" for name, count in sorted(unused.items())

@@ -94,6 +94,7 @@ def compare(
     choices: Sequence[str] | None = None,
     regex: str | None = None,
     json_valid: bool = False,
+    tool_calls: bool = False,
     max_new_tokens: int = 256,
     limit: int | None = None,
     batch_size: int = 16,
@@ -109,6 +110,7 @@ def compare(
     choices    answers of which the most likely is the adapter's: accuracy
     regex, json_valid
                what answers, of at most `max_new_tokens` tokens, are checked for once they are written
+    tool_calls for the calls in them, read as the server reads them, beside the reference's: form, tools, arguments
     Mistakes raise before the base is loaded: NotFound, BadData, BadRecipe, InputError.
     """
     place = find_data(source)
@@ -118,6 +120,7 @@ def compare(
     from adapterhub_local.data.dataset import Dataset, read_parts
     from adapterhub_local.evaluate.choices import with_choices
     from adapterhub_local.evaluate.evaluate import Checks, adapted, data_settings, entry, read_tests, score
+    from adapterhub_local.evaluate.tool_calls import offers_of
     from adapterhub_local.evaluate.written import read_pattern
     from adapterhub_local.rows.examples import settings_of
     from adapterhub_local.rows.judged import tokenise_judged
@@ -128,7 +131,7 @@ def compare(
     dataset = Dataset([], [chat for part in parts for chat in part.chats], [part.record for part in parts], [])
     base = load_base(subjects.info, dtype=compute_dtype())
     if are_pairs := any(chat.rejected is not None for chat in dataset.test):
-        if choices is not None or pattern is not None or json_valid:
+        if choices is not None or pattern is not None or json_valid or tool_calls:
             raise InputError(f"{source} has pairs of answers, which are scored by themselves: leave out the checks")
         stops = stop_tokens(base.info.folder, base.tokenizer)
         tests = tokenise_judged(dataset.test, base.tokenizer, data, PAIRS, stops=stops, max_length=max_length)
@@ -138,7 +141,8 @@ def compare(
     if choices is not None:
         stops = stop_tokens(base.info.folder, base.tokenizer)
         asked = with_choices(dataset.test, list(choices), base.tokenizer, tests.template, settings_of(data), stops)
-    checks = Checks(*asked, pattern, json_valid, max_new_tokens)
+    offers = offers_of(tests.chats, base.tokenizer, settings_of(data)) if tool_calls else ()
+    checks = Checks(*asked, pattern, json_valid, offers, max_new_tokens)
     task = task or Path(source).name.partition(".")[0]
     scores: dict[str, AnyScore] = {}
     for text, version in subjects.versions.items():

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.data.chat import Chat
@@ -14,10 +16,11 @@ from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.choices import choose
 from adapterhub_local.evaluate.metrics import Score, evaluate
 from adapterhub_local.evaluate.preferences import PreferenceScore
+from adapterhub_local.evaluate.tool_calls import Offer, call_hits
 from adapterhub_local.evaluate.written import is_json, matches, write_answers
 from adapterhub_local.lora.loadable import loadable
 from adapterhub_local.progress import Counting
-from adapterhub_local.recipe.schema import Data
+from adapterhub_local.recipe.schema import MAX_NEW_TOKENS, Data
 from adapterhub_local.registry import Version
 from adapterhub_local.rows.examples import Example, Tokenised, scored_on, settings_of, tokenise_all
 
@@ -30,11 +33,12 @@ class Checks:
     right: Sequence[int] = ()
     pattern: re.Pattern[str] | None = None
     wants_json: bool = False
-    max_new_tokens: int = 256
+    offers: Sequence[Offer | None] = ()  # the tools of each example, where calls are scored
+    max_new_tokens: int = MAX_NEW_TOKENS
 
     @property
     def need_text(self) -> bool:
-        return self.pattern is not None or self.wants_json
+        return self.pattern is not None or self.wants_json or bool(self.offers)
 
 
 def data_settings(versions: Sequence[Version], **given: str | None) -> Data:
@@ -70,7 +74,7 @@ def score(
 ) -> Score:
     """Score the base, or the base with a version's adapter on it, applied by plain PEFT."""
     if version is None:
-        return _score(base, base.model, tests, batch_size, progress, checks or Checks())
+        return _score(base, base.model, tests, batch_size, progress, checks)
     return score_folder(base, version.path, tests, batch_size, progress, checks)
 
 
@@ -84,7 +88,7 @@ def score_folder(
 ) -> Score:
     """Score the base with the adapter in a PEFT folder on it."""
     with adapted(base, folder) as model:
-        return _score(base, model, tests, batch_size, progress, checks or Checks())
+        return _score(base, model, tests, batch_size, progress, checks)
 
 
 @contextmanager
@@ -110,22 +114,37 @@ def _score(
     tests: Sequence[Example],
     batch_size: int,
     progress: Counting | None,
-    checks: Checks,
+    checks: Checks | None,
 ) -> Score:
     result = evaluate(model, tests, batch_size, progress)
+    return checked(result, model, base.tokenizer, tests, checks, batch_size, progress) if checks else result
+
+
+def checked(
+    result: Score,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    tests: Sequence[Example],
+    checks: Checks,
+    batch_size: int,
+    progress: Counting | None = None,
+) -> Score:
+    """A score with what else is asked of the same examples. model: in evaluation mode."""
     hits = dict(result.hits)
     if checks.questions:
         chosen = choose(model, checks.questions, progress)
         hits["accuracy"] = tuple(ours == right for ours, right in zip(chosen, checks.right, strict=True))
     if checks.need_text:
-        tokenizer = base.tokenizer
         written = write_answers(model, tokenizer, tests, checks.max_new_tokens, batch_size, progress)
+        last = [list(example.ids[slice(*example.spans[-1])]) for example in tests]
+        references = tokenizer.batch_decode(last, skip_special_tokens=True)
         if checks.pattern is not None:
-            last = [list(example.ids[slice(*example.spans[-1])]) for example in tests]
-            pairs = zip(written, tokenizer.batch_decode(last, skip_special_tokens=True), strict=True)
+            pairs = zip(written, references, strict=True)
             hits["regex_match"] = tuple(matches(checks.pattern, ours, reference) for ours, reference in pairs)
         if checks.wants_json:
             hits["json_valid"] = tuple(is_json(text) for text in written)
+        if checks.offers:
+            hits |= call_hits(written, references, checks.offers)
     return replace(result, hits=hits)
 
 

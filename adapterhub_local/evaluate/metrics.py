@@ -25,7 +25,8 @@ class Score:
     """`loss`: mean negative log-likelihood in nats per answer token. `exact_match`: share of answers, 0 to 1.
 
     losses, labels: sum of the loss and number of answer tokens of each example, in their order; `hits`: for each
-    share (exact_match, accuracy, ...) whether the example counts. From these come intervals and comparisons.
+    share (exact_match, accuracy, ...) whether the example counts, those of tool calls of examples that offer tools.
+    From these come intervals and comparisons.
     """
 
     rows: int
@@ -63,9 +64,9 @@ class Score:
 
     def differences(self, other: "Score") -> dict[str, dict[str, Any]]:
         """Metric -> this score less the other on the same examples, with its interval, and whether 0 lies outside."""
-        ones = [1.0] * self.rows
         parts = {LOSS: (self.losses, self.labels, other.losses)}
         for name in self.hits.keys() & other.hits.keys():
+            ones = [1.0] * len(self.hits[name])
             parts[name] = (self.hits[name], ones, other.hits[name])  # type: ignore[assignment]
         told = {}
         for name, (values, weights, others) in sorted(parts.items()):

@@ -14,7 +14,7 @@ from adapterhub_local.counts import counted
 from adapterhub_local.errors import InputError
 from adapterhub_local.plan.device import Device, find_device
 from adapterhub_local.plan.memory import estimate, num_factors
-from adapterhub_local.plan.rows import Rows, pack_examples, read_examples
+from adapterhub_local.plan.rows import Rows, computed_of, pack_examples, read_examples
 from adapterhub_local.plan.run_plan import pass_of
 from adapterhub_local.plan.shape import Shape, read_config
 from adapterhub_local.recipe import Recipe
@@ -66,7 +66,8 @@ def settle(recipe: Recipe, home: Home) -> tuple[Recipe, list[Choice]]:
     if recipe.train.strategy != "auto":
         return recipe, []
     folder = find_base(recipe.base.name, home).folder
-    settled, _, choices = choose(recipe, read_config(folder), find_device(), read_examples(recipe, folder), False)
+    examples = computed_of(read_examples(recipe, folder), recipe)
+    settled, _, choices = choose(recipe, read_config(folder), find_device(), examples, False)
     return settled, choices
 
 

@@ -51,6 +51,17 @@ class Rows:
         return asdict(self)
 
 
+def computed_of(examples: Sequence[Any], recipe: Recipe) -> list[Any]:
+    """What of the examples is computed: for grpo each prompt with the answers drawn to it, as long as they may be."""
+    if recipe.train.objective != "grpo":
+        return list(examples)
+    from adapterhub_local.rows.examples import Example
+
+    size = recipe.reward.samples * recipe.reward.max_tokens
+    prompts = [example.ids[: example.spans[-1][0]] for example in examples]
+    return [Example((*prompt, *[0] * size), ((len(prompt), len(prompt) + size),)) for prompt in prompts]
+
+
 def read_examples(recipe: Recipe, folder: Path | None) -> list[Any]:
     """The recipe's training examples, or items that judge several (`rows.judged`).
 

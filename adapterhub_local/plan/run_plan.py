@@ -8,7 +8,7 @@ from adapterhub_local.base.bases import find_base
 from adapterhub_local.plan.activations import Pass
 from adapterhub_local.plan.device import Device
 from adapterhub_local.plan.memory import Memory, estimate
-from adapterhub_local.plan.rows import Rows, pack_examples, read_examples
+from adapterhub_local.plan.rows import Rows, computed_of, pack_examples, read_examples
 from adapterhub_local.plan.shape import Shape, read_config
 from adapterhub_local.plan.speed import Duration, duration
 from adapterhub_local.recipe import Recipe
@@ -76,7 +76,7 @@ def plan(recipe: Recipe, home: Home, device: Device, base_config: Path | None = 
     """
     folder = None if base_config else find_base(recipe.base.name, home).folder
     shape = read_config(base_config or folder)  # type: ignore[arg-type]  # one of them is a path
-    examples = read_examples(recipe, folder)
+    examples = computed_of(read_examples(recipe, folder), recipe)
     if recipe.train.strategy == "auto":
         from adapterhub_local.plan.auto import choose
 
@@ -93,6 +93,9 @@ def plan_rows(recipe: Recipe, shape: Shape, device: Device, rows: Rows) -> Plan:
     largest_row = largest_tokens(shape, replace(run, is_packed=True), optimizer, device)
     rest = max(1, rows.mean - rows.shared)
     steps = num_steps(rows.examples, recipe.train)
+    time = duration(shape, rows, run, steps, num_epochs(rows.examples, recipe.train), device)
+    if recipe.train.objective == "grpo":
+        time = replace(time, basis=f"{time.basis}; about as long again for drawing the answers")
     return Plan(
         shape=shape,
         device=device,
@@ -103,7 +106,7 @@ def plan_rows(recipe: Recipe, shape: Shape, device: Device, rows: Rows) -> Plan:
         longest_example=min(longest, shape.max_length),  # the base has no positions for more
         largest_row=largest_row,
         largest_batch=max(0, (largest_row - rows.shared) // rest),
-        duration=duration(shape, rows, run, steps, num_epochs(rows.examples, recipe.train), device),
+        duration=time,
     )
 
 

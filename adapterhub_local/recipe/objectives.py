@@ -102,10 +102,10 @@ def beta_of(objective: str, preference: Preference) -> float:
 
 
 def _is_default(values: dict[str, Any], full: str) -> bool:
-    """Whether a key of [preference] or [reward] was given the value that it has anyway."""
+    """Whether a key of [preference], [reward] or [eval] was given the value that it has anyway."""
     table, _, name = full.partition(".")
     own = values.get(table)
-    if table not in ("preference", "reward") or own is None:
+    if table not in ("preference", "reward", "eval") or own is None:
         return False
     return bool(getattr(own, name, None) == getattr(type(own)(), name, None))
 
@@ -125,6 +125,12 @@ def check_objective(values: dict[str, Any], given: set[str]) -> list[tuple[str, 
             problems.append((table, wanted, f"preference.{wanted} is for train.objective = {users}, not '{name}'"))
     if data is None:
         return problems
+    asked = values.get("eval")
+    if asked is not None and asked.tool_calls and kind.shape != ANSWERS:
+        message = f"eval.tool_calls is for rows with one answer, and '{name}' compares two: use qhub eval --tool-calls"
+        problems.append(("eval", "tool_calls", message))
+    if asked is not None and not asked.tool_calls and "eval.max_new_tokens" in given:
+        problems.append(("eval", "max_new_tokens", "eval.max_new_tokens is for eval.tool_calls = true"))
     allowed = FORMATS_OF[kind.shape]
     if data.format != "auto" and (data.format not in allowed if allowed else data.format in JUDGING):
         wanted = " or ".join(allowed) or "answers"

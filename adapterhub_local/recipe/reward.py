@@ -9,12 +9,23 @@ from adapterhub_local.recipe.field import at_least_one, between, key
 REWARDS = ("exact_match", "regex", "json_schema", "length")
 
 
-def _pattern(value: str) -> str | None:
+def compiled(pattern: str) -> Any:
+    """A pattern of RE2, whose time is linear in the text. Raises ValueError with what is wrong with it."""
     import re2
 
+    options = re2.Options()
+    options.log_errors = False  # else it writes to standard error by itself
     try:
-        re2.compile(value)
+        return re2.compile(pattern, options)
     except re2.error as error:
+        reason = error.args[0] if error.args else error
+        raise ValueError(reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)) from None
+
+
+def _pattern(value: str) -> str | None:
+    try:
+        compiled(value)
+    except ValueError as error:
         return f"is not a pattern of RE2: {error}"
     return None
 
@@ -54,8 +65,19 @@ def check_reward(objective: str, reward: Any, given: set[str]) -> list[tuple[str
     keys = sorted(name.partition(".")[2] for name in given if name.startswith("reward."))
     if objective != "grpo":
         return [("reward", name, f"reward.{name} is for train.objective = grpo, not '{objective}'") for name in keys]
-    if reward is not None and all(getattr(reward, name) is None for name in REWARDS):
+    if reward is None:
+        return []
+    declared = [name for name in REWARDS if getattr(reward, name) is not None]
+    if not declared:
         known = ", ".join(f"reward.{name}" for name in REWARDS)
         message = f"train.objective = 'grpo' needs a reward: give one of {known}"
         return [("train", "objective", message)]
-    return []
+    problems = []
+    for name in REWARDS:
+        weight = f"{name}_weight"
+        if weight in keys and name not in declared:
+            problems.append(("reward", weight, f"reward.{weight} is for reward.{name}, which is not given"))
+    if not any(getattr(reward, f"{name}_weight", reward.exact_match) for name in declared):
+        named = declared[0] if declared[0] == "exact_match" else f"{declared[0]}_weight"
+        problems.append(("reward", named, f"reward.{named} = 0: every answer would be worth the same, nothing"))
+    return problems

@@ -24,6 +24,7 @@ SYSTEM_ROLES = ("system", "user")
 CONTROL_TOKENS = ("text", "tokens")
 LEFT_OUT = ("error", "accept")
 BAD_ROWS = ("error", "skip")
+MAX_NEW_TOKENS = 256  # of an answer that is written to be looked at
 ROLES = ("system", "user", "assistant", "tool")
 COLUMNS = (
     *("messages", "tools", "system", "prompt", "completion", "instruction", "input", "output", "history", "text"),
@@ -327,6 +328,11 @@ class Eval:
     samples: int = key("held-out prompts answered before and after, for the report", 3, between(0, 100))
     limit: int | None = key("evaluate on only this many test examples, from the first", None, at_least_one)
     batch_size: int = key("examples per forward pass", 16, at_least_one)
+    tool_calls: bool = key(
+        "score the calls of tools that base and adapter write: their form, the tools, and the arguments; for sft, grpo",
+        False,
+    )
+    max_new_tokens: int = key("most tokens of an answer that is written for that", MAX_NEW_TOKENS, between(1, 2**16))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ SHARES = (
     "reward_accuracy",
     "regex_match",
     "json_valid",
+    "valid_calls",
+    "right_tools",
+    "exact_calls",
 )  # metrics that are shares of the examples
 _METRIC = re.compile(r"[A-Za-z_][\w.]*")
 _ORDERS = {"name": "v.name, v.number", "created": "v.created_at DESC, v.name, v.number"}

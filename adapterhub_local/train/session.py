@@ -10,10 +10,13 @@ from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import choose_device, compute_dtype, load_base
 from adapterhub_local.data.dataset import Dataset, read_data
 from adapterhub_local.errors import InputError
+from adapterhub_local.evaluate.evaluate import Checks
+from adapterhub_local.evaluate.tool_calls import offers_of
 from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.objectives import OBJECTIVES
-from adapterhub_local.rows.example import Item, parts_of
+from adapterhub_local.rows.example import Item, Tokenised, parts_of
+from adapterhub_local.rows.examples import settings_of
 from adapterhub_local.rows.judged import tokenise_items
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
@@ -33,6 +36,7 @@ class Session:
     examples: list[Item]
     tests: list[Item]
     counts: dict[str, Any]  # what became of examples that were too long
+    checks: Checks | None = None  # what is asked of held-out answers beside their loss
 
 
 @dataclass(frozen=True)
@@ -79,5 +83,14 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
     check_ids([*items, *tests], base.tokenizer, base.model.get_input_embeddings().weight.shape[0])
     if recipe.train.eval_every and not tests:
         raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
+    checks = _checks(recipe, held_out, base.tokenizer)
     model = with_adapter(base, recipe, start=run.start, examples=parts_of(items))
-    return Session(run, model, base.tokenizer, items, tests, tokenised.counts)
+    return Session(run, model, base.tokenizer, items, tests, tokenised.counts, checks)
+
+
+def _checks(recipe: Recipe, held_out: Tokenised | None, tokenizer: PreTrainedTokenizerBase) -> Checks | None:
+    """What a recipe asks of the held-out answers beside their loss."""
+    if not recipe.eval.tool_calls or held_out is None:
+        return None
+    offers = offers_of(held_out.chats, tokenizer, settings_of(recipe.data))
+    return Checks(offers=offers, max_new_tokens=recipe.eval.max_new_tokens)

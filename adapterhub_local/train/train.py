@@ -11,9 +11,11 @@ import torch
 from adapterhub_local.base.load import quiet_loading
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import Protected, QhubError, Stopped
+from adapterhub_local.evaluate.evaluate import checked
+from adapterhub_local.evaluate.metrics import Score
 from adapterhub_local.evaluate.preferences import AnyScore, score_items
 from adapterhub_local.plan.auto import Choice, settle
-from adapterhub_local.progress import Keeping, Quiet, Reporter
+from adapterhub_local.progress import Counting, Keeping, Quiet, Reporter
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home, process
@@ -27,7 +29,7 @@ from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.report import write_report
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.samples import take_samples
-from adapterhub_local.train.session import Inputs, load, read_inputs
+from adapterhub_local.train.session import Inputs, Session, load, read_inputs
 from adapterhub_local.train.trainer import make_trainer
 from adapterhub_local.train.watch import Watch
 
@@ -70,9 +72,9 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
         scores: dict[str, AnyScore] = {}
         if tests:
             with reporter.counting("evaluating the adapter") as progress:
-                scores["adapter"] = score_items(model, tests, recipe.eval.batch_size, progress)
+                scores["adapter"] = _score(session, progress)
             with model.disable_adapter(), reporter.counting("evaluating the base") as progress:
-                scores["base"] = score_items(model, tests, recipe.eval.batch_size, progress)
+                scores["base"] = _score(session, progress)
         samples = take_samples(model, session.tokenizer, [item.parts[0] for item in tests], recipe.eval.samples)
         with staging(home.tmp) as folder:
             files = save(model, recipe, run.info, folder)
@@ -82,8 +84,11 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
             if tests and recipe.train.objective != "sft":
                 rewards = fitted.objective.held_out(tests, recipe.eval.batch_size)
                 found = {name.removeprefix("eval_"): round(value, 6) for name, value in rewards.items()}
-                lineage["metrics"][recipe.task]["adapter"] |= {"objective_loss": found.pop("loss"), **found}
-                if recipe.train.objective == "grpo":  # the base is rewarded by the same rules
+                objective_loss = found.pop("loss")
+                lineage["metrics"][recipe.task]["adapter"] |= found
+                if recipe.train.objective != "grpo":
+                    lineage["metrics"][recipe.task]["adapter"]["objective_loss"] = objective_loss
+                else:  # whose loss is less its reward; the base is rewarded by the same rules
                     with model.disable_adapter():
                         before_it = fitted.objective.held_out(tests, recipe.eval.batch_size)
                     lineage["metrics"][recipe.task]["base"]["reward"] = round(before_it["eval_reward"], 6)
@@ -101,6 +106,16 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
     if refusal is not None:
         raise Protected(f"{published} is registered, without its alias: {refusal}")
     return published
+
+
+def _score(session: Session, progress: Counting) -> AnyScore:
+    """The model as it is, in evaluation mode, on what is held out, and what the recipe asks beside."""
+    model, tests, size = session.model, session.tests, session.run.recipe.eval.batch_size
+    found = score_items(model, tests, size, progress)
+    if session.checks is None:
+        return found
+    assert isinstance(found, Score), "pairs are not checked"
+    return checked(found, model, session.tokenizer, tests, session.checks, size, progress)  # type: ignore[arg-type]
 
 
 def _publish(

@@ -75,7 +75,7 @@ class Watch(TrainerCallback):
         if len(self.losses) < 2 * WINDOW:
             return
         first, last = (sum(part) / WINDOW for part in (self.losses[:WINDOW], self.losses[-WINDOW:]))
-        if last > 1.5 * first + 0.5:
+        if last > first + 0.5 * abs(first) + 0.5:  # losses that are rewards lie below zero
             rise = f"from {first:.3f} to {last:.3f} (means of {WINDOW} steps)"
             raise Diverged(f"the loss has risen {rise} at step {state.global_step}")
         if last < self._lowest and state.global_step - self._copied_at >= WINDOW:

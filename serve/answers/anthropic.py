@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_local.base.tool_calls import Call
 from serve.answers.completions import Answer
 from serve.answers.events import line
 from serve.errors import ErrorBody
 from serve.text.generate import Generation, Piece
-from serve.text.tools import Call
 
 REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 

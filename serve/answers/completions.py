@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_local.base.tool_calls import Call
 from serve.answers.events import line
 from serve.answers.logprobs import Echo, Spell, joined, of_chat, of_completion, of_echo, of_prompt
 from serve.answers.models import Target
 from serve.engine.request import Sampled
 from serve.errors import ErrorBody
 from serve.text.generate import Generation, Piece
-from serve.text.tools import Call
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_local.base.tool_calls import Call
 from serve.answers.completions import Answer
 from serve.answers.events import line
 from serve.engine.request import Sampled
 from serve.errors import ErrorBody
 from serve.requests.responses import ResponsesRequest
 from serve.text.generate import Generation, Piece
-from serve.text.tools import Call
 
 INCOMPLETE = {"length": "max_output_tokens"}  # finish reason -> why the answer is not whole
 

@@ -5,6 +5,8 @@ from copy import copy
 
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.tool_calls import overlap
+
 REPLACEMENT = "\ufffd"
 MAX_OPEN_TOKENS = 32  # a character has at most 4 bytes; tokens that never become text must not pile up
 
@@ -79,8 +81,3 @@ class Detokenizer:
         held = max((overlap(text, stop) for stop in self.stop), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
-
-
-def overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.tool_calls import Call, CallReader
 from serve.engine.loop import EngineLoop
 from serve.engine.request import PromptOutput, Sampled, Submission, TokenOutput
 from serve.errors import TimedOut
 from serve.text.detokenize import Detokenizer
 from serve.text.thoughts import Place, ThoughtReader
-from serve.text.tools import Call, CallReader
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from serve.requests.messages import StructuredOutputs, Tool
 from serve.text.compiler import FormCompiler
 from serve.text.form_bounds import bound_choices, bound_form, bound_pattern, bound_rules, bound_schema
 from serve.text.thoughts import AFTER, Place, ThoughtFormat
-from serve.text.tools import MAX_PARALLEL
 
+MAX_PARALLEL = 8  # calls in one answer that has to call: a small model would repeat itself until it is cut
 # Bounded, or a small model fills its answer with blanks and never comes to the point.
 JSON_SPACE = r"[ \n\t]{0,20}"
 CALL_SPACE = r"[ ]?"  # as chat templates write calls

@@ -11,9 +11,10 @@ from enum import Enum
 
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.tool_calls import overlap
 from adapterhub_local.data.chat import MARKS
 from serve.engine.form import Constraint
-from serve.text.detokenize import Detokenizer, overlap
+from serve.text.detokenize import Detokenizer
 
 TAIL = 16  # tokens at the end of a prompt that show whether the model already thinks when it begins
 MAX_BACK = 16  # tokens that are taken back at once, at most

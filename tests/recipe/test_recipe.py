@@ -1,5 +1,8 @@
 """Recipes: what is wrong is reported with file, line and the nearest key, all of it at once."""
 
+import gzip
+import json
+import runpy
 from dataclasses import fields
 from pathlib import Path
 
@@ -187,6 +190,20 @@ def test_shipped_recipes_load() -> None:
         assert recipe.data.test is not None
         assert recipe.output.description
         assert f"qhub train {path.relative_to(folder.parent)}" in recipe.text
+
+
+def test_made_data_are_what_their_maker_makes() -> None:
+    """The requests of the tools recipe come from the program beside them, and no held-out request is learned."""
+    folder = Path(__file__).parents[2] / "recipes" / "data"
+    made = runpy.run_path(str(folder / "make_tools.py"))
+    train = gzip.decompress((folder / "tools.train.jsonl.gz").read_bytes()).decode()
+    test = (folder / "tools.test.jsonl").read_text(encoding="utf-8")
+    asked = [{json.loads(line)["messages"][0]["content"] for line in text.splitlines()} for text in (train, test)]
+
+    assert train == made["lines"](0, made["TRAIN_ROWS"])
+    assert test == made["lines"](1, made["TEST_ROWS"])
+    assert len(asked[0]) == made["TRAIN_ROWS"]
+    assert not asked[0] & asked[1]
 
 
 def test_sources_of_the_hub(write: Write) -> None:

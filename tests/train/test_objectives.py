@@ -15,16 +15,14 @@ from adapterhub_local.data.dataset import read_data
 from adapterhub_local.errors import BadData, BadRecipe
 from adapterhub_local.recipe import Recipe, load_recipe
 from adapterhub_local.recipe.objectives import OBJECTIVES, Preference
-from adapterhub_local.recipe.reward import Reward
-from adapterhub_local.rows.examples import Example, read_chats, tokenise
+from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.judged import Judged, tokenise_items
 from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import factors_of, with_adapter
 from adapterhub_local.train.objectives import make_objective
 from adapterhub_local.train.objectives.losses import PAIRED, Pairs, kto
-from adapterhub_local.train.objectives.rewards import worth
 from adapterhub_local.train.train import train
-from tests.chats import RECIPE, write_chats
+from tests.chats import RECIPE
 from tests.tiny import byte_tokenizer
 
 PREFERENCES = [
@@ -259,76 +257,6 @@ def test_eval_scores_pairs(tiny_base: BaseInfo, home: Home, tmp_path: Path, caps
     assert "pairs of answers" in capsys.readouterr().err
 
 
-# -- answers that the model draws ------------------------------------------------------------------
-
-
-def drawing(folder: Path, *changes: str) -> Recipe:
-    """A recipe whose model draws short answers, rewarded for a small letter in them."""
-    (folder / "recipe.toml").write_text(RECIPE)
-    write_chats(folder / "train.jsonl", 32)
-    write_chats(folder / "test.jsonl", 4, offset=1)
-    short = ("reward.max_tokens=6", "reward.samples=8", "train.batch_size=4", "train.objective=grpo")
-    return load_recipe(folder / "recipe.toml", [*short, "reward.regex=[a-z]", *changes])
-
-
-def test_rewards_rise(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
-    """Answers that are rewarded become likelier; the version keeps the reward of base and adapter, and a run that is
-    done again is the same."""
-    recipe = drawing(tmp_path, "train.epochs=2")
-    version = train(recipe, home)
-    (log,) = home.runs.glob("*/log.jsonl")
-    rewards = [json.loads(line)["reward"] for line in log.read_text().splitlines()]
-    scores = version.lineage["metrics"]["yes-no"]
-
-    assert sum(rewards[-6:]) > sum(rewards[:6]) + 1
-    assert scores["adapter"]["reward"] > scores["base"]["reward"]
-    assert train(recipe, home).content_digest == version.content_digest
-
-
-def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path) -> None:
-    """The gradient of a step is that of -A log pi a token over each answer alone, A being its reward in its group."""
-    recipe = drawing(tmp_path)
-    base = load_base(tiny_base)
-    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)[:4]
-    model = with_adapter(base, recipe)
-    goal = make_objective(model, examples, recipe, tokenizer=base.tokenizer)
-    torch.manual_seed(3)
-    rows = goal.rows(examples)
-    step = goal.begin(rows, rows, lambda tensor: tensor)
-    factors = list(factors_of(model).values())
-    found = torch.autograd.grad(sum(goal.loss(row, step)[0] for row in rows), factors)
-    wanted = torch.zeros(())
-    for drawn in step.drawn.values():
-        group = drawn.rewards
-        for answer, reward in zip(drawn.answers, group, strict=True):
-            better = (reward - group.mean()) / (group.std(correction=0) + 1e-4)
-            wanted = wanted - better * log_prob(model, answer) / step.tokens
-
-    assert step.tokens == sum(answer.num_labels for drawn in step.drawn.values() for answer in drawn.answers)
-    assert any(0 < drawn.rewards.mean() < 1 for drawn in step.drawn.values())
-    for one, other in zip(found, torch.autograd.grad(wanted, factors), strict=True):
-        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("declared", "answer", "value"),
-    [
-        ({"exact_match": 2.0}, " yes\n", 2.0),
-        ({"exact_match": 2.0}, "no", 0.0),
-        ({"regex": "^y", "regex_weight": 0.5}, "yes", 0.5),
-        ({"json_schema": '{"type": "object", "required": ["a"]}'}, '{"a": 1}', 1.0),
-        ({"json_schema": '{"type": "object", "required": ["a"]}'}, '{"b": 1}', 0.0),
-        ({"json_schema": '{"type": "object"}'}, "{", 0.0),
-        ({"length": 4}, "yes", 1.0),
-        ({"length": 3}, "yes", 0.0),
-        ({"exact_match": 1.0, "regex": "s"}, "yes", 2.0),
-    ],
-)
-def test_what_an_answer_is_worth(declared: dict, answer: str, value: float) -> None:
-    """Each declared reward counts with its weight; `length` only for an answer that ends in time."""
-    assert worth(Reward(**declared))(answer, "yes", 4, True) == value
-
-
 # -- what is refused -------------------------------------------------------------------------------
 
 
@@ -344,7 +272,13 @@ def test_what_an_answer_is_worth(declared: dict, answer: str, value: float) -> N
         (["train.objective=dpo", "data.prompt={prompt}", "data.answer={chosen}"], "makes one answer a row"),
         (["reward.length=3"], "reward.length is for train.objective = grpo, not 'sft'"),
         (["train.objective=grpo"], "'grpo' needs a reward: give one of reward.exact_match"),
-        (["train.objective=grpo", "reward.regex='('"], "is not a pattern of RE2"),
+        (["train.objective=grpo", "reward.regex='('"], "is not a pattern of RE2: missing ): ("),
+        (["train.objective=grpo", "reward.exact_match=0"], "reward.exact_match = 0: every answer would be worth"),
+        (["train.objective=grpo", "reward.length=3", "reward.length_weight=0"], "reward.length_weight = 0: every"),
+        (
+            ["train.objective=grpo", "reward.exact_match=1", "reward.regex_weight=2"],
+            "reward.regex_weight is for reward.regex, which is not given",
+        ),
         (["train.objective=grpo", "reward.json_schema='{'"], "is not JSON"),
         (["train.objective=ppo"], "must be one of sft, dpo"),
         (["train.objective=dpo", "preference.label_smoothing=0.5"], "must be from 0"),

@@ -16,6 +16,7 @@ from adapterhub_local.rows.packing import forward, is_exact, pack
 from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.loss import answer_loss, output_head
+from adapterhub_local.train.objectives import make_objective
 from adapterhub_local.train.targets import target_names
 from adapterhub_local.train.train import train
 from tests.architectures import SHAPES, WINDOW, save_architecture
@@ -40,6 +41,20 @@ GROUPS = {
 def base(request: pytest.FixtureRequest, tmp_path: Path, home: Home) -> LoadedBase:
     """The architecture of the test's parameter as the base `tiny`."""
     return load_base(add_base("tiny", save_architecture(request.param, tmp_path / "model"), home))
+
+
+@pytest.mark.parametrize("base", NAMES, indirect=True)
+def test_answers_behind_a_prompt_computed_once(base: LoadedBase, tmp_path: Path) -> None:
+    """GRPO copies a prompt's cache for all answers that it draws: attention windows and rotations stay right."""
+    changes = ["train.objective=grpo", "reward.length=5", "reward.max_tokens=6"]
+    recipe = load_recipe(write_recipe(tmp_path), changes)
+    examples = tokenise(read_chats(recipe.data.train, 4), base.tokenizer, 512)
+    goal = make_objective(with_adapter(base, recipe), examples, recipe, tokenizer=base.tokenizer)
+    prompts = [example.ids[: example.spans[-1][0]] for example in examples]
+    alone = [goal._generate([prompt], 1, is_drawn=False)[0] for prompt in prompts]
+    twice = goal._generate(prompts, 2, is_drawn=False)
+    assert twice[::2] == twice[1::2] == alone
+    assert len({len(prompt) for prompt in prompts}) > 1, "prompts of one length would hide the padding"
 
 
 @pytest.mark.parametrize(

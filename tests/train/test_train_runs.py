@@ -213,11 +213,12 @@ def test_divergence_is_noticed() -> None:
 
 
 def test_noise_is_no_divergence() -> None:
-    """A loss that jumps about, or is small from the start, goes on."""
-    watch = Watch(lambda entry: None)
-    for step, loss in enumerate([0.02, 0.4] * 50, 1):
-        STATE.global_step = step
-        watch.on_log(None, STATE, CONTROL, logs={"loss": loss})
+    """A loss that jumps about, or is small from the start, goes on; so does one below zero, as rewards make it."""
+    for losses in ([0.02, 0.4], [-10.0, -8.5], [-0.1, 0.1]):
+        watch = Watch(lambda entry: None)
+        for step, loss in enumerate(losses * 10 + [losses[1]] * 10, 1):
+            STATE.global_step = step
+            watch.on_log(None, STATE, CONTROL, logs={"loss": loss})
 
 
 def test_dry_run(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ that learns from them; so each step is on its own policy, and the ratio of the p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -13,24 +14,26 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.errors import InputError
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.derived import examples_a_row
 from adapterhub_local.rows.examples import Example
-from adapterhub_local.rows.packing import is_exact, pack
+from adapterhub_local.rows.packing import is_exact_row, pack, pack_groups
 from adapterhub_local.train.loss import answer_log_probs, output_head
 from adapterhub_local.train.objectives.objective import Sum
 from adapterhub_local.train.objectives.rewards import worth
 
-MAX_PROMPTS = 64  # answers that are drawn at once
+MAX_ANSWERS = 64  # that are drawn at once
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One example of the data: its prompt is answered, its answer is what an exact match is with."""
+    """Examples of the data whose answers are computed together: prompts are answered, and an exact match is with the
+    data's answers."""
 
-    example: Example
+    examples: tuple[Example, ...]
 
     @property
     def num_tokens(self) -> int:
-        return len(self.example.ids)
+        return sum(len(example.ids) for example in self.examples)
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Step:
-    """What all rows of a step know: the answers to each prompt, and the tokens of all of them."""
+    """What all rows of a step know: the answers to the prompts of each, the number of prompts, the answers' tokens."""
 
-    drawn: dict[int, Drawn]
+    drawn: dict[int, list[Drawn]]  # by the id of the row
+    prompts: int
     tokens: int
 
 
@@ -71,27 +75,56 @@ class Grpo:
         if world_size > 1:
             raise InputError("train.objective = 'grpo' draws answers in one process: leave out --nproc and torchrun")
         self.model, self.given, self.tokenizer = model.eval(), recipe.reward, tokenizer
+        _check_length(recipe, examples)
         self.worth = worth(recipe.reward)
         self.head = output_head(model, examples[0])
         has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-        self.shares = not has_dropout and is_exact(model, examples[:2])
+        groups = [_answered(example, examples[0]) for example in examples[:2]]
+        self.room, self.size = recipe.train.packed_tokens, examples_a_row(recipe.train, world_size)
+        self.is_grouped = not has_dropout and is_exact_row(model, [one for group in groups for one in group],
+                                                           pack_groups(groups))  # fmt: skip
+        self.is_paired = self.is_grouped or (not has_dropout and is_exact_row(model, groups[0], pack(groups[0])))
 
     def rows(self, batch: Sequence[Example]) -> list[PromptRow]:
-        return [PromptRow(example) for example in batch]
+        """As many prompts a row as fit with their answers, however long these become."""
+        rows: list[list[Example]] = []
+        room = 0
+        for example in batch:
+            size = example.spans[-1][0] + self.given.samples * self.given.max_tokens
+            if not self.is_grouped or size > room or len(rows[-1]) >= self.size:
+                rows.append([])
+                room = self.room
+            rows[-1].append(example)
+            room -= size
+        return [PromptRow(tuple(row)) for row in rows]
 
     def begin(self, rows: Sequence[PromptRow], own: Sequence[PromptRow], total: Sum) -> Step:
-        drawn = self._draw([row.example for row in rows], self.given.samples)
-        tokens = sum(answer.num_labels for one in drawn for answer in one.answers)
-        return Step({id(row): one for row, one in zip(rows, drawn, strict=True)}, tokens)
+        found = self._draw([example for row in rows for example in row.examples], self.given.samples)
+        tokens = sum(answer.num_labels for one in found for answer in one.answers)
+        drawn, given = {}, iter(found)
+        for row in rows:
+            drawn[id(row)] = [next(given) for _ in row.examples]
+        return Step(drawn, len(found), tokens)
 
     def loss(self, row: PromptRow, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = step.drawn[id(row)]
-        packs = [pack(drawn.answers)] if self.shares else [pack([answer]) for answer in drawn.answers]
+        groups = [one.answers for one in drawn]
+        if self.is_grouped:
+            packs = [pack_groups(groups)]
+        elif self.is_paired:
+            packs = [pack(group) for group in groups]
+        else:
+            packs = [pack([answer]) for group in groups for answer in group]
         probs = torch.cat([answer_log_probs(self.model, one, self.head, int(one.segments.max())) for one in packs])
-        loss = -(drawn.advantages.to(probs.device) * (probs - probs.detach())).sum() / step.tokens
-        lengths = torch.tensor([float(answer.num_labels) for answer in drawn.answers]).mean()
-        told = torch.stack([drawn.rewards.mean(), drawn.rewards.std(correction=0), lengths])
-        return loss, told / len(step.drawn)
+        advantages = torch.cat([one.advantages for one in drawn]).to(probs.device)
+        # by value less the mean reward, as on held-out prompts; by gradient the paper's
+        loss = -(advantages * (probs - probs.detach())).sum() / step.tokens
+        loss = loss - sum(float(one.rewards.mean()) for one in drawn) / step.prompts
+        told = torch.zeros(len(self.metrics))
+        for one in drawn:
+            lengths = torch.tensor([float(answer.num_labels) for answer in one.answers]).mean()
+            told += torch.stack([one.rewards.mean(), one.rewards.std(correction=0), lengths])
+        return loss, told / step.prompts
 
     def held_out(self, items: Sequence[Example], batch_size: int) -> dict[str, float]:
         """`eval_loss` is less the mean reward of greedy answers."""
@@ -102,20 +135,23 @@ class Grpo:
         """`samples` answers to the prompt of each example by the model as it is; a single one is the likeliest."""
         was_training = self.model.training
         self.model.eval()
-        prompts = [example.ids[: example.spans[-1][0]] for example in examples for _ in range(samples)]
+        prompts = [example.ids[: example.spans[-1][0]] for example in examples]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        answers: list[list[int]] = [[] for _ in prompts]
-        for start in range(0, len(order), MAX_PROMPTS):
-            batch = order[start : start + MAX_PROMPTS]
-            for index, answer in zip(batch, self._generate([prompts[at] for at in batch], samples > 1), strict=True):
-                answers[index] = answer
+        drawn: dict[int, Drawn] = {}
+        at_once = max(1, MAX_ANSWERS // samples)
+        for start in range(0, len(order), at_once):
+            batch = order[start : start + at_once]
+            answers = self._generate([prompts[index] for index in batch], samples, is_drawn=samples > 1)
+            for number, index in enumerate(batch):
+                drawn[index] = self._judged(examples[index], answers[number * samples : (number + 1) * samples])
         self.model.train(was_training)
-        return [
-            self._judged(example, answers[at * samples : (at + 1) * samples]) for at, example in enumerate(examples)
-        ]
+        return [drawn[index] for index in range(len(examples))]
 
-    def _generate(self, prompts: Sequence[Sequence[int]], is_drawn: bool) -> list[list[int]]:
-        """The ids of an answer to each prompt, up to what ends it or `max_tokens`."""
+    def _generate(self, prompts: Sequence[Sequence[int]], samples: int, *, is_drawn: bool) -> list[list[int]]:
+        """The ids of `samples` answers to each prompt, prompt after prompt, up to what ends them or `max_tokens`.
+
+        A prompt is computed once for all of its answers. Without `is_drawn` each token is the likeliest.
+        """
         device, ends = self.model.device, self._ends()
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
         width = max(map(len, prompts))
@@ -125,8 +161,18 @@ class Grpo:
         settings = GenerationConfig(
             max_new_tokens=self.given.max_tokens, do_sample=is_drawn, eos_token_id=ends, pad_token_id=pad, **drawn
         )
+        given: dict[str, Any] = {}
         with torch.no_grad():
-            written = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            if samples > 1 and width > 1:  # all but the last token, from which the first of each answer is drawn
+                positions = (mask[:, :-1].cumsum(-1) - 1).clamp(min=0)
+                known = self.model(
+                    input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions, use_cache=True,
+                    logits_to_keep=1,
+                ).past_key_values  # fmt: skip
+                known.batch_repeat_interleave(samples)
+                given["past_key_values"] = known
+            ids, mask = ids.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
+            written = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **given)
         found = []
         for row in written[:, width:].tolist():
             end = next((at + 1 for at, token in enumerate(row) if token in ends), len(row))
@@ -150,3 +196,24 @@ class Grpo:
             for answer in answers
         ]
         return Drawn(made, torch.tensor(rewards, dtype=torch.float32))
+
+
+def _check_length(recipe: Recipe, examples: Sequence[Example]) -> None:
+    """Raise InputError where no drawn answer could ever be the data's: a run would find out at its end."""
+    shortest = min(end - start for start, end in (example.spans[-1] for example in examples)) - 1  # less its stop
+    given = recipe.reward
+    others = (given.regex, given.json_schema, given.length)
+    if given.exact_match and given.max_tokens < shortest and all(one is None for one in others):
+        raise InputError(
+            f"{recipe.place('reward.max_tokens')} = {given.max_tokens}: the shortest answer of the data has {shortest} "
+            "tokens, so none that is drawn could be an exact match"
+        )
+
+
+def _answered(example: Example, other: Example) -> list[Example]:
+    """The prompt of an example with its own answer, and with that of another."""
+    start, end = other.spans[-1]
+    prompt = example.ids[: example.spans[-1][0]]
+    ids = (*prompt, *other.ids[start:end])
+    own = Example(example.ids[: example.spans[-1][1]], (example.spans[-1],))
+    return [own, Example(ids, ((len(prompt), len(ids)),))]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 
-from adapterhub_local.recipe.reward import Reward
+from adapterhub_local.recipe.reward import Reward, compiled
 
 Worth = Callable[[str, str, int, bool], float]  # (answer, the data's answer, tokens, whether it ended) -> reward
 
@@ -22,9 +22,7 @@ def _exact(reward: Reward) -> Worth:
 def _regex(reward: Reward) -> Worth:
     if reward.regex is None:
         return _nothing
-    import re2
-
-    pattern = re2.compile(reward.regex)
+    pattern = compiled(reward.regex)
     return lambda text, wanted, tokens, ended: reward.regex_weight * bool(pattern.search(text))
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub_local.base.tool_calls import CallReader
 from adapterhub_local.base.tool_format import HERMES, LLAMA, TOLD, format_of
-from serve.text.tools import CallReader
 from tests.patience import PATIENCE
 from tests.serve.conftest import TOOL_TEMPLATE, Server
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_local.base.prompted_tools import HEAD, describe_tools
+from adapterhub_local.base.tool_calls import CallReader
 from adapterhub_local.base.tool_format import HERMES, TOLD
-from serve.text.tools import CallReader
 from tests.serve.conftest import Server
 
 USER = {"role": "user", "content": "Hello"}

@@ -1,4 +1,4 @@
-"""Calls of tools in the text of an answer, read while it comes."""
+"""Calls of tools in the text of an answer, read while it comes: one reader for the server and for evaluation."""
 
 import json
 import uuid
@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub_local.base.tool_format import ToolFormat
-from serve.text.detokenize import overlap
-
-MAX_PARALLEL = 8  # calls in one answer that has to call: a small model would repeat itself until it is cut
 
 
 @dataclass(frozen=True)
@@ -105,3 +102,8 @@ class CallReader:
             arguments = value.get(self._key, value.get("arguments", {}))
             self.calls.append(Call(len(self.calls), name, json.dumps(arguments, ensure_ascii=False)))
         return True
+
+
+def overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that is a beginning of `stop`."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,120 @@
+"""GRPO: drawn answers, what they are worth, one prompt for all of them, and rewards that rise."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.load import load_base
+from adapterhub_local.errors import InputError, Stopped
+from adapterhub_local.recipe import Recipe, load_recipe
+from adapterhub_local.recipe.reward import Reward
+from adapterhub_local.rows.examples import read_chats, tokenise
+from adapterhub_local.settings import Home
+from adapterhub_local.train.adapter import factors_of, with_adapter
+from adapterhub_local.train.objectives import make_objective
+from adapterhub_local.train.objectives.rewards import worth
+from adapterhub_local.train.train import train
+from tests.chats import RECIPE, write_chats
+from tests.train.test_objectives import log_prob
+from tests.train.test_train_runs import stop_at
+
+
+def drawing(folder: Path, *changes: str) -> Recipe:
+    """A recipe whose model draws short answers, rewarded for a small letter in them."""
+    (folder / "recipe.toml").write_text(RECIPE)
+    write_chats(folder / "train.jsonl", 32)
+    write_chats(folder / "test.jsonl", 4, offset=1)
+    short = ("reward.max_tokens=6", "reward.samples=8", "train.batch_size=4", "train.objective=grpo")
+    return load_recipe(folder / "recipe.toml", [*short, "reward.regex=[a-z]", *changes])
+
+
+def test_rewards_rise(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """Answers that are rewarded become likelier; the version keeps the reward of base and adapter, and a run that is
+    done again is the same."""
+    recipe = drawing(tmp_path, "train.epochs=2")
+    version = train(recipe, home)
+    (log,) = home.runs.glob("*/log.jsonl")
+    rewards = [json.loads(line)["reward"] for line in log.read_text().splitlines()]
+    scores = version.lineage["metrics"]["yes-no"]
+
+    assert sum(rewards[-6:]) > sum(rewards[:6]) + 1
+    assert scores["adapter"]["reward"] > scores["base"]["reward"]
+    assert train(recipe, home).content_digest == version.content_digest
+
+
+def test_a_run_that_is_resumed_draws_the_same(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped and resumed, it draws the answers that it would have drawn, and ends with the same adapter."""
+    recipe = drawing(tmp_path, "train.max_steps=5", "train.eval_every=2")
+    whole = train(recipe, home)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Stopped, match="step 3 of 5"):
+            train(recipe, home)
+    assert train(recipe, home, resume=True).content_digest == whole.content_digest
+
+
+@pytest.mark.parametrize(("tokens", "rows_a_step"), [(1024, 1), (300, 2), (0, 4)])
+def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path, tokens: int, rows_a_step: int) -> None:
+    """The gradient of a step is that of -A log pi a token over each answer alone, A being its reward in its group,
+    however many prompts share a row."""
+    recipe = drawing(tmp_path, f"train.packed_tokens={tokens}")
+    base = load_base(tiny_base)
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)[:4]
+    model = with_adapter(base, recipe)
+    goal = make_objective(model, examples, recipe, tokenizer=base.tokenizer)
+    torch.manual_seed(3)
+    rows = goal.rows(examples)
+    step = goal.begin(rows, rows, lambda tensor: tensor)
+    factors = list(factors_of(model).values())
+    losses, told = zip(*(goal.loss(row, step) for row in rows), strict=True)
+    found = torch.autograd.grad(sum(losses), factors)
+    wanted = torch.zeros(())
+    answered = [drawn for row in step.drawn.values() for drawn in row]
+    for drawn in answered:
+        group = drawn.rewards
+        for answer, reward in zip(drawn.answers, group, strict=True):
+            better = (reward - group.mean()) / (group.std(correction=0) + 1e-4)
+            wanted = wanted - better * log_prob(model, answer) / step.tokens
+
+    assert step.tokens == sum(answer.num_labels for drawn in answered for answer in drawn.answers)
+    assert any(0 < drawn.rewards.mean() < 1 for drawn in answered)
+    assert len(rows) == rows_a_step
+    assert float(sum(losses).detach()) == pytest.approx(-float(sum(told)[0]), abs=1e-6), (
+        "a loss is less the mean reward"
+    )
+    for one, other in zip(found, torch.autograd.grad(wanted, factors), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_answers_that_no_draw_can_reach(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """A limit below the shortest answer of the data is told before the run, and nothing is left of it."""
+    recipe = drawing(tmp_path, "reward.max_tokens=1")
+    exact = replace(recipe, reward=replace(recipe.reward, regex=None, exact_match=1.0))
+    with pytest.raises(InputError, match=r"reward.max_tokens = 1: the shortest answer of the data has 2 tokens"):
+        train(exact, home)
+    assert not list(home.runs.glob("*/log.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "answer", "value"),
+    [
+        ({"exact_match": 2.0}, " yes\n", 2.0),
+        ({"exact_match": 2.0}, "no", 0.0),
+        ({"regex": "^y", "regex_weight": 0.5}, "yes", 0.5),
+        ({"json_schema": '{"type": "object", "required": ["a"]}'}, '{"a": 1}', 1.0),
+        ({"json_schema": '{"type": "object", "required": ["a"]}'}, '{"b": 1}', 0.0),
+        ({"json_schema": '{"type": "object"}'}, "{", 0.0),
+        ({"length": 4}, "yes", 1.0),
+        ({"length": 3}, "yes", 0.0),
+        ({"exact_match": 1.0, "regex": "s"}, "yes", 2.0),
+    ],
+)
+def test_what_an_answer_is_worth(declared: dict, answer: str, value: float) -> None:
+    """Each declared reward counts with its weight; `length` only for an answer that ends in time."""
+    assert worth(Reward(**declared))(answer, "yes", 4, True) == value
