@@ -2,9 +2,11 @@
 
     python -m benchmarks.preferences --trl FOLDER [--base smollm2] [--examples 32] [--objectives dpo,kto,...]
 
-Every side is a process of its own. Losses are compared step by step; seconds are of processor time as well, since other
-work on the machine counts in the clock. FOLDER is where TRL and datasets are installed (site-packages); it is added
-last, so torch, transformers and PEFT are the same on all sides. The last line is JSON.
+Every side is a process of its own; `plain` is ours with PEFT's layers, which TRL has as well: over a 4-bit base their
+backward pass rounds the weight to the dtype it was stored in, and ours does not. Losses are compared step by step;
+seconds are of processor time as well, since other work on the machine counts in the clock. FOLDER is where TRL and
+datasets are installed (site-packages); it is added last, so torch, transformers and PEFT are the same on all sides. The
+last line is JSON.
 """
 
 import argparse
@@ -62,7 +64,8 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
     from adapterhub_local.train.watch import Watch
 
     recipe, base, model, chats = prepare(arguments)
-    fuse(model)
+    if arguments.side == "ours":
+        fuse(model)
     shape, stops = KINDS[arguments.objective].shape, stop_tokens(base.info.folder, base.tokenizer)
     found = tokenise_judged(chats, base.tokenizer, recipe.data, shape, recipe.train.batch_size, stops)
     losses: list[float] = []
@@ -107,8 +110,6 @@ def trl(arguments: argparse.Namespace) -> dict[str, Any]:
         trainer.remove_callback(PrinterCallback)
         found = measured(trainer)
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    if arguments.objective == "orpo":  # its likelihood counts the prompt as well: only the odds are compared
-        return {**found, "losses": [-0.1 * entry["log_odds_ratio"] for entry in entries]}
     return {**found, "losses": [entry["loss"] for entry in entries]}
 
 
@@ -130,11 +131,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--objectives", default=",".join(OBJECTIVES))
     parser.add_argument("--trl", metavar="FOLDER", required=True, help="where TRL is installed")
-    parser.add_argument("--side", choices=("ours", "trl"), help="one measurement, for the parent process")
+    parser.add_argument("--side", choices=("ours", "plain", "trl"), help="one measurement, for the parent process")
     parser.add_argument("--objective", help="that of the measurement")
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps({"ours": ours, "trl": trl}[arguments.side](arguments)))
+        print(json.dumps((trl if arguments.side == "trl" else ours)(arguments)))
         return
     given = ("--base", arguments.base, "--examples", str(arguments.examples), "--batch", str(arguments.batch))
     document: dict[str, Any] = {"benchmark": "preferences", "machine": machine(), "workload": " ".join(given)}
@@ -143,12 +144,14 @@ def main() -> None:
             side: child(
                 "-m", "benchmarks.preferences", "--side", side, "--objective", objective, "--trl", arguments.trl, *given
             )
-            for side in ("ours", "trl")
+            for side in ("ours", "plain", "trl")
         }
         mine, theirs = found["ours"], found["trl"]
-        pairs = zip(mine.pop("losses"), theirs.pop("losses"), strict=True)
-        found["losses"] = [[round(value, 6) for value in pair] for pair in pairs]
-        found["largest_difference"] = max(abs(one - other) for one, other in found["losses"])
+        losses = list(zip(*(found[side].pop("losses") for side in ("ours", "plain", "trl")), strict=True))
+        found["losses"] = [[round(value, 6) for value in step] for step in losses]
+        if objective != "orpo":  # TRL's likelihood counts the prompt as well, so its losses are others
+            found["largest_difference"] = max(abs(one - other) for one, _, other in found["losses"])
+            found["largest_difference_plain"] = max(abs(one - other) for _, one, other in found["losses"])
         found["speed"] = round(theirs["processor_seconds"] / mine["processor_seconds"], 2)
         found["memory"] = round(mine["peak_memory_mb"] / theirs["peak_memory_mb"], 2)
         document[objective] = found
