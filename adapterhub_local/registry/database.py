@@ -180,9 +180,9 @@ class Database:
             held.log = _seen(self._log, empty=True)
         elif not held.is_fixed and held.log != _seen(self._log, empty=True):
             raise QhubError(
-                f"{self._log} was removed while this process had it open: code in it, or that it runs, has read "
-                f"{self.path.name} as a file, which gives up SQLite's locks. Nothing was written; start it again, and "
-                "copy a home from another process"
+                f"{self._log} was removed while this process had it open: somebody deleted it, or code in this process "
+                f"has read {self.path.name} as a file, which gives up SQLite's locks. Nothing was written; start it "
+                "again, and back a home up from another process"
             )
         return held.connection
 
