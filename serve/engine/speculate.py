@@ -87,7 +87,12 @@ class Costs:
         )
 
     def price(self, num_tokens: int) -> float:
-        """What one more token costs in a step of `num_tokens`, as a share of what each of these costs."""
+        """What one more token costs in a step of `num_tokens`, as a share of what each of these costs: 0 to 1.
+
+        In a step of none there is nothing to share, and it is 0.
+        """
+        if not num_tokens:
+            return 0.0
         ratio = self._prior
         if self._weight:
             n, t = self._n / self._weight, self._t / self._weight

@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from adapterhub_local.base.model import AdaptedModel
+from adapterhub_local.counts import counted
 from adapterhub_local.errors import InputError
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import examples_a_row
@@ -205,8 +206,8 @@ def _check_length(recipe: Recipe, examples: Sequence[Example]) -> None:
     others = (given.regex, given.json_schema, given.length)
     if given.exact_match and given.max_tokens < shortest and all(one is None for one in others):
         raise InputError(
-            f"{recipe.place('reward.max_tokens')} = {given.max_tokens}: the shortest answer of the data has {shortest} "
-            "tokens, so none that is drawn could be an exact match"
+            f"{recipe.place('reward.max_tokens')} = {given.max_tokens}: the shortest answer of the data has "
+            f"{counted(shortest, 'token')}, so none that is drawn could be an exact match"
         )
 
 

@@ -27,6 +27,25 @@ from tests.serve.engine.test_scheduler import check_pages
 PAGE_BYTES = PAGE * 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, head_dim, float32
 
 
+@given(
+    st.sampled_from(["cpu", "cuda"]),
+    st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1e4)), max_size=60),
+    st.lists(st.integers(0, 600), min_size=2, max_size=8, unique=True),
+)
+def test_a_price_is_a_share_whatever_was_measured(
+    device: str, steps: list[tuple[int, float]], sizes: list[int]
+) -> None:
+    """However long steps took on a busy machine, one more token costs between nothing and what each of the others does,
+    more in a larger step, and nothing in a step that has only prompts."""
+    costs = Costs(device)
+    for num_tokens, seconds in steps:
+        costs.note(num_tokens, seconds)
+    prices = [costs.price(size) for size in sorted(sizes)]
+    assert all(0 <= price <= 1 for price in prices)
+    assert prices == sorted(prices)
+    assert costs.price(0) == 0
+
+
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=3), st.integers(1, MAX_DRAFT))
 def test_guesses_are_what_came_before(tokens: list[int], ahead: list[int], size: int) -> None:
     """A guess continues the last place at which the same tokens came, as if the sequence went on with it."""

@@ -16,6 +16,7 @@ from adapterhub_local.settings import Home
 from serve.access import Access
 from serve.access import Scope as AccessScope
 from serve.auth import Gate
+from serve.engine.engine import Engine
 from serve.errors import BadFraming, Forbidden, Unauthorized
 from serve.http.guard import Guard
 from serve.options import HttpOptions
@@ -135,7 +136,7 @@ def closed(built_base, home: Home):
     running.stop()
 
 
-def test_a_server_with_keys(closed: Server, home: Home) -> None:
+def test_a_server_with_keys(closed: Server, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Revoking a key ends its streams; health shows little without a key; a body too large gets its answer."""
     hidden = closed.http.get("/health", headers={"Authorization": ""})
     assert hidden.json() == {"status": "ok"}
@@ -157,6 +158,12 @@ def test_a_server_with_keys(closed: Server, home: Home) -> None:
         assert b" 400 " in answer.split(b"\r\n")[0]
         assert answer.count(b"HTTP/1.1") == 1
 
+    def slow(engine: Engine) -> object:  # a tiny model may have said all before the file of the keys is written
+        time.sleep(0.05)
+        return step(engine)
+
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", slow)
     long = {"model": "tiny", "prompt": "Hello", "max_tokens": 480, "ignore_eos": True, "stream": True, "n": 8}
     with closed.http.stream("POST", "/v1/completions", json=long) as response:
         lines = response.iter_lines()
