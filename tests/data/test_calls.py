@@ -1,4 +1,4 @@
-"""Rows with calls of tools: what the server could never answer is refused, what a schema does not allow is told."""
+"""Rows with calls of tools: a call the server could never answer is refused, what its schema forbids is reported."""
 
 import json
 from pathlib import Path

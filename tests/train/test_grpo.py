@@ -93,7 +93,7 @@ def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path, tokens: in
 
 
 def test_answers_that_no_draw_can_reach(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
-    """A limit below the shortest answer of the data is told before the run, and nothing is left of it."""
+    """A limit below the shortest answer of the data is reported before the run, and nothing is left behind."""
     recipe = drawing(tmp_path, "reward.max_tokens=1")
     exact = replace(recipe, reward=replace(recipe.reward, regex=None, exact_match=1.0))
     with pytest.raises(InputError, match=r"reward.max_tokens = 1: the shortest answer of the data has 2 tokens"):
