@@ -94,17 +94,29 @@ def share_parents(folder: Path) -> None:
         return
     share_parents(folder.parent)
     if not is_shared(folder.parent):
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir()  # without exist_ok, which raises if another process removes the folder just then
+        except FileExistsError:
+            if _is_something_else(folder):
+                raise
         return
     made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     made.mkdir()
     try:
         made.chmod(stat.S_IMODE(made.stat().st_mode) | stat.S_ISGID | stat.S_IRWXG)
         made.rename(folder)  # in the place of an empty one, too, which another member has just made
-    except OSError:
+    except OSError as error:
         made.rmdir()
-        if not folder.is_dir():
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+
+
+def _is_something_else(path: Path) -> bool:
+    """Whether what has this name, if anything still has, is not a folder."""
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode) and not path.is_dir()
+    except FileNotFoundError:
+        return False
 
 
 def share_file(path: Path) -> None:

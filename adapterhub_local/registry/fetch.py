@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from adapterhub_local.digests import from_hex, hex_of
-from adapterhub_local.durable import CHUNK, link
+from adapterhub_local.durable import CHUNK, link, share_parents
 from adapterhub_local.errors import Corrupt, RemoteError
 from adapterhub_local.registry.blobs import is_sound
 from adapterhub_local.registry.remote_layout import blob_path
@@ -35,7 +35,7 @@ class Download:
         self._done = 0
 
     def __enter__(self) -> None:
-        self.shared.mkdir(exist_ok=True)
+        share_parents(self.shared)
         try:
             for file in self.files:
                 self._fetch(file)
@@ -77,7 +77,7 @@ class Download:
                 digest = self._download(file, part)
         except (RemoteError, KeyboardInterrupt):
             if part.exists():
-                self.shared.mkdir(exist_ok=True)
+                share_parents(self.shared)
                 with contextlib.suppress(FileNotFoundError):  # what was begun is lost, no more
                     part.replace(given)
             raise

@@ -5,14 +5,17 @@ A folder holds `run.json`, `log.jsonl` (a line a step), checkpoints and the repo
 
 import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from adapterhub_local.errors import InUse, NotFound
-from adapterhub_local.settings import Home
+from adapterhub_local.settings import Home, make_folder
 
 RECORD, LOG, REPORT, CURVE, BEST, LAST_GOOD, STOP = (
     "run.json", "log.jsonl", "report.html", "curve.svg", "best.safetensors", "last-good", "stop",
@@ -80,6 +83,48 @@ def lock_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """While the block lasts no other process trains or removes the run in `folder`. Raises BlockingIOError if one does.
+
+    The system itself gives the lock back when a process ends, however it ends.
+    """
+    path = lock_of(folder)
+    for patience in (*[0.01] * 10, None):  # `is_held` has it for a moment
+        try:
+            lock = _locked(path)
+            break
+        except BlockingIOError:
+            if patience is None:
+                raise
+            time.sleep(patience)
+    with lock:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> TextIO:
+    """The file that has this name, locked; whoever had the lock before has removed its file."""
+    while True:
+        make_folder(path.parent)
+        try:
+            lock = open(path, "a", encoding="utf-8")  # noqa: SIM115 - it is returned
+        except FileNotFoundError:  # the run that ended last removed the folder
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+
+
 def list_runs(home: Home) -> list[PastRun]:
     """All runs, the oldest first."""
     folders = [record.parent for record in home.runs.glob(f"*/{RECORD}")]
@@ -111,10 +156,11 @@ def is_asked_to_stop(folder: Path) -> bool:
 
 def remove_run(run: PastRun) -> None:
     """Remove a run's folder; the version it made stays. Raises InUse while it is running."""
-    if run.status == "running":
-        raise InUse(f"{run.id} is running (process {run.record.get('pid')}): stop it first")
-    shutil.rmtree(run.folder)
-    lock_of(run.folder).unlink(missing_ok=True)  # a process that was killed left it
+    try:
+        with holding(run.folder):
+            shutil.rmtree(run.folder)
+    except BlockingIOError:
+        raise InUse(f"{run.id} is running (process {run.record.get('pid')}): stop it first") from None
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

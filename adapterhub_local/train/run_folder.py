@@ -4,13 +4,11 @@ The folder is named after all that decides the result (recipe, data digests, bas
 same run continues. Loads no torch.
 """
 
-import fcntl
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,15 @@ from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Version
 from adapterhub_local.registry.registry import now
-from adapterhub_local.settings import Home, make_folder, process
+from adapterhub_local.settings import Home, process
 from adapterhub_local.train.past_runs import (
     BEST,
     LOG,
     RECORD,
     STOP,
     checkpoints,
+    holding,
     list_runs,
-    lock_of,
     read_log,
     read_record,
     step_of,
@@ -58,26 +56,19 @@ class Run:
 
         The system itself gives the lock back when a process ends, however it ends.
         """
-        make_folder(self.home.runs)
-        path = lock_of(self.folder)
-        with open(path, "a", encoding="utf-8") as lock:
-            for patience in (0.05, 0.05, 0):  # `is_held` has it for a moment
+        try:
+            with ExitStack() as stack:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+                    stack.enter_context(holding(self.folder))
                 except BlockingIOError:
-                    time.sleep(patience)
-            else:
-                raise InUse(
-                    f"{self.folder.name} is being trained by another process: `qhub runs show {self.folder.name}` "
-                    "shows how far it is; stop it first to train it here"
-                )
-            try:
+                    raise InUse(
+                        f"{self.folder.name} is being trained by another process: `qhub runs show {self.folder.name}` "
+                        "shows how far it is; stop it first to train it here"
+                    ) from None
                 yield
-            finally:
-                path.unlink(missing_ok=True)
-                with suppress(OSError):  # it holds other runs
-                    path.parent.rmdir()
+        finally:
+            with suppress(OSError):  # it holds other runs
+                self.folder.parent.rmdir()
 
     def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
         """The state to continue from, if that is asked for.
