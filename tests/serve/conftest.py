@@ -70,6 +70,16 @@ class Server:
         """POST /v1/completions, greedy and short unless said otherwise."""
         return self.http.post("/v1/completions", json={"max_tokens": 8, "temperature": 0, **body})
 
+    def slow_down(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.05) -> None:
+        """Give each step of the engine time in which other things happen: a tiny model may have said all before them."""
+        step = self.service.engine.step
+
+        def slow() -> object:
+            time.sleep(seconds)
+            return step()
+
+        monkeypatch.setattr(self.service.engine, "step", slow)
+
     def wait_until_idle(self) -> dict:
         """The engine's numbers once nothing runs, waits or is held."""
         deadline = time.monotonic() + PATIENCE

@@ -44,9 +44,12 @@ def test_serve_until_terminated(tiny_base: BaseInfo, home) -> None:
     assert "Traceback" not in errors
 
 
-def test_long_answers_end_with_an_error_when_the_server_stops(tiny_base: BaseInfo, home, caplog) -> None:
+def test_long_answers_end_with_an_error_when_the_server_stops(
+    tiny_base: BaseInfo, home, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stream that outlives the time to drain ends with an error event, and nothing is logged as a failure."""
     server = Server(load_base(tiny_base, device="cpu"), Registry(home))
+    server.slow_down(monkeypatch)
     body = {"model": "tiny", "prompt": "Hello", "max_tokens": 500, "ignore_eos": True, "stream": True}
     with server.http.stream("POST", "/v1/completions", json=body) as response:
         lines = response.iter_lines()

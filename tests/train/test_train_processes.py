@@ -168,7 +168,7 @@ def test_all_stop_after_the_same_step(tiny_base: BaseInfo, home: Home, tmp_path:
     factors = list(factors_of(model).values())
     for factor in factors:
         factor.grad = torch.zeros_like(factor)
-    loss_and_metrics = trainer._sum_over_processes(factors, torch.tensor([2.0, 0.5]))
+    loss_and_metrics = trainer._sum_over_processes(torch.tensor([2.0, 0.5]))
 
     assert loss_and_metrics.tolist() == [3.0, 1.5]
     assert watch.stop_asked

@@ -21,7 +21,7 @@ from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.adapters.conftest import NUM_FOLDERS, OPTIONS
 from tests.serve.conftest import Server
-from tests.serve.http.test_operate import load, samples, slow_down
+from tests.serve.http.test_operate import load, samples
 
 LONG = {"prompt": "Hello", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_pinned_stops_the_start(built_base, living: Server) -> No
 
 def test_by_force(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams of the adapter end with an error event, whole answers with a 503; other adapters' go on to their ends."""
-    slow_down(living, monkeypatch)
+    living.slow_down(monkeypatch)
     assert load(living, "mine", "good3").status_code == 200
     barrier = threading.Barrier(4)
     with ThreadPoolExecutor(4) as threads:
@@ -131,7 +131,7 @@ def test_draining(living: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "".join(
         json.loads(one)["choices"][0]["text"] for one in events(living, {"model": "v5"})[:-1] if "choices" in one
     )
-    slow_down(living, monkeypatch)
+    living.slow_down(monkeypatch)
     assert load(living, "mine", "good5").status_code == 200
     barrier = threading.Barrier(2)
     with ThreadPoolExecutor(2) as threads:

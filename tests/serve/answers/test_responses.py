@@ -157,9 +157,12 @@ def test_what_says_nothing_is_taken(server: Server) -> None:
         server.client.responses.retrieve(response.id)
 
 
-def test_an_error_after_the_beginning_is_an_event(built_base, served_registry: Registry) -> None:
+def test_an_error_after_the_beginning_is_an_event(
+    built_base, served_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stream that cannot go on ends with an error event, which the official client raises."""
     running = Server(load_base(read_record(built_base), device="cpu"), served_registry, http=HttpOptions(timeout=0.5))
+    running.slow_down(monkeypatch)
     try:
         ask = {"model": "tiny", "input": "Hello", "extra_body": {"ignore_eos": True}}
         stream = running.client.responses.create(**ask, stream=True)

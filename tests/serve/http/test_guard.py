@@ -16,7 +16,6 @@ from adapterhub_local.settings import Home
 from serve.access import Access
 from serve.access import Scope as AccessScope
 from serve.auth import Gate
-from serve.engine.engine import Engine
 from serve.errors import BadFraming, Forbidden, Unauthorized
 from serve.http.guard import Guard
 from serve.options import HttpOptions
@@ -158,12 +157,7 @@ def test_a_server_with_keys(closed: Server, home: Home, monkeypatch: pytest.Monk
         assert b" 400 " in answer.split(b"\r\n")[0]
         assert answer.count(b"HTTP/1.1") == 1
 
-    def slow(engine: Engine) -> object:  # a tiny model may have said all before the file of the keys is written
-        time.sleep(0.05)
-        return step(engine)
-
-    step = Engine.step
-    monkeypatch.setattr(Engine, "step", slow)
+    closed.slow_down(monkeypatch)  # so that the file of the keys is written while it answers
     long = {"model": "tiny", "prompt": "Hello", "max_tokens": 480, "ignore_eos": True, "stream": True, "n": 8}
     with closed.http.stream("POST", "/v1/completions", json=long) as response:
         lines = response.iter_lines()

@@ -301,9 +301,10 @@ def test_adapter_of_another_base(server: Server) -> None:
     assert "foreign" not in {model.id for model in server.client.models.list()}
 
 
-def test_disconnect_frees_the_row(server: Server) -> None:
+def test_disconnect_frees_the_row(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that leaves in the middle of a stream, or while it waits, gives its row and its adapter back."""
     ask = {"model": "alpha", "prompt": "Hello", "max_tokens": 480, "temperature": 0, "ignore_eos": True}
+    server.slow_down(monkeypatch, 0.01)
     with server.http.stream("POST", "/v1/completions", json={**ask, "stream": True}) as response:
         next(response.iter_lines())
     with pytest.raises(httpx.ReadTimeout):

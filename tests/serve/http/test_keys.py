@@ -270,11 +270,15 @@ def test_keys_over_http(guarded: Server, home: Home) -> None:
         ask("sql", "sql-tools")
 
 
-def test_concurrency_over_http(guarded: Server) -> None:
+def test_concurrency_over_http(guarded: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key for one request at once is 429 for a second, and free again however the first one ends."""
     header = {"Authorization": f"Bearer {guarded.keys['one']}"}
     body = {"model": "tone", "prompt": "Hi", "max_tokens": 400, "ignore_eos": True, "stream": True, "logprobs": 0}
-    with guarded.http.stream("POST", "/v1/completions", json=body, headers=header) as response:
+    with (
+        guarded.http.stream("POST", "/v1/completions", json=body, headers=header) as response,
+        monkeypatch.context() as m,
+    ):
+        guarded.slow_down(m)
         lines = response.iter_lines()
         next(lines)
         second = guarded.http.post("/v1/completions", json=body, headers=header)

@@ -134,7 +134,7 @@ def slow_down(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gateway_gauge_names_running_adapters(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """While an adapter answers, the gauge of the gateway's protocol names it as running."""
-    slow_down(operated, monkeypatch)
+    operated.slow_down(monkeypatch)
     body = {"model": "beta", "prompt": "Hello", "max_tokens": 100, "ignore_eos": True, "stream": True, "logprobs": 0}
     with operated.http.stream("POST", "/v1/completions", json=body) as response:
         lines = response.iter_lines()
@@ -308,7 +308,7 @@ def test_token_limit(operated: Server) -> None:
 
 def test_time_limit(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that takes longer than the server allows is 504, or an error event, and its row is free again."""
-    slow_down(operated, monkeypatch)
+    operated.slow_down(monkeypatch)
     monkeypatch.setattr(operated.service, "http", dataclasses.replace(operated.service.http, timeout=0.5))
     body = {"model": "alpha", "prompt": "Hello", "max_tokens": 100, "ignore_eos": True}
     late = operated.http.post("/v1/completions", json=body)
@@ -321,7 +321,7 @@ def test_time_limit(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_slow_reader(operated: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that stops reading a stream is given up, and its rows and adapters are free again before the end."""
-    slow_down(operated, monkeypatch)
+    operated.slow_down(monkeypatch)
     body = {"model": "alpha", "messages": MESSAGES, "max_tokens": 100, "ignore_eos": True, "stream": True, "n": 8}
     data = json.dumps({**body, "logprobs": True, "top_logprobs": 20}).encode()
     head = (
