@@ -30,6 +30,7 @@ EXTRAS = {  # extra -> a module that it brings, and what for
     "parquet": ("pyarrow", "data in Parquet and Arrow files"),
     "tune": ("optuna", "samplers of `qhub tune-merge`"),
     "plot": ("PIL", "curves as PNG"),
+    "gpu": ("liger_kernel", "Liger's kernels for training on a GPU"),
     "lm-eval": ("lm_eval", "tasks of lm-evaluation-harness"),
     "llama-cpp": ("xllamacpp", "tests of what is exported for llama.cpp"),
 }

@@ -52,6 +52,33 @@ def child(script: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def kernel_times(step: Callable[[], object], steps: int, most: int = 24) -> dict[str, Any]:
+    """Of one step on a GPU, the mean of `steps`: milliseconds on the clock, of the GPU's kernels, and of the costliest
+    of them with how often they ran."""
+    import torch
+
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize()
+    clock = 1e3 * (time.perf_counter() - start) / steps
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    rows = [
+        (each.self_device_time_total / 1e3 / steps, each.count / steps, each.key) for each in profile.key_averages()
+    ]
+    rows = sorted((row for row in rows if row[0] > 0), reverse=True)
+    return {
+        "clock": round(clock, 3),
+        "kernels": round(sum(row[0] for row in rows), 3),
+        "launches": round(sum(row[1] for row in rows)),
+        "costliest": [[name[:80], round(times), round(took, 4)] for took, times, name in rows[:most]],
+    }
+
+
 def run_cases(
     module: str,
     cases: Sequence[Any],

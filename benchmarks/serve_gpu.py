@@ -12,12 +12,11 @@ is a process of its own.
 
 import itertools
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.kernels_gpu import kernel_speeds
-from benchmarks.machine import run_cases, say
+from benchmarks.machine import kernel_times, run_cases, say
 from benchmarks.train_gpu import SHAPES, TINY, Meter, random_base
 
 QWEN3_4B = {
@@ -158,35 +157,12 @@ def _step(engine: Any) -> None:
             raise output.error
 
 
-def kernel_times(step: Callable[[], None], requests: list[Any], steps: int = 8, most: int = 24) -> dict[str, Any]:
-    """Of one step, the mean of `steps`: milliseconds on the clock, of the GPU's kernels, and of the costliest of them
-    with how often they ran. The requests end afterwards."""
-    import time
-
-    import torch
-
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    torch.cuda.synchronize()
-    clock = 1e3 * (time.perf_counter() - start) / steps
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(steps):
-            step()
-        torch.cuda.synchronize()
-    rows = [
-        (each.self_device_time_total / 1e3 / steps, each.count / steps, each.key) for each in profile.key_averages()
-    ]
-    rows = sorted((row for row in rows if row[0] > 0), reverse=True)
+def step_times(engine: Any, requests: list[Any], steps: int = 8) -> dict[str, Any]:
+    """What `kernel_times` finds of one step. The requests end afterwards."""
+    found = kernel_times(lambda: _step(engine), steps)
     while not all(request.finish_reason for request in requests):
-        step()
-    return {
-        "clock": round(clock, 3),
-        "kernels": round(sum(row[0] for row in rows), 3),
-        "launches": round(sum(row[1] for row in rows)),
-        "costliest": [[name[:80], round(times), round(took, 4)] for took, times, name in rows[:most]],
-    }
+        _step(engine)
+    return found
 
 
 def ours(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool) -> dict[str, Any]:
@@ -210,7 +186,7 @@ def ours(case: Case, shape: dict[str, Any], load: Load, device: str, tiny: bool)
                 say(found)
         if not tiny and "milliseconds_of_a_step" not in found:
             found["milliseconds_of_a_step"] = {
-                each: kernel_times(lambda: _step(engine), start_batch(engine, each, adapters, load)) for each in (64, 1)
+                each: step_times(engine, start_batch(engine, each, adapters, load)) for each in (64, 1)
             }
     most = max(load.batches)
     found |= {

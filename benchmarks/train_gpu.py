@@ -10,6 +10,8 @@ process of its own. `planned_gib` is what `qhub plan` says of it.
 """
 
 import gc
+import importlib.util
+import itertools
 import json
 import os
 import tempfile
@@ -18,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import peak_memory_mb, run_cases
+from benchmarks.machine import kernel_times, peak_memory_mb, run_cases
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -59,7 +61,8 @@ class Case:
     factors: str = "float32"
     optimizer: str = "adamw_8bit"
     checkpointing: bool | str = True
-    mode: str = "fits"  # fits, longest, speed
+    mode: str = "fits"  # fits, longest, speed, plain
+    liger: bool = False
 
 
 CASES = (
@@ -74,8 +77,14 @@ CASES = (
         )
         for card in UNSLOTH
     ),
-    Case("llama-8b-speed-ours", "8b", 16, 512, examples=8, mode="speed"),
-    Case("llama-8b-speed-plain", "8b", 16, 512, examples=8, mode="plain"),
+    # each with and without computing activations again, and with the kernels of Liger (pip install liger-kernel)
+    *(
+        Case(
+            f"llama-8b-speed-{side}{'' if again else '-whole'}{'-liger' if liger else ''}", "8b", 16, 512, examples=8,
+            optimizer="adamw", checkpointing=again, mode="plain" if side == "plain" else "speed", liger=liger,
+        )
+        for side, again, liger in itertools.product(("ours", "plain"), (True, False), (False, True))
+    ),
 )  # fmt: skip
 
 
@@ -205,7 +214,7 @@ def planned_gib(case: Case, shape: dict[str, Any], length: int) -> float:
     tokens = case.examples * length
     run = Pass(
         tokens, tokens, case.examples > 1, 2, 2 if case.factors == "bfloat16" else 4, case.rank, ("all-linear",),
-        is_checkpointed=True, is_offloaded=case.checkpointing == "offload",
+        is_checkpointed=bool(case.checkpointing), is_offloaded=case.checkpointing == "offload",
     )  # fmt: skip
     return round(estimate(read_shape(shape), run, case.optimizer, "cuda").total / 2**30, 3)
 
@@ -216,8 +225,18 @@ def prepared(case: Case, shape: dict[str, Any], device: str, folder: Path) -> tu
     from adapterhub_local.train.adapter import with_adapter
 
     recipe = recipe_of(case, folder)
-    base = LoadedBase(info=None, model=random_base(shape, device), tokenizer=None)  # type: ignore[arg-type]
+    model = random_base(shape, device)
+    if case.liger:
+        use_liger(model)
+    base = LoadedBase(info=None, model=model, tokenizer=None)  # type: ignore[arg-type]
     return with_adapter(base, recipe), recipe
+
+
+def use_liger(model: Any) -> None:
+    """Liger's kernels in a Llama: its norms, rotary embeddings and MLPs; the loss stays whose it is."""
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    apply_liger_kernel_to_llama(fused_linear_cross_entropy=False, model=model)
 
 
 def fits(case: Case, shape: dict[str, Any], device: str, steps: int) -> dict[str, Any]:
@@ -235,8 +254,12 @@ def fits(case: Case, shape: dict[str, Any], device: str, steps: int) -> dict[str
         trainer = make_trainer(model, examples, recipe, Path(folder), watch)
         rows = len(trainer.objective.rows(examples[: case.examples]))  # more than one where packing was not exact
         trainer.train()
-    tokens = case.examples * case.length * (len(stamps) - 1)
-    return {**meter.peak(), "rows_a_step": rows, "tokens_per_second": round(tokens / (stamps[-1] - stamps[0]), 1)}
+        tokens = case.examples * case.length * (len(stamps) - 1)
+        found = {**meter.peak(), "rows_a_step": rows, "tokens_per_second": round(tokens / (stamps[-1] - stamps[0]), 1)}
+        if case.mode == "speed" and device == "cuda":
+            batch = {"rows": trainer.objective.rows(examples[: case.examples])}
+            found["milliseconds_of_a_pass"] = kernel_times(lambda: trainer.training_step(model, batch), steps=2)
+    return found
 
 
 def longest(case: Case, shape: dict[str, Any], device: str, most: int) -> dict[str, Any]:
@@ -293,7 +316,7 @@ def plain(case: Case, shape: dict[str, Any], device: str, steps: int) -> dict[st
         def on_step_end(self, *_: Any, **__: Any) -> None:
             stamps.append(meter.now())
 
-    model = prepare_model_for_kbit_training(random_base(shape, device), use_gradient_checkpointing=True)
+    model = prepare_model_for_kbit_training(random_base(shape, device), use_gradient_checkpointing=case.checkpointing)
     config = LoraConfig(r=case.rank, lora_alpha=2 * case.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     rows = [
@@ -304,8 +327,8 @@ def plain(case: Case, shape: dict[str, Any], device: str, steps: int) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=case.examples, max_steps=steps, use_cpu=device == "cpu",
-            bf16=device == "cuda", optim="adamw_bnb_8bit", save_strategy="no", report_to="none", disable_tqdm=True,
-            dataloader_pin_memory=False,
+            bf16=device == "cuda", optim="adamw_torch_fused", save_strategy="no", report_to="none", disable_tqdm=True,
+            dataloader_pin_memory=False, use_liger_kernel=case.liger,
         )  # fmt: skip
         trainer = Trainer(
             model=model, args=arguments, train_dataset=rows, callbacks=[Clock()],
@@ -328,6 +351,8 @@ def measure(case: Case, device: str, tiny: bool) -> dict[str, Any]:
     case = replace(case, length=min(case.length, 32), rank=4) if tiny else case
     if case.card and (reason := cap(case.card, device)):
         return {"case": case.name, "left_out": reason}
+    if case.liger and importlib.util.find_spec("liger_kernel") is None:
+        return {"case": case.name, "left_out": "liger-kernel is not installed"}
     steps = 3 if tiny else 6
     try:
         if case.mode == "longest":

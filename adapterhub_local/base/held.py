@@ -1,6 +1,6 @@
 """How the weights W of a base are held, and how they become numbers: the one file that knows NF4's constants."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any
 
@@ -19,10 +19,24 @@ def dense(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     state: Any = getattr(weight, "quant_state", None)
     if state is None:
         return weight.detach().to(dtype)
+    if not state.nested:  # what bitsandbytes calls in the end, without what it does in Python before
+        op: Callable[..., torch.Tensor] = torch.ops.bitsandbytes.dequantize_4bit.default
+        return op(weight.data, state.absmax, state.blocksize, state.quant_type, state.shape, dtype)
     state = copy(state)
     state.dtype = dtype  # rounded once, from float32 to what is computed in
     plain: torch.Tensor = import_bitsandbytes().functional.dequantize_4bit(weight.data, state)
     return plain
+
+
+def unnest(weight: torch.Tensor) -> None:
+    """Hold a weight's constants in float32 from now on, if they are quantised themselves: the same W, with two launches
+    less whenever it is dequantised, for three bytes more a block of 64 weights."""
+    state: Any = getattr(weight, "quant_state", None)
+    if state is None or not state.nested:
+        return
+    functional = import_bitsandbytes().functional
+    state.absmax = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    state.nested, state.offset, state.state2 = False, None, None
 
 
 def made_from(weight: torch.Tensor) -> torch.dtype:

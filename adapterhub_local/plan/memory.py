@@ -2,7 +2,8 @@
 
 The peak is just after a forward pass, when all that is kept for the backward pass is alive. Formulas follow what
 `train/trainer.py` allocates; the constants of the CPU were fitted to the resident size of real runs
-(benchmarks/plan.py). What a GPU takes is the same arithmetic, not yet measured on one.
+(benchmarks/plan.py). What a GPU takes is the same arithmetic: the two cases that ran on one took 7 and 8 % less
+(benchmarks/RESULTS.md).
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from adapterhub_local.rows.bounds import HEAP_CHUNK, LOGITS_BYTES
 
 MB = 10**6
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # double quantisation, as base/quantise.py
+UNNESTED_BITS = 24 / 64  # what constants in float32 take more (base/held.py)
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8}  # bytes a parameter
 
 # resident before the base is loaded: torch, transformers, PEFT, bitsandbytes and the tokenizer; and 20 MB of code that
@@ -83,7 +85,8 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
     states = STATES[optimizer] * factors
     parts = {
         "base": base_bytes(shape, run.compute),
-        "adapter": factors * run.factor,
+        # and its factors in the dtype of activations, while a step lasts
+        "adapter": factors * (run.factor + (run.compute if run.compute != run.factor else 0)),
         "gradients": factors * run.factor,
         "optimizer": states,
         "activations": activations,
@@ -93,6 +96,8 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         parts["base"] += mapped_bytes(shape, run.compute)
         workspace = _heap(shape, run) + _moment(shape, run)
         return Memory(**parts, workspace=workspace, libraries=CPU_LIBRARIES, paged=0)
+    if not run.is_checkpointed:
+        parts["base"] += round(shape.linear_size * UNNESTED_BITS / 8)
     largest = max(shape.linears, key=lambda linear: linear.size)
     workspace = _moment(shape, run) + _dequantised(largest, run)
     workspace += round(GPU_ROUNDING * (activations + parts["logits"] + workspace))

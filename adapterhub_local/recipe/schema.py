@@ -12,6 +12,7 @@ from adapterhub_local.recipe.source import Source
 from adapterhub_local.refs import Reference, check_alias, check_name
 from adapterhub_local.settings import COMPUTE
 
+KERNELS = ("auto", "liger", "torch")
 OPTIMIZERS = ("auto", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 STRATEGIES = ("manual", "auto")
@@ -310,6 +311,12 @@ class Train:
         "dtype of activations: float32, bfloat16, or auto (QHUB_COMPUTE, or bfloat16 if the hardware multiplies it)",
         "auto",
         one_of(*COMPUTE),
+    )
+    kernels: str = key(
+        "what computes a base's norms, rotary embeddings and MLPs on a GPU: liger (of `adapterhub-local[gpu]`), torch, "
+        "or auto, Liger where it is installed and the base answers the same",
+        "auto",
+        one_of(*KERNELS),
     )
     eval_every: int | None = key(
         "steps between evaluations on data.test; the adapter of the lowest loss is the result", None, at_least_one

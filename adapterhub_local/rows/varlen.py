@@ -6,7 +6,7 @@ them is tried once, result and gradients, and the heads are repeated where it do
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -45,10 +45,7 @@ def packed_kernel(
     """
     kernel = torch_kernel()
     assert kernel is not None
-    ends_q, ends_k = [0], [0]
-    for start, end in layout.spans:
-        ends_q.append(end)
-        ends_k.append(ends_k[-1] + layout.before((start, end)) + end - start)
+    ends_q, ends_k = _ends(layout, query.device)
     keys, values = (_behind_prefix(tensor.transpose(1, 2)[0], layout) for tensor in (key, value))
     repeats = query.shape[1] // key.shape[1]
     options: dict[str, Any] = {}
@@ -61,8 +58,8 @@ def packed_kernel(
         query.transpose(1, 2)[0],
         keys,
         values,
-        torch.tensor(ends_q, dtype=torch.int32, device=query.device),
-        torch.tensor(ends_k, dtype=torch.int32, device=query.device),
+        ends_q,
+        ends_k,
         max(end - start for start, end in layout.spans),
         layout.prefix + max(layout.rests),
         scale=scale,
@@ -70,6 +67,20 @@ def packed_kernel(
         **options,
     )
     return out[None]
+
+
+@lru_cache(maxsize=8)
+def _ends(layout: Layout, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where queries and keys of each example end, from 0, in int32.
+
+    All layers of a model, forwards and backwards, ask for the same, and a copy to a GPU waits for what it computes.
+    """
+    queries, keys = [0], [0]
+    for start, end in layout.spans:
+        queries.append(end)
+        keys.append(keys[-1] + layout.before((start, end)) + end - start)
+    with torch.inference_mode(False):  # an inference tensor could not be kept for a backward pass
+        return tuple(torch.tensor(ends, dtype=torch.int32, device=device) for ends in (queries, keys))  # type: ignore[return-value]
 
 
 @cache

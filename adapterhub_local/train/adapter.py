@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.held import unnest
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.base.modules import linear_modules
@@ -73,6 +74,9 @@ def with_adapter(
             if MAGNITUDE not in name:  # its steps are smaller than bfloat16 can hold
                 factor.data = factor.data.bfloat16()
     fuse(model)
+    if model.device.type == "cuda" and not recipe.train.activation_checkpointing:  # there is room
+        for parameter in model.parameters():
+            unnest(parameter)
     return model
 
 

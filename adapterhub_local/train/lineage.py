@@ -15,12 +15,14 @@ from adapterhub_local.durable import digest_bytes
 from adapterhub_local.evaluate.evaluate import entry
 from adapterhub_local.evaluate.preferences import AnyScore
 from adapterhub_local.recipe.derived import optimizer_on
+from adapterhub_local.train.liger import uses_liger
 from adapterhub_local.train.log_curves import short_curve
 from adapterhub_local.train.past_runs import read_log
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.samples import Sample
 
 CURVES = {"held_out": "eval_loss", "learning_rate": "learning_rate"}  # in a lineage, and in a log
+LIGER = "liger-kernel"
 MAX_TEXT = 2000  # letters of each text of a sample
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate")
 
@@ -69,7 +71,7 @@ def lineage_of(
             "compute": str(model.dtype).removeprefix("torch."),
             "optimizer": optimizer_on(recipe.train.optimizer, model.device.type),
         },
-        "environment": environment(model.device.type),
+        "environment": environment(model.device.type) | ({LIGER: installed(LIGER)} if uses_liger(model) else {}),
     }
     if run.start is not None:
         lineage["parents"] = [

@@ -22,6 +22,7 @@ from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.check import check_run
 from adapterhub_local.train.heap import map_large_tensors
+from adapterhub_local.train.liger import use_liger
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.statistics import check_ids
 
@@ -84,6 +85,9 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
     if recipe.train.eval_every and not tests:
         raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
     checks = _checks(recipe, held_out, base.tokenizer)
+    kernels = use_liger(base.model, parts_of(items)[0], recipe.train.kernels)
+    if kernels:
+        reporter.note(kernels)
     model = with_adapter(base, recipe, start=run.start, examples=parts_of(items))
     return Session(run, model, base.tokenizer, items, tests, tokenised.counts, checks)
 

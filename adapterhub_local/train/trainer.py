@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import learning_rate, num_steps, optimizer_on
 from adapterhub_local.rows.example import Item
 from adapterhub_local.train.checkpointing import enable_checkpointing
+from adapterhub_local.train.fused_lora import converted, fused_layers
 from adapterhub_local.train.objectives import make_objective
 from adapterhub_local.train.objectives.objective import Objective
 from adapterhub_local.train.watch import Watch
@@ -52,28 +54,33 @@ class AdapterTrainer(Trainer):
         self.watch: Watch = watch
         self.rate, self.loraplus_ratio = rate, loraplus_ratio
         self.told: dict[str, float] = {}  # the objective's metrics of the last step
+        # known once: a walk over all of a model's modules takes a hundredth of a second, for which a GPU waits
+        self.fused = fused_layers(self.model)
+        self.factors: list[Any] = [each for each in given["model"].parameters() if each.requires_grad]
+        given["model"].zero_grad = partial(drop_gradients, self.factors)
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        model.train()
+        if not model.training:
+            model.train()
         rows: list[Any] = inputs["rows"]
         own = rows[self.args.process_index :: self.args.world_size]
-        step = self.objective.begin(rows, own, self._sum)
         totals = torch.zeros(1 + len(self.objective.metrics), device=self.args.device)
-        for row in own:
-            loss, told = self.objective.loss(row, step)
-            self.accelerator.backward(loss)
-            totals[0] += loss.detach()
-            totals[1:] += told.to(totals.device)
-        factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        for factor in factors:
+        with converted(self.fused, model.dtype):
+            step = self.objective.begin(rows, own, self._sum)
+            for row in own:
+                loss, told = self.objective.loss(row, step)
+                self.accelerator.backward(loss)
+                totals[0] += loss.detach()
+                totals[1:] += told.to(totals.device)
+        for factor in self.factors:
             if factor.grad is None:  # a process that had no row, or an expert that no token was routed to
                 factor.grad = torch.zeros_like(factor)
         if self.args.world_size > 1:
-            totals = self._sum_over_processes(factors, totals)
+            totals = self._sum_over_processes(totals)
         self.told = dict(zip(self.objective.metrics, totals[1:].tolist(), strict=True))
         if not math.isfinite(totals[0].item()):
             raise NotFinite(f"the loss is {totals[0].item()} at step {self.state.global_step + 1}")
@@ -88,20 +95,20 @@ class AdapterTrainer(Trainer):
         summed: torch.Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return summed
 
-    def _sum_over_processes(self, factors: Sequence[Any], totals: torch.Tensor) -> torch.Tensor:
+    def _sum_over_processes(self, totals: torch.Tensor) -> torch.Tensor:
         """Sum gradients, loss and metrics (1 + metrics,) over the processes, as one vector; returns the latter."""
         asked = torch.tensor([float(self.watch.stop_asked)], device=totals.device)  # all stop after the same step
-        parts = [asked, totals.float().reshape(-1), *(factor.grad.float().reshape(-1) for factor in factors)]
+        parts = [asked, totals.float().reshape(-1), *(factor.grad.float().reshape(-1) for factor in self.factors)]
         flat = self.accelerator.reduce(torch.cat(parts), reduction="sum")
         self.watch.stop_asked = bool(flat[0] > 0)
-        summed_totals, *sums = flat[1:].split([totals.numel(), *(factor.numel() for factor in factors)])
-        for factor, summed in zip(factors, sums, strict=True):
+        summed_totals, *sums = flat[1:].split([totals.numel(), *(factor.numel() for factor in self.factors)])
+        for factor, summed in zip(self.factors, sums, strict=True):
             factor.grad.copy_(summed.view_as(factor))
         together: torch.Tensor = summed_totals.clone()
         return together
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        norm = self.accelerator.clip_grad_norm_(self.factors, self.args.max_grad_norm)
         value = float(norm)
         if not math.isfinite(value):  # before the optimizer would make every factor so
             raise NotFinite(f"the gradient norm is {value} at step {self.state.global_step + 1}")
@@ -151,6 +158,12 @@ class AdapterTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the Trainer would count padded batches
+
+
+def drop_gradients(factors: Sequence[torch.nn.Parameter], set_to_none: bool = True) -> None:
+    """What `zero_grad` of a model does whose trained parameters these are."""
+    for factor in factors:
+        factor.grad = None
 
 
 class NotFinite(QhubError):

@@ -16,7 +16,7 @@ PY=${PYTHON:-$(test -x .venv/bin/python && echo .venv/bin/python || command -v p
 rm -rf "$PACK" && mkdir -p "$PACK"
 
 NAMES="bitsandbytes gguf google-re2 fastapi starlette uvicorn pydantic pydantic_core annotated-types annotated-doc
-  typing-inspection llguidance opentelemetry-api prometheus_client $*"
+  typing-inspection liger-kernel llguidance opentelemetry-api prometheus_client $*"
 PLATFORMS=$(for n in 2_39 2_35 2_34 2_31 2_28 2_27 2_24 2_17; do echo --platform manylinux_${n}_x86_64; done)
 for name in $NAMES; do
   pin=$(grep -iE "^${name//[-_]/[-_]}==" constraints.txt | sed -E 's/[ ;].*//' | head -1 || true)

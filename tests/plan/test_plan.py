@@ -351,7 +351,7 @@ def test_the_verb(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     assert said["bytes"]["total"] + said["bytes"]["headroom"] == 8 * 10**9
     assert said["time"]["seconds"] > 0
     assert "Does not fit" in not_fits.output
-    assert "not yet measured on a GPU" in gpu.output
+    assert "GPU figures are computed" in gpu.output
     with pytest.raises(InputError, match="'wide' is not a linear layer"):
         CliRunner().invoke(
             command, [path, "--set", 'adapter.target_modules=["wide"]'], standalone_mode=False, catch_exceptions=False

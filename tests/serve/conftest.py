@@ -71,7 +71,7 @@ class Server:
         return self.http.post("/v1/completions", json={"max_tokens": 8, "temperature": 0, **body})
 
     def slow_down(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.05) -> None:
-        """Give each step of the engine time in which other things happen: a tiny model may have said all before them."""
+        """Give each step of the engine time for other things to happen in: a tiny model may have said all before."""
         step = self.service.engine.step
 
         def slow() -> object:

@@ -8,6 +8,7 @@ from peft import LoraConfig
 from peft.tuners.lora.bnb import Linear4bit
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.held import unnest
 from adapterhub_local.base.load import import_bitsandbytes, load_base
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.rows.examples import Example
@@ -15,7 +16,7 @@ from adapterhub_local.rows.packing import forward, pack
 from adapterhub_local.train import adapter
 from adapterhub_local.train.adapter import factors_of
 from adapterhub_local.train.checkpointing import enable_checkpointing
-from adapterhub_local.train.fused_lora import dequantised, fuse
+from adapterhub_local.train.fused_lora import converted, dequantised, fuse, fused_layers
 from adapterhub_local.train.loss import answer_loss
 from tests.chats import write_recipe
 
@@ -74,6 +75,47 @@ def test_the_weight_is_that_of_the_forward_pass() -> None:
     assert torch.allclose(layer(torch.eye(128)).T, weight, rtol=0, atol=1e-6)
     assert not torch.allclose(weight, weight.bfloat16().float(), rtol=0, atol=1e-4)
     assert layer.weight.quant_state.dtype == torch.bfloat16
+
+
+def test_copies_of_factors_last_as_long_as_they_are_asked_for() -> None:
+    """What is computed with them is what is computed without, and afterwards changed factors count."""
+    layer = layer_of(torch.bfloat16, torch.float32)
+    fuse(layer)
+    plain = computed(layer, torch.bfloat16)
+    with converted(fused_layers(layer), torch.bfloat16):
+        held = computed(layer, torch.bfloat16)
+        with torch.no_grad():
+            layer.lora_B["default"].weight.mul_(2)
+        unchanged = computed(layer, torch.bfloat16)
+    changed = computed(layer, torch.bfloat16)
+
+    assert all(torch.equal(one, other) for one, other in zip(plain, held, strict=True))
+    assert torch.equal(unchanged[0], plain[0])
+    assert not torch.allclose(changed[0], plain[0], atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_in_another_dtype_are_not_used(dtype: torch.dtype) -> None:
+    """A layer that is given other activations than the model's converts its factors itself; so do some of several."""
+    layer = layer_of(torch.float32, dtype)
+    fuse(layer)
+    plain = computed(layer, torch.float32)
+    with converted(fused_layers(layer), torch.bfloat16):
+        assert all(torch.equal(one, other) for one, other in zip(computed(layer, torch.float32), plain, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_constants_in_float32_give_the_same_weight(dtype: torch.dtype) -> None:
+    """Dequantised, and as the layer multiplies with it."""
+    layer = layer_of(dtype, torch.float32).base_layer
+    x = torch.randn(5, 128, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight, y = dequantised(layer, dtype), layer(x)
+    assert layer.weight.quant_state.nested
+    for _ in range(2):
+        unnest(layer.weight)
+        assert not layer.weight.quant_state.nested
+        assert torch.equal(dequantised(layer, dtype), weight)
+        assert torch.equal(layer(x), y)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
