@@ -13,7 +13,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from adapterhub_local.digests import Digest, from_hex
 from adapterhub_local.errors import InputError, InUse, QhubError
 
 CHUNK = 1 << 20
+ATTEMPTS = 100  # at a folder that other processes remove or replace
 
 
 @contextmanager
@@ -90,9 +91,18 @@ def share_parents(folder: Path) -> None:
 
     From the first moment: another member of the group may enter it as soon as it can be seen.
     """
-    if folder.is_dir():
-        return
-    share_parents(folder.parent)
+    for _ in range(ATTEMPTS):
+        if folder.is_dir():
+            return
+        share_parents(folder.parent)
+        # another process may remove the parent just then, or put its own, as empty, in its place
+        with suppress(FileNotFoundError):
+            _make_shared(folder)
+            return
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+
+
+def _make_shared(folder: Path) -> None:
     if not is_shared(folder.parent):
         try:
             folder.mkdir()  # without exist_ok, which raises if another process removes the folder just then

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from adapterhub_local.durable import share_parents
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.fetch import Download
@@ -47,6 +49,29 @@ def test_a_folder_is_made_while_another_removes_it(tmp_path: Path) -> None:
             folder.rmdir()
 
     at_once(lambda: share_parents(folder), lambda: share_parents(folder), remove)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o2775])
+def test_a_parent_is_replaced_while_a_folder_is_made_in_it(tmp_path: Path, mode: int) -> None:
+    """Another member who makes the same folders puts its own, as empty, in the place of ours."""
+    tmp_path.chmod(mode)
+    parent = tmp_path / "parent"
+
+    def replace() -> None:
+        other = tmp_path / "other"
+        other.mkdir()
+        other.chmod(mode)
+        try:
+            other.rename(parent)
+        except OSError:
+            other.rmdir()
+
+    def make() -> None:
+        share_parents(parent / "child")
+        with suppress(OSError):
+            (parent / "child").rmdir()
+
+    at_once(make, make, replace)
 
 
 def test_a_lock_of_a_run_is_held_once(tmp_path: Path) -> None:

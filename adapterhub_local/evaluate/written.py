@@ -1,8 +1,10 @@
 """What a model writes by greedy decoding, and checks of it: a pattern that matches, JSON that is valid."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,18 +22,28 @@ def write_answers(
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """The last answer of each example as the model writes it after the prompt, special tokens left out."""
+    """The last answer of each example as the model writes it after the prompt, special tokens left out.
+
+    What all prompts begin with, such as the tools they offer, is computed once.
+    """
     prompts = [example.ids[: example.spans[-1][0]] for example in examples]
+    may_share = len(prompts) > 1 and _sees_all(model)
+    prefix = list(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if may_share else []
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     written = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         width = max(len(prompts[index]) for index in batch)
-        rows = [[pad] * (width - len(prompts[index])) + list(prompts[index]) for index in batch]
-        mask = [[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in batch]
-        ids = torch.tensor(rows, device=model.device)
+        rests = [list(prompts[index][len(prefix) :]) for index in batch]
+        pads = [width - len(prefix) - len(rest) for rest in rests]
+        ids = torch.tensor(
+            [prefix + [pad] * count + rest for count, rest in zip(pads, rests, strict=True)], device=model.device
+        )
+        mask = [[1] * len(prefix) + [0] * count + [1] * len(rest) for count, rest in zip(pads, rests, strict=True)]
         with torch.inference_mode():
+            first = torch.tensor([prefix], device=model.device)
+            known = prefill(model, first, torch.ones_like(first), len(batch)) if prefix else None
             output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.tensor(mask, device=model.device),
@@ -42,12 +54,30 @@ def write_answers(
                 top_k=None,
                 eos_token_id=_ends(model, tokenizer),
                 pad_token_id=pad,
+                **({} if known is None else {"past_key_values": known}),
             )
         for index, text in zip(batch, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True), strict=True):
             written[index] = text
         if progress:
             progress(min(start + batch_size, len(order)), len(order))
     return written
+
+
+def _sees_all(model: CausalModel) -> bool:
+    """Whether every layer attends to all tokens before: padding behind a beginning would move it out of a window."""
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ("full_attention",))
+    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+
+
+def prefill(model: CausalModel, ids: torch.Tensor, mask: torch.Tensor, copies: int) -> Any:
+    """What a model keeps of ids (rows, tokens), padded at the left as `mask` says, `copies` times for each row."""
+    known: Any = model(
+        input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0), use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values  # fmt: skip
+    known.batch_repeat_interleave(copies)
+    return known
 
 
 def read_pattern(text: str) -> re.Pattern[str]:

@@ -9,9 +9,10 @@ from torch.nn.functional import cross_entropy
 from adapterhub_local.base.add import add_base
 from adapterhub_local.base.load import LoadedBase, load_base
 from adapterhub_local.evaluate.evaluate import score
+from adapterhub_local.evaluate.written import write_answers
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.rows.attention import is_attached
-from adapterhub_local.rows.examples import read_chats, tokenise
+from adapterhub_local.rows.examples import Example, read_chats, tokenise
 from adapterhub_local.rows.packing import forward, is_exact, pack
 from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import with_adapter
@@ -55,6 +56,20 @@ def test_answers_behind_a_prompt_computed_once(base: LoadedBase, tmp_path: Path)
     twice = goal._generate(prompts, 2, is_drawn=False)
     assert twice[::2] == twice[1::2] == alone
     assert len({len(prompt) for prompt in prompts}) > 1, "prompts of one length would hide the padding"
+
+
+@pytest.mark.parametrize("base", NAMES, indirect=True)
+def test_answers_behind_a_shared_beginning(base: LoadedBase) -> None:
+    """What all prompts begin with is computed once where layers see all of it; the answers are those of each alone."""
+    beginning = tuple(range(10, 10 + WINDOW + 5))
+    rests = [(60, 61, 62), (63,), (70, 71, 72, 73, 74, 75), (60, 62)]
+    examples = [
+        Example((*beginning, *rest, 5), ((len(beginning) + len(rest), len(beginning) + len(rest) + 1),))
+        for rest in rests
+    ]
+    alone = [write_answers(base.model, base.tokenizer, [example], 6, 1)[0] for example in examples]
+    assert write_answers(base.model, base.tokenizer, examples, 6, 3) == alone
+    assert len(set(alone)) > 1, "answers that do not depend on the prompt would hide a mistake"
 
 
 @pytest.mark.parametrize(

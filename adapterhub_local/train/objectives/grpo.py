@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.counts import counted
 from adapterhub_local.errors import InputError
+from adapterhub_local.evaluate.written import prefill
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import examples_a_row
 from adapterhub_local.rows.examples import Example
@@ -165,13 +166,7 @@ class Grpo:
         given: dict[str, Any] = {}
         with torch.no_grad():
             if samples > 1 and width > 1:  # all but the last token, from which the first of each answer is drawn
-                positions = (mask[:, :-1].cumsum(-1) - 1).clamp(min=0)
-                known = self.model(
-                    input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions, use_cache=True,
-                    logits_to_keep=1,
-                ).past_key_values  # fmt: skip
-                known.batch_repeat_interleave(samples)
-                given["past_key_values"] = known
+                given["past_key_values"] = prefill(self.model, ids[:, :-1], mask[:, :-1], samples)
             ids, mask = ids.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
             written = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **given)
         found = []
