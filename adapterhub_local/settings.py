@@ -53,6 +53,11 @@ class Home:
         return self.root / "blobs" / "receipts"
 
     @property
+    def changes(self) -> Path:
+        """One file for each of the last changes of any kind, named by its number: likewise."""
+        return self.root / "blobs" / "changes"
+
+    @property
     def repair_lock(self) -> Path:
         """Held by the one process that repairs."""
         return self.root / "repair.lock"

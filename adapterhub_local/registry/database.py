@@ -220,7 +220,7 @@ class Database:
     def _behind(self, missing: Sequence[Line]) -> str:
         subjects = list(dict.fromkeys(
             line.subject if line.kind == "version" else f"{_WORDS[line.kind]} of {line.subject}"
-            if line.kind != "mark" else "moves of aliases, tags or descriptions" for line in missing
+            if line.kind != "mark" else "changes of aliases, tags, evaluations or removals" for line in missing
         ))  # fmt: skip
         more = f" and {len(subjects) - 3} more" if len(subjects) > 3 else ""
         return (f"{self.path} is older than its home: it does not know {', '.join(subjects[:3])}{more}. Was it brought "

@@ -160,7 +160,7 @@ def _said(line: Line) -> str:
             return f"{line.subject} was removed: the record of it is gone"
         case "evaluation":
             return f"an evaluation of {line.subject}: its record is gone"
-    return f"move {line.subject} of an alias, tag or description: its record is gone"
+    return f"change {line.subject}, of an alias, tag, evaluation or the like: its record is gone"
 
 
 def _gaps(db: sqlite3.Connection, known: set[tuple[str, int]]) -> list[str]:

@@ -9,7 +9,7 @@ A line is appended after its commit and never changed. So a database that was de
 backup is found to know less than its home, and a blob that a crash left behind is known from one that was published.
 The database keeps how far it has read (`ledger_state`) and which of its own lines it has not met there yet
 (`ledger_pending`), so a crash between a commit and its line loses nothing: `meet` has what is missing appended.
-Versions get a receipt, too (receipts.py), which shows that both files came back from a backup.
+Versions and the last changes get a receipt, too (receipts.py): it shows that both files came back from a backup.
 """
 
 import os
@@ -51,7 +51,7 @@ class Ledger:
 
     def __init__(self, home: Home) -> None:
         self.path = home.ledger
-        self.receipts = Receipts(home.receipts)
+        self.receipts = Receipts(home)
 
     def size(self) -> int | None:
         """Bytes of the file, None if there is none. Raises Corrupt for what is not a file."""
@@ -76,10 +76,18 @@ class Ledger:
         return lines, start + len(whole)
 
     def beyond(self, lines: Iterable[Line]) -> list[Line]:
-        """Lines of versions that have a receipt and are not among these: of a ledger that is older than its home."""
+        """Lines of versions, and of the last change, that have a receipt and are not among these: of a ledger that is
+        older than its home."""
+        lines = list(lines)
         there = {line.subject for line in lines if line.kind == "version"}
         subjects = [subject for subject in self.receipts.subjects() if subject not in there]
-        return [Line("version", subject, digest) for subject in subjects for digest in self.receipts.of(subject)]
+        held = [Line("version", subject, digest) for subject in subjects for digest in self.receipts.of(subject)]
+        return held + self.later_change(max((int(line.subject) for line in lines if line.kind == "mark"), default=0))
+
+    def later_change(self, number: int) -> list[Line]:
+        """A line of the last change that has a receipt if it came after this one."""
+        last, digests = self.receipts.last_change()
+        return [Line("mark", str(last), digest) for digest in digests if last > number]
 
     def append(self, lines: Sequence[str]) -> None:
         """Append lines by one write; a line that a power failure cut is ended first."""
@@ -97,6 +105,7 @@ class Ledger:
             os.close(descriptor)
         parts = [line.split(" ") for line in lines]
         self.receipts.add((subject, digest) for kind, subject, digest in parts if kind == "version")
+        self.receipts.add_changes((int(subject), digest) for kind, subject, digest in parts if kind == "mark")
 
 
 def _is_possible(match: re.Match[str]) -> bool:
@@ -128,7 +137,8 @@ def unread(db: sqlite3.Connection, ledger: Ledger) -> list[Line]:
     (versions,) = db.execute("SELECT (SELECT count(*) FROM versions) + (SELECT count(*) FROM lost)").fetchone()
     if ledger.receipts.count() > versions:
         lines += ledger.beyond(lines)
-    return unknown(db, lines)
+    (changes,) = db.execute("SELECT coalesce(max(id), 0) FROM marks").fetchone()
+    return unknown(db, [*lines, *ledger.later_change(changes)])
 
 
 def given_twice(db: sqlite3.Connection, ledger: Ledger, entering: Iterable[str]) -> list[Line]:

@@ -65,7 +65,7 @@ def _state_problems(plain: Database, checked: Database) -> Iterator[Problem]:
     published = {one.reference: one for one in found_orphans(plain) if one.is_published}
     for line in lines:
         what = "it was published" if line.kind == "version" else f"its {line.kind} was recorded"
-        subject = f"move {line.subject} of an alias or tag" if line.kind == "mark" else line.subject
+        subject = f"change {line.subject}" if line.kind == "mark" else line.subject
         yield Problem("unknown", subject, f"{what} ({short(line.digest)}), and the database does not know it")
     named = {line.digest for line in lines}
     for reference, one in published.items():

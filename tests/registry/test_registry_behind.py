@@ -33,6 +33,7 @@ def as_by_an_older_qhub(home: Home) -> None:
     """A home as it was before there was a ledger."""
     home.ledger.unlink()
     shutil.rmtree(home.receipts)
+    shutil.rmtree(home.changes)
 
 
 def deleted(home: Home, older: Path) -> None:
@@ -165,7 +166,7 @@ def test_a_home_of_an_older_qhub(home: Home, tmp_path: Path, capsys: pytest.Capt
     backup(home, tmp_path / "older.db")
     registry.publish("a", files(2), LINEAGE)
     registry.database.close()
-    home.ledger.unlink()
+    as_by_an_older_qhub(home)
     restored(home, tmp_path / "older.db")
     with pytest.raises(Corrupt, match="does not know a@2"):
         Registry().publish("a", files(3), LINEAGE)

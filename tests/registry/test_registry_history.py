@@ -1,6 +1,7 @@
 """The history: every kind of change, by whom, page by page, filtered, and without what a crash left behind."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,7 @@ def test_changes_before_there_was_a_history_are_listed_without_an_actor(tmp_path
     with registry.database.writing() as db:
         db.execute("DROP TRIGGER marks_stay")
         db.execute("DELETE FROM marks")
+    shutil.rmtree(home.changes)
     with acting_as("ada"):
         Registry(home).publish("a", files(7), LINEAGE)
     entries = history(Registry(home)).entries

@@ -1,6 +1,7 @@
 """Disks that are full, homes that are read-only, odd paths, and old databases opened by many at once."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -158,6 +159,7 @@ def test_processes_that_migrate_at_once(home: Home, applied: int) -> None:
     for path in home.root.glob("registry.db*"):
         path.unlink()
     home.ledger.unlink()
+    shutil.rmtree(home.changes)
     connection = sqlite3.connect(home.database)
     connection.executescript("".join(MIGRATIONS[:applied]) + f"PRAGMA user_version = {applied}")
     for version in made:
