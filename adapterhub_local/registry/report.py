@@ -64,7 +64,9 @@ def _state_problems(plain: Database, checked: Database) -> Iterator[Problem]:
     lines = unknown(connection, [*told, *plain.ledger.beyond(told)])
     published = {one.reference: one for one in found_orphans(plain) if one.is_published}
     for line in lines:
-        what = "it was published" if line.kind == "version" else f"its {line.kind} was recorded"
+        what = {"version": "it was published", "mark": "it was recorded"}.get(
+            line.kind, f"its {line.kind} was recorded"
+        )
         subject = f"change {line.subject}" if line.kind == "mark" else line.subject
         yield Problem("unknown", subject, f"{what} ({short(line.digest)}), and the database does not know it")
     named = {line.digest for line in lines}
