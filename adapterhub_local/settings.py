@@ -12,6 +12,7 @@ CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are 
 RAY_ADDRESS, RAY_AUTH_MODE     the Ray cluster that `qhub cluster` joins, and whether it wants a token   default none
 QHUB_REDIS_PASSWORD, REDISCLI_AUTH  the password of the Redis of `qhub serve --limits`; the first that is set, the
              second is what redis-cli reads                   default none
+GOMP_SPINCOUNT, OMP_WAIT_POLICY  how long threads that compute wait awake for each other   default 10000 turns, 0.1 ms
 NO_COLOR     if set, output has no colours
 QHUB_ACTOR   who makes the changes of this process, for their records   default the user at this machine
 QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
@@ -30,6 +31,7 @@ from adapterhub_local.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
 COMPUTE = ("auto", "float32", "bfloat16")
+SPINS = "10000"  # of GNU OpenMP's loop: about 0.1 ms
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,17 @@ def is_in_home(path: object) -> bool:
 def wants_colour() -> bool:
     """Whether colours may be used on a terminal: not with NO_COLOR (https://no-color.org)."""
     return not os.environ.get("NO_COLOR")
+
+
+def wait_briefly() -> None:
+    """Have threads that compute sleep soon where they wait for each other, before torch is imported.
+
+    GNU OpenMP, which torch brings along, lets them spin for milliseconds. A step has hundreds of parallel regions: when
+    other work takes the core of one thread, the others burn theirs until it has it back, and no core is ever free for
+    it to move to. The pauses between regions are shorter than this and still waited out awake (benchmarks/busy.py).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def make_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.settings import wait_briefly
 from benchmarks.machine import child, machine, peak_memory_mb
 
 CONCURRENCY = (1, 2, 4, 8, 16, 32)
@@ -122,6 +123,7 @@ def answer(engine: Any, texts: Sequence[list[int]], versions: Sequence[Any], tok
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """All adapters, one adapter and the base alone, in turn; then 1 to 32 at once."""
+    wait_briefly()  # as `qhub` does
     base = load(options)
     store = registry(options)
     versions = [store.resolve(f"a{number}") for number in range(options.adapters)]
@@ -194,8 +196,9 @@ def unwrapped(options: argparse.Namespace) -> dict[str, Any]:
     return {"cost_when_none_is_active": round(statistics.median(ratios) - 1, 4)}
 
 
-def peft(options: argparse.Namespace) -> dict[str, Any]:
-    """One batch of `generate` with `adapter_names`, and the same with no adapter."""
+def peft_batch(options: argparse.Namespace) -> Any:
+    """A function of the number of tokens that answers the requests as one batch of `generate`, each with its adapter
+    or, where `is_base`, with none: seconds, and the answers."""
     import torch
     from peft import PeftModel
 
@@ -207,12 +210,9 @@ def peft(options: argparse.Namespace) -> dict[str, Any]:
         model.load_adapter(store.resolve(name).path, adapter_name=name)
     model.eval()
     input_ids = torch.tensor(prompts(options.rows, options.prompt, base.model.config.vocab_size))
-    rows = {
-        "different": [names[number % len(names)] for number in range(options.rows)],
-        "base": ["__base__"] * options.rows,
-    }
 
-    def run(chosen: list[str], tokens: int) -> tuple[float, list]:
+    def run(tokens: int, *, is_base: bool = False) -> tuple[float, list]:
+        chosen = ["__base__" if is_base else names[number % len(names)] for number in range(options.rows)]
         start = time.perf_counter()
         with torch.inference_mode():
             out = model.generate(
@@ -226,12 +226,19 @@ def peft(options: argparse.Namespace) -> dict[str, Any]:
             )
         return time.perf_counter() - start, out[:, options.prompt :].tolist()
 
-    run(rows["different"], 2)
-    seconds: dict[str, list[float]] = {kind: [] for kind in rows}
+    return run
+
+
+def peft(options: argparse.Namespace) -> dict[str, Any]:
+    """One batch of `generate` with `adapter_names`, and the same with no adapter."""
+    run = peft_batch(options)
+    run(2)
+    kinds = {"different": False, "base": True}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     answers = {}
     for _ in range(options.rounds):
-        for kind, chosen in rows.items():
-            took, answers[kind] = run(chosen, options.tokens)
+        for kind, is_base in kinds.items():
+            took, answers[kind] = run(options.tokens, is_base=is_base)
             seconds[kind].append(took)
     speed = {
         kind: round(options.rows * options.tokens / statistics.median(taken), 1) for kind, taken in seconds.items()

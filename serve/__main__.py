@@ -8,6 +8,7 @@ import click
 
 from adapterhub_local.errors import QhubError
 from adapterhub_local.options import add_options, chosen
+from adapterhub_local.settings import wait_briefly
 from adapterhub_local.visible import visible
 from serve.engine.options import EngineOptions
 from serve.options import HttpOptions
@@ -87,6 +88,7 @@ def command(
 
 
 if __name__ == "__main__":
+    wait_briefly()
     try:
         command()
     except QhubError as error:
