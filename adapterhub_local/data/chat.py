@@ -86,6 +86,12 @@ def check_chat(
         raise BadData(f"{where}: the last message is the {last['role']}'s, and must be the assistant's answer")
     if not (last["content"].strip() or last.get("tool_calls")):
         raise BadData(f"{where}: the answer is empty")
+    if any(message["role"] == "user" and not message["content"].strip() for message in checked):
+        raise BadData(
+            f"{where}: the prompt is empty: nobody asks this of a server; an answer alone is a row with the column text"
+            if len([message for message in checked if message["role"] != "system"]) == 2
+            else f"{where}: a message of the user is empty"
+        )
     if not any(is_learned(message) for message in checked):
         raise BadData(f"{where}: every answer has weight 0, so there is nothing to learn")
     return Chat(where, tuple(checked), is_pair=is_pair, tools=check_tools(tools, where))
@@ -140,11 +146,13 @@ def check_tools(tools: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     for tool in tools:
         tool = _without_nulls(parsed(tool))
         tool = {"type": "function", "function": tool} if isinstance(tool, dict) and "name" in tool else tool
-        function = tool.get("function") if isinstance(tool, dict) else None
+        function = parsed(tool.get("function")) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadData(f'{where}: a tool is {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}')
+        if "parameters" not in function and "input_schema" in function:  # Anthropic's name for them
+            function = {("parameters" if key == "input_schema" else key): part for key, part in function.items()}
         parameters = parsed(function.get("parameters"))
-        checked.append({**tool, "function": {**function, **({"parameters": parameters} if parameters else {})}})
+        checked.append({**tool, "function": {**function, **({} if parameters is None else {"parameters": parameters})}})
     return tuple(checked)
 
 

@@ -15,6 +15,7 @@ ASKED, ANSWERED = ("prompt", "question", "query", "input"), ("completion", "resp
 PAIRS = (  # the usual ones first, where a row has several
     *(("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response")),
     *(("prompt", "answer"), ("input", "output"), ("inputs", "targets"), ("query", "answers")),
+    *(("input_text", "output_text"), ("text_input", "output")),  # Vertex AI's and AI Studio's
     *((asked, answered) for asked in ASKED for answered in ANSWERED),
 )
 SYSTEM = ("system", "system_prompt")
@@ -119,9 +120,12 @@ def unused_columns(row: Mapping[str, Any], format: str, data: Data | None = None
 
 def check_preferences(row: Any, where: str) -> None:
     if isinstance(row, Mapping) and row.get("chosen") is not None and row.get("rejected") is not None:
+        chosen = parsed(row["chosen"])
+        is_whole = isinstance(chosen, list) and len(chosen) > 1
+        ours = "messages" if is_whole else "output" if "instruction" in row else "completion"
         raise BadData(
             f"{where}: these are preferences (chosen, rejected): set train.objective = 'dpo' to learn from both, or "
-            "data.prompt = '{prompt}' and data.answer = '{chosen}' to learn the chosen answers"
+            f"data.columns = {{ {ours} = 'chosen' }} to learn the chosen answers"
         )
 
 

@@ -5,7 +5,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,4 +49,36 @@ def _zstandard(path: Path) -> BinaryIO:
         raise InputError(
             f"{path}: Zstandard needs the package zstandard: pip install zstandard, or unpack the file"
         ) from None
-    return io.BufferedReader(zstandard.open(open_regular(path), "rb", closefd=True))  # else the file would stay open
+    return io.BufferedReader(_Frames(open_regular(path), zstandard.ZstdDecompressor().decompressobj))
+
+
+class _Frames(io.RawIOBase):
+    """All frames of a Zstandard file. The package's own reader stops behind the first, and takes a cut for the end."""
+
+    def __init__(self, file: BinaryIO, begin: Callable[[], Any]) -> None:
+        super().__init__()
+        self.file, self.begin = file, begin
+        self.frame: Any = None
+        self.packed = self.ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            self.packed = self.packed or self.file.read(io.DEFAULT_BUFFER_SIZE)
+            if not self.packed:
+                if self.frame is not None:
+                    raise EOFError("the file ends before the end of what is compressed in it")
+                return 0
+            self.frame = self.frame or self.begin()
+            self.ready, self.packed = self.frame.decompress(self.packed), b""
+            if self.frame.eof:
+                self.packed, self.frame = self.frame.unused_data, None
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()

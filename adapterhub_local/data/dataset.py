@@ -12,6 +12,7 @@ from adapterhub_local.data.chat import Chat
 from adapterhub_local.data.columns import listed, recognise, renamed, unused_columns
 from adapterhub_local.data.files import read_rows
 from adapterhub_local.data.formats import read_chat
+from adapterhub_local.data.requests import as_messages
 from adapterhub_local.data.tables import class_names
 from adapterhub_local.data.trouble import Troubles
 from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
@@ -147,7 +148,7 @@ def _read(
         try:
             if isinstance(row, BadData):
                 raise row
-            row = renamed(row, data)
+            row = renamed(as_messages(row, where, data), data)
             if wanted == "auto":
                 wanted = recognise(row, where, shape)
                 by_first = wanted

@@ -19,8 +19,9 @@ from adapterhub_local.data.columns import (
     check_preferences,
     listed,
 )
-from adapterhub_local.data.hints import kind_of
+from adapterhub_local.data.hints import check_answered, kind_of
 from adapterhub_local.data.preferences import JUDGED, is_preference, judged, read_preference
+from adapterhub_local.data.requests import answer_of
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
 
@@ -74,12 +75,12 @@ def _roles(data: Data | None) -> Mapping[str, str]:
 def _messages(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
     messages = parsed(row.get("messages"))
     if row.get("choices") and isinstance(messages, list):  # a request with the answer it got
-        choices = parsed(row["choices"])
-        answer = choices[0].get("message") if isinstance(choices, list) and isinstance(choices[0], Mapping) else None
-        messages = [*messages, answer]
+        messages = [*messages, answer_of(row["choices"], where)]
     system = _system(row, where)
     if system and isinstance(messages, list) and messages and _role_of(messages[0], data) == "system":
         raise BadData(f"{where}: a system message in the messages and another one in a column of its own")
+    if isinstance(messages, list) and messages and _role_of(messages[-1], data) == "user":
+        check_answered(row, where)
     return check_chat([*system, *messages] if isinstance(messages, list) else messages, where, _roles(data),
                       tools_of(row))  # fmt: skip
 
@@ -132,6 +133,9 @@ def _prompt_completion(row: Mapping[str, Any], where: str, data: Data | None) ->
         return check_chat([*_system(row, where), *asked, *answer], where, _roles(data), tools_of(row))
     is_talk = [isinstance(side, list) and all(isinstance(turn, Mapping) for turn in side) and bool(side)
                for side in (prompt, completion)]  # fmt: skip
+    if not is_talk[0] and is_talk[1] and isinstance(row[pair[1]], list) and all("role" in turn for turn in completion):
+        prompt = [{"role": "user", "content": _text(row, pair[0], where)}]
+        is_talk[0] = True
     if is_talk[0]:
         answer = completion if is_talk[1] else [{"role": "assistant", "content": _text(row, pair[1], where)}]
         return check_chat([*_system(row, where), *prompt, *answer], where, _roles(data), tools_of(row))

@@ -1,10 +1,13 @@
 """What to do with a row of no known format: what its columns hold says which keys of a recipe would make it one."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_local.data.chat import parsed
+from adapterhub_local.errors import BadData
 
+_ANSWERS = re.compile(r"answer|reference|solution|target|expected|truth|completion|response|output|gold")
 WRITE = (
     'write {"messages": [{"role": "user", "content": ...}, ...]}, say with data.columns what these are called, '
     "or with data.prompt and data.answer how columns make an example"
@@ -32,6 +35,22 @@ def way_on(row: Any) -> str:
         made = f"data.prompt = '{{text}}' and data.answer = '{{{label}}}'"
         return f"{made} make an example of them, and data.labels gives numbers their names"
     return WRITE
+
+
+def check_answered(row: Mapping[str, Any], where: str) -> None:
+    """Raise BadData for messages that end with a question whose answer is in a column beside them, as in rows for
+    reinforcement fine-tuning, which are graded."""
+    beside = {str(key): value for key, value in row.items() if key != "messages" and value not in (None, "", [], {})}
+    name = next((key for key in beside if _ANSWERS.search(key.lower())), None)
+    if name is None:
+        return
+    way = f"data.columns = {{ prompt = 'messages', completion = '{name}' }} takes it for the answer"
+    if not isinstance(beside[name], str):
+        way = f"write it as text, and {way}"
+    raise BadData(
+        f"{where}: the last message is the user's, as in rows for reinforcement fine-tuning, and the column '{name}' "
+        f"says what is right: {way} (train.objective = 'sft' learns it, 'grpo' rewards it)"
+    )
 
 
 def kind_of(value: Any) -> str:

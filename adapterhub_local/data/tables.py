@@ -15,9 +15,26 @@ def arrow_rows(path: Path) -> Iterator[tuple[str, Any]]:
     with _pyarrow(path):
         number = 0
         for batch in _batches(path):
-            for row in batch.to_pylist():
+            for row in _dicts(batch):
                 number += 1
-                yield f"{path} example {number}", row
+                where = f"{path} example {number}"
+                yield where, BadData(f"{where}: {row}") if isinstance(row, KeyError) else row
+
+
+def _dicts(batch: Any) -> list[Any]:
+    """The rows of a batch, maps as tables (by default they would be lists of pairs); a KeyError for a row whose map has
+    a key twice, of whose values one would be lost."""
+    try:
+        return list(batch.to_pylist(maps_as_pydicts="strict"))
+    except KeyError:
+        if batch.num_rows == 1:
+            return [_Twice()]
+        return [row for number in range(batch.num_rows) for row in _dicts(batch.slice(number, 1))]
+
+
+class _Twice(KeyError):
+    def __str__(self) -> str:
+        return "a map has a key twice, and one of its values would be lost"
 
 
 def class_names(path: Path) -> dict[str, tuple[str, ...]]:

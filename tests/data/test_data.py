@@ -106,7 +106,7 @@ def test_json_files_of_other_shapes(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a":\n1}', r"a.jsonl:1: not JSON: .*; write each example on one line\n"),
         ("a.md", b"# Notes", r"a.md:1: not JSON: .*end the file's name in its format: \.jsonl"),
         ("a.jsonl", b'{"prompt": "x", "completion": "\\ud83d"}', r"a.jsonl:1: half a character"),
-        ("a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "z"}', r"preferences.*data.answer = '\{chosen\}'"),
+        ("a.jsonl", b'{"prompt": "x", "chosen": "y", "rejected": "z"}', r"data.columns = .* completion = 'chosen'"),
         ("a.jsonl", b"\n \n", "has no examples"),
         ("a.csv", b"", "has no examples"),
         ("a.json", b"", "has no examples"),

@@ -7,6 +7,7 @@ import pytest
 
 from adapterhub_local.data.dataset import read_parts
 from adapterhub_local.errors import BadData
+from adapterhub_local.recipe.schema import Data
 
 ASK, GOOD, BAD = "What is it?", "A cat.", "A dog."
 USER = {"role": "user", "content": ASK}
@@ -27,6 +28,18 @@ FORMS = {
         "rejected": {"from": "gpt", "value": BAD},
     },
     "alpaca": {"instruction": ASK, "input": "", "chosen": GOOD, "rejected": BAD},
+    "openai": {
+        "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [ANSWERS[0]],
+        "non_preferred_output": [ANSWERS[1]],
+    },
+    "gemini": {
+        "contents": [{"role": "user", "parts": [{"text": ASK}]}],
+        "completions": [
+            {"score": 0, "completion": {"role": "model", "parts": [{"text": BAD}]}},
+            {"score": 1, "completion": {"role": "model", "parts": [{"text": GOOD}]}},
+        ],
+    },
     "question": {"question": ASK, "chosen": GOOD, "rejected": BAD},
 }
 
@@ -42,6 +55,32 @@ def test_forms_of_pairs(tmp_path: Path, form: str) -> None:
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
     assert chat.rejected is not None
     assert chat.rejected["content"] == BAD
+
+
+@pytest.mark.parametrize(
+    ("form", "columns"),
+    [
+        ("texts", {"completion": "chosen"}),
+        ("messages", {"completion": "chosen"}),
+        ("openai", {"completion": "chosen"}),
+        ("question", {"completion": "chosen"}),
+        ("alpaca", {"output": "chosen"}),
+        ("implicit prompt", {"messages": "chosen"}),
+        ("prompt twice", {"messages": "chosen"}),
+        ("messages as JSON text", {"messages": "chosen"}),
+    ],
+)
+def test_the_way_to_learn_chosen_answers(tmp_path: Path, form: str, columns: dict[str, str]) -> None:
+    """What the refusal of pairs by sft says to write reads their prompt with the chosen answer."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(FORMS[form]))
+    with pytest.raises(BadData) as caught:
+        read_parts([path], "train")
+    (part,) = read_parts([path], "train", Data(train=(), columns=columns))
+
+    ((ours, theirs),) = columns.items()
+    assert f"data.columns = {{ {ours} = '{theirs}' }}" in str(caught.value)
+    assert [message["content"] for message in part.chats[0].messages] == [ASK, GOOD]
 
 
 def test_texts_that_hold_their_prompt(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from pyarrow import ipc
+from pyarrow import ipc, parquet
 
 from adapterhub_local.data.chat import check_chat
 from adapterhub_local.data.dataset import read_data, read_parts
@@ -78,6 +78,7 @@ BAD = [
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]},
     {"messages": [*TALK["messages"], {"role": "user", "content": "bye"}]},
     chat("a", "ok"),
+    chat(" ", "ok"),
 ]
 
 
@@ -87,18 +88,56 @@ def test_all_trouble_is_counted_at_once(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "not JSON\n")
     with pytest.raises(BadData) as caught:
         read_data(recipe_with(tmp_path, "data.test_share=0"))
-    first, second, third, total = str(caught.value).splitlines()
+    first, second, third, fourth, total = str(caught.value).splitlines()
 
     assert first.endswith(
         "train.jsonl:2: the last message is the user's, and must be the assistant's answer (2 examples)"
     )
     assert second.endswith("train.jsonl:3: the answer is empty")
-    assert "train.jsonl:6: not JSON" in third
-    assert total == "train.jsonl: 4 of 6 examples cannot be used: data.bad_rows = 'skip' leaves them out"
+    assert "train.jsonl:6: the prompt is empty" in third
+    assert "train.jsonl:7: not JSON" in fourth
+    assert total == "train.jsonl: 5 of 7 examples cannot be used: data.bad_rows = 'skip' leaves them out"
     kept = read_data(recipe_with(tmp_path, "data.test_share=0", "data.bad_rows=skip"))
     assert len(kept.train) == 2
-    assert kept.records[0]["left_out"] == 4
-    assert "2 of 6 examples left out (data.bad_rows): the last message is the user's" in kept.notes[1]
+    assert kept.records[0]["left_out"] == 5
+    assert "2 of 7 examples left out (data.bad_rows): the last message is the user's" in kept.notes[1]
+
+
+MAP = pyarrow.map_(pyarrow.string(), pyarrow.string())
+ROW = {"role": "user", "content": "a"}
+ANSWER = {"role": "assistant", "tool_calls": json.dumps([{"function": {"name": "f", "arguments": "{}"}}])}
+TOOL = {"type": "function", "function": json.dumps({"name": "f", "parameters": "{}"})}
+
+
+def maps(tables: list[dict[str, str]]) -> list[list[tuple[str, str]]]:
+    return [list(table.items()) for table in tables]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_maps_are_tables(tmp_path: Path, suffix: str) -> None:
+    """A column of Arrow's type map holds what a table would: messages and tools are read from it."""
+    talk, tools = maps([ROW, ANSWER]), maps([TOOL])
+    twice = [[("role", "user"), ("role", "assistant")]]
+    table = pyarrow.table(
+        {"messages": pyarrow.array([talk, twice, talk], pyarrow.list_(MAP)),
+         "tools": pyarrow.array([tools] * 3, pyarrow.list_(MAP)),
+         "meta": pyarrow.array([[("x", "1")]] * 3, MAP)},
+    )  # fmt: skip
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        with ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    with pytest.raises(BadData, match=r"example 2: a map has a key twice, .* \(1 of 3 examples"):
+        read_parts([path], "train")
+    (part,) = read_parts([path], "train", Data(train=(), bad_rows="skip"))
+
+    assert part.record["unused"] == ["meta"]
+    for one in part.chats:
+        assert one.messages[0] == ROW
+        assert one.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
+        assert one.tools[0]["function"] == {"name": "f", "parameters": {}}
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
@@ -122,6 +161,22 @@ def test_zstandard_files(tmp_path: Path) -> None:
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(BadData, match="cannot be unpacked"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_files_are_read_to_their_end(tmp_path: Path, suffix: str) -> None:
+    """Files put one behind another are all read, and one that breaks off, wherever, is refused."""
+    pack: Callable[[bytes], bytes] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(
+        suffix
+    ) or pytest.importorskip("zstandard", reason="the package zstandard is not installed").compress
+    path, line = tmp_path / f"a.jsonl{suffix}", json.dumps(PAIR).encode() + b"\n"
+    path.write_bytes(pack(line * 3) + pack(line) + pack(line * 2))
+    assert [row for _, row in read_rows(path)] == [PAIR] * 6
+    whole = pack(line * 2000)
+    for kept in (len(whole) - 1, len(whole) // 2, 8):
+        path.write_bytes(pack(line) + whole[:kept])
+        with pytest.raises(BadData, match="cannot be"):
+            list(read_rows(path))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
