@@ -118,7 +118,8 @@ def evaluate_adapters(
     (0.895, {...})
 
     `against` names adapters, bases, or `base` for their own. `options` are those of `evaluate.comparison.compare`:
-    task, choices, regex, json_valid, tool_calls, limit, batch_size, max_length, template, prompt, answer, format.
+    task, choices, regex, json_valid, tool_calls, rewards, limit, batch_size, max_length, template, prompt, answer,
+    format.
     """
     from adapterhub_local.evaluate.comparison import compare, what_to_score
 

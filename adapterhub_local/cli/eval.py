@@ -24,6 +24,12 @@ from adapterhub_local.registry import Registry
 @click.option("--regex", metavar="PATTERN", help="Share of written answers it matches, groups as in the reference.")
 @click.option("--json-valid", is_flag=True, help="Share of written answers that are JSON.")
 @click.option("--tool-calls", is_flag=True, help="Shares of written answers with right calls: form, tools, arguments.")
+@click.option(
+    "--rewards",
+    type=click.Path(path_type=Path),
+    metavar="RECIPE",
+    help="Mean reward of written answers by a recipe's [reward]; a grpo adapter's own are scored anyway.",
+)
 @click.option("--task", help="What to file the scores under; the data file's name if not given.")
 @click.option("--limit", type=click.IntRange(1), help="Score at most this many examples.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Examples per forward pass.")
@@ -49,6 +55,7 @@ def command(
     regex: str | None,
     json_valid: bool,
     tool_calls: bool,
+    rewards: Path | None,
     task: str | None,
     limit: int | None,
     batch_size: int,
@@ -78,9 +85,9 @@ def command(
     registry = Registry()
     others = [text.strip() for text in against.split(",") if text.strip()]
     if lm_eval is not None:
-        unused = {"choices": choices, "regex": regex, "json-valid": json_valid or None}
+        unused: dict[str, Any] = {"choices": choices, "regex": regex, "json-valid": json_valid or None}
         unused |= {"tool-calls": tool_calls or None, "format": format_}
-        unused |= {"prompt": prompt, "answer": answer, "task": task}
+        unused |= {"rewards": rewards, "prompt": prompt, "answer": answer, "task": task}
         if excluded := [f"--{name}" for name, value in unused.items() if value is not None]:
             raise InputError(f"{', '.join(excluded)} and --lm-eval exclude each other: the task files say it")
         check_data_settings({"template": template})
@@ -93,8 +100,8 @@ def command(
     done = compare(
         what_to_score(references, others, registry), source, registry, task=task,
         choices=None if choices is None else [text.strip() for text in choices.split(",")], regex=regex,
-        json_valid=json_valid, tool_calls=tool_calls, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
-        max_length=max_length, reporter=reporter(), **settings,
+        json_valid=json_valid, tool_calls=tool_calls, max_new_tokens=max_new_tokens, rewards=rewards, limit=limit,
+        batch_size=batch_size, max_length=max_length, reporter=reporter(), **settings,
     )  # fmt: skip
     for text, why in done.not_kept.items():
         _warn(done.subjects.shown(text), why)

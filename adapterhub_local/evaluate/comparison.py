@@ -96,6 +96,7 @@ def compare(
     json_valid: bool = False,
     tool_calls: bool = False,
     max_new_tokens: int = 256,
+    rewards: str | Path | None = None,
     limit: int | None = None,
     batch_size: int = 16,
     max_length: int = 1024,
@@ -111,6 +112,8 @@ def compare(
     regex, json_valid
                what answers, of at most `max_new_tokens` tokens, are checked for once they are written
     tool_calls for the calls in them, read as the server reads them, beside the reference's: form, tools, arguments
+    rewards    a recipe whose [reward] says what written answers are worth; of adapters that were trained by rewards
+               those of the first are scored without being asked for
     Mistakes raise before the base is loaded: NotFound, BadData, BadRecipe, InputError.
     """
     place = find_data(source)
@@ -120,18 +123,21 @@ def compare(
     from adapterhub_local.data.dataset import Dataset, read_parts
     from adapterhub_local.evaluate.choices import with_choices
     from adapterhub_local.evaluate.evaluate import Checks, adapted, data_settings, entry, read_tests, score
+    from adapterhub_local.evaluate.rewards import declared, own_rewards, recipe_rewards
     from adapterhub_local.evaluate.tool_calls import offers_of
     from adapterhub_local.evaluate.written import read_pattern
     from adapterhub_local.rows.examples import settings_of
     from adapterhub_local.rows.judged import tokenise_judged
 
     pattern = read_pattern(regex) if regex is not None else None
+    asked_for = recipe_rewards(Path(rewards)) if rewards is not None else None
+    reward = asked_for or own_rewards(subjects.adapters)
     data = data_settings(subjects.adapters, **settings)
     parts = read_parts([place], "test", data, limit, ANY)
     dataset = Dataset([], [chat for part in parts for chat in part.chats], [part.record for part in parts], [])
     base = load_base(subjects.info, dtype=compute_dtype())
     if are_pairs := any(chat.rejected is not None for chat in dataset.test):
-        if choices is not None or pattern is not None or json_valid or tool_calls:
+        if choices is not None or pattern is not None or json_valid or tool_calls or asked_for:
             raise InputError(f"{source} has pairs of answers, which are scored by themselves: leave out the checks")
         stops = stop_tokens(base.info.folder, base.tokenizer)
         tests = tokenise_judged(dataset.test, base.tokenizer, data, PAIRS, stops=stops, max_length=max_length)
@@ -142,7 +148,7 @@ def compare(
         stops = stop_tokens(base.info.folder, base.tokenizer)
         asked = with_choices(dataset.test, list(choices), base.tokenizer, tests.template, settings_of(data), stops)
     offers = offers_of(tests.chats, base.tokenizer, settings_of(data)) if tool_calls else ()
-    checks = Checks(*asked, pattern, json_valid, offers, max_new_tokens)
+    checks = Checks(*asked, pattern, json_valid, offers, max_new_tokens, reward)
     task = task or Path(source).name.partition(".")[0]
     scores: dict[str, AnyScore] = {}
     for text, version in subjects.versions.items():
@@ -162,6 +168,7 @@ def compare(
             ours, dataset.test_digest, template=tests.template, limit=limit,
             choices=None if choices is None else ",".join(choices), regex=regex,
             max_new_tokens=max_new_tokens if checks.need_text else None,
+            rewards=declared(reward) if reward and not are_pairs else None,
             compute="bfloat16" if str(base.model.dtype) == "torch.bfloat16" else None,
         )  # fmt: skip
         if why := keep(registry, subjects.versions[text], task, done.kept[text]):

@@ -14,12 +14,14 @@ from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.choices import choose
-from adapterhub_local.evaluate.metrics import Score, evaluate
+from adapterhub_local.evaluate.metrics import REWARD, Score, evaluate
 from adapterhub_local.evaluate.preferences import PreferenceScore
+from adapterhub_local.evaluate.rewards import answer_worth, worth
 from adapterhub_local.evaluate.tool_calls import Offer, call_hits
-from adapterhub_local.evaluate.written import is_json, matches, write_answers
+from adapterhub_local.evaluate.written import ends_of, is_json, matches, write_ids
 from adapterhub_local.lora.loadable import loadable
 from adapterhub_local.progress import Counting
+from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.recipe.schema import MAX_NEW_TOKENS, Data
 from adapterhub_local.registry import Version
 from adapterhub_local.rows.examples import Example, Tokenised, scored_on, settings_of, tokenise_all
@@ -35,9 +37,11 @@ class Checks:
     wants_json: bool = False
     offers: Sequence[Offer | None] = ()  # the tools of each example, where calls are scored
     max_new_tokens: int = MAX_NEW_TOKENS
+    reward: Reward | None = None  # what answers of at most its `max_tokens` are rewarded for
 
     @property
     def need_text(self) -> bool:
+        """Whether answers of `max_new_tokens` are looked at."""
         return self.pattern is not None or self.wants_json or bool(self.offers)
 
 
@@ -134,18 +138,35 @@ def checked(
     if checks.questions:
         chosen = choose(model, checks.questions, progress)
         hits["accuracy"] = tuple(ours == right for ours, right in zip(chosen, checks.right, strict=True))
-    if checks.need_text:
-        written = write_answers(model, tokenizer, tests, checks.max_new_tokens, batch_size, progress)
-        last = [list(example.ids[slice(*example.spans[-1])]) for example in tests]
-        references = tokenizer.batch_decode(last, skip_special_tokens=True)
-        if checks.pattern is not None:
-            pairs = zip(written, references, strict=True)
-            hits["regex_match"] = tuple(matches(checks.pattern, ours, reference) for ours, reference in pairs)
-        if checks.wants_json:
-            hits["json_valid"] = tuple(is_json(text) for text in written)
-        if checks.offers:
-            hits |= call_hits(written, references, checks.offers)
-    return replace(result, hits=hits)
+    means = dict(result.means)
+    if checks.need_text or checks.reward is not None:
+        sizes = [checks.max_new_tokens] if checks.need_text else []
+        sizes += [checks.reward.max_tokens] if checks.reward is not None else []
+        written = write_ids(model, tokenizer, tests, max(sizes), batch_size, progress)
+        wanted = [list(example.ids[slice(*example.spans[-1])]) for example in tests]
+        if checks.reward is not None:
+            rules, most, ends = worth(checks.reward), checks.reward.max_tokens, ends_of(model, tokenizer)
+            pairs = zip(written, wanted, strict=True)
+            means[REWARD] = tuple(answer_worth(rules, tokenizer, ours[:most], theirs, ends) for ours, theirs in pairs)
+        if checks.need_text:
+            hits |= _looked_at(checks, tokenizer, [ids[: checks.max_new_tokens] for ids in written], wanted)
+    return replace(result, hits=hits, means=means)
+
+
+def _looked_at(
+    checks: Checks, tokenizer: PreTrainedTokenizerBase, written: list[list[int]], wanted: list[list[int]]
+) -> dict[str, tuple[bool, ...]]:
+    """Shares of written answers, beside those of the data."""
+    texts, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (written, wanted))
+    hits: dict[str, tuple[bool, ...]] = {}
+    if checks.pattern is not None:
+        pairs = zip(texts, references, strict=True)
+        hits["regex_match"] = tuple(matches(checks.pattern, ours, reference) for ours, reference in pairs)
+    if checks.wants_json:
+        hits["json_valid"] = tuple(is_json(text) for text in texts)
+    if checks.offers:
+        hits |= call_hits(texts, references, checks.offers)
+    return hits
 
 
 def entry(scores: Mapping[str, Any], digest: str | None, **how: Any) -> dict[str, Any]:

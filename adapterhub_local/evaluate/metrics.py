@@ -17,7 +17,7 @@ from adapterhub_local.intervals import Interval, bootstrap, wilson
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import forward, is_exact, pack
 
-LOSS = "loss"
+LOSS, REWARD = "loss", "reward"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Score:
     """`loss`: mean negative log-likelihood in nats per answer token. `exact_match`: share of answers, 0 to 1.
 
     losses, labels: sum of the loss and number of answer tokens of each example, in their order; `hits`: for each
-    share (exact_match, accuracy, ...) whether the example counts, those of tool calls of examples that offer tools.
+    share (exact_match, accuracy, ...) whether the example counts, those of tool calls of examples that offer tools;
+    means: for each other metric (reward) the number of each example.
     From these come intervals and comparisons.
     """
 
@@ -35,6 +36,7 @@ class Score:
     losses: tuple[float, ...] = field(default=(), compare=False, repr=False)
     labels: tuple[int, ...] = field(default=(), compare=False, repr=False)
     hits: Mapping[str, tuple[bool, ...]] = field(default_factory=dict, compare=False, repr=False)
+    means: Mapping[str, tuple[float, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -53,21 +55,26 @@ class Score:
     def to_json_with_intervals(self) -> dict[str, Any]:
         """All metrics, and `intervals`: metric -> [low, high] at 95 %."""
         shares = {name: round(share, 6) for name, share in self.shares.items()}
-        metrics = {**self.to_json(), "perplexity": round(self.perplexity, 6), **shares}
+        means = {name: round(sum(values) / len(values), 6) for name, values in self.means.items()}
+        metrics = {**self.to_json(), "perplexity": round(self.perplexity, 6), **shares, **means}
         return {**metrics, "intervals": {name: _rounded(interval) for name, interval in self.intervals().items()}}
 
     def intervals(self) -> dict[str, Interval]:
-        """Wilson's interval of every share, the bootstrap's of loss and perplexity."""
+        """Wilson's interval of every share, the bootstrap's of loss, perplexity and means."""
         low, high = bootstrap(self.losses, self.labels)
+        means = {name: bootstrap(values, [1.0] * len(values)) for name, values in self.means.items()}
         shares = {name: wilson(sum(hits), len(hits)) for name, hits in self.hits.items()}
-        return {LOSS: (low, high), "perplexity": (math.exp(min(low, 690.0)), math.exp(min(high, 690.0))), **shares}
+        perplexity = (math.exp(min(low, 690.0)), math.exp(min(high, 690.0)))
+        return {LOSS: (low, high), "perplexity": perplexity, **shares, **means}
 
     def differences(self, other: "Score") -> dict[str, dict[str, Any]]:
         """Metric -> this score less the other on the same examples, with its interval, and whether 0 lies outside."""
-        parts = {LOSS: (self.losses, self.labels, other.losses)}
-        for name in self.hits.keys() & other.hits.keys():
-            ones = [1.0] * len(self.hits[name])
-            parts[name] = (self.hits[name], ones, other.hits[name])  # type: ignore[assignment]
+        parts: dict[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] = {
+            LOSS: (self.losses, self.labels, other.losses)
+        }
+        for ours, theirs in ((self.hits, other.hits), (self.means, other.means)):
+            for name in ours.keys() & theirs.keys():
+                parts[name] = (ours[name], [1.0] * len(ours[name]), theirs[name])
         told = {}
         for name, (values, weights, others) in sorted(parts.items()):
             low, high = bootstrap(values, weights, others)

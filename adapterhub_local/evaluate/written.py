@@ -14,24 +14,26 @@ from adapterhub_local.errors import InputError
 from adapterhub_local.rows.examples import Example
 
 
-def write_answers(
+def write_ids(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     max_new_tokens: int,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
-) -> list[str]:
-    """The last answer of each example as the model writes it after the prompt, special tokens left out.
+) -> list[list[int]]:
+    """The ids of the last answer of each example as the model writes it after the prompt, with the token that ends it,
+    if one does within `max_new_tokens`.
 
     What all prompts begin with, such as the tools they offer, is computed once.
     """
+    ends = ends_of(model, tokenizer)
     prompts = [example.ids[: example.spans[-1][0]] for example in examples]
     may_share = len(prompts) > 1 and _sees_all(model)
     prefix = list(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if may_share else []
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    written = [""] * len(prompts)
+    written: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         width = max(len(prompts[index]) for index in batch)
@@ -52,12 +54,13 @@ def write_answers(
                 temperature=None,
                 top_p=None,
                 top_k=None,
-                eos_token_id=_ends(model, tokenizer),
+                eos_token_id=ends or None,
                 pad_token_id=pad,
                 **({} if known is None else {"past_key_values": known}),
             )
-        for index, text in zip(batch, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True), strict=True):
-            written[index] = text
+        for index, ids_of in zip(batch, output[:, width:].tolist(), strict=True):
+            end = next((at + 1 for at, token in enumerate(ids_of) if token in ends), len(ids_of))
+            written[index] = ids_of[:end]
         if progress:
             progress(min(start + batch_size, len(order)), len(order))
     return written
@@ -106,8 +109,8 @@ def is_json(text: str) -> bool:
     return True
 
 
-def _ends(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+def ends_of(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the model's and the tokenizer's."""
-    own = model.generation_config.eos_token_id
+    own = model.generation_config.eos_token_id if model.generation_config else None
     ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
-    return sorted(ends) or None
+    return sorted(int(end) for end in ends if end is not None)

@@ -94,7 +94,8 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
 
 def _checks(recipe: Recipe, held_out: Tokenised | None, tokenizer: PreTrainedTokenizerBase) -> Checks | None:
     """What a recipe asks of the held-out answers beside their loss."""
-    if not recipe.eval.tool_calls or held_out is None:
+    reward = recipe.reward if recipe.train.objective == "grpo" else None
+    if held_out is None or not (recipe.eval.tool_calls or reward):
         return None
-    offers = offers_of(held_out.chats, tokenizer, settings_of(recipe.data))
-    return Checks(offers=offers, max_new_tokens=recipe.eval.max_new_tokens)
+    offers = offers_of(held_out.chats, tokenizer, settings_of(recipe.data)) if recipe.eval.tool_calls else ()
+    return Checks(offers=offers, max_new_tokens=recipe.eval.max_new_tokens, reward=reward)

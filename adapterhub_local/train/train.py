@@ -81,17 +81,11 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
             statistics = fitted.statistics | session.counts
             lineage = lineage_of(run, model, scores, statistics, len(session.examples), samples)
             lineage["notes"] = reporter.notes
-            if tests and recipe.train.objective != "sft":
+            if tests and recipe.train.objective not in ("sft", "grpo"):  # grpo's rewards are scored above
                 rewards = fitted.objective.held_out(tests, recipe.eval.batch_size)
                 found = {name.removeprefix("eval_"): round(value, 6) for name, value in rewards.items()}
-                objective_loss = found.pop("loss")
+                found["objective_loss"] = found.pop("loss")
                 lineage["metrics"][recipe.task]["adapter"] |= found
-                if recipe.train.objective != "grpo":
-                    lineage["metrics"][recipe.task]["adapter"]["objective_loss"] = objective_loss
-                else:  # whose loss is less its reward; the base is rewarded by the same rules
-                    with model.disable_adapter():
-                        before_it = fitted.objective.held_out(tests, recipe.eval.batch_size)
-                    lineage["metrics"][recipe.task]["base"]["reward"] = round(before_it["eval_reward"], 6)
             if choices:
                 lineage["strategy"] = [choice.to_json() for choice in choices]
             published, refusal = _publish(Registry(home), recipe.output.name, files, lineage, recipe.output.alias)

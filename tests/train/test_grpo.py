@@ -10,13 +10,13 @@ import torch
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import load_base
 from adapterhub_local.errors import InputError, Stopped
+from adapterhub_local.evaluate.rewards import worth
 from adapterhub_local.recipe import Recipe, load_recipe
 from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.rows.examples import read_chats, tokenise
 from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import factors_of, with_adapter
 from adapterhub_local.train.objectives import make_objective
-from adapterhub_local.train.objectives.rewards import worth
 from adapterhub_local.train.train import train
 from tests.chats import RECIPE, write_chats
 from tests.train.test_objectives import log_prob

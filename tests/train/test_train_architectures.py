@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from adapterhub_local.base.add import add_base
 from adapterhub_local.base.load import LoadedBase, load_base
 from adapterhub_local.evaluate.evaluate import score
-from adapterhub_local.evaluate.written import write_answers
+from adapterhub_local.evaluate.written import write_ids
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.rows.attention import is_attached
 from adapterhub_local.rows.examples import Example, read_chats, tokenise
@@ -67,9 +67,9 @@ def test_answers_behind_a_shared_beginning(base: LoadedBase) -> None:
         Example((*beginning, *rest, 5), ((len(beginning) + len(rest), len(beginning) + len(rest) + 1),))
         for rest in rests
     ]
-    alone = [write_answers(base.model, base.tokenizer, [example], 6, 1)[0] for example in examples]
-    assert write_answers(base.model, base.tokenizer, examples, 6, 3) == alone
-    assert len(set(alone)) > 1, "answers that do not depend on the prompt would hide a mistake"
+    alone = [write_ids(base.model, base.tokenizer, [example], 6, 1)[0] for example in examples]
+    assert write_ids(base.model, base.tokenizer, examples, 6, 3) == alone
+    assert len(set(map(tuple, alone))) > 1, "answers that do not depend on the prompt would hide a mistake"
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.counts import counted
 from adapterhub_local.errors import InputError
-from adapterhub_local.evaluate.written import prefill
+from adapterhub_local.evaluate.rewards import answer_worth, worth
+from adapterhub_local.evaluate.written import ends_of, prefill
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import examples_a_row
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import is_exact_row, pack, pack_groups
 from adapterhub_local.train.loss import answer_log_probs, output_head
 from adapterhub_local.train.objectives.objective import Sum
-from adapterhub_local.train.objectives.rewards import worth
 
 MAX_ANSWERS = 64  # that are drawn at once
 
@@ -154,7 +154,7 @@ class Grpo:
 
         A prompt is computed once for all of its answers. Without `is_drawn` each token is the likeliest.
         """
-        device, ends = self.model.device, self._ends()
+        device, ends = self.model.device, ends_of(self.model, self.tokenizer)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -175,22 +175,12 @@ class Grpo:
             found.append(row[:end])
         return found
 
-    def _ends(self) -> list[int]:
-        own = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ends = {*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id} - {None}
-        return sorted(int(end) for end in ends)
-
     def _judged(self, example: Example, answers: Sequence[list[int]]) -> Drawn:
         start, end = example.spans[-1]
-        wanted = str(self.tokenizer.decode(list(example.ids[start:end]), skip_special_tokens=True))
-        prompt, ends = example.ids[:start], set(self._ends())
+        prompt, ends = example.ids[:start], ends_of(self.model, self.tokenizer)
         made = [Example((*prompt, *answer), ((start, start + len(answer)),)) for answer in answers]
-        rewards = [
-            self.worth(
-                str(self.tokenizer.decode(answer, skip_special_tokens=True)), wanted, len(answer), answer[-1] in ends
-            )
-            for answer in answers
-        ]
+        wanted = example.ids[start:end]
+        rewards = [answer_worth(self.worth, self.tokenizer, answer, wanted, ends) for answer in answers]
         return Drawn(made, torch.tensor(rewards, dtype=torch.float32))
 
 
