@@ -86,10 +86,11 @@ def check_chat(
         raise BadData(f"{where}: the last message is the {last['role']}'s, and must be the assistant's answer")
     if not (last["content"].strip() or last.get("tool_calls")):
         raise BadData(f"{where}: the answer is empty")
-    if any(message["role"] == "user" and not message["content"].strip() for message in checked):
+    is_blank = [message["role"] == "user" and not message["content"].strip() for message in checked]
+    if any(is_blank) or (len(checked) == 1 and is_learned(last)):
         raise BadData(
             f"{where}: the prompt is empty: nobody asks this of a server; an answer alone is a row with the column text"
-            if len([message for message in checked if message["role"] != "system"]) == 2
+            if len([message for message in checked if message["role"] != "system"]) <= 2
             else f"{where}: a message of the user is empty"
         )
     if not any(is_learned(message) for message in checked):
@@ -191,7 +192,9 @@ def _check_message(message: Any, where: str, roles: Mapping[str, str]) -> Messag
 
 def _content(message: Mapping[str, Any], where: str, *, is_optional: bool) -> str:
     content = message.get("content")
-    if isinstance(content, list):  # OpenAI's parts
+    if isinstance(content, list):  # OpenAI's parts, or Bedrock's, whose texts have no type
+        content = [{"type": "text", **part} if isinstance(part, dict) and set(part) == {"text"} else part
+                   for part in content]  # fmt: skip
         if not all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content):
             raise BadData(
                 f'{where}: a part of a content is {{"type": "text", "text": ...}}, or the content is one text'

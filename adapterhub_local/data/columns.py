@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from adapterhub_local.data.chat import KEPT, THOUGHTS, TOOLS, parsed
-from adapterhub_local.data.hints import way_on
+from adapterhub_local.data.hints import ANSWERED, ASKED, way_on
 from adapterhub_local.data.preferences import JUDGED, is_judged, is_preference, used_columns
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe import objectives
 from adapterhub_local.recipe.schema import Data
 
-ASKED, ANSWERED = ("prompt", "question", "query", "input"), ("completion", "response", "answer", "output")
 PAIRS = (  # the usual ones first, where a row has several
     *(("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response")),
     *(("prompt", "answer"), ("input", "output"), ("inputs", "targets"), ("query", "answers")),

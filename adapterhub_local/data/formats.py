@@ -126,6 +126,9 @@ def _prompt_completion(row: Mapping[str, Any], where: str, data: Data | None) ->
     if pair is None:
         raise BadData(f"{where}: needs the columns prompt and completion")
     prompt, completion = parsed(row[pair[0]]), parsed(row[pair[1]])
+    if isinstance(row[pair[1]], Mapping) and "role" in completion:  # a message, as logs have it
+        row = {**row, pair[1]: [completion]}
+        completion = row[pair[1]]
     calls = completion if isinstance(completion, list) else [completion]
     if tools_of(row) and all(isinstance(call, Mapping) and "name" in call for call in calls):  # as xLAM has them
         answer: list[Any] = [{"role": "assistant", "content": "", "tool_calls": calls}]

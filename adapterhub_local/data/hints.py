@@ -7,6 +7,7 @@ from typing import Any
 from adapterhub_local.data.chat import parsed
 from adapterhub_local.errors import BadData
 
+ASKED, ANSWERED = ("prompt", "question", "query", "input"), ("completion", "response", "answer", "output")
 _ANSWERS = re.compile(r"answer|reference|solution|target|expected|truth|completion|response|output|gold")
 WRITE = (
     'write {"messages": [{"role": "user", "content": ...}, ...]}, say with data.columns what these are called, '
@@ -34,6 +35,11 @@ def way_on(row: Any) -> str:
     if label and "text" in columns:
         made = f"data.prompt = '{{text}}' and data.answer = '{{{label}}}'"
         return f"{made} make an example of them, and data.labels gives numbers their names"
+    texts = {str(column) for column, value in row.items() if isinstance(value, str)}
+    for known, ours in ((ANSWERED, "prompt"), (ASKED, "completion")):
+        if texts & set(known) and len(others := texts - set(known)) == 1:  # one side of a pair by its name
+            (column,) = others
+            return f"data.columns = {{ {ours} = '{column}' }} says that it is the {ours}"
     return WRITE
 
 

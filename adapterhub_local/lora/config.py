@@ -47,7 +47,8 @@ _REFUSED = {
     "use_dora": "DoRA rescales base weights (`qhub merge FOLDER --weights 1 --with-base NAME` makes a LoRA of it)",
     "modules_to_save": f"it replaces whole modules of the shared base. {_FUSE}",
     "lora_bias": "its B factors have a bias",
-    "trainable_token_indices": f"it changes rows of the shared base's embeddings. {_FUSE}",
+    "trainable_token_indices": f"it changes rows of the shared base's embeddings, which its other adapters "
+    f"read too. {_FUSE}: the new base has the tokens, and adapters are trained on it",
     "target_parameters": "it adapts parameters that are not linear layers, such as the experts of a mixture in one "
     f'tensor. Trained here (`target_modules = "mlp"`) every expert has layers of its own. {_FUSE}',
     "layer_replication": "it changes the layers of the shared base",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub_local.errors import InputError
-from adapterhub_local.recipe.elsewhere import WITHOUT
+from adapterhub_local.recipe.elsewhere import NEW_TOKENS, SPELLED, WHOLE_MODULES, WITHOUT
 from adapterhub_local.recipe.foreign import Computed
 from adapterhub_local.recipe.objectives import OBJECTIVES
 from adapterhub_local.recipe.reader import KEYS, convert, kinds_of
@@ -64,8 +64,8 @@ REASONS = {
                     "names another one or a .jinja file"),
     **dict.fromkeys(("use_peft", "adapter", "bias", "task_type", "peft_type"), "adapters are LoRA without biases"),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "`qhub train --nproc` shares a run between processes"),
-    **dict.fromkeys(("modules_to_save", "lora_modules_to_save", "additional_target"), "the base is shared and stays as "
-                    "it is; only adapters are trained"),
+    **dict.fromkeys(WHOLE_MODULES, WITHOUT[WHOLE_MODULES[0]]),
+    **dict.fromkeys(NEW_TOKENS, SPELLED),
     **dict.fromkeys(("do_train", "do_eval", "overwrite_output_dir", "dataset_prepared_path"), "a run always does what "
                     "its recipe says, in a folder of its own"),
     **dict.fromkeys(("wandb_project", "wandb_entity", "report_to", "logging_steps"), "every step is logged"),

@@ -41,7 +41,19 @@ CALLED = {
     **dict.fromkeys(("output_dir", "hub_model_id", "run_name"), "output.name"),
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "eval.batch_size"),
 }
+NEW_TOKENS = (  # keys for tokens that the base lacks, or has and learns anew
+    *("new_tokens", "new_special_tokens", "add_tokens", "added_tokens_overrides", "resize_vocab"),
+    *("trainable_tokens", "trainable_token_indices", "tokens"),
+)
+WHOLE_MODULES = ("modules_to_save", "lora_modules_to_save", "additional_target", "train_embeddings")
+SPELLED = (
+    "the embeddings are the shared base's and stay as they are: write new marks as text, which is learned as the "
+    "tokens it has (data.control_tokens = 'tokens' for those that the tokenizer knows, such as its reserved ones); or "
+    "train the embeddings elsewhere, merge them into the model and `qhub base add` that"
+)
 WITHOUT = {
+    **dict.fromkeys(NEW_TOKENS, SPELLED),
+    **dict.fromkeys(WHOLE_MODULES, "the base is shared and stays as it is; only adapters are trained"),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit"), "bases are 4 bits already (`qhub base add`)"),
     "gradient_accumulation_steps": "train.batch_size is a whole step, train.micro_batch_size what is computed at once",
     **dict.fromkeys(("resume_from_checkpoint", "auto_resume_from_checkpoints"), "`qhub train --resume` continues"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapterhub_local.errors import BadRecipe, NotFound
 from adapterhub_local.recipe import Recipe, load_recipe, load_runs
-from adapterhub_local.recipe.elsewhere import CALLED, WITHOUT
+from adapterhub_local.recipe.elsewhere import CALLED, NEW_TOKENS, WITHOUT
 from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.recipe import as_called_now
 from adapterhub_local.recipe.schema import TABLES
@@ -104,6 +104,17 @@ def test_keys_from_elsewhere_are_translated(write: Write, tmp_path: Path) -> Non
     yaml = write("base_model: x\n").rename(tmp_path / "recipe.yml")
     with pytest.raises(BadRecipe, match=r"recipe.yml: not TOML: recipes are TOML, `qhub recipe init`"):
         load_recipe(yaml)
+
+
+@pytest.mark.parametrize("table", ["adapter", "train", "data"])
+@pytest.mark.parametrize("key", NEW_TOKENS)
+def test_new_tokens_are_refused_with_the_way_out(write: Write, table: str, key: str) -> None:
+    """Tokens of an adapter's own would change the shared base: the message says what to do instead."""
+    head, mark, rest = MINIMAL.partition(f"[{table}]\n")
+    (problem,) = problems(write(f"{head}[{table}]\n{key} = ['<x>']\n{rest if mark else ''}"))
+    assert f"unknown key '{key}' in [{table}]: leave it out, the embeddings are the shared base's" in problem
+    assert "write new marks as text" in problem
+    assert "`qhub base add` that" in problem
 
 
 def test_a_mark_at_the_start_is_no_mistake(write: Write) -> None:

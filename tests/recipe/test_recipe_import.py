@@ -48,10 +48,10 @@ YAML = {  # a config -> what the recipe must say, and what must be named
     "axolotl: whole text, chat template, FSDP": (
         MODEL + "chat_template: chatml\ndatasets: [{path: t.txt, type: completion}]\ntrain_on_inputs: true\n"
         "fsdp: [full_shard]\ncosine_min_lr_ratio: 0.1\nlora_modules_to_save: [embed_tokens]\nspecial_tokens: {pad: x}\n"
-        "early_stopping_patience: 3\neval_steps: 20\nplugins: [axolotl.integrations.liger.LigerPlugin]\n",
+        "tokens: [x]\nearly_stopping_patience: 3\neval_steps: 20\nplugins: [axolotl.integrations.liger.LigerPlugin]\n",
         {"data.chat_template": "chatml", "data.format": "text", "data.loss_on": "all", "train.min_rate": 0.1,
          "train.patience": 3, "train.eval_every": 20},
-        {"fsdp", "lora_modules_to_save", "special_tokens", "plugins"},
+        {"fsdp", "lora_modules_to_save", "special_tokens", "tokens", "plugins"},
     ),
     "axolotl: the template of a tokenizer": (
         MODEL + "chat_template: tokenizer_default\ndatasets: [{path: a.jsonl}]\npacking: false\nfp16: true\n",
