@@ -113,7 +113,11 @@ def unused_columns(row: Mapping[str, Any], format: str, data: Data | None = None
         turns = parsed(row.get(name)) if name in used else None
         for turn in turns if isinstance(turns, list) else ():
             if isinstance(turn, Mapping):
-                unused |= {f"{name}.{key}" for key, value in turn.items() if value is not None and key not in IN_TURNS}
+                unused |= {
+                    f"{name}.{key}"
+                    for key, value in turn.items()
+                    if value not in (None, "", [], {}) and key not in IN_TURNS
+                }
     return sorted(unused)
 
 

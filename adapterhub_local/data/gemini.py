@@ -84,7 +84,11 @@ def _read(turn: Any, where: str) -> list[dict[str, Any]]:
         call, result = (next((told[name] for name in names if name in told), None) for names in (CALL, RESULT))
         if unread := sorted(told.keys() - {"text", "thought", *CALL, *RESULT, *_BESIDE}) or (not told and ["nothing"]):
             raise BadData(f"{where}: a part of contents holds {unread[0]}: only text, calls and results are supported")
-        if isinstance(told.get("text"), str):
+        if not isinstance(told.get("text", ""), str) or any(
+            one is not None and not isinstance(one, Mapping) for one in (call, result)
+        ):
+            raise BadData(f"{where}: a part of contents must be text, or a functionCall or functionResponse as a table")
+        if "text" in told:
             (thoughts if told.get("thought") else texts).append(told["text"])
         if call is not None:
             extra = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -112,6 +116,8 @@ def _tools(tools: Any, where: str) -> list[Any]:
         if not isinstance(declared, list):
             raise BadData(f'{where}: tools must be [{{"functionDeclarations": [...]}}]')
         for function in declared:
+            if not isinstance(function, Mapping):
+                raise BadData(f'{where}: a function is {{"name": ..., "description": ..., "parameters": ...}}')
             names = ("parameters", "parametersJsonSchema", "parameters_json_schema")
             schema = next((function[name] for name in names if function.get(name)), None)
             kept = {key: value for key, value in function.items() if key in ("name", "description")}

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_local.data.chat import TOOLS, parsed
+from adapterhub_local.data.columns import PAIRS
 from adapterhub_local.data.gemini import candidate_of, gemini_row, is_gemini
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
 
 BODIES = ("body", "params", "request")  # OpenAI's, Anthropic's, Gemini's and those of logs
 PREFERRED = ("input", "preferred_output", "non_preferred_output")
-_ROW_OF_ITS_OWN = frozenset(("messages", "conversations", "contents"))
-_CUT = ("length", "content_filter", "max_tokens", "refusal", "MAX_TOKENS", "SAFETY")  # why an answer is not whole
+_ROW_OF_ITS_OWN = frozenset(("messages", "conversations", "instruction", "text", "chosen"))  # what is beside is unused
+_CUT = ("length", "content_filter", "max_tokens", "refusal")  # why an answer is not whole
 _JOIN = (
     "put the request of the same custom_id (OpenAI's `body`, Anthropic's `params`) into the row of its answer, and "
     "both are read together"
@@ -34,7 +35,7 @@ def as_messages(row: Any, where: str, data: Data | None = None) -> Any:
         return _preference(row, where)
     if is_gemini(row):
         return gemini_row(row, where)
-    if _ROW_OF_ITS_OWN & row.keys():
+    if _ROW_OF_ITS_OWN & row.keys() or any({left, right} <= row.keys() for left, right in PAIRS):
         return row
     name = next((name for name in BODIES if _is_request(parsed(row.get(name)))), None)
     if name is None:

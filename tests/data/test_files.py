@@ -1,13 +1,19 @@
 """Data files as people have them: what each becomes, which columns are named as unused, and why others are refused."""
 
 # ruff: noqa: E501 - a row is easier to read on one line
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from adapterhub_local.data.calls import check_called, misfit
 from adapterhub_local.data.chat import Chat
+from adapterhub_local.data.columns import recognise, renamed, unused_columns
 from adapterhub_local.data.dataset import read_parts
+from adapterhub_local.data.formats import read_chat
+from adapterhub_local.data.requests import as_messages
 from adapterhub_local.errors import BadData
 
 # file -> bytes; then each example with its roles, `+tools`, and `-column` for each that is not used; or `! ` and the reason
@@ -112,6 +118,16 @@ FILES = [
     ('batch no choices.jsonl', b'{"messages": [{"role": "user", "content": "q"}], "choices": [3]}', '! the response holds no choices with a message: leave the row out'),
     ('batch responses.jsonl', b'{"custom_id": "1", "url": "/v1/responses", "body": {"model": "m", "input": "q"}}', '! a request to /v1/responses: of batch files those with messages (/v1/chat/completions) are read'),
     ('batch embeddings.jsonl', b'{"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "q"}}', '! a request to /v1/embeddings: of batch files those with messages'),
+    ('pair with params.jsonl', b'{"prompt": "q", "completion": "a", "params": {"input": 3}, "response": {"body": 1}}', '<user> q <assistant> a -params -response'),
+    ('text with request.jsonl', b'{"text": "t", "request": {"messages": []}}', 't -request'),
+    ('batch empty.jsonl', b'{"custom_id": "1", "body": {"messages": []}}', "! a request of a batch file, and its answer is in the batch's output file"),
+    ('batch odd.jsonl', b'{"custom_id": "1", "body": {"messages": 3}, "response": 4, "result": [5], "error": 6}', '! the request failed, and has no answer'),
+    ('batch of odd messages.jsonl', b'{"custom_id": "1", "body": {"messages": {"a": 1}}}', '! the messages of the request are not a list'),
+    ('gemini odd.jsonl', b'{"contents": [{"parts": [{"functionCall": 3}, {"functionResponse": "x"}]}]}', '! a part of contents must be text, or a functionCall or functionResponse as a table'),
+    ('gemini odd tools.jsonl', b'{"contents": [{"parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}], "tools": [{"functionDeclarations": [3]}]}', '! a function is {"name": ..., "description": ..., "parameters": ...}'),
+    ('gemini odd system.jsonl', b'{"systemInstruction": 3, "contents": [{"parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]}', '! a content is {"role": "user", "parts": [{"text": ...}]}'),
+    ('gemini odd part.jsonl', b'{"contents": [{"parts": [3]}, {"role": "model", "parts": [{"text": 4}]}]}', '! a part of contents holds nothing'),
+    ('gemini odd candidate.jsonl', b'{"request": {"contents": [{"parts": [{"text": "q"}]}]}, "response": {"candidates": [3]}}', '! the response holds no candidate with a content'),
     ('anthropic batch.jsonl', b'{"custom_id": "1", "params": {"model": "m", "max_tokens": 9, "system": [{"type": "text", "text": "s"}], "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}]}}', '<system> s <user> q <assistant> a +tools -custom_id -params.max_tokens -params.model'),
     ('anthropic asked.jsonl', b'{"custom_id": "1", "params": {"messages": [{"role": "user", "content": "q"}]}}', "! a request of a batch file, and its answer is in the batch's output file"),
     ('anthropic output.jsonl', b'{"custom_id": "1", "result": {"type": "succeeded", "message": {"role": "assistant", "content": [{"type": "text", "text": "a"}]}}}', "! a line of a batch's output, which has the answer without what was asked"),
@@ -181,3 +197,39 @@ def test_files_that_people_have(tmp_path: Path, name: str, content: bytes, wante
 
     assert " / ".join(map(told, part.chats)) + tools + "".join(f" -{column}" for column in unused) == wanted
     assert all(column in " ".join(part.notes) for column in unused)
+
+
+ODD = (None, 3, True, "", "x", "[", [], [3], {}, {"a": 1})
+
+
+def spoiled(value: object) -> Iterator[object]:
+    """A value with one of its parts replaced by something else, in every way."""
+    yield from ODD
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from ({**value, key: other} for other in spoiled(part))
+            yield {name: other for name, other in value.items() if name != key}
+    if isinstance(value, list):
+        for at, part in enumerate(value):
+            yield from ([*value[:at], other, *value[at + 1 :]] for other in spoiled(part))
+
+
+SERVICES = ("batch", "anthropic", "openai", "gemini", "log", "bedrock")
+
+
+@pytest.mark.parametrize("shape", ["answers", "pairs"])
+def test_spoiled_rows_are_refused_or_read(shape: str) -> None:
+    """Whatever stands in whichever place of a service's row: it is read, or bad data, and nothing else is raised."""
+    rows = [json.loads(content) for name, content, _ in FILES if name.startswith(SERVICES) and name.endswith(".jsonl")]
+    kept = 0
+    for row in (other for given in rows for other in spoiled(given)):
+        with contextlib.suppress(BadData):
+            ours = renamed(as_messages(row, "here"), None)
+            kind = recognise(ours, "here", shape)
+            chat = read_chat(ours, "here", kind)
+            check_called(chat)
+            assert misfit(chat) is None or chat.tools
+            assert all(isinstance(message["content"], str) for message in chat.messages)
+            assert all(isinstance(column, str) for column in unused_columns(ours, kind))
+            kept += 1
+    assert kept > (200 if shape == "answers" else 0)
