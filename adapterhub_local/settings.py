@@ -12,6 +12,7 @@ CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are 
 RAY_ADDRESS, RAY_AUTH_MODE     the Ray cluster that `qhub cluster` joins, and whether it wants a token   default none
 QHUB_REDIS_PASSWORD, REDISCLI_AUTH  the password of the Redis of `qhub serve --limits`; the first that is set, the
              second is what redis-cli reads                   default none
+QHUB_ALLOW_CODE  if 1, Python code that a recipe names is run, as with --allow-code   default none: it is refused
 GOMP_SPINCOUNT, OMP_WAIT_POLICY  how long threads that compute wait awake for each other   default 10000 turns, 0.1 ms
 NO_COLOR     if set, output has no colours
 QHUB_ACTOR   who makes the changes of this process, for their records   default the user at this machine
@@ -240,6 +241,16 @@ def is_in_home(path: object) -> bool:
 def wants_colour() -> bool:
     """Whether colours may be used on a terminal: not with NO_COLOR (https://no-color.org)."""
     return not os.environ.get("NO_COLOR")
+
+
+def allow_code() -> None:
+    """Have this process, and those it starts, run the Python code that recipes name."""
+    os.environ["QHUB_ALLOW_CODE"] = "1"
+
+
+def allows_code() -> bool:
+    """Whether the Python code that recipes name may be run: QHUB_ALLOW_CODE is 1."""
+    return os.environ.get("QHUB_ALLOW_CODE") == "1"
 
 
 def wait_briefly() -> None:

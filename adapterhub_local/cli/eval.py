@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from adapterhub_local import settings
 from adapterhub_local.cli.output import echo, print_json, print_table, reporter, score_text
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
@@ -30,6 +31,7 @@ from adapterhub_local.registry import Registry
     metavar="RECIPE",
     help="Mean reward of written answers by a recipe's [reward]; a grpo adapter's own are scored anyway.",
 )
+@click.option("--allow-code", is_flag=True, help="Run the Python code of reward.python, which is not run otherwise.")
 @click.option("--task", help="What to file the scores under; the data file's name if not given.")
 @click.option("--limit", type=click.IntRange(1), help="Score at most this many examples.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Examples per forward pass.")
@@ -56,6 +58,7 @@ def command(
     json_valid: bool,
     tool_calls: bool,
     rewards: Path | None,
+    allow_code: bool,
     task: str | None,
     limit: int | None,
     batch_size: int,
@@ -82,6 +85,8 @@ def command(
 
     if (source is None) == (lm_eval is None):
         raise InputError("give --data with held-out examples, or --lm-eval with tasks of lm-evaluation-harness")
+    if allow_code:
+        settings.allow_code()
     registry = Registry()
     others = [text.strip() for text in against.split(",") if text.strip()]
     if lm_eval is not None:
@@ -94,14 +99,14 @@ def command(
         _harness(references, others, registry, lm_eval, template, limit, batch_size, as_json)
         return
     assert source is not None, "one of the two was given"
-    settings = {"format": format_, "template": template, "prompt": prompt, "answer": answer}
+    form = {"format": format_, "template": template, "prompt": prompt, "answer": answer}
     find_data(source)  # reports a wrong path before anything heavy is loaded
-    check_data_settings(settings)
+    check_data_settings(form)
     done = compare(
         what_to_score(references, others, registry), source, registry, task=task,
         choices=None if choices is None else [text.strip() for text in choices.split(",")], regex=regex,
         json_valid=json_valid, tool_calls=tool_calls, max_new_tokens=max_new_tokens, rewards=rewards, limit=limit,
-        batch_size=batch_size, max_length=max_length, reporter=reporter(), **settings,
+        batch_size=batch_size, max_length=max_length, reporter=reporter(), **form,
     )  # fmt: skip
     for text, why in done.not_kept.items():
         _warn(done.subjects.shown(text), why)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adapterhub_local import settings
 from adapterhub_local.cli.output import echo, print_json, print_table, reporter, score_text
 from adapterhub_local.counts import counted
 from adapterhub_local.settings import home, process
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--only-run", type=click.IntRange(1), help="Train one run of [sweep], by its number in `qhub recipe show`."
 )
+@click.option("--allow-code", is_flag=True, help="Run the Python code of reward.python, which is not run otherwise.")
 @click.option("--dry-run", is_flag=True, help="Load, tokenise and try one step; nothing is kept.")
 @click.option("--json", "as_json", is_flag=True, help="Print the version as JSON.")
 def command(
@@ -47,6 +49,7 @@ def command(
     node_rank: int | None,
     rendezvous: str | None,
     only_run: int | None,
+    allow_code: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -57,14 +60,17 @@ def command(
     """
     from adapterhub_local.errors import InputError
     from adapterhub_local.recipe import load_recipe, load_runs
-    from adapterhub_local.train.check import check_runs
+    from adapterhub_local.train.check import check_code, check_runs
     from adapterhub_local.train.launch import launch, read_nodes
 
     if resume and restart:
         raise InputError("--resume and --restart exclude each other: give one")
+    if allow_code:
+        settings.allow_code()
     nodes = read_nodes(nnodes, node_rank, rendezvous)
     loaded = load_recipe(recipe, overrides)
     runs = load_runs(loaded)
+    check_code(loaded)
     check_runs(runs, home())  # before anything heavy is loaded
     if only_run is not None:
         if loaded.sweep is None or only_run > len(runs):

@@ -15,7 +15,7 @@ from adapterhub_local.recipe.reader import check_data_settings
 from adapterhub_local.recipe.source import Source, local_problem, read_source
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.kinds import check_adapter
-from adapterhub_local.settings import Home
+from adapterhub_local.settings import Home, allows_code
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ def compare(
     from adapterhub_local.data.dataset import Dataset, read_parts
     from adapterhub_local.evaluate.choices import with_choices
     from adapterhub_local.evaluate.evaluate import Checks, adapted, data_settings, entry, read_tests, score
+    from adapterhub_local.evaluate.reward_code import check_allowed
     from adapterhub_local.evaluate.rewards import declared, own_rewards, recipe_rewards
     from adapterhub_local.evaluate.tool_calls import offers_of
     from adapterhub_local.evaluate.written import read_pattern
@@ -132,6 +133,13 @@ def compare(
     pattern = read_pattern(regex) if regex is not None else None
     asked_for = recipe_rewards(Path(rewards)) if rewards is not None else None
     reward = asked_for or own_rewards(subjects.adapters)
+    if asked_for:
+        check_allowed(asked_for)
+    elif reward and reward.python is not None and not allows_code():
+        (reporter or Quiet()).note(
+            "not scored: the reward, which is Python code kept with the version. Read it, then add --allow-code"
+        )
+        reward = None
     data = data_settings(subjects.adapters, **settings)
     parts = read_parts([place], "test", data, limit, ANY)
     dataset = Dataset([], [chat for part in parts for chat in part.chats], [part.record for part in parts], [])

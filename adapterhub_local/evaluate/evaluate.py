@@ -146,8 +146,11 @@ def checked(
         wanted = [list(example.ids[slice(*example.spans[-1])]) for example in tests]
         if checks.reward is not None:
             rules, most, ends = worth(checks.reward), checks.reward.max_tokens, ends_of(model, tokenizer)
-            pairs = zip(written, wanted, strict=True)
-            means[REWARD] = tuple(answer_worth(rules, tokenizer, ours[:most], theirs, ends) for ours, theirs in pairs)
+            prompts = [example.ids[: example.spans[-1][0]] for example in tests]
+            means[REWARD] = tuple(
+                answer_worth(rules, tokenizer, ours[:most], theirs, ends, prompt)
+                for ours, theirs, prompt in zip(written, wanted, prompts, strict=True)
+            )
         if checks.need_text:
             hits |= _looked_at(checks, tokenizer, [ids[: checks.max_new_tokens] for ids in written], wanted)
     return replace(result, hits=hits, means=means)

@@ -1,4 +1,4 @@
-"""What an answer is worth by the rewards that a recipe declares: pure functions of its text and length."""
+"""What an answer is worth by the rewards that a recipe declares: functions of its text, its length and its prompt."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,18 +8,21 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.durable import digest_bytes
 from adapterhub_local.errors import InputError
+from adapterhub_local.evaluate.reward_code import check_allowed, load_function
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.recipe.reward import REWARDS, Reward, compiled
 from adapterhub_local.registry import Version
 
-Worth = Callable[[str, str, int, bool], float]  # (answer, the data's answer, tokens, whether it ended) -> reward
+# (answer, the data's answer, tokens, whether it ended, prompt) -> reward
+Worth = Callable[[str, str, int, bool, str], float]
 
 
 def worth(reward: Reward) -> Worth:
-    """The sum of the declared rewards of an answer."""
-    parts = [maker(reward) for maker in (_exact, _regex, _schema, _length)]
-    return lambda text, wanted, tokens, ended: sum(part(text, wanted, tokens, ended) for part in parts)
+    """The sum of the declared rewards of an answer. Raises InputError for code that may not be run, or cannot."""
+    parts = [maker(reward) for maker in (_exact, _regex, _schema, _length, _python)]
+    return lambda *answer: sum(part(*answer) for part in parts)
 
 
 def answer_worth(
@@ -28,10 +31,12 @@ def answer_worth(
     answer: Sequence[int],
     wanted: Sequence[int],
     ends: Collection[int],
+    prompt: Sequence[int],
 ) -> float:
     """The reward of an answer's ids, beside those of the data; `ends` are the tokens by which one ends."""
-    text, told = (str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in (answer, wanted))
-    return rules(text, told, len(answer), bool(answer) and answer[-1] in ends)
+    texts = (str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in (answer, wanted, prompt))
+    text, right, asked = texts
+    return rules(text, right, len(answer), bool(answer) and answer[-1] in ends, asked)
 
 
 def recipe_rewards(path: Path) -> Reward:
@@ -60,19 +65,21 @@ def declared(reward: Reward) -> dict[str, Any]:
     found = {name: getattr(reward, name) for name in REWARDS if getattr(reward, name) is not None}
     weights = {f"{name}_weight": getattr(reward, f"{name}_weight", None) for name in found}
     kept = {name: weight for name, weight in weights.items() if weight not in (None, 1.0)}
+    if reward.python is not None:
+        found["python"] = digest_bytes(reward.python.encode())
     return {**found, **kept, "max_tokens": reward.max_tokens}
 
 
 def _exact(reward: Reward) -> Worth:
     value = reward.exact_match or 0.0
-    return lambda text, wanted, tokens, ended: value * (text.strip() == wanted.strip())
+    return lambda text, wanted, tokens, ended, prompt: value * (text.strip() == wanted.strip())
 
 
 def _regex(reward: Reward) -> Worth:
     if reward.regex is None:
         return _nothing
     pattern = compiled(reward.regex)
-    return lambda text, wanted, tokens, ended: reward.regex_weight * bool(pattern.search(text))
+    return lambda text, wanted, tokens, ended, prompt: reward.regex_weight * bool(pattern.search(text))
 
 
 def _schema(reward: Reward) -> Worth:
@@ -82,7 +89,7 @@ def _schema(reward: Reward) -> Worth:
 
     check = fastjsonschema.compile(json.loads(reward.json_schema))
 
-    def satisfied(text: str, wanted: str, tokens: int, ended: bool) -> float:
+    def satisfied(text: str, wanted: str, tokens: int, ended: bool, prompt: str) -> float:
         try:
             check(json.loads(text))
         except (ValueError, RecursionError, fastjsonschema.JsonSchemaValueException):
@@ -96,8 +103,16 @@ def _length(reward: Reward) -> Worth:
     most = reward.length
     if most is None:
         return _nothing
-    return lambda text, wanted, tokens, ended: reward.length_weight * (ended and tokens <= most)
+    return lambda text, wanted, tokens, ended, prompt: reward.length_weight * (ended and tokens <= most)
 
 
-def _nothing(text: str, wanted: str, tokens: int, ended: bool) -> float:
+def _python(reward: Reward) -> Worth:
+    if reward.python is None:
+        return _nothing
+    check_allowed(reward)
+    function = load_function(reward.python)
+    return lambda text, wanted, tokens, ended, prompt: reward.python_weight * function(prompt, text, wanted)
+
+
+def _nothing(text: str, wanted: str, tokens: int, ended: bool, prompt: str) -> float:
     return 0.0

@@ -19,7 +19,7 @@ from adapterhub_local.recipe.recipe import INSTEAD, RENAMED, Recipe
 from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
-from adapterhub_local.recipe.template_file import names_file, read_template
+from adapterhub_local.recipe.template_file import names_code, names_file, read_template
 from adapterhub_local.recipe.toml import MAX_NAME, MAX_PROBLEMS, short
 from adapterhub_local.visible import visible_line
 
@@ -165,6 +165,8 @@ class _Reading:
             self.problem(layer, table, key, f"{table}.{key} = {short(repr(value))}: {wrong}")
         if (table, key) == ("data", "chat_template"):
             return self._template(layer, converted)
+        if (table, key) == ("reward", "python") and names_code(converted):
+            return self._code(layer, converted)
         return converted
 
     def _template(self, layer: Layer, text: str) -> str:
@@ -173,6 +175,14 @@ class _Reading:
             return read_template(text, layer.path.parent) if names_file(text) else text
         except InputError as error:
             self.problem(layer, "data", "chat_template", f"data.chat_template: {error}")
+            return text
+
+    def _code(self, layer: Layer, text: str) -> str:
+        """What a Python file beside the recipe holds, which is kept with the version."""
+        try:
+            return read_template(text, layer.path.parent).rstrip() + "\n"
+        except InputError as error:
+            self.problem(layer, "reward", "python", f"reward.python: {error}")
             return text
 
     def check_together(self, values: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from adapterhub_local.recipe.field import at_least_one, between, key
 
-REWARDS = ("exact_match", "regex", "json_schema", "length")
+REWARDS = ("exact_match", "regex", "json_schema", "length", "python")
+FUNCTION = "reward"  # of a Python file
 
 
 def compiled(pattern: str) -> Any:
@@ -55,6 +56,12 @@ class Reward:
     json_schema_weight: float = key("the reward of `json_schema`", 1.0, between(-100, 100))
     length: int | None = key("tokens within which an answer that ends is rewarded", None, at_least_one)
     length_weight: float = key("the reward of `length`", 1.0, between(-100, 100))
+    python: str | None = key(
+        f"a Python file, relative to the recipe, whose function `{FUNCTION}(prompt, answer, wanted)` gives a number; "
+        "kept with the version, and run only with --allow-code",
+        None,
+    )
+    python_weight: float = key("what the number of `python` is multiplied by", 1.0, between(-100, 100))
     samples: int = key("answers drawn to each prompt, which are compared with each other", 8, between(2, 256))
     max_tokens: int = key("most tokens of a drawn answer", 64, between(1, 2**16))
     temperature: float = key("of the distribution that answers are drawn from", 1.0, between(0.01, 10))

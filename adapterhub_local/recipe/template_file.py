@@ -1,4 +1,5 @@
-"""A chat template named by its file: `data.chat_template` of a recipe, `--chat-template` of a base. No torch."""
+"""Texts that are named by their files: `data.chat_template` and `reward.python` of a recipe, `--chat-template` of a
+base. No torch."""
 
 import os
 from pathlib import Path
@@ -13,6 +14,11 @@ LONGEST = 1 << 20  # bytes, of a base's own template as well
 def names_file(text: str) -> bool:
     """Whether a chat template is given as a file, and not by its name."""
     return text.endswith(SUFFIXES)
+
+
+def names_code(text: str) -> bool:
+    """Whether Python code is given as a file, and not as its text."""
+    return "\n" not in text
 
 
 def read_template(text: str, beside: Path) -> str:

@@ -10,6 +10,7 @@ from adapterhub_local.base.modules import check_patterns, check_targets
 from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.data.dataset import Dataset, read_data
 from adapterhub_local.errors import Incompatible, InputError
+from adapterhub_local.evaluate.reward_code import check_allowed
 from adapterhub_local.lora.config import CONFIG, AdapterConfig
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
@@ -88,6 +89,14 @@ def _check_kept(start: Version, recipe: Recipe, problems: list[InputError]) -> N
         if f"adapter.{key}" in recipe.origins and asked != value:
             with gathering(problems, f"{recipe.place(f'adapter.{key}')} = {json.dumps(asked)}"):
                 raise InputError(f"{start} has {json.dumps(value)}, and continued training keeps it: leave {key} out")
+
+
+def check_code(recipe: Recipe) -> None:
+    """Raise InputError where a run would run Python code of the recipe, and that was not allowed."""
+    problems = list[InputError]()
+    with gathering(problems, recipe.place("reward.python")):
+        check_allowed(recipe.reward)
+    raise_all(problems)
 
 
 def check_runs(runs: Runs, home: Home) -> None:

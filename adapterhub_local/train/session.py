@@ -20,7 +20,7 @@ from adapterhub_local.rows.examples import settings_of
 from adapterhub_local.rows.judged import tokenise_items
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
-from adapterhub_local.train.check import check_run
+from adapterhub_local.train.check import check_code, check_run
 from adapterhub_local.train.heap import map_large_tensors
 from adapterhub_local.train.liger import use_liger
 from adapterhub_local.train.run_folder import Run
@@ -59,6 +59,7 @@ def read_inputs(recipe: Recipe, home: Home, reporter: Reporter) -> Inputs:
         if process().local_rank >= torch.cuda.device_count():
             raise InputError(f"--nproc asks for more GPUs than the {torch.cuda.device_count()} of this machine")
         torch.cuda.set_device(process().local_rank)
+    check_code(recipe)
     info, start = check_run(recipe, home)
     dataset = read_data(recipe)
     for note in dataset.notes:

@@ -18,7 +18,7 @@ from adapterhub_local.recipe.recipe import as_called_now
 from adapterhub_local.recipe.sweep import METRICS
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home
-from adapterhub_local.train.check import check_comparable, check_run, check_runs, data_of, read_all
+from adapterhub_local.train.check import check_code, check_comparable, check_run, check_runs, data_of, read_all
 from adapterhub_local.train.launch import launch
 from adapterhub_local.train.past_runs import read_record
 from adapterhub_local.train.run_folder import Run
@@ -50,6 +50,7 @@ def sweep(
     """
     assert recipe.sweep is not None, "only a recipe with a sweep has runs"
     runs = load_runs(recipe)
+    check_code(recipe)
     check_runs(runs, home)
     datasets = read_all(runs)
     check_comparable(recipe, datasets.values())

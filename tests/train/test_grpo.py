@@ -117,4 +117,4 @@ def test_answers_that_no_draw_can_reach(tiny_base: BaseInfo, home: Home, tmp_pat
 )
 def test_what_an_answer_is_worth(declared: dict, answer: str, value: float) -> None:
     """Each declared reward counts with its weight; `length` only for an answer that ends in time."""
-    assert worth(Reward(**declared))(answer, "yes", 4, True) == value
+    assert worth(Reward(**declared))(answer, "yes", 4, True, "Is it?") == value

@@ -180,7 +180,7 @@ class Grpo:
         prompt, ends = example.ids[:start], ends_of(self.model, self.tokenizer)
         made = [Example((*prompt, *answer), ((start, start + len(answer)),)) for answer in answers]
         wanted = example.ids[start:end]
-        rewards = [answer_worth(self.worth, self.tokenizer, answer, wanted, ends) for answer in answers]
+        rewards = [answer_worth(self.worth, self.tokenizer, answer, wanted, ends, prompt) for answer in answers]
         return Drawn(made, torch.tensor(rewards, dtype=torch.float32))
 
 
@@ -188,7 +188,7 @@ def _check_length(recipe: Recipe, examples: Sequence[Example]) -> None:
     """Raise InputError where no drawn answer could ever be the data's: a run would find out at its end."""
     shortest = min(end - start for start, end in (example.spans[-1] for example in examples)) - 1  # less its stop
     given = recipe.reward
-    others = (given.regex, given.json_schema, given.length)
+    others = (given.regex, given.json_schema, given.length, given.python)
     if given.exact_match and given.max_tokens < shortest and all(one is None for one in others):
         raise InputError(
             f"{recipe.place('reward.max_tokens')} = {given.max_tokens}: the shortest answer of the data has "
