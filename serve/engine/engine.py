@@ -116,7 +116,7 @@ class Engine:
             for request in users:
                 is_aborted = request.id in self._aborted
                 self._leave(request, "error")
-                if is_aborted:  # nothing more is said of it
+                if is_aborted:  # nobody waits for its outputs
                     continue
                 error = AdapterUnloaded("the adapter was unloaded before the answer was complete")
                 self._ended.append(TokenOutput(request.id, None, error=error))
