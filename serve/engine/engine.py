@@ -122,6 +122,10 @@ class Engine:
                 self._ended.append(TokenOutput(request.id, None, error=error))
         return self.loader.drop(digest, lambda: any(each.adapter == digest for each in self._requests.values()))
 
+    def has(self, digest: str) -> bool:
+        """Whether an adapter is in memory."""
+        return digest in self.pool
+
     def acquire(self, source: Source | Mixture, *, is_request: bool = False) -> Hold:
         """Hold an adapter in memory; `is_request`: for one that is about to be submitted. Raises as the pool's."""
         return self.pool.acquire(source, is_request=is_request)
