@@ -30,8 +30,8 @@ def answer_worth(
     ends: Collection[int],
 ) -> float:
     """The reward of an answer's ids, beside those of the data; `ends` are the tokens by which one ends."""
-    text, told = (str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in (answer, wanted))
-    return rules(text, told, len(answer), bool(answer) and answer[-1] in ends)
+    text, reference = (str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in (answer, wanted))
+    return rules(text, reference, len(answer), bool(answer) and answer[-1] in ends)
 
 
 def recipe_rewards(path: Path) -> Reward:
