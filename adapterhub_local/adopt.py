@@ -37,9 +37,9 @@ def adopt(
     known: Mapping[str, tuple[int, int]] = {}
     try:
         adapter = open_adapter(path, alpha=alpha, dora=True, copies=info is not None)
-        said = Origin.of_adapter(adapter)
-        answer = belongs(said, Origin.of_lineage(base), base["name"])
-        by_name = answer.level == "other" and not said.fingerprint
+        origin = Origin.of_adapter(adapter)
+        answer = belongs(origin, Origin.of_lineage(base), base["name"])
+        by_name = answer.level == "other" and not origin.fingerprint
         if not answer and not force and not (by_name and confirmed):
             way = "name its base with --base, or " if not confirmed else ""
             raise Incompatible(f"{source} was {answer.reason}: {way}--force registers it anyway")
@@ -59,12 +59,12 @@ def adopt(
         "kind": "add",
         "base": dict(base),
         "adapter": describe(adapter),
-        "source": {"file": source.name, "base_model": said.hub_id},
+        "source": {"file": source.name, "base_model": origin.hub_id},
         # exact: trained on this very base; named: it names it; shapes: its modules are there, no more is known
         "compatibility": {
             "level": "shapes" if answer.level == "other" else answer.level,
             "base_fingerprint": adapter.base_fingerprint,
-            "base_model": said.hub_id,
+            "base_model": origin.hub_id,
             **({"confirmed": True} if is_confirmed else {}),
         },
         **({"left_out": list(left_out)} if left_out else {}),

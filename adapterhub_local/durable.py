@@ -25,7 +25,7 @@ ATTEMPTS = 100  # at a folder that other processes remove or replace
 
 
 @contextmanager
-def telling_full(where: Path, what: str = "nothing was stored") -> Iterator[None]:
+def on_full_disk(where: Path, what: str = "nothing was stored") -> Iterator[None]:
     """Raises QhubError that says so if the disk at `where` is full, the quota used up or a file too large."""
     try:
         yield

@@ -302,7 +302,7 @@ def process() -> Process:
 
 
 def is_sharded() -> bool:
-    """Whether `accelerate launch` was told to shard the model (FSDP)."""
+    """Whether `accelerate launch` shards the model (FSDP)."""
     return (os.environ.get("ACCELERATE_USE_FSDP") or "false").lower() in ("true", "1", "yes")
 
 

@@ -49,7 +49,7 @@ def _cells(family: Family) -> list[str]:
     return [
         "one an answer" if family.divides else "one example",
         system,
-        "described" if format_of(family.template).is_told else "its own",
+        "described" if format_of(family.template).is_prompted else "its own",
         _thoughts(family),
         "; ".join(_remarks(family)),
     ]

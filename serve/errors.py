@@ -95,12 +95,12 @@ class NoReplica(QhubError):
 class Elsewhere(QhubError):
     """A router chose an adapter for a request, and the gateway that sent it here asked where that belongs.
 
-    `told` is for that gateway alone: nobody else sends such requests.
+    `details` is for that gateway alone: nobody else sends such requests.
     """
 
-    def __init__(self, told: Mapping[str, Any]) -> None:
+    def __init__(self, details: Mapping[str, Any]) -> None:
         super().__init__("the adapter that was chosen for this request is asked for where it is")
-        self.told = told
+        self.details = details
 
 
 class GenerationFailed(QhubError):

@@ -72,7 +72,7 @@ class Follower:
         self._settled: set[str] = set()  # those of them that are here as the remote says
         self._undone: set[str] = set()  # names of which something did not come, or cannot be
         self._written: dict[tuple[str, str], Any] = {}  # kind and subject -> what was last written here of it
-        self._said: dict[str, str] = {}  # name -> what was logged of it last
+        self._logged: dict[str, str] = {}  # name -> what was logged of it last
         self._slots: dict[str, list[int]] = {}  # name -> numbers that were at the remote at the start
         self._refused: dict[tuple[str, int], Refused] = {}
         self._fetching: dict[tuple[str, int], Future[None]] = {}
@@ -268,9 +268,9 @@ class Follower:
             self._settle(name)
         except QhubError as error:
             self._undone.add(name)
-            if self._said.get(name) != str(error):
+            if self._logged.get(name) != str(error):
                 logger.warning("%s is not as remote %s says yet: %s", name, self.remote.name, error)
-            self._said[name] = str(error)
+            self._logged[name] = str(error)
 
     def _numbers(self, name: str) -> set[int]:
         """The versions of a name that the remote has, as far as it was read."""

@@ -28,7 +28,7 @@ MAX_OUTPUT = 32 << 20  # bytes
 class Job:
     """A command of `qhub` that runs, or has run.
 
-    `result` is the JSON that it printed, `error` what it said when it failed.
+    `result` is the JSON that it printed, `error` its message when it failed.
     """
 
     id: str

@@ -171,5 +171,5 @@ class _Allowed:
         yield from self._metrics.collect(self._allows)
 
     def _is_shown(self, adapter: str) -> bool:
-        # what many adapters are counted as together nobody can tell apart: it is for those who may ask all
+        # what many adapters are counted as together nobody can separate: it is for those who may ask all
         return all(map(self._allows, self._metrics.names_of(adapter)))

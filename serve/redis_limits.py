@@ -109,7 +109,7 @@ class RedisLimits:
         try:
             await self._ask(self._release, _names(lease.key), [lease.id, lease.seconds or 0, int(ran)])
         except LimitsAway:
-            return  # said already
+            return  # logged already
 
     async def close(self) -> None:
         """See Limits."""

@@ -103,9 +103,9 @@ def asked_of(body: Asked) -> list[str | Sequence[int]]:
     """What a request is known by: the messages of its user, or its one prompt. Raises BadParameter."""
     match body:
         case ChatRequest():
-            return _said_by_user(body.messages)
+            return _texts_of_user(body.messages)
         case ScoreRequest():
-            return _said_by_user(body.messages) if body.messages is not None else [body.prompt or ""]
+            return _texts_of_user(body.messages) if body.messages is not None else [body.prompt or ""]
         case CompletionRequest():
             prompt = body.prompt
             if isinstance(prompt, str):
@@ -120,5 +120,5 @@ def asked_of(body: Asked) -> list[str | Sequence[int]]:
     )
 
 
-def _said_by_user(messages: Sequence[Message]) -> list[str | Sequence[int]]:
+def _texts_of_user(messages: Sequence[Message]) -> list[str | Sequence[int]]:
     return [str(message.for_template()["content"]) for message in messages if message.role == "user"]

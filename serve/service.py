@@ -332,7 +332,7 @@ class Service:
         """Whether its adapter has to be read first, which takes long on slow storage."""
         if target.version is None:
             return False
-        return target.version.content_digest not in self.engine.pool
+        return not self.engine.has(target.version.content_digest)
 
     def _prepare(
         self, target: Target, choices: list[Choice], request_id: str, salt: str, priority: int

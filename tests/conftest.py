@@ -11,11 +11,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.places import MEMORY, is_roomy
+
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # before huggingface_hub is imported: no test may ask a real hub
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ["QHUB_COMPUTE"] = "float32"  # one answer on every CPU, those with units for bfloat16 included
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before bitsandbytes imports Triton: kernels run on the CPU, slowly
+if is_roomy(MEMORY):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.lora.config import WEIGHTS, AdapterConfig

@@ -74,6 +74,33 @@ def test_the_map_shows_the_rooms() -> None:
     assert sorted(names) == sorted([room.removeprefix("serve/") for room in ORDER] + ["serve/"])
 
 
+def test_private_parts_of_other_libraries_are_listed() -> None:
+    """What the code takes of another library under a name that begins with _ stands in ARCHITECTURE.md."""
+    ours, taken = {"_exit", "_replace"}, {}  # os._exit and a named tuple's are documented
+    for path in [*(ROOT / "adapterhub_local").rglob("*.py"), *(ROOT / "serve").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                ours.add(node.name)
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and ast.unparse(node.value) == "self"
+            ):
+                ours.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                ours.add(node.id)
+            elif isinstance(node, ast.Attribute | ast.alias):
+                name = node.attr if isinstance(node, ast.Attribute) else node.name
+                if re.match("_[^_]", name):
+                    taken[name] = f"{path.relative_to(ROOT)}:{node.lineno}"
+    table = (ROOT / "ARCHITECTURE.md").read_text().partition("## Private parts of other libraries")[2]
+    missing = {
+        name: place for name, place in taken.items() if name not in ours and not re.search(rf"\b{name}\b", table)
+    }
+    assert len(taken.keys() - ours) > 10
+    assert not missing
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     """Every page is put together, every verb and option is in it with a meaning, and no link is broken."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
@@ -99,6 +126,23 @@ ENGLISH = re.compile(
     r"\b(?:is|are|was|were) (?:told|said)\b(?! (?:not )?to\b)|\btold (?:of|that)\b|\bmend(?:s|ed)?\b|"
     r"cannot be had|say something|\bcomes? to (?:its|an) end\b|\bfor ever\b|\bis none of an?\b|\bhas not (?:the|both)\b"
 )
+
+
+# what stood for a field's own word: a metric, a reason, an event, an origin; and those of the engine's prefix cache
+NAMES = re.compile(r"_*(?:\w+_)?(?:told|tell|said|promised|is_coming|goes_on)(?:_\w+)?", re.I)
+
+
+@pytest.mark.parametrize("room", ["adapterhub_local", "serve"])
+def test_names_are_the_fields(room: str) -> None:
+    """Nothing that we define is called by what somebody told, said or promised, but by what it is."""
+    found = []
+    for path in sorted((ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            stored = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else None
+            name = stored or getattr(node, "name", None) or getattr(node, "arg", None)
+            if isinstance(name, str) and NAMES.fullmatch(name):
+                found.append(f"{path.name}: {name}")
+    assert not found
 
 
 @pytest.mark.parametrize("room", ["adapterhub_local", "serve"])

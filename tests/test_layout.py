@@ -171,6 +171,13 @@ def test_imports_go_one_way(path: Path) -> None:
             assert relative(path) in allowed, f"{relative(path)} imports {name}"
 
 
+def test_nobody_reaches_into_the_engine() -> None:
+    """What serves requests asks the engine itself, which could be in another process, never its live parts."""
+    inside = re.compile(r"(?<!serve\.)\bengine\.(pool|slots|scheduler|runner|pages|stats|records)\b")
+    others = [path for path in SOURCES if not relative(path).startswith(("serve/engine/", "adapterhub_local/"))]
+    assert not [f"{path}:{number}" for path in others for number, line in numbered(path) if inside.search(line)]
+
+
 def test_only_light_rooms_are_seen_from_the_registry_and_below() -> None:
     """Registry, recipe and all below them name neither torch nor transformers: they handle files and digests."""
     for path in SOURCES:

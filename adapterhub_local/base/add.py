@@ -118,9 +118,9 @@ def add_base(
 def _check_ends(source: Source) -> None:
     """Raises BadFile if a model names tokens that end an answer and has none of them: no answer would end."""
     size = source.config.vocab_size
-    said = [getattr(source.generation, "eos_token_id", None), getattr(source.config, "eos_token_id", None)]
-    said.append(source.tokenizer.eos_token_id)
-    ends = [one for ids in said for one in (ids if isinstance(ids, list) else [ids]) if one is not None]
+    given = [getattr(source.generation, "eos_token_id", None), getattr(source.config, "eos_token_id", None)]
+    given.append(source.tokenizer.eos_token_id)
+    ends = [one for ids in given for one in (ids if isinstance(ids, list) else [ids]) if one is not None]
     if ends and not any(0 <= end < size for end in ends):
         raise BadFile(
             f"eos_token_id is {ends[0]}, which is not one of the {size:,} tokens of the model: no answer would end. "

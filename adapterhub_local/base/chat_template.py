@@ -145,7 +145,7 @@ class ChatWriter:
     def describes_tools(self, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> bool:
         """Whether a conversation has to do with tools that its template does not know, and which text describes."""
         has_tools = bool(tools) or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in messages)
-        return has_tools and format_of(self.template(tools)).is_told
+        return has_tools and format_of(self.template(tools)).is_prompted
 
     def _write(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]], system_role: str, *,
@@ -190,13 +190,13 @@ def given_template(wanted: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The source of the template that a base is given: by name, or a .jinja file's. Raises InputError."""
     is_file = names_file(wanted)
     text = read_template(wanted, Path()) if is_file else named_template(wanted, tokenizer.chat_template)
-    said = "what the user says"
+    asked = "what the user says"
     try:
-        written = chat_text(tokenizer, [{"role": "user", "content": said}], template=text, begins_answer=True)
+        written = chat_text(tokenizer, [{"role": "user", "content": asked}], template=text, begins_answer=True)
     except TemplateFailed as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"the chat template {wanted} cannot write a message of the user: {reason}") from None
-    if said not in written:
+    if asked not in written:
         raise InputError(f"the chat template {wanted} does not write what the user says: is it a chat template?")
     return text
 

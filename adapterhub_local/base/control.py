@@ -126,7 +126,7 @@ class ControlTokens:
         vocabulary = model.get("vocab")
         if isinstance(vocabulary, dict):
             pairs = (pair if isinstance(pair, list) else pair.split(" ", 1) for pair in model.get("merges") or ())
-            merged = {"".join(pair) for pair in pairs} & called.keys()  # text becomes these without being told to
+            merged = {"".join(pair) for pair in pairs} & called.keys()  # text becomes these by merging alone
             model["vocab"] = {called.get(text, text): number for text, number in vocabulary.items()}
             model["vocab"] |= {text: vocabulary[text] for text in merged}
         elif isinstance(vocabulary, list):

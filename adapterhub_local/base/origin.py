@@ -74,26 +74,26 @@ class Answer:
         return self.level != "other"
 
 
-def belongs(said: Origin, base: "BaseInfo | Origin", name: str | None = None) -> Answer:
-    """Whether what says `said` belongs to `base`, which people call `name`; fingerprints decide where both have one."""
+def belongs(origin: Origin, base: "BaseInfo | Origin", name: str | None = None) -> Answer:
+    """Whether what has this origin belongs to `base`, which people call `name`; two fingerprints decide."""
     own = base if isinstance(base, Origin) else Origin.of_base(base)
     called = f"base '{name or getattr(base, 'name', '')}'" if name or not isinstance(base, Origin) else "the other"
-    if said.fingerprint and own.fingerprint:
-        if said.fingerprint == own.fingerprint:
+    if origin.fingerprint and own.fingerprint:
+        if origin.fingerprint == own.fingerprint:
             return Answer("exact", "exact base, by fingerprint")
-        theirs = f"another base ({said.fingerprint[:19]}" + (f", {said.hub_id})" if said.hub_id else ")")
+        theirs = f"another base ({origin.fingerprint[:19]}" + (f", {origin.hub_id})" if origin.hub_id else ")")
         return Answer("other", f"made for {theirs}, not for {called} ({own.fingerprint[:19]})")
-    if said.name and own.name and "/" not in own.name and said.name.casefold() == own.name.casefold():
+    if origin.name and own.name and "/" not in own.name and origin.name.casefold() == own.name.casefold():
         return Answer("named", f"its base is {own.name} by name")  # an old id of one word
-    if said.hub_id and own.hub_id:
-        how = same_model(said.hub_id, own.hub_id)
+    if origin.hub_id and own.hub_id:
+        how = same_model(origin.hub_id, own.hub_id)
         if how is None:
-            return Answer("other", f"made for {said.hub_id}, not for {called} ({own.hub_id})")
-        if said.revision and own.revision and said.revision != own.revision:
-            return Answer("shapes", f"{how}, of another revision ({said.revision[:12]})")
+            return Answer("other", f"made for {origin.hub_id}, not for {called} ({own.hub_id})")
+        if origin.revision and own.revision and origin.revision != own.revision:
+            return Answer("shapes", f"{how}, of another revision ({origin.revision[:12]})")
         return Answer("named", how)
-    if said.name:
-        return Answer("shapes", f"same shapes, it names {said.name[:60]!r} as its base")
+    if origin.name:
+        return Answer("shapes", f"same shapes, it names {origin.name[:60]!r} as its base")
     return Answer("shapes", "same shapes, it names no base")
 
 
@@ -112,12 +112,12 @@ def same_model(one: str, other: str) -> str | None:
 Base = TypeVar("Base", bound="BaseInfo")
 
 
-def best(said: Origin, bases: Iterable[Base]) -> Base | None:
+def best(origin: Origin, bases: Iterable[Base]) -> Base | None:
     """The base that it belongs to, exactly or by name (with the revision it names, if one has that), or None."""
-    answers = [(belongs(said, base).level, base) for base in bases]
+    answers = [(belongs(origin, base).level, base) for base in bases]
     for level in ("exact", "named"):
         fitting = [base for found, base in answers if found == level]
-        same = [base for base in fitting if said.revision and base.revision == said.revision]
+        same = [base for base in fitting if origin.revision and base.revision == origin.revision]
         if same or fitting:
             return (same or fitting)[0]
     return None

@@ -32,19 +32,19 @@ class CallReader:
         self._must_call = must_call
         self._held = ""
         self._is_inside = False
-        self._has_said = False
+        self._has_text = False
         self._is_after_call = False  # blanks that only stand between calls are nobody's words
 
     def push(self, text: str) -> str:
         """The text that is certain now that `text` has come; calls are added to `calls` when they are whole."""
         self._held += text
-        said = ""
+        plain = ""
         while self._held:
             before = self._held
-            said += self._inside() if self._is_inside else self._outside()
+            plain += self._inside() if self._is_inside else self._outside()
             if self._held == before:
                 break
-        return said
+        return plain
 
     def flush(self, *, is_cut: bool = False) -> str:
         """The rest, after the last text.
@@ -64,20 +64,20 @@ class CallReader:
     def _outside(self) -> str:
         """What stands before a call."""
         if not self._begin:  # a call is the whole answer or nothing
-            self._is_inside = self._held.lstrip().startswith("{") and not self._has_said
+            self._is_inside = self._held.lstrip().startswith("{") and not self._has_text
             if self._is_inside or not self._held.strip():
                 return ""
-            said, self._held = self._held, ""
-            self._has_said = True
-            return said
+            plain, self._held = self._held, ""
+            self._has_text = True
+            return plain
         if self._is_after_call:
             self._held = self._held.lstrip()
             self._is_after_call = not self._held
-        said, found, rest = self._held.partition(self._begin)
+        plain, found, rest = self._held.partition(self._begin)
         self._is_inside = bool(found)
-        size = 0 if found else overlap(said, self._begin)
-        self._held = rest if found else said[len(said) - size :]
-        return said[: len(said) - size]
+        size = 0 if found else overlap(plain, self._begin)
+        self._held = rest if found else plain[len(plain) - size :]
+        return plain[: len(plain) - size]
 
     def _inside(self) -> str:
         if not self._begin:

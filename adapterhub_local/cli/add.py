@@ -51,9 +51,9 @@ def command(
             path, name, Registry(), base.lineage(), alpha=alpha, force=force, confirmed=base_name is not None,
             alias=alias, staging_folder=folder, source=source, info=base,
         )  # fmt: skip
-    rank, said = version.lineage["adapter"]["rank"], version.lineage["compatibility"]
+    rank, compatibility = version.lineage["adapter"]["rank"], version.lineage["compatibility"]
     if as_json:
-        print_json({**whole(version), "compatibility": said})
+        print_json({**whole(version), "compatibility": compatibility})
         return
-    echo(f"{version}: rank {rank}, for base {base.name} ({compatibility_text(said)})")
+    echo(f"{version}: rank {rank}, for base {base.name} ({compatibility_text(compatibility)})")
     note_taken_in(version)

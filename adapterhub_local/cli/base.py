@@ -34,7 +34,7 @@ def add(name: str, source: str, hub_id: str | None, chat_template: str | None, a
     from adapterhub_local.errors import InUse
     from adapterhub_local.recipe.template_file import names_file, read_template
 
-    if (home().bases / check_base_name(name)).exists():  # said before anything heavy is loaded
+    if (home().bases / check_base_name(name)).exists():  # refused before anything heavy is loaded
         raise InUse(f"base '{name}' exists already: choose another name, or remove it with `qhub base rm {name}`")
     if chat_template is not None and names_file(chat_template):
         read_template(chat_template, Path())  # likewise, and before anything is fetched

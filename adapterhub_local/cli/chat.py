@@ -58,7 +58,7 @@ def command(
         timeout=httpx.Timeout(600, connect=5),
         trust_env=host not in ("127.0.0.1", "localhost", "::1"),  # a proxy does not know this machine's servers
     )
-    with client, _told(url):
+    with client, _plain_errors(url):
         chat = Chat(client, {name: value for name, value in options.items() if value is not None})
         chat.use(model or chat.models()[0])
         if system:
@@ -110,7 +110,7 @@ class Chat:
         """The answer to `text`, as it comes; both become turns when it is whole, or is stopped."""
         turns = [*self.messages, {"role": "user", "content": text}]
         body = {"model": self.model, "messages": turns, "stream": True, **self.options}
-        said = ""
+        written = ""
         with self.client.stream("POST", "/chat/completions", json=body) as response:
             if response.status_code != 200:
                 response.read()
@@ -119,15 +119,15 @@ class Chat:
                 for line in response.iter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":
                         piece = _piece(json.loads(line.removeprefix("data: ")))
-                        said += piece
+                        written += piece
                         yield piece
             except GeneratorExit:  # stopped by the one who asked
-                self._keep(turns, said)
+                self._keep(turns, written)
                 raise
-        self._keep(turns, said)
+        self._keep(turns, written)
 
-    def _keep(self, turns: list[dict[str, str]], said: str) -> None:
-        self.messages = [*turns, {"role": "assistant", "content": said}]
+    def _keep(self, turns: list[dict[str, str]], written: str) -> None:
+        self.messages = [*turns, {"role": "assistant", "content": written}]
 
     def _json(self, path: str) -> dict[str, Any]:
         response = self.client.get(path)
@@ -223,7 +223,7 @@ def _check(response: Any) -> None:
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
+def _plain_errors(url: str) -> Iterator[None]:
     """Errors of the connection in our own words."""
     import httpx
 

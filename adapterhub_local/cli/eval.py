@@ -94,7 +94,7 @@ def command(
         unused |= {"tool-calls": tool_calls or None, "format": format_}
         unused |= {"rewards": rewards, "prompt": prompt, "answer": answer, "task": task}
         if excluded := [f"--{name}" for name, value in unused.items() if value is not None]:
-            raise InputError(f"{', '.join(excluded)} and --lm-eval exclude each other: the task files say it")
+            raise InputError(f"{', '.join(excluded)} and --lm-eval exclude each other: the task files decide that")
         check_data_settings({"template": template})
         _harness(references, others, registry, lm_eval, template, limit, batch_size, as_json)
         return
@@ -114,12 +114,12 @@ def command(
         print_json(done.to_json())
         return
     results, shown = done.scores, done.subjects.shown
-    told = {text: score.to_json_with_intervals() for text, score in results.items()}
-    first = next(iter(told.values()))
+    bodies = {text: score.to_json_with_intervals() for text, score in results.items()}
+    first = next(iter(bodies.values()))
     metrics = [name for name in first["intervals"] if name not in ("loss", "perplexity")]
     rows = [
-        (shown(text), told[text]["rows"],
-         *(score_text(name, told[text][name], told[text]["intervals"][name]) for name in (*metrics, "loss")),
+        (shown(text), bodies[text]["rows"],
+         *(score_text(name, bodies[text][name], bodies[text]["intervals"][name]) for name in (*metrics, "loss")),
          f"{score.perplexity:.3f}")
         for text, score in results.items()
     ]  # fmt: skip
@@ -158,7 +158,7 @@ def _harness(
             results[text] = run_tasks(base, model, tasks, batch_size, limit=limit, is_chat=template == "chat")
     versions, names = subjects.versions, {text: subjects.shown(text) for text in subjects.versions}
     how = {"harness": harness(), "template": template or "plain", "limit": limit}
-    said: dict[str, Any] = {}
+    kept_scores: dict[str, Any] = {}
     for task in tasks.names:
         for text in references:
             ours = results[text][task]
@@ -166,12 +166,12 @@ def _harness(
             for other in subjects.compared:
                 who = "base" if versions[other] is None else names[other]
                 kept[who] = results[other][task].to_json() | {"difference": ours.differences(results[other][task])}
-            said.setdefault(task, {})[names[text]] = kept
+            kept_scores.setdefault(task, {})[names[text]] = kept
             if why := keep(registry, versions[text], task, kept):
                 _warn(names[text], why)
     if as_json:
-        print_json({"scores": {task: {names[text]: results[text][task].to_json() for text in results} for task in said},
-                    "kept": said})  # fmt: skip
+        scores = {task: {names[text]: results[text][task].to_json() for text in results} for task in kept_scores}
+        print_json({"scores": scores, "kept": kept_scores})
         return
     for task in tasks.names:
         metrics = list(results[references[0]][task].metrics)
@@ -182,7 +182,7 @@ def _harness(
             cells = [score_text(name, scored.metrics[name], intervals.get(name)) for name in metrics]
             rows.append((names[text], scored.rows, *cells))
         print_table((task, "rows", *(name.replace("_", " ") for name in metrics)), rows)
-        for who, kept in said[task].items():
+        for who, kept in kept_scores[task].items():
             _print_differences(who, kept)
 
 

@@ -51,18 +51,18 @@ def command(
             old, new, linears, rank, folder, hub_id=base.hub_id, fingerprint=base.fingerprint,
             progress=progress,
         )  # fmt: skip
-        said = report.to_json()
-        adapter = {key: said[key] for key in ("rank", "num_modules", "num_parameters")}
-        kept = {key: said[key] for key in ("rank", "retained_energy", "relative_error")}
+        body = report.to_json()
+        adapter = {key: body[key] for key in ("rank", "num_modules", "num_parameters")}
+        kept = {key: body[key] for key in ("rank", "retained_energy", "relative_error")}
         lineage = {
             "kind": "extract",
             "base": base.lineage(),
             "adapter": {**adapter, "alpha": rank},
-            "extract": {**kept, "before": old.label, "after": new.label, "left_out": said["left_out"]},
+            "extract": {**kept, "before": old.label, "after": new.label, "left_out": body["left_out"]},
         }
         version = Registry().publish(name, files, lineage, alias=alias)
     if as_json:
-        print_json({"reference": str(version), "content_digest": version.content_digest, **said})
+        print_json({"reference": str(version), "content_digest": version.content_digest, **body})
         return
     echo(
         f"{version}: rank {rank}, {report.num_modules} modules, {report.retained_energy:.2%} of the difference's "

@@ -114,10 +114,10 @@ def publish(remote: str, identities: tuple[str, ...], as_json: bool) -> None:
     if invalid := [identity for identity in chosen if not known[identity].is_valid()]:
         raise InputError(f"key {invalid[0]} is revoked or expired: nothing was published")
     log = _log(remote)
-    told = [publish_key(log, known[identity]) for identity in chosen]
+    marked = [publish_key(log, known[identity]) for identity in chosen]
     if as_json:
-        print_json([{"id": one.subject, "remote": remote, "is_new": one.is_new} for one in told])
-    for one in told if not as_json else ():
+        print_json([{"id": one.subject, "remote": remote, "is_new": one.is_new} for one in marked])
+    for one in marked if not as_json else ():
         echo(f"{remote} has {one.subject}" + ("" if one.is_new else " already"))
 
 
@@ -132,9 +132,9 @@ def revoke(identity: str, remote: str | None) -> None:
     if remote is not None:
         from adapterhub_local.registry.remote_moves import revoke_key as revoke_at
 
-        told = revoke_at(_log(remote), _id(identity))
-        echo(f"revoked {told.subject} at {remote}" + ("" if told.is_new else ", where it was revoked already"))
-        if all(key.id != told.subject for key in keys.all()):
+        record = revoke_at(_log(remote), _id(identity))
+        echo(f"revoked {record.subject} at {remote}" + ("" if record.is_new else ", where it was revoked already"))
+        if all(key.id != record.subject for key in keys.all()):
             return  # made in another home
     key = revoke_key(Registry(), _id(identity))
     echo(f"revoked {key.id}")

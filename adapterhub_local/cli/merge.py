@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from adapterhub_local.cli.merge_report import tell, tell_modules, warn
+from adapterhub_local.cli.merge_report import print_modules, print_report, warn
 from adapterhub_local.cli.output import echo, print_json, reporter
 from adapterhub_local.errors import InputError
 from adapterhub_local.merge.layers import Weight
@@ -17,7 +17,7 @@ from adapterhub_local.merge.plan_file import WrittenPlan, load_plan
 from adapterhub_local.merge.tuning import Scored
 from adapterhub_local.registry import Registry
 
-# what is said beside a plan file; all else is the plan's
+# what may be given beside a plan file; all else is the plan's
 OF_OUTPUT = frozenset(
     ("adapters", "name", "output", "alias", "dry_run", "show_modules", "plot", "as_json", "require", "data", "limit")
 )
@@ -109,9 +109,9 @@ def command(
     if as_json:
         print_json({**merged.to_json(), **report})
     else:
-        tell(str(merged.version or merged.path or "dry run, nothing written"), len(written.labels), report)
+        print_report(str(merged.version or merged.path or "dry run, nothing written"), len(written.labels), report)
         if show_modules:
-            tell_modules(report)
+            print_modules(report)
     warn(report, list(written.weights))
     if written.with_base and not report.get("conversions"):
         _note(f"note: no adapter has DoRA, base '{written.with_base}' was not needed")
@@ -130,8 +130,8 @@ def _is_plan(adapters: tuple[str, ...]) -> bool:
 def _from_file(path: Path) -> WrittenPlan:
     """The plan at `path`, whose business all is but where the result goes and what it is scored on."""
     context = click.get_current_context()
-    said = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
-    if other := sorted(said - OF_OUTPUT):
+    named = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if other := sorted(named - OF_OUTPUT):
         option = other[0].replace("_", "-")
         raise InputError(f"--{option} belongs in the plan: set it in {path}, beside the adapters")
     return load_plan(path)

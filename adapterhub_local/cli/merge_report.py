@@ -7,14 +7,14 @@ from adapterhub_local.cli.output import echo, print_table
 from adapterhub_local.merge.layers import Weight
 
 
-def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
+def print_report(where: str, num_adapters: int, report: dict[str, Any]) -> None:
     """The report for people."""
     method = report["method"].replace("_", " ")
     echo(
         f"{where}: {method} of {num_adapters} adapters, rank {report['rank']}, "
         f"{report['num_modules']} modules, relative error {report['relative_error']:.1e}"
     )
-    said = ", ".join(f"{name} {value}" for name, value in report.get("parameters", {}).items())
+    parameters = ", ".join(f"{name} {value}" for name, value in report.get("parameters", {}).items())
     rows = [
         ("error", f"{report['relative_error']:.2e} of the norm {report['norm']:.4g}, measured"),
         ("truncation", f"{report['truncation_error']:.2e}, predicted; exact rank {report['exact_rank']}"),
@@ -22,8 +22,8 @@ def tell(where: str, num_adapters: int, report: dict[str, Any]) -> None:
         ("energy", f"{report['retained_energy']:.4%} retained"),
         ("size", _size(report, num_adapters)),
     ]
-    if said:
-        rows.insert(0, ("parameters", said))
+    if parameters:
+        rows.insert(0, ("parameters", parameters))
     for one in report.get("conversions", []):
         lost = f"rank {one['rank']}, relative error {one['relative_error']:.2e}, which the errors here do not count"
         rows.append(("converted", f"{one['parent']}: {one['method']} through {one['base']}, {lost}"))
@@ -55,7 +55,7 @@ def _server(report: dict[str, Any]) -> str:
     return f"vLLM with --max-lora-rank {report['max_lora_rank']}"
 
 
-def tell_modules(report: dict[str, Any]) -> None:
+def print_modules(report: dict[str, Any]) -> None:
     rows = []
     for module in report["modules"]:
         cosines = " ".join("-" if value is None else f"{value:+.3f}" for value in module["cosine"])

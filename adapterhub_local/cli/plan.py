@@ -45,7 +45,7 @@ def command(
 
     for option, size in (("--gpu", gpu), ("--ram", ram)):
         if size and size.strip().isdigit():
-            raise InputError(f"{option} {size} are bytes without a unit: write {size}GB, 7.4GiB or 900MB")
+            raise InputError(f"{option} {size} has no unit: write {size}GB, 7.4GiB or 900MB")
     device = find_device(gpu, ram)
     planned = plan(load_recipe(recipe, overrides), home(), device, base_config)
     if as_json:

@@ -75,7 +75,7 @@ def command(
         if as_json:
             print_json([one.to_json() for one in done])
         for one in () if as_json else done:
-            echo(f"{one.reference}: {one.error or _told(one.result)}")
+            echo(f"{one.reference}: {one.error or _outcome(one.result)}")
         if failed := [one for one in done if one.error]:
             raise HubError(f"{len(failed)} of {len(done)} versions were not pushed; the others are there")
         return
@@ -90,7 +90,7 @@ def command(
     if as_json:
         print_json(dataclasses.asdict(result))
     else:
-        echo(f"{reference} {_told(result)}\n{result.url}")
+        echo(f"{reference} {_outcome(result)}\n{result.url}")
 
 
 def _to_registry(reference: str, text: str, as_json: bool) -> None:
@@ -112,7 +112,7 @@ def _note(text: str) -> None:
     echo(f"note: {text}", err=True)
 
 
-def _told(result: Any) -> str:
+def _outcome(result: Any) -> str:
     done = "is there already" if result.unchanged else "pushed"
     where = f"@{result.tag}" if result.tag else f" as pull request {result.pull_request}"
     branches = f", branch {', '.join(result.branches)}" if result.branches else ""

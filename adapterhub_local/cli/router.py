@@ -123,18 +123,18 @@ def ask(reference: str, texts: tuple[str, ...], as_json: bool) -> None:
 
 
 def _report(version: Version) -> dict[str, Any]:
-    said, metrics = version.lineage.get("router"), version.lineage.get("metrics") or {}
+    settings, metrics = version.lineage.get("router"), version.lineage.get("metrics") or {}
     scores = next((task.get("adapter") for task in metrics.values()), None)
-    return {"reference": str(version), "content_digest": version.content_digest, "scores": scores, "router": said}
+    return {"reference": str(version), "content_digest": version.content_digest, "scores": scores, "router": settings}
 
 
 def _print(version: Version) -> None:
     """The scores, and whose prompts went where."""
     report = _report(version)
-    said, scores = report["router"] or {}, report["scores"] or {}
-    columns, confusion = said.get("columns") or [], said.get("confusion") or []
+    settings, scores = report["router"] or {}, report["scores"] or {}
+    columns, confusion = settings.get("columns") or [], settings.get("confusion") or []
     rows = []
-    for task, row in zip(said.get("tasks") or [], confusion, strict=False):
+    for task, row in zip(settings.get("tasks") or [], confusion, strict=False):
         unseen = f"{task['unseen']:.1%}" if "unseen" in task else None
         precision = f"{task['precision']:.1%}" if task["precision"] is not None else None
         rows.append((task["route"], task["rows"], f"{task['accuracy']:.1%}", precision, unseen, *row))
@@ -143,4 +143,4 @@ def _print(version: Version) -> None:
     if scores:
         low, high = scores["intervals"]["accuracy"]
         echo(f"right {scores['accuracy']:.2%} [{low:.2%}, {high:.2%}] of {scores['rows']} held-out prompts, "
-             f"calibration error {scores['calibration_error']:.4f}, threshold {said['threshold']:g}")  # fmt: skip
+             f"calibration error {scores['calibration_error']:.4f}, threshold {settings['threshold']:g}")  # fmt: skip

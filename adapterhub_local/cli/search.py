@@ -88,7 +88,7 @@ def _by_loss(
             for one in ranked
         ])  # fmt: skip
         return
-    rows = [(one.version or f"{info.name} (base)", f"{one.loss:.4f}", _said(one.version)) for one in ranked]
+    rows = [(one.version or f"{info.name} (base)", f"{one.loss:.4f}", _description(one.version)) for one in ranked]
     print_table(("adapter", f"loss on {counted(len(tests), 'example')}", "description"), rows)
 
 
@@ -107,7 +107,7 @@ def _by_similarity(registry: Registry, words: tuple[str, ...], similar_to: str, 
     if not ranked:
         echo(f"No other adapter here is for the base of {version}")
         return
-    rows = [(one.version, f"{one.cosine:+.4f}", _said(one.version)) for one in ranked[:limit]]
+    rows = [(one.version, f"{one.cosine:+.4f}", _description(one.version)) for one in ranked[:limit]]
     print_table(("adapter", f"cosine with {version}", "description"), rows)
 
 
@@ -125,5 +125,5 @@ def _candidates(registry: Registry, words: tuple[str, ...], fingerprint: str | N
     return [newest[name] for name in sorted(newest)]
 
 
-def _said(version: Version | None) -> Any:
+def _description(version: Version | None) -> Any:
     return version.lineage.get("description") if version is not None else None

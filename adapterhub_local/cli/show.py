@@ -22,8 +22,8 @@ def command(reference: str, as_json: bool) -> None:
     version = registry.resolve(reference)
     aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
     if as_json:
-        said = {"tags": tags_of(registry, version), "description": description_of(registry, version)}
-        print_json({**whole(version), "aliases": aliases, **said, "metrics": registry.metrics(version)})
+        marks = {"tags": tags_of(registry, version), "description": description_of(registry, version)}
+        print_json({**whole(version), "aliases": aliases, **marks, "metrics": registry.metrics(version)})
         return
     lineage = version.lineage
     base, adapter = lineage.get("base") or {}, lineage.get("adapter") or {}
@@ -75,19 +75,19 @@ def _scores(score: dict[str, Any]) -> str:
     metrics = sorted(
         (name for name, value in score.items() if isinstance(value, float)), key=lambda name: name == "loss"
     )
-    told = [f"{name.replace('_', ' ')} {score_text(name, score[name], intervals.get(name))}" for name in metrics]
+    scores = [f"{name.replace('_', ' ')} {score_text(name, score[name], intervals.get(name))}" for name in metrics]
     rows = f" on {counted(score['rows'], 'row')}" if "rows" in score else ""
-    return ", ".join(told) + rows
+    return ", ".join(scores) + rows
 
 
-def compatibility_text(said: dict[str, Any]) -> str:
+def compatibility_text(compatibility: dict[str, Any]) -> str:
     """How sure it is that an adapter made elsewhere belongs to its base."""
-    if said.get("level") == "exact":
+    if compatibility.get("level") == "exact":
         return "exact base, by fingerprint"
-    named = said.get("base_fingerprint") or said.get("base_model")
-    if said.get("level") == "named":
+    named = compatibility.get("base_fingerprint") or compatibility.get("base_model")
+    if compatibility.get("level") == "named":
         return f"its base by name, {str(named)[:60]}"
-    if said.get("confirmed"):
+    if compatibility.get("confirmed"):
         return (
             f"shapes, confirmed by --base; it says it was made for {str(named)[:60]}"
             if named

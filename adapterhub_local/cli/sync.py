@@ -13,7 +13,7 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.registry.registry import NOTHING
 from adapterhub_local.registry.remote_log import Log, open_log
 from adapterhub_local.registry.remote_marks import Taken, take_keys, take_marks
-from adapterhub_local.registry.remote_moves import Told, aliases_at, move_alias, set_split
+from adapterhub_local.registry.remote_moves import Logged, aliases_at, move_alias, set_split
 from adapterhub_local.registry.remotes import find_remote
 from adapterhub_local.registry.split import parse_split
 from adapterhub_local.registry.store import open_store
@@ -182,7 +182,7 @@ def status(remote: str, name: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log_(remote: str, name: str | None, as_json: bool) -> None:
     """Show all records of REMOTE, or those about NAME, oldest first: who moved what, and when."""
-    from adapterhub_local.registry.remote_status import records, said
+    from adapterhub_local.registry.remote_status import described, records
 
     log = Log(open_store(find_remote(Registry().home, remote)))
     found = records(log, name)
@@ -190,7 +190,7 @@ def log_(remote: str, name: str | None, as_json: bool) -> None:
         # of a key all but what is made of its secret
         print_json([one.to_json() | ({"key": None} if one.kind == "key" else {}) for one in found])
     else:
-        rows = [(one.number, one.at[:19].replace("T", " "), one.by, one.kind, *said(one)) for one in found]
+        rows = [(one.number, one.at[:19].replace("T", " "), one.by, one.kind, *described(one)) for one in found]
         print_table(("record", "when", "by", "kind", "about", "what"), rows)
     for number, reason in log.unread.items():
         echo(f"record @{number} means nothing to this qhub: {reason}", err=True)
@@ -209,7 +209,7 @@ def _print(
     place: str,
     dry_run: bool,
     as_json: bool,
-    changes: Sequence[Told | Taken],
+    changes: Sequence[Logged | Taken],
 ) -> None:
     if as_json:
         shown = [asdict(one) for one in changes]
@@ -228,9 +228,9 @@ def _print(
         echo(_sentence(change, remote), err=isinstance(change, Taken) and change.reason is not None)
 
 
-def _sentence(change: Told | Taken, remote: str) -> str:
+def _sentence(change: Logged | Taken, remote: str) -> str:
     before, now = (_value(value) for value in (change.before, change.now))
-    if isinstance(change, Told):
+    if isinstance(change, Logged):
         return f"{remote} {change.subject}: " + (f"{before} -> {now}" if change.is_new else f"{now} already")
     if change.reason is not None:
         return f"{change.kind} {change.subject} stays {before}: {change.reason}"

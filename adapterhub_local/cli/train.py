@@ -125,12 +125,12 @@ def command(
         )
     for task, scores in version.lineage.get("metrics", {}).items():
         base, adapter = scores["base"], scores["adapter"]
-        told = [
+        changes = [
             f"{name.replace('_', ' ')} {score_text(name, base[name])} -> {score_text(name, adapter[name])}"
             for name in ("reward", *SHARES, "margin", "loss")
             if name in base and name in adapter
         ]
-        echo(f"{task} on {adapter['rows']} held-out examples: {', '.join(told)}")
+        echo(f"{task} on {adapter['rows']} held-out examples: {', '.join(changes)}")
 
 
 def _print_sweep(recipe: Recipe, runs: list[SweepRun], best: SweepRun, as_json: bool) -> None:
@@ -163,9 +163,9 @@ def _print_sweep(recipe: Recipe, runs: list[SweepRun], best: SweepRun, as_json: 
         values = [change.partition("=")[2].strip('"') for change in run.overrides]
         share = next((name for name in ("exact_match", "accuracy") if name in scores), share)
         right = score_text(share, scores[share]) if share in scores else ""
-        told = (f"{scores['loss']:.4f}", right) if scores else ("", "failed")
+        outcome = (f"{scores['loss']:.4f}", right) if scores else ("", "failed")
         how = "best" if run is best else "was there" if run.was_there else ""
-        rows.append((run.version or run.error.partition(":")[0], *values, *told, how))
+        rows.append((run.version or run.error.partition(":")[0], *values, *outcome, how))
     print_table((task, *keys, "loss", (share or "exact_match").replace("_", " "), ""), rows)
     assert best.version is not None, "the best has finished"
     echo(f"{best.version} is the best by {recipe.sweep.metric}: {best.version.name}@{recipe.sweep.alias}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.merge_report import tell, warn
+from adapterhub_local.cli.merge_report import print_report, warn
 from adapterhub_local.cli.output import echo, print_json, print_table, reporter
 from adapterhub_local.errors import InputError
 from adapterhub_local.merge.tuning import SEARCHES
@@ -95,7 +95,7 @@ def command(
         echo(f"plans of the front, for `qhub merge`: {found.plans[0].parent}")
     echo(f"the plan's own, {every[0].candidate}: {_scores(every[0])}")
     echo(f"the best of {len(every)}, {best.candidate}: {_scores(best)} ({found.seconds / 60:.1f} minutes)")
-    tell(str(merged.version or merged.path), len(best.candidate.weights), report)
+    print_report(str(merged.version or merged.path), len(best.candidate.weights), report)
     warn(report, list(best.candidate.weights))
 
 

@@ -45,8 +45,8 @@ def command(
             progress(index + 1, len(versions))
     rows = [(str(version), kind, message) for version, kind, message in problems]
     if as_json:
-        told = [{"reference": version, "problem": kind, "message": message} for version, kind, message in rows]
-        print_json({"versions": [str(version) for version in versions], "problems": told})
+        bodies = [{"reference": version, "problem": kind, "message": message} for version, kind, message in rows]
+        print_json({"versions": [str(version) for version in versions], "problems": bodies})
     elif problems:
         print_table(("version", "problem", "what"), rows)
     if problems:

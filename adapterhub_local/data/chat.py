@@ -117,11 +117,11 @@ def earlier_turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
     """The messages of LLaMA-Factory's column `history`, pairs of what was asked and answered. Raises BadData."""
     earlier = parsed(row.get("history")) or []
     pairs: list[Any] = earlier if isinstance(earlier, list) else [None]
-    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(said, str) for said in turn)
+    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(content, str) for content in turn)
                for turn in pairs):  # fmt: skip
         raise BadData(f"{where}: history must be a list of [question, answer], all text")
-    return [{"role": role, "content": said} for turn in pairs
-            for role, said in zip(("user", "assistant"), turn, strict=True)]  # fmt: skip
+    return [{"role": role, "content": content} for turn in pairs
+            for role, content in zip(("user", "assistant"), turn, strict=True)]  # fmt: skip
 
 
 def check_json_text(value: Any, column: str, where: str) -> None:

@@ -71,8 +71,8 @@ def read_data(recipe: Recipe) -> Dataset:
         held_out = held_out[: recipe.eval.limit]
         if held_out:
             shown = f"{data.test_share:.0%} of {', '.join(part.record['file'] for part in train)}"
-            told = [_said(chat) for chat in held_out]
-            digest = digest_bytes(canonical_json(told))
+            contents = [_content(chat) for chat in held_out]
+            digest = digest_bytes(canonical_json(contents))
             records.append({"role": "test", "file": shown, "digest": digest, "rows": len(held_out)})
             notes.append(f"held out: {counted(len(held_out), 'example')}, {shown}, chosen by a hash of the prompt")
         elif recipe.train.eval_every:
@@ -211,16 +211,16 @@ def _check_same(row: Any, where: str, format: str, shape: str) -> None:  # noqa:
         )
 
 
-def _said(chat: Chat) -> Any:
+def _content(chat: Chat) -> Any:
     """All of a chat that is scored, by which test data are known again."""
-    said: Any = list(chat.messages) or chat.text
+    content: Any = list(chat.messages) or chat.text
     if chat.rejected is not None:
-        return [said, chat.rejected]
-    return said if chat.is_good else [said, False]
+        return [content, chat.rejected]
+    return content if chat.is_good else [content, False]
 
 
 def _digest(chat: Chat) -> str:
-    return digest_bytes(canonical_json(_said(chat)))
+    return digest_bytes(canonical_json(_content(chat)))
 
 
 def _repeated(chats: list[Chat], weight: float) -> list[Chat]:

@@ -97,17 +97,19 @@ def _sharegpt(row: Mapping[str, Any], where: str, data: Data | None) -> Chat:
         raise BadData(f'{where}: write {{"conversations": [{{"from": "human", "value": ...}}, ...]}}')
     messages: list[Any] = []
     for turn in turns:
-        told = turn if isinstance(turn, dict) else {}
-        speaker, said = told.get("from", told.get("role")), told.get("value", told.get("content"))
-        if not isinstance(speaker, str) or not (isinstance(said, str) or (said is None and told.get("tool_calls"))):
+        fields = turn if isinstance(turn, dict) else {}
+        speaker, content = fields.get("from", fields.get("role")), fields.get("value", fields.get("content"))
+        if not isinstance(speaker, str) or not (
+            isinstance(content, str) or (content is None and fields.get("tool_calls"))
+        ):
             raise BadData(f"{where}: every turn of conversations needs 'from' and 'value', both text")
-        rest = {key: value for key, value in told.items() if key not in ("from", "role", "value", "content")}
+        rest = {key: value for key, value in fields.items() if key not in ("from", "role", "value", "content")}
         if speaker == "function_call":  # LLaMA-Factory's: a call, or several, as JSON
-            calls = parsed(said)
+            calls = parsed(content)
             calls = calls if isinstance(calls, list) else [calls]
             messages.append({"role": "assistant", "content": "", "tool_calls": calls, **rest})
         else:
-            messages.append({"role": speaker, "content": said, **rest})
+            messages.append({"role": speaker, "content": content, **rest})
     return check_chat([*_system(row, where), *messages], where, _roles(data), tools_of(row))
 
 

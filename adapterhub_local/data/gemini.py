@@ -10,7 +10,7 @@ from adapterhub_local.errors import BadData
 SYSTEM = ("systemInstruction", "system_instruction")
 DECLARED = ("functionDeclarations", "function_declarations")
 CALL, RESULT = ("functionCall", "function_call"), ("functionResponse", "function_response")
-_BESIDE = {"thoughtSignature", "thought_signature"}  # of the service's own, no part of what is said
+_BESIDE = {"thoughtSignature", "thought_signature"}  # of the service's own, not part of a message
 _CUT = ("MAX_TOKENS", "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MALFORMED_FUNCTION_CALL")
 
 
@@ -28,7 +28,7 @@ def gemini_row(row: Mapping[str, Any], where: str, answer: Any = None) -> dict[s
     system = next((row[name] for name in SYSTEM if row.get(name)), None)
     if isinstance(system, str):
         system = {"parts": [{"text": system}]}
-    messages = [{**said, "role": "system"} for said in (_read(system, where) if system else [])]
+    messages = [{**message, "role": "system"} for message in (_read(system, where) if system else [])]
     messages += [message for turn in turns for message in _read(turn, where)]
     rest = {key: value for key, value in row.items() if key not in ("contents", "tools", "completions", *SYSTEM)}
     tools = _tools(row.get("tools"), where)
@@ -63,11 +63,13 @@ def _is_turn(turn: Any) -> bool:
 
 def _judged(completions: Any, where: str) -> dict[str, Any]:
     """The two answers of a preference, by their scores."""
-    told = parsed(completions)
-    scores = [one.get("score") if isinstance(one, Mapping) else None for one in told] if isinstance(told, list) else []
+    answers = parsed(completions)
+    scores = (
+        [one.get("score") if isinstance(one, Mapping) else None for one in answers] if isinstance(answers, list) else []
+    )
     if len(scores) != 2 or not all(isinstance(score, int | float) for score in scores) or scores[0] == scores[1]:
         raise BadData(f"{where}: completions must be two answers with different scores")
-    bad, good = sorted(told, key=lambda one: float(one["score"]))
+    bad, good = sorted(answers, key=lambda one: float(one["score"]))
     sides = [_read(one.get("completion"), where) for one in (good, bad)]
     return dict(zip(("chosen", "rejected"), sides, strict=True))
 
@@ -80,23 +82,25 @@ def _read(turn: Any, where: str) -> list[dict[str, Any]]:
     thoughts: list[str] = []
     calls, results = [], []
     for part in turn["parts"]:
-        told = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
-        call, result = (next((told[name] for name in names if name in told), None) for names in (CALL, RESULT))
-        if unread := sorted(told.keys() - {"text", "thought", *CALL, *RESULT, *_BESIDE}) or (not told and ["nothing"]):
+        fields = {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
+        call, result = (next((fields[name] for name in names if name in fields), None) for names in (CALL, RESULT))
+        if unread := sorted(fields.keys() - {"text", "thought", *CALL, *RESULT, *_BESIDE}) or (
+            not fields and ["nothing"]
+        ):
             raise BadData(f"{where}: a part of contents holds {unread[0]}: only text, calls and results are supported")
-        if not isinstance(told.get("text", ""), str) or any(
+        if not isinstance(fields.get("text", ""), str) or any(
             one is not None and not isinstance(one, Mapping) for one in (call, result)
         ):
             raise BadData(f"{where}: a part of contents must be text, or a functionCall or functionResponse as a table")
-        if "text" in told:
-            (thoughts if told.get("thought") else texts).append(told["text"])
+        if "text" in fields:
+            (thoughts if fields.get("thought") else texts).append(fields["text"])
         if call is not None:
             extra = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
             calls.append({**extra, "function": {"name": call.get("name"), "arguments": call.get("args") or {}}})
         if result is not None:
             extra = {"tool_call_id": result["id"]} if isinstance(result.get("id"), str) else {}
-            said = json.dumps(result.get("response"), ensure_ascii=False)
-            results.append({"role": "tool", "name": result.get("name"), **extra, "content": said})
+            content = json.dumps(result.get("response"), ensure_ascii=False)
+            results.append({"role": "tool", "name": result.get("name"), **extra, "content": content})
     if results and not texts:
         return results
     message: dict[str, Any] = {"role": turn.get("role") or "user", "content": "".join(texts)}
@@ -106,9 +110,9 @@ def _read(turn: Any, where: str) -> list[dict[str, Any]]:
 
 def _tools(tools: Any, where: str) -> list[Any]:
     """Declared functions as schemas of tools. Raises BadData for tools that only the service runs."""
-    told = parsed(tools) or []
+    given = parsed(tools) or []
     schemas = []
-    for tool in told if isinstance(told, list) else [told]:
+    for tool in given if isinstance(given, list) else [given]:
         found = dict(tool) if isinstance(tool, Mapping) else {}
         declared: Any = next((found.pop(name) for name in DECLARED if name in found), None)
         if others := [name for name, value in found.items() if value is not None]:

@@ -94,11 +94,11 @@ def _turns(value: Any, where: str, name: str, role: str = "assistant") -> Turns:
     """Messages: a list of them, one, or the text of one."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    told = [value] if isinstance(value, Mapping) else value
-    if not isinstance(told, list) or not told or not all(isinstance(turn, Mapping) for turn in told):
+    given = [value] if isinstance(value, Mapping) else value
+    if not isinstance(given, list) or not given or not all(isinstance(turn, Mapping) for turn in given):
         raise BadData(f"{where}: {name} must be text, a message or a list of messages")
     turns = []
-    for turn in told:
+    for turn in given:
         named = {{"from": "role", "value": "content"}.get(key, key): part for key, part in turn.items()}
         turns.append({key: part for key, part in named.items() if part is not None})
     return turns
@@ -120,7 +120,8 @@ def _texts(prompt: Turns, sides: Sequence[str], where: str) -> tuple[Turns, list
 def _hh_turns(text: str) -> Turns:
     _, *parts = _HH_TURN.split(text)
     return [
-        {"role": _HH_ROLES[name], "content": said.strip()} for name, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": _HH_ROLES[name], "content": content.strip()}
+        for name, content in zip(parts[::2], parts[1::2], strict=True)
     ]
 
 
@@ -132,9 +133,9 @@ def _shared(turns: Sequence[Turns]) -> int:
 
 def _begins_with(asked: Turns, prompt: Turns) -> bool:
     """Whether the messages before the answers are those of the prompt column, a system message before them apart."""
-    told = [(turn.get("role"), turn.get("content")) for turn in asked if turn.get("role") != "system"]
+    given = [(turn.get("role"), turn.get("content")) for turn in asked if turn.get("role") != "system"]
     wanted = [(turn.get("role"), turn.get("content")) for turn in prompt if turn.get("role") != "system"]
-    return told == wanted or [said for _, said in told] == [said for _, said in wanted]
+    return given == wanted or [content for _, content in given] == [content for _, content in wanted]
 
 
 def _system(row: Mapping[str, Any], where: str) -> Turns:

@@ -32,10 +32,10 @@ class Troubles:
         hint = "data.bad_rows = 'skip' leaves them out" if self.count < self.total else ""
         if len(self.kinds) == 1:
             ((kind, where),) = self.kinds.items()
-            told = (
+            share = (
                 f" ({len(where):,} of {self.total:,} examples{f'; {hint}' if hint else ''})" if self.total > 1 else ""
             )
-            raise BadData(f"{_at(where[0], kind)}{told}")
+            raise BadData(f"{_at(where[0], kind)}{share}")
         lines = [
             _at(where[0], kind) + (f" ({counted(len(where), 'example')})" if len(where) > 1 else "")
             for kind, where in list(self.kinds.items())[:MOST]

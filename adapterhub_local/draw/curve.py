@@ -47,7 +47,7 @@ class Line:
     points: Points
     colour: str
     width: float
-    told: str = ""  # what a reader is shown who points at it
+    tooltip: str = ""  # shown to a reader who points at it
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ def _drawn(head: str, shapes: Sequence[Line | Words]) -> str:
             anchor = ' text-anchor="end"' if shape.is_end else ""
             place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" font-size="{shape.size}" fill="{shape.colour}"{anchor}'
             parts.append(f"<text {place}>{escape(visible_line(shape.text))}</text>")
-        elif shape.told:
+        elif shape.tooltip:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in shape.points)
             look = f'fill="none" stroke="{shape.colour}" stroke-width="{shape.width:g}"'
             parts.append(
-                f'<polyline points="{path}" {look}><title>{escape(visible_line(shape.told))}</title></polyline>'
+                f'<polyline points="{path}" {look}><title>{escape(visible_line(shape.tooltip))}</title></polyline>'
             )
         else:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in shape.points)
@@ -180,8 +180,8 @@ def _panel(label: str, counted: str, curves: Sequence[tuple[Curve, Points]], top
     for number, curve in enumerate(reversed(names)):
         shapes.append(Words(right - 70 * number, top - 8, curve.name, curve.colour, is_end=True))
     for curve, points in curves:
-        told = f"{curve.name or label}: {points[0][1]:.4g} to {points[-1][1]:.4g}"
+        tooltip = f"{curve.name or label}: {points[0][1]:.4g} to {points[-1][1]:.4g}"
         path = [at(point) for point in points]
         path = path if len(path) > 1 else [(path[0][0] - 2, path[0][1]), (path[0][0] + 2, path[0][1])]
-        shapes.append(Line(path, curve.colour, curve.width, told))
+        shapes.append(Line(path, curve.colour, curve.width, tooltip))
     return shapes

@@ -24,13 +24,13 @@ def colour(value: float) -> str:
     return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
-def heat_map(values: Mapping[str, float | None], told: str) -> str:
-    """The squares of modules by name; what has no value stays empty. `told` is for screen readers."""
+def heat_map(values: Mapping[str, float | None], description: str) -> str:
+    """The squares of modules by name; what has no value stays empty. `description` is for screen readers."""
     kinds = list(dict.fromkeys(place_of(module)[0] for module in values))
     layers = sorted({place_of(module)[1] for module in values})
     column = {layer: index for index, layer in enumerate(layers)}
     width, height = LEFT + len(layers) * CELL + 4, TOP + len(kinds) * CELL + 4
-    shown = escape(told, quote=True)
+    shown = escape(description, quote=True)
     parts = [
         (
             f'<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'

@@ -6,13 +6,13 @@ from html import escape
 WIDTH, HEIGHT = 160, 18
 
 
-def interval_bar(value: float, interval: Sequence[float] | None, base: float | None, told: str) -> str:
-    """A bar from 0 to `value` (0 to 1), the band of its interval, and the base's tick; `told` is for screen readers."""
+def interval_bar(value: float, interval: Sequence[float] | None, base: float | None, description: str) -> str:
+    """A bar from 0 to `value` (0 to 1), the band of its interval, the base's tick; screen readers get `description`."""
 
     def at(share: float) -> float:
         return 1 + max(0.0, min(1.0, share)) * (WIDTH - 2)
 
-    shown = escape(told, quote=True)
+    shown = escape(description, quote=True)
     parts = [
         (
             f'<svg class="bar" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img"'

@@ -52,9 +52,11 @@ def draw(report: dict[str, Any]) -> str:
         step = (WIDTH - 10 - LEFT) / max(1, len(modules))
         for index, (module, share) in enumerate(zip(modules, shares, strict=True)):
             size = max(0.0, min(1.0, share)) * BAND
-            told = f"{module['module']}: error {module['relative_error']:.2e}, energy {module['retained_energy']:.4%}"
+            tooltip = (
+                f"{module['module']}: error {module['relative_error']:.2e}, energy {module['retained_energy']:.4%}"
+            )
             parts.append(
                 f'<rect x="{LEFT + index * step:.2f}" y="{top + BAND - size:.2f}" width="{step * 0.85:.2f}" '
-                f'height="{size:.2f}" fill="{colour}"><title>{escape(visible_line(told))}</title></rect>'
+                f'height="{size:.2f}" fill="{colour}"><title>{escape(visible_line(tooltip))}</title></rect>'
             )
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -55,9 +55,9 @@ class Comparison:
         """Scores with their 95 % intervals, and the differences, by exact name."""
         shown = self.subjects.shown
         scores = {shown(text): score.to_json_with_intervals() for text, score in self.scores.items()}
-        told = {"task": self.task, "scores": scores}
+        body = {"task": self.task, "scores": scores}
         if not self.subjects.others:
-            return told
+            return body
         differences = {
             shown(text): {
                 who: part["difference"]
@@ -66,7 +66,7 @@ class Comparison:
             }
             for text in self.subjects.references
         }
-        return {**told, "differences": differences}
+        return {**body, "differences": differences}
 
 
 def what_to_score(references: Sequence[str], against: Sequence[str], registry: Registry) -> Subjects:

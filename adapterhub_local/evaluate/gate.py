@@ -103,13 +103,13 @@ def base_for(known: Mapping[str, Any], home: Home) -> "BaseInfo":
     from adapterhub_local.base.bases import list_bases
     from adapterhub_local.base.origin import Origin, best
 
-    said = Origin.of_lineage(known)
-    if said.is_known:
-        found = best(said, list_bases(home))
+    origin = Origin.of_lineage(known)
+    if origin.is_known:
+        found = best(origin, list_bases(home))
         if found is not None:
             return found
         name = known.get("hub_id") or known.get("name") or "an unknown model"
-        which = (said.fingerprint or said.hub_id or "")[:19]
+        which = (origin.fingerprint or origin.hub_id or "")[:19]
         raise Incompatible(f"the adapters' base is {name} ({which}): add it with `qhub base add`")
     raise Incompatible("these files do not say which base they are for: `qhub add` them with --base, then score them")
 

@@ -50,13 +50,13 @@ class TaskScore:
 
     def differences(self, other: "TaskScore") -> dict[str, dict[str, Any]]:
         """Metric -> this less the other on the same examples, with its interval, and whether 0 lies outside."""
-        told = {}
+        found = {}
         for name in sorted(self.values.keys() & other.values.keys()):
             low, high = bootstrap(self.values[name], [1.0] * self.rows, other.values[name])
             value = (sum(self.values[name]) - sum(other.values[name])) / self.rows
             bounds = [round(low, 6), round(high, 6)]
-            told[name] = {"value": round(value, 6), "interval": bounds, "is_clear": not low <= 0 <= high}
-        return told
+            found[name] = {"value": round(value, 6), "interval": bounds, "is_clear": not low <= 0 <= high}
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def find_tasks(path: Path) -> Tasks:
     harness()
     from lm_eval.tasks import TaskManager
 
-    with _told_as(path):
+    with _quiet(path):
         folder = path if path.is_dir() else path.parent
         manager = TaskManager(include_path=str(folder.resolve()), include_defaults=False)
         index = {
@@ -123,7 +123,7 @@ def run_tasks(
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with _told_as(tasks.path):
+    with _quiet(tasks.path):
         asked = HFLM(pretrained=model, tokenizer=base.tokenizer, batch_size=batch_size)
         found = simple_evaluate(
             model=asked, tasks=list(tasks.names), task_manager=tasks.manager, limit=limit, bootstrap_iters=RESAMPLES,
@@ -152,7 +152,7 @@ def _score(found: Mapping[str, Any], name: str) -> TaskScore:
 
 
 @contextmanager
-def _told_as(path: Path) -> Iterator[None]:
+def _quiet(path: Path) -> Iterator[None]:
     """The harness quiet and offline; what it raises is an InputError that names the task file."""
     import datasets
     import huggingface_hub.constants

@@ -75,12 +75,16 @@ class Score:
         for ours, theirs in ((self.hits, other.hits), (self.means, other.means)):
             for name in ours.keys() & theirs.keys():
                 parts[name] = (ours[name], [1.0] * len(ours[name]), theirs[name])
-        told = {}
+        found = {}
         for name, (values, weights, others) in sorted(parts.items()):
             low, high = bootstrap(values, weights, others)
             value = (sum(values) - sum(others)) / sum(weights)
-            told[name] = {"value": round(value, 6), "interval": _rounded((low, high)), "is_clear": not low <= 0 <= high}
-        return told
+            found[name] = {
+                "value": round(value, 6),
+                "interval": _rounded((low, high)),
+                "is_clear": not low <= 0 <= high,
+            }
+        return found
 
 
 def evaluate(

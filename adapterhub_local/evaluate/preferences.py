@@ -77,12 +77,16 @@ class PreferenceScore:
             **({MARGIN: (self.margins, ones, other.margins)} if ones else {}),
             **{name: (hits, ones, other.hits[name]) for name, hits in self.hits.items()},
         }
-        told = {}
+        found = {}
         for name, (values, weights, others) in sorted(parts.items()):
             low, high = bootstrap(values, weights, others)
             value = round((sum(values) - sum(others)) / sum(weights), 6)
-            told[name] = {"value": value, "interval": [round(low, 6), round(high, 6)], "is_clear": not low <= 0 <= high}
-        return told
+            found[name] = {
+                "value": value,
+                "interval": [round(low, 6), round(high, 6)],
+                "is_clear": not low <= 0 <= high,
+            }
+        return found
 
     def wins(self, other: "PreferenceScore") -> dict[str, Any]:
         """The share of pairs in which this model prefers the chosen answer more than the other does, with its interval:
@@ -106,13 +110,13 @@ def evaluate_judged(
     with torch.inference_mode():
         for number, group in enumerate(groups, 1):
             packs = [pack(group)] if shares else [pack([example]) for example in group]
-            told: list[float] = []
+            group_sums: list[float] = []
             for one in packs:
                 logits, targets, owner = forward(model, one)
                 losses = cross_entropy(logits.float(), targets, reduction="none")
                 found = torch.zeros(int(owner.max()) + 1, device=losses.device)
-                told += found.index_add(0, owner.to(losses.device), losses).tolist()
-            sums.append(told)
+                group_sums += found.index_add(0, owner.to(losses.device), losses).tolist()
+            sums.append(group_sums)
             if progress and (number % batch_size == 0 or number == len(groups)):
                 progress(number, len(groups))
     good = [index for index, item in enumerate(items) if item.is_good]
@@ -120,7 +124,9 @@ def evaluate_judged(
     margins: tuple[float, ...] = ()
     if is_paired:
         lengths = [[part.num_labels for part in item.parts] for item in items]
-        margins = tuple(told[1] / length[1] - told[0] / length[0] for told, length in zip(sums, lengths, strict=True))
+        margins = tuple(
+            sum_of[1] / length[1] - sum_of[0] / length[0] for sum_of, length in zip(sums, lengths, strict=True)
+        )
     return PreferenceScore(len(items), tuple(sums[index][0] for index in good), labels, margins)
 
 

@@ -35,8 +35,8 @@ def answer_worth(
 ) -> float:
     """The reward of an answer's ids, beside those of the data; `ends` are the tokens by which one ends."""
     texts = (str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in (answer, wanted, prompt))
-    text, right, asked = texts
-    return rules(text, right, len(answer), bool(answer) and answer[-1] in ends, asked)
+    text, reference, asked = texts
+    return rules(text, reference, len(answer), bool(answer) and answer[-1] in ends, asked)
 
 
 def recipe_rewards(path: Path) -> Reward:

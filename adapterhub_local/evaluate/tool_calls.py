@@ -24,7 +24,7 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Said:
+class CallsRead:
     """What the server makes of an answer: its calls, each a name and canonical JSON of its arguments, in order.
 
     `is_valid`: no call is broken, or of a tool that is not offered, and all arguments are objects.
@@ -52,15 +52,15 @@ def offers_of(chats: Sequence[Chat], tokenizer: PreTrainedTokenizerBase, setting
     return offers
 
 
-def read_calls(text: str, offer: Offer) -> Said:
+def read_calls(text: str, offer: Offer) -> CallsRead:
     """What the server makes of an answer under this offer. Thoughts call nothing."""
-    _, said = split_thought({"content": text})
+    _, reply = split_thought({"content": text})
     reader = CallReader(offer.tool_format, offer.names)
-    rest = reader.push(said) + reader.flush()
+    rest = reader.push(reply) + reader.flush()
     values = [(call.name, json.loads(call.arguments)) for call in reader.calls]
     calls = tuple((name, json.dumps(value, sort_keys=True)) for name, value in values)
     are_objects = all(isinstance(value, Mapping) for _, value in values)
-    return Said(calls, are_objects and not _is_broken(rest, offer.tool_format))
+    return CallsRead(calls, are_objects and not _is_broken(rest, offer.tool_format))
 
 
 def call_hits(
@@ -68,18 +68,19 @@ def call_hits(
 ) -> dict[str, tuple[bool, ...]]:
     """Of each example that offers tools: whether its answer has the form, calls the tools, and calls them as asked.
 
-    `valid_calls`: it calls where the reference does, and is `Said.is_valid`; where the reference calls nothing it does
-    not either. `right_tools`: the same tools as well, as often, in any order. `exact_calls`: the same arguments too.
+    `valid_calls`: it calls where the reference does, and is `CallsRead.is_valid`; where the reference calls nothing it
+    does not either. `right_tools`: the same tools as well, as often, in any order. `exact_calls`: the same arguments
+    too.
     """
     hits: dict[str, list[bool]] = {VALID: [], TOOL: [], EXACT: []}
     for ours, theirs, offer in zip(written, references, offers, strict=True):
         if offer is None:
             continue
-        said, wanted = read_calls(ours, offer), read_calls(theirs, offer)
-        is_valid = said.is_valid and bool(said.calls) == bool(wanted.calls)
+        made, wanted = read_calls(ours, offer), read_calls(theirs, offer)
+        is_valid = made.is_valid and bool(made.calls) == bool(wanted.calls)
         hits[VALID].append(is_valid)
-        hits[TOOL].append(is_valid and said.names == wanted.names)
-        hits[EXACT].append(is_valid and sorted(said.calls) == sorted(wanted.calls))
+        hits[TOOL].append(is_valid and made.names == wanted.names)
+        hits[EXACT].append(is_valid and sorted(made.calls) == sorted(wanted.calls))
     return {name: tuple(found) for name, found in hits.items()}
 
 

@@ -22,7 +22,7 @@ from adapterhub_local.export.gguf import FINGERPRINT
 from adapterhub_local.lora.config import CONFIG, WEIGHTS, AdapterConfig, is_hub_id
 from adapterhub_local.lora.header import no_duplicates, read_header
 from adapterhub_local.lora.names import fitted, parse_name
-from adapterhub_local.lora.scale import MAX_CONFIG_BYTES, ask, check_given, read_config, said_settings
+from adapterhub_local.lora.scale import MAX_CONFIG_BYTES, ask, check_given, read_config, settings_in_header
 from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.regular import read_regular
 
@@ -215,12 +215,12 @@ def _read_kohya(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | No
             else:
                 setattr(layer, kind, value)
     config = read_config(path, header.metadata, dora=False)
-    said = said_settings(header.metadata, f"{path} (its header)") if config is None else {}
+    settings = settings_in_header(header.metadata, f"{path} (its header)") if config is None else {}
     for module, layer in layers.items():
         if layer.alpha is None and config is not None and layer.A is not None:
             layer.alpha = config.scaling(module) * layer.A.shape[0]
-        elif layer.alpha is None and "lora_alpha" in said:
-            layer.alpha = said["lora_alpha"]
+        elif layer.alpha is None and "lora_alpha" in settings:
+            layer.alpha = settings["lora_alpha"]
     return layers, config.hub_id if config is not None else None
 
 
@@ -269,8 +269,8 @@ def _mlx_scale(config: Path) -> tuple[float | None, str | None]:
             raise BadFile(
                 f"{config} sets fine_tune_type = {str(fields['fine_tune_type'])[:20]!r}, not supported: only lora is"
             )
-        said = fields.get("lora_parameters") or {}
-        scale = said.get("scale") if isinstance(said, dict) else None
+        settings = fields.get("lora_parameters") or {}
+        scale = settings.get("scale") if isinstance(settings, dict) else None
         if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale)):
             raise ValueError(f"its scale is {str(scale)[:20]!r}")
     except (OSError, ValueError, RecursionError) as error:

@@ -29,11 +29,11 @@ def card(
     """
     lineage = version.lineage
     known = _text(_table(lineage.get("base")).get("license"))
-    said = dict(licence or ({"license": known} if known else {}))
-    matter = _front_matter(lineage, base_id, repo_id, said)
+    terms = dict(licence or ({"license": known} if known else {}))
+    matter = _front_matter(lineage, base_id, repo_id, terms)
     front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=1000)
     sections = [
-        _title(version, base_id, repo_id, said.get("license_name") or said.get("license")),
+        _title(version, base_id, repo_id, terms.get("license_name") or terms.get("license")),
         usage(version, _table(lineage.get("base")), base_id, repo_id, max_lora_rank),
         _metrics(_table(lineage.get("metrics"))),
         _merge(lineage),
@@ -131,9 +131,9 @@ def _with_interval(name: str, value: float | None, rows: Any, kept: Any) -> str 
 
 
 def _training(training: Mapping[str, Any], picture: str | None) -> str:
-    told = {"steps": "steps", "examples": "examples", "loss": "loss at the end", "optimizer": "optimizer"}
-    told |= {"compute": "activations in", "seconds": "seconds", "tokens_per_second": "tokens a second"}
-    rows = [(text, training[key]) for key, text in told.items() if isinstance(training.get(key), str | int | float)]
+    names = {"steps": "steps", "examples": "examples", "loss": "loss at the end", "optimizer": "optimizer"}
+    names |= {"compute": "activations in", "seconds": "seconds", "tokens_per_second": "tokens a second"}
+    rows = [(text, training[key]) for key, text in names.items() if isinstance(training.get(key), str | int | float)]
     if not rows:
         return ""
     curve = f"\n\n![Training loss]({picture})" if picture else ""
@@ -145,8 +145,8 @@ def _merge(lineage: Mapping[str, Any]) -> str:
     if not parents:
         return ""
     rows = [(parent.get("reference"), _weight(parent), _code(parent.get("content_digest"))) for parent in parents]
-    told = _table(lineage.get("merge")).items()
-    method = [f"- {key}: {_cell(f'{value:.4g}' if isinstance(value, float) else value)}" for key, value in told]
+    merge = _table(lineage.get("merge")).items()
+    method = [f"- {key}: {_cell(f'{value:.4g}' if isinstance(value, float) else value)}" for key, value in merge]
     text = "## Merged from\n\n" + _markdown_table(("Adapter", "Weight", "Content digest"), rows)
     return text + ("\n\n" + "\n".join(method) if method else "")
 

@@ -35,7 +35,7 @@ from huggingface_hub.utils import logging as hub_logging
 from adapterhub_local.errors import HubError, InputError, NotFound, QhubError
 from adapterhub_local.hub.patience import Note, PatientApi
 
-_PROBE = 5  # seconds to wait for a connection that only tells whether there is a way
+_PROBE = 5  # seconds to wait for a connection that only shows whether there is a way
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -147,8 +147,8 @@ def _translate(error: BaseException, endpoint: str, repo_id: str, revision: str 
 
 def _refused(error: HfHubHTTPError, endpoint: str, repo_id: str) -> HubError:
     status = error.response.status_code
-    said = error.server_message or error.response.headers.get("X-Error-Message") or error.response.reason_phrase
-    said = " ".join(said.split())[:300]
+    reason = error.server_message or error.response.headers.get("X-Error-Message") or error.response.reason_phrase
+    reason = " ".join(reason.split())[:300]
     advice = {
         401: f"the token is missing, wrong or expired: {LOG_IN}",
         403: f"the token may not do this: make one with write access to {repo_id.partition('/')[0]}",
@@ -156,7 +156,7 @@ def _refused(error: HfHubHTTPError, endpoint: str, repo_id: str) -> HubError:
         429: "too many requests, for longer than is waited: try again later, what is there is not sent again",
     }
     hint = advice.get(status, "try again later" if status >= 500 else "nothing was changed by this request")
-    return HubError(f"the Hub at {endpoint} refused {repo_id} with {status} ({said}): {hint}")
+    return HubError(f"the Hub at {endpoint} refused {repo_id} with {status} ({reason}): {hint}")
 
 
 def _first_line(error: BaseException) -> str:

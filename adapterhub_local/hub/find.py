@@ -84,17 +84,17 @@ def outdated(
 
 def _freshness(api: HfApi, version: Version, repo_id: str) -> Freshness:
     origin = version.lineage["pulled_from"]
-    told = (str(version), repo_id, str(origin.get("commit")))
+    pushed = (str(version), repo_id, str(origin.get("commit")))
     try:
         with hub_errors(repo_id, endpoint=api.endpoint):
             info = api.model_info(repo_id, files_metadata=True)
     except QhubError as error:
-        return Freshness(*told, problem=str(error))
+        return Freshness(*pushed, problem=str(error))
     if info.sha == origin.get("commit"):
-        return Freshness(*told, head=info.sha, newer=False)
+        return Freshness(*pushed, head=info.sha, newer=False)
     large = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs}
     weights = f"{origin['subfolder']}/{WEIGHTS}" if origin.get("subfolder") else WEIGHTS
     if weights not in large:
-        return Freshness(*told, head=info.sha, problem=f"{repo_id} has no {weights} any more")
+        return Freshness(*pushed, head=info.sha, problem=f"{repo_id} has no {weights} any more")
     before = origin.get("weights") or next((file.digest for file in version.files if file.path == WEIGHTS), None)
-    return Freshness(*told, head=info.sha, newer=before != f"sha256:{large[weights]}")
+    return Freshness(*pushed, head=info.sha, newer=before != f"sha256:{large[weights]}")

@@ -39,11 +39,11 @@ def match_base(
     from adapterhub_local.base.fit import fit  # loads torch
 
     bases = list_bases(home)
-    said = Origin(*(wanted.get(key) for key in ("fingerprint", "hub_id", "revision")))
+    origin = Origin(*(wanted.get(key) for key in ("fingerprint", "hub_id", "revision")))
     if chosen is not None:
         base = find_base(chosen, home)
-        answer = belongs(said, base)
-        is_other = answer.level == "other" and said.fingerprint is not None
+        answer = belongs(origin, base)
+        is_other = answer.level == "other" and origin.fingerprint is not None
         if is_other and not force:
             raise Incompatible(f"{adapter.path} was {answer.reason}: --force registers it anyway")
         fit(adapter, base)
@@ -51,13 +51,15 @@ def match_base(
             return Match(base, FORCED)
         if answer.level == "exact":
             return Match(base, "fingerprint")
-        same = answer.level == "named" and said.revision and said.revision == base.revision and not said.fingerprint
+        same = (
+            answer.level == "named" and origin.revision and origin.revision == base.revision and not origin.fingerprint
+        )
         return Match(base, "hub_id and revision" if same else "shapes, confirmed")
-    if found := best(said, bases):
-        if belongs(said, found).level == "exact":
+    if found := best(origin, bases):
+        if belongs(origin, found).level == "exact":
             return Match(found, "fingerprint")
         fit(adapter, found)
-        is_same = said.revision and said.revision == found.revision
+        is_same = origin.revision and origin.revision == found.revision
         return Match(found, "hub_id and revision" if is_same else "hub_id")
     return Match(fitting=tuple(base.name for base in bases if _fits(adapter, base)))
 

@@ -93,9 +93,9 @@ def pack(
     text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     curve = _curve_of(lineage)
     drawn = svg([loss_panel(curve)], str(version)) if len(curve) > 1 else None
-    said = {**lineage, "metrics": without_paths(metrics, roots)[0]} if metrics is not None else lineage
+    measured = {**lineage, "metrics": without_paths(metrics, roots)[0]} if metrics is not None else lineage
     readme = card(
-        replace(version, lineage=said), base_id, repo_id, picture=CURVE if drawn else None, licence=licence,
+        replace(version, lineage=measured), base_id, repo_id, picture=CURVE if drawn else None, licence=licence,
         max_lora_rank=_vllm_rank(original),
     )  # fmt: skip
     metadata = json.dumps(dict(read_header(folder / WEIGHTS).metadata))

@@ -84,7 +84,7 @@ def pull(
     name = _name(name, repo_id)
     keys = trusted_keys() if trusted is None else tuple(trusted)
     if base is not None:
-        find_base(base, registry.home)  # said before anything is downloaded
+        find_base(base, registry.home)  # refused before anything is downloaded
     api = connect(endpoint, token)
     with staging(registry.home.tmp) as folder:
         fetched = folder / "fetched"
@@ -111,8 +111,8 @@ def pull(
                 raise Corrupt(f"{where} was not pushed by qhub, so no signature vouches for it: {_POLICY}")
             adapter, signature = _check_adapter(fetched, {}, where), None
             revision = _base_revision(fetched / CONFIG)
-            said = {"base": {"hub_id": _base_id(adapter), "revision": revision}}
-            match = _matched(registry.home, said, adapter, base, where, force)
+            stated = {"base": {"hub_id": _base_id(adapter), "revision": revision}}
+            match = _matched(registry.home, stated, adapter, base, where, force)
             adapter, left_out = _fitted(adapter, match.base, where)
             files, lineage = _converted(adapter, folder / "converted", revision, match.base)
             lineage |= {"left_out": list(left_out)} if left_out else {}
@@ -162,8 +162,8 @@ def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "Ada
             pass
     except BadFile as error:
         raise BadFile(str(error).replace(str(folder), where)) from None  # the folder is gone when this is read
-    said = lineage.get("base", {}).get("fingerprint")
-    if said and adapter.base_fingerprint and said != adapter.base_fingerprint:
+    stated = lineage.get("base", {}).get("fingerprint")
+    if stated and adapter.base_fingerprint and stated != adapter.base_fingerprint:
         raise Corrupt(f"{WEIGHTS} of {where} is for another base than its {MANIFEST} says: nothing was registered")
     return adapter
 

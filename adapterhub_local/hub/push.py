@@ -94,10 +94,10 @@ def push(
         check_branch(alias)
     if pull_request and (private or aliases):
         raise InputError("a pull request goes to a repository that is there: leave --private and --alias out")
-    said = _licence(version, licence, licence_name, licence_link)
+    terms = _licence(version, licence, licence_name, licence_link)
     package = pack(
         version, registry.folder(version), _base_id(version, base_id), repo_id, registry.home.root,
-        metrics=with_base_scores(registry, version), licence=said, signature=signature_of(registry, version),
+        metrics=with_base_scores(registry, version), licence=terms, signature=signature_of(registry, version),
     )  # fmt: skip
     api = connect(endpoint, token, to_write=True, note=note)
     with hub_errors(repo_id, endpoint=api.endpoint), staging(registry.home.scratch) as folder:

@@ -208,12 +208,12 @@ class AdapterConfig:
             alpha_pattern=dict(sorted(self.alpha_pattern.items())),
         )
         plain = self._ranks.is_literal and self._alphas.is_literal
-        if short and plain and all(self._said(module) == ordered._said(module) for module in mine):
+        if short and plain and all(self._settings(module) == ordered._settings(module) for module in mine):
             return ordered
         exact = self.pinned({module: module for module in mine})
         return replace(exact, target_modules=named) if short and not isinstance(named, str) else exact
 
-    def _said(self, module: str) -> tuple[int, float]:
+    def _settings(self, module: str) -> tuple[int, float]:
         return self.rank_of(module), self.alpha_of(module)
 
     def to_json(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from adapterhub_local.errors import BadFile, NotFound
 from adapterhub_local.lora.config import BASE_KEY, CONFIG, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import Header, read_header
 from adapterhub_local.lora.names import PREFIX, parse_name
-from adapterhub_local.lora.scale import ask, check_given, config_beside, read_config, said_settings
+from adapterhub_local.lora.scale import ask, check_given, config_beside, read_config, settings_in_header
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # from wide to narrow
 
@@ -78,7 +78,7 @@ def read_layout(path: Path, *, alpha: float | None = None, dora: bool = False, c
         check_given(alpha, config.alpha, str(weights.parent / CONFIG if config_beside(weights) else weights))
     else:
         config = _made(weights, header, shapes, alpha, bool(found.magnitudes))
-    config = _renamed(weights, config, found.said)
+    config = _renamed(weights, config, found.spelled)
     _check(weights, header, config, shapes, found)
     dtypes = {header.tensors[key].dtype for key in found.keys.values()}
     dtype = next(name for name in FLOATS if name in dtypes)
@@ -141,7 +141,7 @@ class _Found:
     keys: dict[tuple[str, str], str]
     magnitudes: dict[str, str]
     copies: dict[str, str]
-    said: dict[str, str]  # module -> how the file calls it
+    spelled: dict[str, str]  # module -> how the file calls it
 
     @classmethod
     def of(cls, path: Path, header: Header) -> "_Found":
@@ -172,8 +172,8 @@ class _Found:
                     f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer"
                 )
             found._add_once(path, found.keys, (parts.module, parts.kind), name)
-            if found.said.setdefault(parts.module, parts.said) != parts.said:
-                found.said[parts.module] = parts.module
+            if found.spelled.setdefault(parts.module, parts.spelled) != parts.spelled:
+                found.spelled[parts.module] = parts.module
         if len(adapters) > 1:
             shown = ", ".join(sorted(adapters)[:8])
             raise BadFile(
@@ -195,8 +195,8 @@ class _Found:
 def _check(path: Path, header: Header, config: AdapterConfig, shapes: Mapping[str, Shape], found: _Found) -> None:
     magnitudes = found.magnitudes
     if bool(magnitudes) != config.use_dora:
-        said = "sets use_dora, but there are no magnitudes" if config.use_dora else "does not set use_dora"
-        raise BadFile(f"{path}: its config {said}" + (f" as {min(magnitudes.values())} is" if magnitudes else ""))
+        reason = "sets use_dora, but there are no magnitudes" if config.use_dora else "does not set use_dora"
+        raise BadFile(f"{path}: its config {reason}" + (f" as {min(magnitudes.values())} is" if magnitudes else ""))
     if magnitudes and (plain := sorted(shapes.keys() - magnitudes.keys())):
         raise BadFile(f"{path}: {plain[0]} has no lora_magnitude_vector, as the others have: DoRA is all or nothing")
     for module, name in magnitudes.items():
@@ -209,15 +209,15 @@ def _check(path: Path, header: Header, config: AdapterConfig, shapes: Mapping[st
             raise BadFile(f"{path} has factors for {module}, which target_modules of its config does not name")
 
 
-def _renamed(path: Path, config: AdapterConfig, said: Mapping[str, str]) -> AdapterConfig:
+def _renamed(path: Path, config: AdapterConfig, spelled: Mapping[str, str]) -> AdapterConfig:
     """The config for names without wrappers, where its patterns are about names with them."""
     try:
-        config.check_size(len(said))
+        config.check_size(len(spelled))
     except ValueError as error:
         raise BadFile(f"{path}: {error}") from None
-    if all(name == module for module, name in said.items()):
+    if all(name == module for module, name in spelled.items()):
         return config
-    names = {module: name if config.targets(name) else module for module, name in said.items()}
+    names = {module: name if config.targets(name) else module for module, name in spelled.items()}
     for name in names.values():
         if not config.targets(name):
             raise BadFile(f"{path} has factors for {name}, which target_modules of its config does not name")
@@ -243,12 +243,12 @@ def _made(
 ) -> AdapterConfig:
     """The config of a file that does not carry one: its ranks are the shapes', its alpha what it or the caller says."""
     ranks = {module: shape.rank for module, shape in shapes.items()}
-    said = said_settings(header.metadata, f"{weights} (its header)")
-    rank = said.get("r", max(ranks.values()))
+    settings = settings_in_header(header.metadata, f"{weights} (its header)")
+    rank = settings.get("r", max(ranks.values()))
     fields: dict[str, Any] = {"rank_pattern": {re.escape(m): value for m, value in ranks.items() if value != rank}}
-    fields |= {"use_dora": has_dora, "peft_type": "LORA", "target_modules": sorted(shapes), "r": rank, **said}
-    check_given(alpha, said.get("lora_alpha"), f"{weights} (its header)")
-    if "lora_alpha" not in said:
+    fields |= {"use_dora": has_dora, "peft_type": "LORA", "target_modules": sorted(shapes), "r": rank, **settings}
+    check_given(alpha, settings.get("lora_alpha"), f"{weights} (its header)")
+    if "lora_alpha" not in settings:
         if alpha is None:
             raise ask(str(weights), ranks)
         fields["lora_alpha"] = alpha

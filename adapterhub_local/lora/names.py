@@ -34,13 +34,13 @@ class TensorName:
     """What a name says.
 
     `kind` is "A", "B", "magnitude", "bias" (of B), "embedding", "mlx", "saved" (a whole module), "tokens", "weight"
-    (any other tensor, such as one of the base), or "unknown" for a name that none has. `said` is the module as the file
-    calls it, without PEFT's prefix only; `adapter` is PEFT's name of the adapter, `default` where there is none.
+    (any other tensor, such as one of the base), or "unknown" for a name that none has. `spelled` is the module as the
+    file calls it, without PEFT's prefix only; `adapter` is PEFT's name of the adapter, `default` where there is none.
     """
 
     kind: str
     module: str
-    said: str
+    spelled: str
     adapter: str = "default"
 
 
@@ -66,11 +66,11 @@ def parse_name(name: str) -> TensorName:
         rest = rest[:-1]
     elif kind in ("A", "B"):
         kind = "unknown"  # a factor that PEFT makes ends in .weight
-    said = ".".join(body[:at])
+    spelled = ".".join(body[:at])
     module = ".".join(part for part in body[:at] if part not in WRAPPERS)
     if not _MODULE.fullmatch(module):
         return TensorName("unknown", name, name)
-    return TensorName(kind, module, said, ".".join(rest) or "default")
+    return TensorName(kind, module, spelled, ".".join(rest) or "default")
 
 
 def _skip_prefix(parts: list[str]) -> int:

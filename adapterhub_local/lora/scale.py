@@ -50,7 +50,7 @@ def _bytes(path: Path) -> bytes:
         raise BadFile(f"{path} cannot be read: {error.strerror}") from None
 
 
-def said_settings(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+def settings_in_header(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
     """What a header without a whole config says of the scale, as fields of PEFT's config; {} if nothing.
 
     Raises BadFile for what is there and cannot be read.
@@ -66,10 +66,10 @@ def said_settings(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
             )
     if not alphas:
         return {}
-    said: dict[str, Any] = {"lora_alpha": next(iter(alphas.values()))}
+    settings: dict[str, Any] = {"lora_alpha": next(iter(alphas.values()))}
     if ranks:
-        said["r"] = next(iter(ranks.values()))
-    return said
+        settings["r"] = next(iter(ranks.values()))
+    return settings
 
 
 def _of_diffusers(text: str, where: str) -> dict[str, Any]:
@@ -97,14 +97,14 @@ def _number(text: str, key: str, where: str) -> float:
     return int(value) if value.is_integer() else value
 
 
-def check_given(alpha: float | None, said: float | None, where: str) -> None:
+def check_given(alpha: float | None, stored: float | None, where: str) -> None:
     """Raises InputError for an alpha that is not a number, or that is given for what says another."""
     if alpha is None:
         return
     if not math.isfinite(alpha):
         raise InputError(f"alpha is {alpha}: give the finite number the adapter was trained with")
-    if said is not None and said != alpha:
-        raise AlphaKnown(f"{where} says alpha {said:g}, and --alpha {alpha:g} was given: leave --alpha out")
+    if stored is not None and stored != alpha:
+        raise AlphaKnown(f"{where} says alpha {stored:g}, and --alpha {alpha:g} was given: leave --alpha out")
 
 
 def ask(where: str, ranks: Mapping[str, int]) -> BadFile:

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from adapterhub_local.merge.plan import Parent
 
 
-def base_here(said: Origin, registry: Registry) -> BaseInfo | None:
+def base_here(origin: Origin, registry: Registry) -> BaseInfo | None:
     """The base of this home that something says it was made for."""
-    return best(said, list_bases(registry.home)) if said.is_known else None
+    return best(origin, list_bases(registry.home)) if origin.is_known else None
 
 
-def without_copies(adapter: AdapterFile, said: Origin, registry: Registry) -> tuple[AdapterFile, tuple[str, ...]]:
+def without_copies(adapter: AdapterFile, origin: Origin, registry: Registry) -> tuple[AdapterFile, tuple[str, ...]]:
     """The adapter without tensors that its base has as well, and their names.
 
     Raises BadFile if the base is not here to compare with, or has another tensor in their place.
     """
     if not adapter.copies:
         return adapter, ()
-    info = base_here(said, registry)
+    info = base_here(origin, registry)
     if info is None:
         raise BadFile(
             f"{adapter.path}: {min(adapter.copies)!r} is not a LoRA factor of a linear layer. If it is the base's own "
@@ -78,8 +78,8 @@ def remarks(parents: Sequence["Parent"]) -> tuple[str, ...]:
     names = {parent.adapter.config.base_model for parent in unknown}
     if unknown and (any(known) or len(names) > 1):  # all of one name, or of none, may well be of one base
         which = "one base" if len(unknown) == len(parents) else "the base of the others"
-        said = "does" if len(unknown) == 1 else "do"
-        found.append(f"{', '.join(map(_unknown, unknown))} {said} not say for which base: taken to be for {which}")
+        verb = "does" if len(unknown) == 1 else "do"
+        found.append(f"{', '.join(map(_unknown, unknown))} {verb} not say for which base: taken to be for {which}")
     return tuple(found)
 
 

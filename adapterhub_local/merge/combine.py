@@ -100,7 +100,7 @@ def combine(
         raise InputError(f"the merge of {module} is too large for float32: give smaller weights")
     if formula.rule.kind == "exact":
         return Combined(module, products, total, (exact, grams), None)
-    if formula.rule.kind == "lossless":  # which values are nothing is told from digits that squares do not have
+    if formula.rule.kind == "lossless":  # which values are zero shows in digits that squares do not keep
         spectrum = narrow(decompose(exact.delta()))
         gap = distance(spectrum.truncate(len(spectrum.values)), exact.delta()) ** 2
     else:

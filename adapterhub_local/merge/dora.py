@@ -134,5 +134,5 @@ def _convert(adapter: AdapterFile, info: BaseInfo, rank: int, folder: Path) -> C
     )
     write_adapter(folder, config, shapes, factors(), info.fingerprint)
     error = math.sqrt(lost / total) if total else 0.0
-    told = {"method": "dora", "base": info.name, "base_fingerprint": info.fingerprint, "rank": widest}
-    return open_adapter(folder), {**told, "relative_error": error}
+    fields = {"method": "dora", "base": info.name, "base_fingerprint": info.fingerprint, "rank": widest}
+    return open_adapter(folder), {**fields, "relative_error": error}

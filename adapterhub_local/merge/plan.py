@@ -65,14 +65,14 @@ class Parent:
         """How the merged version names this parent; files by name and digest, not by path."""
         converted = {"converted": dict(self.converted)} if self.converted is not None else {}
         weights = {"weights": list(self.weight)} if isinstance(self.weight, tuple) else {}
-        said = {"weight": mean(self.weight), **weights, **converted}
+        fields = {"weight": mean(self.weight), **weights, **converted}
         if self.version is None:
-            return {"reference": self.name, "digest": self.digest, **said}
+            return {"reference": self.name, "digest": self.digest, **fields}
         return {
             "reference": str(self.version),
             "manifest_digest": self.version.manifest_digest,
             "content_digest": self.version.content_digest,
-            **said,
+            **fields,
             **({"pulled_from": origin} if (origin := self.version.lineage.get("pulled_from")) else {}),
         }
 

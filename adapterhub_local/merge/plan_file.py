@@ -232,7 +232,7 @@ def _is(kind: str, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(text, str) for text in value)
     if kind == _FILES:
         return isinstance(value, Mapping) and all(isinstance(file, str) and file for file in value.values())
-    return True  # rank is a number or a word: its rule tells
+    return True  # rank is a number or a word: its rule checks it
 
 
 def _weight(value: Any) -> Weight:

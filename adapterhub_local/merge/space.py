@@ -95,7 +95,7 @@ def _directions(
 
     `factor` are the F_i side by side, `gram` their products, `across` those of the O_i. With O_i^T O_i = C C^T,
     [D_1 ... D_n] [D_1 ... D_n]^T = (F C)(F C)^T, so the vectors are those of F C = [s_i F_i C_i]: F C W diag(e)^-1/2
-    with the eigenvectors W of C^T F^T F C. Where those cannot be told from rounding, thin QR makes them.
+    with the eigenvectors W of C^T F^T F C. Where those cannot be distinguished from rounding, thin QR makes them.
     """
     ranks, n = [other.shape[1] for other in others], factor.shape[0]
     ends = torch.tensor(ranks).cumsum(0).tolist()

@@ -17,7 +17,7 @@ from adapterhub_local.merge.algebra import Spectrum, canonical_signs, decompose,
 ROWS = 2048  # of a factor that are widened at a time
 SAFE = (1e-20, 1e30)  # squares in this range neither vanish nor overflow in float32
 CANCELS = 0.1  # below this share of its terms a float32 sum has lost digits that are reported
-SINGULAR = 1e-9  # eigenvalues below this share of the largest are not told from rounding in a Gram matrix
+SINGULAR = 1e-9  # eigenvalues below this share of the largest cannot be distinguished from rounding in a Gram matrix
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Grams:
 class Stack:
     """`sum_j scale_j B[:, j] A[j]`: factors A (R x in), B (out x R) in float32 or float64, `scale` (R) in float64.
 
-    `owner` (R) tells which delta each of the R rows and columns is from.
+    `owner` (R) is the number of the delta that each of the R rows and columns is from.
     """
 
     A: torch.Tensor
@@ -150,7 +150,7 @@ class Stack:
     def gap(self, kept: Delta, grams: Grams, total: float) -> float:
         """`|D - D_kept|^2` for the sum D with squared norm `total`, measured by inner products with the factors.
 
-        In float32 if that leaves enough digits, else in float64, which tells a distance above 3e-8 of |D|.
+        In float32 if that leaves enough digits, else in float64, which resolves a distance above 3e-8 of |D|.
         """
         is_safe = grams.is_safe and SAFE[0] ** 2 < total < SAFE[1] ** 2 and self.A.dtype == torch.float32
         for product in (_quick, _cross) if is_safe else (_cross,):

@@ -72,9 +72,11 @@ class Repository:
     def put_manifest(self, reference: str, manifest: bytes) -> None:
         """Store a manifest by its digest or under a tag, which moves if it is another's."""
         answer = self._ask("PUT", f"manifests/{reference}", content=manifest, headers={"Content-Type": MANIFEST_TYPE})
-        said = answer.headers.get("Docker-Content-Digest")
-        if said is not None and said != digest_bytes(manifest):
-            raise Corrupt(f"{self.address} stored a manifest with the digest {said}, sent was {digest_bytes(manifest)}")
+        stored = answer.headers.get("Docker-Content-Digest")
+        if stored is not None and stored != digest_bytes(manifest):
+            raise Corrupt(
+                f"{self.address} stored a manifest with the digest {stored}, sent was {digest_bytes(manifest)}"
+            )
 
     def digest_of(self, tag: str) -> str | None:
         """The digest of what a tag points to, None if there is none."""
@@ -128,7 +130,7 @@ class Repository:
 
     @contextmanager
     def _stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        with self._told():
+        with self._plain_errors():
             for attempt in (1, 2):
                 request = self._request("GET", path, headers=headers)
                 answer = self._client.send(request, stream=True)
@@ -145,7 +147,7 @@ class Repository:
                     answer.close()
 
     def _ask(self, method: str, path: str, *, allowed: tuple[int, ...] = (), **given: Any) -> httpx.Response:
-        with self._told():
+        with self._plain_errors():
             answer = self._client.send(self._request(method, path, **given))
             if answer.status_code == 401:
                 self._log_in(answer)
@@ -178,16 +180,16 @@ class Repository:
                 )
             self._authorization = basic
             return
-        said = dict(_CHALLENGE.findall(rest))
-        if scheme.lower() != "bearer" or "realm" not in said:
+        challenge = dict(_CHALLENGE.findall(rest))
+        if scheme.lower() != "bearer" or "realm" not in challenge:
             raise RemoteError(f"{self.address.host} refuses without saying how to log in")
-        scope = said.get("scope") or f"repository:{self.address.repository}:pull,push"
-        wanted = {"service": said["service"], "scope": scope} if "service" in said else {"scope": scope}
-        if basic is not None and not is_safe(said["realm"]):
+        scope = challenge.get("scope") or f"repository:{self.address.repository}:pull,push"
+        wanted = {"service": challenge["service"], "scope": scope} if "service" in challenge else {"scope": scope}
+        if basic is not None and not is_safe(challenge["realm"]):
             raise RemoteError(
-                f"{self.address.host} wants the password sent to {said['realm'][:80]!r}, without encryption"
+                f"{self.address.host} wants the password sent to {challenge['realm'][:80]!r}, without encryption"
             )
-        answer = self._client.get(said["realm"], params=wanted, headers={"Authorization": basic} if basic else {})
+        answer = self._client.get(challenge["realm"], params=wanted, headers={"Authorization": basic} if basic else {})
         if answer.status_code >= 400:
             self._refuse(answer, "token")
         try:
@@ -212,7 +214,7 @@ class Repository:
         raise RemoteError(f"{host} answered {status}: {reason}")
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _plain_errors(self) -> Iterator[None]:
         """What httpx raises, as one sentence."""
         try:
             yield

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.digests import hex_of
-from adapterhub_local.durable import canonical_json, link, staging, telling_full
+from adapterhub_local.durable import canonical_json, link, on_full_disk, staging
 from adapterhub_local.errors import Corrupt, InputError, NotFound
 from adapterhub_local.oci.address import Address
 from adapterhub_local.oci.client import Repository
@@ -94,7 +94,7 @@ def pull(registry: Registry, address: Address, progress: Progress = _quiet) -> l
     if address.tag is None and address.digest is None:
         raise InputError(f"say which version: {address}:v1, or another tag, or @sha256:...")
     home = registry.home
-    with telling_full(home.root, "nothing was registered"), staging(home.tmp) as folder, Repository(address) as there:
+    with on_full_disk(home.root, "nothing was registered"), staging(home.tmp) as folder, Repository(address) as there:
         incoming: dict[str, Version] = {}
         lineages: dict[str, bytes] = {}
         _look(there, address.digest or str(address.tag), incoming, lineages)

@@ -267,7 +267,7 @@ def _course(left: dict[str, Any], found: Imported) -> None:
         elif every is not None:
             found.dropped[theirs] = f"it is a share of the run: {ours} is a number of steps"
     for key in ("eval_strategy", "save_strategy", "evaluation_strategy", "early_stopping"):
-        left.pop(key, None)  # said by the number of steps
+        left.pop(key, None)  # the number of steps has it
 
 
 def _targets(left: dict[str, Any], found: Imported) -> None:

@@ -34,8 +34,8 @@ def one_of(*choices: str) -> Check:
 
 
 def between(low: float, high: float) -> Check:
-    told = f"must be from {low} to {high}"
-    return Check(lambda value: None if low <= value <= high else told, {"minimum": low, "maximum": high})
+    message = f"must be from {low} to {high}"
+    return Check(lambda value: None if low <= value <= high else message, {"minimum": low, "maximum": high})
 
 
 at_least_one = between(1, 2**31)

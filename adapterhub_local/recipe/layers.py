@@ -74,8 +74,8 @@ def _read(path: Path, child: Layer | None) -> Layer:
         raise BadRecipe(f"{where}{shown} cannot be read as text: {error.strerror or error}") from None
     except ValueError as error:
         yaml = path.suffix.lower() in (".yaml", ".yml")
-        told = "recipes are TOML, `qhub recipe init` writes one to begin with" if yaml else error
-        raise BadRecipe(f"{path}: not TOML: {told}") from None
+        reason = "recipes are TOML, `qhub recipe init` writes one to begin with" if yaml else error
+        raise BadRecipe(f"{path}: not TOML: {reason}") from None
     return Layer(str(path), path, tables, text)
 
 

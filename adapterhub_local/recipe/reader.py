@@ -99,8 +99,8 @@ class _Reading:
         known = {**TABLES, SWEEP: None, EXTENDS: None}
         for layer in layers:
             for name, given in layer.tables.items():
-                if name not in known and not isinstance(given, Mapping) and (told := hint(name, None, KEYS)):
-                    self.problem(layer, name, None, f"unknown key '{short(name)}'{told}")
+                if name not in known and not isinstance(given, Mapping) and (suggestion := hint(name, None, KEYS)):
+                    self.problem(layer, name, None, f"unknown key '{short(name)}'{suggestion}")
                 elif name not in known:
                     self.problem(layer, name, None, f"unknown table [{short(name)}]{self.nearest(name, known)}")
                 elif name != EXTENDS and not isinstance(given, Mapping):
@@ -128,8 +128,8 @@ class _Reading:
                     self.problem(layer, name, key, f"'{key}' in [{name}] is called '{RENAMED[name, key]}' now")
                 elif key not in known:
                     is_searched = len(self.problems) < MAX_PROBLEMS
-                    told = hint(key, name, KEYS) if is_searched and not _near(key, known) else None
-                    end = told or self.nearest(key, known)
+                    suggestion = hint(key, name, KEYS) if is_searched and not _near(key, known) else None
+                    end = suggestion or self.nearest(key, known)
                     self.problem(layer, name, key, f"unknown key '{short(key)}' in [{name}]{end}")
                 given[key] = (layer, value)
                 other = INSTEAD.get((name, key))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.digests import Digest, from_hex, hex_of, parse_digest
-from adapterhub_local.durable import canonical_json, check_absent, digest_file, place_file, staging, telling_full
+from adapterhub_local.durable import canonical_json, check_absent, digest_file, on_full_disk, place_file, staging
 from adapterhub_local.errors import BadFile, Corrupt, NotFound
 from adapterhub_local.registry.receive import (
     MAX_JSON_BYTES,
@@ -60,7 +60,7 @@ def write_archive(registry: Registry, version: Version, target: Path) -> list[Ve
         )  # fmt: skip
     index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": descriptors}
     parent = target.absolute().parent
-    with telling_full(parent, "nothing was written"), staging(parent, prefix=".qhub-") as stage:
+    with on_full_disk(parent, "nothing was written"), staging(parent, prefix=".qhub-") as stage:
         with tarfile.open(stage / "archive", "w", format=tarfile.PAX_FORMAT) as tar:
             for name, data in (("oci-layout", LAYOUT), ("index.json", canonical_json(index))):
                 tar.addfile(_entry(name, len(data)), io.BytesIO(data))
@@ -93,7 +93,7 @@ def read_archive(registry: Registry, source: Path) -> list[Received]:
         raise NotFound(f"{source} is not a file that can be read" if source.exists() else f"there is no file {source}")
     if source.is_dir() and not (source / "oci-layout").exists():
         raise NotFound(f"{source} is a folder, not a tar of `qhub export --oci`, and has no oci-layout")
-    with telling_full(registry.home.root, "nothing was imported"), staging(registry.home.tmp) as folder:
+    with on_full_disk(registry.home.root, "nothing was imported"), staging(registry.home.tmp) as folder:
         digests = _unpack(source, folder)
         checked: set[tuple[File, ...]] = set()
         parsed = [_parse(folder, digest, source, checked) for digest in digests]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from adapterhub_local.digests import from_hex, hex_of
-from adapterhub_local.durable import CHUNK, digest_file, sync_file, sync_folder, telling_full
+from adapterhub_local.durable import CHUNK, digest_file, on_full_disk, sync_file, sync_folder
 from adapterhub_local.errors import Corrupt
 from adapterhub_local.registry.manifests import blob_paths
 from adapterhub_local.registry.version import File
@@ -46,7 +46,7 @@ class Blobs:
         make_folder(self.home.tmp)
         staged: list[tuple[Path | None, File]] = []
         try:
-            with telling_full(self.home.root):
+            with on_full_disk(self.home.root):
                 for name, source in files:
                     staged.append(self._stage(name, source, durable))
                 targets = [self.path(file.digest) for _, file in staged]
@@ -72,7 +72,7 @@ class Blobs:
         A file whose blob is there and sound stays where it is.
         """
         targets = []
-        with telling_full(self.home.root):
+        with on_full_disk(self.home.root):
             for file, source in files:
                 target = self.path(file.digest)
                 targets.append(target)

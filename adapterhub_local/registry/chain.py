@@ -1,7 +1,7 @@
 """Each link between a version and what it was made of, and whether it holds: what `qhub verify --explain` prints.
 
 holds       checked here and now
-recorded    said by the lineage, with a digest, and what it names is not here to be checked
+recorded    named by the lineage, with a digest, and not here to be checked
 open        nothing covers it: no signature, no digest
 broken      it does not hold
 """
@@ -102,10 +102,10 @@ def _attestation(registry: Registry, version: Version, keys: Sequence[Path]) -> 
     if not keys:
         return Link(name, "attestation", "recorded", "where it comes from is signed: --key PUBLIC.pem checks it")
     try:
-        said, key = verify_envelope(envelope, keys)
+        attested, key = verify_envelope(envelope, keys)
     except (Corrupt, NotFound) as error:
         return Link(name, "attestation", "broken", str(error))
-    if canonical_json(said) != canonical_json(statement(version)):
+    if canonical_json(attested) != canonical_json(statement(version)):
         return Link(name, "attestation", "broken", f"what {key.name} signed is not what the lineage says now")
     what = f"{key.name} signed its digests, recipe, data, base, parents and packages"
     return Link(name, "attestation", "holds", what)

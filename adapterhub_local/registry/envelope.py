@@ -64,7 +64,7 @@ def verify_envelope(envelope: bytes, keys: Sequence[Path]) -> tuple[dict[str, An
         signatures = [base64.b64decode(one["sig"], validate=True) for one in fields["signatures"]]
         if fields["payloadType"] != PAYLOAD_TYPE:
             raise ValueError(f"its payload is {fields['payloadType']!a}")
-        said = read_statement(payload)
+        content = read_statement(payload)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"the attestation is not a DSSE envelope of provenance: {error}") from None
     for path in keys:
@@ -76,7 +76,7 @@ def verify_envelope(envelope: bytes, keys: Sequence[Path]) -> tuple[dict[str, An
         except ValueError as error:
             raise InputError(f"{path} is not a public key: {error}. {HOW}") from None
         if any(_holds(key, signature, payload) for signature in signatures):
-            return said, path
+            return content, path
     names = ", ".join(path.name for path in keys)
     raise Corrupt(f"the attestation was not signed with {names or 'a key that is given'}")
 

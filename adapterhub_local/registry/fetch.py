@@ -62,7 +62,7 @@ class Download:
         with contextlib.suppress(FileNotFoundError):
             link(whole, target)
             if is_sound(target, file.digest, file.size):
-                self._told(file.size)
+                self._report(file.size)
                 return
             target.unlink()
             whole.unlink(missing_ok=True)
@@ -96,7 +96,7 @@ class Download:
                 while chunk := begun.read(CHUNK):
                     hasher.update(chunk)
                     size += len(chunk)
-        self._told(size)
+        self._report(size)
         try:
             with open(part, "ab") as out:
                 for block in self.store.blocks(blob_path(file.digest), size) if size < file.size else ():
@@ -105,12 +105,12 @@ class Download:
                         break
                     out.write(block)
                     hasher.update(block)
-                    self._told(len(block))
+                    self._report(len(block))
         except FileNotFoundError:
             raise Corrupt(f"{self.store.url} lacks {file.path} ({blob_path(file.digest)}): push it again") from None
         return from_hex(hasher.hexdigest()) if size == file.size else "of another size"
 
-    def _told(self, num_bytes: int) -> None:
+    def _report(self, num_bytes: int) -> None:
         self._done += num_bytes
         self._progress(min(self._done, self._total), self._total)
 

@@ -31,10 +31,10 @@ def fill(db: sqlite3.Connection, registry: Registry, found: Found) -> Rebuilt:
         if removed is not None and found.is_committed(digest):
             db.execute("INSERT OR IGNORE INTO removals VALUES (?, ?, ?)", (removed.name, removed.number, when))
     known = {(version.name, version.number) for version in by_manifest.values()}
-    _fill_said(db, found, known)
+    _fill_marks(db, found, known)
     missing = unknown(db, found.ledger)
     _insert_lost(db, missing)
-    rebuilt.lost += [_said(line) for line in missing if line.digest not in by_manifest]
+    rebuilt.lost += [_described(line) for line in missing if line.digest not in by_manifest]
     db.execute("DELETE FROM lost WHERE digest IN (SELECT manifest_digest FROM versions)")
     reconcile(db, registry.database.ledger)
     rebuilt.num_versions = len(known)
@@ -93,12 +93,12 @@ def _fill_evaluations(
             continue
         if manifest is not None and File.of("evaluation.json", canonical_json(value)).digest == row.get("digest"):
             found.evaluations.setdefault(row["digest"], value)
-    told = {str(row.get("digest")): place for place, row in enumerate(found.tables.get("evaluations", []))}
-    order = {line.digest: len(told) + place for place, line in enumerate(found.ledger)} | told
+    places = {str(row.get("digest")): place for place, row in enumerate(found.tables.get("evaluations", []))}
+    order = {line.digest: len(places) + place for place, line in enumerate(found.ledger)} | places
     for digest in sorted(found.evaluations, key=lambda digest: order.get(digest, -1)):
         value = found.evaluations[digest]
         version = by_manifest.get(value["manifest"])
-        if version is None or not (digest in told or found.is_committed(digest)):
+        if version is None or not (digest in places or found.is_committed(digest)):
             continue
         if version.manifest_digest != value["manifest"]:  # it has another number now
             data = evaluation_record(version.manifest_digest, value["task"], value["evaluation"])
@@ -107,19 +107,19 @@ def _fill_evaluations(
         rebuilt.num_evaluations += 1
 
 
-def _fill_said(db: sqlite3.Connection, found: Found, known: set[tuple[str, int]]) -> None:
+def _fill_marks(db: sqlite3.Connection, found: Found, known: set[tuple[str, int]]) -> None:
     """Aliases, tags, descriptions and splits: what a whole database has, and the records it does not know."""
-    told = {record.value["id"] for record in found.told}  # rows were committed, so they count before blobs
+    recorded = {record.value["id"] for record in found.recorded}  # rows were committed, so they count before blobs
     committed = found.committed
-    blobs = [one for one in found.records if one.value["id"] not in told and found.is_committed(one.digest)]
+    blobs = [one for one in found.records if one.value["id"] not in recorded and found.is_committed(one.digest)]
     if found.is_whole:
-        for record in found.told:
+        for record in found.recorded:
             text = canonical_json(record.value).decode()
             db.execute("INSERT INTO marks (id, record) VALUES (?, ?)", (record.value["id"], text))
         _insert_tables(db, found, known)
         found.lost += replay(db, in_order(blobs, committed), known)
         return
-    records = in_order([*blobs, *found.told], committed)
+    records = in_order([*blobs, *found.recorded], committed)
     found.lost += replay(db, records, known)
     found.tables = _without_records(found.tables, records)
     _insert_tables(db, found, known)
@@ -151,7 +151,7 @@ def _line(row: dict[str, Any]) -> Line | None:
     return line
 
 
-def _said(line: Line) -> str:
+def _described(line: Line) -> str:
     """The message about a line whose blob is gone."""
     match line.kind:
         case "version":

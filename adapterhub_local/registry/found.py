@@ -46,7 +46,7 @@ class Found:
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by digest, the older first
     removals: dict[str, tuple[str, str]] = field(default_factory=dict)  # record -> manifest and when
     records: list[Record] = field(default_factory=list)  # of blobs
-    told: list[Record] = field(default_factory=list)  # of the old database
+    recorded: list[Record] = field(default_factory=list)  # of the old database
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
 

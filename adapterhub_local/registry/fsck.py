@@ -91,7 +91,7 @@ def _fsck(registry: Registry, repair: bool, progress: Callable[[int, int], None]
     missing: set[str] = set()
     for version in versions:
         for problem in _version_problems(version, store, headers):
-            # a damaged blob was told above, once, with all the versions that need it
+            # a damaged blob was reported above, once, with all the versions that need it
             if problem.kind == "header" or (problem.kind == "missing" and problem.subject not in missing):
                 report.problems.append(problem)
                 missing.add(problem.subject)
@@ -161,9 +161,9 @@ def _alias_problems(registry: Registry) -> Iterator[Problem]:
     pointed = registry.database.rows("SELECT name, alias, number FROM aliases")
     actual = {(row["name"], row["alias"]): row["number"] for row in pointed}
     for name, alias in sorted({*logged, *actual}):
-        said, points = logged.get((name, alias)), actual.get((name, alias))
-        if said != points:
-            message = f"points to {points or 'nothing'}, its log says {said or 'nothing'}: set it again"
+        recorded, points = logged.get((name, alias)), actual.get((name, alias))
+        if recorded != points:
+            message = f"points to {points or 'nothing'}, its log says {recorded or 'nothing'}: set it again"
             yield Problem("alias", f"{name}@{alias}", message)
 
 

@@ -1,7 +1,7 @@
 """Everything that changed in a home, newest first: what the journal holds, and versions from before it held all.
 
-The order is that in which changes were committed, whatever clocks said. A page continues after the last entry that was
-shown, so what changes meanwhile moves nothing on later pages.
+The order is that in which changes were committed, whatever the clocks showed. A page continues after the last entry of
+the page before, so what changes meanwhile moves nothing on later pages.
 """
 
 import difflib

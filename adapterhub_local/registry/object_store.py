@@ -76,12 +76,12 @@ def refused(url: str, error: BaseException, again: Any = None) -> QhubError:
     if code in ("403", "Forbidden", "PermissionError") and again is not None:
         try:
             again()
-        except Exception as told:
-            code = code_of(told)
+        except Exception as raised:
+            code = code_of(raised)
     if reason := _REASONS.get(code):
         kind = NotFound if code == "NoSuchBucket" else RemoteError
         return kind(f"{url}: {reason} ({code})")
     if any(part in code for part in _SILENT):
         return RemoteError(f"{url} did not answer ({code}): check the network, and endpoint_url if it has one")
-    said = " ".join(str(error).split())[:300] or "no reason given"
-    return RemoteError(f"{url} refused or did not answer: {type(error).__name__}: {said}")
+    reason = " ".join(str(error).split())[:300] or "no reason given"
+    return RemoteError(f"{url} refused or did not answer: {type(error).__name__}: {reason}")

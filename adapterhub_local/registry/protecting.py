@@ -26,8 +26,8 @@ def protect(registry: Registry, name: str, alias: str, require: Sequence[str] = 
     registry.resolve(check_name(name))
     at = now()
     with marking(registry.database, registry.blobs) as db:
-        said = [str(one) for one in wanted]
-        note(db, "protection", name=name, alias=alias, require=said, approvals=approvals, at=at)
+        texts = [str(one) for one in wanted]
+        note(db, "protection", name=name, alias=alias, require=texts, approvals=approvals, at=at)
         return gates.protections(gates.recorded(db, "protection", name))[alias]
 
 

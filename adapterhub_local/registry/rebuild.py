@@ -151,7 +151,7 @@ def _salvage(db: sqlite3.Connection, found: Found) -> None:
     for table in (*KEPT, "evaluations"):
         found.tables[table] = [dict(row) for row in _rows(db, table, found)]
     marks = (str(row.get("record")) for row in found.tables.pop("marks"))
-    found.told = [Record(digest_bytes(text.encode()), said) for text in marks if (said := parse(text))]
+    found.recorded = [Record(digest_bytes(text.encode()), parsed) for text in marks if (parsed := parse(text))]
 
 
 def _rows(db: sqlite3.Connection, table: str, found: Found) -> list[sqlite3.Row]:

@@ -116,12 +116,12 @@ def _moves(registry: Registry, log: Log, name: str) -> Iterator[Taken]:
     for record in log.all("alias", name):
         alias, number = record.fields["alias"], record.fields["number"]
         version = local_version(registry, log, name, number) if number is not None else None
-        told = ("alias", f"{name}@{alias}", here.get(alias))
+        change = ("alias", f"{name}@{alias}", here.get(alias))
         if number is not None and version is None:
             reason = f"{name}@{number} is not here"
-            yield Taken(*told, None, record.by, record.at, reason)
+            yield Taken(*change, None, record.by, record.at, reason)
         else:
-            yield Taken(*told, version.number if version is not None else None, record.by, record.at)
+            yield Taken(*change, version.number if version is not None else None, record.by, record.at)
 
 
 def _split(registry: Registry, log: Log, name: str, moved: dict[str, int | None]) -> Taken | None:
@@ -162,8 +162,8 @@ def _take_evaluations(registry: Registry, log: Log, name: str) -> Iterator[Taken
         task, digest = record.fields["task"], record.fields["digest"]
         query = "SELECT evaluation FROM evaluations WHERE name = ? AND number = ? AND task = ?"
         rows = registry.database.rows(query, (name, version.number, task))
-        said = log.get("version", name, record.fields["number"])
-        manifest = said.fields["manifest"] if said is not None else version.manifest_digest
+        publication = log.get("version", name, record.fields["number"])
+        manifest = publication.fields["manifest"] if publication is not None else version.manifest_digest
         known = {digest_bytes(evaluation_record(manifest, task, json.loads(row["evaluation"]))) for row in rows}
         if digest not in known:
             registry.add_evaluation(version, task, _evaluation(log, record))

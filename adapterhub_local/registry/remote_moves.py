@@ -21,7 +21,7 @@ from adapterhub_local.registry.version import Version
 
 
 @dataclass(frozen=True)
-class Told:
+class Logged:
     """What a record changed at the remote; `is_new` is False if it was so already, and `before` is what it replaced."""
 
     subject: str
@@ -30,7 +30,7 @@ class Told:
     is_new: bool
 
 
-def move_alias(log: Log, name: str, alias: str, number: int | None, *, expect: int | None = None) -> Told:
+def move_alias(log: Log, name: str, alias: str, number: int | None, *, expect: int | None = None) -> Logged:
     """Point `name@alias` to version `number` of the remote, or remove it; with `expect`, only if it points there now.
 
     Raises NotFound if the remote has no such version, InUse if the alias is elsewhere than expected, or has traffic.
@@ -53,10 +53,10 @@ def move_alias(log: Log, name: str, alias: str, number: int | None, *, expect: i
         return {"name": name, "alias": alias, "number": number, "old": old} if number != old else None
 
     record = log.append("alias", make)
-    return Told(f"{name}@{alias}", number, old, record is not None)
+    return Logged(f"{name}@{alias}", number, old, record is not None)
 
 
-def set_split(log: Log, name: str, split: Split) -> Told:
+def set_split(log: Log, name: str, split: Split) -> Logged:
     """Split the traffic of plain `name` between aliases of the remote; none ends that. Raises NotFound."""
     before: list[list[Any]] = []
 
@@ -70,7 +70,7 @@ def set_split(log: Log, name: str, split: Split) -> Told:
         return {"name": name, "shares": shares} if shares != before else None
 
     record = log.append("split", make)
-    return Told(name, dict(split), dict(before), record is not None)  # type: ignore[arg-type]
+    return Logged(name, dict(split), dict(before), record is not None)  # type: ignore[arg-type]
 
 
 def announce(log: Log, registry: Registry, version: Version, slot: Slot) -> None:
@@ -111,7 +111,7 @@ def set_tag(log: Log, name: str, number: int, tag: str, *, is_set: bool = True) 
     log.append("tag", make)
 
 
-def publish_key(log: Log, key: Key) -> Told:
+def publish_key(log: Log, key: Key) -> Logged:
     """Let servers that follow the remote know a key by the hash of its secret. Raises InUse for one revoked there."""
 
     def make() -> dict[str, Any] | None:
@@ -120,10 +120,10 @@ def publish_key(log: Log, key: Key) -> Told:
         before = log.get("key", key.id)
         return {"id": key.id, "key": _entry(key)} if before is None or before.fields["key"] != _entry(key) else None
 
-    return Told(key.id, "published", None, log.append("key", make) is not None)
+    return Logged(key.id, "published", None, log.append("key", make) is not None)
 
 
-def revoke_key(log: Log, identity: str) -> Told:
+def revoke_key(log: Log, identity: str) -> Logged:
     """Refuse a key wherever the remote is followed, forever. Raises NotFound."""
 
     def make() -> dict[str, Any] | None:
@@ -133,7 +133,7 @@ def revoke_key(log: Log, identity: str) -> Told:
             )
         return {"id": identity} if log.get("revocation", identity) is None else None
 
-    return Told(identity, "revoked", None, log.append("revocation", make) is not None)
+    return Logged(identity, "revoked", None, log.append("revocation", make) is not None)
 
 
 def number_of(log: Log, name: str, alias: str) -> int | None:

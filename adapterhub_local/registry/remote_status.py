@@ -62,7 +62,7 @@ def records(log: Log, name: str | None = None) -> list[Record]:
     return found
 
 
-def said(record: Record) -> tuple[str, str]:
+def described(record: Record) -> tuple[str, str]:
     """What a record is about, and what it says, in words."""
     fields = record.fields
     match record.kind:

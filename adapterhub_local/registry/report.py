@@ -60,8 +60,8 @@ def _state_problems(plain: Database, checked: Database) -> Iterator[Problem]:
     connection = plain.connection()
     if connection is None:
         return
-    told = plain.ledger.read()[0]
-    lines = unknown(connection, [*told, *plain.ledger.beyond(told)])
+    published_lines = plain.ledger.read()[0]
+    lines = unknown(connection, [*published_lines, *plain.ledger.beyond(published_lines)])
     published = {one.reference: one for one in found_orphans(plain) if one.is_published}
     for line in lines:
         what = {"version": "it was published", "mark": "it was recorded"}.get(

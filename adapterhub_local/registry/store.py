@@ -18,7 +18,7 @@ from typing import Any
 from fsspec import filesystem
 
 from adapterhub_local.digests import from_hex
-from adapterhub_local.durable import sync_file, sync_folder, telling_full
+from adapterhub_local.durable import on_full_disk, sync_file, sync_folder
 from adapterhub_local.errors import Corrupt, InputError, NotFound, QhubError, RemoteError
 from adapterhub_local.registry.object_store import S3, bounded, code_of, refused, with_bounds
 from adapterhub_local.registry.remotes import Remote, check_kind
@@ -143,7 +143,7 @@ class Store:
     def _staged(self, path: str) -> Iterator[Path]:
         folder = self.remote.folder
         assert folder is not None, "only a folder has temporary files"
-        with self._answering(), telling_full(folder, "nothing was left there"):
+        with self._answering(), on_full_disk(folder, "nothing was left there"):
             (folder / "tmp").mkdir(exist_ok=True)
             Path(self._at(path)).parent.mkdir(parents=True, exist_ok=True)
             temporary = folder / "tmp" / uuid.uuid4().hex

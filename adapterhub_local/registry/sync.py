@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.digests import hex_of, short
-from adapterhub_local.durable import canonical_json, digest_bytes, link, staging, telling_full
+from adapterhub_local.durable import canonical_json, digest_bytes, link, on_full_disk, staging
 from adapterhub_local.errors import BadReference, Corrupt, NotFound, QhubError
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry.blobs import is_sound
@@ -170,7 +170,7 @@ def pull(
     check_format(store)
     home = registry.home
     numbers = _wanted(store, reference, every)
-    with telling_full(home.root, "nothing was registered"), staging(home.tmp) as folder:
+    with on_full_disk(home.root, "nothing was registered"), staging(home.tmp) as folder:
         incoming: dict[str, Version] = {}
         for number in numbers:
             _look(registry, store, reference.name, number, folder, incoming)
@@ -290,8 +290,10 @@ def _check_sizes(store: Store, root: Path, files: list[File]) -> None:
     for file in files:
         size = store.size(blob_path(file.digest))
         if size != file.size:
-            said = "is not there" if size is None else f"has {size:,} bytes"
-            raise Corrupt(f"{store.url}/{blob_path(file.digest)} {said}, {file.path} has {file.size:,}: push it again")
+            problem = "is not there" if size is None else f"has {size:,} bytes"
+            raise Corrupt(
+                f"{store.url}/{blob_path(file.digest)} {problem}, {file.path} has {file.size:,}: push it again"
+            )
     total = sum(file.size for file in files)
     free = shutil.disk_usage(root).free
     if total > free:

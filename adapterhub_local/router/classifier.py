@@ -39,10 +39,10 @@ class Classifier:
         """What the embeddings are multiplied with (h, c + k): all that is asked of a text is linear."""
         return torch.cat([self.weight.T, self.directions], dim=1)
 
-    def judge(self, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def judge(self, outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of features times `columns` (n, c + k): the shares of the tasks (n, c), and whether each text is near enough
         to each task's prompts (n, c)."""
-        logits, places = said.split([len(self.bias), said.shape[1] - len(self.bias)], dim=1)
+        logits, places = outputs.split([len(self.bias), outputs.shape[1] - len(self.bias)], dim=1)
         shares = torch.softmax((logits + self.bias) / self.temperature, dim=1)
         return shares, _distances(places, self.centres) <= self.limits
 

@@ -43,8 +43,8 @@ def clipped(text: str) -> str:
 
 def first_asked(messages: Sequence[Mapping[str, Any]]) -> str:
     """The user's first message of a conversation, by which it is known."""
-    said = (message["content"] for message in messages if message["role"] == "user")
-    return next((text for text in said if isinstance(text, str) and text.strip()), "")
+    texts = (message["content"] for message in messages if message["role"] == "user")
+    return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
 def embeddings_of(info: BaseInfo) -> Embeddings:

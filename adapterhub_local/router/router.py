@@ -67,9 +67,9 @@ class Router:
                     break
         return last
 
-    def choose_row(self, said: torch.Tensor, allows: Allows, threshold: float) -> Choice:
+    def choose_row(self, outputs: torch.Tensor, allows: Allows, threshold: float) -> Choice:
         """The same of one text's features times the classifier's columns (c + k)."""
-        shares, near = (part[0].tolist() for part in self.files.classifier.judge(said[None]))
+        shares, near = (part[0].tolist() for part in self.files.classifier.judge(outputs[None]))
         return decide(self.files, shares, near, allows, threshold)
 
 

@@ -180,5 +180,5 @@ def _notes(prompts: Sequence[Prompts], routes: Sequence[Reference | None]) -> li
                 shared[other] = shared.get(other, 0) + 1
         for other, count in shared.items():
             both = " and ".join(str(routes[one] or BASE_NAME) for one in (other, place))
-            notes.append(f"{count:,} prompts are of both {both}: nobody can tell whom these are for")
+            notes.append(f"{count:,} prompts are of both {both}: no router can learn which of them these are for")
     return notes

@@ -91,47 +91,47 @@ class Tokenised:
 
     def notes(self, max_length: int) -> list[str]:
         """What a person must know about these examples, a sentence each."""
-        told = list(self.bad)
+        notes = list(self.bad)
         if self.cut:
-            told.append(
+            notes.append(
                 f"cut to {max_length:,} tokens (data.max_length): {counted(len(self.cut), 'example')}, the longest has "
                 f"{self.longest:,}"
             )
         if self.skipped:
-            told.append(
+            notes.append(
                 f"left out: {counted(len(self.skipped), 'example')} with nothing to learn within {max_length:,} tokens "
                 f"(data.max_length, data.too_long), the first is {self.skipped[0]}"
             )
         if self.num_pieces:
-            told.append(
+            notes.append(
                 f"plain texts are cut into {counted(self.num_pieces, 'piece')} of at most {max_length:,} tokens"
             )
         if self.special:
             how = "control tokens" if self.are_tokens else "text, as the server writes them"
-            told.append(
+            notes.append(
                 f"the messages of {counted(len(self.special), 'example')} contain control tokens of the model, such as "
                 f"its end of turn, which are learned as {how}; the first is {self.special[0]}"
             )
         if self.divided:
-            told.append(
+            notes.append(
                 f"{counted(len(self.divided), 'chat')} became an example for each answer, because the chat template "
                 f"writes an answer differently once more turns follow; the first is {self.divided[0]}"
             )
         for stop, count in self.stops.items():
-            told.append(
+            notes.append(
                 f"the chat template ends {counted(count, 'answer')} without a token at which the server stops: "
                 f"'{stop}' is added at the end and learned"
             )
         for what, where in self.lost.items():
-            told.append(
+            notes.append(
                 f"the chat template leaves out {what} in {counted(len(where), 'example')}, the first is {where[0]}"
             )
         if self.described:
-            told.append(
+            notes.append(
                 f"tools of {counted(len(self.described), 'chat')} are described in the system's turn, and calls are "
                 "learned as text, as the server writes them: the chat template has no form for tools that the server "
                 f"reads; the first is {self.described[0]}"
             )
         if self.day:
-            told.append(f"the chat template prints today's date: training always writes {self.day} (data.date)")
-        return told
+            notes.append(f"the chat template prints today's date: training always writes {self.day} (data.date)")
+        return notes

@@ -170,7 +170,7 @@ def _with_described_tools(chats: Sequence[Chat], writer: ChatWriter) -> list[str
 
 
 def _raise_lost(findings: Findings, total: int) -> None:
-    told = "; ".join(
+    parts = "; ".join(
         f"{what} in {len(where):,} of {total:,} examples, the first is {where[0]}"
         for what, where in findings.lost.items()
     )
@@ -178,7 +178,7 @@ def _raise_lost(findings: Findings, total: int) -> None:
     if any("system" in what for what in findings.lost):
         ways.insert(0, "set data.system_role = 'user', which puts system messages before the user's text")
     raise BadData(
-        f"the base's chat template leaves out {told}: the model would not learn it, and the server would not send it. "
+        f"the base's chat template leaves out {parts}: the model would not learn it, and the server would not send it. "
         f"Ways on: {', '.join(ways)}, or accept it with data.left_out = 'accept'"
     )
 
@@ -190,7 +190,7 @@ def _spelling_control(chats: Sequence[Chat], writer: ChatWriter, template: str) 
         return [chat.where for chat in chats if control.spells(chat.messages)]
     tokens = sorted(writer.tokenizer.all_special_tokens, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-    return [chat.where for chat in chats if any(pattern.search(said) for said in chat.texts)]
+    return [chat.where for chat in chats if any(pattern.search(text) for text in chat.texts)]
 
 
 def _encode_plain(

@@ -21,7 +21,7 @@ class Judged:
 
     A pair: `parts` are the chosen answer and the rejected one to the same prompt. A single answer: it, and behind the
     same prompt the answer to another one, by which KTO estimates how far the model has moved; `is_good` judges it.
-    `number` tells the items of a data set apart.
+    `number` identifies the item in its data set.
     """
 
     number: int

@@ -132,8 +132,8 @@ def _answer(chat: Chat, writer: ChatWriter, turn: int) -> Answer:
 def _asks_alike(prompt: str, header: str, last: Message) -> bool:
     """Whether prompt and header end in the same way, the whole last message included: only what is before differs."""
     shared = len(os.path.commonprefix([prompt[::-1], header[::-1]]))
-    said = last["content"].strip()
-    return bool(said) and said in header[len(header) - shared :]
+    content = last["content"].strip()
+    return bool(content) and content in header[len(header) - shared :]
 
 
 def _behind(prompt: str, opened: str, written: str, message: Message, writer: ChatWriter) -> str:
@@ -166,8 +166,8 @@ def left_out(chat: Chat, writer: ChatWriter, text: str, turn: int | None) -> lis
     wanted: Counter[str] = Counter()
     last = len(chat.messages) - 1 if turn is None else turn
     for number, message in enumerate(chat.messages[: last + 1]):
-        thought, said = split_thought(message) if message["role"] == "assistant" else ("", message["content"])
-        pieces = [(f"{'an' if message['role'] == 'assistant' else 'a'} {message['role']} message", said)]
+        thought, answer = split_thought(message) if message["role"] == "assistant" else ("", message["content"])
+        pieces = [(f"{'an' if message['role'] == 'assistant' else 'a'} {message['role']} message", answer)]
         if number == last:
             pieces.append(("the thoughts of an answer", thought))
         for what, piece in pieces:

@@ -93,7 +93,7 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
             if isinstance(error, NotSaved):
                 raise NotSaved(f"{error}{hint}") from None
             if isinstance(error, OSError):
-                raise QhubError(f"the run cannot continue: {told(error)}{hint}") from None
+                raise QhubError(f"the run cannot continue: {reason_of(error)}{hint}") from None
             raise
         seconds = time.perf_counter() - start
     step = int(log[-1]["step"]) if watch.stopped_early else trainer.state.global_step
@@ -131,16 +131,16 @@ def agree(run: Run) -> None:
     """
     if not torch.distributed.is_initialized():
         return
-    told: list[Any] = [None] * process().world_size
-    torch.distributed.all_gather_object(told, run.decisive)
-    for rank, other in enumerate(told):
-        if other != told[0]:
-            changes = ", ".join(differences(told[0], other))
+    decisive: list[Any] = [None] * process().world_size
+    torch.distributed.all_gather_object(decisive, run.decisive)
+    for rank, other in enumerate(decisive):
+        if other != decisive[0]:
+            changes = ", ".join(differences(decisive[0], other))
             raise InputError(f"process {rank} does not train the same: {changes}; give every machine the same files")
 
 
 def _keep_good(session: Session, watch: Watch) -> str:
-    """Write the last good factors as an adapter; returns what to tell the user."""
+    """Write the last good factors as an adapter; returns a sentence for the user."""
     advice = "lower train.learning_rate, or look at the data"
     if not session.run.leader:
         return advice
@@ -174,6 +174,6 @@ def stopping(watch: Watch) -> Iterator[None]:
         yield
 
 
-def told(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     """An error of the system as a person reads it."""
     return f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")

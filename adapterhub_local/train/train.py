@@ -23,7 +23,7 @@ from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import factors_of, save
 from adapterhub_local.train.lineage import lineage_of
 from adapterhub_local.train.log_curves import draw
-from adapterhub_local.train.optimise import STOPS, fit, told
+from adapterhub_local.train.optimise import STOPS, fit, reason_of
 from adapterhub_local.train.past_runs import CURVE, RECORD, REPORT, read_log
 from adapterhub_local.train.preflight import Preflight, preflight
 from adapterhub_local.train.report import write_report
@@ -96,7 +96,7 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
         (run.folder / CURVE).write_text(draw(entries, str(published)), encoding="utf-8")
         run.finish(str(published), scores["adapter"].loss if scores else None)
     except OSError as error:
-        raise QhubError(f"{published} is registered, but its report cannot be written: {told(error)}") from None
+        raise QhubError(f"{published} is registered, but its report cannot be written: {reason_of(error)}") from None
     if refusal is not None:
         raise Protected(f"{published} is registered, without its alias: {refusal}")
     return published

@@ -53,7 +53,7 @@ class AdapterTrainer(Trainer):
         self.objective: Objective = objective
         self.watch: Watch = watch
         self.rate, self.loraplus_ratio = rate, loraplus_ratio
-        self.told: dict[str, float] = {}  # the objective's metrics of the last step
+        self.step_metrics: dict[str, float] = {}  # the objective's metrics of the last step
         # known once: a walk over all of a model's modules takes a hundredth of a second, for which a GPU waits
         self.fused = fused_layers(self.model)
         self.factors: list[Any] = [each for each in given["model"].parameters() if each.requires_grad]
@@ -72,22 +72,22 @@ class AdapterTrainer(Trainer):
         with converted(self.fused, model.dtype):
             step = self.objective.begin(rows, own, self._sum)
             for row in own:
-                loss, told = self.objective.loss(row, step)
+                loss, step_metrics = self.objective.loss(row, step)
                 self.accelerator.backward(loss)
                 totals[0] += loss.detach()
-                totals[1:] += told.to(totals.device)
+                totals[1:] += step_metrics.to(totals.device)
         for factor in self.factors:
             if factor.grad is None:  # a process that had no row, or an expert that no token was routed to
                 factor.grad = torch.zeros_like(factor)
         if self.args.world_size > 1:
             totals = self._sum_over_processes(totals)
-        self.told = dict(zip(self.objective.metrics, totals[1:].tolist(), strict=True))
+        self.step_metrics = dict(zip(self.objective.metrics, totals[1:].tolist(), strict=True))
         if not math.isfinite(totals[0].item()):
             raise NotFinite(f"the loss is {totals[0].item()} at step {self.state.global_step + 1}")
         return totals[0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log({**logs, **self.told} if "loss" in logs else logs, start_time)
+        super().log({**logs, **self.step_metrics} if "loss" in logs else logs, start_time)
 
     def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.args.world_size == 1:

@@ -24,10 +24,10 @@ def check_base(version: Source, base: BaseInfo) -> None:
 
 def check_origin(adapter: "AdapterFile", version: Source, base: BaseInfo) -> None:
     """Raise Incompatible if weights or config name another base; `check_base` reads the lineage only."""
-    said = Origin.of_adapter(adapter)
+    origin = Origin.of_adapter(adapter)
     if version.base_fingerprint is not None:  # whoever registered it has decided, whatever its config names
-        said = Origin(said.fingerprint)
-    if not (answer := belongs(said, base)):
+        origin = Origin(origin.fingerprint)
+    if not (answer := belongs(origin, base)):
         raise Incompatible(f"'{version}' was {answer.reason}")
 
 

@@ -17,9 +17,9 @@ REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
 @dataclass
 class BlockAnswer:
-    """One answer as blocks; `said` is the same answer as a chat's."""
+    """One answer as blocks; `chat` is the same answer as a chat's."""
 
-    said: Answer
+    chat: Answer
     id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
     end: str = ""  # the last event says that it is the last
     media_type: str = "text/event-stream"
@@ -41,8 +41,8 @@ class BlockAnswer:
                 is_begun = True
                 message = self._message([], generation) | {"stop_reason": None, "stop_sequence": None}
                 yield _event("message_start", message=message | {"usage": _usage(generation, 1)})
-            for part, said in (("thinking", piece.thought), ("text", piece.text)):
-                if not said:
+            for part, text in (("thinking", piece.thought), ("text", piece.text)):
+                if not text:
                     continue
                 if kind != part:
                     if kind:
@@ -50,7 +50,7 @@ class BlockAnswer:
                     index, kind = index + 1, part
                     block = _thought("") if part == "thinking" else {"type": "text", "text": "", "citations": None}
                     yield _event("content_block_start", index=index, content_block=block)
-                yield _event("content_block_delta", index=index, delta={"type": f"{part}_delta", part: said})
+                yield _event("content_block_delta", index=index, delta={"type": f"{part}_delta", part: text})
             for call in piece.calls:
                 if kind:
                     yield _event("content_block_stop", index=index)
@@ -72,9 +72,9 @@ class BlockAnswer:
             "id": self.id,
             "type": "message",
             "role": "assistant",
-            "model": self.said.target.model,
-            "system_fingerprint": self.said.target.fingerprint,
-            "adapter": self.said.target.adapter,
+            "model": self.chat.target.model,
+            "system_fingerprint": self.chat.target.fingerprint,
+            "adapter": self.chat.target.adapter,
             "content": blocks,
         }
 
@@ -113,5 +113,5 @@ def _usage(generation: Generation, num_output: int | None = None) -> dict[str, A
     }
 
 
-def _event(kind: str, **said: Any) -> str:
-    return f"event: {kind}\ndata: {line({'type': kind, **said})}\n\n"
+def _event(kind: str, **fields: Any) -> str:
+    return f"event: {kind}\ndata: {line({'type': kind, **fields})}\n\n"

@@ -48,18 +48,18 @@ class Answer:
             own = [piece for piece in pieces if piece.index == index]
             text = "".join(piece.text for piece in own)
             calls = [_call(call) for piece in own for call in piece.calls]
-            said: dict[str, Any]
+            content: dict[str, Any]
             echo, echoed = self._echo(index, generation)
             if self.is_chat:
                 message = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
                 thought = "".join(piece.thought for piece in own)
                 if thought and self.has_thoughts:
                     message["reasoning_content"] = thought
-                said = {"message": message | ({"tool_calls": calls} if calls else {})}
+                content = {"message": message | ({"tool_calls": calls} if calls else {})}
             else:
-                said = {"text": echo.text + text}
+                content = {"text": echo.text + text}
             logprobs = joined(echoed, self._logprobs_of(own, len(echo.text)))
-            choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": own[-1].finish_reason})
+            choices.append({"index": index, **content, "logprobs": logprobs, "finish_reason": own[-1].finish_reason})
         body = self._body("chat.completion" if self.is_chat else "text_completion", choices)
         for place, index in ((body, 0),) if self.is_chat else [(choice, choice["index"]) for choice in choices]:
             place |= self._prompt_logprobs(index, generation)
@@ -76,8 +76,8 @@ class Answer:
                 echo, logprobs = await asyncio.to_thread(self._echo, piece.index, generation)
                 lengths[piece.index] = len(echo.text)
                 if echo.text or logprobs:
-                    said = {"text": echo.text, "logprobs": logprobs, "finish_reason": None}
-                    yield _event(self._chunk({"index": piece.index, **said}) | self._usage(generation))
+                    content = {"text": echo.text, "logprobs": logprobs, "finish_reason": None}
+                    yield _event(self._chunk({"index": piece.index, **content}) | self._usage(generation))
             if (
                 piece.text
                 or piece.calls
@@ -106,16 +106,18 @@ class Answer:
 
     def chunk(self, piece: Piece, text_offset: int = 0) -> dict[str, Any]:
         """One piece as a chunk; `text_offset` is the length of the choice's text before it."""
-        said: dict[str, Any] = {"text": piece.text}
+        content: dict[str, Any] = {"text": piece.text}
         if self.is_chat:
             delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
             if piece.thought and self.has_thoughts:
                 delta["reasoning_content"] = piece.thought
             if piece.calls:
                 delta["tool_calls"] = [{"index": call.index, **_call(call)} for call in piece.calls]
-            said = {"delta": delta}
+            content = {"delta": delta}
         logprobs = self._logprobs_of([piece], text_offset) if piece.sampled or piece.end else None
-        return self._chunk({"index": piece.index, **said, "logprobs": logprobs, "finish_reason": piece.finish_reason})
+        return self._chunk(
+            {"index": piece.index, **content, "logprobs": logprobs, "finish_reason": piece.finish_reason}
+        )
 
     def _chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
         return self._body("chat.completion.chunk" if self.is_chat else "text_completion", list(choices))

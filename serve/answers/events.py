@@ -19,7 +19,7 @@ def line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).translate(_BREAKS)
 
 
-class Told(Protocol):
+class AnswerForm(Protocol):
     """An answer in the form of its endpoint."""
 
     @property

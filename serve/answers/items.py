@@ -19,9 +19,9 @@ INCOMPLETE = {"length": "max_output_tokens"}  # finish reason -> why the answer 
 
 @dataclass
 class ItemAnswer:
-    """One answer as items; `said` is the same answer as a chat's, which knows the weights and spells tokens."""
+    """One answer as items; `chat` is the same answer as a chat's, which knows the weights and spells tokens."""
 
-    said: Answer
+    chat: Answer
     asked: ResponsesRequest
     id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -95,8 +95,8 @@ class ItemAnswer:
 
     def error_event(self, error: ErrorBody) -> str:
         """What ends a stream that cannot continue: flat as documented, and nested, which is what the client raises."""
-        told = {"code": error.code or error.type, "message": error.message, "param": error.param}
-        return self._event("error", **told, **error.to_json())
+        fields = {"code": error.code or error.type, "message": error.message, "param": error.param}
+        return self._event("error", **fields, **error.to_json())
 
     def _opened(self, item_id: str, index: int) -> Iterator[str]:
         item = {"id": item_id, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
@@ -108,8 +108,8 @@ class ItemAnswer:
     def _closed(self, item: dict[str, Any], index: int) -> Iterator[str]:
         (part,) = item["content"]
         place = {"item_id": item["id"], "output_index": index, "content_index": 0}
-        said = {"text": part["text"], "logprobs": part["logprobs"]}
-        yield self._event("response.output_text.done", **place, **said)
+        fields = {"text": part["text"], "logprobs": part["logprobs"]}
+        yield self._event("response.output_text.done", **place, **fields)
         yield self._event("response.content_part.done", **place, part=part)
         yield self._event("response.output_item.done", output_index=index, item=item)
 
@@ -142,7 +142,7 @@ class ItemAnswer:
         return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": [part]}
 
     def _logprobs(self, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
-        found = self.said.logprobs(sampled)
+        found = self.chat.logprobs(sampled)
         return found["content"] if found else []
 
     def _body(self, generation: Generation, items: list[dict[str, Any]], reason: str | None = None) -> dict[str, Any]:
@@ -159,9 +159,9 @@ class ItemAnswer:
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
             "metadata": asked.metadata or {},
-            "model": self.said.target.model,
-            "system_fingerprint": self.said.target.fingerprint,
-            "adapter": self.said.target.adapter,
+            "model": self.chat.target.model,
+            "system_fingerprint": self.chat.target.fingerprint,
+            "adapter": self.chat.target.adapter,
             "output": items,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
@@ -178,8 +178,8 @@ class ItemAnswer:
             "user": asked.user,
         }
 
-    def _event(self, kind: str, **said: Any) -> str:
-        value = {"type": kind, **said, "sequence_number": self._num_events}
+    def _event(self, kind: str, **fields: Any) -> str:
+        value = {"type": kind, **fields, "sequence_number": self._num_events}
         self._num_events += 1
         return f"event: {kind}\ndata: {line(value)}\n\n"
 
@@ -201,8 +201,8 @@ def _thought_item(item_id: str, text: str) -> dict[str, Any]:
 
 
 def _call_item(item_id: str, call: Call) -> dict[str, Any]:
-    said = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
-    return {"id": item_id, "type": "function_call", "status": "completed", **said}
+    fields = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
+    return {"id": item_id, "type": "function_call", "status": "completed", **fields}
 
 
 def _new(kind: str) -> str:

@@ -96,6 +96,6 @@ def _best(alternatives: Sequence[tuple[int, float | None]], spell: Spell) -> dic
 
 def _entry(token: int, logprob: float | None, spell: Spell) -> dict[str, Any]:
     text = spell(token)
-    # a token may be a part of a character, whose bytes its spelling does not tell
+    # a token may be a part of a character, whose bytes its spelling does not show
     data = None if "\ufffd" in text else list(text.encode())
     return {"token": text, "logprob": logprob, "bytes": data}

@@ -15,9 +15,9 @@ from serve.text.generate import Generation, Piece
 
 @dataclass
 class LineAnswer:
-    """One answer as lines; `said` is the same answer as a chat's."""
+    """One answer as lines; `chat` is the same answer as a chat's."""
 
-    said: Answer
+    chat: Answer
     is_chat: bool = True
     started: float = field(default_factory=time.monotonic)
     end: str = ""
@@ -41,7 +41,7 @@ class LineAnswer:
 
     def _line(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         text, thought = ("".join(getattr(piece, part) for piece in pieces) for part in ("text", "thought"))
-        found: dict[str, Any] = {"model": self.said.target.model, "created_at": datetime.now(UTC).isoformat()}
+        found: dict[str, Any] = {"model": self.chat.target.model, "created_at": datetime.now(UTC).isoformat()}
         thinking = {"thinking": thought} if thought else {}
         if not self.is_chat:
             return found | {"response": text} | thinking
@@ -69,7 +69,7 @@ class LineAnswer:
             "prompt_eval_duration": _nanoseconds(first - self.started),
             "eval_count": counts["completion_tokens"],
             "eval_duration": _nanoseconds(now - first),
-            "adapter": self.said.target.adapter,
+            "adapter": self.chat.target.adapter,
         }
 
 

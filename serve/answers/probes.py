@@ -16,8 +16,8 @@ def embeddings(target: Target, generation: Generation, asked: EmbeddingsRequest)
     for index, prompt in enumerate(generation.prompts):
         assert prompt.vector is not None
         vector = normalized(prompt.vector) if asked.normalize else prompt.vector
-        told = list(vector) if asked.encoding_format == "float" else base64.b64encode(vector.tobytes()).decode()
-        data.append({"object": "embedding", "index": index, "embedding": told})
+        encoded = list(vector) if asked.encoding_format == "float" else base64.b64encode(vector.tobytes()).decode()
+        data.append({"object": "embedding", "index": index, "embedding": encoded})
     return {"object": "list", "data": data, **_common(target, generation)}
 
 

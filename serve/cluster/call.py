@@ -16,7 +16,7 @@ class Call:
 
     pinned     the versions that its model's name was found to mean, None where that is not known
     affinity   the digest of what answers; None: the base, or nobody knows, so any replica is as good
-    routed     what a router said of it, as `Routed` has it, if one was asked
+    routed     what a router chose for it, as `Routed` has it, if one was asked
     is_asking  the model is a router's choice: a replica says which adapter that is, or answers if it is the base
     avoid      names of replicas that could not answer it
     """

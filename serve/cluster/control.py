@@ -22,8 +22,8 @@ CALM_SECONDS = 10.0  # of load, before there are more replicas
 NONE = "no cluster runs here: `qhub cluster up cluster.toml` starts one"
 
 
-def up(config: ClusterConfig, home: Home, told: Callable[[str], None], timeout: float = 600.0) -> dict[str, Any]:
-    """Start a cluster and wait until it answers; its state. `told` gets a line for each stage.
+def up(config: ClusterConfig, home: Home, report: Callable[[str], None], timeout: float = 600.0) -> dict[str, Any]:
+    """Start a cluster and wait until it answers; its state. `report` gets a line for each stage.
 
     A cluster that runs already becomes what `config` says, without a restart of what is the same. Raises InputError for
     what cannot be, QhubError if it does not come up.
@@ -32,7 +32,7 @@ def up(config: ClusterConfig, home: Home, told: Callable[[str], None], timeout: 
     info = choose_base(config.base, home, "the cluster")
     if config.remote is not None:  # here first: what is wrong with it should not cost a minute, and keys may be its
         config = replace(config, followed=remote_at(home, config.remote))
-        told(f"reading remote {config.remote}")
+        report(f"reading remote {config.remote}")
         follower = follow(config, Registry(home), info)
         assert follower is not None, config.remote
         if config.router.name is not None:
@@ -46,12 +46,12 @@ def up(config: ClusterConfig, home: Home, told: Callable[[str], None], timeout: 
         if is_ours:
             with listen(config.gateway.host, config.gateway.port):  # a wrong port should not cost a minute
                 pass
-            told("starting Ray on this machine")
+            report("starting Ray on this machine")
             head.start_head(home)
             head.connect(home)
         _check_room(config)
         _apply(config)
-        return _wait(config.replicas.min, config.replicas.max or config.replicas.min, told, timeout)
+        return _wait(config.replicas.min, config.replicas.max or config.replicas.min, report, timeout)
     except BaseException:
         if is_ours:
             head.stop_head(home)
@@ -59,14 +59,14 @@ def up(config: ClusterConfig, home: Home, told: Callable[[str], None], timeout: 
 
 
 def scale(
-    home: Home, low: int, high: int | None, told: Callable[[str], None], timeout: float = 600.0
+    home: Home, low: int, high: int | None, report: Callable[[str], None], timeout: float = 600.0
 ) -> dict[str, Any]:
     """Have that many replicas: those there are stay, or finish their answers before they go. Raises as `up`."""
     _connect(home)
     config = _config().scaled(low, high)
     _check_room(config)
     _apply(config)
-    return _wait(config.replicas.min, config.replicas.max or config.replicas.min, told, timeout)
+    return _wait(config.replicas.min, config.replicas.max or config.replicas.min, report, timeout)
 
 
 def status(home: Home) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _apply(config: ClusterConfig) -> None:
     _client().deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
 
 
-def _wait(low: int, most: int, told: Callable[[str], None], timeout: float) -> dict[str, Any]:
+def _wait(low: int, most: int, report: Callable[[str], None], timeout: float) -> dict[str, Any]:
     """The state once this many replicas are ready. Raises QhubError if that takes too long, or cannot be."""
     deadline, shown = time.monotonic() + timeout, ""
     while True:
@@ -147,15 +147,15 @@ def _wait(low: int, most: int, told: Callable[[str], None], timeout: float) -> d
         if time.monotonic() > deadline:
             raise QhubError(f"after {timeout:.0f} s {ready} of {low} replicas are ready: {_reason(details)}")
         if (text := f"{ready} of {low} replicas ready") != shown:
-            told(shown := text)
+            report(shown := text)
         time.sleep(LOOK_SECONDS)
 
 
 def _reason(details: Mapping[str, Any]) -> str:
     """What Ray Serve says is wrong, in a line: the last of its reasons that says anything."""
-    said = [str(details.get("message") or "")]
-    said += [str(each.get("message") or "") for each in (details.get("deployments") or {}).values()]
-    lines = [line.strip() for text in said for line in text.splitlines() if line.strip()]
+    messages = [str(details.get("message") or "")]
+    messages += [str(each.get("message") or "") for each in (details.get("deployments") or {}).values()]
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line or "errors." in line]
     return (errors or lines or ["Ray says nothing"])[-1][:500]
 

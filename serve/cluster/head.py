@@ -79,7 +79,9 @@ def start_head(home: Home) -> dict[str, Any]:
         if child.poll() is not None or time.monotonic() > deadline:
             _end(child.pid)
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise QhubError(f"Ray did not start ({lines[-1].strip() if lines else 'it said nothing'}); {log} has more")
+            raise QhubError(
+                f"Ray did not start ({lines[-1].strip() if lines else 'it printed nothing'}); {log} has more"
+            )
         time.sleep(0.1)
     found = {"pid": child.pid, "begun": _begun(child.pid), "address": address}
     with replacing(place / "head.json", 0o600) as staged:

@@ -36,16 +36,16 @@ class NotRead(OSError):
 
 
 class Chosen(Exception):
-    """A router chose an adapter for a request; `told` says which."""
+    """A router chose an adapter for a request; `details` says which."""
 
-    def __init__(self, told: Mapping[str, Any]) -> None:
-        super().__init__(told)
-        self.told = told
+    def __init__(self, details: Mapping[str, Any]) -> None:
+        super().__init__(details)
+        self.details = details
 
     def call(self, call: Call) -> Call:
         """The request as the replica gets it that comes first for that adapter."""
-        affinity = affinity_of([(self.told["digest"], 1.0)])
-        routed, versions = self.told["routed"], self.told["versions"]
+        affinity = affinity_of([(self.details["digest"], 1.0)])
+        routed, versions = self.details["routed"], self.details["versions"]
         return replace(call, pinned=versions, affinity=affinity, routed=routed, is_asking=False)
 
 
@@ -125,8 +125,8 @@ class Relay(Response):
                     held.append(message)
                     is_over = is_over or _is_over(message)
                     if not has_begun and _has_begun(held):
-                        if (told := _chosen(held)) is not None:
-                            raise told
+                        if (redirect := _chosen(held)) is not None:
+                            raise redirect
                         has_begun = True
                         patience.reschedule(None)
                     for each in held if has_begun else ():

@@ -130,10 +130,10 @@ def add_pages(app: FastAPI, library: Library) -> None:
     @shown
     def job(job: str, request: Request) -> Response:
         """One job while it runs, and where its result is."""
-        told = library.jobs.find(job).to_json()
-        reference = views.mapping(told["result"]).get("reference")
+        body = library.jobs.find(job).to_json()
+        reference = views.mapping(body["result"]).get("reference")
         link = views.version_link(str(reference)) if reference else None
-        return render(request, "job.html", job=told, link=link, link_text=reference)
+        return render(request, "job.html", job=body, link=link, link_text=reference)
 
 
 def adapter_page(
@@ -171,8 +171,8 @@ def adapter_page(
 def compare_page(library: Library, request: Request, left: str, right: str, job: str | None) -> Response:
     """Two versions side by side; with a job, what it measured of their modules."""
     key = key_of(request)
-    told = library.compare(key, left, right)
-    left, right = told["left"], told["right"]
+    compared = library.compare(key, left, right)
+    left, right = compared["left"], compared["right"]
     sides = [views.score_rows(library.version(key, reference)["metrics"]) for reference in (left, right)]
     by_name = [{(row.task, row.metric): row for row in side} for side in sides]
     scores = [
@@ -181,7 +181,7 @@ def compare_page(library: Library, request: Request, left: str, right: str, job:
     ]
     settings = [
         {"what": what, "left": views.short_text(pair[0]), "right": views.short_text(pair[1])}
-        for what, pair in told["lineage"].items()
+        for what, pair in compared["lineage"].items()
         if not what.startswith("metrics.")
     ]
     measured: dict[str, Any] | None = None
@@ -192,7 +192,7 @@ def compare_page(library: Library, request: Request, left: str, right: str, job:
     modules = views.mapping(measured["result"]).get("modules", []) if measured else []
     return render(
         request, "compare.html", left=left, right=right, left_link=views.version_link(left),
-        right_link=views.version_link(right), same_content=told["same_content"], scores=scores, settings=settings,
+        right_link=views.version_link(right), same_content=compared["same_content"], scores=scores, settings=settings,
         job=measured, heat=views.cosines(modules, f"Cosines of {left} and {right} by module and layer"),
         modules=[{"module": row["module"], **{side: _figure(row[side]) for side in ("left", "right", "cosine")}}
                  for row in modules],
@@ -268,12 +268,12 @@ def _facts(now: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _training_facts(training: Any) -> list[str]:
-    told = []
+    texts = []
     for name, form in (("steps", "{:,.0f} steps"), ("seconds", "{:,.0f} s"), ("tokens_per_second", "{:,.0f} tokens/s"),
                        ("peak_memory_mb", "{:,.0f} MB at most"), ("examples", "{:,.0f} examples")):  # fmt: skip
         if (value := views.number(training.get(name))) is not None:
-            told.append(form.format(value))
-    return told
+            texts.append(form.format(value))
+    return texts
 
 
 def _samples(lineage: dict[str, Any]) -> list[dict[str, str]]:

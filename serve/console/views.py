@@ -83,10 +83,10 @@ def _score_row(task: str, metric: str, ours: Mapping[str, Any], base: Mapping[st
     shown = f"{score_text(metric, interval[0])} to {score_text(metric, interval[1])}" if interval else ""
     bar = None
     if _is_share(metric, value):
-        told = f"{task}, {metric.replace('_', ' ')}: {score_text(metric, value)}"
-        told += f", 95 % interval {shown}" if shown else ""
-        told += f", base {score_text(metric, of_base)}" if of_base is not None else ""
-        bar = Markup(interval_bar(value, interval, of_base, told))  # noqa: S704 - it escapes what it is told
+        text = f"{task}, {metric.replace('_', ' ')}: {score_text(metric, value)}"
+        text += f", 95 % interval {shown}" if shown else ""
+        text += f", base {score_text(metric, of_base)}" if of_base is not None else ""
+        bar = Markup(interval_bar(value, interval, of_base, text))  # noqa: S704 - it escapes its text
     rows = number(ours.get("rows"))
     name = metric.replace("_", " ")
     return ScoreRow(
@@ -163,14 +163,14 @@ def lineage_graph(graph: Mapping[str, Any]) -> Markup:
     return Markup(boxes(nodes, arrows))  # noqa: S704 - it escapes
 
 
-def cosines(modules: Iterable[Mapping[str, Any]], told: str) -> Markup | None:
+def cosines(modules: Iterable[Mapping[str, Any]], description: str) -> Markup | None:
     """The cosines of a comparison, or of a merge of two, by module and layer."""
     values: dict[str, float | None] = {}
     for module in modules:
         cosine = module.get("cosine")
         value = cosine[0] if isinstance(cosine, list) and cosine else cosine
         values[str(module.get("module"))] = number(value)
-    return Markup(heat_map(values, told)) if values else None  # noqa: S704 - it escapes
+    return Markup(heat_map(values, description)) if values else None  # noqa: S704 - it escapes
 
 
 def version_link(reference: str) -> str:

@@ -51,15 +51,15 @@ def add_workbench(app: FastAPI, library: Library) -> None:
         request: Request, m: Texts = None, w: Texts = None, rank: Text = None, method: Text = None, job: Text = None
     ) -> Response:
         """What a merge would lose, before it is made."""
-        told: dict[str, Any] | None = library.jobs.find(job).to_json() if job else None
-        if told is not None and told["kind"] != "preview":
+        body: dict[str, Any] | None = library.jobs.find(job).to_json() if job else None
+        if body is not None and body["kind"] != "preview":
             raise NotFound("that job is about something else")
         rows = [{"reference": name, "weight": weight} for name, weight in zip(m or [], w or [], strict=False)]
         rows += [{"reference": "", "weight": "1"}] * (2 - len(rows))
-        report = views.mapping(told["result"]) if told else {}
+        report = views.mapping(body["result"]) if body else {}
         return render(
             request, "merge.html", rows=rows, rank=rank or "", method=method or METHODS[0], methods=METHODS,
-            choices=_choices(library, request), job=told, report=_report(report) if report else None,
+            choices=_choices(library, request), job=body, report=_report(report) if report else None,
             heat=views.cosines(report.get("modules", []), "Cosines of the two by module and layer")
             if len(rows) == 2 else None,
         )  # fmt: skip

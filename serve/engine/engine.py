@@ -116,11 +116,15 @@ class Engine:
             for request in users:
                 is_aborted = request.id in self._aborted
                 self._leave(request, "error")
-                if is_aborted:  # nothing more is said of it
+                if is_aborted:  # nobody waits for its outputs
                     continue
                 error = AdapterUnloaded("the adapter was unloaded before the answer was complete")
                 self._ended.append(TokenOutput(request.id, None, error=error))
         return self.loader.drop(digest, lambda: any(each.adapter == digest for each in self._requests.values()))
+
+    def has(self, digest: str) -> bool:
+        """Whether an adapter is in memory."""
+        return digest in self.pool
 
     def acquire(self, source: Source | Mixture, *, is_request: bool = False) -> Hold:
         """Hold an adapter in memory; `is_request`: for one that is about to be submitted. Raises as the pool's."""

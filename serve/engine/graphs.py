@@ -293,7 +293,7 @@ class Graphs:
             ):
                 logits = step.run()
         except BaseException:
-            # nor is the allocator told that it is over (torch 2.13, `CUDAGraph::capture_end`), which would keep it from
+            # nor does the allocator know it is over (torch 2.13, `CUDAGraph::capture_end`), which would keep it from
             # giving memory back for good
             with suppress(AttributeError, RuntimeError):
                 torch._C._cuda_endAllocateToPool(self.device.index, self._pool)

@@ -69,7 +69,7 @@ class Runner:
         wanted_places = [
             place for item, end in zip(batch, ends, strict=True) for place in _logit_places(item, end - item.num_tokens)
         ]
-        self._copied = []  # of a step that fails nothing can be said
+        self._copied = []  # nothing is known of a step that failed
         self.cache.reserve(max(max(item.request.pages[: pages_for(item.end)]) for item in batch))
         if self.fused is not None and not wants_hidden:
             fused = self.fused.forward(batch, segments, wanted_places)

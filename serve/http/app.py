@@ -157,7 +157,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @access(Scope.INFER, counted=True)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation, as OpenAI's Responses API does. Nothing is stored."""
-        return await answer(service, body.chat, request, lambda said: ItemAnswer(said, body), NAMES)
+        return await answer(service, body.chat, request, lambda chat: ItemAnswer(chat, body), NAMES)
 
     @app.post("/tokenize")
     @access(Scope.INFER, counted=True)

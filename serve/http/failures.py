@@ -14,7 +14,7 @@ from serve.http.bodies import InvalidBody
 from serve.http.front import own_path
 from serve.http.invalid import invalid_body, unknown_path
 
-ELSEWHERE = "application/vnd.qhub.elsewhere+json"  # of what a gateway is told of a request that belongs elsewhere
+ELSEWHERE = "application/vnd.qhub.elsewhere+json"  # how a gateway learns that a request belongs elsewhere
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -26,7 +26,7 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Elsewhere)
     async def elsewhere(request: Request, error: Elsewhere) -> Response:
-        return Response(json.dumps(error.told), 421, media_type=ELSEWHERE)
+        return Response(json.dumps(error.details), 421, media_type=ELSEWHERE)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -29,7 +29,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 class Front:
     """The layer behind the guard. `scope["state"]` carries to the endpoints: request_id, key, whether none is needed
-    (is_open), the gate, started, and `said`, where they leave what else the log should say; `status` is what was
+    (is_open), the gate, started, and `noted`, where they leave what else the log should say; `status` is what was
     answered, 0 if nothing was.
     """
 
@@ -50,7 +50,7 @@ class Front:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "said": {}, "status": 0}
+        state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "noted": {}, "status": 0}
         state |= {"is_open": False, "gate": self.gate}
         scope = {**scope, "path": _plain(scope["path"])}
         if "content-type" not in headers and own_path(scope).startswith("/api/"):
@@ -151,7 +151,7 @@ class Front:
             "ms": round(seconds * 1000, 1),
             "client": scope["client"][0] if scope.get("client") else None,
             "key": state["key"].id if state["key"] is not None else None,
-            **state["said"],
+            **state["noted"],
         }
         logger.info("request", extra={"fields": entry})
 

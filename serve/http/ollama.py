@@ -43,7 +43,7 @@ def add_ollama(app: FastAPI, service: Service) -> None:
         if not body.prompt and not body.system:
             service.find(service.read(body.model), request.scope["state"]["key"])
             return loaded(body.model)
-        return await answer(service, body.asked, request, lambda said: LineAnswer(said, is_chat=False), NAMES)
+        return await answer(service, body.asked, request, lambda chat: LineAnswer(chat, is_chat=False), NAMES)
 
     @app.get("/api/tags")
     @access(Scope.ANY)

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 from adapterhub_local.errors import QhubError
 from adapterhub_local.keys import Key
 from serve.answers.completions import Answer
-from serve.answers.events import Told
+from serve.answers.events import AnswerForm
 from serve.answers.models import Target
 from serve.auth import Gate
 from serve.errors import Unauthorized, error_body
@@ -70,9 +70,12 @@ class EventStream(StreamingResponse):
 
 
 async def respond(
-    service: Service, body: GenerationRequest, request: Request, told: Callable[[Answer], Told] = lambda said: said
+    service: Service,
+    body: GenerationRequest,
+    request: Request,
+    form: Callable[[Answer], AnswerForm] = lambda chat: chat,
 ) -> Response:
-    """Answer a request; `told` gives the answer the form of the endpoint, if that is not OpenAI's.
+    """Answer a request; `form` gives the answer the form of the endpoint, if that is not OpenAI's.
 
     A stream begins with its first token: what fails before that is an error with a status of its own.
     """
@@ -84,12 +87,12 @@ async def respond(
     def finish() -> None:
         if watch is not None:
             watch.cancel()
-        state["said"].update(service.finish(admitted))
+        state["noted"].update(service.finish(admitted))
 
     is_streamed = False
     try:
         headers = weights_headers(admitted.target)
-        said = Answer(
+        chat = Answer(
             admitted.target,
             isinstance(body, ChatRequest),
             service.reader.prompts.spelling,
@@ -101,7 +104,7 @@ async def respond(
             has_thoughts=isinstance(body, ChatRequest) and body.include_reasoning,
             echoes=admitted.echoes,
         )
-        answer = told(said)
+        answer = form(chat)
         if body.stream:
             if not await _unless_gone(request, _begun(generation)):
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -121,20 +124,20 @@ async def respond(
 
 
 async def respond_whole(
-    service: Service, body: Asked, request: Request, told: Callable[[Target, Generation], dict[str, Any]]
+    service: Service, body: Asked, request: Request, form: Callable[[Target, Generation], dict[str, Any]]
 ) -> Response:
-    """Answer a request whose answer is not text: `told` makes its body of what is known of the prompts."""
+    """Answer a request whose answer is not text: `form` makes its body of what is known of the prompts."""
     state = request.scope["state"]
     admitted = await _start(service, body, state)
     generation = admitted.generation
     try:
         pieces = await _unless_gone(request, _collect(generation))
     finally:
-        state["said"].update(service.finish(admitted))
+        state["noted"].update(service.finish(admitted))
     if pieces is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     headers = weights_headers(admitted.target)
-    return await asyncio.to_thread(lambda: JSONResponse(told(admitted.target, generation), headers=headers))
+    return await asyncio.to_thread(lambda: JSONResponse(form(admitted.target, generation), headers=headers))
 
 
 def weights_headers(target: Target) -> dict[str, str]:
@@ -176,7 +179,7 @@ async def _begun(generation: Generation) -> bool:
     return True
 
 
-async def _sent(answer: Told, generation: Generation) -> AsyncIterator[str]:
+async def _sent(answer: AnswerForm, generation: Generation) -> AsyncIterator[str]:
     """The events of an answer; an error after the first of them can only be an event, too."""
     try:
         async for event in answer.events(generation):

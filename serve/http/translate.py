@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from serve.answers.completions import Answer
-from serve.answers.events import Told
+from serve.answers.events import AnswerForm
 from serve.errors import BadParameter, ContextTooLong
 from serve.http.bodies import apart
 from serve.http.respond import respond
@@ -35,12 +35,12 @@ async def answer(
     service: Service,
     convert: Callable[[], GenerationRequest],
     request: Request,
-    told: Callable[[Answer], Told],
+    form: Callable[[Answer], AnswerForm],
     names: Mapping[str, str],
 ) -> Response:
     """The answer to what `convert` makes of a body; `names`: parameters of a chat -> what the body calls them."""
     try:
-        return await respond(service, await apart(request, lambda: read(convert)), request, told)
+        return await respond(service, await apart(request, lambda: read(convert)), request, form)
     except (BadParameter, ContextTooLong) as error:
         error.param = names.get(error.param, error.param).partition(".")[0]
         raise

@@ -56,7 +56,7 @@ def use_fastest(groups: Sequence[LinearGroup], dtype: torch.dtype, max_bytes: in
         if key not in raced:
             raced[key] = _race(group, dtype, kernels)
         ranked.append((_gain(raced[key]), group))
-    taken, said = 0, set()
+    taken, seen = 0, set()
     for gain, group in sorted(ranked, key=lambda each: -each[0] / dense_bytes(each[1], dtype)):
         times = raced[group.in_features, *group.sizes]
         size = dense_bytes(group, dtype)
@@ -65,9 +65,9 @@ def use_fastest(groups: Sequence[LinearGroup], dtype: torch.dtype, max_bytes: in
         names = [name for name in times if has_copy or name != COPY]
         group.dense = _ways(group, dtype, {name: times[name] for name in names}, kernels)
         line = f"{group.in_features} -> {' + '.join(map(str, group.sizes))}: {group.dense or f'{OWN} always'}"
-        if line not in said:
+        if line not in seen:
             logger.info("base products, measured: %s", line)
-            said.add(line)
+            seen.add(line)
     return taken
 
 

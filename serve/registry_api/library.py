@@ -75,11 +75,11 @@ class Library:
     def version(self, key: Key | None, reference: str, *, with_report: bool = False) -> dict[str, Any]:
         """One version with tags, description and scores; with the report of its merge, if that is asked for."""
         version = self.resolve(key, reference)
-        told = whole(version)
+        fields = whole(version)
         lineage = {name: part for name, part in version.lineage.items() if with_report or name not in HEAVY}
         aliases = [alias for alias, number in self.registry.aliases(version.name).items() if number == version.number]
         return {
-            **told,
+            **fields,
             "lineage": _hide_parents(lineage, key),
             "aliases": aliases,
             "tags": tags_of(self.registry, version),
@@ -101,12 +101,14 @@ class Library:
     def compare(self, key: Key | None, left: str, right: str) -> dict[str, Any]:
         """What differs between two versions' recipes, data and scores."""
         sides = [self.resolve(key, reference) for reference in (left, right)]
-        told = [{**_hide_parents(version.lineage, key), "metrics": self.registry.metrics(version)} for version in sides]
+        lineages = [
+            {**_hide_parents(version.lineage, key), "metrics": self.registry.metrics(version)} for version in sides
+        ]
         return {
             "left": str(sides[0]),
             "right": str(sides[1]),
             "same_content": sides[0].content_digest == sides[1].content_digest,
-            "lineage": {name: list(pair) for name, pair in compare_lineages(*told).items()},
+            "lineage": {name: list(pair) for name, pair in compare_lineages(*lineages).items()},
         }
 
     def compare_modules(self, key: Key | None, left: str, right: str) -> Job:
@@ -127,9 +129,9 @@ class Library:
         counts = {base["fingerprint"]: base for base in bases_in(self.registry)}
         here = []
         for info in list_bases(self.registry.home):
-            told = {name: value for name, value in info.to_json().items() if name not in ("folder", "source")}
+            fields = {name: value for name, value in info.to_json().items() if name not in ("folder", "source")}
             used = counts.pop(info.fingerprint, None)
-            here.append({**told, "is_here": True, "num_versions": used["num_versions"] if used else 0})
+            here.append({**fields, "is_here": True, "num_versions": used["num_versions"] if used else 0})
         return here + [{**base, "is_here": False} for base in counts.values()]
 
     def runs(self, key: Key | None) -> list[dict[str, Any]]:
@@ -162,8 +164,8 @@ def _hide_parents(lineage: Mapping[str, Any], key: Key | None) -> dict[str, Any]
         entry if allows(str(entry.get("reference", "")).partition("@")[0]) else {**entry, "reference": HIDDEN}
         for entry in parents
     ]
-    told = {**lineage, "parents": shown}
+    public = {**lineage, "parents": shown}
     if shown != list(parents):  # a router says more of those it chooses among
         for name in ("router", "data") if is_router(lineage) else ():
-            told.pop(name, None)
-    return told
+            public.pop(name, None)
+    return public

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from serve.requests.body_part import BodyPart, Carried, Whole
 from serve.requests.generation import ChatRequest
 from serve.requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, FunctionName
-from serve.requests.said import Carried, Said, Whole
 from serve.requests.translated import translated
 from serve.requests.unsupported import refuse_unsupported
 
@@ -99,7 +99,7 @@ class Thinking(Carried):
     budget_tokens: Whole | None = Field(None, ge=0)
 
 
-class OutputConfig(Said):
+class OutputConfig(BodyPart):
     """What the answer looks like, and how hard to think about it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -113,7 +113,7 @@ class Metadata(Carried):
     user_id: str | None = None
 
 
-class CountRequest(Said):
+class CountRequest(BodyPart):
     """POST /v1/messages/count_tokens: what a request's prompt would cost."""
 
     model_config = ConfigDict(extra="allow")

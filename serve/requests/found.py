@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Routed:
-    """What a router said of a request: `chosen` is the reference of an adapter, or the base's name."""
+    """What a router chose for a request: `chosen` is the reference of an adapter, or the base's name."""
 
     router: str
     chosen: str
@@ -24,7 +24,7 @@ class Found:
     """What a gateway found of a request before it sent it here.
 
     versions    what its model's name means, None: not known
-    routed      what a router said of it, if one was asked
+    routed      what a router chose for it, if one was asked
     is_asking   the gateway asks which adapter the router chooses, to send the request where that one is
     """
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from pydantic_core import PydanticCustomError
 
 from serve.engine.request import SamplingParams
+from serve.requests.body_part import BodyPart, Whole, is_empty
 from serve.requests.messages import Messages, ResponseFormat, StructuredOutputs, Tool, ToolChoice, Tools
 from serve.requests.model_ref import ModelRef, read_model
-from serve.requests.said import Said, Whole, is_empty
 from serve.requests.unsupported import refuse_unsupported
 
 MAX_ALTERNATIVES = 20
@@ -34,7 +34,7 @@ def _without_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
-class StreamOptions(Said):
+class StreamOptions(BodyPart):
     """`include_usage`: a last chunk with the token counts; `continuous_usage_stats`: the counts so far in each."""
 
     model_config = ConfigDict(extra="allow")
@@ -51,7 +51,7 @@ class StreamOptions(Said):
         return self
 
 
-class AdapterTerm(Said):
+class AdapterTerm(BodyPart):
     """One adapter of a mix, by reference."""
 
     model_config = ConfigDict(extra="forbid")
@@ -59,7 +59,7 @@ class AdapterTerm(Said):
     weight: float = 1.0
 
 
-class GenerationRequest(Said):
+class GenerationRequest(BodyPart):
     """What both endpoints have in common."""
 
     model_config = ConfigDict(extra="allow")
@@ -165,8 +165,8 @@ class GenerationRequest(Said):
 
         `defaults` are for what the request leaves out.
         """
-        said = {name: getattr(self, name) for name in PLAIN_SAMPLING if getattr(self, name) is not None}
-        given = {**PLAIN_SAMPLING, **defaults, **said}
+        chosen = {name: getattr(self, name) for name in PLAIN_SAMPLING if getattr(self, name) is not None}
+        given = {**PLAIN_SAMPLING, **defaults, **chosen}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingParams(
             max_tokens=max_tokens,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve.requests.said import Carried, Said
+from serve.requests.body_part import BodyPart, Carried
 
 # Lists end at their first mistake: a body of 4 MiB could have hundreds of thousands, of which one is reported.
 MAX_MESSAGES = 4096
@@ -17,7 +17,7 @@ FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class TextPart(Carried):
-    """A part of a message; only text is read. A refusal is what the assistant said."""
+    """A part of a message; only text is read. A refusal is the assistant's."""
 
     type: Literal["text", "input_text", "output_text", "refusal"]
     text: str
@@ -153,7 +153,7 @@ class ToolChoice(Carried):
     function: FunctionChoice
 
 
-class JsonSchema(Said):
+class JsonSchema(BodyPart):
     """A named JSON schema."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -163,7 +163,7 @@ class JsonSchema(Said):
     strict: bool | None = None
 
 
-class ResponseFormat(Said):
+class ResponseFormat(BodyPart):
     """What the answer has to look like: any text, a JSON object, or JSON of a schema."""
 
     model_config = ConfigDict(extra="forbid")
@@ -188,7 +188,7 @@ class ResponseFormat(Said):
         return {"type": "object"} if given is None else given
 
 
-class StructuredOutputs(Said):
+class StructuredOutputs(BodyPart):
     """What the answer has to look like, in one of vLLM's ways: a schema, a pattern, some texts, or a Lark grammar."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())

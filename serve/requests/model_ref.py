@@ -19,7 +19,7 @@ class ModelRef:
     text: str  # as it was asked for, which answers give back
     base: str  # the base's name
     mix: Mix | None = None
-    name: str | None = None  # of an adapter, if that is all that was said: its traffic may be split
+    name: str | None = None  # of an adapter, if the reference is that alone: its traffic may be split
     side: str | None = None  # the alias that answers, if it is
 
     @property

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from serve.requests.body_part import BodyPart, Carried, Whole, is_empty
 from serve.requests.generation import ChatRequest, CompletionRequest, GenerationRequest
 from serve.requests.messages import MAX_CALLS, MAX_MESSAGES, FunctionName, Tools
-from serve.requests.said import Carried, Said, Whole, is_empty
 from serve.requests.translated import translated
 
 TAKEN = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty")
@@ -88,7 +88,7 @@ class OllamaMessage(Carried):
         return message
 
 
-class OllamaRequest(Said):
+class OllamaRequest(BodyPart):
     """What both have in common."""
 
     model_config = ConfigDict(extra="allow")

@@ -5,17 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from serve.requests.body_part import BodyPart, Whole
 from serve.requests.generation import Token
 from serve.requests.messages import Messages
 from serve.requests.model_ref import ModelRef, read_model
-from serve.requests.said import Said, Whole
 from serve.requests.unsupported import refuse_unsupported
 
 Text = Annotated[str, Field(min_length=1)]
 Ids = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
 
 
-class Probe(Said):
+class Probe(BodyPart):
     """What both have in common with requests for text."""
 
     model_config = ConfigDict(extra="allow")

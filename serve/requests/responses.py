@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from serve.requests.body_part import BodyPart, Carried, Whole, is_empty
 from serve.requests.generation import ChatRequest
 from serve.requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, FunctionName, TextPart
-from serve.requests.said import Carried, Said, Whole, is_empty
 from serve.requests.translated import translated
 
 # what /v1/chat/completions calls otherwise
@@ -109,7 +109,7 @@ class FunctionTool(Carried):
     strict: bool | None = None
 
 
-class TextForm(Said):
+class TextForm(BodyPart):
     """`text`: what the answer looks like."""
 
     model_config = ConfigDict(extra="forbid")
@@ -117,7 +117,7 @@ class TextForm(Said):
     verbosity: Literal["low", "medium"] | None = None
 
 
-class Reasoning(Said):
+class Reasoning(BodyPart):
     """`reasoning`: how hard to think. Summaries are never made: the thoughts themselves are given back."""
 
     model_config = ConfigDict(extra="allow")
@@ -127,7 +127,7 @@ class Reasoning(Said):
 Item = MessageItem | CallItem | ResultItem | ThoughtItem | ReferenceItem
 
 
-class ResponsesRequest(Said):
+class ResponsesRequest(BodyPart):
     """POST /v1/responses. Parameters that are not named here are those of /v1/chat/completions."""
 
     model_config = ConfigDict(extra="allow")

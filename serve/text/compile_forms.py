@@ -67,8 +67,8 @@ def check(tokenizer: LLTokenizer, grammar: str) -> str | None:
 
 
 def _reason(matcher: LLMatcher) -> str:
-    said = matcher.get_error()
-    return "no answer can have this form" if said.startswith("NoExtension") else said
+    error = matcher.get_error()
+    return "no answer can have this form" if error.startswith("NoExtension") else error
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
         return
     tokenizer = LLTokenizer(setup["tokenizer"], n_vocab=setup["size"], eos_token=setup["end_tokens"])
     while (grammar := read_message(source)) is not None:
-        said: list[str | None] = []
+        error: list[str | None] = []
         with contextlib.suppress(OSError), open("/proc/self/statm", encoding="ascii") as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
             _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -94,15 +94,15 @@ def main() -> None:
         wanted = spent + SECONDS if hard == resource.RLIM_INFINITY else min(spent + SECONDS, hard)
         resource.setrlimit(resource.RLIMIT_CPU, (wanted, hard))
 
-        def work(grammar: str = grammar, said: list[str | None] = said) -> None:
-            said.append(check(tokenizer, grammar))
+        def work(grammar: str = grammar, error: list[str | None] = error) -> None:
+            error.append(check(tokenizer, grammar))
 
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-        if not said:  # Python itself ran out of something
+        if not error:  # Python itself ran out of something
             os.kill(os.getpid(), signal.SIGABRT)
-        write_message(sink, said[0])
+        write_message(sink, error[0])
 
 
 if __name__ == "__main__":

@@ -132,11 +132,11 @@ class Generation:
         if thinker is None:
             return "", text
         self.num_thought_tokens += thinker.place is Place.INSIDE
-        thought, said = thinker.push(text)
+        thought, answer = thinker.push(text)
         if is_last:
             more, rest = thinker.flush()
-            thought, said = thought + more, said + rest
-        return thought, said
+            thought, answer = thought + more, answer + rest
+        return thought, answer
 
     def close(self) -> None:
         """End the requests that have not ended. May be called more than once."""

@@ -213,5 +213,5 @@ def _literal(text: str) -> str:
 def _first_line(text: str) -> str:
     """What an error of the library says first; the state of its parser follows."""
     lines = [line for line in text.splitlines() if line.strip()]
-    said = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
-    return (said or lines or ["unknown"])[0][:300]
+    errors = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    return (errors or lines or ["unknown"])[0][:300]

@@ -220,9 +220,9 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
     """The tokens that end an answer: those of the generation config and the tokenizer's, if the model has them."""
     found = model.generation_config.eos_token_id if model.generation_config else None
     ids = found if isinstance(found, list) else [found]
-    said = (int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
+    ends = (int(token) for token in [*ids, tokenizer.eos_token_id] if token is not None)
     size = model.get_input_embeddings().weight.shape[0]
-    return frozenset(token for token in said if 0 <= token < size)
+    return frozenset(token for token in ends if 0 <= token < size)
 
 
 def sampling_defaults(model: Any) -> dict[str, Any]:

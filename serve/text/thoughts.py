@@ -81,7 +81,7 @@ class ThoughtReader:
         if self.place is Place.PAST:
             return "", text
         self._held += text
-        thought = said = ""
+        thought = answer = ""
         if self.place is Place.BEFORE:
             begun = self._held.lstrip()
             if begun.startswith(self._begin):
@@ -94,8 +94,8 @@ class ThoughtReader:
             self._held = self._held.lstrip()
             self.place = Place.PAST if self._held else Place.BEHIND
         if self.place is Place.PAST:
-            said, self._held = self._held, ""
-        return thought, said
+            answer, self._held = self._held, ""
+        return thought, answer
 
     def flush(self) -> tuple[str, str]:
         """The rest, after the last text. An end mark that was cut is dropped."""

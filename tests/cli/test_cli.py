@@ -112,7 +112,7 @@ def test_no_arguments_show_the_help(qhub: Qhub) -> None:
         assert done.err.count("\n") > 5
 
 
-def test_a_home_that_is_a_file_is_told(qhub: Qhub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_is_a_file_is_reported(qhub: Qhub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """QHUB_HOME set to a file is bad input for every verb."""
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("QHUB_HOME", str(tmp_path / "file"))

@@ -59,7 +59,7 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
         assert done.stderr == "qhub: there is no adapter 'none': `qhub list` shows what there is\n"
 
 
-def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     """A home on a path where nothing can be created is bad input with the reason, not a traceback."""
     code = (
         "from adapterhub_local.registry import Registry\n"

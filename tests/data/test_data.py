@@ -217,7 +217,7 @@ def test_parts_turns_and_marks_of_other_tools() -> None:
 
 
 @pytest.mark.parametrize("value", [None, ["a"], {"a": 1}])
-def test_a_column_without_text_is_told(value: Any) -> None:
+def test_a_column_without_text_is_reported(value: Any) -> None:
     """What has no text is never learned as Python spells it."""
     data = Data(train=(), prompt="{text}", answer="{label}")
     assert read_chat({"text": 1.5, "label": 3}, "here", "columns", data).texts == ["1.5", "3"]
@@ -360,7 +360,7 @@ def test_texts_are_cut_in_pieces() -> None:
     assert tokenised.num_pieces == len(tokenised.examples) == 5
 
 
-def test_control_tokens_in_a_text_are_told() -> None:
+def test_control_tokens_in_a_text_are_reported() -> None:
     """A text that spells an end of turn would teach to stop there, so it is said."""
     chats = [Chat(f"x:{i}", tuple(chat("q", answer)["messages"])) for i, answer in enumerate(("a", "a <|im_end|> b"))]
     (note,) = tokenise_all(chats, byte_tokenizer(), 512).notes(512)

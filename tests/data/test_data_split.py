@@ -59,7 +59,7 @@ def test_the_held_out_part_is_scored_on_answers(tmp_path: Path) -> None:
     assert {text for texts in learned(test) for text in texts} <= {"yes<|im_end|>", "no<|im_end|>"}
 
 
-def test_test_prompts_that_were_trained_on_are_told(tmp_path: Path) -> None:
+def test_test_prompts_that_were_trained_on_are_reported(tmp_path: Path) -> None:
     """Prompts of the test file that are in the training data too are counted and said."""
     write_rows(tmp_path / "train.jsonl", [chat(f"q {i}", "yes") for i in range(8)])
     write_rows(tmp_path / "test.jsonl", [chat(f"q {i}", "no") for i in range(6, 10)])

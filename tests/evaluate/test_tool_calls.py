@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.base.tool_format import HERMES, LLAMA, TOLD, ToolFormat
+from adapterhub_local.base.tool_format import HERMES, LLAMA, PROMPTED, ToolFormat
 from adapterhub_local.cli.main import run
 from adapterhub_local.evaluate.tool_calls import Offer, call_hits, read_calls
 from adapterhub_local.registry import Registry
@@ -50,7 +50,7 @@ X, Y = ({"type": "function", "function": {"name": name, "parameters": {}}} for n
         ("<tool_call>", "It is 12.", 0, 0, 0),
     ],
 )
-@pytest.mark.parametrize("tool_format", [HERMES, TOLD], ids=["hermes", "told"])
+@pytest.mark.parametrize("tool_format", [HERMES, PROMPTED], ids=["hermes", "told"])
 def test_what_counts(tool_format: ToolFormat, written: str, wanted: str, valid: int, tool: int, exact: int) -> None:
     """The form, the tools, the arguments: each asks for the one before it."""
     hits = call_hits([written], [wanted], [Offer(tool_format, NAMES)])
@@ -67,7 +67,7 @@ def test_a_form_without_marks() -> None:
 
 def test_rows_without_tools_do_not_count() -> None:
     """Nobody can call there: such rows are in no share."""
-    hits = call_hits([ON, "Hi"], [ON, "Hello"], [Offer(TOLD, NAMES), None])
+    hits = call_hits([ON, "Hi"], [ON, "Hello"], [Offer(PROMPTED, NAMES), None])
     assert hits["exact_calls"] == (True,)
 
 

@@ -134,7 +134,7 @@ def write_adapter_gguf(path: Path, tensors: dict[str, np.ndarray], *, kind: str 
     writer.close()
 
 
-def test_what_cannot_be_taken_is_told(tiny_base: BaseInfo, tmp_path: Path) -> None:
+def test_what_cannot_be_taken_is_reported(tiny_base: BaseInfo, tmp_path: Path) -> None:
     """Image models, other architectures, half adapters, wrong shapes and damaged files each have their sentence."""
     a, b = np.zeros((2, 64), np.float32), np.zeros((64, 2), np.float32)
     whole = {"blk.0.attn_q.weight.lora_a": a, "blk.0.attn_q.weight.lora_b": b}

@@ -152,7 +152,7 @@ def test_a_whole_registry_is_pushed_under_a_limit(
     assert notes[0] == "the Hub asks to wait 55 s (too many requests)"
 
 
-def test_a_limit_without_end_is_told(hub: HubServer, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_without_end_is_reported(hub: HubServer, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait longer than anybody waits is not begun."""
     waits = []
     monkeypatch.setattr(patience.time, "sleep", waits.append)

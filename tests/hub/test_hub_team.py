@@ -238,7 +238,7 @@ def test_search_finds_by_words_and_base(hub: HubServer, registry: Registry, tmp_
         search_hub("", base="/models/x", endpoint=hub.endpoint)
 
 
-def test_newer_weights_on_the_hub_are_told(hub: HubServer, registry: Registry, tmp_path: Path) -> None:
+def test_newer_weights_on_the_hub_are_reported(hub: HubServer, registry: Registry, tmp_path: Path) -> None:
     """A pulled version is outdated when its repository has other weights; an edited card does not count."""
     hub.repos["them/plain"] = plain = Repo()
     plain.commit(peft_files(tmp_path / "plain"))

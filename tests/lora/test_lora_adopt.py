@@ -115,7 +115,7 @@ def test_a_base_that_a_person_names_counts(
     [("lora_A", {}), ("lora_B", {}), ("", {"lora_alpha": 0}), (None, {})],
     ids=["A", "B", "scale", "trained"],
 )
-def test_an_adapter_that_changes_nothing_is_told(
+def test_an_adapter_that_changes_nothing_is_reported(
     zero: str | None, fields: dict, tiny_base: BaseInfo, tmp_path: Path
 ) -> None:
     """It is registered, for a file may be worth keeping, and a note says what the server will refuse it for."""

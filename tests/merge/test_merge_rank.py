@@ -163,7 +163,7 @@ def test_a_range_too_small_for_float16_is_bfloat16(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_effect_of_the_storage_dtype_is_told(tmp_path: Path, dtype: str) -> None:
+def test_the_effect_of_the_storage_dtype_is_reported(tmp_path: Path, dtype: str) -> None:
     """The rounding error of the report is that of the file."""
     paths = [save_adapter(tmp_path / f"{seed}", seed) for seed in (1, 2)]
     report = run(paths, [0.7, 0.3], tmp_path / "out.safetensors", dtype=dtype)
@@ -261,7 +261,7 @@ def test_a_loss_larger_than_asked_for_is_never_stored_silently() -> None:
         check_kept(rule, 0.2, 1.0, 512)
 
 
-def test_the_rank_a_server_needs_is_told() -> None:
+def test_the_rank_a_server_needs_is_reported() -> None:
     """The least --max-lora-rank vLLM has for it, or none above 512."""
     report = MergeReport({}, 33, 33, 1, 1, "float32")
     assert report.server_rank == 64

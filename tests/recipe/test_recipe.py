@@ -286,7 +286,7 @@ def test_everything_that_is_wrong_is_told_in_one_go(write: Write) -> None:
     ]
 
 
-def test_every_wrong_run_of_a_sweep_is_told(write: Write) -> None:
+def test_every_wrong_run_of_a_sweep_is_reported(write: Write) -> None:
     """What is wrong in any run is reported with the run, all of them at once; what they share is reported once."""
     path = write(MINIMAL + "[sweep.paired]\ntrain.seed = [1, -1, 2]\nadapter.rank = [4, 8, 0]\n")
     with pytest.raises(BadRecipe) as caught:

@@ -247,7 +247,7 @@ def test_a_damaged_database_is_corrupt(registry: Registry) -> None:
             read()
 
 
-def test_a_database_that_is_locked_for_too_long_is_told(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_locked_for_long_is_reported(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that waits in vain gets an error that says so, and the lock's owner loses nothing."""
     registry.publish("a", FILES, LINEAGE)
     monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 50)

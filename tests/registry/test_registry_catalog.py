@@ -214,7 +214,7 @@ def test_a_long_list_is_cut_and_says_so(capsys: pytest.CaptureFixture[str], monk
         assert ("of 5 adapters: --limit 0" in captured.err) is told, line
 
 
-def test_a_metric_that_nobody_has_is_told(registry: Registry) -> None:
+def test_a_metric_that_nobody_has_is_reported(registry: Registry) -> None:
     """A misspelt metric is not an empty list: the nearest ones are named; without any scores nothing can be wrong."""
     for call in ({"sort": "exact_mach"}, {"conditions": [Condition.parse("exact_mach>0.5")]}):
         with pytest.raises(NotFound, match="did you mean exact_match"):

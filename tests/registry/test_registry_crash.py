@@ -110,8 +110,12 @@ def stop_at(call: int, kind: str, log: os.PathLike[str]) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
-@pytest.mark.parametrize("kind", ["exit", "full", "EIO"])
-@pytest.mark.parametrize("fresh", [True, False], ids=["new home", "old home"])
+# an error is raised alike whatever its number is: each number in one of the homes
+@pytest.mark.parametrize(
+    ("kind", "fresh"),
+    [("exit", True), ("exit", False), ("full", True), ("EIO", False)],
+    ids=["exit-new home", "exit-old home", "full-new home", "EIO-old home"],
+)
 def test_stopped_at_each_step_of_publishing(
     kind: str, fresh: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

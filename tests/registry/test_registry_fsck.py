@@ -154,7 +154,7 @@ def test_what_is_no_blob_is_told_and_set_aside(home: Home) -> None:
     assert fsck(registry).is_clean
 
 
-def test_a_file_that_was_published_unsound_is_told(home: Home) -> None:
+def test_a_file_that_was_published_unsound_is_reported(home: Home) -> None:
     """A .safetensors file with a wrong header is a problem although its bytes are what was published."""
     registry = Registry()
     registry.publish("a", {"adapter_model.safetensors": b"weights"}, LINEAGE)

@@ -88,7 +88,7 @@ def test_a_full_disk_loses_nothing(home: Home, limit: int, size: int, published:
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
     """A folder that every user of the machine may enter."""
-    with tempfile.TemporaryDirectory(prefix="qhub-test-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qhub-test-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")) as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
 

@@ -58,7 +58,7 @@ def verbs(user: int, home: Path, *lines: str, mask: str = "002") -> str:
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A folder that every user of the machine may enter, with a place for each user's own files."""
-    with tempfile.TemporaryDirectory(prefix="qhub-test-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qhub-test-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")) as folder:
         os.chmod(folder, 0o755)
         for user in (ALICE, BOB):
             (Path(folder) / str(user)).mkdir()

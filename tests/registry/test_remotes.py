@@ -125,7 +125,7 @@ def test_remotes_on_the_command_line(
     assert Registry(other).versions() == Registry(here).versions()
 
 
-def test_a_server_that_is_not_there_is_told(home: Home, merge: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_reported(home: Home, merge: Version, monkeypatch: pytest.MonkeyPatch) -> None:
     """No bucket, no server, no credentials: one error that names the remote."""
     for key, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "secret"), ("MAX_ATTEMPTS", "1")):
         monkeypatch.setenv(f"AWS_{key}", value)
@@ -135,7 +135,7 @@ def test_a_server_that_is_not_there_is_told(home: Home, merge: Version, monkeypa
         push(Registry(), open_store(dead), [merge])
 
 
-def test_a_bucket_that_is_not_there_is_told(
+def test_a_bucket_that_is_not_there_is_reported(
     s3_server: str, home: Home, merge: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Buckets are never created: they cost, and a name may be a typing error."""

@@ -62,10 +62,10 @@ DATE = "{% if not day is defined %}{% set day = strftime_now('%d %b %Y') %}{% en
 CALL = "{'name': c.function.name, 'arguments': c.function.arguments} | tojson"
 CALLS = "{% for c in m.tool_calls or [] %}{{ '\\n<tool_call>\\n' + " + CALL + " + '\\n</tool_call>' }}{% endfor %}"
 SCHEMAS = "{% for t in tools or [] %}{{ '\\n' + t | tojson }}{% endfor %}"
-TOLD = "{{ '<|im_start|>system\\n' + (messages[0].content + '\\n\\n' if messages[0].role == 'system' else '') }}"
+PROMPTED = "{{ '<|im_start|>system\\n' + (messages[0].content + '\\n\\n' if messages[0].role == 'system' else '') }}"
 IM_TOOLS = (  # the schemas behind the first system message
-    "{% if tools %}" + TOLD + "{{ '# Tools\\n<tools>' }}" + SCHEMAS + "{{ '\\n</tools><|im_end|>\\n' }}"
-    "{% elif messages[0].role == 'system' %}" + TOLD + "{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% if tools %}" + PROMPTED + "{{ '# Tools\\n<tools>' }}" + SCHEMAS + "{{ '\\n</tools><|im_end|>\\n' }}"
+    "{% elif messages[0].role == 'system' %}" + PROMPTED + "{{ '<|im_end|>\\n' }}{% endif %}"
 )
 IS_FIRST_RESULT = "(loop.first or messages[loop.index0 - 1].role != 'tool')"
 IS_LAST_RESULT = "(loop.last or messages[loop.index0 + 1].role != 'tool')"

@@ -3,11 +3,11 @@
 import json
 import os
 import signal
-import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import TrainerState, TrainingArguments
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.cli.main import run
@@ -15,8 +15,8 @@ from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.train.train import train
+from adapterhub_local.train.watch import Watch
 from tests.chats import RECIPE, write_recipe
-from tests.patience import PATIENCE
 
 SWEEP = """
 [sweep.grid]
@@ -82,32 +82,26 @@ def test_a_run_that_fails_does_not_end_the_sweep(
 
 
 def test_a_sweep_that_is_stopped_goes_on(
-    tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C in the second run keeps the first; --resume goes on in the second and makes what was left."""
-    path = write_recipe(tmp_path, RECIPE + "[sweep.grid]\ntrain.epochs = [1, 40, 2]\n")
+    path = write_recipe(tmp_path, RECIPE + "[sweep.grid]\ntrain.epochs = [1, 3, 2]\n")
+    at_step_end = Watch.on_step_end
 
-    def stop_the_second() -> None:
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            logs = (
-                sorted(home.runs.glob("*/log.jsonl"), key=lambda log: log.stat().st_mtime) if home.runs.exists() else []
-            )
-            if len(logs) == 2 and logs[-1].stat().st_size:
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-            time.sleep(0.02)
+    def stop_in_the_second(watch: Watch, arguments: TrainingArguments, state: TrainerState, *others, **given) -> Any:
+        if (state.max_steps, state.global_step) == (6, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return at_step_end(watch, arguments, state, *others, **given)
 
-    watcher = threading.Thread(target=stop_the_second)
-    watcher.start()
-    with pytest.raises(SystemExit) as exit_info:
-        run(["train", str(path)])
-    watcher.join()
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_step_end", stop_in_the_second)
+        with pytest.raises(SystemExit) as exit_info:
+            run(["train", str(path)])
     assert exit_info.value.code == 130
     assert "--resume" in capsys.readouterr().err
     assert len(Registry(home).versions()) == 1
     printed = sweep_json(capsys, path, "--resume")
-    direct = train(load_recipe(path, ["train.epochs=40", "output.description=direct"]), home)
+    direct = train(load_recipe(path, ["train.epochs=3", "output.description=direct"]), home)
 
     assert [entry["was_there"] for entry in printed["runs"]] == [True, False, False]
     second = Registry(home).resolve(printed["runs"][1]["version"])

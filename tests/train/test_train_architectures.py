@@ -1,5 +1,8 @@
 """Every architecture that is promised: quantised as a base, packed exactly, trained, and loaded by plain PEFT."""
 
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from adapterhub_local.base.add import add_base
+from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.load import LoadedBase, load_base
 from adapterhub_local.evaluate.evaluate import score
 from adapterhub_local.evaluate.written import write_ids
@@ -38,10 +42,23 @@ GROUPS = {
 }
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of an architecture as the base `tiny`, which is quantised once for all tests."""
+
+    @cache
+    def build(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        return add_base("tiny", save_architecture(name, folder / "model"), Home(folder / "home")).folder
+
+    return build
+
+
 @pytest.fixture
-def base(request: pytest.FixtureRequest, tmp_path: Path, home: Home) -> LoadedBase:
-    """The architecture of the test's parameter as the base `tiny`."""
-    return load_base(add_base("tiny", save_architecture(request.param, tmp_path / "model"), home))
+def base(request: pytest.FixtureRequest, built: Callable[[str], Path], home: Home) -> LoadedBase:
+    """The architecture of the test's parameter as the base `tiny` in this test's home."""
+    shutil.copytree(built(request.param), home.bases / "tiny")
+    return load_base(read_record(home.bases / "tiny"))
 
 
 @pytest.mark.parametrize("base", NAMES, indirect=True)

@@ -16,14 +16,14 @@ from typing import Any
 from adapterhub_local.registry.config import Hook
 from adapterhub_local.settings import Home, environment_in
 
-MAX_SAID = 500  # characters of what a hook said that are kept
+MAX_OUTPUT = 500  # characters of a hook's answer or output that are kept
 
 
 class Failed(Exception):
     """The hook did not accept the change; the message is one line with the reason."""
 
 
-def tell(home: Home, hook: Hook, headers: Mapping[str, str], body: bytes) -> str:
+def attempt(home: Home, hook: Hook, headers: Mapping[str, str], body: bytes) -> str:
     """Give a hook the body; returns its reply. Raises Failed, after `hook.timeout` seconds at the latest."""
     signed = {**headers, **_signature(home, hook, body)}
     return _post(hook, signed, body) if hook.url is not None else _run(home, hook, signed, body)
@@ -53,7 +53,7 @@ def _post(hook: Hook, headers: Mapping[str, str], body: bytes) -> str:
         with _ended_after(hook.timeout):
             opener = urllib.request.build_opener(_NoRedirect)
             with opener.open(request, timeout=hook.timeout) as answer:
-                answer.read(MAX_SAID)
+                answer.read(MAX_OUTPUT)
                 return f"HTTP {answer.status}"
     except urllib.error.HTTPError as error:
         error.close()
@@ -64,7 +64,7 @@ def _post(hook: Hook, headers: Mapping[str, str], body: bytes) -> str:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             raise Failed(f"no answer within {hook.timeout:g} s") from None
-        raise Failed(f"{type(reason).__name__}: {reason}"[:MAX_SAID]) from None
+        raise Failed(f"{type(reason).__name__}: {reason}"[:MAX_OUTPUT]) from None
 
 
 @contextmanager
@@ -88,12 +88,12 @@ def _ended_after(seconds: float) -> Iterator[None]:
 
 def _run(home: Home, hook: Hook, headers: Mapping[str, str], body: bytes) -> str:
     own = {name.upper().replace("-", "_").removeprefix("X_"): value for name, value in headers.items()}
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
         given.write(body)
         given.seek(0)
         try:
             process = subprocess.Popen(
-                hook.command, stdin=given, stdout=said, stderr=said, cwd=home.root, start_new_session=True,
+                hook.command, stdin=given, stdout=output, stderr=output, cwd=home.root, start_new_session=True,
                 env=environment_in(home) | own,
             )  # fmt: skip
         except (OSError, ValueError) as error:
@@ -106,9 +106,9 @@ def _run(home: Home, hook: Hook, headers: Mapping[str, str], body: bytes) -> str
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # what it started ends with it
             process.wait()
-        size = said.seek(0, os.SEEK_END)
-        said.seek(max(0, size - MAX_SAID))
-        words = " ".join(said.read().decode(errors="replace").split())
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - MAX_OUTPUT))
+        words = " ".join(output.read().decode(errors="replace").split())
     if process.returncode:
         raise Failed(f"it ended with {process.returncode}{f': {words}' if words else ''}")
     return words or "ended with 0"

@@ -18,7 +18,7 @@ from adapterhub_local.digests import hex_of
 from adapterhub_local.durable import canonical_json, create_shared, digest_bytes
 from adapterhub_local.registry.config import Hook
 from adapterhub_local.registry.history import entry
-from adapterhub_local.registry.hooks.attempt import Failed, tell
+from adapterhub_local.registry.hooks.attempt import Failed, attempt
 from adapterhub_local.registry.hooks.state import State, Waiting, log, newest, read_state, start, write_state
 from adapterhub_local.registry.registry import Registry, now
 from adapterhub_local.settings import make_folder
@@ -84,9 +84,9 @@ def _try(registry: Registry, hook: Hook, state: State, number: int) -> None:
     headers, body = message(hook, rows[0]["id"], rows[0]["record"])
     waiting.attempts += 1
     began = time.monotonic()
-    said: dict[str, Any] = {"change": number, "delivery": headers["X-Qhub-Delivery"], "attempt": waiting.attempts}
+    line: dict[str, Any] = {"change": number, "delivery": headers["X-Qhub-Delivery"], "attempt": waiting.attempts}
     try:
-        said |= {"state": "delivered", "said": tell(registry.home, hook, headers, body)}
+        line |= {"state": "delivered", "said": attempt(registry.home, hook, headers, body)}
         del state.waiting[number]
     except Failed as error:
         waiting.error = str(error)
@@ -94,8 +94,8 @@ def _try(registry: Registry, hook: Hook, state: State, number: int) -> None:
         is_over = waiting.attempts >= MAX_ATTEMPTS
         if is_over:
             state.failed[number] = state.waiting.pop(number)
-        said |= {"state": "given up" if is_over else "failed", "said": str(error)}
-    log(registry.home, hook.name, {"at": now(), "ms": round((time.monotonic() - began) * 1000), **said})
+        line |= {"state": "given up" if is_over else "failed", "said": str(error)}
+    log(registry.home, hook.name, {"at": now(), "ms": round((time.monotonic() - began) * 1000), **line})
 
 
 def message(hook: Hook, number: int, record: str) -> tuple[dict[str, str], bytes]:

@@ -12,7 +12,7 @@ from adapterhub_local.settings import Home, environment_in
 
 def wake(home: Home) -> None:
     """Have the hooks of a home notified of what they do not know yet, in a process of its own, if it has hooks."""
-    with suppress(QhubError, OSError):  # what is not told now is at the next change, or by `qhub hook deliver`
+    with suppress(QhubError, OSError):  # what is not delivered now is at the next change, or by `qhub hook deliver`
         if not home.config.exists() or not read_config(home).hooks:
             return
         process = subprocess.Popen(

@@ -122,11 +122,11 @@ class Grpo:
         # by value less the mean reward, as on held-out prompts; by gradient the paper's
         loss = -(advantages * (probs - probs.detach())).sum() / step.tokens
         loss = loss - sum(float(one.rewards.mean()) for one in drawn) / step.prompts
-        told = torch.zeros(len(self.metrics))
+        metrics = torch.zeros(len(self.metrics))
         for one in drawn:
             lengths = torch.tensor([float(answer.num_labels) for answer in one.answers]).mean()
-            told += torch.stack([one.rewards.mean(), one.rewards.std(correction=0), lengths])
-        return loss, told / step.prompts
+            metrics += torch.stack([one.rewards.mean(), one.rewards.std(correction=0), lengths])
+        return loss, metrics / step.prompts
 
     def held_out(self, items: Sequence[Example], batch_size: int) -> dict[str, float]:
         """`eval_loss` is less the mean reward of greedy answers."""

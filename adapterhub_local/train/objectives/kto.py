@@ -46,14 +46,14 @@ class Kto:
         self.model.eval()
         rows = [row for at in range(0, len(items), batch_size) for row in self.cutter.cut(items[at : at + batch_size])]
         step = self._begin(rows, rows, lambda tensor: tensor, "test")
-        loss, told = torch.zeros(()), torch.zeros(len(self.metrics))
+        loss, metrics = torch.zeros(()), torch.zeros(len(self.metrics))
         with torch.no_grad():
             for row in rows:
                 part, more = self._loss(row, step, "test")
-                loss, told = loss + part.cpu(), told + more.cpu()
+                loss, metrics = loss + part.cpu(), metrics + more.cpu()
         return {
             "eval_loss": float(loss),
-            **dict(zip((f"eval_{name}" for name in self.metrics), told.tolist(), strict=True)),
+            **dict(zip((f"eval_{name}" for name in self.metrics), metrics.tolist(), strict=True)),
         }
 
     def _begin(self, rows: Sequence[JudgedRow], own: Sequence[JudgedRow], total: Sum, kind: str) -> Step:
@@ -76,8 +76,8 @@ class Kto:
         rewards = self.beta * ratios.detach()
         right = ((rewards > 0) == is_good).sum() / count
         share = divergence * len(row.items) / count
-        told = [rewards[is_good].sum() / max(1, good), rewards[~is_good].sum() / max(1, bad), right, share]
-        return losses.sum() / count, torch.stack(told)
+        metrics = [rewards[is_good].sum() / max(1, good), rewards[~is_good].sum() / max(1, bad), right, share]
+        return losses.sum() / count, torch.stack(metrics)
 
     def _others(self, row: JudgedRow) -> torch.Tensor:
         return self.cutter.log_probs(row.others, 1)

@@ -50,12 +50,12 @@ class Paired:
         losses = self.function(pairs, self.beta, self.given).sum() / step[0]
         if self.sft_weight:
             losses = losses - self.sft_weight * pairs.log_probs[:, 0].sum() / step[1]
-        return losses, self._told(pairs) / step[0]
+        return losses, self._measured(pairs) / step[0]
 
     def held_out(self, items: Sequence[Judged], batch_size: int) -> dict[str, float]:
         self.model.eval()
         rows = [row for at in range(0, len(items), batch_size) for row in self.cutter.cut(items[at : at + batch_size])]
-        loss, told = torch.zeros(()), torch.zeros(len(self.metrics))
+        loss, metrics = torch.zeros(()), torch.zeros(len(self.metrics))
         labels = sum(item.parts[0].num_labels for item in items)
         for row in rows:
             reference = self._reference(row, "test")
@@ -63,10 +63,10 @@ class Paired:
                 pairs = Pairs(self.cutter.log_probs(row.packs, 2), self._lengths(row), reference)
                 loss += (self.function(pairs, self.beta, self.given).sum() / len(items)).cpu()
                 loss -= (self.sft_weight * pairs.log_probs[:, 0].sum() / labels).cpu()
-                told += (self._told(pairs) / len(items)).cpu()
+                metrics += (self._measured(pairs) / len(items)).cpu()
         return {
             "eval_loss": float(loss),
-            **dict(zip((f"eval_{name}" for name in self.metrics), told.tolist(), strict=True)),
+            **dict(zip((f"eval_{name}" for name in self.metrics), metrics.tolist(), strict=True)),
         }
 
     def _reference(self, row: JudgedRow, kind: str) -> torch.Tensor | None:
@@ -78,7 +78,7 @@ class Paired:
         lengths = [[part.num_labels for part in item.parts] for item in row.items]
         return torch.tensor(lengths, device=self.model.device)
 
-    def _told(self, pairs: Pairs) -> torch.Tensor:
+    def _measured(self, pairs: Pairs) -> torch.Tensor:
         """Sums of the metrics over the pairs of a row."""
         rewards = self.beta * (pairs.log_ratios if pairs.reference is not None else pairs.means).detach()
         margins = rewards[:, 0] - rewards[:, 1]

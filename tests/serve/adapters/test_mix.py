@@ -143,7 +143,7 @@ def test_over_http(server: Server) -> None:
     ],
     ids=str,
 )
-def test_mistakes_are_told(server: Server, body: dict, status: int, message: str) -> None:
+def test_mistakes_are_reported(server: Server, body: dict, status: int, message: str) -> None:
     """What cannot be mixed is refused by name, and nothing is held for it."""
     response = chat(server, **body)
     assert response.status_code == status, response.text

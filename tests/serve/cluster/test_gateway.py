@@ -97,7 +97,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "body"), WRONG, ids=str)
-def test_mistakes_are_told_as_a_plain_server_tells_them(gateway: Gateway, plain: Server, path: str, body: dict) -> None:
+def test_mistakes_are_reported_as_by_a_plain_server(gateway: Gateway, plain: Server, path: str, body: dict) -> None:
     """A request that is refused gets the same status and the same error."""
     ours, theirs = gateway.post(path, **body), plain.http.post(path, json=body)
     assert ours.status_code == theirs.status_code >= 400

@@ -111,7 +111,7 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
     engine = engine_of(built_base, kernels="triton")
     kernels = ("add_lora", "add_norm", "paged_attention", "rotate_and_write", "silu_multiply", "lean")
     assert engine.snapshot().kernels == kernels
-    assert answers(engine, served_registry, ADAPTERS, tokens=4) == [each[:4] for each in wanted["mixed"]]
+    assert answers(engine, served_registry, ADAPTERS, tokens=2) == [each[:2] for each in wanted["mixed"]]
 
     runner = engine.runner
     assert runner.context.kernels is not None
@@ -119,7 +119,7 @@ def test_the_engine_on_kernels(built_base: Path, served_registry: Registry, want
         runner.model, runner.cache, runner.context, engine.slots, runner.context.kernels,
         engine.max_length, is_captured=False, settled=0,
     )  # fmt: skip
-    assert answers(engine, served_registry, ADAPTERS, tokens=3) == [each[:3] for each in wanted["mixed"]]
+    assert answers(engine, served_registry, ADAPTERS, tokens=2) == [each[:2] for each in wanted["mixed"]]
     assert len(runner.graphs)
     kernels = ("add_lora", "add_norm", "paged_attention", "rotate_and_write", "silu_multiply", "lean")
     assert engine.snapshot().kernels == kernels

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_local.base.tool_calls import CallReader
-from adapterhub_local.base.tool_format import HERMES, LLAMA, TOLD, format_of
+from adapterhub_local.base.tool_format import HERMES, LLAMA, PROMPTED, format_of
 from tests.patience import PATIENCE
 from tests.serve.conftest import TOOL_TEMPLATE, Server
 
@@ -204,8 +204,8 @@ def test_formats_of_templates() -> None:
     """A template's way to call is known by what it says; where it is not, tools are told in the system's turn."""
     assert format_of(TOOL_TEMPLATE) is HERMES
     assert format_of('{{ tools }} ipython {"parameters"}') is LLAMA
-    assert format_of("{{ tools }} [TOOL_CALLS]") is TOLD
-    assert format_of("{{ messages }}") is TOLD
+    assert format_of("{{ tools }} [TOOL_CALLS]") is PROMPTED
+    assert format_of("{{ messages }}") is PROMPTED
 
 
 def test_logprobs_of_an_answer_without_tokens(server: Server) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from adapterhub_local.base.prompted_tools import HEAD, describe_tools
 from adapterhub_local.base.tool_calls import CallReader
-from adapterhub_local.base.tool_format import HERMES, TOLD
+from adapterhub_local.base.tool_format import HERMES, PROMPTED
 from tests.serve.conftest import Server
 
 USER = {"role": "user", "content": "Hello"}
@@ -87,7 +87,7 @@ def test_a_cut_call_leaks_nothing(server: Server, length: int) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ""
 
 
-@given(st.integers(0, 70), st.sampled_from([HERMES, TOLD]))
+@given(st.integers(0, 70), st.sampled_from([HERMES, PROMPTED]))
 def test_no_cut_leaks(size: int, form) -> None:
     """A call that is cut anywhere gives nothing of its markup; what was said before it is kept."""
     text = 'Let me see.<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'

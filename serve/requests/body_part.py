@@ -1,4 +1,4 @@
-"""What a body says: null is not said, a whole number may be written as 16.0, an empty text or list asks for nothing.
+"""The parts of a body: null is as if left out, a whole number may be written as 16.0, an empty text asks for nothing.
 
 JSON has no integers, so clients in R, Lua or JavaScript write whole numbers as they like.
 """
@@ -16,7 +16,7 @@ def whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(whole)]
 
 
-class Said(BaseModel):
+class BodyPart(BaseModel):
     """A part of a body: strict about types, and null where there is a default is the same as nothing."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
@@ -30,7 +30,7 @@ class Said(BaseModel):
         return {name: each for name, each in value.items() if each is not None or name in required}
 
 
-class Carried(Said):
+class Carried(BodyPart):
     """A part of a conversation. What no chat template reads changes nothing, so unknown fields are left out."""
 
     model_config = ConfigDict(extra="ignore")
