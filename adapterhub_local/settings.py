@@ -13,7 +13,7 @@ RAY_ADDRESS, RAY_AUTH_MODE     the Ray cluster that `qhub cluster` joins, and wh
 QHUB_REDIS_PASSWORD, REDISCLI_AUTH  the password of the Redis of `qhub serve --limits`; the first that is set, the
              second is what redis-cli reads                   default none
 QHUB_ALLOW_CODE  if 1, Python code that a recipe names is run, as with --allow-code   default none: it is refused
-GOMP_SPINCOUNT, OMP_WAIT_POLICY  how long threads that compute wait awake for each other   default 10000 turns, 0.1 ms
+GOMP_SPINCOUNT, OMP_WAIT_POLICY  how long threads that compute wait awake   default 1000 turns in the server
 NO_COLOR     if set, output has no colours
 QHUB_ACTOR   who makes the changes of this process, for their records   default the user at this machine
 QHUB_TRUSTED_KEYS  public keys, separated by ':'; pulls must be signed with one   default none: unsigned is taken
@@ -32,7 +32,7 @@ from adapterhub_local.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda")
 COMPUTE = ("auto", "float32", "bfloat16")
-SPINS = "10000"  # of GNU OpenMP's loop: about 0.1 ms
+SPINS = "1000"  # of GNU OpenMP's loop: about 0.01 ms
 
 
 @dataclass(frozen=True)
@@ -254,11 +254,12 @@ def allows_code() -> bool:
 
 
 def wait_briefly() -> None:
-    """Have threads that compute sleep soon where they wait for each other, before torch is imported.
+    """Have threads that compute sleep soon where they wait for each other, before torch is imported: in the server.
 
     GNU OpenMP, which torch brings along, lets them spin for milliseconds. A step has hundreds of parallel regions: when
     other work takes the core of one thread, the others burn theirs until it has it back, and no core is ever free for
-    it to move to. The pauses between regions are shorter than this and still waited out awake (benchmarks/busy.py).
+    it to move to. Training keeps the default: there Python runs between regions, and to wake threads costs 10 to 20 %
+    on a quiet machine (benchmarks/busy.py).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

@@ -51,7 +51,7 @@ def by_turns(options: argparse.Namespace, measure: Callable[[], float]) -> dict[
 
 def ours(options: argparse.Namespace) -> dict[str, float]:
     """Tokens a second of our engine."""
-    wait_briefly()  # as `qhub` does
+    wait_briefly()  # as `qhub serve` does
     base = serve.load(options)
     store = serve.registry(options)
     versions = [store.resolve(f"a{number}") for number in range(options.adapters)]

@@ -123,7 +123,7 @@ def answer(engine: Any, texts: Sequence[list[int]], versions: Sequence[Any], tok
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """All adapters, one adapter and the base alone, in turn; then 1 to 32 at once."""
-    wait_briefly()  # as `qhub` does
+    wait_briefly()  # as `qhub serve` does
     base = load(options)
     store = registry(options)
     versions = [store.resolve(f"a{number}") for number in range(options.adapters)]

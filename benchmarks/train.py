@@ -21,14 +21,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from adapterhub_local.settings import wait_briefly
 from benchmarks.machine import child, machine, peak_memory_mb
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "sentiment.toml"
 
 
 def ours(arguments) -> dict[str, float]:
-    wait_briefly()  # as `qhub` does
     from adapterhub_local.train.trainer import make_trainer
     from adapterhub_local.train.watch import Watch
 

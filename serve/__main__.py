@@ -65,6 +65,7 @@ def command(
     As soon as there is an API key (`qhub key create`), every request needs one; without any, only this
     machine may ask.
     """
+    wait_briefly()
     from adapterhub_local.base.load import choose_device
     from serve.server import run_server
 
@@ -88,7 +89,6 @@ def command(
 
 
 if __name__ == "__main__":
-    wait_briefly()
     try:
         command()
     except QhubError as error:

@@ -15,7 +15,7 @@ import click
 from adapterhub_local.cli.output import echo
 from adapterhub_local.errors import QhubError
 from adapterhub_local.noise import hush
-from adapterhub_local.settings import is_in_home, wait_briefly
+from adapterhub_local.settings import is_in_home
 
 # section of the help -> verb -> what it does; the module of that name is imported when the verb is called
 SECTIONS = {
@@ -128,7 +128,6 @@ def qhub() -> None:
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 bad usage or input, 1 failure, 130 stopped by the user."""
     hush()
-    wait_briefly()
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed: `qhub list >&-`
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 - to the end of the process
