@@ -89,7 +89,7 @@ def check_chat(
     is_blank = [message["role"] == "user" and not message["content"].strip() for message in checked]
     if any(is_blank) or (len(checked) == 1 and is_learned(last)):
         raise BadData(
-            f"{where}: the prompt is empty: nobody asks this of a server; an answer alone is a row with the column text"
+            f"{where}: the prompt is empty; a text without a prompt is a row with the one column text"
             if len([message for message in checked if message["role"] != "system"]) <= 2
             else f"{where}: a message of the user is empty"
         )

@@ -158,7 +158,7 @@ FILES = [
     ('log of text.jsonl', b'{"input": "q", "output": {"role": "assistant", "content": "a"}}', '<user> q <assistant> a'),
     ('bedrock.jsonl', b'{"messages": [{"role": "user", "content": [{"text": "q"}]}, {"role": "assistant", "content": [{"text": "a"}]}]}', '<user> q <assistant> a'),
     ('bedrock image.jsonl', b'{"messages": [{"role": "user", "content": [{"image": {}}]}, {"role": "assistant", "content": [{"text": "a"}]}]}', '! a part of a content is {"type": "text", "text": ...}, or the content is one text'),
-    ('blank prompt.jsonl', b'{"prompt": " \\n", "completion": "b"}', '! the prompt is empty: nobody asks this of a server; an answer alone is a row with the column text'),
+    ('blank prompt.jsonl', b'{"prompt": " \\n", "completion": "b"}', '! the prompt is empty; a text without a prompt is a row with the one column text'),
     ('blank instruction.jsonl', b'{"instruction": "", "input": " ", "output": "o"}', '! the prompt is empty'),
     ('blank message.jsonl', b'{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]}', '! the prompt is empty'),
     ('blank parts.jsonl', b'{"messages": [{"role": "user", "content": []}, {"role": "assistant", "content": "a"}]}', '! the prompt is empty'),
