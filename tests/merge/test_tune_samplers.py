@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_what_was_found(qhub: Qhub, plan: Path, home: Home) -> None
     assert qhub("merge", log.with_name("best.toml"), "--dry-run").code == 0
     assert qhub("tune-merge", plan).code == 0
     assert log.read_text().splitlines()[: len(scored)] == scored
-    assert qhub("tune-merge", plan, "--minutes", "0.0001", "--json").code == 0
+    assert qhub("tune-merge", plan, "--minutes", "1e-9", "--json").code == 0
     assert len(tuned(home)["trail"]) == 1
 
 
