@@ -87,7 +87,7 @@ def common(recipe) -> dict:
         "num_train_epochs": 1,
         "learning_rate": recipe.train.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": 1,
+        "warmup_steps": 0,  # the rates of our schedule, whose first step already has one: here all of it
         "optim": "adamw_torch_fused",
         "use_cpu": True,
         "logging_steps": 1,
