@@ -7,6 +7,7 @@ QHUB_ALLOW_CODE=1). What runs is the text that the recipe was read with, which i
 import math
 import traceback
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 from adapterhub_local.errors import InputError, QhubError
@@ -41,7 +42,7 @@ def load_function(source: str) -> Callable[[str, str, str], float]:
             found = function(prompt, answer, wanted)
         except (Exception, SystemExit) as error:
             raise QhubError(f"{named} failed for the answer {answer[:60]!a}: {_reason(error)}") from None
-        if not isinstance(found, int | float) or not math.isfinite(found):
+        if not isinstance(found, Real) or not math.isfinite(found):
             raise QhubError(f"{named} returned {found!r:.60} for the answer {answer[:60]!a}, which is not a number")
         return float(found)
 

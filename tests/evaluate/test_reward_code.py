@@ -50,6 +50,12 @@ def test_its_value_counts_with_its_weight(monkeypatch: pytest.MonkeyPatch) -> No
     assert rules("no", "yes", 1, True, "say") == 1.0
 
 
+def test_numbers_of_other_libraries_count() -> None:
+    """NumPy's scalars are numbers, as are true and false."""
+    assert load_function("import numpy\ndef reward(*texts):\n    return numpy.float32(0.5)\n")("", "", "") == 0.5
+    assert load_function("def reward(*texts):\n    return True\n")("", "", "") == 1.0
+
+
 def test_it_runs_only_where_it_was_allowed(
     recipe: Path, tiny_base: BaseInfo, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
