@@ -4,8 +4,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.machine import say
-from benchmarks.train_gpu import Meter
+from benchmarks.machine import Meter, say
 
 
 def kernel_speeds(rank: int, shape: dict[str, Any], load: Any, device: str, tiny: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a figure was measured on, a child process with its time and peak memory, and the cases of a GPU's benchmark."""
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -50,6 +51,36 @@ def child(script: str, *arguments: str) -> dict[str, Any]:
     """Run `python script arguments` and return the JSON of its last line; what it says goes to standard error."""
     done = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+class Meter:
+    """Peak memory and time, on either kind of device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def reset(self) -> None:
+        import torch
+
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> dict[str, float]:
+        import torch
+
+        if self.device != "cuda":
+            return {"resident_gib": round(peak_memory_mb() * 1e6 / 2**30, 3)}
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return {"allocated_gib": round(allocated / 2**30, 3), "reserved_gib": round(reserved / 2**30, 3)}
+
+    def now(self) -> float:
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def kernel_times(step: Callable[[], object], steps: int, most: int = 24) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.kernels_gpu import kernel_speeds
-from benchmarks.machine import kernel_times, run_cases, say
-from benchmarks.train_gpu import SHAPES, TINY, Meter, random_base
+from benchmarks.machine import Meter, kernel_times, run_cases, say
+from benchmarks.train_gpu import SHAPES, TINY, random_base
 
 QWEN3_4B = {
     "model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,

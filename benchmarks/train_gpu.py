@@ -9,18 +9,16 @@ depend on their values. The allocator is capped to the card named, less what the
 process of its own. `planned_gib` is what `qhub plan` says of it.
 """
 
-import gc
 import importlib.util
 import itertools
 import json
 import os
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import kernel_times, peak_memory_mb, run_cases
+from benchmarks.machine import Meter, kernel_times, run_cases
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -160,36 +158,6 @@ def random_examples(count: int, length: int, vocabulary: int) -> list[Any]:
 
     ids = torch.randint(2, vocabulary, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
     return [Example(tuple(row), ((1, length),)) for row in ids]
-
-
-class Meter:
-    """Peak memory and time, on either kind of device."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-    def reset(self) -> None:
-        import torch
-
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-
-    def peak(self) -> dict[str, float]:
-        import torch
-
-        if self.device != "cuda":
-            return {"resident_gib": round(peak_memory_mb() * 1e6 / 2**30, 3)}
-        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-        return {"allocated_gib": round(allocated / 2**30, 3), "reserved_gib": round(reserved / 2**30, 3)}
-
-    def now(self) -> float:
-        import torch
-
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def cap(gib: float, device: str) -> str | None:
