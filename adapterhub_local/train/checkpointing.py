@@ -17,6 +17,7 @@ from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from adapterhub_local.rows.bounds import MLP_TOKENS
+from adapterhub_local.train.recompute import recompute_blocks
 
 OFFLOAD = "offload"  # train.activation_checkpointing
 PIECE = 32 << 20  # bytes: torch gives pinned memory in powers of two, so a tensor whole could take twice its size
@@ -31,6 +32,7 @@ def enable_checkpointing(model: Any, wanted: bool | str) -> None:
         move_embeddings(model)  # first: what makes their output require a gradient is hooked to them
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+    recompute_blocks(model)
     if is_offloaded:
         move_boundaries(model)
         split_mlps(model)

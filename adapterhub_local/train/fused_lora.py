@@ -21,6 +21,7 @@ from adapterhub_local.base.held import dense
 FEW_TOKENS = 512  # up to which bitsandbytes may have a product of its own that does not write W to memory
 FUSED = "_qhub_fused"  # of a layer: its forward is ours
 COPIES = "_qhub_copies"  # of a layer: A and B in the dtype of the activations, while a step lasts
+UNREAD = "_qhub_unread"  # of W's layer: nobody reads what the product gives
 
 
 def fuse(model: Any) -> int:
@@ -72,6 +73,18 @@ def converted(layers: Sequence[Any], dtype: torch.dtype) -> Iterator[None]:
             setattr(layer, COPIES, None)
 
 
+@contextmanager
+def unread(layer: Any) -> Iterator[None]:
+    """While the block lasts nobody reads what this layer of W gives (if any): it takes its place in the graph alone."""
+    if layer is not None:
+        setattr(layer, UNREAD, True)
+    try:
+        yield
+    finally:
+        if layer is not None:
+            setattr(layer, UNREAD, False)
+
+
 def _forward(
     layer: Any, peft_forward: Callable[..., torch.Tensor], x: torch.Tensor, *others: Any, **kwargs: Any
 ) -> Any:
@@ -103,10 +116,13 @@ class LoraProduct(torch.autograd.Function):
         A16, B16 = (factor.to(x.dtype) for factor in kept)
         rows = x.reshape(-1, x.shape[-1])
         is_dense = x.is_cuda and rows.shape[0] > FEW_TOKENS
-        # new, so that it can be added to
-        y: torch.Tensor = linear(x, dequantised(layer, x.dtype), layer.bias) if is_dense else layer(x)
         low = _scaled(rows, A16.T, scaling)
-        y.view(-1, y.shape[-1]).addmm_(low, B16.T)
+        if getattr(layer, UNREAD, False):
+            y = x.new_empty(*x.shape[:-1], layer.out_features)
+        else:
+            # new, so that it can be added to
+            y = linear(x, dequantised(layer, x.dtype), layer.bias) if is_dense else layer(x)
+            y.view(-1, y.shape[-1]).addmm_(low, B16.T)
         ctx.save_for_backward(x, low, *kept)
         ctx.scaling, ctx.layer, ctx.dtypes = scaling, layer, (A.dtype, B.dtype)
         return y
