@@ -50,7 +50,8 @@ class Block:
         named = getattr(run, "keywords", {}).values()
         if not any(needs_gradient(each) for each in inputs) or any(needs_gradient(each) for each in named):
             return self.plain(run, *inputs)  # no gradient would reach the block, or one would not leave it
-        return Recomputed.apply(self, run, *inputs)
+        apply: Run = Recomputed.apply
+        return apply(self, run, *inputs)
 
 
 def needs_gradient(value: Any) -> bool:
