@@ -1,11 +1,12 @@
 """A chat: what one example says, before it is tokens; and the place it comes from."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from adapterhub_local.data.blocks import unfold
+from adapterhub_local.data.json_text import check_json_text, parsed
 from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.errors import BadData
 
@@ -26,11 +27,6 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 TOOLS = ("tools", "functions")
 KEPT = ("name", "tool_call_id", "weight")  # beside role, content, calls and thoughts
-ELSEWHERE = {  # parts of a content that have a place of their own here
-    "tool_use": "write calls as tool_calls of the message",
-    "tool_result": "write results of tools as messages of the role tool",
-    **dict.fromkeys(("thinking", "reasoning"), "write thoughts as reasoning_content of the message"),
-}
 Message = Mapping[str, Any]
 
 
@@ -80,7 +76,7 @@ def check_chat(
     check_json_text(messages, "messages", where)
     if not isinstance(messages, list | tuple) or not messages:
         raise BadData(f'{where}: write {{"messages": [{{"role": "user", "content": ...}}, ...]}}')
-    checked = [_check_message(message, where, roles or {}) for message in messages]
+    checked = [_check_message(message, where, roles or {}) for message in unfold(messages, where)]
     last = checked[-1]
     if last["role"] != "assistant":
         raise BadData(f"{where}: the last message is the {last['role']}'s, and must be the assistant's answer")
@@ -98,16 +94,6 @@ def check_chat(
     return Chat(where, tuple(checked), is_pair=is_pair, tools=check_tools(tools, where))
 
 
-def parsed(value: Any) -> Any:
-    """`value`, or the list or table that it is the JSON text of: CSV and many Parquet files have no other way."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
 def tools_of(row: Mapping[str, Any]) -> Any:
     """What a row says of tools: the column `tools`, or `functions` as OpenAI called it before; None for neither."""
     return next((row[name] for name in TOOLS if row.get(name)), None)
@@ -122,17 +108,6 @@ def earlier_turns(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
         raise BadData(f"{where}: history must be a list of [question, answer], all text")
     return [{"role": role, "content": content} for turn in pairs
             for role, content in zip(("user", "assistant"), turn, strict=True)]  # fmt: skip
-
-
-def check_json_text(value: Any, column: str, where: str) -> None:
-    """Raise BadData for text that seems to be a list and is not JSON, such as what Python prints."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        python = (
-            ": this is how Python prints it, write it with json.dumps"
-            if value.lstrip()[1:3].strip("{ [") == "'"
-            else ""
-        )
-        raise BadData(f"{where}: the column {column} is text that is not JSON{python}")
 
 
 def check_tools(tools: Any, where: str) -> tuple[Mapping[str, Any], ...]:
@@ -201,8 +176,7 @@ def _content(message: Mapping[str, Any], where: str, *, is_optional: bool) -> st
             )
         parts: list[dict[str, Any]] = content
         if others := [part["type"] for part in parts if part["type"] != "text"]:
-            way = ELSEWHERE.get(others[0], "only text is supported")
-            raise BadData(f"{where}: a content has a part '{others[0][:40]}': {way}")
+            raise BadData(f"{where}: a content has a part '{others[0][:40]}': only text is supported")
         texts = [part.get("text") for part in parts]
         if all(isinstance(text, str) for text in texts):
             return "".join(texts)  # type: ignore[arg-type]

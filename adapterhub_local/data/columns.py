@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adapterhub_local.data.chat import KEPT, THOUGHTS, TOOLS, parsed
+from adapterhub_local.data.chat import KEPT, THOUGHTS, TOOLS
 from adapterhub_local.data.hints import ANSWERED, ASKED, way_on
+from adapterhub_local.data.json_text import parsed
 from adapterhub_local.data.preferences import JUDGED, is_judged, is_preference, used_columns
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe import objectives

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from adapterhub_local.data.chat import MEDIA, Chat, check_chat, check_json_text, earlier_turns, parsed, tools_of
+from adapterhub_local.data.chat import MEDIA, Chat, check_chat, earlier_turns, tools_of
 from adapterhub_local.data.columns import (
     COLUMN,
     PAIRS,
@@ -20,6 +20,7 @@ from adapterhub_local.data.columns import (
     listed,
 )
 from adapterhub_local.data.hints import check_answered, kind_of
+from adapterhub_local.data.json_text import check_json_text, parsed
 from adapterhub_local.data.preferences import JUDGED, is_preference, judged, read_preference
 from adapterhub_local.data.requests import answer_of
 from adapterhub_local.errors import BadData

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub_local.data.chat import parsed
+from adapterhub_local.data.json_text import parsed
 from adapterhub_local.errors import BadData
 
 SYSTEM = ("systemInstruction", "system_instruction")

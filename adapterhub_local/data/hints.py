@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub_local.data.chat import parsed
+from adapterhub_local.data.json_text import parsed
 from adapterhub_local.errors import BadData
 
 ASKED, ANSWERED = ("prompt", "question", "query", "input"), ("completion", "response", "answer", "output")

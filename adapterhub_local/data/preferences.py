@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from adapterhub_local.counts import counted
-from adapterhub_local.data.chat import TOOLS, Chat, check_chat, earlier_turns, parsed, tools_of
+from adapterhub_local.data.chat import TOOLS, Chat, check_chat, earlier_turns, tools_of
+from adapterhub_local.data.json_text import parsed
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
 

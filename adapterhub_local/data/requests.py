@@ -8,9 +8,10 @@ request as `body.model`, so that they are named as unused.
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub_local.data.chat import TOOLS, parsed
+from adapterhub_local.data.chat import TOOLS
 from adapterhub_local.data.columns import PAIRS
 from adapterhub_local.data.gemini import candidate_of, gemini_row, is_gemini
+from adapterhub_local.data.json_text import parsed
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe.schema import Data
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from adapterhub_local.data.blocks import FAILED
 from serve.requests.body_part import BodyPart, Carried, Whole
 from serve.requests.generation import ChatRequest
 from serve.requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, FunctionName
@@ -18,7 +19,6 @@ SAMPLING = ("model", "temperature", "top_p", "top_k", "stream")
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 # who pays, where it runs, what is kept: beside what no endpoint's answer depends on
 IGNORED = ("betas", "cache_control", "diagnostics", "inference_geo", "speed", "user_profile_id", "workspace_id")
-ERROR = "The call failed: "
 
 
 class Text(Carried):
@@ -61,7 +61,7 @@ class Result(Carried):
     @property
     def text(self) -> str:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return f"{ERROR}{text}" if self.is_error else text
+        return f"{FAILED}{text}" if self.is_error else text
 
 
 Texts = Annotated[list[Text], Field(max_length=MAX_PARTS, fail_fast=True)]

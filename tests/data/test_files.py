@@ -84,8 +84,14 @@ FILES = [
     ('pixel.jsonl', b'{"pixel_values": [1, 2], "text": "t"}', 't -pixel_values'),
     ('content parts.jsonl', b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}', '<user> q <assistant> a'),
     ('content string parts.jsonl', b'{"messages": [{"role": "user", "content": ["q"]}, {"role": "assistant", "content": "a"}]}', '! a part of a content is {"type": "text", "text": ...}, or the content is one text'),
-    ('anthropic tool.jsonl', b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]}', "! a content has a part 'tool_use': write calls as tool_calls of the message"),
-    ('anthropic thinking.jsonl', b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}]}]}', "! a content has a part 'thinking': write thoughts as reasoning_content of the message"),
+    ('anthropic tool.jsonl', b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "text", "text": "so"}, {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}}]}, {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "r"}]}]}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}], "tools": [{"name": "f", "input_schema": {"type": "object"}}]}', '<user> q <assistant> sof({"a": 1}) <tool> r <user> and <assistant> a +tools'),
+    ('anthropic failed.jsonl', b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r", "is_error": true}]}, {"role": "assistant", "content": "a"}], "tools": [{"name": "f"}]}', '<user> q <assistant> f({}) <tool> The call failed: r <assistant> a +tools'),
+    ('anthropic thinking.jsonl', b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "thinking", "thinking": "t", "signature": "s"}, {"type": "text", "text": "a"}]}]}', '<user> q <assistant> a'),
+    ('anthropic hidden.jsonl', b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "a"}]}]}', "! a thought is encrypted (redacted_thinking), and only its service can read it: leave it out"),
+    ('anthropic picture.jsonl', b'{"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "image", "source": {}}]}]}, {"role": "assistant", "content": "a"}]}', "! the result of a call has a part 'image': only text is supported"),
+    ('anthropic document.jsonl', b'{"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}, {"role": "assistant", "content": "a"}]}', "! a content has a part 'document': only text is supported"),
+    ('vercel.jsonl', b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "reasoning", "text": "t"}, {"type": "tool-call", "toolCallId": "1", "toolName": "f", "input": {"a": 1}}]}, {"role": "tool", "content": [{"type": "tool-result", "toolCallId": "1", "toolName": "f", "output": {"type": "json", "value": {"b": 2}}}]}, {"role": "assistant", "content": "a"}], "tools": [{"name": "f", "parameters": {"type": "object"}}]}', '<user> q <assistant> f({"a": 1}) <tool> {"b": 2} <assistant> a +tools'),
+    ('result in answer.jsonl', b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "tool-call", "toolCallId": "1", "toolName": "f", "input": {}}, {"type": "tool-result", "toolCallId": "1", "toolName": "f", "output": "r"}, {"type": "text", "text": "a"}]}]}', "! a content holds the result of a call beside calls or thoughts: write it into the next"),
     ('gemini.jsonl', b'{"systemInstruction": {"role": "system", "parts": [{"text": "s"}]}, "contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]}', '<system> s <user> q <assistant> a'),
     ('batch request.jsonl', b'{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": [{"role": "user", "content": "q"}]}}', "! a request of a batch file, and its answer is in the batch's output file: put the request of the same custom_id"),
     ('log line.jsonl', b'{"request": {"messages": [{"role": "user", "content": "q"}], "model": "m"}, "response": {"choices": [{"message": {"role": "assistant", "content": "a"}}]}}', '<user> q <assistant> a -request.model'),
@@ -214,7 +220,7 @@ def spoiled(value: object) -> Iterator[object]:
             yield from ([*value[:at], other, *value[at + 1 :]] for other in spoiled(part))
 
 
-SERVICES = ("batch", "anthropic", "openai", "gemini", "log", "bedrock")
+SERVICES = ("batch", "anthropic", "openai", "gemini", "log", "bedrock", "vercel")
 
 
 @pytest.mark.parametrize("shape", ["answers", "pairs"])

@@ -1,0 +1,90 @@
+"""Contents of blocks that hold calls, results and thoughts beside text, as messages that have places for them.
+
+Anthropic's (`tool_use`, `tool_result`, `thinking`) and the Vercel AI SDK's (`tool-call`, `tool-result`, `reasoning`).
+What `/v1/messages` makes of them is what is trained: results stand before what the user says with them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from adapterhub_local.data.json_text import parsed
+from adapterhub_local.errors import BadData
+
+CALL, RESULT = ("tool_use", "tool-call"), ("tool_result", "tool-result")
+THOUGHT = {"thinking": "thinking", "reasoning": "text"}  # block -> where its text is
+HIDDEN = "redacted_thinking"
+FAILED = "The call failed: "  # before the result of a call that failed
+
+
+def unfold(messages: Sequence[Any], where: str) -> list[Any]:
+    """The messages, those with such blocks as one or several that have none. Raises BadData for a block amiss."""
+    return [each for message in messages for each in _unfold(parsed(message), where)]
+
+
+def _unfold(message: Any, where: str) -> Iterator[Any]:
+    content = parsed(message.get("content")) if isinstance(message, Mapping) else None
+    kinds = [_kind(block, where) for block in content] if isinstance(content, list) else []
+    if not isinstance(content, list) or not any(kinds):
+        yield message
+        return
+    if "result" in kinds and {"call", "thought"} & set(kinds):
+        raise BadData(f"{where}: a content holds the result of a call beside calls or thoughts: write it into the next")
+    by_kind: dict[str | None, list[Any]] = {}
+    for kind, block in zip(kinds, content, strict=True):
+        by_kind.setdefault(kind, []).append(block)
+    for block in by_kind.get("result", ()):
+        yield _result(block, where)
+    rest = {key: value for key, value in message.items() if key != "content"}
+    for kind, column in (("call", "tool_calls"), ("thought", "reasoning_content")):
+        if kind in kinds and rest.get(column):
+            raise BadData(f"{where}: a message has {column}, and a {kind} in its content too: write all in one place")
+    if calls := [_call(block, where) for block in by_kind.get("call", ())]:
+        rest["tool_calls"] = calls
+    if thoughts := [block.get(THOUGHT[block["type"]]) for block in by_kind.get("thought", ())]:
+        if not all(isinstance(thought, str) for thought in thoughts):
+            raise BadData(f"{where}: a thought in a content has no text")
+        rest["reasoning_content"] = "".join(thoughts)
+    texts = by_kind.get(None, [])
+    if texts or "result" not in kinds:
+        yield {**rest, "content": texts or ""}
+
+
+def _kind(block: Any, where: str) -> str | None:
+    """call, result or thought; None for text, and for what is refused elsewhere."""
+    type_ = block.get("type") if isinstance(block, Mapping) else None
+    if not isinstance(type_, str):
+        return None
+    if type_ == HIDDEN:
+        raise BadData(f"{where}: a thought is encrypted ({HIDDEN}), and only its service can read it: leave it out")
+    kinds = (("call", CALL), ("result", RESULT), ("thought", THOUGHT))
+    return next((kind for kind, types in kinds if type_ in types), None)
+
+
+def _call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    name, key = block.get("name", block.get("toolName")), block.get("id", block.get("toolCallId"))
+    if not isinstance(name, str) or not name:
+        raise BadData(f"{where}: a call in a content ({block['type']}) has no name")
+    given: Any = next((block[each] for each in ("input", "args") if block.get(each) is not None), {})
+    return {**({"id": key} if isinstance(key, str) else {}), "function": {"name": name, "arguments": given}}
+
+
+def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A message of the tool. What it gave may be text, blocks of text, or JSON."""
+    places = ("content", "output", "result")
+    given: Any = next((block[each] for each in places if block.get(each) is not None), "")
+    if isinstance(given, Mapping) and "value" in given and isinstance(given.get("type"), str):  # Vercel's
+        given = given["value"]
+    if isinstance(given, list) and given and all(isinstance(each, Mapping) and "type" in each for each in given):
+        texts = [each.get("text") if each["type"] == "text" else None for each in given]
+        if others := [each["type"] for each, text in zip(given, texts, strict=True) if not isinstance(text, str)]:
+            raise BadData(f"{where}: the result of a call has a part '{others[0]!s:.40}': only text is supported")
+        given = "".join(map(str, texts))
+    text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    name, key = block.get("toolName"), block.get("tool_use_id", block.get("toolCallId"))
+    return {
+        "role": "tool",
+        **({"tool_call_id": key} if isinstance(key, str) else {}),
+        **({"name": name} if isinstance(name, str) else {}),
+        "content": f"{FAILED}{text}" if block.get("is_error") else text,
+    }
