@@ -57,6 +57,7 @@ def test_trained_as_served(name: str) -> None:
     ],
 )
 def test_what_would_be_lost_is_refused(message: dict[str, Any], reason: str) -> None:
+    """Calls or thoughts in two places, and blocks without what they are for."""
     with pytest.raises(BadData) as caught:
         check_chat([{"role": "user", "content": "q"}, {"role": "assistant", **message}], "here")
     assert reason in str(caught.value)
