@@ -17,6 +17,7 @@ PURPOSES = {
     "activations": "kept for the backward pass",
     "logits": "at the labels only",
     "workspace": "for a moment: dequantised weights, gradients of activations",
+    "drawing": "keys and values of the answers that are drawn, constants of the base in float32",
     "libraries": "torch and what it loads",
 }
 
@@ -54,7 +55,8 @@ def command(
     for choice in planned.choices:
         echo(str(choice))
     memory = planned.memory.to_json()
-    rows = [(name, size_text(memory[name]), meaning) for name, meaning in PURPOSES.items()]
+    rows = [(name, size_text(memory[name]), meaning) for name, meaning in PURPOSES.items()
+            if memory[name] or name != "drawing"]  # fmt: skip
     rows += [("total", size_text(memory["total"]), ""), ("device", size_text(device.memory), device.name)]
     rows.append(("headroom", ("-" if planned.headroom < 0 else "") + size_text(abs(planned.headroom)), ""))
     print_table(("memory", "peak", ""), rows)

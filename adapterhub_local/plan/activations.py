@@ -18,6 +18,7 @@ class Pass:
     is_packed: several examples share the row, `longest` tokens at most each (None: not known). compute, factor:
     bytes of an element of activations and of A and B. is_checkpointed: only the input of each block is kept, the
     rest is computed again; is_offloaded: and kept in the host's memory, and MLPs computed in parts of MLP_TOKENS.
+    drawn: tokens whose keys and values the engine holds that draws answers.
     """
 
     tokens: int
@@ -31,6 +32,7 @@ class Pass:
     is_checkpointed: bool = False
     is_offloaded: bool = False
     longest: int | None = None
+    drawn: int = 0
 
     @property
     def mlp_tokens(self) -> int:

@@ -35,7 +35,7 @@ class Memory:
 
     workspace: dequantised weights, gradients of activations, and what the allocator loses. paged: the part of
     the optimizer's states that can move to the host. host: what was moved to the host's memory, which is in no
-    other part.
+    other part. drawing: keys and values of drawn answers, and constants of the base as the engine reads them.
     """
 
     base: int
@@ -48,6 +48,7 @@ class Memory:
     libraries: int
     paged: int
     host: int = 0
+    drawing: int = 0
 
     @property
     def total(self) -> int:
@@ -91,6 +92,7 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         "optimizer": states,
         "activations": activations,
         "logits": 3 * logits,  # log-softmax, its gradient, and that of the logits, in float32
+        "drawing": _drawing(shape, run),
     }
     if device == "cpu":
         parts["base"] += mapped_bytes(shape, run.compute)
@@ -108,6 +110,15 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         table = 0 if shape.is_tied else shape.vocabulary * shape.hidden * run.compute
         parts["base"], host = parts["base"] - table, host + table
     return Memory(**parts, workspace=workspace, libraries=GPU_CONTEXT, paged=paged, host=host)
+
+
+def _drawing(shape: Shape, run: Pass) -> int:
+    """What the engine that draws answers holds beside the base and the factors, of which it has a copy."""
+    if not run.drawn:
+        return 0
+    pages = 2 * shape.layers * shape.kv_heads * shape.head_dim * run.compute * run.drawn
+    constants = round(shape.linear_size * UNNESTED_BITS / 8)
+    return pages + constants + num_factors(shape, run.rank, run.targets) * run.compute
 
 
 def _dequantised(linear: Linear, run: Pass) -> int:

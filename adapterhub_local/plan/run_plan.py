@@ -13,6 +13,7 @@ from adapterhub_local.plan.shape import Shape, read_config
 from adapterhub_local.plan.speed import Duration, duration
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import compute_on, num_epochs, num_steps, optimizer_on
+from adapterhub_local.rows.bounds import drawn_tokens
 from adapterhub_local.settings import Home
 
 MAX_TOKENS = 2**22
@@ -110,6 +111,15 @@ def plan_rows(recipe: Recipe, shape: Shape, device: Device, rows: Rows) -> Plan:
     )
 
 
+def _drawn(recipe: Recipe, rows: Rows) -> int:
+    """Tokens whose keys and values are held for drawn answers."""
+    reward = recipe.reward
+    if recipe.train.objective != "grpo":
+        return 0
+    longest = max(0, (rows.longest or rows.row_tokens) - reward.samples * reward.max_tokens)
+    return drawn_tokens(reward.samples, reward.max_tokens, longest, recipe.data.max_length + reward.max_tokens)
+
+
 def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
     """The largest forward and backward pass of the run."""
     adapter, train = recipe.adapter, recipe.train
@@ -127,6 +137,7 @@ def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
         is_checkpointed=bool(train.activation_checkpointing),
         is_offloaded=train.activation_checkpointing == "offload" and device.kind == "cuda",
         longest=rows.longest,
+        drawn=_drawn(recipe, rows),
     )
 
 

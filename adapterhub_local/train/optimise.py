@@ -57,7 +57,9 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
             factors=factors_of(model),
             is_asked_to_stop=lambda: is_asked_to_stop(run.folder),
         )
-        trainer = make_trainer(model, examples, recipe, run.folder, watch, session.tokenizer)
+        trainer = make_trainer(model, examples, recipe, run.folder, watch, session.tokenizer, run.info)
+        for line in trainer.objective.notes:
+            reporter.note(line)
         try:
             agree(run)
             preflight(trainer, examples, run.home)

@@ -170,6 +170,7 @@ def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
     session = load(read_inputs(recipe, home, reporter), reporter)
     with quiet_loading(), staging(home.tmp) as folder:
         trainer = make_trainer(
-            session.model, session.examples, recipe, folder, Watch(lambda entry: None), session.tokenizer
-        )
+            session.model, session.examples, recipe, folder, Watch(lambda entry: None), session.tokenizer,
+            session.run.info,
+        )  # fmt: skip
         return preflight(trainer, session.examples, home)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.errors import QhubError
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import learning_rate, num_steps, optimizer_on
@@ -181,10 +182,11 @@ def make_trainer(
     folder: Path,
     watch: Watch,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    info: BaseInfo | None = None,
 ) -> AdapterTrainer:
     """A trainer of a recipe's objective and [train] table, which reports to the watch and is stopped by it.
 
-    Model: PEFT over a frozen base. Checkpoints go into `folder`, when the watch says so.
+    Model: PEFT over a frozen base, of which `info` is known. Checkpoints go into `folder`, when the watch says so.
     """
     train = recipe.train
     steps = num_steps(len(items), train)
@@ -211,7 +213,7 @@ def make_trainer(
     )
     # one process, one GPU: with several in sight the Trainer would wrap the model in DataParallel, and multiply batches
     arguments._n_gpu = min(1, arguments.n_gpu)
-    objective = make_objective(model, items, recipe, arguments.world_size, tokenizer)
+    objective = make_objective(model, items, recipe, arguments.world_size, tokenizer, info)
     trainer = AdapterTrainer(
         model=model,
         args=arguments,

@@ -3,17 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.base.load import load_base
+from adapterhub_local.base.load import LoadedBase, load_base
 from adapterhub_local.errors import InputError, Stopped
 from adapterhub_local.evaluate.rewards import worth
 from adapterhub_local.recipe import Recipe, load_recipe
 from adapterhub_local.recipe.reward import Reward
-from adapterhub_local.rows.examples import read_chats, tokenise
+from adapterhub_local.rows.examples import Example, read_chats, tokenise
 from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import factors_of, with_adapter
 from adapterhub_local.train.objectives import make_objective
@@ -67,7 +68,7 @@ def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path, tokens: in
     base = load_base(tiny_base)
     examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)[:4]
     model = with_adapter(base, recipe)
-    goal = make_objective(model, examples, recipe, tokenizer=base.tokenizer)
+    goal = make_objective(model, examples, recipe, tokenizer=base.tokenizer, info=base.info)
     torch.manual_seed(3)
     rows = goal.rows(examples)
     step = goal.begin(rows, rows, lambda tensor: tensor)
@@ -90,6 +91,71 @@ def test_a_step_of_drawn_answers(tiny_base: BaseInfo, tmp_path: Path, tokens: in
     )
     for one, other in zip(found, torch.autograd.grad(wanted, factors), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def trained(base: LoadedBase, recipe: Recipe) -> Any:
+    """A PEFT model over the base whose factors are not at their start."""
+    model = with_adapter(base, recipe)
+    torch.manual_seed(5)
+    for factor in factors_of(model).values():
+        torch.nn.init.normal_(factor, std=0.2)
+    return model
+
+
+def objective_of(base: LoadedBase, recipe: Recipe, *, by_engine: bool) -> tuple[Any, Any, list[Example]]:
+    """The objective of a recipe, its model and its examples, whose answers the engine draws, or transformers."""
+    examples = tokenise(read_chats(recipe.data.train), base.tokenizer, 512)[:6]
+    model = trained(base, recipe)
+    info = base.info if by_engine else None
+    goal = make_objective(model, examples, recipe, tokenizer=base.tokenizer, info=info)
+    assert (goal.drawer is not None) == by_engine
+    return goal, model, examples
+
+
+@pytest.mark.parametrize("change", ["adapter.rank=4", "adapter.rslora=true", "adapter.rank_pattern={ q_proj = 2 }"])
+def test_the_engine_writes_what_the_model_does(tiny_base: BaseInfo, tmp_path: Path, change: str) -> None:
+    """Greedy answers are those of transformers, as the factors are at that moment, and the trained model stays what it
+    was: not a tensor of the base is there twice."""
+    recipe = drawing(tmp_path, change, "adapter.target_modules=all-linear", "reward.max_tokens=12")
+    goal, model, examples = objective_of(load_base(tiny_base), recipe, by_engine=True)
+    plain, other, _ = objective_of(load_base(tiny_base), recipe, by_engine=False)
+    for scale in (1.0, -0.5):
+        for one in (model, other):
+            for factor in factors_of(one).values():
+                factor.data.mul_(scale)
+        wanted = [each.answers[0].ids for each in plain._draw(examples, 1)]
+        assert [each.answers[0].ids for each in goal._draw(examples, 1)] == wanted
+    held = {tensor.data_ptr() for tensor in model.get_base_model().parameters()}
+    twin = goal.drawer.engine.runner.model
+    assert {tensor.data_ptr() for tensor in twin.parameters()} <= held
+    assert not any("lora" in name for name, _ in twin.named_parameters())
+    assert not model.get_base_model().get_input_embeddings().weight.requires_grad
+
+
+def test_drawn_answers_have_the_models_probabilities(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    """Of many first tokens each is drawn as often as the trained model at that temperature says."""
+    recipe = drawing(tmp_path, "reward.max_tokens=1", "reward.samples=256", "reward.temperature=0.7")
+    goal, model, examples = objective_of(load_base(tiny_base), recipe, by_engine=True)
+    prompt = examples[0].ids[: examples[0].spans[-1][0]]
+    counts = torch.zeros(model.get_input_embeddings().weight.shape[0])
+    for _ in range(6):
+        for answer in goal.drawer.draw([prompt], goal._how(256))[0]:
+            counts[answer[0]] += 1
+    with torch.no_grad():
+        wanted = (model(input_ids=torch.tensor([prompt])).logits[0, -1].float() / 0.7).softmax(-1)
+    likely = wanted > 0.01
+    deviation = (wanted * (1 - wanted) / counts.sum()).sqrt()
+    assert ((counts / counts.sum() - wanted).abs() < 5 * deviation)[likely].all()
+    assert likely.sum() > 10
+    assert (counts[~likely].sum() / counts.sum() - wanted[~likely].sum()).abs() < 0.1
+
+
+def test_what_the_engine_cannot_compute(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """DoRA's answers are drawn by transformers, and the run says so."""
+    version = train(drawing(tmp_path, "adapter.dora=true", "train.max_steps=1"), home)
+    assert any("drawn by transformers" in note for note in version.lineage["notes"])
+    plain = train(drawing(tmp_path, "train.max_steps=1"), home)
+    assert not any("drawn" in note for note in plain.lineage["notes"])
 
 
 def test_answers_that_no_draw_can_reach(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_answers_behind_a_prompt_computed_once(base: LoadedBase, tmp_path: Path)
     changes = ["train.objective=grpo", "reward.length=5", "reward.max_tokens=6"]
     recipe = load_recipe(write_recipe(tmp_path), changes)
     examples = tokenise(read_chats(recipe.data.train, 4), base.tokenizer, 512)
-    goal = make_objective(with_adapter(base, recipe), examples, recipe, tokenizer=base.tokenizer)
+    goal = make_objective(with_adapter(base, recipe), examples, recipe, tokenizer=base.tokenizer, info=base.info)
     prompts = [example.ids[: example.spans[-1][0]] for example in examples]
     alone = [goal._generate([prompt], 1, is_drawn=False)[0] for prompt in prompts]
     twice = goal._generate(prompts, 2, is_drawn=False)

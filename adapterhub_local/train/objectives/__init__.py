@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.rows.example import Item
@@ -24,15 +25,16 @@ def make_objective(
     recipe: Recipe,
     world_size: int = 1,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    info: BaseInfo | None = None,
 ) -> Objective:
     """The objective that a recipe names, for a PEFT model at its start and its training data.
 
-    tokenizer: what objectives that read answers read them by.
+    tokenizer: what objectives that read answers read them by; info: of the base, for the engine that draws answers.
     """
     made: Any
     if recipe.train.objective == "grpo":
         assert tokenizer is not None, "answers are read"
-        made = Grpo(model, items, recipe, world_size, tokenizer)  # type: ignore[arg-type]  # its items are examples
+        made = Grpo(model, items, recipe, world_size, tokenizer, info)  # type: ignore[arg-type]  # of examples
     else:
         made = CLASSES[recipe.train.objective](model, items, recipe, world_size)
     objective: Objective = made

@@ -1,7 +1,8 @@
 """GRPO: answers that the model draws itself, each compared with the others to its prompt (arXiv 2402.03300).
 
 Answers are drawn by the very model that is trained, in the same process and over the same base, just before the step
-that learns from them; so each step is on its own policy, and the ratio of the paper's Eq. 3 is one.
+that learns from them; so each step is on its own policy, and the ratio of the paper's Eq. 3 is one. The serving engine
+draws them; where it cannot, transformers does.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.counts import counted
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.evaluate.rewards import answer_worth, worth
 from adapterhub_local.evaluate.written import ends_of, prefill
 from adapterhub_local.recipe import Recipe
@@ -21,6 +23,7 @@ from adapterhub_local.recipe.derived import examples_a_row
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import is_exact_row, pack, pack_groups
 from adapterhub_local.train.loss import answer_log_probs, output_head
+from adapterhub_local.train.objectives.drawing import Draw, Drawer
 from adapterhub_local.train.objectives.objective import Sum
 
 MAX_ANSWERS = 64  # that are drawn at once
@@ -73,6 +76,7 @@ class Grpo:
         recipe: Recipe,
         world_size: int,
         tokenizer: PreTrainedTokenizerBase,
+        info: BaseInfo | None = None,
     ) -> None:
         if world_size > 1:
             raise InputError("train.objective = 'grpo' draws answers in one process: leave out --nproc and torchrun")
@@ -86,6 +90,8 @@ class Grpo:
         self.is_grouped = not has_dropout and is_exact_row(model, [one for group in groups for one in group],
                                                            pack_groups(groups))  # fmt: skip
         self.is_paired = self.is_grouped or (not has_dropout and is_exact_row(model, groups[0], pack(groups[0])))
+        self.ends = tuple(ends_of(model, tokenizer))
+        self.drawer, self.notes = self._drawer(examples, recipe.data.max_length, info)
 
     def rows(self, batch: Sequence[Example]) -> list[PromptRow]:
         """As many prompts a row as fit with their answers, however long these become."""
@@ -133,11 +139,30 @@ class Grpo:
         rewards = torch.cat([one.rewards for one in self._draw(items, 1)])
         return {"eval_loss": -float(rewards.mean()), "eval_reward": float(rewards.mean())}
 
+    def _drawer(
+        self, examples: Sequence[Example], max_length: int, info: BaseInfo | None
+    ) -> tuple[Drawer | None, tuple[str, ...]]:
+        """What draws by the serving engine, None where it cannot, and why."""
+        if info is None:
+            return None, ()
+        longest = max(example.spans[-1][0] for example in examples)
+        try:
+            how, tokens = self._how(self.given.samples), max_length + self.given.max_tokens
+            return Drawer(self.model, info, self.tokenizer, how, longest, tokens), ()
+        except (Incompatible, InputError) as error:
+            return None, (f"answers are drawn by transformers, not by the serving engine: {error}",)
+
+    def _how(self, samples: int) -> Draw:
+        return Draw(samples, self.given.max_tokens, self.given.temperature if samples > 1 else 0.0, self.ends)
+
     def _draw(self, examples: Sequence[Example], samples: int) -> list[Drawn]:
         """`samples` answers to the prompt of each example by the model as it is; a single one is the likeliest."""
+        prompts = [example.ids[: example.spans[-1][0]] for example in examples]
+        if self.drawer is not None:
+            found = self.drawer.draw(prompts, self._how(samples))
+            return [self._judged(*each) for each in zip(examples, found, strict=True)]
         was_training = self.model.training
         self.model.eval()
-        prompts = [example.ids[: example.spans[-1][0]] for example in examples]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         drawn: dict[int, Drawn] = {}
         at_once = max(1, MAX_ANSWERS // samples)
@@ -154,7 +179,7 @@ class Grpo:
 
         A prompt is computed once for all of its answers. Without `is_drawn` each token is the likeliest.
         """
-        device, ends = self.model.device, ends_of(self.model, self.tokenizer)
+        device, ends = self.model.device, list(self.ends)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else ends[0]
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -177,10 +202,10 @@ class Grpo:
 
     def _judged(self, example: Example, answers: Sequence[list[int]]) -> Drawn:
         start, end = example.spans[-1]
-        prompt, ends = example.ids[:start], ends_of(self.model, self.tokenizer)
+        prompt = example.ids[:start]
         made = [Example((*prompt, *answer), ((start, start + len(answer)),)) for answer in answers]
         wanted = example.ids[start:end]
-        rewards = [answer_worth(self.worth, self.tokenizer, answer, wanted, ends, prompt) for answer in answers]
+        rewards = [answer_worth(self.worth, self.tokenizer, answer, wanted, self.ends, prompt) for answer in answers]
         return Drawn(made, torch.tensor(rewards, dtype=torch.float32))
 
 

@@ -25,6 +25,7 @@ class Kto:
 
     metrics = ("rewards_chosen", "rewards_rejected", "reward_accuracy", "divergence")
     may_rest = False
+    notes: tuple[str, ...] = ()
 
     def __init__(self, model: AdaptedModel, items: Sequence[Judged], recipe: Recipe, world_size: int = 1) -> None:
         self.model, self.given = model, recipe.preference

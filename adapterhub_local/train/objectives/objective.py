@@ -22,6 +22,7 @@ class Objective(Protocol):
 
     metrics: tuple[str, ...]
     may_rest: bool  # whether a step can have nothing to learn, and no gradient
+    notes: tuple[str, ...]  # what the user should know of how it computes
 
     def rows(self, batch: Sequence[Item]) -> list[Any]:
         """The items of one optimizer step, cut into what is computed at once."""

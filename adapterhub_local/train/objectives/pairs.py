@@ -26,6 +26,7 @@ class Paired:
 
     metrics = ("rewards_chosen", "rewards_rejected", "reward_accuracy", "reward_margin")
     may_rest = False
+    notes: tuple[str, ...] = ()
 
     def __init__(self, model: AdaptedModel, items: Sequence[Judged], recipe: Recipe, world_size: int = 1) -> None:
         self.model, self.given = model, recipe.preference

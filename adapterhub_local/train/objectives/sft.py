@@ -25,6 +25,7 @@ class Sft:
 
     metrics: tuple[str, ...] = ()
     may_rest = False
+    notes: tuple[str, ...] = ()
 
     def __init__(self, model: AdaptedModel, examples: Sequence[Example], recipe: Recipe, world_size: int = 1) -> None:
         self.model, self.packed_tokens = model, recipe.train.packed_tokens
