@@ -11,6 +11,7 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
+from adapterhub_local.train.adapter import factors_of
 from adapterhub_local.train.fused_lora import converted, fuse, fused_layers
 from adapterhub_local.train.train import train
 from serve.engine.build import build_engine
@@ -18,6 +19,7 @@ from serve.engine.request import Request, SamplingParams
 from tests.chats import write_recipe
 from tests.gpu.check import NO_GPU
 from tests.tiny import byte_tokenizer
+from tests.train.test_grpo import drawing, objective_of
 from tests.train.test_train_product import layer_of
 
 DEVICE = "cuda"
@@ -78,3 +80,23 @@ def test_a_recipe_trains(optimizer: str, tmp_path: Path, home: Home, tiny_base: 
     while engine.has_work:
         assert not [output.error for output in engine.step() if output.error]
     assert len(request.output) == 4
+
+
+def test_answers_of_grpo_are_drawn_by_the_engine(tmp_path: Path, home: Home, tiny_base: BaseInfo) -> None:
+    """Beside the trained model, over the same tensors: greedy answers are transformers', and rewards rise."""
+    recipe = drawing(tmp_path, "train.epochs=2", "adapter.target_modules=all-linear")
+    base = load_base(tiny_base, dtype=torch.float32, device=DEVICE)
+    goal, model, examples = objective_of(base, recipe, by_engine=True)
+    drawer = goal.drawer
+    for scale in (1.0, -0.5):  # the factors of a later step, in graphs that were captured before
+        for factor in factors_of(model).values():
+            factor.data.mul_(scale)
+        goal.drawer = drawer
+        drawn = [each.answers[0].ids for each in goal._draw(examples, 1)]
+        goal.drawer = None
+        wanted = [each.answers[0].ids for each in goal._draw(examples, 1)]
+        assert sum(one == other for one, other in zip(drawn, wanted, strict=True)) >= len(wanted) - 1  # but for a tie
+    version = train(recipe, home)
+    scores = version.lineage["metrics"]["yes-no"]
+    assert scores["adapter"]["reward"] > scores["base"]["reward"]
+    assert not any("drawn by transformers" in note for note in version.lineage["notes"])
