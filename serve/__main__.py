@@ -46,7 +46,9 @@ EXPOSED = (
 @click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
 @add_options(HttpOptions)
 @add_options(EngineOptions)
+@click.argument("named", nargs=-1, metavar="")
 def command(
+    named: tuple[str, ...],
     base: str | None,
     host: str,
     port: int,
@@ -65,6 +67,8 @@ def command(
     As soon as there is an API key (`qhub key create`), every request needs one; without any, only this
     machine may ask.
     """
+    if named:  # as other servers have it; here a request names the model, and this is what all of them share
+        raise click.UsageError(f"the base is named by an option: qhub serve --base {named[0]}")
     wait_briefly()
     from adapterhub_local.base.load import choose_device
     from serve.server import run_server

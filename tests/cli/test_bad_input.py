@@ -12,6 +12,7 @@ from tests.stores import LINEAGE, files
 
 MISTYPED = [
     ("serve --base nobase", "there is no base 'nobase'"),
+    ("serve tiny --port 8000", "the base is named by an option: qhub serve --base tiny"),
     ("serve --host no.such.host.invalid", "'no.such.host.invalid' has no address"),
     ("serve --host 0.0.0.0", "make one with `qhub key create`"),
     ("serve --lora-root nowhere", "nowhere is not a folder"),
