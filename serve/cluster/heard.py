@@ -34,9 +34,7 @@ class Heard:
         """What each replica answers to a call of its path without a key, now or `seconds` ago at most."""
         now = asyncio.get_running_loop().time()
         latest = self._rounds.get(call.path)
-        if latest is None or (
-            latest.answers.done() and (now > latest.asked + self.seconds or latest.answers.exception())
-        ):
+        if latest is None or latest.is_over(now - self.seconds):
             question = Call(call.id, call.method, call.path)
             latest = self._rounds[call.path] = _Round(asyncio.create_task(self.engines.answers(question)), now)
         return await asyncio.shield(latest.answers)  # who hangs up ends the wait of nobody else
