@@ -25,7 +25,7 @@ from adapterhub_local.registry.store import open_store
 from adapterhub_local.registry.sync import pull
 from adapterhub_local.settings import Home, home, vllm_base, vllm_remote
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("vllm.qhub")  # vLLM shows the loggers below its own
 WHOLE_DIGEST = len("sha256:") + 64
 
 

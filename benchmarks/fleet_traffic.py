@@ -133,9 +133,8 @@ class Fleet:
             free = [name for name in group if not self.replicas[name].is_full]
             self.num_probes += len(group) - len(free)  # Ray asks each that it believes is full
             if free:
-                asked.place = ("first", "close", "close", "close")[number] if number < FIRST + 1 else "drawn"
-                if self.traffic.others == "all" and number == FIRST:
-                    asked.place = "drawn"
+                num_own = FIRST + 1 if self.traffic.others == "few" else FIRST
+                asked.place = "first" if number == 0 else "close" if number < num_own else "drawn"
                 self.num_waiting -= asked.tries > 0
                 self.replicas[min(free, key=lambda name: self.replicas[name].num_running)].send(asked, now)
                 return
