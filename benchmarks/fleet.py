@@ -1,7 +1,7 @@
 """A fleet that is larger than any machine here: what breaks first, and at which size. No GPU, no Ray.
 
     python -m benchmarks.fleet                          # 10 to 100 replicas, 100 to 10,000 adapters, Zipf 0.8 to 1.2
-    python -m benchmarks.fleet --large                  # 1,000 replicas and 10,000 adapters as well, half an hour
+    python -m benchmarks.fleet --large                  # 1,000 replicas and 10,000 adapters as well, an hour
     python -m benchmarks.fleet --cases 100x1000x1.0x0.7 # replicas x adapters x Zipf x load, and options below
 
 Simulated is time alone: placement, limits, scheduler, pages, the pool of adapters and their slots are the product's own
@@ -22,7 +22,7 @@ from itertools import product
 from typing import Any
 
 from benchmarks.fleet_measured import measured
-from benchmarks.fleet_replica import Costs, Shape
+from benchmarks.fleet_model import Costs, Shape
 from benchmarks.fleet_traffic import Fleet, Traffic
 from benchmarks.machine import machine, peak_memory_mb
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, fields
 from itertools import accumulate, count
 from typing import Any
 
-from benchmarks.fleet_replica import Asked, Costs, Replica, Shape, Tally
+from benchmarks.fleet_model import Asked, Costs, Shape, Tally
+from benchmarks.fleet_replica import Replica
 from serve.cluster.pins import affinity_of
 from serve.cluster.placement import FIRST, Placement
 from serve.limits import Bounds, Counts, Lease

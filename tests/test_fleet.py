@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.fleet_replica import Shape
+from benchmarks.fleet_model import Shape
 from benchmarks.fleet_traffic import Fleet, Traffic
 
 TINY = Traffic(replicas=4, adapters=24, load=0.6, prompt=40, answer=12, warm=0.1, seconds=0.4)
