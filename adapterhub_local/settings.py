@@ -12,6 +12,8 @@ CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are 
 RAY_ADDRESS, RAY_AUTH_MODE     the Ray cluster that `qhub cluster` joins, and whether it wants a token   default none
 QHUB_REDIS_PASSWORD, REDISCLI_AUTH  the password of the Redis of `qhub serve --limits`; the first that is set, the
              second is what redis-cli reads                   default none
+QHUB_VLLM_BASE  the base whose adapters vLLM loads      default the one made of the model that it serves
+QHUB_VLLM_REMOTE  a remote, by name or URL, that has what vLLM asks for and the home has not   default none
 QHUB_ALLOW_CODE  if 1, Python code that a recipe names is run, as with --allow-code   default none: it is refused
 GOMP_SPINCOUNT, OMP_WAIT_POLICY  how long threads that compute wait awake   default 1000 turns in the server
 NO_COLOR     if set, output has no colours
@@ -135,6 +137,16 @@ def redis_password() -> str | None:
 def docker_config() -> Path:
     """Where Docker, podman and oras keep the credentials of registries: below DOCKER_CONFIG, or ~/.docker."""
     return Path(os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")) / "config.json"
+
+
+def vllm_base() -> str | None:
+    """The value of QHUB_VLLM_BASE, None if there is none."""
+    return os.environ.get("QHUB_VLLM_BASE") or None
+
+
+def vllm_remote() -> str | None:
+    """The value of QHUB_VLLM_REMOTE, None if there is none."""
+    return os.environ.get("QHUB_VLLM_REMOTE") or None
 
 
 def claimed_actor() -> str | None:

@@ -6,12 +6,14 @@ Both serve one base (a tiny random Llama unless --model names a folder of transf
 stands between) with 12 adapters from one home, one after the other in turn, and the turns alternate, so that other work
 on the machine meets both. Given are milliseconds to the first token (median and 99th percentile) and between tokens
 (median), tokens a second, what the gateway adds to both medians in each round, and the memory (PSS) of the processes:
-of a replica, of a plain server, and of what Ray and the gateway need besides. Greedy answers are compared byte by
-byte, but for ids and times. The last line is JSON. It needs Ray.
+of a replica, of a plain server, and of what Ray and the gateway need besides; and the gateway's processor time for a
+request and a token. Greedy answers are compared byte by byte, but for ids and times. The last line is JSON. It needs
+Ray.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -27,7 +29,7 @@ from typing import Any
 import httpx
 
 from benchmarks.machine import machine
-from serve.cluster.config import REPLICAS
+from serve.cluster.config import GATEWAYS, REPLICAS
 
 ADAPTERS = 12
 
@@ -124,6 +126,29 @@ def memory_mb(pid: int) -> dict[str, list[float]]:
     return found
 
 
+def gateway_seconds(pid: int) -> float:
+    """Processor time of the gateways below a process."""
+    from tests.processes import family
+
+    found = 0.0
+    for process in (Path(f"/proc/{each}") for each in family(pid)):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().split(b"\0")[0].decode().endswith(f":{GATEWAYS}"):
+                times = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+                found += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def gateway_us(head: int, url: str, requests: int, tokens: int) -> dict[str, float]:
+    """Microseconds of the gateway's processor time for a request, and for each token of its answer."""
+    each = []
+    for length in (1, tokens):
+        before = gateway_seconds(head)
+        asyncio.run(streams(url, requests, 8, length))
+        each.append(1e6 * (gateway_seconds(head) - before) / requests)
+    return {"request": round(each[0]), "token": round((each[1] - each[0]) / (tokens - 1), 1)}
+
+
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,6 +191,7 @@ def main() -> None:
                             print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
             are_equal = answers(urls["plain"], chosen.tokens) == answers(urls["cluster"], chosen.tokens)
             head = json.loads((home / "cluster/head.json").read_text())["pid"]
+            gateway = gateway_us(head, urls["cluster"], chosen.requests, chosen.tokens)
             own = memory_mb(head)
             replicas = [size for name, sizes in own.items() if name.endswith(f":{REPLICAS}") for size in sizes]
             memory = {
@@ -179,7 +205,7 @@ def main() -> None:
             plain.wait()
             subprocess.run([*qhub, "cluster", "down"], env=environment, stdout=subprocess.DEVNULL, check=True)
         told = {"machine": machine(), "up_seconds": started, "are_answers_equal": are_equal, "added": added(cases)}
-        print(json.dumps({**told, "memory_mb": memory, "cases": cases}))
+        print(json.dumps({**told, "gateway_us": gateway, "memory_mb": memory, "cases": cases}))
 
 
 if __name__ == "__main__":

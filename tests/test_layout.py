@@ -62,6 +62,7 @@ ORDER = (
     "hub",
     "oci",
     "adopt",
+    "vllm",
     "doctor",
     "merge",
     "base",

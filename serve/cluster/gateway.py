@@ -21,6 +21,7 @@ from serve.access import Access, Routes, Scope, access, declare
 from serve.auth import Gate
 from serve.cluster.call import Call, Engines
 from serve.cluster.following import shortly
+from serve.cluster.heard import Heard
 from serve.cluster.merged import merged_adapters, merged_metrics, merged_models
 from serve.cluster.pins import Pinned, Pins
 from serve.cluster.relay import Relay
@@ -161,6 +162,8 @@ def _add_answers(app: FastAPI, pins: Pins, engines: Engines, http: HttpOptions, 
 def _add_operations(
     app: FastAPI, base: BaseInfo, engines: Engines, metrics: Metrics, follower: Follower | None
 ) -> None:
+    heard = Heard(engines)
+
     @app.get("/", response_model=None)
     @access(Scope.ANY)
     def index(request: Request) -> Response | dict[str, Any]:
@@ -173,7 +176,7 @@ def _add_operations(
     @access(Scope.OPEN)
     async def health(request: Request) -> Response:
         """Whether a replica lives, and with a key how many."""
-        found = [each for each in await engines.answers(call_of(request)) if each.status == 200]
+        found = [each for each in await heard.answers(call_of(request)) if each.status == 200]
         body: dict[str, Any] = {"status": "ok" if found else "stopped"}
         state = request.scope["state"]
         if state["key"] is not None or state["is_open"]:
@@ -184,7 +187,7 @@ def _add_operations(
     @access(Scope.OPEN)
     async def ready(request: Request) -> Response:
         """Whether a replica takes requests."""
-        found = any(each.status == 200 for each in await engines.answers(call_of(request)))
+        found = any(each.status == 200 for each in await heard.answers(call_of(request)))
         state = {"ready": found, "state": "ready" if found else "stopped", **shortly(follower)}
         return JSONResponse(state, 200 if found else 503)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from serve.cluster.call import Whole
 
@@ -14,32 +13,54 @@ OWN = ("qhub_http_", "qhub_gateway_")  # what the gateway counts: a replica woul
 
 
 def merged_metrics(own: CollectorRegistry, answers: Sequence[Whole]) -> bytes:
-    """The gateway's own metrics and those of replicas, labelled by replica, in Prometheus' text format."""
-    return generate_latest(_Merged(own, answers))  # type: ignore[arg-type]
+    """The gateway's own metrics and those of replicas, labelled by replica, in Prometheus' text format.
+
+    A replica's lines are handed on as they are, but for the label: to read and write those of a thousand takes seconds.
+    """
+    sound = [answer for answer in answers if answer.status == 200]
+    families: dict[str, tuple[dict[str, str], list[str]]] = {}  # name -> its HELP and TYPE, and samples
+    for answer in sound:
+        label = f'replica="{_escaped(answer.replica)}"'
+        about, samples = families.setdefault("", ({}, []))
+        for text in answer.body.decode().split("\n"):
+            if text.startswith(("# HELP ", "# TYPE ")):
+                about, samples = families.setdefault(text.split(" ", 3)[2], ({}, []))
+                about.setdefault(text[:6], text)
+            elif text and text[0] != "#":
+                samples.append(_labelled(text, label))
+    lines = [
+        f"{text}\n"
+        for name, (about, samples) in families.items()
+        if not name.startswith(OWN)
+        for text in (*about.values(), *samples)
+    ]
+    return generate_latest(_Own(own, len(sound))) + "".join(lines).encode()  # type: ignore[arg-type]
 
 
-class _Merged:
-    """What prometheus_client collects."""
+def _labelled(sample: str, label: str) -> str:
+    """A line with one more label, before those that it has."""
+    place = sample.find("{")
+    if place < 0:
+        name, _, rest = sample.partition(" ")
+        return f"{name}{{{label}}} {rest}"
+    return f"{sample[: place + 1]}{label}{'' if sample[place + 1] == '}' else ','}{sample[place + 1 :]}"
 
-    def __init__(self, own: CollectorRegistry, answers: Sequence[Whole]) -> None:
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+class _Own:
+    """What prometheus_client collects of the gateway."""
+
+    def __init__(self, own: CollectorRegistry, num_replicas: int) -> None:
         self._own = own
-        self._answers = answers
+        self._num_replicas = num_replicas
 
     def collect(self) -> Iterator[Metric]:
-        """Each family once, whoever has samples of it."""
+        """Each family that the gateway counts, and how many replicas there are."""
         yield from (family for family in self._own.collect() if family.name.startswith(OWN))
-        sound = [answer for answer in self._answers if answer.status == 200]
-        yield GaugeMetricFamily("qhub_replicas", "Replicas that answered", value=len(sound))
-        families: dict[str, Metric] = {}
-        for answer in sound:
-            for family in text_string_to_metric_families(answer.body.decode()):
-                if family.name.startswith(OWN):
-                    continue
-                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                for sample in family.samples:
-                    labels = {**sample.labels, "replica": answer.replica}
-                    merged.add_sample(sample.name, labels, sample.value, sample.timestamp, sample.exemplar)
-        yield from families.values()
+        yield GaugeMetricFamily("qhub_replicas", "Replicas that answered", value=self._num_replicas)
 
 
 def merged_adapters(answers: Sequence[Whole]) -> list[dict[str, Any]]:
