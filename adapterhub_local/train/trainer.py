@@ -131,6 +131,10 @@ class AdapterTrainer(Trainer):
         )
         return self.optimizer
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """What weight decay is for: a delta, which decays to none; not rows of embeddings, which would to zero."""
+        return [name for name in super().get_decay_parameter_names(model) if "trainable_tokens_" not in name]
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The recipe's schedule, in which every step of the run has a rate above zero."""
         if self.lr_scheduler is None:
