@@ -81,6 +81,12 @@ def fit_rows(adapter: AdapterFile, vocabulary: Vocabulary, base: str) -> Adapter
     if vocabulary.of_head(adapter.tokens) is None:
         return adapter
     head = vocabulary.head
+    own = [rows.ids for rows in adapter.tokens.values()]
+    if vocabulary.is_tied and len(own) == 2 and own[0] == own[1]:
+        raise Incompatible(
+            f"{adapter.path} has rows of embeddings and head for the same tokens, and base '{base}' has one matrix for "
+            "both: PEFT reads those of the embeddings only. Train it with rows of the embeddings alone"
+        )
     if head in adapter.shapes:
         raise Incompatible(
             f"{adapter.path} has factors and rows of {head} of base '{base}' at once, which PEFT cannot compute: train "

@@ -120,13 +120,24 @@ class Tally:
                 for (i, j), cosine in zip(pairs, _cosines(self.products), strict=True)
             ],
             modules=self.modules,
-            notes=[*self.plan.notes, *self._untrained(names)],
+            notes=[*self.plan.notes, *self._rows(), *self._untrained(names)],
         )
+
+    def _rows(self) -> list[str]:
+        """What became of rows of embeddings, if there are some: nothing of them is lost."""
+        if not self.plan.tokens:
+            return []
+        count = len(set().union(*self.plan.tokens.values()))
+        return [f"rows of the embeddings for {count} tokens are summed exactly, beside the factors reported here"]
 
     def _untrained(self, names: Sequence[str]) -> list[str]:
         """Of the parents that change nothing."""
         given = zip(names, self.products.diagonal().tolist(), self.plan.parents, strict=True)
-        idle = [name for name, size, parent in given if any(flat([parent.weight])) and not size]
+        idle = [
+            name
+            for name, size, parent in given
+            if any(flat([parent.weight])) and not size and not parent.adapter.tokens
+        ]
         return [
             f"{name} changes nothing: its scale or a factor of each module is zero. Was it trained?" for name in idle
         ]

@@ -62,7 +62,7 @@ def test_peft_computes_the_same_before_and_after(
     wanted = logits(made)
     version = add(folder, tiny_base, registry, tmp_path / "staging")
     places = {"added": version.path}
-    if kind.is_plain and "trainable_token_indices" not in kind.settings:
+    if kind.is_plain:
         merge_to_path(make_plan([str(folder)], [1.0], registry), tmp_path / "merged")
         places["merged"] = tmp_path / "merged"
     assert float((wanted - logits(model)).abs().max()) > 1e-2, "the adapter must change something"
