@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -344,7 +345,7 @@ def _tokens(value: Any) -> dict[str, tuple[int, ...]]:
         if not isinstance(ids, list) or not ids or any(type(each) is not int or each < 0 for each in ids):
             raise ValueError(f"{TOKENS_KEY} is neither a list of tokens' ids nor a table of such lists")
         if len(set(ids)) < len(ids):
-            twice = next(each for each in ids if ids.count(each) > 1)
+            twice, _ = Counter(ids).most_common(1)[0]
             raise ValueError(f"{TOKENS_KEY} names token {twice} twice")
     return {name: tuple(ids) for name, ids in tables.items()}
 

@@ -33,22 +33,22 @@ def _forward(layer: Any, peft_forward: Any, x: torch.Tensor, *others: Any, **kwa
         given: torch.Tensor = peft_forward(x, *others, **kwargs)
         return given
     rows = layer.trainable_tokens_delta[names[0]]
-    ids = torch.tensor(layer.token_indices[names[0]], device=x.device)
+    ids, order = torch.tensor(layer.token_indices[names[0]]).sort()
+    ids, order = ids.to(x.device, non_blocking=True), order.to(x.device, non_blocking=True)
     if isinstance(base, torch.nn.Linear):
-        return _logits(base, x, ids, rows)
-    return _vectors(base, x, ids, rows)
+        return _logits(base, x, ids, rows[order])
+    return _vectors(base, x, ids, rows[order])
 
 
 def _vectors(base: Any, tokens: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The vectors (..., hidden) of tokens (...), those of `ids` (n,) from `rows` (n, hidden)."""
+    """The vectors (..., hidden) of tokens (...), those of `ids` (n,), which ascend, from `rows` (n, hidden)."""
     vectors: torch.Tensor = base(tokens)
     rows = rows.to(vectors)
     scale = getattr(base, "embed_scale", None)  # of Gemma 3, whose layer multiplies what it looks up
     if scale is not None:
         rows = rows * torch.as_tensor(scale).to(vectors)
-    found = tokens[..., None] == ids  # no two of `ids` are the same
-    own = embedding(found.long().argmax(-1), rows)
-    return torch.where(found.any(-1, keepdim=True), own, vectors)
+    places = torch.searchsorted(ids, tokens).clamp_(max=len(ids) - 1)
+    return torch.where((ids[places] == tokens)[..., None], embedding(places, rows), vectors)
 
 
 def _logits(base: torch.nn.Linear, states: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

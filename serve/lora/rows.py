@@ -12,10 +12,16 @@ from adapterhub_local.base.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Vectors (n, hidden) of the tokens `ids` (n,) int64, no two the same."""
+    """Vectors (n, hidden) of the tokens `ids` (n,) int64, which ascend."""
 
     ids: torch.Tensor
     vectors: torch.Tensor
+
+    @classmethod
+    def of(cls, ids: Sequence[int], vectors: torch.Tensor) -> "Rows":
+        """Rows in whatever order."""
+        ordered, order = torch.tensor(ids).sort()
+        return cls(ordered, vectors[order])
 
     @property
     def nbytes(self) -> int:
@@ -81,8 +87,8 @@ class Embeddings:
         """Rows as the model computes with them: `tokens` are module -> (ids, rows), as an adapter has them."""
         inputs, outputs = tokens.get(self.vocabulary.embeddings), tokens.get(self.vocabulary.of_head(tokens) or "")
         return OwnRows(
-            None if inputs is None else Rows(torch.tensor(inputs[0]), self._scaled(inputs[1].to(dtype))),
-            None if outputs is None else Rows(torch.tensor(outputs[0]), outputs[1].to(dtype)),
+            None if inputs is None else Rows.of(inputs[0], self._scaled(inputs[1].to(dtype))),
+            None if outputs is None else Rows.of(outputs[0], outputs[1].to(dtype)),
         )
 
     def inputs(self, ids: torch.Tensor) -> torch.Tensor:
@@ -132,9 +138,9 @@ def _sum(parts: Sequence[tuple[Rows, float]], base: Any) -> Rows | None:
 
 def look_up(vectors: torch.Tensor, tokens: torch.Tensor, rows: Rows) -> None:
     """Put an adapter's rows in the place of the base's `vectors` (n, hidden) of `tokens` (n,)."""
-    found = tokens[:, None] == rows.ids
-    own = rows.vectors[found.long().argmax(-1)]
-    torch.where(found.any(-1, keepdim=True), own, vectors, out=vectors)
+    places = torch.searchsorted(rows.ids, tokens).clamp_(max=len(rows.ids) - 1)
+    found = rows.ids[places] == tokens
+    torch.where(found[:, None], rows.vectors[places], vectors, out=vectors)
 
 
 def make_logits(logits: torch.Tensor, states: torch.Tensor, rows: Rows) -> None:

@@ -10,6 +10,7 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.cli.main import run
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import open_adapter
+from adapterhub_local.merge.compare import compare_deltas
 from adapterhub_local.merge.dora import through_base
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.merge import dry_run, merge_to_path, merge_to_registry
@@ -178,3 +179,20 @@ def test_rows_that_overflow(place: tuple[BaseInfo, Registry, Path], tmp_path: Pa
     with pytest.raises(InputError, match="too large for float32"):
         merge_to_path(make_plan(["one"], [1e39], registry), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_rows_are_compared(place: tuple[BaseInfo, Registry, Path]) -> None:
+    """A difference has a line for the embeddings: norms and cosine of what the rows change, over all their tokens."""
+    info, registry, _ = place
+    one, two, plain = (open_adapter(registry.resolve(name).path, tokens=True) for name in ("one", "two", "plain"))
+    base = weight_of(info, EMBEDDINGS)
+    moved = torch.zeros(2, *base.shape, dtype=torch.float64)
+    for side, adapter in zip(moved, (one, two), strict=True):
+        ids = list(adapter.tokens[EMBEDDINGS].ids)
+        side[ids] = adapter.rows(EMBEDDINGS).double() - base[ids]
+    *_, found = compare_deltas(one, two, (info, info))
+    *_, other = compare_deltas(plain, one, (None, info))
+    assert found.module == other.module == EMBEDDINGS
+    assert (found.left, found.right) == pytest.approx(tuple(moved.flatten(1).norm(dim=1).tolist()), rel=1e-5)
+    assert found.cosine == pytest.approx(float(torch.cosine_similarity(*moved.flatten(1), dim=0)), abs=1e-5)
+    assert (other.left, other.right, other.cosine) == (None, pytest.approx(found.left), None)

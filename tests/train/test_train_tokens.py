@@ -57,7 +57,9 @@ def logits(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("changes", [[], ["train.activation_checkpointing=true", "adapter.dtype=bfloat16"]], ids=str)
-def test_what_is_trained_is_what_peft_loads(base: BaseInfo, home: Home, tmp_path: Path, changes: list[str]) -> None:
+def test_what_is_trained_is_what_peft_loads(
+    base: BaseInfo, home: Home, tmp_path: Path, changes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """The version has the two rows, PEFT's loss is the measured one, and the base has its own rows afterwards."""
     version = train(load_recipe(write_recipe(tmp_path), [TOKENS, *changes]), home)
     adapter = open_adapter(version.path, tokens=True)
@@ -78,6 +80,9 @@ def test_what_is_trained_is_what_peft_loads(base: BaseInfo, home: Home, tmp_path
     assert version.lineage["adapter"]["tokens"] == 2
     assert version.lineage["adapter"]["num_parameters"] == adapter.num_parameters
     assert fields["trainable_token_indices"] == {EMBEDDINGS: [64, 257]}
+    with pytest.raises(SystemExit, match="0"):
+        run(["show", "yes-no"])
+    assert f"{adapter.num_parameters:,} parameters, rows of 2 tokens" in capsys.readouterr().out
     assert torch.equal(logits(loaded.model), before)
     assert torch.equal(loaded.model.get_input_embeddings().weight, weight)
     assert version.base_fingerprint == base.fingerprint
@@ -190,6 +195,7 @@ MISTAKES = {
     "'a'": "adapter.train_tokens must be a list of names",
     "['']": "adapter.train_tokens must be a list of names",
     "['%']": "no example has '%' as a token",
+    "['a']\ninit = 'eva'": "train_tokens cannot begin with init = 'eva': use default or gaussian",
     "['a', '%', '#']": "no example has '%' as a token .nor 1 others",
 }
 
