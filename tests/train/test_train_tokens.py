@@ -156,6 +156,14 @@ def test_resumed_and_trained_on(
     assert not torch.equal(after.rows(EMBEDDINGS), rows.detach())
 
 
+def test_blocks_that_are_computed_again_give_the_same_rows(base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """The gradient of the rows comes through every block, kept or computed again, to the bit."""
+    path = write_recipe(tmp_path)
+    plain = train(load_recipe(path, [TOKENS, "train.max_steps=2"]), home)
+    again = train(load_recipe(path, [TOKENS, "train.max_steps=2", "train.activation_checkpointing=true"]), home)
+    assert plain.content_digest == again.content_digest
+
+
 def test_rows_do_not_decay(tied_base: BaseInfo, tmp_path: Path) -> None:
     """Weight decay would pull a row to zero, which is no row of the base: it is for A and B; LoRA+ has rows with A."""
     for ratio in ((), ("train.loraplus_ratio=4",)):
