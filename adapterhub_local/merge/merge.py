@@ -188,7 +188,7 @@ def _lineage(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         "adapter": {
             "rank": report.rank,
             "alpha": report.rank,
-            **({"tokens": len(set().union(*plan.tokens.values()))} if plan.tokens else {}),
+            **({"tokens": plan.num_tokens} if plan.tokens else {}),
             "num_modules": report.num_modules,
             "num_parameters": report.num_parameters,
         },

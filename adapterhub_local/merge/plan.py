@@ -104,6 +104,11 @@ class MergePlan:
         return in_group([parent.weight for parent in self.parents], self.group.get(module, 0))
 
     @property
+    def num_tokens(self) -> int:
+        """How many tokens the result has rows of its own for, in embeddings or head."""
+        return len(set[int]().union(*self.tokens.values()))
+
+    @property
     def rank(self) -> int:
         """The rank of the exact sum: the largest sum of the parents' ranks in a module."""
         return max(shape.rank for shape in self.shapes.values())

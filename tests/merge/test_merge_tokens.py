@@ -77,6 +77,7 @@ def test_rows_are_summed_exactly(place: tuple[BaseInfo, Registry, Path], weights
     assert list(merged.tokens) == [EMBEDDINGS]
     assert report.num_parameters == merged.num_parameters
     assert f"rows of the embeddings for {len(ids)} tokens" in " ".join(report.notes)
+    assert (report.num_tokens, report.server_rank) == (len(ids), None)
     assert dry_run(plan).to_json() == report.to_json()
 
 
