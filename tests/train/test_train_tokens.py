@@ -130,6 +130,7 @@ def test_other_objectives(tied_base: BaseInfo, home: Home, tmp_path: Path, objec
 def test_drawn_answers(tied_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     """GRPO draws with the rows, and trains them; a token may be in no prompt."""
     version = train(drawing(tmp_path, "adapter.train_tokens=['z']", "train.max_steps=3"), home)
+    assert any("rows of the embeddings" in note for note in version.lineage["notes"])  # so transformers draws
     weight = load_base(tied_base).model.get_input_embeddings().weight[[89]].float()
     assert not torch.equal(open_adapter(version.path, tokens=True).rows(EMBEDDINGS), weight)
 
