@@ -14,7 +14,7 @@ from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import WEIGHTS
-from adapterhub_local.lora.contents import magnitude_name
+from adapterhub_local.lora.contents import magnitude_name, rows_name
 from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.registry import Registry, Version
 
@@ -36,7 +36,7 @@ def adopt(
     left_out: tuple[str, ...] = ()
     known: Mapping[str, tuple[int, int]] = {}
     try:
-        adapter = open_adapter(path, alpha=alpha, dora=True, copies=info is not None)
+        adapter = open_adapter(path, alpha=alpha, dora=True, copies=info is not None, tokens=True)
         origin = Origin.of_adapter(adapter)
         answer = belongs(origin, Origin.of_lineage(base), base["name"])
         by_name = answer.level == "other" and not origin.fingerprint
@@ -88,12 +88,15 @@ def rewrite(
 
 
 def tensors_of(adapter: AdapterFile) -> Iterator[tuple[str, torch.Tensor]]:
-    """PEFT's names and the tensors, finite, module by module: A, B, and with DoRA the lengths of the rows."""
+    """PEFT's names and the tensors, finite, module by module: A, B, and with DoRA the lengths of the rows; then the
+    adapter's own rows of embeddings."""
     for module, delta in adapter.deltas():
         yield tensor_name(module, "A"), delta.A
         yield tensor_name(module, "B"), delta.B
         if module in adapter.magnitudes:
             yield magnitude_name(module), adapter.magnitude(module)
+    for module in adapter.tokens:
+        yield rows_name(module), adapter.rows(module)
 
 
 def describe(adapter: AdapterFile) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def describe(adapter: AdapterFile) -> dict[str, Any]:
     return {
         "rank": adapter.config.rank,
         **({"dora": True} if adapter.magnitudes else {}),
+        **({"tokens": len(ids)} if (ids := adapter.token_ids) else {}),
         "alpha": adapter.config.alpha,
         "target_modules": targets if isinstance(targets, str) else list(targets),
         "num_modules": len(adapter.shapes),

@@ -56,8 +56,8 @@ def register() -> None:
 def find(model: str, name: str, place: Home | None = None) -> Version:
     """The version that `name` means to vLLM, which serves `model` (a folder or Hub id); fetched if a remote has it.
 
-    Raises BadReference for what may come to mean another version, Incompatible for another base's adapter, a router and
-    DoRA, NotFound, and what reading a remote raises.
+    Raises BadReference for what may come to mean another version, Incompatible for another base's adapter, a router,
+    DoRA and rows of embeddings, NotFound, and what reading a remote raises.
     """
     place = place or home()
     reference = fixed(name)
@@ -119,8 +119,10 @@ def check_origin(version: Version, base: BaseInfo) -> None:
 
 def check_form(version: Version) -> None:
     """Raise Incompatible for what vLLM does not compute."""
-    if json.loads((version.path / "adapter_config.json").read_text(encoding="utf-8")).get("use_dora"):
-        raise Incompatible(f"{version} has DoRA, which vLLM does not compute: `qhub serve` does")
+    config = json.loads((version.path / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, what in (("use_dora", "DoRA"), ("trainable_token_indices", "rows of the embeddings")):
+        if config.get(key):
+            raise Incompatible(f"{version} has {what}, which vLLM does not compute: `qhub serve` does")
 
 
 def _fetched(registry: Registry, reference: Reference, remote: Remote, base: BaseInfo) -> Version:

@@ -7,6 +7,7 @@ import torch
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.shapes import check_shapes, linear_shapes, tied_weights
+from adapterhub_local.base.vocabulary import Vocabulary, fit_rows
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.errors import BadFile
 from adapterhub_local.lora.adapter import AdapterFile
@@ -26,6 +27,8 @@ def fit(
     known = linear_shapes(base) if shapes is None else shapes
     adapter = renamed_for(adapter, known)
     check_shapes(adapter, base, known)
+    if adapter.tokens:
+        adapter = fit_rows(adapter, Vocabulary.of_base(base), base.name)
     left_out = check_copies(adapter, base)
     return replace(adapter, copies={}), left_out
 

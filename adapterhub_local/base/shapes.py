@@ -18,21 +18,21 @@ def linear_shapes(base: BaseInfo) -> dict[str, tuple[int, int]]:
     """Module name -> (out_features, in_features) of the base's linear layers."""
     return {
         name: (module.out_features, module.in_features)
-        for name, module in _skeleton(base).named_modules()
+        for name, module in skeleton(base).named_modules()
         if isinstance(module, torch.nn.Linear)
     }
 
 
 def weight_shapes(base: BaseInfo) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors of the base's model, as they are before quantising; shared ones under each name."""
-    return {name: tuple(tensor.shape) for name, tensor in _skeleton(base).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in skeleton(base).state_dict().items()}
 
 
 def tied_weights(base: BaseInfo) -> dict[str, str]:
     """Name of each tensor that is also another one -> the name that comes first: an output head -> the embeddings."""
     first: dict[int, str] = {}
     shared = {}
-    for name, tensor in _skeleton(base).state_dict(keep_vars=True).items():
+    for name, tensor in skeleton(base).state_dict(keep_vars=True).items():
         if first.setdefault(id(tensor), name) != name:
             shared[name] = first[id(tensor)]
     return shared
@@ -40,13 +40,13 @@ def tied_weights(base: BaseInfo) -> dict[str, str]:
 
 def embeddings_name(base: BaseInfo) -> str:
     """The name of the tensor that the base's tokens are looked up in."""
-    model: Any = _skeleton(base)
+    model: Any = skeleton(base)
     weight = model.get_input_embeddings().weight
     names = (name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight)
     return str(next(names))
 
 
-def _skeleton(base: BaseInfo) -> torch.nn.Module:
+def skeleton(base: BaseInfo) -> torch.nn.Module:
     """The base's model without memory for its weights."""
     with quiet_loading(), torch.device("meta"):
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)

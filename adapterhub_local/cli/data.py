@@ -39,7 +39,8 @@ def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: boo
     loaded = load_recipe(recipe, overrides)
     info = find_base(loaded.base.name, home())
     dataset = read_data(loaded)
-    from adapterhub_local.train.statistics import load_tokenizer, statistics, tokenised
+    from adapterhub_local.train.statistics import statistics, tokenised
+    from adapterhub_local.train.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(info)
     train, test = tokenised(loaded, dataset, info, tokenizer)

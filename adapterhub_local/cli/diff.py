@@ -53,8 +53,8 @@ def _modules(registry: Registry, versions: Sequence[Version]) -> "list[ModuleDif
     from adapterhub_local.lora.adapter import open_adapter
     from adapterhub_local.merge.compare import compare_deltas
 
-    one, other = (open_adapter(path, dora=True) for path in paths)
-    bases = [base_of(version, registry.home) if side.magnitudes else None
+    one, other = (open_adapter(path, dora=True, tokens=True) for path in paths)
+    bases = [base_of(version, registry.home) if side.magnitudes or side.tokens else None
              for version, side in zip(versions, (one, other), strict=True)]  # fmt: skip
     return list(compare_deltas(one, other, (bases[0], bases[1])))
 

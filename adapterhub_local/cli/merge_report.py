@@ -50,6 +50,8 @@ def _idle(report: dict[str, Any]) -> int:
 def _server(report: dict[str, Any]) -> str:
     if report.get("compact"):
         return "PEFT and qhub; vLLM ignores ranks that differ by module, merge without --compact for it"
+    if report.get("num_tokens"):
+        return "PEFT and qhub; vLLM reads no rows of embeddings"
     if report["max_lora_rank"] is None:
         return "PEFT and qhub; vLLM takes no rank above 512, --rank auto keeps the most that it takes"
     return f"vLLM with --max-lora-rank {report['max_lora_rank']}"
@@ -70,7 +72,7 @@ def warn(report: dict[str, Any], weights: Sequence[Weight]) -> None:
         echo(f"note: {note}", err=True)
     if report["kept"] < 0.1 and _idle(report) < len(weights):
         echo(f"warning: the adapters cancel each other out, {report['kept']:.1%} of their size is left", err=True)
-    if report["max_lora_rank"] is None:
+    if report["max_lora_rank"] is None and not report.get("num_tokens"):
         echo(
             f"warning: rank {report['rank']} is above 512, the most vLLM can serve: --rank auto keeps what fits",
             err=True,

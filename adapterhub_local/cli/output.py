@@ -108,7 +108,7 @@ def note_taken_in(version: "Version") -> None:
     """Notes of an adapter from elsewhere: that it has no effect, and tensors left out since its base has them."""
     from adapterhub_local.lora.adapter import open_adapter
 
-    if open_adapter(version.path, dora=True).changes_nothing():
+    if open_adapter(version.path, dora=True, tokens=True).changes_nothing():
         echo(
             f"note: {version} changes nothing: its scale or a factor of each module is zero. Was it trained?", err=True
         )

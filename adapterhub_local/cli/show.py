@@ -39,9 +39,9 @@ def command(reference: str, as_json: bool) -> None:
     if isinstance(lineage.get("compatibility"), dict):
         rows.append(("fits its base", compatibility_text(lineage["compatibility"])))
     if adapter.keys() >= {"rank", "alpha", "num_parameters"}:  # a version made by another program may say less
-        rows.append(
-            ("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {adapter['num_parameters']:,} parameters")
-        )
+        own = f", rows of {counted(adapter['tokens'], 'token')}" if adapter.get("tokens") else ""
+        size = f"{adapter['num_parameters']:,} parameters{own}"
+        rows.append(("adapter", f"rank {adapter['rank']}, alpha {adapter['alpha']:g}, {size}"))
     rows += [
         (entry["role"], f"{entry['file']} ({counted(entry['rows'], 'row')}, {entry['digest'][:19]})")
         for entry in lineage.get("data", ())

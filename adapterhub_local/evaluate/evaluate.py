@@ -25,6 +25,7 @@ from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.recipe.schema import MAX_NEW_TOKENS, Data
 from adapterhub_local.registry import Version
 from adapterhub_local.rows.examples import Example, Tokenised, scored_on, settings_of, tokenise_all
+from adapterhub_local.rows.token_rows import use_token_rows
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def adapted(base: LoadedBase, folder: Path | None) -> Iterator[Any]:
 
     with loadable(folder) as place:
         model = PeftModel.from_pretrained(base.model, str(place)).eval()
+    use_token_rows(model)
     try:
         yield model
     finally:

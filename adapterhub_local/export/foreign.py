@@ -214,7 +214,7 @@ def _read_kohya(path: Path, base: BaseInfo) -> tuple[dict[str, _Layer], str | No
                 raise BadFile(f"{path}: {module} has two factors {kind}, one of them {name!r}")
             else:
                 setattr(layer, kind, value)
-    config = read_config(path, header.metadata, dora=False)
+    config = read_config(path, header.metadata, dora=False, tokens=False)
     settings = settings_in_header(header.metadata, f"{path} (its header)") if config is None else {}
     for module, layer in layers.items():
         if layer.alpha is None and config is not None and layer.A is not None:

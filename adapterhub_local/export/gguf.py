@@ -34,7 +34,8 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
     """Write the adapter as one GGUF file and return its rank, which is its alpha too.
 
     Raises InUse if `target` exists, Incompatible for an architecture whose tensors GGUF names or orders in ways
-    not known here, an adapted output head that is tied to the embeddings, or DoRA, which the format cannot hold.
+    not known here, an adapted output head that is tied to the embeddings, and DoRA or rows of embeddings, which the
+    format cannot hold.
     """
     import gguf
 
@@ -44,6 +45,11 @@ def write_gguf(adapter: AdapterFile, base: BaseInfo, target: Path, *, name: str,
         raise Incompatible(
             f"{name} has DoRA, and a GGUF adapter holds A and B only: export it --to fused, or make a plain adapter "
             f"of it with `qhub merge {name} --weights 1 --with-base {base.name} --name NAME`, which reports the loss"
+        )
+    if adapter.tokens:
+        raise Incompatible(
+            f"{name} has rows of the embeddings for {len(adapter.token_ids)} tokens, and a GGUF adapter holds factors "
+            "of matrices only: llama.cpp has no place for rows. Export it --to fused or fused-gguf"
         )
     tied = {name.removesuffix(".weight") for name in tied_weights(base)}
     layout = GgufLayout(base)

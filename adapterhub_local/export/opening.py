@@ -9,7 +9,7 @@ from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 def open_request(request: Request) -> tuple[AdapterFile, BaseInfo]:
     """The adapter and its base (or the one named). Raises NotFound or Incompatible if they do not belong together."""
     base = find_base(request.base, request.home) if request.base else base_of(request.version, request.home)
-    adapter = open_adapter(request.version.path, dora=True)
+    adapter = open_adapter(request.version.path, dora=True, tokens=True)
     check_shapes(adapter, base)
     return adapter, base
 

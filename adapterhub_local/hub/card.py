@@ -91,6 +91,7 @@ def _title(version: Version, base_id: str, repo_id: str, licence: str | None) ->
         ("Alpha", adapter.get("alpha")),
         ("Parameters", f"{adapter['num_parameters']:,}" if isinstance(adapter.get("num_parameters"), int) else None),
         ("Target modules", _joined(adapter.get("target_modules"))),
+        ("Tokens with rows of their own", adapter.get("tokens")),
         ("Base revision", base.get("revision")),
         ("Seed", version.lineage.get("seed")),
         ("Licence", licence),

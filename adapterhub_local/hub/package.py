@@ -178,10 +178,10 @@ def _curve_of(lineage: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 def _vllm_rank(config: bytes) -> int | None:
     """The `--max-lora-rank` vLLM needs; None if it would read another delta or has no such rank."""
-    parsed = AdapterConfig.parse(config, CONFIG, dora=True)
+    parsed = AdapterConfig.parse(config, CONFIG, dora=True, tokens=True)
     if (
-        parsed.use_dora or parsed.rank_pattern or parsed.alpha_pattern
-    ):  # vLLM has no DoRA, and one scale for all modules
+        parsed.use_dora or parsed.tokens or parsed.rank_pattern or parsed.alpha_pattern
+    ):  # vLLM has no DoRA, no rows of embeddings, and one scale for all modules
         return None
     return next((rank for rank in SERVER_RANKS if rank >= parsed.rank), None)
 

@@ -157,7 +157,7 @@ def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "Ada
     from adapterhub_local.lora.adapter import open_adapter  # loads torch
 
     try:
-        adapter = open_adapter(folder, dora=True, copies=not lineage)
+        adapter = open_adapter(folder, dora=True, copies=not lineage, tokens=True)
         for _ in tensors_of(adapter):  # refuses NaN and infinity
             pass
     except BadFile as error:
@@ -215,7 +215,7 @@ def _converted(
 ) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
     """A plain PEFT adapter in our self-describing form, and what is known of where it came from."""
     from adapterhub_local.adopt import tensors_of
-    from adapterhub_local.lora.contents import magnitude_name
+    from adapterhub_local.lora.contents import magnitude_name, rows_name
     from adapterhub_local.lora.header import read_header
     from adapterhub_local.lora.write import DTYPE_NAMES, tensor_name, write_adapter
 
@@ -229,6 +229,9 @@ def _converted(
         if module in adapter.magnitudes:
             dtype = dtypes[entries[adapter.magnitudes[module]].dtype]
             shapes[magnitude_name(module)] = (dtype, (adapter.shapes[module].out_features,))
+    for module, rows in adapter.tokens.items():
+        entry = entries[rows.key]
+        shapes[rows_name(module)] = (dtypes[entry.dtype], entry.shape)
     config = adapter.config
     base_id = _base_id(adapter)
     known = linear_modules(base) if base is not None else ()
@@ -242,6 +245,7 @@ def _converted(
             "rank": config.rank,
             "alpha": config.alpha,
             "target_modules": targets if isinstance(targets, str) else list(targets),
+            **({"tokens": len(ids)} if (ids := adapter.token_ids) else {}),
             "num_parameters": adapter.num_parameters,
         },
     }

@@ -56,7 +56,7 @@ qhub serve --base {_short(base_id)}
 
 def _vllm(version: Version, base_id: str, repo_id: str, max_lora_rank: int | None) -> str:
     if max_lora_rank is None:
-        why = "it has DoRA, or its rank or scale differs by module, or its rank is above 512"
+        why = "it has DoRA or rows of embeddings, or its rank or scale differs by module, or its rank is above 512"
         return f"vLLM does not read this adapter as it is: {why}."
     short = version.name.replace("/", "-")
     return f"""With vLLM, whose base is in 16 bits unless asked otherwise:

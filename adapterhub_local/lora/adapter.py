@@ -9,7 +9,7 @@ import torch
 
 from adapterhub_local.errors import BadFile
 from adapterhub_local.lora.config import AdapterConfig
-from adapterhub_local.lora.contents import Shape, read_layout
+from adapterhub_local.lora.contents import Shape, TokenRows, read_layout
 from adapterhub_local.lora.header import Header
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -49,6 +49,7 @@ class AdapterFile:
     dtype: torch.dtype
     magnitudes: Mapping[str, str] = field(default_factory=dict)  # module -> name of its lengths, DoRA only
     copies: Mapping[str, str] = field(default_factory=dict)  # tensor beside the factors -> the base's name of it
+    tokens: Mapping[str, TokenRows] = field(default_factory=dict)  # embeddings or head -> the adapter's own rows of it
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -56,7 +57,13 @@ class AdapterFile:
 
     @property
     def num_parameters(self) -> int:
-        return sum(shape.rank * (shape.in_features + shape.out_features) for shape in self.shapes.values())
+        factors = sum(shape.rank * (shape.in_features + shape.out_features) for shape in self.shapes.values())
+        return factors + sum(len(rows.ids) * rows.hidden for rows in self.tokens.values())
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens that it has rows of its own for, in embeddings or head; they ascend."""
+        return tuple(sorted({each for rows in self.tokens.values() for each in rows.ids}))
 
     def renamed(self, names: Mapping[str, str]) -> "AdapterFile":
         """The same adapter with its modules called otherwise: `names` are module -> new name, all different."""
@@ -70,6 +77,20 @@ class AdapterFile:
             keys={(names[module], factor): key for (module, factor), key in self.keys.items()},
             magnitudes={names[module]: key for module, key in self.magnitudes.items()},
         )
+
+    def with_rows_of(self, names: Mapping[str, str]) -> "AdapterFile":
+        """The same adapter with the modules that it has rows of called otherwise: module -> new name."""
+        config = replace(self.config, tokens={names[module]: ids for module, ids in self.config.tokens.items()})
+        return replace(self, config=config, tokens={names[module]: rows for module, rows in self.tokens.items()})
+
+    def rows(self, module: str) -> torch.Tensor:
+        """The rows (tokens, hidden) of embeddings or head, in the order of their ids: not what is added to the base's,
+        what takes their place. Raises BadFile if one has NaN or infinity in it."""
+        with self._open() as file:
+            rows = self._read(file, self.tokens[module].key)
+        if not torch.isfinite(rows).all():
+            raise BadFile(f"{self.path} has NaN or infinity in {self.tokens[module].key}: it was not trained soundly")
+        return rows
 
     def magnitude(self, module: str) -> torch.Tensor:
         """DoRA's lengths of the rows of a module, (out_features). Raises BadFile if one is NaN or infinity."""
@@ -97,8 +118,11 @@ class AdapterFile:
                 yield module, Delta(factors["A"], factors["B"], self.config.scaling(module))
 
     def changes_nothing(self) -> bool:
-        """Whether every delta is zero, as that of an adapter which was not trained; DoRA's lengths may change more."""
-        return not self.magnitudes and not any(
+        """Whether every delta is zero, as that of an adapter which was not trained.
+
+        What DoRA's lengths and rows of embeddings change is not known without the base, and counts as a change.
+        """
+        return not (self.magnitudes or self.tokens) and not any(
             delta.scaling and delta.A.any() and delta.B.any() for _, delta in self.deltas()
         )
 
@@ -126,9 +150,11 @@ class AdapterFile:
         return tensor
 
 
-def open_adapter(path: Path, *, alpha: float | None = None, dora: bool = False, copies: bool = False) -> AdapterFile:
+def open_adapter(
+    path: Path, *, alpha: float | None = None, dora: bool = False, copies: bool = False, tokens: bool = False
+) -> AdapterFile:
     """Open a PEFT folder or a single file, without reading tensors; see `read_layout` for what it takes and refuses."""
-    layout = read_layout(path, alpha=alpha, dora=dora, copies=copies)
+    layout = read_layout(path, alpha=alpha, dora=dora, copies=copies, tokens=tokens)
     return AdapterFile(
         layout.path,
         layout.header,
@@ -139,4 +165,5 @@ def open_adapter(path: Path, *, alpha: float | None = None, dora: bool = False, 
         _DTYPES[layout.dtype],
         layout.magnitudes,
         layout.copies,
+        layout.tokens,
     )

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ CONFIG = "adapter_config.json"
 CONFIG_KEY = "adapter_config"  # in the weights' metadata, so that one file says all about itself
 BASE_KEY = "base_fingerprint"
 LARGEST = 3.4028234663852886e38  # of float32, in which every reader computes a scale
+TOKENS_KEY = "trainable_token_indices"  # the tokens whose rows of the embeddings an adapter has of its own
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
 
 # Settings that change nothing about the delta of a trained adapter.
@@ -47,8 +49,8 @@ _REFUSED = {
     "use_dora": "DoRA rescales base weights (`qhub merge FOLDER --weights 1 --with-base NAME` makes a LoRA of it)",
     "modules_to_save": f"it replaces whole modules of the shared base. {_FUSE}",
     "lora_bias": "its B factors have a bias",
-    "trainable_token_indices": f"it changes rows of the shared base's embeddings, which its other adapters "
-    f"read too. {_FUSE}: the new base has the tokens, and adapters are trained on it",
+    TOKENS_KEY: "it has rows of the embeddings of its own, which are not treated here; `qhub add`, `eval`, `serve` and "
+    "a linear `qhub merge` do",
     "target_parameters": "it adapts parameters that are not linear layers, such as the experts of a mixture in one "
     f'tensor. Trained here (`target_modules = "mlp"`) every expert has layers of its own. {_FUSE}',
     "layer_replication": "it changes the layers of the shared base",
@@ -134,6 +136,9 @@ class AdapterConfig:
     base_model: str | None = None
     use_dora: bool = False  # https://arxiv.org/abs/2402.09353; read only where it was asked for
     narrowing: Narrowing | None = None  # read, never written: what is written names each module then
+    # embeddings, or head -> ids of the tokens whose rows the adapter has; PEFT's list, for whatever the model's input
+    # embeddings are, has the name ""
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def hub_id(self) -> str | None:
@@ -213,6 +218,10 @@ class AdapterConfig:
         exact = self.pinned({module: module for module in mine})
         return replace(exact, target_modules=named) if short and not isinstance(named, str) else exact
 
+    def tokens_of(self, module: str) -> tuple[int, ...] | None:
+        """The ids of the rows of `module`, embeddings or head, as PEFT reads it: by the ends of names, or a list."""
+        return next((ids for name, ids in self.tokens.items() if not name or f".{module}".endswith(f".{name}")), None)
+
     def _settings(self, module: str) -> tuple[int, float]:
         return self.rank_of(module), self.alpha_of(module)
 
@@ -233,14 +242,16 @@ class AdapterConfig:
             "rank_pattern": dict(sorted(self.rank_pattern.items())),
             "alpha_pattern": dict(sorted(self.alpha_pattern.items())),
             "bias": "none",
+            **({TOKENS_KEY: {name: list(ids) for name, ids in sorted(self.tokens.items())}} if self.tokens else {}),
         }
 
     def to_bytes(self) -> bytes:
         return (json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def parse(cls, text: str | bytes, where: str, *, dora: bool = False) -> "AdapterConfig":
-        """The config in `text`, PEFT's JSON; with `dora`, also one of DoRA, whose factors alone are not its delta.
+    def parse(cls, text: str | bytes, where: str, *, dora: bool = False, tokens: bool = False) -> "AdapterConfig":
+        """The config in `text`, PEFT's JSON; with `dora`, also one of DoRA, and with `tokens` one with rows of the
+        embeddings, whose factors alone are not all that it changes.
 
         Raises BadFile naming `where` and the setting that is wrong or refused.
         """
@@ -250,7 +261,8 @@ class AdapterConfig:
             raise BadFile(f"{where} is not JSON that all read alike: {error}") from None
         if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
             raise BadFile(f"{where} is not the config of a LoRA adapter (peft_type must be LORA)")
-        _refuse_unsupported({key: value for key, value in fields.items() if not (dora and key == "use_dora")}, where)
+        taken = {"use_dora": dora, TOKENS_KEY: tokens}
+        _refuse_unsupported({key: value for key, value in fields.items() if not taken.get(key)}, where)
         try:
             config = cls(
                 rank=_positive_int(fields["r"]),
@@ -262,6 +274,7 @@ class AdapterConfig:
                 alpha_pattern={key: _finite(alpha) for key, alpha in (fields.get("alpha_pattern") or {}).items()},
                 base_model=_base_model(fields.get("base_model_name_or_path")),
                 narrowing=_narrowing(fields),
+                tokens=_tokens(fields.get(TOKENS_KEY)),
             )
             config.check_size(1)  # which reads every pattern
             if isinstance(config.target_modules, str):
@@ -324,6 +337,17 @@ def _targets(value: Any) -> tuple[str, ...] | str:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError("target_modules is neither a list of names nor a pattern")
     return tuple(sorted(value))
+
+
+def _tokens(value: Any) -> dict[str, tuple[int, ...]]:
+    tables = value if isinstance(value, dict) else {"": value} if value else {}
+    for ids in tables.values():
+        if not isinstance(ids, list) or not ids or any(type(each) is not int or each < 0 for each in ids):
+            raise ValueError(f"{TOKENS_KEY} is neither a list of tokens' ids nor a table of such lists")
+        if len(set(ids)) < len(ids):
+            twice, _ = Counter(ids).most_common(1)[0]
+            raise ValueError(f"{TOKENS_KEY} names token {twice} twice")
+    return {name: tuple(ids) for name, ids in tables.items()}
 
 
 def _positive_int(value: Any) -> int:

@@ -8,12 +8,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadFile, NotFound
-from adapterhub_local.lora.config import BASE_KEY, CONFIG, WEIGHTS, AdapterConfig
+from adapterhub_local.lora.config import BASE_KEY, CONFIG, TOKENS_KEY, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.header import Header, read_header
 from adapterhub_local.lora.names import PREFIX, parse_name
 from adapterhub_local.lora.scale import ask, check_given, config_beside, read_config, settings_in_header
@@ -28,6 +28,15 @@ class Shape:
     in_features: int
     out_features: int
     rank: int
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The rows that an adapter has of one module, embeddings or head: `key` is a tensor (tokens, hidden)."""
+
+    ids: tuple[int, ...]  # no two the same
+    key: str
+    hidden: int
 
 
 @dataclass(frozen=True)
@@ -46,21 +55,24 @@ class Layout:
     dtype: str
     magnitudes: Mapping[str, str] = field(default_factory=dict)  # module -> name of its lengths, DoRA only
     copies: Mapping[str, str] = field(default_factory=dict)
+    tokens: Mapping[str, TokenRows] = field(default_factory=dict)  # module -> its rows
 
 
-def read_layout(path: Path, *, alpha: float | None = None, dora: bool = False, copies: bool = False) -> Layout:
+def read_layout(
+    path: Path, *, alpha: float | None = None, dora: bool = False, copies: bool = False, tokens: bool = False
+) -> Layout:
     """The layout of a PEFT folder or a single file.
 
     `alpha` is for a single file that does not say its scale; its rank is read off the shapes. With `dora` an
     adapter with DoRA's magnitudes is read too, whose deltas say nothing without them; with `copies` one that has
-    tensors of its base along, which the caller compares.
+    tensors of its base along, which the caller compares; with `tokens` one that has rows of the embeddings.
     Raises NotFound, or BadFile naming the file and what is wrong, the config's reason first: unknown names, a factor
     without its partner, modules the config does not name, shapes that do not fit together or the config,
     dtypes that are not floats. Raises AlphaKnown for an alpha that is given for what says another.
     """
     weights = find_weights(path)
     header = read_header(weights)
-    config = read_config(weights, header.metadata, dora=dora)
+    config = read_config(weights, header.metadata, dora=dora, tokens=tokens)
     found = _Found.of(weights, header)
     if found.magnitudes and not dora:
         raise BadFile(
@@ -80,10 +92,12 @@ def read_layout(path: Path, *, alpha: float | None = None, dora: bool = False, c
         config = _made(weights, header, shapes, alpha, bool(found.magnitudes))
     config = _renamed(weights, config, found.spelled)
     _check(weights, header, config, shapes, found)
+    rows = _token_rows(weights, header, config, found.tokens)
+    config = replace(config, tokens={module: each.ids for module, each in rows.items()})
     dtypes = {header.tensors[key].dtype for key in found.keys.values()}
     dtype = next(name for name in FLOATS if name in dtypes)
     fingerprint = header.metadata.get(BASE_KEY)
-    return Layout(weights, header, config, fingerprint, shapes, found.keys, dtype, found.magnitudes, found.copies)
+    return Layout(weights, header, config, fingerprint, shapes, found.keys, dtype, found.magnitudes, found.copies, rows)
 
 
 def find_weights(path: Path) -> Path:
@@ -122,13 +136,16 @@ def magnitude_name(module: str) -> str:
     return f"{PREFIX}{module}.lora_magnitude_vector"
 
 
+def rows_name(module: str) -> str:
+    """PEFT's name for an adapter's own rows of a module, embeddings or head."""
+    return f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"
+
+
 # what a tensor is that cannot be read as a factor -> why not
 _REASONS = {
     "bias": "its B factors have a bias (lora_bias), which is not supported",
     "embedding": "it adapts an embedding, and only linear layers are adapted here: train without it",
     "saved": "it replaces a whole module of the shared base (modules_to_save): fuse it into the model "
-    "(PEFT: merge_and_unload) and add that as a base of its own",
-    "tokens": "it changes rows of the shared base's embeddings (trainable_token_indices): fuse it into the model "
     "(PEFT: merge_and_unload) and add that as a base of its own",
     "mlx": "it is named as MLX-LM names it: `qhub add` takes the folder, with its adapter_config.json",
 }
@@ -142,10 +159,11 @@ class _Found:
     magnitudes: dict[str, str]
     copies: dict[str, str]
     spelled: dict[str, str]  # module -> how the file calls it
+    tokens: dict[str, str]  # embeddings or head -> the tensor of its rows
 
     @classmethod
     def of(cls, path: Path, header: Header) -> "_Found":
-        found = cls({}, {}, {}, {})
+        found = cls({}, {}, {}, {}, {})
         adapters: dict[str, str] = {}
         for name, entry in header.tensors.items():
             parts = parse_name(name)
@@ -166,6 +184,9 @@ class _Found:
             adapters.setdefault(parts.adapter, name)
             if parts.kind == "magnitude":
                 found._add_once(path, found.magnitudes, parts.module, name)
+                continue
+            if parts.kind == "tokens":
+                found._add_once(path, found.tokens, parts.module, name)
                 continue
             if len(entry.shape) != 2:
                 raise BadFile(
@@ -207,6 +228,26 @@ def _check(path: Path, header: Header, config: AdapterConfig, shapes: Mapping[st
             raise BadFile(f"{path}: {module} has rank {shape.rank}, its config says {config.rank_of(module)}")
         if not config.targets(module):
             raise BadFile(f"{path} has factors for {module}, which target_modules of its config does not name")
+
+
+def _token_rows(path: Path, header: Header, config: AdapterConfig, found: Mapping[str, str]) -> dict[str, TokenRows]:
+    """Module -> its rows, each of a token that the config names."""
+    rows = {}
+    if len(found) > 1 and "" in config.tokens:
+        raise BadFile(f"{path} has rows of {' and '.join(sorted(found))}, and {TOKENS_KEY} of its config is one list")
+    for module, key in sorted(found.items()):
+        shape, ids = header.tensors[key].shape, config.tokens_of(module)
+        if ids is None:
+            raise BadFile(f"{path} has rows of {module}, and {TOKENS_KEY} of its config does not say of which tokens")
+        if len(shape) != 2 or shape[0] != len(ids):
+            raise BadFile(f"{path}: {key!r} is {list(shape)}, and its config names {len(ids)} tokens of {module}")
+        rows[module] = TokenRows(ids, key, shape[1])
+    held = {each.ids for each in rows.values()}
+    for name, ids in config.tokens.items():  # PEFT names a head that is the embeddings too, and saves no rows of it
+        if ids not in held:
+            raise BadFile(f"{path}: {TOKENS_KEY} of its config names tokens{f' of {name}' if name else ''}, and it has "
+                          "no rows for them")  # fmt: skip
+    return rows
 
 
 def _renamed(path: Path, config: AdapterConfig, spelled: Mapping[str, str]) -> AdapterConfig:
@@ -252,4 +293,4 @@ def _made(
         if alpha is None:
             raise ask(str(weights), ranks)
         fields["lora_alpha"] = alpha
-    return AdapterConfig.parse(json.dumps(fields), f"{weights} (its header)", dora=True)
+    return AdapterConfig.parse(json.dumps(fields), f"{weights} (its header)", dora=True, tokens=True)

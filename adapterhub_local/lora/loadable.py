@@ -17,7 +17,7 @@ def loadable(folder: Path) -> Iterator[Path]:
     PEFT matches the patterns of a config with Python's `re`, which some patterns keep busy forever, and makes factors
     for all modules that a config names. Raises what `read_layout` raises.
     """
-    layout = read_layout(folder, dora=True)
+    layout = read_layout(folder, dora=True, tokens=True)
     exact = layout.config.for_modules(layout.shapes)
     if layout.path.name == WEIGHTS and exact == layout.config:
         yield folder

@@ -21,7 +21,7 @@ _KINDS = {
     "lora_a": "mlx",
     "lora_b": "mlx",
 }
-_TOKENS = frozenset(["token_adapter", "trainable_tokens_delta"])
+_TOKENS = ("token_adapter", "trainable_tokens_delta")
 _MODULE = re.compile(r"[\w.-]+", re.ASCII)
 # what multimodal models have around their text model, and what diffusers writes before its names
 _TEXT_MODEL = "language_model"
@@ -33,8 +33,9 @@ _ROUTERS = (".mlp.gate", ".block_sparse_moe.gate", ".mlp.router", ".feed_forward
 class TensorName:
     """What a name says.
 
-    `kind` is "A", "B", "magnitude", "bias" (of B), "embedding", "mlx", "saved" (a whole module), "tokens", "weight"
-    (any other tensor, such as one of the base), or "unknown" for a name that none has. `spelled` is the module as the
+    `kind` is "A", "B", "magnitude", "bias" (of B), "embedding", "mlx", "saved" (a whole module), "tokens" (an
+    adapter's own rows of embeddings or of the head), "weight" (any other tensor, such as one of the base), or "unknown"
+    for a name that none has. `spelled` is the module as the
     file calls it, without PEFT's prefix only; `adapter` is PEFT's name of the adapter, `default` where there is none.
     """
 
@@ -51,12 +52,9 @@ def parse_name(name: str) -> TensorName:
     body = parts[start:]
     at = next((i for i, part in enumerate(body) if part in _KINDS), None)
     if at is None:
-        if "modules_to_save" in body:
-            kind = "saved"
-        elif _TOKENS & set(body):
-            kind = "tokens"
-        else:
-            kind = "weight"
+        if tuple(body[-2:]) == _TOKENS or tuple(body[-3:-1]) == _TOKENS:
+            return _token_rows(body)
+        kind = "saved" if "modules_to_save" in body else "weight"
         module = ".".join(part for part in body if part not in WRAPPERS and part != "base_layer")
         return TensorName(kind if _MODULE.fullmatch(module) else "unknown", module, ".".join(body))
     kind, rest = _KINDS[body[at]], body[at + 1 :]
@@ -71,6 +69,14 @@ def parse_name(name: str) -> TensorName:
     if not _MODULE.fullmatch(module):
         return TensorName("unknown", name, name)
     return TensorName(kind, module, spelled, ".".join(rest) or "default")
+
+
+def _token_rows(body: list[str]) -> TensorName:
+    at = body.index(_TOKENS[0])
+    spelled = ".".join(body[:at])
+    module = ".".join(part for part in body[:at] if part not in WRAPPERS)
+    kind = "tokens" if _MODULE.fullmatch(module) else "unknown"
+    return TensorName(kind, module, spelled, ".".join(body[at + 2 :]) or "default")
 
 
 def _skip_prefix(parts: list[str]) -> int:

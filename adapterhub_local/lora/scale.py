@@ -33,13 +33,13 @@ def config_beside(weights: Path) -> Path | None:
     return None
 
 
-def read_config(weights: Path, metadata: Mapping[str, str], *, dora: bool) -> AdapterConfig | None:
+def read_config(weights: Path, metadata: Mapping[str, str], *, dora: bool, tokens: bool) -> AdapterConfig | None:
     """The config that the file says, whole: beside it, or in its header. Raises BadFile for one that is refused."""
     beside = config_beside(weights)
     if beside is not None:
-        return AdapterConfig.parse(_bytes(beside), str(beside), dora=dora)
+        return AdapterConfig.parse(_bytes(beside), str(beside), dora=dora, tokens=tokens)
     if CONFIG_KEY in metadata:
-        return AdapterConfig.parse(metadata[CONFIG_KEY], f"{weights} (its header)", dora=dora)
+        return AdapterConfig.parse(metadata[CONFIG_KEY], f"{weights} (its header)", dora=dora, tokens=tokens)
     return None
 
 

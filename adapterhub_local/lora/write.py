@@ -76,7 +76,8 @@ def write_adapter(
     of its base in its own metadata, so it can be used alone; `extra` metadata is added. `known` are the linear modules
     of the base, as far as they are known: the config names just those that there are factors for.
     """
-    config = config.for_modules({parse_name(name).module for name in shapes}, known)
+    named = map(parse_name, shapes)
+    config = config.for_modules({parts.module for parts in named if parts.kind != "tokens"}, known)
     metadata = {**(extra or {}), "format": "pt", CONFIG_KEY: json.dumps(config.to_json(), allow_nan=False)}
     if base_fingerprint:
         metadata[BASE_KEY] = base_fingerprint

@@ -1,4 +1,4 @@
-"""How two adapters differ: norm and cosine of each module's delta."""
+"""How two adapters differ: norm and cosine of each module's delta, and of what their rows of embeddings change."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,8 @@ def compare_deltas(
     """One module at a time; modules of different shapes have no cosine.
 
     No dense matrix is made, but where one of the two has DoRA: its change of a module's weight depends on the weight
-    and is not a low-rank product, so it needs its base in `bases`. Raises Incompatible if that is not its base.
+    and is not a low-rank product, so it needs its base in `bases`, as rows of embeddings do, which are compared over
+    all tokens that one of the two has. Raises Incompatible if that is not its base.
     """
     sides = [(side, BaseWeights(base) if base else None) for side, base in zip((left, right), bases, strict=True)]
     is_dense = any(side.magnitudes for side, _ in sides)
@@ -43,6 +44,21 @@ def compare_deltas(
     for module in sorted({*left.shapes, *right.shapes}):
         changes = [change(side, weights, module) for side, weights in sides]
         yield _difference(module, changes, _dense_inner if is_dense else inner)
+    for module in sorted({*left.tokens, *right.tokens}):
+        ids = sorted({each for side, _ in sides for each in (side.tokens[module].ids if module in side.tokens else ())})
+        yield _difference(module, [_moved(side, weights, module, ids) for side, weights in sides], _dense_inner)
+
+
+def _moved(side: AdapterFile, weights: BaseWeights | None, module: str, ids: Sequence[int]) -> torch.Tensor | None:
+    """What an adapter adds to the base's rows (tokens, hidden) of `ids`; zero where it has none, None if nowhere."""
+    if module not in side.tokens:
+        return None
+    assert weights is not None, "rows are opened with their base at hand"
+    own = list(side.tokens[module].ids)
+    rows = side.rows(module).float()
+    moved = torch.zeros(len(ids), rows.shape[1])
+    moved[torch.searchsorted(torch.tensor(ids), torch.tensor(own))] = rows - weights.of(module)[0][own]
+    return moved
 
 
 def _difference(module: str, changes: Sequence[Any], product: Callable[[Any, Any], float]) -> ModuleDifference:

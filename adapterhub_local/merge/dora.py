@@ -17,10 +17,12 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.fit import check_copies, renamed_for
 from adapterhub_local.base.modules import linear_modules
 from adapterhub_local.base.origin import Origin, belongs
+from adapterhub_local.base.vocabulary import Vocabulary, fit_rows
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.lora.contents import rows_name
 from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.merge.plan import Opener
 from adapterhub_local.merge.space import leading
@@ -84,9 +86,11 @@ def through_base(info: BaseInfo, rank: int | None, folder: Path, *, force: bool 
     def opened(path: Path, alpha: float | None) -> Converted:
         if path in made:
             return made[path]
-        adapter = open_adapter(path, alpha=alpha, dora=True, copies=True)
+        adapter = open_adapter(path, alpha=alpha, dora=True, copies=True, tokens=True)
         check_copies(adapter, info)
         adapter = replace(renamed_for(adapter, dict.fromkeys(linear_modules(info))), copies={})
+        if adapter.tokens:
+            adapter = fit_rows(adapter, Vocabulary.of_base(info), info.name)
         if not adapter.magnitudes:
             return adapter, None
         answer = belongs(Origin.of_adapter(adapter), info)
@@ -118,11 +122,14 @@ def _convert(adapter: AdapterFile, info: BaseInfo, rank: int, folder: Path) -> C
             lost, total = lost + float((change - kept.dense()).double().square().sum()), total + spectrum.total
             yield tensor_name(module, "A"), kept.A.contiguous()
             yield tensor_name(module, "B"), kept.B.contiguous()
+        yield from rows.items()
 
+    rows = {rows_name(module): adapter.rows(module) for module in adapter.tokens}
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for module, shape in adapter.shapes.items():
         shapes[tensor_name(module, "A")] = (torch.float32, (ranks[module], shape.in_features))
         shapes[tensor_name(module, "B")] = (torch.float32, (shape.out_features, ranks[module]))
+    shapes |= {name: (each.dtype, tuple(each.shape)) for name, each in rows.items()}
     narrow = {module: own for module, own in ranks.items() if own != widest}
     config = AdapterConfig(
         rank=widest,
@@ -131,8 +138,9 @@ def _convert(adapter: AdapterFile, info: BaseInfo, rank: int, folder: Path) -> C
         rank_pattern=narrow,
         alpha_pattern=dict(narrow),
         base_model=adapter.config.base_model,
+        tokens=adapter.config.tokens,
     )
     write_adapter(folder, config, shapes, factors(), info.fingerprint)
     error = math.sqrt(lost / total) if total else 0.0
     fields = {"method": "dora", "base": info.name, "base_fingerprint": info.fingerprint, "rank": widest}
-    return open_adapter(folder), {**fields, "relative_error": error}
+    return open_adapter(folder, tokens=True), {**fields, "relative_error": error}

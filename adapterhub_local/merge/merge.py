@@ -14,12 +14,14 @@ import torch
 
 from adapterhub_local.durable import check_absent, place_file, place_folder, staging
 from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
+from adapterhub_local.lora.contents import rows_name
 from adapterhub_local.lora.write import Shapes, tensor_name, write_adapter
 from adapterhub_local.merge.combine import Combined, Stored, Term, combine, store
 from adapterhub_local.merge.plan import MergePlan
 from adapterhub_local.merge.report import MergeReport, Tally
 from adapterhub_local.merge.storage import Layout, choose_layout, known_layout
 from adapterhub_local.merge.threads import in_order, one_thread
+from adapterhub_local.merge.token_rows import merged_rows
 from adapterhub_local.registry import Registry, Version
 
 Judge = Callable[[Path], Mapping[str, Any]]
@@ -74,7 +76,8 @@ def dry_run(plan: MergePlan) -> MergeReport:
         tally = Tally(plan)
         for stored in modules:
             tally.add(stored)
-    return _report(plan, layout, tally)
+        rows = dict(merged_rows(plan))
+    return _report(plan, layout, tally, rows)
 
 
 def _write(plan: MergePlan, folder: Path, note: dict[str, Any] | None) -> tuple[dict[str, Path | bytes], MergeReport]:
@@ -86,13 +89,15 @@ def _write(plan: MergePlan, folder: Path, note: dict[str, Any] | None) -> tuple[
             tally.add(stored)
             yield tensor_name(stored.module, "A"), stored.delta.A
             yield tensor_name(stored.module, "B"), stored.delta.B
+        yield from ((rows_name(module), each) for module, each in rows.items())
 
     extra = {"merge": json.dumps(note, sort_keys=True)} if note else {}
+    rows = dict(merged_rows(plan))  # few, and first: what is wrong with them is known at once
     with one_thread():
         layout, modules = _merge(plan)
-        shapes, config = _shapes(plan, layout), _config(plan, layout)
+        shapes, config = _shapes(plan, layout, rows), _config(plan, layout)
         files = write_adapter(folder, config, shapes, tensors(modules), plan.base.get("fingerprint"), extra, plan.known)
-    return files, _report(plan, layout, tally)
+    return files, _report(plan, layout, tally, rows)
 
 
 def _merge(plan: MergePlan) -> tuple[Layout, Iterator[Stored]]:
@@ -140,12 +145,12 @@ def _terms(plan: MergePlan) -> Iterator[tuple[str, list[Term]]]:
         yield module, [Term(i, digests[i], next(readers[i])[1]) for i in owners[module]]
 
 
-def _shapes(plan: MergePlan, layout: Layout) -> Shapes:
+def _shapes(plan: MergePlan, layout: Layout, rows: Mapping[str, torch.Tensor]) -> Shapes:
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for module, shape in plan.shapes.items():
         shapes[tensor_name(module, "A")] = (layout.dtype, (layout.padded[module], shape.in_features))
         shapes[tensor_name(module, "B")] = (layout.dtype, (shape.out_features, layout.padded[module]))
-    return shapes
+    return shapes | {rows_name(module): (each.dtype, tuple(each.shape)) for module, each in rows.items()}
 
 
 def _config(plan: MergePlan, layout: Layout) -> AdapterConfig:
@@ -164,12 +169,14 @@ def _config(plan: MergePlan, layout: Layout) -> AdapterConfig:
         rank_pattern=other,
         alpha_pattern=dict(other),
         base_model=plan.base.get("hub_id"),
+        tokens=plan.tokens,
     )
 
 
-def _report(plan: MergePlan, layout: Layout, tally: Tally) -> MergeReport:
+def _report(plan: MergePlan, layout: Layout, tally: Tally, rows: Mapping[str, torch.Tensor]) -> MergeReport:
     sizes = (layout.padded[module] * (s.in_features + s.out_features) for module, s in plan.shapes.items())
-    return tally.report(list(layout.padded.values()), sum(sizes), layout.dtype)
+    count = sum(sizes) + sum(each.numel() for each in rows.values())
+    return tally.report(list(layout.padded.values()), count, layout.dtype)
 
 
 def _lineage(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
@@ -181,6 +188,7 @@ def _lineage(plan: MergePlan, report: MergeReport) -> dict[str, Any]:
         "adapter": {
             "rank": report.rank,
             "alpha": report.rank,
+            **({"tokens": plan.num_tokens} if plan.tokens else {}),
             "num_modules": report.num_modules,
             "num_parameters": report.num_parameters,
         },

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.modules import linear_modules
 from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.durable import digest_file
@@ -21,6 +22,7 @@ from adapterhub_local.merge.align import align, base_here, remarks, without_copi
 from adapterhub_local.merge.formula import Formula
 from adapterhub_local.merge.layers import Weight, check_weights, groups, in_group, mean, num_groups
 from adapterhub_local.merge.rank_rule import RankRule
+from adapterhub_local.merge.token_rows import fit_parents, merged_ids
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.sizes import write_size
@@ -89,6 +91,8 @@ class MergePlan:
     known: frozenset[str] = frozenset()  # the linear modules of the base, if it is here
     notes: tuple[str, ...] = ()  # what a person should know
     group: Mapping[str, int] = field(default_factory=dict)  # of layers, by module, where weights differ by it
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # embeddings or head -> ids of its rows
+    info: BaseInfo | None = None  # the base, if it is here
 
     def lineage(self) -> list[dict[str, Any]]:
         """What the result records of its parents; files are hashed side by side."""
@@ -98,6 +102,11 @@ class MergePlan:
     def weights(self, module: str) -> list[float]:
         """The weight of each parent in a module."""
         return in_group([parent.weight for parent in self.parents], self.group.get(module, 0))
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the result has rows of its own for, in embeddings or head."""
+        return len(set[int]().union(*self.tokens.values()))
 
     @property
     def rank(self) -> int:
@@ -143,14 +152,16 @@ def make_plan(
     parents = tuple(_open(label, weight, registry, one, opener) for label, weight, one in opened)
     base = _common_base(parents, force)
     info = base_here(Origin.of_lineage(base), registry)
-    parents = align(parents, info)
+    parents = fit_parents(align(parents, info), info, formula.method)
     left_out = [f"{one.name}: left out, as its base's own: {name}" for one in parents for name in one.left_out]
     known = frozenset(linear_modules(info)) if info is not None else frozenset()
     notes = (*remarks(parents), *left_out)
     every = {module for parent in parents for module in parent.adapter.shapes}
-    group_of = groups(every, count) if count > 1 else {}
+    with_rows = {module for parent in parents for module in parent.adapter.tokens}
+    group_of = groups(every | with_rows, count) if count > 1 else {}
     plan = MergePlan(parents, _common_shapes(parents, group_of), base, force, formula, known, notes, group_of)
-    plan = _within_budget(plan)
+    tokens = merged_ids(parents, {module: plan.weights(module) for module in with_rows})
+    plan = _within_budget(replace(plan, tokens=tokens, info=info))
     if formula.rule.kind == "rank" and formula.rule.value > plan.largest_rank:
         raise InputError(
             f"rank {formula.rule.value:g} is more than this merge has: its modules have rank {plan.largest_rank} "
@@ -208,7 +219,7 @@ def _open(label: str, weight: Weight, registry: Registry, alpha: float | None, o
         if opener is not None:
             adapter, converted = opener(path, given)
         else:
-            adapter, converted = open_adapter(path, alpha=given, copies=True), None
+            adapter, converted = open_adapter(path, alpha=given, copies=True, tokens=True), None
             adapter, left_out = without_copies(adapter, Origin.of_adapter(adapter), registry)
     except InputError as error:
         if version is None:
@@ -229,7 +240,7 @@ def _needed(labels: Sequence[str], alphas: Sequence[float | None], registry: Reg
     for label, one in zip(labels, alphas, strict=True):
         try:
             if is_path(label):
-                read_layout(Path(os.path.expanduser(label)), alpha=one, dora=True, copies=True)
+                read_layout(Path(os.path.expanduser(label)), alpha=one, dora=True, copies=True, tokens=True)
             needed.append(one)
         except AlphaKnown as error:
             refused = error

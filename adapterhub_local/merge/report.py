@@ -24,7 +24,8 @@ class MergeReport:
     is |merged| / sum |w_i| |D_i|: near 0 the parents cancel each other out, and the error is given relative to
     what went in. `conversions` are the parents that were made plain adapters before, with the loss of that, which
     the errors here are not about. `interference` are the pairwise cosines of the parents' deltas; `modules` the
-    same per module; `notes` are what a person should know of the parents.
+    same per module; `notes` are what a person should know of the parents. `num_tokens` have rows of their own, which
+    are summed exactly and in none of the norms.
     """
 
     formula: dict[str, Any]
@@ -43,15 +44,17 @@ class MergeReport:
     interference: list[dict[str, Any]] = field(default_factory=list)
     modules: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    num_tokens: int = 0
 
     @property
     def server_rank(self) -> int | None:
-        """The --max-lora-rank that vLLM needs to load it, None if it takes no adapter of this rank."""
-        return next((rank for rank in SERVER_RANKS if rank >= self.rank), None)
+        """The --max-lora-rank that vLLM needs to load it, None if it takes no adapter of this rank, or with rows."""
+        return None if self.num_tokens else next((rank for rank in SERVER_RANKS if rank >= self.rank), None)
 
     def summary(self) -> dict[str, Any]:
         """The numbers over all modules: what the lineage keeps under `merge`."""
-        besides = ("formula", "interference", "modules", "notes", *(() if self.conversions else ("conversions",)))
+        besides = {"formula", "interference", "modules", "notes"}
+        besides |= {name for name in ("conversions", "num_tokens") if not getattr(self, name)}
         values = {key: value for key, value in vars(self).items() if key not in besides}
         return {**self.formula, **values}
 
@@ -120,13 +123,25 @@ class Tally:
                 for (i, j), cosine in zip(pairs, _cosines(self.products), strict=True)
             ],
             modules=self.modules,
-            notes=[*self.plan.notes, *self._untrained(names)],
+            notes=[*self.plan.notes, *self._rows(), *self._untrained(names)],
+            num_tokens=self.plan.num_tokens,
         )
+
+    def _rows(self) -> list[str]:
+        """What became of rows of embeddings, if there are some: nothing of them is lost."""
+        count = self.plan.num_tokens
+        if not count:
+            return []
+        return [f"rows of the embeddings for {count} tokens are summed exactly, beside the factors reported here"]
 
     def _untrained(self, names: Sequence[str]) -> list[str]:
         """Of the parents that change nothing."""
         given = zip(names, self.products.diagonal().tolist(), self.plan.parents, strict=True)
-        idle = [name for name, size, parent in given if any(flat([parent.weight])) and not size]
+        idle = [
+            name
+            for name, size, parent in given
+            if any(flat([parent.weight])) and not size and not parent.adapter.tokens
+        ]
         return [
             f"{name} changes nothing: its scale or a factor of each module is zero. Was it trained?" for name in idle
         ]

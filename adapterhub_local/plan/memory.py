@@ -83,12 +83,13 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
     activations = kept(shape, run)
     if run.is_checkpointed:  # one block at a time is computed again
         activations += block(shape, replace(run, is_checkpointed=False))
-    states = STATES[optimizer] * factors
+    rows = run.trained_tokens * shape.hidden  # of embeddings, in float32 whatever the factors are in
+    states = STATES[optimizer] * (factors + rows)
     parts = {
         "base": base_bytes(shape, run.compute),
         # and its factors in the dtype of activations, while a step lasts
-        "adapter": factors * (run.factor + (run.compute if run.compute != run.factor else 0)),
-        "gradients": factors * run.factor,
+        "adapter": factors * (run.factor + (run.compute if run.compute != run.factor else 0)) + rows * 4,
+        "gradients": factors * run.factor + rows * 4,
         "optimizer": states,
         "activations": activations,
         "logits": 3 * logits,  # log-softmax, its gradient, and that of the logits, in float32

@@ -138,6 +138,7 @@ def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
         is_offloaded=train.activation_checkpointing == "offload" and device.kind == "cuda",
         longest=rows.longest,
         drawn=_drawn(recipe, rows),
+        trained_tokens=len(adapter.train_tokens or ()),
     )
 
 

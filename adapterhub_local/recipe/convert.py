@@ -66,6 +66,8 @@ REASONS = {
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "`qhub train --nproc` shares a run between processes"),
     **dict.fromkeys(WHOLE_MODULES, WITHOUT[WHOLE_MODULES[0]]),
     **dict.fromkeys(NEW_TOKENS, SPELLED),
+    **dict.fromkeys(("trainable_tokens", "trainable_token_indices"), "adapter.train_tokens names them as the "
+                    "vocabulary spells them, not by their ids"),
     **dict.fromkeys(("do_train", "do_eval", "overwrite_output_dir", "dataset_prepared_path"), "a run always does what "
                     "its recipe says, in a folder of its own"),
     **dict.fromkeys(("wandb_project", "wandb_entity", "report_to", "logging_steps"), "every step is logged"),

@@ -22,6 +22,7 @@ CALLED = {
     **dict.fromkeys(("use_rslora", "lora_use_rslora", "peft_use_rslora"), "adapter.rslora"),
     **dict.fromkeys(("use_dora", "peft_use_dora"), "adapter.dora"),
     **dict.fromkeys(("init_lora_weights", "peft_init_lora_weights"), "adapter.init"),
+    **dict.fromkeys(("trainable_tokens", "trainable_token_indices"), "adapter.train_tokens"),
     **dict.fromkeys(("lora_model_dir", "adapter_name_or_path"), "adapter.from"),
     **dict.fromkeys(("lr", "learningrate"), "train.learning_rate"),
     **dict.fromkeys(("loraplus_lr_ratio", "lr_ratio"), "train.loraplus_ratio"),
@@ -41,15 +42,14 @@ CALLED = {
     **dict.fromkeys(("output_dir", "hub_model_id", "run_name"), "output.name"),
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "eval.batch_size"),
 }
-NEW_TOKENS = (  # keys for tokens that the base lacks, or has and learns anew
-    *("new_tokens", "new_special_tokens", "add_tokens", "added_tokens_overrides", "resize_vocab"),
-    *("trainable_tokens", "trainable_token_indices", "tokens"),
-)
+# keys for tokens that the base lacks
+NEW_TOKENS = ("new_tokens", "new_special_tokens", "add_tokens", "added_tokens_overrides", "resize_vocab", "tokens")
 WHOLE_MODULES = ("modules_to_save", "lora_modules_to_save", "additional_target", "train_embeddings")
 SPELLED = (
-    "the embeddings are the shared base's and stay as they are: write new marks as text, which is learned as the "
-    "tokens it has (data.control_tokens = 'tokens' for those that the tokenizer knows, such as its reserved ones); or "
-    "train the embeddings elsewhere, merge them into the model and `qhub base add` that"
+    "the tokenizer is the shared base's and stays as it is: adapter.train_tokens trains tokens that it has, such as "
+    "its reserved ones (data.control_tokens = 'tokens' reads them in texts); or write new marks as text, which is "
+    "learned as the tokens it has; or train the embeddings elsewhere, merge them into the model and `qhub base add` "
+    "that"
 )
 WITHOUT = {
     **dict.fromkeys(NEW_TOKENS, SPELLED),

@@ -187,7 +187,7 @@ class _Reading:
 
     def check_together(self, values: Mapping[str, Any]) -> None:
         """What concerns several keys, as far as each table is valid in itself."""
-        for table, check in (("train", _check_train), ("data", _check_data)):
+        for table, check in (("adapter", _check_adapter), ("train", _check_train), ("data", _check_data)):
             for key, message in check(values[table], values, self.origins) if values[table] else ():
                 self.problem(self.holder(table, key), table, key, message)
         for table, key, message in check_objective(dict(values), set(self.origins)):
@@ -196,6 +196,13 @@ class _Reading:
     def holder(self, table: str, key: str) -> Layer:
         """The layer that gives a key its value."""
         return next(layer for layer in reversed(self.layers) if key in layer.tables.get(table, {}))
+
+
+def _check_adapter(adapter: Any, values: Mapping[str, Any], given: Container[str]) -> list[tuple[str, str]]:
+    if adapter.init != "eva" or not adapter.train_tokens:
+        return []
+    # PEFT (0.21) takes the embeddings for a layer that is adapted, whose inputs are no vectors
+    return [("train_tokens", "adapter.train_tokens cannot begin with init = 'eva': use default or gaussian")]
 
 
 def _check_train(train: Any, values: Mapping[str, Any], given: Container[str]) -> list[tuple[str, str]]:

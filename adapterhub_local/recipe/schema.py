@@ -212,6 +212,13 @@ def _ranks(value: dict[str, int]) -> str | None:
     return None if value and all(1 <= rank <= 4096 for rank in value.values()) else "must be ranks from 1 to 4096"
 
 
+def _tokens(value: tuple[str, ...]) -> str | None:
+    if not value:
+        return "must name at least one token"
+    twice = next((token for token in value if value.count(token) > 1), None)
+    return f"names '{twice}' twice" if twice is not None else None
+
+
 def _checkpointing(value: bool | str) -> str | None:
     return None if value in CHECKPOINTING else "must be true, false or 'offload'"
 
@@ -244,8 +251,15 @@ class Adapter:
         "other ranks by end of module name, such as `{ q_proj = 32 }`; regular expressions, as in PEFT", None, _ranks
     )
     alpha_pattern: dict[str, float] | None = key("other alphas, in the same way", None, _alphas)
+    train_tokens: tuple[str, ...] | None = key(
+        "tokens of the base whose rows of the input embeddings are trained too, and of the head where it shares them, "
+        "such as ['<unused1>', '<think>']; kept with the adapter, and the base stays as it is",
+        None,
+        _tokens,
+    )
     from_: str | None = key(
-        "train on from this version, such as `sql@3`; rank, alpha, rslora, dora, patterns and target_modules are its",
+        "train on from this version, such as `sql@3`; rank, alpha, rslora, dora, patterns, train_tokens and "
+        "target_modules are its",
         None,
         _version,
     )

@@ -9,7 +9,7 @@ from typing import Any
 NUMBER = (int, float)
 _OPTIONAL: dict[str, dict[str, Any]] = {  # may be absent or null
     "base": dict.fromkeys(("name", "fingerprint", "hub_id", "revision", "architecture"), str),
-    "adapter": dict.fromkeys(("rank", "alpha", "num_parameters", "num_modules"), NUMBER),
+    "adapter": dict.fromkeys(("rank", "alpha", "num_parameters", "num_modules", "tokens"), NUMBER),
     "merge": {"method": str},
     "recipe": {},
     "imported_from": {"reference": str, "manifest_digest": str},

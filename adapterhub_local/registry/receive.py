@@ -113,7 +113,7 @@ def check_files(version: Version, folder: Path, source: object) -> None:
 def _check_weights(path: Path) -> None:
     read_header(path)
     if path.name == WEIGHTS:
-        read_layout(path.parent, dora=True)
+        read_layout(path.parent, dora=True, tokens=True)
     from adapterhub_local.lora.finite import check_finite  # loads numpy
 
     check_finite(path)

@@ -13,19 +13,25 @@ from adapterhub_local.base.held import unnest
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.base.modules import linear_modules
+from adapterhub_local.base.vocabulary import Vocabulary
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
+from adapterhub_local.lora.contents import rows_name
+from adapterhub_local.lora.names import parse_name
 from adapterhub_local.lora.write import tensor_name, write_adapter, write_safetensors
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.schema import Adapter
 from adapterhub_local.registry import Version
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import Packed, inputs, pack
+from adapterhub_local.rows.token_rows import use_token_rows
 from adapterhub_local.train.fused_lora import fuse
 from adapterhub_local.train.targets import target_names
+from adapterhub_local.train.tokens import ids_of
 
 MAGNITUDE = "lora_magnitude_vector"  # DoRA's, as PEFT names it in a file
+ROWS = ".token_adapter.trainable_tokens_delta"  # of embeddings, likewise
 
 
 def with_adapter(
@@ -41,7 +47,7 @@ def with_adapter(
     from transformers import set_seed
 
     adapter = recipe.adapter
-    opened = open_adapter(start.path, dora=True) if start else None
+    opened = open_adapter(start.path, dora=True, tokens=True) if start else None
     # of a version's own patterns PEFT would match any, and a version may come from anywhere
     config = opened.config.for_modules(opened.modules) if opened else _config_of(base, adapter)
     targets = config.target_modules if isinstance(config.target_modules, str) else list(config.target_modules)
@@ -57,6 +63,7 @@ def with_adapter(
         alpha_pattern=dict(config.alpha_pattern),
         eva_config=EvaConfig(rho=1.0) if adapter.init == "eva" and not opened else None,  # rank as asked, everywhere
         init_lora_weights=True if opened else {"default": True}.get(adapter.init, adapter.init),  # type: ignore[arg-type]
+        trainable_token_indices={name: list(ids) for name, ids in config.tokens.items()} or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -71,9 +78,13 @@ def with_adapter(
         initialise_eva(model, examples)
     if adapter.dtype == "bfloat16":
         for name, factor in factors_of(model).items():
-            if MAGNITUDE not in name:  # its steps are smaller than bfloat16 can hold
+            if MAGNITUDE not in name and ROWS not in name:  # their steps are smaller than bfloat16 can hold
                 factor.data = factor.data.bfloat16()
+    for name, factor in factors_of(model).items():
+        if ROWS in name:
+            factor.data = factor.data.float()
     fuse(model)
+    use_token_rows(model)
     if model.device.type == "cuda" and not recipe.train.activation_checkpointing:  # there is room
         for parameter in model.parameters():
             unnest(parameter)
@@ -81,17 +92,24 @@ def with_adapter(
 
 
 def _parts(adapter: AdapterFile) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of an adapter's factors, and of its lengths if it has DoRA."""
+    """Names and tensors of an adapter's factors, of its lengths if it has DoRA, and of its rows of embeddings."""
     for module, delta in adapter.deltas():
         yield tensor_name(module, "A"), delta.A
         yield tensor_name(module, "B"), delta.B
         if module in adapter.magnitudes:
             yield f"base_model.model.{module}.{MAGNITUDE}", adapter.magnitude(module)
+    for module in adapter.tokens:
+        yield rows_name(module), adapter.rows(module)
 
 
 def _config_of(base: LoadedBase, adapter: Adapter) -> AdapterConfig:
     """The recipe's shape of an adapter on this base."""
     targets = target_names(base.model, adapter.target_modules)
+    tokens: dict[str, tuple[int, ...]] = {}
+    if adapter.train_tokens:
+        vocabulary = Vocabulary.of(base.model)
+        ids = ids_of(adapter.train_tokens, base.tokenizer, vocabulary.rows, base.info.name)
+        tokens = {vocabulary.embeddings: tuple(sorted(ids.values()))}
     return AdapterConfig(
         rank=adapter.rank,
         alpha=adapter.alpha,
@@ -100,6 +118,7 @@ def _config_of(base: LoadedBase, adapter: Adapter) -> AdapterConfig:
         use_dora=adapter.dora,
         rank_pattern=adapter.rank_pattern or {},
         alpha_pattern=adapter.alpha_pattern or {},
+        tokens=tokens,
     )
 
 
@@ -142,7 +161,9 @@ def factors_of(model: AdaptedModel) -> dict[str, torch.nn.Parameter]:
     """The trained parameters by their name in an adapter file, sorted."""
     found = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and ROWS in name:
+            found[rows_name(name.removeprefix("base_model.model.").partition(ROWS)[0])] = parameter
+        elif parameter.requires_grad:
             module, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
             key = f"base_model.model.{module}.{MAGNITUDE}" if factor[0] == "m" else tensor_name(module, factor[0])
             found[key] = parameter
@@ -179,7 +200,8 @@ def save(model: Any, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, 
     """Write the trained factors as the two files of an adapter; equal factors give equal files."""
     factors = {name: factor.detach().cpu() for name, factor in factors_of(model).items()}
     settings = model.peft_config["default"]
-    modules = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in factors}
+    named = map(parse_name, factors)
+    modules = {parts.module for parts in named if parts.kind != "tokens"}
     grouped = isinstance(recipe.adapter.target_modules, str)
     config = AdapterConfig(
         rank=settings.r,
@@ -192,6 +214,7 @@ def save(model: Any, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, 
         rank_pattern=settings.rank_pattern,
         alpha_pattern=settings.alpha_pattern,
         base_model=info.hub_id,
+        tokens={name: tuple(ids) for name, ids in (settings.trainable_token_indices or {}).items()},
     )
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in factors.items()}
     return write_adapter(folder, config, shapes, factors.items(), info.fingerprint, known=linear_modules(info))

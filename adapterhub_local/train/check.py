@@ -58,6 +58,9 @@ def check_run(recipe: Recipe, home: Home) -> tuple[BaseInfo, Version | None]:
         if given and info.max_length and longest > info.max_length:
             with gathering(problems, f"{recipe.place('data.max_length')} = {longest}"):
                 raise InputError(f"base '{info.name}' takes texts of up to {info.max_length} tokens")
+        if adapter.train_tokens:
+            with gathering(problems, recipe.place("adapter.train_tokens")):
+                _check_tokens(recipe, info)
         for key in ("rank_pattern", "alpha_pattern") if not problems else ():
             with gathering(problems, recipe.place(f"adapter.{key}")):
                 check_patterns(info, adapter.target_modules, getattr(adapter, key) or ())
@@ -73,6 +76,17 @@ def check_run(recipe: Recipe, home: Home) -> tuple[BaseInfo, Version | None]:
     return info, start
 
 
+def _check_tokens(recipe: Recipe, info: BaseInfo) -> None:
+    """Raise InputError for tokens that are not the base's, and for a base whose rows PEFT would compute otherwise."""
+    from adapterhub_local.base.vocabulary import Vocabulary  # loads torch, as the run will
+    from adapterhub_local.train.tokens import embedding_rows, ids_of, load_tokenizer
+
+    ids_of(recipe.adapter.train_tokens or (), load_tokenizer(info), embedding_rows(info), info.name)
+    vocabulary = Vocabulary.of_base(info)
+    if vocabulary.is_tied and vocabulary.head_has_bias:
+        raise InputError(f"the head of base '{info.name}' has a bias, which PEFT leaves out where rows are trained")
+
+
 def _check_start(start: Version, info: BaseInfo) -> None:
     answer = belongs(Origin(start.base_fingerprint), info)
     if answer.level != "exact":
@@ -82,13 +96,17 @@ def _check_start(start: Version, info: BaseInfo) -> None:
 
 def _check_kept(start: Version, recipe: Recipe, problems: list[InputError]) -> None:
     """What a recipe asks for must be what the version it trains on from has, and keeps."""
-    config = AdapterConfig.parse((start.path / CONFIG).read_bytes(), str(start), dora=True)
+    config = AdapterConfig.parse((start.path / CONFIG).read_bytes(), str(start), dora=True, tokens=True)
     kept = {"rank": config.rank, "alpha": config.alpha, "rslora": config.use_rslora, "dora": config.use_dora}
     for key, value in kept.items():
         asked = getattr(recipe.adapter, key)
         if f"adapter.{key}" in recipe.origins and asked != value:
             with gathering(problems, f"{recipe.place(f'adapter.{key}')} = {json.dumps(asked)}"):
                 raise InputError(f"{start} has {json.dumps(value)}, and continued training keeps it: leave {key} out")
+    if recipe.adapter.train_tokens:
+        with gathering(problems, recipe.place("adapter.train_tokens")):
+            had = f"rows of {len(ids)} tokens" if (ids := set().union(*config.tokens.values())) else "no rows of tokens"
+            raise InputError(f"{start} has {had}, and continued training keeps that: leave train_tokens out")
 
 
 def check_code(recipe: Recipe) -> None:

@@ -104,7 +104,11 @@ def move_embeddings(model: Any) -> None:
     """Keep input embeddings in host memory, unless the head shares them or they do more than look up rows."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     layer, head = inner.get_input_embeddings(), inner.get_output_embeddings()
-    if type(layer) is nn.Embedding and (head is None or head.weight is not layer.weight):
+    rows = getattr(layer, "token_adapter", None)  # PEFT's, which has the layer and an adapter's own rows of it
+    if rows is not None:
+        if type(rows.base_layer) is nn.Embedding and not hasattr(head, "token_adapter"):
+            rows.base_layer = HostEmbedding(rows.base_layer)
+    elif type(layer) is nn.Embedding and (head is None or head.weight is not layer.weight):
         inner.set_input_embeddings(HostEmbedding(layer))
 
 

@@ -20,6 +20,7 @@ from adapterhub_local.train.log_curves import short_curve
 from adapterhub_local.train.past_runs import read_log
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.samples import Sample
+from adapterhub_local.train.tokens import trained_tokens
 
 CURVES = {"held_out": "eval_loss", "learning_rate": "learning_rate"}  # in a lineage, and in a log
 LIGER = "liger-kernel"
@@ -51,6 +52,7 @@ def lineage_of(
             "alpha": settings.lora_alpha,
             "target_modules": targeted if isinstance(targeted, str) else list(targeted),
             **({"dora": True} if settings.use_dora else {}),
+            **({"tokens": len(ids)} if (ids := trained_tokens(model)) else {}),
             "num_modules": len(peft_model.targeted_module_names),
             "num_parameters": sum(part.numel() for part in model.parameters() if part.requires_grad),
         },

@@ -25,6 +25,7 @@ from adapterhub_local.train.heap import map_large_tensors
 from adapterhub_local.train.liger import use_liger
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.statistics import check_ids
+from adapterhub_local.train.tokens import check_seen, ids_of
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
             reporter.note(note)
     items, tests = list(tokenised.items), list(held_out.items) if held_out else []
     check_ids([*items, *tests], base.tokenizer, base.model.get_input_embeddings().weight.shape[0])
+    if recipe.adapter.train_tokens:
+        rows = base.model.get_input_embeddings().weight.shape[0]
+        check_seen(recipe, ids_of(recipe.adapter.train_tokens, base.tokenizer, rows, info.name), items)
     if recipe.train.eval_every and not tests:
         raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
     checks = _checks(recipe, held_out, base.tokenizer)

@@ -1,21 +1,21 @@
 """What a recipe's data are as tokens: how many, how long, how many are learned."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.bases import BaseInfo, find_base
 from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.data.dataset import Dataset
-from adapterhub_local.errors import BadData, Corrupt, InputError
+from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.objectives import OBJECTIVES
 from adapterhub_local.rows.example import Item, Tokenised, num_labels, num_tokens, parts_of
 from adapterhub_local.rows.judged import tokenise_items
 from adapterhub_local.settings import Home
 from adapterhub_local.train.check import Runs, data_of, gathering, raise_all
+from adapterhub_local.train.tokens import check_seen, embedding_rows, ids_of, load_tokenizer
 
 
 def describe_data(recipe: Recipe, dataset: Dataset, home: Home) -> dict[str, dict[str, Any]]:
@@ -27,6 +27,8 @@ def describe_data(recipe: Recipe, dataset: Dataset, home: Home) -> dict[str, dic
     for part in (train, test):
         if part is not None and rows is not None:
             check_ids(part.items, tokenizer, rows)
+    if recipe.adapter.train_tokens:
+        check_seen(recipe, ids_of(recipe.adapter.train_tokens, tokenizer, rows, info.name), train.items)
     parts = {"train": train, **({"test": test} if test else {})}
     return {role: {**statistics(part), "notes": part.notes(recipe.data.max_length)} for role, part in parts.items()}
 
@@ -51,13 +53,6 @@ def describe_runs(runs: Runs, datasets: Mapping[Any, Dataset], home: Home) -> di
     return described[0]
 
 
-def embedding_rows(info: BaseInfo) -> int | None:
-    """How many tokens the base has an embedding of, by its config; None if that does not say."""
-    config = json.loads((info.folder / "config.json").read_bytes())
-    rows = (config.get("text_config") or config).get("vocab_size")
-    return rows if type(rows) is int else None
-
-
 def check_ids(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
     """Raise BadData for a token without a row in the embeddings: on a GPU that is an assertion of the device."""
     highest = max((max(part.ids) for part in parts_of(items)), default=0)
@@ -67,14 +62,6 @@ def check_ids(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, rows: i
             f"{name} (id {highest}) has no row in the base's embeddings ({rows}): leave out the examples that hold it, "
             "or use a base whose embeddings fit its tokenizer"
         )
-
-
-def load_tokenizer(info: BaseInfo) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base, without its model. Raises Corrupt."""
-    try:
-        return AutoTokenizer.from_pretrained(info.folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise Corrupt(f"base '{info.name}' has no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
 
 
 def statistics(found: Tokenised) -> dict[str, Any]:

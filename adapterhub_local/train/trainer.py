@@ -24,6 +24,7 @@ from adapterhub_local.train.objectives import make_objective
 from adapterhub_local.train.objectives.objective import Objective
 from adapterhub_local.train.watch import Watch
 
+ROWS = ".trainable_tokens_delta."  # of embeddings, in the names that PEFT gives their parameters
 # our name -> the Trainer's
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -129,7 +130,21 @@ class AdapterTrainer(Trainer):
             loraplus_weight_decay=self.args.weight_decay,
             **arguments,
         )
+        self._spare_rows(self.optimizer)
         return self.optimizer
+
+    def _spare_rows(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take rows of embeddings out of weight decay."""
+        mine = {id(each) for name, each in self.model.named_parameters() if ROWS in name}  # type: ignore[union-attr]
+        for group in list(optimizer.param_groups):
+            rows = [each for each in group["params"] if id(each) in mine]
+            if rows and group["weight_decay"]:
+                group["params"] = [each for each in group["params"] if id(each) not in mine]
+                optimizer.add_param_group({**group, "params": rows, "weight_decay": 0.0})
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """What weight decay is for: a delta, which decays to none; not rows of embeddings, which would to zero."""
+        return [name for name in super().get_decay_parameter_names(model) if ROWS not in name]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The recipe's schedule, in which every step of the run has a rate above zero."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from adapterhub_local.errors import Incompatible
 from adapterhub_local.evaluate.gate import Bench
 from adapterhub_local.merge.plan import MergePlan
 from adapterhub_local.merge.tuning import Tuning
@@ -29,6 +30,12 @@ def by_gradient(space: Space, scorer: Scorer, plan: MergePlan, bench: Bench, tun
 
     What is learnt is not kept in the log: a search that was stopped learns it again, to the same weights.
     """
+    for parent in plan.parents:
+        if parent.adapter.tokens:
+            raise Incompatible(
+                f"{parent.label} has rows of the embeddings, which search 'gradient' does not learn weights for: "
+                "search 'pattern' and 'gp' try merges as they are"
+            )
     scorer(space.first())
     group_of = plan.group if space.groups > 1 else {}
     weights = torch.tensor(space.flat(space.start)).view(len(space.start), space.groups)

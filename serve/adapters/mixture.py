@@ -12,6 +12,7 @@ from serve.adapters.record import Label
 from serve.adapters.source import Source
 from serve.errors import BadParameter
 from serve.lora.product import Factors
+from serve.lora.rows import Embeddings, WithRows, rows_of
 from serve.options import MAX_TERMS
 
 
@@ -67,11 +68,14 @@ def mixture(terms: Sequence[tuple[Source, float]]) -> Source | Mixture | None:
     return kept[0][0] if len(kept) == 1 and kept[0][1] == 1 else Mixture(kept)
 
 
-def mixed_factors(parts: Sequence[tuple[Factors, float]], dtype: torch.dtype) -> Factors:
+def mixed_factors(
+    parts: Sequence[tuple[Factors, float]], dtype: torch.dtype, embeddings: Embeddings | None = None
+) -> Factors:
     """The factors of a weighted sum: side by side, the weight in B, so that there are no cross terms.
 
     A (in_features, sum of ranks), B (sum of ranks, out_features); exact for any ranks and modules, and signs, and for
-    DoRA too: W + sum of w_i (W_i - W), whose scales of W x are the weighted sum of those of the parts. Raises
+    DoRA too: W + sum of w_i (W_i - W), whose scales of W x are the weighted sum of those of the parts. Rows of
+    `embeddings` are summed in the same way, a part without a row of a token having the base's. Raises
     BadParameter for a weight that overflows.
     """
     mixed: dict[str, tuple[torch.Tensor, ...]] = {}
@@ -86,4 +90,9 @@ def mixed_factors(parts: Sequence[tuple[Factors, float]], dtype: torch.dtype) ->
         b = torch.cat(scaled)
         scales = [each[2].float() * weight for each, weight in own if len(each) > 2]
         mixed[module] = (a, b, torch.stack(scales).sum(0).to(dtype)) if scales else (a, b)
-    return mixed
+    rows = embeddings.mixed([(rows_of(part), share) for part, share in parts]) if embeddings is not None else None
+    if rows is None:
+        return mixed
+    if not all(bool(torch.isfinite(each.vectors).all()) for each in rows):
+        raise BadParameter("a weight is too large: the rows of the embeddings overflow", "model")
+    return WithRows(mixed, rows)

@@ -18,6 +18,7 @@ from serve.adapters.record import AdapterStatus, Label, Record, Records, State
 from serve.adapters.source import Source
 from serve.errors import BadParameter, Busy
 from serve.lora.product import Factors
+from serve.lora.rows import rows_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ class AdapterPool:
     def insert(self, digest: str, factors: Factors, label: Label) -> None:
         """Put factors into memory, held once. Raises Incompatible if they can never fit, Busy if they cannot now."""
         factors = self.reader.placed(factors)
+        rows = rows_of(factors)
         num_bytes = sum(tensor.nbytes for factor in factors.values() for tensor in factor)
+        num_bytes += rows.nbytes if rows is not None else 0
         if num_bytes > self.max_bytes:
             raise Incompatible(
                 f"'{label.text}' needs {num_bytes:,} bytes, all adapters may take {self.max_bytes:,}: "
@@ -234,7 +237,7 @@ class AdapterPool:
             for part, weight in source.terms:
                 held.append(self.acquire(part).digest)
                 parts.append((self.get(held[-1]), weight))
-            return mixed_factors(parts, self.reader.dtype)
+            return mixed_factors(parts, self.reader.dtype, self.reader.embeddings)
         finally:
             for digest in held:
                 self.release(digest)

@@ -8,12 +8,14 @@ import torch
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.fit import check_copies, renamed_for
+from adapterhub_local.base.vocabulary import fit_rows
 from adapterhub_local.errors import BadFile, Incompatible
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.merge.dora import row_scales
 from serve.adapters.compatibility import check_base, check_modules, check_origin
 from serve.adapters.source import Source
 from serve.lora.product import Factors
+from serve.lora.rows import Embeddings, WithRows, rows_of
 
 logger = logging.getLogger(__name__)
 PINNED = 16 << 20  # bytes of a piece of pinned memory, of which torch gives powers of two
@@ -32,6 +34,7 @@ class AdapterReader:
     weight: WeightOf
     dtype: torch.dtype
     pin_memory: bool = False  # for copies to a GPU that run beside its work
+    embeddings: Embeddings | None = None  # None: adapters with rows of them are refused
 
     def check(self, source: Source) -> None:
         """Raise Incompatible if the source says that it was made for another base; reads no file."""
@@ -40,7 +43,7 @@ class AdapterReader:
     def read(self, source: Source) -> Factors:
         """The factors in the source's files. Raises as `load_factors`."""
         try:
-            return load_factors(source, self.base, self.shapes, self.weight, self.dtype)
+            return load_factors(source, self.base, self.shapes, self.weight, self.dtype, self.embeddings)
         except BadFile as error:  # clients read this: where the file is they need not know
             raise BadFile(str(error).replace(str(source.path), f"'{source}'")) from None
 
@@ -67,21 +70,30 @@ def _pinned(factors: Factors) -> Factors:
         logger.warning("an adapter is kept in memory that is not pinned: %s", error)
         return factors
     held = iter(pinned)
-    return {module: tuple(next(held) for _ in own) for module, own in factors.items()}
+    found = {module: tuple(next(held) for _ in own) for module, own in factors.items()}
+    rows = rows_of(factors)
+    return found if rows is None else WithRows(found, rows)  # few: their copy may wait
 
 
 def load_factors(
-    source: Source, base: BaseInfo, shapes: Mapping[str, tuple[int, int]], weight: WeightOf, dtype: torch.dtype
+    source: Source,
+    base: BaseInfo,
+    shapes: Mapping[str, tuple[int, int]],
+    weight: WeightOf,
+    dtype: torch.dtype,
+    embeddings: Embeddings | None = None,
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """Read and check a source's adapter: every module must be a linear layer of the base with that very shape.
 
     Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
     """
-    adapter = open_adapter(source.path, dora=True, copies=True)
+    adapter = open_adapter(source.path, dora=True, copies=True, tokens=embeddings is not None)
     check_origin(adapter, source, base)
     adapter = renamed_for(adapter, shapes)
     check_copies(adapter, base)
     check_modules(adapter, str(source), base, shapes)
+    if embeddings is not None:
+        adapter = fit_rows(adapter, embeddings.vocabulary, base.name)
     factors: dict[str, tuple[torch.Tensor, ...]] = {}
     has_effect = False
     for module, delta in adapter.deltas():
@@ -96,6 +108,11 @@ def load_factors(
             has_effect = has_effect or bool(((g - 1).abs() > UNTRAINED).any())
         factors[module] = (a, b.to(dtype).contiguous(), *scale)
         has_effect = has_effect or bool(a.any() and b.any())
+    if embeddings is not None and adapter.tokens:
+        rows = {module: (each.ids, adapter.rows(module)) for module, each in adapter.tokens.items()}
+        own = embeddings.own_rows(rows, dtype)
+        has_effect = has_effect or embeddings.changes(own)
+        factors = WithRows(factors, own)
     if not has_effect:
         raise Incompatible(f"'{source}' changes nothing: its scale or a factor of each module is zero. Was it trained?")
     return factors

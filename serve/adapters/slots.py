@@ -15,6 +15,7 @@ import torch
 from serve.adapters.record import Record, Records
 from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.product import Factors, Slot
+from serve.lora.rows import rows_of
 
 
 class Slots:
@@ -56,7 +57,8 @@ class Slots:
 
     @property
     def num_bytes(self) -> int:
-        return sum(
+        rows = sum(record.slot.rows.nbytes for record in list(self._filled) if record.slot and record.slot.rows)
+        return rows + sum(
             stack.nbytes
             for group in self.groups
             for stacks in (group.a, *group.b, *group.scales)
@@ -123,8 +125,12 @@ class Slots:
                 self._make_stacks(self.layers[name], rank, factor)
         place = self._free(rank)
         assert place is not None
-        slot = Slot(rank, place, is_scaled=any(len(factor) > 2 for factor in factors.values()))
+        given = rows_of(factors)
+        rows = None if given is None else given.empty_on(self.device)  # not on the stream that fills it either
+        slot = Slot(rank, place, is_scaled=any(len(factor) > 2 for factor in factors.values()), rows=rows)
         with self._copying():
+            if rows is not None and given is not None:
+                rows.copy_from(given)
             for name, layer in self.layers.items():
                 self._fill(layer, slot, factors.get(name))
         with self.records.lock:

@@ -23,7 +23,8 @@ from serve.engine.runner import Runner
 from serve.engine.self_check import choose_fused, choose_lean, use_packed_attention
 from serve.kernels.choose import choose_kernels
 from serve.lora.experts import follow_routes
-from serve.lora.linear import LoraContext, shared_inputs, wrap_linears
+from serve.lora.linear import LoraContext, shared_inputs, watch_embeddings, wrap_linears
+from serve.lora.rows import Embeddings
 from serve.lora.ways import use_fastest
 from serve.lora.weights import own_weight, use_dense, use_four_bit_always
 
@@ -45,11 +46,15 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     kernels = choose_kernels(options.kernels, device, model.dtype, _heads(model))
     checked = use_packed_attention(model, kernels)
     context = LoraContext(kernels=kernels)
+    embeddings = Embeddings(model)
     layers = wrap_linears(model, context, shared)
     follow_routes(model, context, layers)
+    watch_embeddings(model, context)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
     is_gpu = device.type == "cuda"
-    reader = AdapterReader(base.info, shapes, lambda name: own_weight(layers[name].base), model.dtype, is_gpu)
+    reader = AdapterReader(
+        base.info, shapes, lambda name: own_weight(layers[name].base), model.dtype, is_gpu, embeddings
+    )
     pool = AdapterPool(reader, max_bytes=options.adapter_bytes, max_pins=options.max_adapters - 1, leases=leases)
     slots = Slots(layers, model.dtype, device, options.max_adapters, pool.records)
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes

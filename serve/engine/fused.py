@@ -1,7 +1,8 @@
 """Steps of few tokens as one call of C: what CUDA graphs are on a GPU, for models of Llama's kind on a CPU.
 
 Between small products, Python and torch take as long as the products. A step is used only after it gave what the model
-itself gives; where it does not fit (many tokens, DoRA, an adapted head) the model computes as ever.
+itself gives; where it does not fit (many tokens, DoRA, an adapted head, rows of
+embeddings) the model computes as ever.
 """
 
 import ctypes
@@ -51,7 +52,8 @@ class FusedStep:
         """Logits (n, vocabulary), float32, of the tokens at the `wanted` places; None if the batch does not fit."""
         count = sum(item.num_tokens for item in batch)
         head = self.model.get_output_embeddings()
-        if count > MAX_TOKENS or any(each.slot.is_scaled or each.slot.rank in head.group.a for each in segments):
+        slots = [each.slot for each in segments]
+        if count > MAX_TOKENS or any(each.is_scaled or each.rows or each.rank in head.group.a for each in slots):
             return None
         structure, decoder = self.decoder.structure, self.model.model
         tokens = [token for item in batch for token in item.tokens]

@@ -219,6 +219,8 @@ class Graphs:
             and all(item.num_tokens == item.num_choices for item in batch)
             # DoRA's tokens are gathered by tensors of no fixed size
             and not any(segment.slot.is_scaled for segment in segments)
+            # nor are there tables for rows of the embeddings, which few adapters have
+            and not any(segment.slot.rows is not None for segment in segments)
             and (not self.is_captured or (self.kernels.has("add_lora") and self.kernels.has("paged_attention")))
         )
 

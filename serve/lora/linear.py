@@ -16,6 +16,7 @@ from torch import nn
 from serve.kernels.choose import Kernels
 from serve.lora.experts import shared_inputs_of_experts
 from serve.lora.product import LoraBatch, Segment, add_by_grid, add_by_segment, lora_batch, tiled_batch
+from serve.lora.rows import look_up, make_logits
 
 # x (..., in_features) -> W x of each of some layers
 Product = Callable[[torch.Tensor], list[torch.Tensor]]
@@ -35,7 +36,8 @@ class LoraContext:
     """The batch being computed, set by the runner before a forward pass and read by all wrapped layers.
 
     `logits` is the same for the layer that makes logits, which sees only the tokens that need some. `scaled_tokens` and
-    `scaled_logits` are the tokens of adapters with DoRA. `kernels`, if there are any, compute the batch's tiles.
+    `scaled_logits` are the tokens of adapters with DoRA, `own_tokens` and `own_logits` those of adapters with rows of
+    the embeddings. `kernels`, if there are any, compute the batch's tiles.
     """
 
     tokens: LoraBatch | None = None
@@ -43,6 +45,8 @@ class LoraContext:
     kernels: Kernels | None = None
     scaled_tokens: tuple[ScaledTokens, ...] = ()
     scaled_logits: tuple[ScaledTokens, ...] = ()
+    own_tokens: tuple[Segment, ...] = ()
+    own_logits: tuple[Segment, ...] = ()
     segments: tuple[Segment, ...] = ()
     device: torch.device | None = None
     max_grid: int = 0
@@ -52,6 +56,9 @@ class LoraContext:
         self.segments, self.device, self.max_grid = tuple(tokens), device, max_grid
         self.tokens, self.logits = self._batch(tokens), self._batch(logits)
         self.scaled_tokens, self.scaled_logits = (_scaled_tokens(each, device) for each in (tokens, logits))
+        self.own_tokens, self.own_logits = (
+            tuple(each for each in some if each.slot.rows is not None) for some in (tokens, logits)
+        )
 
     def _batch(self, segments: Sequence[Segment]) -> LoraBatch | None:
         assert self.device is not None
@@ -79,7 +86,8 @@ class LoraContext:
     def end(self) -> None:
         """The batch is computed."""
         self.tokens = self.logits = None
-        self.scaled_tokens = self.scaled_logits = self.segments = ()
+        self.scaled_tokens = self.scaled_logits = ()
+        self.own_tokens = self.own_logits = self.segments = ()
 
 
 def _scaled_tokens(segments: Sequence[Segment], device: torch.device) -> tuple[ScaledTokens, ...]:
@@ -149,6 +157,8 @@ class LinearGroup:
     def _compute(self, x: torch.Tensor) -> list[torch.Tensor]:
         outs = self.base_products(x)
         batch = self.context.logits if self.makes_logits else self.context.tokens
+        if self.makes_logits:
+            self._use_own_rows(outs[0], x)
         if batch is None or not self.a:
             return outs
         flat_x = x.reshape(-1, x.shape[-1])
@@ -168,6 +178,14 @@ class LinearGroup:
                 bs = [b.get(tiles.rank) for b in self.b]
                 self.context.kernels.add_lora(flat_outs, flat_x, self.a[tiles.rank], bs, tiles.table)
         return outs
+
+    def _use_own_rows(self, out: torch.Tensor, x: torch.Tensor) -> None:
+        """The logits of tokens that an adapter has rows of; it has no factors for this layer then."""
+        for segment in self.context.own_logits:
+            if segment.slot.rows is not None and segment.slot.rows.outputs is not None:
+                some = slice(segment.start, segment.end)
+                logits, states = out.view(-1, out.shape[-1])[some], x.reshape(-1, x.shape[-1])[some]
+                make_logits(logits, states, segment.slot.rows.outputs)
 
     def _rescale(self, outs: Sequence[torch.Tensor], scaled: ScaledTokens) -> None:
         """out += scale * W x in place, for the tokens of adapters with DoRA; the layer's bias is not W x."""
@@ -233,6 +251,18 @@ def wrap_linears(model: Any, context: LoraContext, shared: Sequence[Sequence[str
             wrapped[name] = MultiLoraLinear(linears[name], group, place)
             setattr(model.get_submodule(parent_name), child, wrapped[name])
     return wrapped
+
+
+def watch_embeddings(model: Any, context: LoraContext) -> None:
+    """Have `model` look up the tokens of adapters that have rows of the embeddings in these, in place."""
+
+    def replace(_: nn.Module, given: tuple[torch.Tensor, ...], vectors: torch.Tensor) -> None:
+        for segment in context.own_tokens:
+            if segment.slot.rows is not None and segment.slot.rows.inputs is not None:
+                some = slice(segment.start, segment.end)
+                look_up(vectors.view(-1, vectors.shape[-1])[some], given[0].view(-1)[some], segment.slot.rows.inputs)
+
+    model.get_input_embeddings().register_forward_hook(replace)
 
 
 def unwrap_linears(model: nn.Module, wrapped: dict[str, MultiLoraLinear]) -> None:

@@ -4,25 +4,28 @@ Grids and segments are for torch, tiles for the kernels of a GPU (`serve.kernels
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
 
 from serve.kernels.reference import TILE
+from serve.lora.rows import OwnRows
 
 # module -> (A (in_features, rank), B (rank, out_features) with the scaling in it), and with DoRA a third tensor: by how
-# much more than once W x counts (out_features)
+# much more than once W x counts (out_features); `WithRows` for an adapter that has rows of the embeddings, too
 Factors = Mapping[str, tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True, order=True)
 class Slot:
-    """The place of one adapter: number `index` of the stack of its rank; `is_scaled`: it has DoRA."""
+    """The place of one adapter: number `index` of the stack of its rank; `is_scaled`: it has DoRA. `rows`: its own of
+    the embeddings, on the device."""
 
     rank: int
     index: int
     is_scaled: bool = False
+    rows: OwnRows | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

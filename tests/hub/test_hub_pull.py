@@ -203,6 +203,29 @@ def test_dora_is_pulled_whole(hub: HubServer, registry: Registry, tmp_path: Path
     assert again.content_digest == version.content_digest
 
 
+def test_rows_of_tokens_are_pulled_whole(hub: HubServer, registry: Registry, tmp_path: Path) -> None:
+    """The rows of embeddings that PEFT keeps with an adapter come along with its factors, and go out again."""
+    files = peft_files(tmp_path / "peft", trainable_token_indices=[7, 3])
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    name, rows = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", torch.rand(2, 64)
+    save_file({**tensors(3), name: rows}, folder / WEIGHTS, metadata={"format": "pt"})
+    hub.repos[REPO] = repo = Repo()
+    repo.commit({**files, WEIGHTS: (folder / WEIGHTS).read_bytes()})
+
+    version = pulled(hub, registry, name="tokens").version
+
+    here = open_adapter(version.path, tokens=True)
+    assert torch.equal(here.rows("model.embed_tokens"), rows)
+    assert here.tokens["model.embed_tokens"].ids == (7, 3)
+    assert version.lineage["adapter"]["tokens"] == 2
+    push(registry, "tokens", "me/again", base_id=BASE, token=hub.token, endpoint=hub.endpoint)
+    card = hub.repos["me/again"].files()[CARD]
+    assert b"vLLM does not read this adapter as it is: it has DoRA or rows of embeddings" in card
+    again = pull(registry, "me/again", name="again", token=hub.token, endpoint=hub.endpoint).version
+    assert again.content_digest == version.content_digest
+
+
 def test_what_is_no_adapter_is_refused(hub: HubServer, registry: Registry, tmp_path: Path) -> None:
     """Repositories without an adapter, with a pickle, or with what we do not support are refused with the reason."""
     hub.repos[REPO] = repo = Repo()

@@ -78,6 +78,15 @@ TAKEN: dict[str, Kind] = {
     "lm_head": some(target_modules=["q_proj", "lm_head"]),
     "lm_head alone": some(target_modules=["lm_head"]),
     "embeddings along": Kind(save={"save_embedding_layers": True}),
+    "tokens": some(trainable_token_indices=[4, 9]),
+    "tokens, out of order": some(trainable_token_indices=[9, 4, 7]),
+    "tokens of a module": some(trainable_token_indices={"embed_tokens": [5]}, use_rslora=True),
+    "tokens of a full name": some(trainable_token_indices={"model.embed_tokens": [5, 6]}),
+    "tokens of the head": some(trainable_token_indices={"lm_head": [2, 7]}),
+    "tokens of both": some(trainable_token_indices={"embed_tokens": [4], "lm_head": [2, 7]}),
+    "tokens in bfloat16": Kind({"trainable_token_indices": [4, 9]}, dtype=torch.bfloat16),
+    "tokens of a compiled model": Kind({"trainable_token_indices": {"embed_tokens": [4, 9]}}, wrap="_orig_mod."),
+    "tokens of an adapter with a name": Kind({"trainable_token_indices": [4, 9]}, adapter="mine"),
     "bfloat16": Kind(dtype=torch.bfloat16),
     "float16": Kind(dtype=torch.float16),
     "named adapter": Kind(adapter="mine"),
@@ -91,7 +100,6 @@ REFUSED: dict[str, tuple[Kind, str]] = {
     "modules_to_save": (some(modules_to_save=["lm_head"]), "modules_to_save = .*whole modules"),
     "modules_to_save, norm": (some(modules_to_save=["norm"]), "modules_to_save = .*whole modules"),
     "lora_bias": (some(lora_bias=True), "lora_bias = true.*B factors have a bias"),
-    "trainable_token_indices": (some(trainable_token_indices=[1, 2]), "trainable_token_indices = .*embeddings"),
     "embed_tokens": (some(target_modules=["q_proj", "embed_tokens"]), "adapts an embedding"),
     "bias all": (some(bias="all"), "bias = 'all': it changes biases"),
     "bias lora_only": (some(bias="lora_only"), "bias = 'lora_only': it changes biases"),
@@ -135,6 +143,10 @@ def make(model: Any, kind: Kind, folder: Path) -> tuple[Path, Any]:
         for name, parameter in made.named_parameters():
             if "lora_A" in name or "lora_B" in name:
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+                if kind.dtype is not None:
+                    parameter.data = parameter.data.to(kind.dtype)
+            elif "trainable_tokens_delta" in name:
+                parameter.data = parameter.data + torch.randn(parameter.shape, generator=generator) * 0.2
                 if kind.dtype is not None:
                     parameter.data = parameter.data.to(kind.dtype)
             elif "magnitude" in name:

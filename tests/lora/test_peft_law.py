@@ -28,6 +28,7 @@ SERVED = (
         "layers_to_transform",
     ),
     *("exclude_modules, pattern", "DoRA of all", "lm_head", "bfloat16", "compiled", "inside of a multimodal model"),
+    *("tokens", "tokens of the head", "tokens of both", "tokens in bfloat16", "tokens of a compiled model"),
 )
 
 
@@ -90,7 +91,7 @@ def test_kind_that_is_not_taken_says_why(
 def test_served_as_peft_computes(model: Any, tiny_base: BaseInfo, registry: Registry, tmp_path: Path) -> None:
     """A dozen kinds in one batch of the engine give the log-probabilities of PEFT on the same NF4 base."""
     base = load_base(tiny_base, device="cpu")
-    engine = build_engine(base, EngineOptions(max_rows=16, tokens_per_step=256, max_adapters=16))
+    engine = build_engine(base, EngineOptions(max_rows=32, tokens_per_step=512, max_adapters=32))
     prompt = tuple(range(3, 15))
     requests, wanted = [], {}
     for name in SERVED:

@@ -176,6 +176,16 @@ def test_bytes_of_a_known_model() -> None:
     assert base_bytes(shape, 2) == pytest.approx(5.70e9, rel=0.01)
 
 
+@pytest.mark.parametrize("optimizer", STATES)
+def test_rows_of_tokens_are_counted(optimizer: str) -> None:
+    """A row that is trained takes itself, its gradient and the optimizer's states, in float32 whatever A and B are."""
+    shape = read_shape(LLAMA_8B)
+    plain, own = (estimate(shape, replace(RUN, trained_tokens=count), optimizer, "cuda") for count in (0, 3))
+    numbers = 3 * 4096
+    assert (own.adapter - plain.adapter, own.gradients - plain.gradients) == (4 * numbers, 4 * numbers)
+    assert own.optimizer - plain.optimizer == STATES[optimizer] * numbers
+
+
 @given(st.integers(1, 8192), st.integers(1, 4096), st.integers(1, 256), st.sampled_from(sorted(STATES)), st.booleans())
 def test_more_takes_more(tokens: int, labels: int, rank: int, optimizer: str, packed: bool) -> None:
     """Tokens, labels, rank and a mask never make a run smaller; checkpointing never larger by more than one block."""

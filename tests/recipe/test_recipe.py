@@ -109,10 +109,11 @@ def test_keys_from_elsewhere_are_translated(write: Write, tmp_path: Path) -> Non
 @pytest.mark.parametrize("table", ["adapter", "train", "data"])
 @pytest.mark.parametrize("key", NEW_TOKENS)
 def test_new_tokens_are_refused_with_the_way_out(write: Write, table: str, key: str) -> None:
-    """Tokens of an adapter's own would change the shared base: the message says what to do instead."""
+    """Tokens that the base lacks would need another tokenizer: the message says what to do instead."""
     head, mark, rest = MINIMAL.partition(f"[{table}]\n")
     (problem,) = problems(write(f"{head}[{table}]\n{key} = ['<x>']\n{rest if mark else ''}"))
-    assert f"unknown key '{key}' in [{table}]: leave it out, the embeddings are the shared base's" in problem
+    assert f"unknown key '{key}' in [{table}]: leave it out, the tokenizer is the shared base's" in problem
+    assert "adapter.train_tokens trains tokens that it has" in problem
     assert "write new marks as text" in problem
     assert "`qhub base add` that" in problem
 

@@ -20,6 +20,7 @@ from adapterhub_local.registry.sync import push
 from adapterhub_local.settings import home as home_at
 from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
+from tests.token_adapters import publish as publish_tokens
 
 
 @dataclass
@@ -87,6 +88,7 @@ REFUSED = {
     "another spelling": ("alpha@v1", "write alpha@1"),
     "a mix": ("alpha@1*0.5+alpha@2*0.5", "merge it with `qhub merge`"),
     "DoRA": ("dora@1", "DoRA, which vLLM does not compute"),
+    "rows of embeddings": ("tokens@1", "rows of the embeddings, which vLLM does not compute"),
     "another base's": ("foreign@1", "made for another base"),
     "nobody knows whose": ("orphan@1", "does not say that it was made for base 'tiny'"),
     "a router": ("router@1", "is a router"),
@@ -97,12 +99,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_nothing_else_is(asked, registry: Registry, tiny_base: BaseInfo, caplog, kind: str) -> None:
+def test_nothing_else_is(asked, registry: Registry, tiny_base: BaseInfo, tmp_path: Path, caplog, kind: str) -> None:
     """What may mean another version later, or what vLLM cannot add to its model, is not found; the log says why."""
     version = publish(registry, "alpha", tiny_base, seed=1, rank=4, alias="prod")
     files = {file.path: version.path / file.path for file in version.files}
     if kind == "DoRA":
         publish(registry, "dora", tiny_base, seed=1, rank=4, dora=True)
+    if kind == "rows of embeddings":
+        publish_tokens(registry, "tokens", tiny_base, tmp_path, [64, 257], 1)
     registry.publish("foreign", files, {"base": {"name": "other", "fingerprint": f"sha256:{'0' * 64}"}})
     registry.publish("orphan", files, {})
     registry.publish("router", {"router.json": b"{}", "router.safetensors": b""}, {"kind": "router"})

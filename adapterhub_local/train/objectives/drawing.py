@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.bases import BaseInfo
@@ -104,6 +105,8 @@ def why_not(model: AdaptedModel) -> str | None:
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     if any(layer.lora_variant for layer in layers):
         return "DoRA's lengths change with every step"
+    if any(isinstance(layer, TrainableTokensLayer) for layer in model.modules()):
+        return "the engine is not given rows of the embeddings as they are trained"
     return None
 
 

@@ -112,6 +112,8 @@ def adapted(model, seed: int, rank: int, targets: str | list[str] = "all-linear"
             parameter.data.normal_(std=0.2 / rank)
         elif "lora_magnitude" in name:
             parameter.data *= 1 + 0.2 * torch.randn_like(parameter)
+        elif "trainable_tokens_delta" in name:
+            parameter.data += 0.2 * torch.randn_like(parameter)
     return peft
 
 
@@ -128,14 +130,15 @@ def answer_alone(model, prompt: list[int]) -> tuple[list[int], list[float]]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_mixed_batch_equals_peft(name: str, home: Home, tmp_path: Path) -> None:
-    """Greedy tokens are the same, all of them, and log-probabilities within 1e-4, in float32: base, LoRA and DoRA."""
+    """Greedy tokens are the same, and log-probabilities within 1e-4, in float32: base, LoRA, DoRA, rows of tokens."""
     config = CONFIGS[name]
     lineage = {"base": nf4_base(config, name, tmp_path).info.lineage()}
     prompts = [list(range(3, 12)), [7], [40, 3, 9, 120, 33]]
     expected = {}
     registry = Registry(home)
     dora = {"use_dora": True, "use_rslora": True}  # of a rank that a plain adapter has, too
-    for index, (rank, settings) in enumerate([(None, {}), (2, {}), (5, {}), (5, dora)]):
+    tokens = {"trainable_token_indices": [120, 7, 9, 33]}
+    for index, (rank, settings) in enumerate([(None, {}), (2, {}), (5, {}), (5, dora), (5, tokens)]):
         model = nf4_base(config, name, tmp_path).model
         if rank is not None:
             model = adapted(model, index, rank, **settings)
@@ -168,7 +171,7 @@ def test_mixed_batch_equals_peft(name: str, home: Home, tmp_path: Path) -> None:
         tokens, values = expected[key]
         assert request.output == tokens, key
         assert logprobs[request.id] == pytest.approx(values, abs=1e-4), key
-    first = sorted(expected[index, 0][1][0] for index in range(4))
+    first = sorted(expected[index, 0][1][0] for index in range(5))
     assert min(after - before for before, after in pairwise(first)) > 1e-3, (
-        "all four must differ, or this shows nothing"
+        "all five must differ, or this shows nothing"
     )
