@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Continue the stopped run of this recipe.")
 @click.option("--restart", is_flag=True, help="Discard the stopped run of this recipe and start over.")
 @click.option("--nproc", type=click.IntRange(1), default=1, help="Processes to train in, one GPU each.")
+@click.option(
+    "--shard-base", is_flag=True, help="Hold a part of the base in each process: for bases larger than a GPU."
+)
 @click.option("--nnodes", type=click.IntRange(1), default=1, help="Machines to train on, --nproc processes on each.")
 @click.option("--node-rank", type=int, help="Which of the machines this is, from 0.")
 @click.option("--rendezvous", metavar="HOST:PORT", help="Where all of them reach machine 0.")
@@ -45,6 +48,7 @@ def command(
     resume: bool,
     restart: bool,
     nproc: int,
+    shard_base: bool,
     nnodes: int,
     node_rank: int | None,
     rendezvous: str | None,
@@ -81,7 +85,8 @@ def command(
         option = "--dry-run" if dry_run else "--nnodes" if nnodes > 1 else "torchrun"
         raise InputError(f"{option} is for one run, and {recipe} has [sweep]: choose one with --only-run 1")
     if nproc * nnodes > 1 and not (dry_run or loaded.sweep):
-        flags = [name for name, given in (("--resume", resume), ("--restart", restart), ("--json", as_json)) if given]
+        given = {"--resume": resume, "--restart": restart, "--json": as_json, "--shard-base": shard_base}
+        flags = [name for name, is_given in given.items() if is_given]
         changes = [part for override in overrides for part in ("--set", override)]
         chosen = ["--only-run", str(only_run)] if only_run else []
         sys.exit(launch(["train", str(recipe), *changes, *chosen, *flags], nproc, nodes))
@@ -89,7 +94,7 @@ def command(
 
     show = reporter()
     if dry_run:
-        tried = try_out(loaded, home(), show).to_json()
+        tried = try_out(loaded, home(), show, shard_base=shard_base).to_json()
         if as_json:
             print_json(tried)
         else:
@@ -99,13 +104,15 @@ def command(
     if loaded.sweep:
         from adapterhub_local.train.sweep import sweep
 
-        done, best = sweep(loaded, home(), resume=resume, restart=restart, reporter=show, num_processes=nproc)
+        done, best = sweep(
+            loaded, home(), resume=resume, restart=restart, reporter=show, num_processes=nproc, shard_base=shard_base
+        )
         _print_sweep(loaded, done, best, as_json)
         return
     if not process().is_leader:
-        follow(loaded, home(), resume=resume, restart=restart)
+        follow(loaded, home(), resume=resume, restart=restart, shard_base=shard_base)
         return
-    version = train(loaded, home(), resume=resume, restart=restart, reporter=show)
+    version = train(loaded, home(), resume=resume, restart=restart, reporter=show, shard_base=shard_base)
     if as_json:
         from adapterhub_local.registry.as_json import whole
 

@@ -19,6 +19,7 @@ class Pass:
     bytes of an element of activations and of A and B. is_checkpointed: only the input of each block is kept, the
     rest is computed again; is_offloaded: and kept in the host's memory, and MLPs computed in parts of MLP_TOKENS.
     drawn: tokens whose keys and values the engine holds that draws answers.
+    shards: processes that divide the weights of the base in 4 bits between them.
     """
 
     tokens: int
@@ -33,6 +34,7 @@ class Pass:
     is_offloaded: bool = False
     longest: int | None = None
     drawn: int = 0
+    shards: int = 1
 
     @property
     def mlp_tokens(self) -> int:

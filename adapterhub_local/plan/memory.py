@@ -59,10 +59,17 @@ class Memory:
         return {**asdict(self), "total": self.total}
 
 
-def base_bytes(shape: Shape, compute: int) -> int:
-    """A loaded base: NF4 linear layers, everything else in the dtype of activations."""
+def base_bytes(shape: Shape, compute: int, shards: int = 1) -> int:
+    """A loaded base: NF4 linear layers, everything else in the dtype of activations.
+
+    Where `shards` processes divide it, what one of them has: its part of the codes, two blocks whole, the one that
+    computes and the one that is next, and all of the rest, NF4's constants included.
+    """
     others = shape.num_parameters - shape.linear_size
-    return round(shape.linear_size * NF4_BITS / 8) + others * compute
+    codes, constants = shape.linear_size / 2, shape.linear_size * (NF4_BITS - 4) / 8
+    if shards > 1:
+        codes = min(codes, codes / shards + 2 * codes / shape.layers)
+    return round(codes + constants) + others * compute
 
 
 def mapped_bytes(shape: Shape, compute: int) -> int:
@@ -85,7 +92,7 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         activations += block(shape, replace(run, is_checkpointed=False))
     states = STATES[optimizer] * factors
     parts = {
-        "base": base_bytes(shape, run.compute),
+        "base": base_bytes(shape, run.compute, run.shards),
         # and its factors in the dtype of activations, while a step lasts
         "adapter": factors * (run.factor + (run.compute if run.compute != run.factor else 0)),
         "gradients": factors * run.factor,
@@ -98,7 +105,7 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         parts["base"] += mapped_bytes(shape, run.compute)
         workspace = _heap(shape, run) + _moment(shape, run)
         return Memory(**parts, workspace=workspace, libraries=CPU_LIBRARIES, paged=0)
-    if not run.is_checkpointed:
+    if not run.is_checkpointed and run.shards == 1:
         parts["base"] += round(shape.linear_size * UNNESTED_BITS / 8)
     largest = max(shape.linears, key=lambda linear: linear.size)
     workspace = _moment(shape, run) + _dequantised(largest, run)

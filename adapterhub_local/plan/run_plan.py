@@ -120,8 +120,8 @@ def _drawn(recipe: Recipe, rows: Rows) -> int:
     return drawn_tokens(reward.samples, reward.max_tokens, longest, recipe.data.max_length + reward.max_tokens)
 
 
-def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
-    """The largest forward and backward pass of the run."""
+def pass_of(recipe: Recipe, device: Device, rows: Rows, shards: int = 1) -> Pass:
+    """The largest forward and backward pass of the run, of a base that `shards` processes divide."""
     adapter, train = recipe.adapter, recipe.train
     targets = (adapter.target_modules,) if isinstance(adapter.target_modules, str) else adapter.target_modules
     compute = compute_on(train.compute, device.kind, has_bfloat16=device.has_bfloat16)
@@ -138,6 +138,7 @@ def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
         is_offloaded=train.activation_checkpointing == "offload" and device.kind == "cuda",
         longest=rows.longest,
         drawn=_drawn(recipe, rows),
+        shards=shards,
     )
 
 

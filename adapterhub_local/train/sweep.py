@@ -40,11 +40,19 @@ class SweepRun:
 
 
 def sweep(
-    recipe: Recipe, home: Home, *, resume: bool, restart: bool, reporter: Reporter, num_processes: int = 1
+    recipe: Recipe,
+    home: Home,
+    *,
+    resume: bool,
+    restart: bool,
+    reporter: Reporter,
+    num_processes: int = 1,
+    shard_base: bool = False,
 ) -> tuple[list[SweepRun], SweepRun]:
     """Train all runs of a recipe's sweep in turn; returns them, and the best, to which the aliases point now.
 
-    Each run is `num_processes` processes. One that fails (its loss diverges, say) is reported and the others continue.
+    Each run is `num_processes` processes, which divide the base between them if `shard_base`. One that fails (its loss
+    diverges, say) is reported and the others continue.
     Raises InputError before the first if there is nothing held out to choose by, or not the same for all; QhubError
     if every run failed.
     """
@@ -58,13 +66,14 @@ def sweep(
     done = []
     for number, (changes, run) in enumerate(runs, 1):
         reporter.note(f"run {number} of {len(runs)}: {' '.join(changes)}")
-        settled = settle(run, home)[0]
+        settled = settle(run, home, num_processes if shard_base else 1)[0]
         known = None if restart else find_trained(settled, datasets[data_of(run)], registry)
         if known:
             done.append(SweepRun(changes, known, was_there=True))
         else:
-            one = partial(_launch, number, num_processes, datasets[data_of(run)])
-            done.append(_train(changes, run, home, resume, restart, reporter, one if num_processes > 1 else train))
+            one = partial(_launch, number, num_processes, shard_base, datasets[data_of(run)])
+            alone = partial(train, shard_base=shard_base)
+            done.append(_train(changes, run, home, resume, restart, reporter, one if num_processes > 1 else alone))
     metric = recipe.sweep.metric
     better = METRICS[metric]
     finished = [run for run in done if run.version is not None]
@@ -93,6 +102,7 @@ def find_trained(recipe: Recipe, dataset: Dataset, registry: Registry) -> Versio
 def _launch(
     number: int,
     num_processes: int,
+    shard_base: bool,
     dataset: Dataset,
     recipe: Recipe,
     home: Home,
@@ -102,11 +112,12 @@ def _launch(
     reporter: Reporter,
 ) -> Version:
     """Run `number` of a sweep in several processes. Raises what `train` does."""
-    recipe, _ = settle(recipe, home)
+    recipe, _ = settle(recipe, home, num_processes if shard_base else 1)
     info, start = check_run(recipe, home)
     run = Run(recipe, info, home, dataset, start)
     run.find_checkpoint(resume=resume, restart=restart)  # raised here, where it can be acted on
-    flags = [name for name, given in (("--resume", resume), ("--restart", restart)) if given]
+    given = {"--resume": resume, "--restart": restart, "--shard-base": shard_base}
+    flags = [name for name, is_given in given.items() if is_given]
     changes = [part for override in recipe.overrides for part in ("--set", override)]
     command = ["train", str(recipe.path), *changes, "--only-run", str(number), *flags]
     code = launch(command, num_processes, is_quiet=True)
