@@ -14,6 +14,7 @@ from adapterhub_local.rows.bounds import HEAP_CHUNK, LOGITS_BYTES
 
 MB = 10**6
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # double quantisation, as base/quantise.py
+WHOLE_BLOCKS = 3  # of a base in parts: the one that computes, the next one, and what arrives of it (train/shards.py)
 UNNESTED_BITS = 24 / 64  # what constants in float32 take more (base/held.py)
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8}  # bytes a parameter
 
@@ -62,13 +63,13 @@ class Memory:
 def base_bytes(shape: Shape, compute: int, shards: int = 1) -> int:
     """A loaded base: NF4 linear layers, everything else in the dtype of activations.
 
-    Where `shards` processes divide it, what one of them has: its part of the codes, two blocks whole, the one that
-    computes and the one that is next, and all of the rest, NF4's constants included.
+    Where `shards` processes divide it, what one of them has: its part of the codes, WHOLE_BLOCKS, and all of the rest,
+    NF4's constants included.
     """
     others = shape.num_parameters - shape.linear_size
     codes, constants = shape.linear_size / 2, shape.linear_size * (NF4_BITS - 4) / 8
     if shards > 1:
-        codes = min(codes, codes / shards + 2 * codes / shape.layers)
+        codes = min(codes, codes / shards + WHOLE_BLOCKS * codes / shape.layers)
     return round(codes + constants) + others * compute
 
 

@@ -42,26 +42,26 @@ class Shards:
             yield
         finally:
             self._leads = False
-            self._tell(DONE)
+            self._broadcast(DONE)
             distributed.destroy_process_group()
 
     def give(self) -> None:
         """Give the process that leads the blocks that it names, until it is done."""
-        while (number := self._tell(DONE)) != DONE:
+        while (number := self._broadcast(DONE)) != DONE:
             self._blocks[number].unshard()
             self._blocks[number].reshard()
         distributed.destroy_process_group()
 
     def _announce(self, number: int, *_: Any) -> None:
         if self._leads:
-            self._tell(number)
+            self._broadcast(number)
             self._blocks[number].unshard()
 
-    def _tell(self, number: int) -> int:
+    def _broadcast(self, number: int) -> int:
         """What the first process says, in all of them."""
-        told = torch.tensor(number, device=self._device)
-        distributed.broadcast(told, 0)
-        return int(told)
+        named = torch.tensor(number, device=self._device)
+        distributed.broadcast(named, 0)
+        return int(named)
 
 
 def divide(model: Any, device: str) -> None:
