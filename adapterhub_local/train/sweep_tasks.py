@@ -100,7 +100,7 @@ def tasks(remote: Remote | None, allow_code: bool) -> Iterator[Callable[..., Map
         open_store(remote)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     # a process a task: it gives back the GPU's memory, and what it was allowed
-    remote_train = ray.remote(train_one).options(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=0)
+    remote_train = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=0)(train_one)
     begun: list[Any] = []
 
     def begin(
