@@ -49,8 +49,7 @@ def train(
 
     A run that is stopped (Ctrl-C, SIGTERM) keeps its state under `runs/`; `resume` continues from there and
     ends with the same adapter, `restart` throws that state away. With `shard_base` each of several processes holds a
-    part of the base. Raises Stopped, and the InputErrors of
-    recipe, base and data before anything is written.
+    part of the base. Raises Stopped, and the InputErrors of recipe, base and data before anything is written.
     """
     assert process().is_leader, "other processes follow"
     recipe, choices = settle(recipe, home, process().world_size if shard_base else 1)

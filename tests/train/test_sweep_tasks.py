@@ -98,10 +98,10 @@ def test_a_sweep_on_another_machine(ray_home: Home, tiny_base: BaseInfo, home: H
     assert "is the best by loss: yes-no@best" in done.stdout
 
     elsewhere = qhub(home, "train", str(path), "--ray", "--set", "train.epochs=1")
-    assert (elsewhere.returncode, "Traceback" in elsewhere.stderr) == (2, False)
+    assert (elsewhere.returncode, "Traceback" in elsewhere.stderr) == (2, False), elsewhere.stderr
     assert "which is not this one: name a remote that both reach, with --remote" in elsewhere.stderr
     shutil.rmtree(ray_home.bases / "tiny")
     without = qhub(home, "train", str(path), "--ray", "--remote", "team", "--set", "train.epochs=3")
-    assert (without.returncode, "Traceback" in without.stderr) == (2, False)
+    assert (without.returncode, "Traceback" in without.stderr) == (2, False), without.stderr
     assert f"on {socket.gethostname()}: " in without.stderr
     assert "base" in without.stderr

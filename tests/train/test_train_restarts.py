@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from adapterhub_local.errors import NotFound
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home, restarts
-from adapterhub_local.train.past_runs import checkpoints, list_runs
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.train import train
 from tests.chats import write_recipe
@@ -25,14 +23,6 @@ from tests.processes import family
 CHANGES = ["train.epochs=24", "train.save_every=1"]  # 48 steps, a state after each
 
 
-def worker(torchrun: int, rank: int) -> int:
-    """The number of torchrun's process of this rank."""
-    for pid in family(torchrun) - {torchrun}:
-        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
-            return pid
-    raise AssertionError(f"torchrun has no process of rank {rank}")
-
-
 def test_a_process_is_lost(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     """A worker is killed in the middle: the run goes on from its last state, and ends with the very adapter of one
     process that nothing happened to. The two processes divide the base between them."""
@@ -40,17 +30,11 @@ def test_a_process_is_lost(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> N
     one = train(load_recipe(path, [*CHANGES, "train.micro_batch_size=4"]), home)
     options = [part for change in CHANGES for part in ("--set", change)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    command += ["-m", "adapterhub_local", "train", str(path), "--resume", "--shard-base", *options]
+    command += ["-m", "tests.train.lost", "train", str(path), "--resume", "--shard-base", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "output", "w+") as output:
         torchrun = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
-            deadline = time.monotonic() + PATIENCE
-            while not any(checkpoints(run.folder) for run in list_runs(home)):
-                assert torchrun.poll() is None, Path(output.name).read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            os.kill(worker(torchrun.pid, 1), signal.SIGKILL)
             code = torchrun.wait(PATIENCE)
         finally:
             for pid in family(torchrun.pid) if torchrun.poll() is None else ():
