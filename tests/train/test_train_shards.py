@@ -122,12 +122,14 @@ def test_the_base_stays_the_base(divided: Divided) -> None:
 def test_a_run_gives_the_adapter_of_one_process(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With evaluation in between, scores of base and adapter, and answers that one process writes in the end."""
+    """With evaluation in between, scores of base and adapter, and answers that one process writes in the end; a run of
+    a sweep as any other."""
     changes = ["train.epochs=2", "train.eval_every=3", "eval.samples=1"]
     path = write_recipe(tmp_path, count=14)
     one = train(load_recipe(path, [*changes, "train.micro_batch_size=4"]), home)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    options = [part for change in changes for part in ("--set", change)]
+    path = write_recipe(tmp_path, RECIPE + "[sweep.grid]\ntrain.epochs = [2]\n", count=14)
+    options = [part for change in changes[1:] for part in ("--set", change)]
     with pytest.raises(SystemExit) as exit_info:
         run(["train", str(path), "--nproc", "2", "--shard-base", *options])
     two = Registry(home).resolve("yes-no")
