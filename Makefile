@@ -82,7 +82,7 @@ check-ray: $(INSTALLED)
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
 	  > $$($(RAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/shared.pth
 	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[serve]>=2.60,<3'
-	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -s --durations=10 tests/serve/cluster
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -s --durations=10 tests/serve/cluster tests/train/test_sweep_tasks.py
 
 # vLLM answers with versions of the registry, and its tokens are ours: its CPU build, in an environment of its own. Its
 # torchvision is for CUDA, which a torch for CPUs does not load; no text needs it.

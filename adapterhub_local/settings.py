@@ -6,6 +6,7 @@ QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if 
 QHUB_COMPUTE  the dtype of activations that `auto` means, in training and in scoring: auto, float32, bfloat16
              default auto (bfloat16 where the hardware multiplies it)
 RANK, LOCAL_RANK, WORLD_SIZE   which of several training processes this is; torchrun and `qhub train --nproc` set them
+TORCHELASTIC_RESTART_COUNT     how often torchrun has started these processes again; it sets it
 ACCELERATE_USE_FSDP            whether `accelerate launch` shards the model, which training refuses
 XDG_DATA_HOME, XDG_CONFIG_HOME  where the completion of shells is installed  default ~/.local/share, ~/.config
 CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are kept  default cc or like it, ~/.cache
@@ -312,6 +313,12 @@ def process() -> Process:
     except ValueError:
         raise InputError(f"{', '.join(names)} must be whole numbers: they are set by torchrun, unset them") from None
     return Process(rank, local_rank, world_size)
+
+
+def restarts() -> int | None:
+    """How often torchrun has started the training processes again after one was lost; None without torchrun."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT") or ""
+    return int(count) if count.isascii() and count.isdigit() else None
 
 
 def is_sharded() -> bool:

@@ -1,5 +1,6 @@
 """`qhub plan`: what a recipe's run takes, before it takes it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,27 +29,44 @@ PURPOSES = {
 @click.option("--gpu", metavar="SIZE", help="Plan for a GPU with this memory, such as 24GB.")
 @click.option("--ram", metavar="SIZE", help="Plan for a CPU with this much free memory.")
 @click.option(
+    "--nproc", type=click.IntRange(1), default=1, help="Processes to train in, a GPU each; memory is that of one."
+)
+@click.option("--shard-base", is_flag=True, help="Hold a part of the base in each of them.")
+@click.option(
     "--base-config",
     type=click.Path(path_type=Path),
     help="The config.json of a model that is not there; tokens are then estimated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    recipe: Path, overrides: tuple[str, ...], gpu: str | None, ram: str | None, base_config: Path | None, as_json: bool
+    recipe: Path,
+    overrides: tuple[str, ...],
+    gpu: str | None,
+    ram: str | None,
+    nproc: int,
+    shard_base: bool,
+    base_config: Path | None,
+    as_json: bool,
 ) -> int:
     """Estimate what training RECIPE takes: memory by purpose, the largest rows that fit, time.
 
     Exit code 0 if it fits the device, 1 if it does not. Without --gpu or --ram: the GPU here, else the free RAM.
     """
     from adapterhub_local.plan.device import find_device
+    from adapterhub_local.plan.memory import estimate
     from adapterhub_local.plan.run_plan import plan
     from adapterhub_local.recipe import load_recipe
 
     for option, size in (("--gpu", gpu), ("--ram", ram)):
         if size and size.strip().isdigit():
             raise InputError(f"{option} {size} has no unit: write {size}GB, 7.4GiB or 900MB")
+    if shard_base and nproc == 1:
+        raise InputError("--shard-base divides the base between processes, and there is one: add --nproc 2")
     device = find_device(gpu, ram)
-    planned = plan(load_recipe(recipe, overrides), home(), device, base_config)
+    if device.kind == "cpu" and nproc > 1:
+        device = replace(device, memory=device.memory // nproc, name=f"{device.name}, divided by {nproc}")
+    loaded = load_recipe(recipe, overrides)
+    planned = plan(loaded, home(), device, base_config, num_processes=nproc, shard_base=shard_base)
     if as_json:
         print_json(planned.to_json())
         return 0 if planned.fits else 1
@@ -74,6 +92,10 @@ def command(
         f"About {_time_text(planned.duration.seconds)} for {counted(planned.duration.steps, 'step')} "
         f"({planned.duration.basis})"
     )
+    if nproc > 1 and not shard_base:
+        divided = estimate(planned.shape, replace(planned.run, shards=nproc), planned.optimizer, device.kind)
+        total, base = size_text(divided.total), size_text(divided.base)
+        echo(f"With --shard-base each process takes {total}, {base} of it for the base")
     if memory["paged"]:
         echo(f"{size_text(memory['paged'])} of optimizer states can move to the host when the GPU is full")
     if memory["host"]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,6 +32,18 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Continue the stopped run of this recipe.")
 @click.option("--restart", is_flag=True, help="Discard the stopped run of this recipe and start over.")
 @click.option("--nproc", type=click.IntRange(1), default=1, help="Processes to train in, one GPU each.")
+@click.option(
+    "--shard-base", is_flag=True, help="Hold a part of the base in each process: for bases larger than a GPU."
+)
+@click.option(
+    "--ray",
+    "on_ray",
+    is_flag=True,
+    help="Train the runs of [sweep] at once, as tasks of the Ray of `qhub cluster` or RAY_ADDRESS.",
+)
+@click.option(
+    "--remote", metavar="NAME", help="With --ray: the remote by which versions come from the machines' homes."
+)
 @click.option("--nnodes", type=click.IntRange(1), default=1, help="Machines to train on, --nproc processes on each.")
 @click.option("--node-rank", type=int, help="Which of the machines this is, from 0.")
 @click.option("--rendezvous", metavar="HOST:PORT", help="Where all of them reach machine 0.")
@@ -45,6 +59,9 @@ def command(
     resume: bool,
     restart: bool,
     nproc: int,
+    shard_base: bool,
+    on_ray: bool,
+    remote: str | None,
     nnodes: int,
     node_rank: int | None,
     rendezvous: str | None,
@@ -77,11 +94,21 @@ def command(
             there = f"has {len(runs)} runs" if loaded.sweep else "has no [sweep]"
             raise InputError(f"--only-run {only_run}: {recipe} {there}")
         loaded = runs[only_run - 1][1]
+    if remote is not None and not on_ray:
+        raise InputError("--remote is for --ray: `qhub sync push` sends what is trained here")
+    if on_ray:
+        if loaded.sweep is None:
+            raise InputError(f"--ray trains the runs of a sweep, and {recipe} is one run: leave it out")
+        if nproc * nnodes > 1 or shard_base or dry_run:
+            raise InputError(
+                "--ray trains each run in one process: leave out --nproc, --nnodes, --shard-base, --dry-run"
+            )
     if loaded.sweep and (dry_run or nnodes > 1 or process().world_size > 1):
         option = "--dry-run" if dry_run else "--nnodes" if nnodes > 1 else "torchrun"
         raise InputError(f"{option} is for one run, and {recipe} has [sweep]: choose one with --only-run 1")
     if nproc * nnodes > 1 and not (dry_run or loaded.sweep):
-        flags = [name for name, given in (("--resume", resume), ("--restart", restart), ("--json", as_json)) if given]
+        given = {"--resume": resume, "--restart": restart, "--json": as_json, "--shard-base": shard_base}
+        flags = [name for name, is_given in given.items() if is_given]
         changes = [part for override in overrides for part in ("--set", override)]
         chosen = ["--only-run", str(only_run)] if only_run else []
         sys.exit(launch(["train", str(recipe), *changes, *chosen, *flags], nproc, nodes))
@@ -89,7 +116,7 @@ def command(
 
     show = reporter()
     if dry_run:
-        tried = try_out(loaded, home(), show).to_json()
+        tried = try_out(loaded, home(), show, shard_base=shard_base).to_json()
         if as_json:
             print_json(tried)
         else:
@@ -99,13 +126,23 @@ def command(
     if loaded.sweep:
         from adapterhub_local.train.sweep import sweep
 
-        done, best = sweep(loaded, home(), resume=resume, restart=restart, reporter=show, num_processes=nproc)
+        with _on_ray(remote, allow_code) if on_ray else nullcontext() as begin:
+            done, best = sweep(
+                loaded,
+                home(),
+                resume=resume,
+                restart=restart,
+                reporter=show,
+                num_processes=nproc,
+                shard_base=shard_base,
+                begin=begin,
+            )
         _print_sweep(loaded, done, best, as_json)
         return
     if not process().is_leader:
-        follow(loaded, home(), resume=resume, restart=restart)
+        follow(loaded, home(), resume=resume, restart=restart, shard_base=shard_base)
         return
-    version = train(loaded, home(), resume=resume, restart=restart, reporter=show)
+    version = train(loaded, home(), resume=resume, restart=restart, reporter=show, shard_base=shard_base)
     if as_json:
         from adapterhub_local.registry.as_json import whole
 
@@ -131,6 +168,23 @@ def command(
             if name in base and name in adapter
         ]
         echo(f"{task} on {adapter['rows']} held-out examples: {', '.join(changes)}")
+
+
+@contextmanager
+def _on_ray(remote: str | None, allow_code: bool) -> Iterator[Callable[..., Any]]:
+    """What begins the runs of a sweep on Ray. Raises InputError where there is no Ray."""
+    from adapterhub_local.errors import InputError
+    from adapterhub_local.registry.remotes import find_remote
+    from serve.cluster.head import check_ray, connect
+
+    found = find_remote(home(), remote) if remote is not None else None
+    check_ray()
+    if not connect(home()):
+        raise InputError("there is no Ray to train on: start one with `qhub cluster up`, or set RAY_ADDRESS")
+    from adapterhub_local.train.sweep_tasks import tasks
+
+    with tasks(found, allow_code or settings.allows_code()) as begin:
+        yield begin
 
 
 def _print_sweep(recipe: Recipe, runs: list[SweepRun], best: SweepRun, as_json: bool) -> None:

@@ -20,6 +20,7 @@ class Pass:
     rest is computed again; is_offloaded: and kept in the host's memory, and MLPs computed in parts of MLP_TOKENS.
     drawn: tokens whose keys and values the engine holds that draws answers.
     trained_tokens: how many have rows of the embeddings that are trained too.
+    shards: processes that divide the weights of the base in 4 bits between them.
     """
 
     tokens: int
@@ -35,6 +36,7 @@ class Pass:
     longest: int | None = None
     drawn: int = 0
     trained_tokens: int = 0
+    shards: int = 1
 
     @property
     def mlp_tokens(self) -> int:

@@ -63,8 +63,10 @@ class Choice:
         return f"{self.key} = {value}: {self.reason}"
 
 
-def settle(recipe: Recipe, home: Home) -> tuple[Recipe, list[Choice]]:
+def settle(recipe: Recipe, home: Home, shards: int = 1) -> tuple[Recipe, list[Choice]]:
     """The recipe as it will run here; itself, without choices, unless its strategy is `auto`.
+
+    shards: processes that divide the base between them.
 
     The settled recipe says everything and chooses nothing any more. Raises InputErrors of base and data, and
     InputError where nothing fits.
@@ -73,12 +75,12 @@ def settle(recipe: Recipe, home: Home) -> tuple[Recipe, list[Choice]]:
         return recipe, []
     folder = find_base(recipe.base.name, home).folder
     examples = computed_of(read_examples(recipe, folder), recipe)
-    settled, _, choices = choose(recipe, read_config(folder), find_device(), examples, False)
+    settled, _, choices = choose(recipe, read_config(folder), find_device(), examples, False, shards)
     return settled, choices
 
 
 def choose(
-    recipe: Recipe, shape: Shape, device: Device, examples: Sequence[Any], is_estimated: bool
+    recipe: Recipe, shape: Shape, device: Device, examples: Sequence[Any], is_estimated: bool, shards: int = 1
 ) -> tuple[Recipe, Rows, list[Choice]]:
     """The recipe with every open key chosen, its rows, and the choices. Raises InputError where nothing fits."""
     choices: list[Choice] = []
@@ -114,7 +116,7 @@ def choose(
             recipe, train=replace(recipe.train, packed_tokens=packed, activation_checkpointing=checkpointed)
         )
         rows = pack_examples(examples, tried, is_estimated)
-        total = estimate(shape, pass_of(tried, device, rows), optimizer, device.kind).total
+        total = estimate(shape, pass_of(tried, device, rows, shards), optimizer, device.kind).total
         if total <= limit:
             settled("train.optimizer", optimizer, STATES[device.kind == "cuda" and optimizer == "adamw", device.kind])
             taken = f"{total / 1e9:.2f} of {device.whole / 1e9:.1f} GB"

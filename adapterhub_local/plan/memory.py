@@ -14,6 +14,7 @@ from adapterhub_local.rows.bounds import HEAP_CHUNK, LOGITS_BYTES
 
 MB = 10**6
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # double quantisation, as base/quantise.py
+WHOLE_BLOCKS = 3  # of a base in parts: the one that computes, the next one, and what arrives of it (train/shards.py)
 UNNESTED_BITS = 24 / 64  # what constants in float32 take more (base/held.py)
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8}  # bytes a parameter
 
@@ -59,10 +60,17 @@ class Memory:
         return {**asdict(self), "total": self.total}
 
 
-def base_bytes(shape: Shape, compute: int) -> int:
-    """A loaded base: NF4 linear layers, everything else in the dtype of activations."""
+def base_bytes(shape: Shape, compute: int, shards: int = 1) -> int:
+    """A loaded base: NF4 linear layers, everything else in the dtype of activations.
+
+    Where `shards` processes divide it, what one of them has: its part of the codes, WHOLE_BLOCKS, and all of the rest,
+    NF4's constants included.
+    """
     others = shape.num_parameters - shape.linear_size
-    return round(shape.linear_size * NF4_BITS / 8) + others * compute
+    codes, constants = shape.linear_size / 2, shape.linear_size * (NF4_BITS - 4) / 8
+    if shards > 1:
+        codes = min(codes, codes / shards + WHOLE_BLOCKS * codes / shape.layers)
+    return round(codes + constants) + others * compute
 
 
 def mapped_bytes(shape: Shape, compute: int) -> int:
@@ -86,7 +94,7 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
     rows = run.trained_tokens * shape.hidden  # of embeddings, in float32 whatever the factors are in
     states = STATES[optimizer] * (factors + rows)
     parts = {
-        "base": base_bytes(shape, run.compute),
+        "base": base_bytes(shape, run.compute, run.shards),
         # and its factors in the dtype of activations, while a step lasts
         "adapter": factors * (run.factor + (run.compute if run.compute != run.factor else 0)) + rows * 4,
         "gradients": factors * run.factor + rows * 4,
@@ -99,7 +107,7 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         parts["base"] += mapped_bytes(shape, run.compute)
         workspace = _heap(shape, run) + _moment(shape, run)
         return Memory(**parts, workspace=workspace, libraries=CPU_LIBRARIES, paged=0)
-    if not run.is_checkpointed:
+    if not run.is_checkpointed and run.shards == 1:
         parts["base"] += round(shape.linear_size * UNNESTED_BITS / 8)
     largest = max(shape.linears, key=lambda linear: linear.size)
     workspace = _moment(shape, run) + _dequantised(largest, run)

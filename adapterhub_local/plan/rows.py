@@ -115,7 +115,7 @@ def estimated(chat: Chat) -> Any:
     return Example(tuple(ids), tuple(spans))
 
 
-def pack_examples(examples: Sequence[Any], recipe: Recipe, is_estimated: bool) -> Rows:
+def pack_examples(examples: Sequence[Any], recipe: Recipe, is_estimated: bool, num_processes: int = 1) -> Rows:
     """How the trainer will cut these examples into rows, over up to MAX_BATCHES batches in random order."""
     from adapterhub_local.rows.example import num_labels, num_tokens
     from adapterhub_local.rows.judged import computed_tokens, cut_items
@@ -123,7 +123,7 @@ def pack_examples(examples: Sequence[Any], recipe: Recipe, is_estimated: bool) -
 
     train, kind = recipe.train, OBJECTIVES[recipe.train.objective]
     is_judged = kind.shape != ANSWERS
-    size = examples_a_row(train)
+    size = examples_a_row(train, num_processes)
     share = shares_prefixes(recipe.adapter)
     order = list(examples)
     row_tokens = row_labels = computed = batches = rows = 0

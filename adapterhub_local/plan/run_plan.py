@@ -38,6 +38,7 @@ class Plan:
     largest_batch: int
     duration: Duration
     choices: tuple[Any, ...] = ()  # what `strategy = "auto"` chose
+    num_processes: int = 1  # each with a device of its own; all but `duration` is of one of them
 
     @property
     def headroom(self) -> int:
@@ -59,6 +60,8 @@ class Plan:
             },
             "bytes": {**self.memory.to_json(), "headroom": self.headroom},
             "rows": self.rows.to_json(),
+            "processes": self.num_processes,
+            "shards": self.run.shards,
             "optimizer": self.optimizer,
             "compute": "bfloat16" if self.run.compute == 2 else "float32",
             "longest_example": self.longest_example,
@@ -70,25 +73,42 @@ class Plan:
         }
 
 
-def plan(recipe: Recipe, home: Home, device: Device, base_config: Path | None = None) -> Plan:
+def plan(
+    recipe: Recipe,
+    home: Home,
+    device: Device,
+    base_config: Path | None = None,
+    *,
+    num_processes: int = 1,
+    shard_base: bool = False,
+) -> Plan:
     """Plan `recipe` for `device`. `base_config` stands for a base that is not there: a config.json or its folder.
+
+    num_processes: with a device each, which divide the base between them if `shard_base`.
 
     Raises InputErrors of base, config and data.
     """
     folder = None if base_config else find_base(recipe.base.name, home).folder
     shape = read_config(base_config or folder)  # type: ignore[arg-type]  # one of them is a path
     examples = computed_of(read_examples(recipe, folder), recipe)
+    chosen: tuple[Any, ...] = ()
     if recipe.train.strategy == "auto":
         from adapterhub_local.plan.auto import choose
 
-        recipe, rows, choices = choose(recipe, shape, device, examples, folder is None)
-        return replace(plan_rows(recipe, shape, device, rows), choices=tuple(choices))
-    return plan_rows(recipe, shape, device, pack_examples(examples, recipe, folder is None))
+        shards = num_processes if shard_base else 1
+        recipe, _, choices = choose(recipe, shape, device, examples, folder is None, shards)
+        chosen = tuple(choices)
+    rows = pack_examples(examples, recipe, folder is None, num_processes)
+    return replace(plan_rows(recipe, shape, device, rows, num_processes, shard_base=shard_base), choices=chosen)
 
 
-def plan_rows(recipe: Recipe, shape: Shape, device: Device, rows: Rows) -> Plan:
+def plan_rows(
+    recipe: Recipe, shape: Shape, device: Device, rows: Rows, num_processes: int = 1, *, shard_base: bool = False
+) -> Plan:
     """The plan once the rows are known."""
-    run = pass_of(recipe, device, rows)
+    run = pass_of(recipe, device, rows, num_processes if shard_base else 1)
+    if run.shards > 1:  # what the reference makes of an item is not kept from one epoch to the next
+        rows = replace(rows, referred=round(rows.referred * num_epochs(rows.examples, recipe.train)))
     optimizer = optimizer_on(recipe.train.optimizer, device.kind)
     longest = largest_tokens(shape, replace(run, is_packed=False), optimizer, device)
     largest_row = largest_tokens(shape, replace(run, is_packed=True), optimizer, device)
@@ -97,6 +117,12 @@ def plan_rows(recipe: Recipe, shape: Shape, device: Device, rows: Rows) -> Plan:
     time = duration(shape, rows, run, steps, num_epochs(rows.examples, recipe.train), device)
     if recipe.train.objective == "grpo":
         time = replace(time, basis=f"{time.basis}; about as long again for drawing the answers")
+    if num_processes > 1:
+        basis = f"{time.basis}; shared by {num_processes} processes, without what they tell each other"
+        shared = round(time.seconds / num_processes, 3)
+        time = replace(
+            time, seconds=shared, tokens_per_second=round(time.tokens_per_second * num_processes, 1), basis=basis
+        )
     return Plan(
         shape=shape,
         device=device,
@@ -108,6 +134,7 @@ def plan_rows(recipe: Recipe, shape: Shape, device: Device, rows: Rows) -> Plan:
         largest_row=largest_row,
         largest_batch=max(0, (largest_row - rows.shared) // rest),
         duration=time,
+        num_processes=num_processes,
     )
 
 
@@ -120,8 +147,8 @@ def _drawn(recipe: Recipe, rows: Rows) -> int:
     return drawn_tokens(reward.samples, reward.max_tokens, longest, recipe.data.max_length + reward.max_tokens)
 
 
-def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
-    """The largest forward and backward pass of the run."""
+def pass_of(recipe: Recipe, device: Device, rows: Rows, shards: int = 1) -> Pass:
+    """The largest forward and backward pass of the run, of a base that `shards` processes divide."""
     adapter, train = recipe.adapter, recipe.train
     targets = (adapter.target_modules,) if isinstance(adapter.target_modules, str) else adapter.target_modules
     compute = compute_on(train.compute, device.kind, has_bfloat16=device.has_bfloat16)
@@ -139,6 +166,7 @@ def pass_of(recipe: Recipe, device: Device, rows: Rows) -> Pass:
         longest=rows.longest,
         drawn=_drawn(recipe, rows),
         trained_tokens=len(adapter.train_tokens or ()),
+        shards=shards,
     )
 
 

@@ -63,7 +63,8 @@ REASONS = {
     **dict.fromkeys(("template", "chat_template_jinja"), "the base's own chat template is used; data.chat_template "
                     "names another one or a .jinja file"),
     **dict.fromkeys(("use_peft", "adapter", "bias", "task_type", "peft_type"), "adapters are LoRA without biases"),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "`qhub train --nproc` shares a run between processes"),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "`qhub train --nproc` shares a run between processes, and "
+                    "--shard-base the base"),
     **dict.fromkeys(WHOLE_MODULES, WITHOUT[WHOLE_MODULES[0]]),
     **dict.fromkeys(NEW_TOKENS, SPELLED),
     **dict.fromkeys(("trainable_tokens", "trainable_token_indices"), "adapter.train_tokens names them as the "

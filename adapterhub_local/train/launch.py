@@ -5,13 +5,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from adapterhub_local.errors import InputError
-from adapterhub_local.settings import Process, environment_of
+from adapterhub_local.errors import InputError, QhubError
+from adapterhub_local.settings import Process, environment_of, process, restarts
 from adapterhub_local.signals import handling
+
+PATIENCE = timedelta(minutes=30)  # how long processes wait for each other: one may write a checkpoint meanwhile
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,43 @@ def launch(arguments: Sequence[str], num_processes: int, nodes: Nodes = Nodes(),
             if child.poll() is None:
                 child.kill()
             child.wait()
+
+
+def join(device: str) -> None:
+    """Meet the other training processes, on `cpu` or `cuda`; nothing where there are none, or they have met.
+
+    What the processes find each other by is kept apart for each time that torchrun starts them: torch 2.13 keeps one
+    store for all times, in which some would find those that are gone, and wait for them.
+    """
+    from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    if process().world_size == 1 or distributed.is_initialized():
+        return
+    store, rank, world_size = next(iter(rendezvous("env://")))
+    distributed.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=PrefixStore(f"start {restarts() or 0}", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=PATIENCE,
+    )
+
+
+@contextmanager
+def missing_others() -> Iterator[None]:
+    """Raise QhubError where another process is gone that this one waits for: torch's error is pages long."""
+    try:
+        yield
+    except RuntimeError as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        if "DistError" not in kinds and "/gloo/" not in str(error):
+            raise
+        raise QhubError(
+            "another process of this run is gone, so it cannot go on: see what that one reports, and continue with "
+            f"--resume ({str(error).splitlines()[0][:200]})"
+        ) from None
 
 
 def _free_port() -> int:

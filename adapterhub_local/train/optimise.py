@@ -25,6 +25,7 @@ from adapterhub_local.train.past_runs import BEST, LAST_GOOD, checkpoints, is_as
 from adapterhub_local.train.preflight import preflight
 from adapterhub_local.train.run_folder import Run, differences
 from adapterhub_local.train.session import Session
+from adapterhub_local.train.shards import shards_of
 from adapterhub_local.train.trainer import NotFinite, NotSaved, make_trainer
 from adapterhub_local.train.watch import Diverged, Watch
 
@@ -105,7 +106,7 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
             f"stopped at step {step} of {steps}; the state is kept in {run.folder}. "
             "To continue, run the same command with --resume; to start over, with --restart"
         )
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_initialized() and shards_of(model) is None:  # else the base is still needed together
         torch.distributed.destroy_process_group()
     if watch.best and watch.best[1] < step and run.leader:
         load_factors(model, read_factors(run.folder / BEST))

@@ -19,7 +19,7 @@ from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Version
 from adapterhub_local.registry.registry import now
-from adapterhub_local.settings import Home, process
+from adapterhub_local.settings import Home, process, restarts
 from adapterhub_local.train.past_runs import (
     BEST,
     LOG,
@@ -73,10 +73,11 @@ class Run:
     def find_checkpoint(self, *, resume: bool, restart: bool) -> Path | None:
         """The state to continue from, if that is asked for.
 
+        torchrun starts a run and starts it again by one command: under it `resume` begins what has no state yet.
         Raises NotFound with what has changed since a run of this name was stopped, or InUse if the user must choose.
         """
         found = checkpoints(self.folder)
-        if resume and not found:
+        if resume and not found and restarts() is None:
             raise NotFound(
                 f"no stopped run has this recipe, data and base{self._changed()}: leave out --resume to begin one"
             )
@@ -87,7 +88,12 @@ class Run:
             )
         if restart and self.leader:
             shutil.rmtree(self.folder, ignore_errors=True)
-        return found[-1] if resume else None
+        return found[-1] if resume and found else None
+
+    def registered(self) -> str | None:
+        """The version that this very run has made, where torchrun starts it again although it was finished."""
+        record = read_record(self.folder) if restarts() else {}
+        return record.get("version") if record.get("status") == "finished" else None
 
     def _changed(self) -> str:
         for other in reversed(list_runs(self.home)):

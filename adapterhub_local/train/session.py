@@ -22,8 +22,10 @@ from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
 from adapterhub_local.train.check import check_code, check_run
 from adapterhub_local.train.heap import map_large_tensors
+from adapterhub_local.train.launch import join
 from adapterhub_local.train.liger import use_liger
 from adapterhub_local.train.run_folder import Run
+from adapterhub_local.train.shards import divide
 from adapterhub_local.train.statistics import check_ids
 from adapterhub_local.train.tokens import check_seen, ids_of
 
@@ -47,15 +49,18 @@ class Inputs:
 
     run: Run
     dataset: Dataset
+    shard_base: bool = False  # each of several processes holds a part of the base
 
 
-def read_inputs(recipe: Recipe, home: Home, reporter: Reporter) -> Inputs:
+def read_inputs(recipe: Recipe, home: Home, reporter: Reporter, *, shard_base: bool = False) -> Inputs:
     """Hold the recipe against base and parent, and read its data. Raises their InputErrors."""
     if is_sharded():
         raise InputError(
-            "FSDP cannot shard this base: its 4-bit weights are stored as uint8, with which training crashes or has "
-            "a loss of 0 (huggingface/accelerate#3983). Each process holds the whole base: use --nproc or torchrun"
+            "accelerate cannot shard this base: its 4-bit weights are stored as uint8, with which its FSDP crashes or "
+            "trains with a loss of 0 (huggingface/accelerate#3983). Leave it out: --nproc 2 --shard-base divides a base"
         )
+    if shard_base:
+        check_divisible(recipe)
     if process().world_size > 1 and choose_device() == "cuda":
         if process().local_rank >= torch.cuda.device_count():
             raise InputError(f"--nproc asks for more GPUs than the {torch.cuda.device_count()} of this machine")
@@ -65,7 +70,22 @@ def read_inputs(recipe: Recipe, home: Home, reporter: Reporter) -> Inputs:
     dataset = read_data(recipe)
     for note in dataset.notes:
         reporter.note(note)
-    return Inputs(Run(recipe, info, home, dataset, start), dataset)
+    return Inputs(Run(recipe, info, home, dataset, start), dataset, shard_base)
+
+
+def check_divisible(recipe: Recipe) -> None:
+    """Raise InputError where the base of a run cannot be divided between processes."""
+    if process().world_size == 1:
+        raise InputError(
+            "--shard-base divides the base between processes, and there is one: add --nproc 2, or start several by "
+            "torchrun"
+        )
+    for key, is_wanted, why in (
+        ("init", recipe.adapter.init == "eva", "EVA looks at what goes through the whole base before it is divided"),
+        ("dora", recipe.adapter.dora, "DoRA measures the whole weights in every pass"),
+    ):
+        if is_wanted:
+            raise InputError(f"{recipe.place(f'adapter.{key}')}: {why}: leave it or --shard-base out")
 
 
 def load(inputs: Inputs, reporter: Reporter) -> Session:
@@ -75,7 +95,9 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
     reporter.note(f"base {info.name}: loading")
     if choose_device() == "cpu":
         map_large_tensors()
-    base = load_base(info, dtype=compute_dtype(recipe.train.compute))
+    device = choose_device()
+    # what is to be divided is read into host memory, where processes share the pages of its file
+    base = load_base(info, dtype=compute_dtype(recipe.train.compute), device="cpu" if inputs.shard_base else device)
     shape, group = OBJECTIVES[recipe.train.objective].shape, recipe.train.batch_size
     stops = stop_tokens(info.folder, base.tokenizer)
     tokenised, held_out = tokenise_items(dataset, base.tokenizer, recipe.data, shape, group, stops)
@@ -90,10 +112,14 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
     if recipe.train.eval_every and not tests:
         raise InputError("train.eval_every: nothing is held out to evaluate on: name a file with data.test")
     checks = _checks(recipe, held_out, base.tokenizer)
-    kernels = use_liger(base.model, parts_of(items)[0], recipe.train.kernels)
+    kernels = None if inputs.shard_base else use_liger(base.model, parts_of(items)[0], recipe.train.kernels)
+    model = with_adapter(base, recipe, start=run.start, examples=parts_of(items))
+    join(device)
+    if inputs.shard_base:
+        divide(model, device)
+        kernels = use_liger(model.get_base_model(), parts_of(items)[0], recipe.train.kernels)
     if kernels:
         reporter.note(kernels)
-    model = with_adapter(base, recipe, start=run.start, examples=parts_of(items))
     return Session(run, model, base.tokenizer, items, tests, tokenised.counts, checks)
 
 

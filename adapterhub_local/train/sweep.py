@@ -3,7 +3,7 @@
 What is registered already is not trained again, so a sweep that was stopped continues when it is started again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,11 +40,21 @@ class SweepRun:
 
 
 def sweep(
-    recipe: Recipe, home: Home, *, resume: bool, restart: bool, reporter: Reporter, num_processes: int = 1
+    recipe: Recipe,
+    home: Home,
+    *,
+    resume: bool,
+    restart: bool,
+    reporter: Reporter,
+    num_processes: int = 1,
+    shard_base: bool = False,
+    begin: Callable[..., Mapping[int, Callable[..., Version]]] | None = None,
 ) -> tuple[list[SweepRun], SweepRun]:
     """Train all runs of a recipe's sweep in turn; returns them, and the best, to which the aliases point now.
 
-    Each run is `num_processes` processes. One that fails (its loss diverges, say) is reported and the others continue.
+    Each run is `num_processes` processes, which divide the base between them if `shard_base`. With `begin`
+    (`train/sweep_tasks.py`) all runs begin at once, elsewhere. One that fails (its loss diverges, say) is reported and
+    the others continue.
     Raises InputError before the first if there is nothing held out to choose by, or not the same for all; QhubError
     if every run failed.
     """
@@ -55,16 +65,30 @@ def sweep(
     datasets = read_all(runs)
     check_comparable(recipe, datasets.values())
     registry = Registry(home)
+    begun: Mapping[int, Callable[..., Version]] = {}
+    shards = num_processes if shard_base else 1
+
+    def look(number: int) -> tuple[Recipe, Dataset, Version | None]:
+        settled, dataset = settle(runs[number - 1][1], home, shards)[0], datasets[data_of(runs[number - 1][1])]
+        return settled, dataset, None if restart else find_trained(settled, dataset, registry)
+
+    if begin is not None:
+        looked = {number: look(number) for number in range(1, len(runs) + 1)}
+        waiting = {number: (one, dataset) for number, (one, dataset, known) in looked.items() if known is None}
+        begun = begin(recipe, waiting, home, resume=resume, restart=restart)
     done = []
     for number, (changes, run) in enumerate(runs, 1):
         reporter.note(f"run {number} of {len(runs)}: {' '.join(changes)}")
-        settled = settle(run, home)[0]
-        known = None if restart else find_trained(settled, datasets[data_of(run)], registry)
-        if known:
-            done.append(SweepRun(changes, known, was_there=True))
-        else:
-            one = partial(_launch, number, num_processes, datasets[data_of(run)])
-            done.append(_train(changes, run, home, resume, restart, reporter, one if num_processes > 1 else train))
+        one = begun.get(number)
+        if one is None:
+            _, dataset, known = look(number)
+            if known is not None:
+                done.append(SweepRun(changes, known, was_there=True))
+                continue
+            one = partial(train, shard_base=shard_base)
+            if num_processes > 1:
+                one = partial(_launch, number, num_processes, shard_base, dataset)
+        done.append(_train(changes, run, home, resume, restart, reporter, one))
     metric = recipe.sweep.metric
     better = METRICS[metric]
     finished = [run for run in done if run.version is not None]
@@ -93,6 +117,7 @@ def find_trained(recipe: Recipe, dataset: Dataset, registry: Registry) -> Versio
 def _launch(
     number: int,
     num_processes: int,
+    shard_base: bool,
     dataset: Dataset,
     recipe: Recipe,
     home: Home,
@@ -102,11 +127,12 @@ def _launch(
     reporter: Reporter,
 ) -> Version:
     """Run `number` of a sweep in several processes. Raises what `train` does."""
-    recipe, _ = settle(recipe, home)
+    recipe, _ = settle(recipe, home, num_processes if shard_base else 1)
     info, start = check_run(recipe, home)
     run = Run(recipe, info, home, dataset, start)
     run.find_checkpoint(resume=resume, restart=restart)  # raised here, where it can be acted on
-    flags = [name for name, given in (("--resume", resume), ("--restart", restart)) if given]
+    given = {"--resume": resume, "--restart": restart, "--shard-base": shard_base}
+    flags = [name for name, is_given in given.items() if is_given]
     changes = [part for override in recipe.overrides for part in ("--set", override)]
     command = ["train", str(recipe.path), *changes, "--only-run", str(number), *flags]
     code = launch(command, num_processes, is_quiet=True)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from adapterhub_local.registry import Registry, Version
 from adapterhub_local.settings import Home, process
 from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import factors_of, save
+from adapterhub_local.train.launch import missing_others
 from adapterhub_local.train.lineage import lineage_of
 from adapterhub_local.train.log_curves import draw
 from adapterhub_local.train.optimise import STOPS, fit, reason_of
@@ -30,6 +31,7 @@ from adapterhub_local.train.report import write_report
 from adapterhub_local.train.run_folder import Run
 from adapterhub_local.train.samples import take_samples
 from adapterhub_local.train.session import Inputs, Session, load, read_inputs
+from adapterhub_local.train.shards import shards_of
 from adapterhub_local.train.trainer import make_trainer
 from adapterhub_local.train.watch import Watch
 
@@ -41,21 +43,26 @@ def train(
     resume: bool = False,
     restart: bool = False,
     reporter: Reporter | None = None,
+    shard_base: bool = False,
 ) -> Version:
     """Train the adapter a recipe describes, evaluate it beside its base, and register it as a version.
 
     A run that is stopped (Ctrl-C, SIGTERM) keeps its state under `runs/`; `resume` continues from there and
-    ends with the same adapter, `restart` throws that state away. Raises Stopped, and the InputErrors of
-    recipe, base and data before anything is written.
+    ends with the same adapter, `restart` throws that state away. With `shard_base` each of several processes holds a
+    part of the base. Raises Stopped, and the InputErrors of recipe, base and data before anything is written.
     """
     assert process().is_leader, "other processes follow"
-    recipe, choices = settle(recipe, home)
+    recipe, choices = settle(recipe, home, process().world_size if shard_base else 1)
     kept = Keeping(reporter or Quiet())
     for choice in choices:
         kept.note(str(choice))
-    inputs = read_inputs(recipe, home, kept)
-    with inputs.run.alone():
+    inputs = read_inputs(recipe, home, kept, shard_base=shard_base)
+    with inputs.run.alone(), missing_others():
+        if resume and (known := inputs.run.registered()):
+            return Registry(home).resolve(known)
         checkpoint = inputs.run.find_checkpoint(resume=resume, restart=restart)
+        if resume and checkpoint is None and reporter:
+            reporter.note("there is no state to continue from yet: the run begins")
         return _train(inputs, checkpoint, kept, choices)
 
 
@@ -66,7 +73,8 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
     run.notes = reporter.notes
     before = {name: factor.detach().cpu().clone() for name, factor in factors_of(model).items()}
     fitted = fit(session, checkpoint, reporter)
-    with keeping(run, fitted.save_state):
+    shards = shards_of(model)
+    with keeping(run, fitted.save_state), shards.leading() if shards else nullcontext():
         check_changed(before, factors_of(model))
         model.eval()
         scores: dict[str, AnyScore] = {}
@@ -154,20 +162,28 @@ def keeping(run: Run, save_state: Callable[[], None]) -> Iterator[None]:
             raise
 
 
-def follow(recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False) -> None:
+def follow(
+    recipe: Recipe, home: Home, *, resume: bool = False, restart: bool = False, shard_base: bool = False
+) -> None:
     """Take part in the run of another process (rank 0 of several), which evaluates and registers the result."""
-    recipe, _ = settle(recipe, home)
-    inputs = read_inputs(recipe, home, Quiet())
+    recipe, _ = settle(recipe, home, process().world_size if shard_base else 1)
+    inputs = read_inputs(recipe, home, Quiet(), shard_base=shard_base)
+    if resume and inputs.run.registered():
+        return
     checkpoint = inputs.run.find_checkpoint(resume=resume, restart=restart)
-    fit(load(inputs, Quiet()), checkpoint, Quiet())
+    with missing_others():
+        session = load(inputs, Quiet())
+        fit(session, checkpoint, Quiet())
+        if shards := shards_of(session.model):
+            shards.give()
     if not (inputs.run.folder / RECORD).exists():  # a machine with a home of its own: the leader's has the run
         shutil.rmtree(inputs.run.folder, ignore_errors=True)
 
 
-def try_out(recipe: Recipe, home: Home, reporter: Reporter) -> Preflight:
+def try_out(recipe: Recipe, home: Home, reporter: Reporter, *, shard_base: bool = False) -> Preflight:
     """Everything up to the first step, and that step; leaves nothing behind."""
-    recipe, _ = settle(recipe, home)
-    session = load(read_inputs(recipe, home, reporter), reporter)
+    recipe, _ = settle(recipe, home, process().world_size if shard_base else 1)
+    session = load(read_inputs(recipe, home, reporter, shard_base=shard_base), reporter)
     with quiet_loading(), staging(home.tmp) as folder:
         trainer = make_trainer(
             session.model, session.examples, recipe, folder, Watch(lambda entry: None), session.tokenizer,

@@ -18,10 +18,12 @@ from adapterhub_local.errors import QhubError
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import learning_rate, num_steps, optimizer_on
 from adapterhub_local.rows.example import Item
+from adapterhub_local.train.adapter import random_devices
 from adapterhub_local.train.checkpointing import enable_checkpointing
 from adapterhub_local.train.fused_lora import converted, fused_layers
 from adapterhub_local.train.objectives import make_objective
 from adapterhub_local.train.objectives.objective import Objective
+from adapterhub_local.train.shards import shards_of
 from adapterhub_local.train.watch import Watch
 
 ROWS = ".trainable_tokens_delta."  # of embeddings, in the names that PEFT gives their parameters
@@ -39,7 +41,8 @@ class AdapterTrainer(Trainer):
 
     A batch is the items of one optimizer step, cut into rows; each row is a forward and a backward pass.
     With several processes each has the whole batch and takes its share of the rows, so that neither order
-    nor denominator depends on their number; the gradients are summed once a step.
+    nor denominator depends on their number; the gradients are summed once a step. Where the base is divided between
+    them, one with a row less computes a spare one, which counts for nothing, so that all make as many passes.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class AdapterTrainer(Trainer):
         self.step_metrics: dict[str, float] = {}  # the objective's metrics of the last step
         # known once: a walk over all of a model's modules takes a hundredth of a second, for which a GPU waits
         self.fused = fused_layers(self.model)
+        self.is_divided = shards_of(given["model"]) is not None
         self.factors: list[Any] = [each for each in given["model"].parameters() if each.requires_grad]
         given["model"].zero_grad = partial(drop_gradients, self.factors)
         self.model_accepts_loss_kwargs = True
@@ -70,14 +74,18 @@ class AdapterTrainer(Trainer):
             model.train()
         rows: list[Any] = inputs["rows"]
         own = rows[self.args.process_index :: self.args.world_size]
+        spare = rows[:1] if self.is_divided and len(own) * self.args.world_size < len(rows) else []
         totals = torch.zeros(1 + len(self.objective.metrics), device=self.args.device)
         with converted(self.fused, model.dtype):
-            step = self.objective.begin(rows, own, self._sum)
+            step = self.objective.begin(rows, own, partial(self._sum_beside, spare))
             for row in own:
                 loss, step_metrics = self.objective.loss(row, step)
                 self.accelerator.backward(loss)
                 totals[0] += loss.detach()
                 totals[1:] += step_metrics.to(totals.device)
+            for row in spare:
+                with torch.random.fork_rng(devices=random_devices(model)):
+                    self.accelerator.backward(self.objective.loss(row, step)[0] * 0)
         for factor in self.factors:
             if factor.grad is None:  # a process that had no row, or an expert that no token was routed to
                 factor.grad = torch.zeros_like(factor)
@@ -96,6 +104,12 @@ class AdapterTrainer(Trainer):
             return tensor
         summed: torch.Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return summed
+
+    def _sum_beside(self, spare: list[Any], tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, each of which has made the passes that come before it."""
+        if spare:
+            self.objective.begin(spare, spare, lambda alone: alone)
+        return self._sum(tensor)
 
     def _sum_over_processes(self, totals: torch.Tensor) -> torch.Tensor:
         """Sum gradients, loss and metrics (1 + metrics,) over the processes, as one vector; returns the latter."""

@@ -20,8 +20,8 @@ from adapterhub_local.settings import Home, make_folder
 from serve.listen import listen
 
 HOW = (
-    "qhub cluster needs Ray, which is not installed: pip install 'adapterhub-local[ray]', in the environment of qhub, "
-    "on every machine of the cluster"
+    "Ray is not installed, which `qhub cluster` and `qhub train --ray` need: pip install 'adapterhub-local[ray]', in "
+    "the environment of qhub, on every machine of the cluster"
 )
 STORE_BYTES = 80_000_000  # Ray's object store, which nothing of ours uses
 START_SECONDS = 120.0

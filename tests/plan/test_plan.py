@@ -21,7 +21,7 @@ from adapterhub_local.machine import available_memory
 from adapterhub_local.plan import activations
 from adapterhub_local.plan.activations import Pass, kept
 from adapterhub_local.plan.device import Device, find_device, parse_size
-from adapterhub_local.plan.memory import STATES, base_bytes, estimate, num_factors
+from adapterhub_local.plan.memory import STATES, WHOLE_BLOCKS, base_bytes, estimate, num_factors
 from adapterhub_local.plan.rows import pack_examples, read_examples
 from adapterhub_local.plan.run_plan import largest_tokens, plan
 from adapterhub_local.plan.shape import Shape, read_config, read_shape
@@ -207,6 +207,21 @@ def test_more_takes_more(tokens: int, labels: int, rank: int, optimizer: str, pa
         )
 
 
+def test_a_base_in_parts() -> None:
+    """Of a base that processes divide one has its part of the 4-bit codes and blocks that are whole, never more than
+    all; the rest of the base, and what a step takes, stays as it is."""
+    shape = read_shape({**LLAMA_8B, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80})
+    run = Pass(1024, 256, True, 2, 4, 16, ("all-linear",), is_checkpointed=True)
+    whole, *parts = (estimate(shape, replace(run, shards=count), "adamw", "cuda") for count in (1, 2, 4, 8))
+    codes = shape.linear_size // 2
+
+    for count, part in zip((2, 4, 8), parts, strict=True):
+        assert whole.base - part.base == pytest.approx(codes * (1 - 1 / count - WHOLE_BLOCKS / 80), abs=2)
+        assert replace(part, base=whole.base) == whole
+    few = read_shape({**LLAMA_8B, "num_hidden_layers": 2})
+    assert base_bytes(few, 2, shards=2) == base_bytes(few, 2)
+
+
 def test_long_rows_leave_no_larger_holes() -> None:
     """On the CPU tensors of 8 MB have pages of their own: of longer rows only what the backward pass holds is added."""
     shape = read_shape(LLAMA_8B)
@@ -362,6 +377,18 @@ def test_the_verb(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     assert said["time"]["seconds"] > 0
     assert "Does not fit" in not_fits.output
     assert "GPU figures are computed" in gpu.output
+    one, two, parts = (
+        json.loads(CliRunner().invoke(command, [path, "--gpu", "8GB", "--json", *more], standalone_mode=False).output)
+        for more in ([], ["--nproc", "2"], ["--nproc", "2", "--shard-base"])
+    )
+    assert [(said["processes"], said["shards"]) for said in (one, two, parts)] == [(1, 1), (2, 1), (2, 2)]
+    assert two["rows"]["rows"] > one["rows"]["rows"]  # each has its share of a batch
+    assert two["time"]["seconds"] <= one["time"]["seconds"]
+    shared = CliRunner().invoke(command, [path, "--ram", "8GB", "--nproc", "2"], standalone_mode=False).output
+    assert "CPU with 8GB, divided by 2" in shared
+    assert "With --shard-base each process takes" in shared
+    with pytest.raises(InputError, match="there is one: add --nproc 2"):
+        CliRunner().invoke(command, [path, "--shard-base"], standalone_mode=False, catch_exceptions=False)
     with pytest.raises(InputError, match="'wide' is not a linear layer"):
         CliRunner().invoke(
             command, [path, "--set", 'adapter.target_modules=["wide"]'], standalone_mode=False, catch_exceptions=False

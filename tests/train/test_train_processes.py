@@ -189,7 +189,7 @@ def test_an_error_is_told_once(home: Home, capfd: pytest.CaptureFixture[str]) ->
 def test_sharding_is_refused(tiny_base: BaseInfo, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FSDP is refused with the reason before anything is loaded."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="FSDP cannot shard this base"):
+    with pytest.raises(InputError, match="accelerate cannot shard this base"):
         train(load_recipe(write_recipe(tmp_path)), home)
 
 

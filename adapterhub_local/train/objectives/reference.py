@@ -1,7 +1,8 @@
 """The model that preferences are compared with: the base under the adapter, or the version that is trained on.
 
 Neither is a second model: the adapter is switched off, or its factors are those of the start for a moment. What an
-item's log-probabilities are there is computed once, when its first step comes.
+item's log-probabilities are there is computed once, when its first step comes; in every step where the base is divided
+between processes, which all take part in each pass and do not know which items the others know.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import torch
 
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.train.adapter import factors_of
+from adapterhub_local.train.shards import shards_of
 
 
 class Reference:
@@ -24,6 +26,7 @@ class Reference:
         self.start = (
             {name: factor.detach().clone() for name, factor in factors_of(model).items()} if starts_elsewhere else None
         )
+        self.keeps = shards_of(model) is None
         self.known: dict[tuple[str, int], torch.Tensor] = {}
 
     def of(self, numbers: Sequence[int], kind: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -32,7 +35,8 @@ class Reference:
         if any(key not in self.known for key in keys):
             with self._in_place(), torch.no_grad():
                 values = compute()
-            self.known.update(zip(keys, values.cpu(), strict=True))
+            if self.keeps:
+                self.known.update(zip(keys, values.cpu(), strict=True))
             return values
         return torch.stack([self.known[key] for key in keys]).to(self.model.device)
 
