@@ -56,16 +56,16 @@ def command(
     from adapterhub_local.plan.memory import estimate
     from adapterhub_local.plan.run_plan import plan
     from adapterhub_local.recipe import load_recipe
+    from adapterhub_local.train.check import check_processes
 
     for option, size in (("--gpu", gpu), ("--ram", ram)):
         if size and size.strip().isdigit():
             raise InputError(f"{option} {size} has no unit: write {size}GB, 7.4GiB or 900MB")
-    if shard_base and nproc == 1:
-        raise InputError("--shard-base divides the base between processes, and there is one: add --nproc 2")
     device = find_device(gpu, ram)
     if device.kind == "cpu" and nproc > 1:
         device = replace(device, memory=device.memory // nproc, name=f"{device.name}, divided by {nproc}")
     loaded = load_recipe(recipe, overrides)
+    check_processes(loaded, nproc, shard_base=shard_base)
     planned = plan(loaded, home(), device, base_config, num_processes=nproc, shard_base=shard_base)
     if as_json:
         print_json(planned.to_json())

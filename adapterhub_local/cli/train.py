@@ -77,7 +77,7 @@ def command(
     """
     from adapterhub_local.errors import InputError
     from adapterhub_local.recipe import load_recipe, load_runs
-    from adapterhub_local.train.check import check_code, check_runs
+    from adapterhub_local.train.check import check_code, check_processes, check_runs
     from adapterhub_local.train.launch import launch, read_nodes
 
     if resume and restart:
@@ -99,13 +99,14 @@ def command(
     if on_ray:
         if loaded.sweep is None:
             raise InputError(f"--ray trains the runs of a sweep, and {recipe} is one run: leave it out")
-        if nproc * nnodes > 1 or shard_base or dry_run:
-            raise InputError(
-                "--ray trains each run in one process: leave out --nproc, --nnodes, --shard-base, --dry-run"
-            )
+        given = {"--nproc": nproc > 1, "--nnodes": nnodes > 1, "--shard-base": shard_base, "--dry-run": dry_run}
+        if others := [name for name, is_given in given.items() if is_given]:
+            raise InputError(f"--ray trains each run in one process: leave out {', '.join(others)}")
     if loaded.sweep and (dry_run or nnodes > 1 or process().world_size > 1):
         option = "--dry-run" if dry_run else "--nnodes" if nnodes > 1 else "torchrun"
         raise InputError(f"{option} is for one run, and {recipe} has [sweep]: choose one with --only-run 1")
+    if nproc * nnodes > 1 or shard_base:
+        check_processes(loaded, nproc * nnodes * process().world_size, shard_base=shard_base)
     if nproc * nnodes > 1 and not (dry_run or loaded.sweep):
         given = {"--resume": resume, "--restart": restart, "--json": as_json, "--shard-base": shard_base}
         flags = [name for name, is_given in given.items() if is_given]

@@ -5,7 +5,7 @@ What `/v1/messages` makes of them is what is trained: results stand before what 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from adapterhub_local.data.json_text import parsed
@@ -19,10 +19,18 @@ FAILED = "The call failed: "  # before the result of a call that failed
 
 def unfold(messages: Sequence[Any], where: str) -> list[Any]:
     """The messages, those with such blocks as one or several that have none. Raises BadData for a block amiss."""
-    return [each for message in messages for each in _unfold(parsed(message), where)]
+    called: set[str] = set()
+    found = []
+    for message in messages:
+        for each in _unfold(parsed(message), where, called):
+            calls = each.get("tool_calls") if isinstance(each, Mapping) else None
+            ids = [call.get("id") for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
+            called.update(id_ for id_ in ids if isinstance(id_, str))
+            found.append(each)
+    return found
 
 
-def _unfold(message: Any, where: str) -> Iterator[Any]:
+def _unfold(message: Any, where: str, called: Set[str]) -> Iterator[Any]:
     content = parsed(message.get("content")) if isinstance(message, Mapping) else None
     kinds = [_kind(block, where) for block in content] if isinstance(content, list) else []
     if not isinstance(content, list) or not any(kinds):
@@ -30,11 +38,13 @@ def _unfold(message: Any, where: str) -> Iterator[Any]:
         return
     if "result" in kinds and {"call", "thought"} & set(kinds):
         raise BadData(f"{where}: a content holds the result of a call beside calls or thoughts: write it into the next")
+    if "call" in kinds and None in kinds[kinds.index("call") :]:
+        raise BadData(f"{where}: a content has text behind a call, which would be written before it: split the message")
     by_kind: dict[str | None, list[Any]] = {}
     for kind, block in zip(kinds, content, strict=True):
         by_kind.setdefault(kind, []).append(block)
     for block in by_kind.get("result", ()):
-        yield _result(block, where)
+        yield _result(block, where, called)
     rest = {key: value for key, value in message.items() if key != "content"}
     for kind, column in (("call", "tool_calls"), ("thought", "reasoning_content")):
         if kind in kinds and rest.get(column):
@@ -65,11 +75,13 @@ def _call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     name, key = block.get("name", block.get("toolName")), block.get("id", block.get("toolCallId"))
     if not isinstance(name, str) or not name:
         raise BadData(f"{where}: a call in a content ({block['type']}) has no name")
-    given: Any = next((block[each] for each in ("input", "args") if block.get(each) is not None), {})
+    given: Any = next((parsed(block[each]) for each in ("input", "args") if block.get(each) is not None), None)
+    if not isinstance(given, Mapping):
+        raise BadData(f"{where}: the call of {name[:40]} in a content has no table of arguments as its input")
     return {**({"id": key} if isinstance(key, str) else {}), "function": {"name": name, "arguments": given}}
 
 
-def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _result(block: Mapping[str, Any], where: str, called: Set[str]) -> dict[str, Any]:
     """A message of the tool. What it gave may be text, blocks of text, or JSON."""
     places = ("content", "output", "result")
     given: Any = next((block[each] for each in places if block.get(each) is not None), "")
@@ -82,6 +94,10 @@ def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
         given = "".join(map(str, texts))
     text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     name, key = block.get("toolName"), block.get("tool_use_id", block.get("toolCallId"))
+    if isinstance(key, str) and key not in called:
+        raise BadData(f"{where}: a content has the result of the call '{key[:40]}', and no call before it has that id")
+    if not {*places} & block.keys() and block["type"] == "tool-result":
+        raise BadData(f"{where}: the result of the call '{key!s:.40}' in a content has no output")
     return {
         "role": "tool",
         **({"tool_call_id": key} if isinstance(key, str) else {}),

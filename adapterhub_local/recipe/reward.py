@@ -35,10 +35,12 @@ def _schema(value: str) -> str | None:
     import fastjsonschema
 
     try:
-        fastjsonschema.compile(json.loads(value))
+        schema = json.loads(value)
     except ValueError as error:
         return f"is not JSON: {error}"
-    except (fastjsonschema.JsonSchemaDefinitionException, TypeError, AttributeError) as error:
+    try:
+        fastjsonschema.compile(schema)
+    except (fastjsonschema.JsonSchemaException, TypeError, AttributeError) as error:
         return f"is not a JSON schema: {error}"
     return None
 

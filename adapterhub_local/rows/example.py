@@ -128,9 +128,9 @@ class Tokenised:
             )
         if self.described:
             notes.append(
-                f"tools of {counted(len(self.described), 'chat')} are described in the system's turn, and calls are "
-                "learned as text, as the server writes them: the chat template has no form for tools that the server "
-                f"reads; the first is {self.described[0]}"
+                "the chat template has no form for tools that the server reads: calls and their results in "
+                f"{counted(len(self.described), 'chat')} are learned as text, as the server writes them, and "
+                f"offered tools are described in the system's turn; the first is {self.described[0]}"
             )
         if self.day:
             notes.append(f"the chat template prints today's date: training always writes {self.day} (data.date)")

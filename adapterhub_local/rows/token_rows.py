@@ -47,7 +47,7 @@ def _vectors(base: Any, tokens: torch.Tensor, ids: torch.Tensor, rows: torch.Ten
     scale = getattr(base, "embed_scale", None)  # of Gemma 3, whose layer multiplies what it looks up
     if scale is not None:
         rows = rows * torch.as_tensor(scale).to(vectors)
-    places = torch.searchsorted(ids, tokens).clamp_(max=len(ids) - 1)
+    places = torch.searchsorted(ids, tokens.contiguous()).clamp_(max=len(ids) - 1)
     return torch.where((ids[places] == tokens)[..., None], embedding(places, rows), vectors)
 
 

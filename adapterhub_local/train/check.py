@@ -58,6 +58,12 @@ def check_run(recipe: Recipe, home: Home) -> tuple[BaseInfo, Version | None]:
         if given and info.max_length and longest > info.max_length:
             with gathering(problems, f"{recipe.place('data.max_length')} = {longest}"):
                 raise InputError(f"base '{info.name}' takes texts of up to {info.max_length} tokens")
+        drawn = recipe.reward.max_tokens
+        if recipe.train.objective == "grpo" and info.max_length and drawn >= info.max_length:
+            with gathering(problems, f"{recipe.place('reward.max_tokens')} = {drawn}"):
+                raise InputError(
+                    f"base '{info.name}' takes prompt and answer of up to {info.max_length} tokens together"
+                )
         if adapter.train_tokens:
             with gathering(problems, recipe.place("adapter.train_tokens")):
                 _check_tokens(recipe, info)
@@ -115,6 +121,26 @@ def check_code(recipe: Recipe) -> None:
     with gathering(problems, recipe.place("reward.python")):
         check_allowed(recipe.reward)
     raise_all(problems)
+
+
+def check_processes(recipe: Recipe, count: int, *, shard_base: bool) -> None:
+    """Raise InputError for what `count` processes cannot train together, or with the base divided between them."""
+    if shard_base and count == 1:
+        raise InputError(
+            "--shard-base divides the base between processes, and there is one: add --nproc 2, or start several by "
+            "torchrun"
+        )
+    adapter, is_drawn = recipe.adapter, recipe.train.objective == "grpo"
+    for key, is_wanted, why in (
+        ("train.objective", count > 1 and is_drawn,
+         "grpo draws its answers in one process: leave out --nproc and torchrun"),
+        ("adapter.init", shard_base and adapter.init == "eva",
+         "EVA looks at what goes through the whole base before it is divided: leave it or --shard-base out"),
+        ("adapter.dora", shard_base and adapter.dora,
+         "DoRA measures the whole weights in every pass: leave it or --shard-base out"),
+    ):  # fmt: skip
+        if is_wanted:
+            raise InputError(f"{recipe.place(key)}: {why}")
 
 
 def check_runs(runs: Runs, home: Home) -> None:

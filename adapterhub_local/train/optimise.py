@@ -21,7 +21,7 @@ from adapterhub_local.signals import handling
 from adapterhub_local.train.adapter import factors_of, load_factors, read_factors, save, write_factors
 from adapterhub_local.train.lineage import peak_memory_mb
 from adapterhub_local.train.objectives.objective import Objective
-from adapterhub_local.train.past_runs import BEST, LAST_GOOD, checkpoints, is_asked_to_stop
+from adapterhub_local.train.past_runs import BEST, LAST_GOOD, checkpoints, is_asked_to_stop, step_of
 from adapterhub_local.train.preflight import preflight
 from adapterhub_local.train.run_folder import Run, differences
 from adapterhub_local.train.session import Session
@@ -69,6 +69,8 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
                 run.folder.rmdir()
             raise
         entries = run.begin(checkpoint, steps)
+        # resumed after its last step: the Trainer would take one more within an epoch
+        is_done = checkpoint is not None and step_of(checkpoint) >= steps
         watch.restore(entries)
         log = [entry for entry in entries if "loss" in entry]
         start = time.perf_counter() - (log[-1].get("seconds", 0.0) if log else 0.0)
@@ -83,7 +85,9 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
                         report(int(entry["step"]), entry["loss"], _shown(entry))
 
                 watch.report = note
-                if not watch.stopped_early:  # else it was resumed after its end
+                if is_done:
+                    trainer._load_from_checkpoint(str(checkpoint))
+                elif not watch.stopped_early:
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except (NotFinite, Diverged) as error:
             run.note(status="failed", reason=str(error))
@@ -99,7 +103,7 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
                 raise QhubError(f"the run cannot continue: {reason_of(error)}{hint}") from None
             raise
         seconds = time.perf_counter() - start
-    step = int(log[-1]["step"]) if watch.stopped_early else trainer.state.global_step
+    step = int(log[-1]["step"]) if watch.stopped_early or is_done else trainer.state.global_step
     if step < steps and not watch.stopped_early:
         run.note(status="stopped", reason=f"stopped at step {step}")
         raise Stopped(

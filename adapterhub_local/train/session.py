@@ -20,7 +20,7 @@ from adapterhub_local.rows.examples import settings_of
 from adapterhub_local.rows.judged import tokenise_items
 from adapterhub_local.settings import Home, is_sharded, process
 from adapterhub_local.train.adapter import with_adapter
-from adapterhub_local.train.check import check_code, check_run
+from adapterhub_local.train.check import check_code, check_processes, check_run
 from adapterhub_local.train.heap import map_large_tensors
 from adapterhub_local.train.launch import join
 from adapterhub_local.train.liger import use_liger
@@ -59,8 +59,7 @@ def read_inputs(recipe: Recipe, home: Home, reporter: Reporter, *, shard_base: b
             "accelerate cannot shard this base: its 4-bit weights are stored as uint8, with which its FSDP crashes or "
             "trains with a loss of 0 (huggingface/accelerate#3983). Leave it out: --nproc 2 --shard-base divides a base"
         )
-    if shard_base:
-        check_divisible(recipe)
+    check_processes(recipe, process().world_size, shard_base=shard_base)
     if process().world_size > 1 and choose_device() == "cuda":
         if process().local_rank >= torch.cuda.device_count():
             raise InputError(f"--nproc asks for more GPUs than the {torch.cuda.device_count()} of this machine")
@@ -71,21 +70,6 @@ def read_inputs(recipe: Recipe, home: Home, reporter: Reporter, *, shard_base: b
     for note in dataset.notes:
         reporter.note(note)
     return Inputs(Run(recipe, info, home, dataset, start), dataset, shard_base)
-
-
-def check_divisible(recipe: Recipe) -> None:
-    """Raise InputError where the base of a run cannot be divided between processes."""
-    if process().world_size == 1:
-        raise InputError(
-            "--shard-base divides the base between processes, and there is one: add --nproc 2, or start several by "
-            "torchrun"
-        )
-    for key, is_wanted, why in (
-        ("init", recipe.adapter.init == "eva", "EVA looks at what goes through the whole base before it is divided"),
-        ("dora", recipe.adapter.dora, "DoRA measures the whole weights in every pass"),
-    ):
-        if is_wanted:
-            raise InputError(f"{recipe.place(f'adapter.{key}')}: {why}: leave it or --shard-base out")
 
 
 def load(inputs: Inputs, reporter: Reporter) -> Session:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.counts import counted
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.rows.example import Item, parts_of
@@ -46,7 +47,7 @@ def ids_of(tokens: Sequence[str], tokenizer: PreTrainedTokenizerBase, rows: int 
             parts = tokenizer.encode(token, add_special_tokens=False)
             if len(parts) != 1:
                 raise InputError(
-                    f"'{token}' is {len(parts)} tokens of base '{base}', not one: {_way(vocabulary, rows)}"
+                    f"'{token}' is {counted(len(parts), 'token')} of base '{base}', not one: {_way(vocabulary, rows)}"
                 )
             number = parts[0]
         if rows is not None and number >= rows:
@@ -66,7 +67,10 @@ def _way(vocabulary: Mapping[str, int], rows: int | None) -> str:
         more = f" and {len(reserved) - SHOWN} more" if len(reserved) > SHOWN else ""
         return f"write one that the base keeps for such use in its place, in the data too ({shown}{more})"
     spare = (rows or 0) - 1 - max(vocabulary.values())
-    is_spare = f" ({spare} rows of its embeddings belong to no token, and no text becomes one of them)" * (spare > 0)
+    which = (
+        "belongs to no token, and no text becomes it" if spare == 1 else "belong to no token, and no text becomes one"
+    )
+    is_spare = f" ({counted(spare, 'row')} of its embeddings {which})" if spare > 0 else ""
     return f"the tokenizer is the shared base's, which keeps no tokens in reserve{is_spare}. Name a token that it has"
 
 

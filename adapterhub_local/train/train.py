@@ -75,7 +75,7 @@ def _train(inputs: Inputs, checkpoint: Path | None, reporter: Keeping, choices: 
     fitted = fit(session, checkpoint, reporter)
     shards = shards_of(model)
     with keeping(run, fitted.save_state), shards.leading() if shards else nullcontext():
-        check_changed(before, factors_of(model))
+        check_changed(before, factors_of(model), recipe.train.objective)
         model.eval()
         scores: dict[str, AnyScore] = {}
         if tests:
@@ -130,13 +130,19 @@ def _publish(
         return registry.publish(name, files, lineage), error
 
 
-def check_changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> None:
+def check_changed(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], objective: str = "sft"
+) -> None:
     """Raise QhubError if training has left every factor as it was: the result would be its start."""
-    if all(torch.equal(tensor, after[name].detach().cpu()) for name, tensor in before.items()):
-        raise QhubError(
-            "the adapter is what it was at its start, so nothing is registered: raise train.learning_rate or "
-            "train.epochs, or look at what is learned with `qhub data preview`"
+    if not all(torch.equal(tensor, after[name].detach().cpu()) for name, tensor in before.items()):
+        return
+    way = "raise train.learning_rate or the number of steps, or look at what is learned with `qhub data preview`"
+    if objective == "grpo":
+        way = (
+            "all answers to a prompt were worth the same, so there was nothing to learn from. Reward what the model "
+            "does sometimes, or draw more answers (reward.samples)"
         )
+    raise QhubError(f"the adapter is what it was at its start, so nothing is registered: {way}")
 
 
 @contextmanager

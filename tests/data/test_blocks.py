@@ -54,10 +54,22 @@ def test_trained_as_served(name: str) -> None:
         ({"content": [block("tool_use", id="1", input={})]}, "a call in a content (tool_use) has no name"),
         ({"content": [block("thinking", thinking=None)]}, "a thought in a content has no text"),
         ({"role": "user", "content": CALLS}, "only the assistant calls tools"),
+        ({"content": [*CALLS, block("text", text="and more")]}, "has text behind a call"),
+        ({"content": [block("tool_use", id="1", name="f")]}, "the call of f in a content has no table of arguments"),
+        ({"content": [block("tool_use", id="1", name="f", input="a")]}, "has no table of arguments as its input"),
+        (
+            {"role": "user", "content": [block("tool_result", tool_use_id="9", content="r")]},
+            "no call before it has that",
+        ),
+        (
+            {"role": "tool", "content": [block("tool-result", toolCallId="0", toolName="g")]},
+            "the result of the call '0' in a content has no output",
+        ),
     ],
 )
 def test_what_would_be_lost_is_refused(message: dict[str, Any], reason: str) -> None:
     """Calls or thoughts in two places, and blocks without what they are for."""
+    called = {"role": "assistant", "content": [block("tool-call", toolCallId="0", toolName="g", input={})]}
     with pytest.raises(BadData) as caught:
-        check_chat([{"role": "user", "content": "q"}, {"role": "assistant", **message}], "here")
+        check_chat([{"role": "user", "content": "q"}, called, {"role": "assistant", **message}], "here")
     assert reason in str(caught.value)

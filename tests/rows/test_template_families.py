@@ -150,7 +150,7 @@ def test_described_tools_are_named(name: str) -> None:
     family = FAMILIES[name]
     notes = " ".join(tokenised(family, KINDS["tools"]).notes(512))
 
-    assert ("tools of 1 chat are described" in notes) == format_of(family.template).is_prompted
+    assert ("calls and their results in 1 chat are learned as text" in notes) == format_of(family.template).is_prompted
     assert "are described" not in " ".join(tokenised(family, SINGLE).notes(512))
 
 

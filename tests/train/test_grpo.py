@@ -10,14 +10,16 @@ import torch
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import LoadedBase, load_base
-from adapterhub_local.errors import InputError, Stopped
+from adapterhub_local.errors import InputError, QhubError, Stopped
 from adapterhub_local.evaluate.rewards import worth
 from adapterhub_local.recipe import Recipe, load_recipe
 from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.rows.examples import Example, read_chats, tokenise
 from adapterhub_local.settings import Home
 from adapterhub_local.train.adapter import factors_of, with_adapter
+from adapterhub_local.train.check import check_processes, check_run
 from adapterhub_local.train.objectives import make_objective
+from adapterhub_local.train.past_runs import checkpoints, list_runs, step_of
 from adapterhub_local.train.train import train
 from tests.chats import RECIPE, write_chats
 from tests.train.test_objectives import log_prob
@@ -156,6 +158,37 @@ def test_what_the_engine_cannot_compute(tiny_base: BaseInfo, home: Home, tmp_pat
     assert any("drawn by transformers" in note for note in version.lineage["notes"])
     plain = train(drawing(tmp_path, "train.max_steps=1"), home)
     assert not any("drawn" in note for note in plain.lineage["notes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "count", "reason"),
+    [
+        ("reward.max_tokens=4000", 1, "reward.max_tokens = 4000: base 'tiny' takes"),
+        ("reward.max_tokens=6", 2, "train.objective: grpo draws its answers in one process"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_first(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, change: str, count: int, reason: str
+) -> None:
+    """Answers longer than the context, and several processes: before the base is loaded, by the key of the recipe."""
+    recipe = drawing(tmp_path, change)
+
+    def check() -> None:
+        check_run(recipe, home)
+        check_processes(recipe, count, shard_base=False)
+
+    with pytest.raises(InputError) as caught:
+        check()
+    assert reason in str(caught.value)
+
+
+def test_nothing_to_learn_is_said_as_it_is(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
+    """Where every answer is worth the same, a higher rate would not help; and resumed, it takes no step more."""
+    recipe = drawing(tmp_path, "train.max_steps=3", "reward.regex=[0]{99}")
+    for resume in (False, True, True):
+        with pytest.raises(QhubError, match="all answers to a prompt were worth the same"):
+            train(recipe, home, resume=resume)
+        assert [step_of(each) for each in checkpoints(list_runs(home)[-1].folder)] == [3]
 
 
 def test_answers_that_no_draw_can_reach(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:

@@ -38,8 +38,12 @@ class Impatient(Quiet):
 
 @pytest.mark.parametrize(
     "changes",
-    [[], ["train.learning_rate=1", "train.epochs=40", "train.eval_every=1", "train.patience=3", "train.warmup=0.5"]],
-    ids=["to the end", "ended early"],
+    [
+        [],
+        ["train.max_steps=3"],
+        ["train.learning_rate=1", "train.epochs=40", "train.eval_every=1", "train.patience=3", "train.warmup=0.5"],
+    ],
+    ids=["to the end", "within an epoch", "ended early"],
 )
 def test_stopped_after_the_last_step(tiny_base: BaseInfo, home: Home, tmp_path: Path, changes: list[str]) -> None:
     """Ctrl-C while the result is evaluated loses nothing: --resume registers the very adapter, the best if that counts,

@@ -78,8 +78,7 @@ class Grpo:
         tokenizer: PreTrainedTokenizerBase,
         info: BaseInfo | None = None,
     ) -> None:
-        if world_size > 1:
-            raise InputError("train.objective = 'grpo' draws answers in one process: leave out --nproc and torchrun")
+        assert world_size == 1, "answers are drawn in one process (train/check.py)"
         self.model, self.given, self.tokenizer = model.eval(), recipe.reward, tokenizer
         _check_length(recipe, examples)
         self.worth = worth(recipe.reward)
