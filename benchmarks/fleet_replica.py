@@ -57,7 +57,7 @@ class Stored:
 
 @dataclass(eq=False)
 class Replica:
-    """One replica. `at` has a function called at a time; `done` is told of a request that has ended."""
+    """One replica. `at` schedules a call at a given time; `done` is called with each request that has ended."""
 
     name: str
     shape: Shape

@@ -47,6 +47,8 @@ class Block:
     def __call__(self, run: Any, *inputs: Any) -> Any:
         if not torch.is_grad_enabled():
             return run(*inputs)
+        if any(isinstance(each, torch.Tensor) and torch.is_autocast_enabled(each.device.type) for each in inputs):
+            return self.plain(run, *inputs)  # which computes again in the same dtypes
         named = getattr(run, "keywords", {}).values()
         if not any(needs_gradient(each) for each in inputs) or any(needs_gradient(each) for each in named):
             return self.plain(run, *inputs)  # no gradient would reach the block, or one would not leave it

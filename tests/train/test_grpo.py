@@ -152,6 +152,17 @@ def test_drawn_answers_have_the_models_probabilities(tiny_base: BaseInfo, tmp_pa
     assert (counts[~likely].sum() / counts.sum() - wanted[~likely].sum()).abs() < 0.1
 
 
+def test_answers_end_with_the_context(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    """A prompt that leaves less room than `reward.max_tokens` is answered as far as the context goes."""
+    recipe = drawing(tmp_path, "reward.max_tokens=490", "reward.samples=2")
+    goal, _, examples = objective_of(load_base(tiny_base), recipe, by_engine=True)
+    goal.ends = ()
+    prompt = examples[0].ids[: examples[0].spans[-1][0]]
+    room = tiny_base.max_length - len(prompt)
+    assert room < 490
+    assert [len(answer) for answer in goal.drawer.draw([prompt], goal._how(2))[0]] == [room, room]
+
+
 def test_what_the_engine_cannot_compute(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     """DoRA's answers are drawn by transformers, and the run says so."""
     version = train(drawing(tmp_path, "adapter.dora=true", "train.max_steps=1"), home)

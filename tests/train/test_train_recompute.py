@@ -72,7 +72,7 @@ def double(states: torch.Tensor, *, other: Any = None) -> torch.Tensor:
     return 2 * states if other is None else states * other[0]
 
 
-@pytest.mark.parametrize("case", ["inner", "first", "named", "no gradient"])
+@pytest.mark.parametrize("case", ["inner", "first", "named", "no gradient", "autocast"])
 def test_who_computes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours takes a block whose gradients all pass by its inputs in order; torch takes the others, and nobody a mere
     forward pass."""
@@ -87,12 +87,13 @@ def test_who_computes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     apply = recompute.Recomputed.apply
     monkeypatch.setattr(recompute.Recomputed, "apply", lambda *given: (ours.append(case), apply(*given))[1])
-    states = torch.ones(3, requires_grad=case in ("inner", "no gradient"))
+    states = torch.ones(3, requires_grad=case in ("inner", "no gradient", "autocast"))
     other = (torch.full((3,), 2.0, requires_grad=True),) if case == "named" else None
-    with torch.set_grad_enabled(case != "no gradient"):
+    with torch.set_grad_enabled(case != "no gradient"), torch.autocast("cpu", enabled=case == "autocast"):
         out = Block(seen)(partial(double, other=other), states)
     assert torch.equal(out, torch.full((3,), 2.0))
     assert (ours, plain) == {
+        "autocast": ([], ["autocast"]),
         "inner": (["inner"], []), "first": ([], ["first"]), "named": ([], ["named"]), "no gradient": ([], []),
     }[case]  # fmt: skip
 

@@ -166,7 +166,7 @@ def test_blocks_that_are_computed_again_give_the_same_rows(base: BaseInfo, home:
 
 
 def test_rows_do_not_decay(tied_base: BaseInfo, tmp_path: Path) -> None:
-    """Weight decay would pull a row to zero, which is no row of the base: it is for A and B; LoRA+ has rows with A."""
+    """Weight decay applies to A and B only, since it would pull rows towards zero rather than the base; LoRA+ too."""
     for ratio in ((), ("train.loraplus_ratio=4",)):
         recipe = load_recipe(write_recipe(tmp_path), [TOKENS, "train.weight_decay=0.5", *ratio])
         base = load_base(tied_base)
@@ -226,7 +226,7 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_reserved_tokens_are_named() -> None:
-    """What a base keeps for such use is what a person is told to take."""
+    """The error suggests the tokens that the base reserves for such use."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|reserved_special_token_{i}|>" for i in range(6)]})
     with pytest.raises(Exception, match=r"keeps for such use.*'<\|reserved_special_token_0\|>', .* and 2 more"):

@@ -68,7 +68,7 @@ class Drawer:
         held = _kv_bytes(config, drawn_tokens(how.samples, how.max_tokens, longest, tokens), model.dtype)
         options = EngineOptions.on(
             model.device.type, max_rows=DRAWN_AT_ONCE, max_length=min(tokens, limit), tokens_per_step=1024,
-            max_adapters=1, queue_limit=2**20, kv_bytes=held, prefix_bytes=held,
+            max_adapters=1, adapter_bytes=2**50, queue_limit=2**20, kv_bytes=held, prefix_bytes=held,
             base_bytes=0,
             speculation="off",  # which measures how long steps take, and so is not the same in every run
         )  # fmt: skip
@@ -86,8 +86,9 @@ class Drawer:
         seeds = torch.randint(2**31, (len(prompts) * how.samples,)).tolist()
         requests = []
         for number, seed in enumerate(seeds):
-            settings = SamplingParams(how.max_tokens, how.temperature, seed=seed, stop_token_ids=frozenset(how.ends))
             prompt = tuple(prompts[number // how.samples])
+            most = max(1, min(how.max_tokens, engine.max_length - len(prompt)))  # answers end with the context
+            settings = SamplingParams(most, how.temperature, seed=seed, stop_token_ids=frozenset(how.ends))
             requests.append(Request(str(number), prompt, settings, engine.acquire(live).digest))  # type: ignore[arg-type]
         engine.submit(*requests)
         while engine.has_work:

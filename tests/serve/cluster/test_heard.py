@@ -28,7 +28,7 @@ class Engines:
 
 
 def test_many_ask_once() -> None:
-    """Who asks while others wait, or a moment later, is told the same; each path is asked for itself, without a key."""
+    """Concurrent callers, and those a moment later, share one answer; each path has its own, and needs no key."""
 
     async def run() -> None:
         engines = Engines()
@@ -50,7 +50,7 @@ def test_many_ask_once() -> None:
 
 
 def test_what_is_old_or_failed_is_asked_again() -> None:
-    """An answer is good for as long as it is said to be, a failure for nobody who comes later."""
+    """An answer is reused until it expires; a failure is never reused."""
 
     async def run() -> None:
         engines = Engines()
