@@ -85,7 +85,9 @@ def _result(block: Mapping[str, Any], where: str, called: Set[str]) -> dict[str,
     """A message of the tool. What it gave may be text, blocks of text, or JSON."""
     places = ("content", "output", "result")
     given: Any = next((block[each] for each in places if block.get(each) is not None), "")
+    is_failed = bool(block.get("is_error", block.get("isError")))
     if isinstance(given, Mapping) and "value" in given and isinstance(given.get("type"), str):  # Vercel's
+        is_failed = is_failed or given["type"].startswith("error")
         given = given["value"]
     if isinstance(given, list) and given and all(isinstance(each, Mapping) and "type" in each for each in given):
         texts = [each.get("text") if each["type"] == "text" else None for each in given]
@@ -102,5 +104,5 @@ def _result(block: Mapping[str, Any], where: str, called: Set[str]) -> dict[str,
         "role": "tool",
         **({"tool_call_id": key} if isinstance(key, str) else {}),
         **({"name": name} if isinstance(name, str) else {}),
-        "content": f"{FAILED}{text}" if block.get("is_error") else text,
+        "content": f"{FAILED}{text}" if is_failed else text,
     }
