@@ -49,6 +49,10 @@ class BaseInfo:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
 
+    def within(self, length: int) -> int:
+        """`length` in tokens, or what the base takes if that is less."""
+        return min(length, self.max_length or length)
+
     def lineage(self) -> dict[str, Any]:
         """What an adapter records of its base: no path of this machine."""
         keys = ("name", "fingerprint", "hub_id", "revision", "architecture")

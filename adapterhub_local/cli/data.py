@@ -45,7 +45,7 @@ def preview(recipe: Path, overrides: tuple[str, ...], samples: int, as_json: boo
     tokenizer = load_tokenizer(info)
     train, test = tokenised(loaded, dataset, info, tokenizer)
     described = {
-        role: {**statistics(part), "notes": part.notes(loaded.data.max_length)}
+        role: {**statistics(part), "notes": part.notes()}
         for role, part in (("train", train), ("test", test))
         if part is not None
     }

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from adapterhub_local.data.json_text import parsed
+from adapterhub_local.data.ui_messages import spread
 from adapterhub_local.errors import BadData
 
 CALL, RESULT = ("tool_use", "tool-call"), ("tool_result", "tool-result")
@@ -22,7 +23,7 @@ def unfold(messages: Sequence[Any], where: str) -> list[Any]:
     called: set[str] = set()
     found = []
     for message in messages:
-        for each in _unfold(parsed(message), where, called):
+        for each in (each for one in spread(parsed(message), where) for each in _unfold(one, where, called)):
             calls = each.get("tool_calls") if isinstance(each, Mapping) else None
             ids = [call.get("id") for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
             called.update(id_ for id_ in ids if isinstance(id_, str))
@@ -88,7 +89,8 @@ def _result(block: Mapping[str, Any], where: str, called: Set[str]) -> dict[str,
     is_failed = bool(block.get("is_error", block.get("isError")))
     if isinstance(given, Mapping) and "value" in given and isinstance(given.get("type"), str):  # Vercel's
         is_failed = is_failed or given["type"].startswith("error")
-        given = given["value"]
+        is_json, given = given["type"].endswith("json"), given["value"]
+        given = json.dumps(given, ensure_ascii=False) if is_json else given
     if isinstance(given, list) and given and all(isinstance(each, Mapping) and "type" in each for each in given):
         texts = [each.get("text") if each["type"] == "text" else None for each in given]
         if others := [each["type"] for each, text in zip(given, texts, strict=True) if not isinstance(text, str)]:

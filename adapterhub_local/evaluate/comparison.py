@@ -141,6 +141,7 @@ def compare(
         )
         reward = None
     data = data_settings(subjects.adapters, **settings)
+    max_length = subjects.info.within(max_length)
     parts = read_parts([place], "test", data, limit, ANY)
     dataset = Dataset([], [chat for part in parts for chat in part.chats], [part.record for part in parts], [])
     base = load_base(subjects.info, dtype=compute_dtype())

@@ -92,7 +92,7 @@ def open_bench(base: "LoadedBase", held: "Scored") -> Bench:
 
     stops = stop_tokens(base.info.folder, base.tokenizer)
     tests = {
-        task: tokenise(read_chats(path, held.limit), base.tokenizer, held.max_length, stops=stops)
+        task: tokenise(read_chats(path, held.limit), base.tokenizer, base.info.within(held.max_length), stops=stops)
         for task, path in held.data.items()
     }
     return Bench(base, tests, held)

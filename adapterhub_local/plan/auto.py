@@ -74,8 +74,9 @@ def settle(recipe: Recipe, home: Home, shards: int = 1) -> tuple[Recipe, list[Ch
     if recipe.train.strategy != "auto":
         return recipe, []
     folder = find_base(recipe.base.name, home).folder
-    examples = computed_of(read_examples(recipe, folder), recipe)
-    settled, _, choices = choose(recipe, read_config(folder), find_device(), examples, False, shards)
+    shape = read_config(folder)
+    examples = computed_of(read_examples(recipe, folder, shape.max_length), recipe)
+    settled, _, choices = choose(recipe, shape, find_device(), examples, False, shards)
     return settled, choices
 
 

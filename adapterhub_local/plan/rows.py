@@ -14,7 +14,7 @@ from typing import Any
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import BadData
 from adapterhub_local.recipe import Recipe
-from adapterhub_local.recipe.derived import examples_a_row, shares_prefixes
+from adapterhub_local.recipe.derived import data_within, examples_a_row, shares_prefixes
 from adapterhub_local.recipe.objectives import ANSWERS, OBJECTIVES
 
 BYTES_PER_TOKEN = 4
@@ -62,17 +62,17 @@ def computed_of(examples: Sequence[Any], recipe: Recipe) -> list[Any]:
     return [Example((*prompt, *[0] * size), ((len(prompt), len(prompt) + size),)) for prompt in prompts]
 
 
-def read_examples(recipe: Recipe, folder: Path | None) -> list[Any]:
+def read_examples(recipe: Recipe, folder: Path | None, context: int | None = None) -> list[Any]:
     """The recipe's training examples, or items that judge several (`rows.judged`).
 
-    By the tokenizer in `folder`, or estimated without one. Raises BadData.
+    By the tokenizer in `folder`, or estimated without one; the base takes texts of `context` tokens. Raises BadData.
     """
     from adapterhub_local.data.dataset import read_data
     from adapterhub_local.rows.examples import Example
     from adapterhub_local.rows.judged import as_judged, tokenise_items
 
     dataset = read_data(recipe)
-    data, shape = recipe.data, OBJECTIVES[recipe.train.objective].shape
+    data, shape = data_within(recipe.data, context), OBJECTIVES[recipe.train.objective].shape
     if folder is not None:
         from transformers import AutoTokenizer
 

@@ -90,7 +90,7 @@ def plan(
     """
     folder = None if base_config else find_base(recipe.base.name, home).folder
     shape = read_config(base_config or folder)  # type: ignore[arg-type]  # one of them is a path
-    examples = computed_of(read_examples(recipe, folder), recipe)
+    examples = computed_of(read_examples(recipe, folder, shape.max_length), recipe)
     chosen: tuple[Any, ...] = ()
     if recipe.train.strategy == "auto":
         from adapterhub_local.plan.auto import choose

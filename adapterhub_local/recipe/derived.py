@@ -4,10 +4,11 @@ The plan and the run read them from here, so neither can foretell what the other
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from adapterhub_local import settings
-from adapterhub_local.recipe.schema import Adapter, Train
+from adapterhub_local.recipe.schema import Adapter, Data, Train
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -70,6 +71,14 @@ def learning_rate(step: int, steps: int, train: Train) -> float:
     passed = (step - begin) / max(1, end - begin)
     left = (1 + math.cos(math.pi * passed)) / 2 if train.schedule == "cosine" else (end - step) / max(1, end - begin)
     return train.min_rate + (1 - train.min_rate) * left
+
+
+def data_within(data: Data, context: int | None) -> Data:
+    """What is read of examples on a base that takes texts of `context` tokens, None if it does not state them.
+
+    A `max_length` that the recipe gives is held against the base first (`train.check`): only the default gives way.
+    """
+    return replace(data, max_length=min(data.max_length, context or data.max_length))
 
 
 def examples_a_row(train: Train, world_size: int = 1) -> int:

@@ -16,6 +16,7 @@ from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
 from adapterhub_local.recipe.objectives import check_objective
 from adapterhub_local.recipe.recipe import INSTEAD, RENAMED, Recipe
+from adapterhub_local.recipe.reward import code_problem
 from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
@@ -31,7 +32,7 @@ _TYPE_NAMES = {
     bool: "true or false",
     Source: "a file name or Hub dataset",
 }
-_PLURALS = {str: "names", int: "whole numbers", float: "numbers", Source: "them"}
+_PLURALS = {str: "non-empty texts", int: "whole numbers", float: "numbers", Source: "them"}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, run: tuple[str, Sequence[str]] | None = None) -> Recipe:
@@ -180,10 +181,13 @@ class _Reading:
     def _code(self, layer: Layer, text: str) -> str:
         """What a Python file beside the recipe holds, which is kept with the version."""
         try:
-            return read_template(text, layer.path.parent).rstrip() + "\n"
+            source = read_template(text, layer.path.parent).rstrip() + "\n"
         except InputError as error:
             self.problem(layer, "reward", "python", f"reward.python: {error}")
             return text
+        if wrong := code_problem(source):
+            self.problem(layer, "reward", "python", f"reward.python = {short(repr(text))}: {wrong}")
+        return source
 
     def check_together(self, values: Mapping[str, Any]) -> None:
         """What concerns several keys, as far as each table is valid in itself."""

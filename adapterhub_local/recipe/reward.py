@@ -1,5 +1,6 @@
 """What answers that a model writes itself are rewarded for, and how they are drawn (`train.objective = "grpo"`)."""
 
+import ast
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,17 @@ def _schema(value: str) -> str | None:
         fastjsonschema.compile(schema)
     except (fastjsonschema.JsonSchemaException, TypeError, AttributeError) as error:
         return f"is not a JSON schema: {error}"
+    return None
+
+
+def code_problem(source: str) -> str | None:
+    """Why Python cannot read `source`, which is not run for that."""
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        return f"is not Python: {error.msg} (line {error.lineno})"
+    except (ValueError, RecursionError, MemoryError) as error:  # a NUL, or too deep
+        return f"is not Python: {error or type(error).__name__}"
     return None
 
 

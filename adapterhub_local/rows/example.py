@@ -66,6 +66,7 @@ class Tokenised:
     template: str  # chat or plain
     chats: list[Chat] = field(default_factory=list, repr=False)  # of each example, the one that it is of
     judged: Sequence[Item] | None = None  # pairs, or answers judged good or bad, made of the examples
+    max_length: int = 0  # tokens of an example at most
     longest: int = 0
     cut: list[str] = field(default_factory=list)  # where they stand
     skipped: list[str] = field(default_factory=list)  # the same, of those left out
@@ -89,22 +90,22 @@ class Tokenised:
         """What a lineage keeps: the template, and how many examples are not whole."""
         return {"template": self.template, "examples_cut": len(self.cut), "examples_left_out": len(self.skipped)}
 
-    def notes(self, max_length: int) -> list[str]:
+    def notes(self) -> list[str]:
         """What a person must know about these examples, a sentence each."""
         notes = list(self.bad)
         if self.cut:
             notes.append(
-                f"cut to {max_length:,} tokens (data.max_length): {counted(len(self.cut), 'example')}, the longest has "
-                f"{self.longest:,}"
+                f"cut to {self.max_length:,} tokens (data.max_length): {counted(len(self.cut), 'example')}, the "
+                f"longest has {self.longest:,}"
             )
         if self.skipped:
             notes.append(
-                f"left out: {counted(len(self.skipped), 'example')} with nothing to learn within {max_length:,} tokens "
-                f"(data.max_length, data.too_long), the first is {self.skipped[0]}"
+                f"left out: {counted(len(self.skipped), 'example')} with nothing to learn within {self.max_length:,} "
+                f"tokens (data.max_length, data.too_long), the first is {self.skipped[0]}"
             )
         if self.num_pieces:
             notes.append(
-                f"plain texts are cut into {counted(self.num_pieces, 'piece')} of at most {max_length:,} tokens"
+                f"plain texts are cut into {counted(self.num_pieces, 'piece')} of at most {self.max_length:,} tokens"
             )
         if self.special:
             how = "control tokens" if self.are_tokens else "text, as the server writes them"

@@ -156,7 +156,8 @@ def tokenise_all(
             f"{len(chats):,} has {shortest:,}: raise it"
         )
     return replace(
-        found, longest=longest, num_pieces=num_pieces, special=_spelling_control(chats, writer, template),
+        found, max_length=max_length, longest=longest, num_pieces=num_pieces,
+        special=_spelling_control(chats, writer, template),
         stops=findings.stops, lost=findings.lost, bad=troubles.notes,
         day=writer.settings.day if template == "chat" and writer.prints_date else None,
         described=_with_described_tools(found.chats, writer) if template == "chat" else [],

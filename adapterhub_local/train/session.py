@@ -14,6 +14,7 @@ from adapterhub_local.evaluate.evaluate import Checks
 from adapterhub_local.evaluate.tool_calls import offers_of
 from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.derived import data_within
 from adapterhub_local.recipe.objectives import OBJECTIVES
 from adapterhub_local.rows.example import Item, Tokenised, parts_of
 from adapterhub_local.rows.examples import settings_of
@@ -84,9 +85,10 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
     base = load_base(info, dtype=compute_dtype(recipe.train.compute), device="cpu" if inputs.shard_base else device)
     shape, group = OBJECTIVES[recipe.train.objective].shape, recipe.train.batch_size
     stops = stop_tokens(info.folder, base.tokenizer)
-    tokenised, held_out = tokenise_items(dataset, base.tokenizer, recipe.data, shape, group, stops)
+    data = data_within(recipe.data, info.max_length)
+    tokenised, held_out = tokenise_items(dataset, base.tokenizer, data, shape, group, stops)
     for part in (tokenised, held_out):
-        for note in part.notes(recipe.data.max_length) if part else ():
+        for note in part.notes() if part else ():
             reporter.note(note)
     items, tests = list(tokenised.items), list(held_out.items) if held_out else []
     check_ids([*items, *tests], base.tokenizer, base.model.get_input_embeddings().weight.shape[0])

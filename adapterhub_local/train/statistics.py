@@ -10,6 +10,7 @@ from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.data.dataset import Dataset
 from adapterhub_local.errors import BadData, InputError
 from adapterhub_local.recipe import Recipe
+from adapterhub_local.recipe.derived import data_within
 from adapterhub_local.recipe.objectives import OBJECTIVES
 from adapterhub_local.rows.example import Item, Tokenised, num_labels, num_tokens, parts_of
 from adapterhub_local.rows.judged import tokenise_items
@@ -30,7 +31,7 @@ def describe_data(recipe: Recipe, dataset: Dataset, home: Home) -> dict[str, dic
     if recipe.adapter.train_tokens:
         check_seen(recipe, ids_of(recipe.adapter.train_tokens, tokenizer, rows, info.name), train.items)
     parts = {"train": train, **({"test": test} if test else {})}
-    return {role: {**statistics(part), "notes": part.notes(recipe.data.max_length)} for role, part in parts.items()}
+    return {role: {**statistics(part), "notes": part.notes()} for role, part in parts.items()}
 
 
 def tokenised(
@@ -38,7 +39,8 @@ def tokenised(
 ) -> tuple[Tokenised, Tokenised | None]:
     """The data of a recipe as what its objective is about."""
     shape, stops = OBJECTIVES[recipe.train.objective].shape, stop_tokens(info.folder, tokenizer)
-    return tokenise_items(dataset, tokenizer, recipe.data, shape, recipe.train.batch_size, stops)
+    data = data_within(recipe.data, info.max_length)
+    return tokenise_items(dataset, tokenizer, data, shape, recipe.train.batch_size, stops)
 
 
 def describe_runs(runs: Runs, datasets: Mapping[Any, Dataset], home: Home) -> dict[str, dict[str, Any]]:

@@ -50,7 +50,7 @@ def test_the_server_and_training_agree_on_a_trick() -> None:
     assert example.ids[:start] == reader.chat([Message.model_validate(asked)])
     assert example.ids[start:end].count(tokenizer().eos_token_id) == 1
     assert example.ids[end - 1] == tokenizer().eos_token_id
-    assert "learned as text, as the server writes them" in found.notes(512)[0]
+    assert "learned as text, as the server writes them" in found.notes()[0]
 
 
 def test_marks_of_the_assistants_own_stay_tokens() -> None:

@@ -342,8 +342,8 @@ def test_longer_examples_are_counted(tmp_path: Path) -> None:
     assert [len(example.ids) for example in cut.examples] == [len(left.examples[0].ids), 140]
     assert (cut.cut, cut.skipped, left.skipped) == (["x:1"], ["x:2"], ["x:1", "x:2"])
     assert all(example.num_labels for example in cut.examples)
-    assert "cut to 140 tokens (data.max_length): 1 example, the longest has 5" in cut.notes(140)[0]
-    assert "left out" in cut.notes(140)[1]
+    assert "cut to 140 tokens (data.max_length): 1 example, the longest has 5" in cut.notes()[0]
+    assert "left out" in cut.notes()[1]
     with pytest.raises(BadData, match=r"x:1 has \d+ tokens, data.max_length is 140 \(2 of 3 examples are too long"):
         tokenise_all(chats, tokenizer, 140)
     with pytest.raises(
@@ -363,7 +363,7 @@ def test_texts_are_cut_in_pieces() -> None:
 def test_control_tokens_in_a_text_are_reported() -> None:
     """A text that spells an end of turn would teach to stop there, so it is said."""
     chats = [Chat(f"x:{i}", tuple(chat("q", answer)["messages"])) for i, answer in enumerate(("a", "a <|im_end|> b"))]
-    (note,) = tokenise_all(chats, byte_tokenizer(), 512).notes(512)
+    (note,) = tokenise_all(chats, byte_tokenizer(), 512).notes()
 
     assert note.startswith("the messages of 1 example contain control tokens")
     assert note.endswith("x:1")

@@ -56,6 +56,20 @@ def test_numbers_of_other_libraries_count() -> None:
     assert load_function("def reward(*texts):\n    return True\n")("", "", "") == 1.0
 
 
+def test_what_is_not_python_is_refused_first(
+    recipe: Path, tiny_base: BaseInfo, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that Python cannot read is reported with its line before it may run."""
+    (recipe.parent / "rewards.py").write_text("import math\ndef reward(:\n")
+    for command in (["recipe", "check"], ["plan"], ["train", "--allow-code"]):
+        assert called(*command, str(recipe)) == 2
+        assert "reward.python = 'rewards.py': is not Python: invalid syntax (line 2)" in capsys.readouterr().err
+    (recipe.parent / "rewards.py").write_bytes(b"x = 1\0")
+    assert called("recipe", "check", str(recipe)) == 2
+    assert "is not Python" in capsys.readouterr().err
+    assert not home.runs.exists()
+
+
 def test_it_runs_only_where_it_was_allowed(
     recipe: Path, tiny_base: BaseInfo, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:

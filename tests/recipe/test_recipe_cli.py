@@ -56,6 +56,24 @@ def test_preview_marks_what_is_learned(tiny_base: BaseInfo, tmp_path: Path, caps
     assert [token["token"] for token in sample["tokens"] if token["learned"]] == ["n", "o", "<|im_end|>"]
 
 
+def test_no_example_is_longer_than_the_base_takes(
+    tiny_base: BaseInfo, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Where data.max_length is not given and the base's context is shorter than its default, the context holds."""
+    assert "max_length" not in RECIPE
+    path = write_recipe(tmp_path)
+    for name in ("train", "test"):
+        row = {"messages": [{"role": "user", "content": "b" * 600}, {"role": "assistant", "content": "yes"}]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    scored = ["eval", "tiny", "--data", tmp_path / "test.jsonl"]
+    for command in (["recipe", "check", path], ["data", "preview", path], ["plan", path], ["train", path], scored):
+        code, _, errors = qhub(capsys, *command)
+        assert (code, "data.max_length is 512" in errors) == (2, True), (command, errors)
+    cut = ["data", "preview", path, "--set", "data.too_long=skip"]
+    assert "within data.max_length = 512 tokens" in qhub(capsys, *cut)[2]
+    assert not home.runs.exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -126,7 +126,7 @@ def test_what_is_lost_can_be_accepted() -> None:
     family = FAMILIES["exaone 4, drops thoughts"]
     with pytest.raises(BadData, match=r"leaves out the thoughts of an answer in 1 of 1 examples, the first is x:1"):
         tokenised(family, KINDS["thoughts"])
-    (note,) = tokenised(family, KINDS["thoughts"], left_out="accept").notes(512)
+    (note,) = tokenised(family, KINDS["thoughts"], left_out="accept").notes()
     assert note == "the chat template leaves out the thoughts of an answer in 1 example, the first is x:1"
 
 
@@ -136,7 +136,7 @@ def test_the_stop_that_is_learned_is_said() -> None:
         ("glm 4.5, the next turn's mark ends an answer", "<|user|>"),
         ("glm on a base that stops at the end of text only", "<|endoftext|>"),
     ):
-        notes = tokenised(FAMILIES[name], SINGLE).notes(512)
+        notes = tokenised(FAMILIES[name], SINGLE).notes()
         (note,) = notes
         assert note == (
             f"the chat template ends 1 answer without a token at which the server stops: '{stop}' is added at the end "
@@ -148,10 +148,10 @@ def test_the_stop_that_is_learned_is_said() -> None:
 def test_described_tools_are_named(name: str) -> None:
     """A run says that tools are described where it does so, and nothing where the template's own form is learned."""
     family = FAMILIES[name]
-    notes = " ".join(tokenised(family, KINDS["tools"]).notes(512))
+    notes = " ".join(tokenised(family, KINDS["tools"]).notes())
 
     assert ("calls and their results in 1 chat are learned as text" in notes) == format_of(family.template).is_prompted
-    assert "are described" not in " ".join(tokenised(family, SINGLE).notes(512))
+    assert "are described" not in " ".join(tokenised(family, SINGLE).notes())
 
 
 def test_dates_do_not_move() -> None:
@@ -159,7 +159,7 @@ def test_dates_do_not_move() -> None:
     found = tokenised(FAMILIES["granite, today's date"], SINGLE)
 
     assert "January 01, 2026" in tokenizer_of(FAMILIES["granite, today's date"]).decode(found.examples[0].ids)
-    assert found.notes(512) == ["the chat template prints today's date: training always writes 2026-01-01 (data.date)"]
+    assert found.notes() == ["the chat template prints today's date: training always writes 2026-01-01 (data.date)"]
 
 
 def test_thoughts_are_gone_on_with() -> None:
