@@ -150,6 +150,14 @@ def vllm_remote() -> str | None:
     return os.environ.get("QHUB_VLLM_REMOTE") or None
 
 
+def environment_of_vllm(place: Home, base: str) -> dict[str, str]:
+    """This process's environment, for a vLLM of another environment whose adapters are those of `base` in `place`."""
+    plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != "qhub"]
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    own = {"QHUB_HOME": str(place.root), "QHUB_VLLM_BASE": base, "VLLM_PLUGINS": ",".join([*plugins, "qhub"])}
+    return {**inherited, **own, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
 def claimed_actor() -> str | None:
     """The value of QHUB_ACTOR, None if there is none."""
     return os.environ.get("QHUB_ACTOR") or None

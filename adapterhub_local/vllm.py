@@ -60,16 +60,22 @@ def find(model: str, name: str, place: Home | None = None) -> Version:
     DoRA and rows of embeddings, NotFound, and what reading a remote raises.
     """
     place = place or home()
-    reference = fixed(name)
-    registry = Registry(place)
-    base = base_for(model, place)
     remote = vllm_remote()
+    reference, base = fixed(name), base_for(model, place)
+    return find_computed(Registry(place), reference, base, None if remote is None else remote_at(place, remote))
+
+
+def find_computed(registry: Registry, reference: Reference, base: BaseInfo, remote: Remote | None) -> Version:
+    """The version that `reference` means, here or at `remote`, if it is for `base` and vLLM computes it.
+
+    Raises what `find` raises of a reference.
+    """
     try:
         version = registry.resolve(reference)
     except NotFound:
         if remote is None:
             raise
-        version = _fetched(registry, reference, remote_at(place, remote), base)
+        version = _fetched(registry, reference, remote, base)
     check_origin(version, base)
     check_form(version)
     return version

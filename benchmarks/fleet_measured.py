@@ -96,7 +96,7 @@ async def gateway(replicas: Sequence[int]) -> dict[str, Any]:
     from adapterhub_local.settings import home
     from serve.cluster.asgi import messages, whole
     from serve.cluster.gateway import create_gateway
-    from serve.cluster.replica import Uncounted
+    from serve.cluster.own_engine import Uncounted
     from serve.engine.options import EngineOptions
     from serve.http.app import create_app
     from serve.options import HttpOptions

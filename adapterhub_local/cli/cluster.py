@@ -32,7 +32,7 @@ def init(path: Path, base: str | None) -> None:
     """Write a cluster.toml with every key to begin with."""
     from adapterhub_local.base.bases import choose_base
     from adapterhub_local.durable import check_absent
-    from serve.cluster.config import described
+    from serve.cluster.tables import described
 
     name = choose_base(base, settings.home(), "the cluster").name
     check_absent(path).write_text(described().replace("{base}", name), encoding="utf-8")

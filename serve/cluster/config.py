@@ -2,64 +2,24 @@
 
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import BadRecipe, InputError, NotFound
 from adapterhub_local.options import options_of
-from adapterhub_local.recipe.field import between, key, keys
+from adapterhub_local.recipe.field import keys
 from adapterhub_local.recipe.layers import Layer
 from adapterhub_local.recipe.reader import all_problems, convert, nearest
 from adapterhub_local.recipe.toml import read_toml, short
 from adapterhub_local.registry.remotes import Remote
 from adapterhub_local.sizes import parse_size
 from adapterhub_local.visible import visible_line
+from serve.cluster.tables import MAX_REPLICAS, OWN_ENGINE, RESERVED, TABLES, Gateway, Replicas, Router, Vllm
 from serve.engine.options import EngineOptions
 
 NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-MAX_REPLICAS = 1000
 APPLICATION, REPLICAS, GATEWAYS = "qhub", "replicas", "gateways"  # what Ray Serve knows them as
-
-
-@dataclass(frozen=True)
-class Replicas:
-    """[replicas]"""
-
-    min: int = key("The least number of replicas.", 1, between(1, MAX_REPLICAS))
-    max: int | None = key("The largest number of replicas, as the load changes; none: `min`.", None, between(1, 1000))
-    cpus: float = key("CPU cores of each replica.", 1.0, between(0.0, 1024.0))
-    gpus: float = key("GPUs of each replica.", 0.0, between(0.0, 64.0))
-    requests: int = key("Requests at once in a replica, before the next one takes over.", 16, between(1, 10_000))
-    drain: float = key("Seconds in which a replica that is removed may finish its answers.", 600.0, between(0.0, 1e5))
-    pin: tuple[str, ...] = key("Adapters that every replica keeps in a slot.", ())
-    dtype: str | None = key("As `qhub serve --dtype`.", None)
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """[gateway]"""
-
-    host: str = key("Address to listen on.", "127.0.0.1")
-    port: int = key("Port to listen on; 0 takes a free one.", 8000, between(0, 65535))
-    replicas: int = key("Gateways, each on a machine of its own.", 1, between(1, 100))
-    waiting: int = key("Requests that may wait for a replica; more are answered with 429.", 256, between(1, 100_000))
-    hosts: tuple[str, ...] = key("Host names to answer to without API keys, besides localhost.", ())
-    origins: tuple[str, ...] = key("Origins whose web pages may ask (CORS).", ())
-
-
-@dataclass(frozen=True)
-class Router:
-    """[router]"""
-
-    name: str | None = key(
-        "Router that chooses the adapter where a request's model is auto, such as router@prod.", None
-    )
-    threshold: float | None = key("As `qhub serve --router-threshold`.", None, between(0.0, 1.0))
-    allow: tuple[str, ...] = key("As `qhub serve --router-allow`.", ())
-
-
-TABLES: Mapping[str, Any] = {"replicas": Replicas, "gateway": Gateway, "router": Router, "engine": EngineOptions}
 
 
 @dataclass(frozen=True)
@@ -77,6 +37,7 @@ class ClusterConfig:
     gateway: Gateway = field(default_factory=Gateway)
     router: Router = field(default_factory=Router)
     engine: Mapping[str, Any] = field(default_factory=dict)
+    vllm: Vllm = field(default_factory=Vllm)
 
     def scaled(self, low: int, high: int | None = None) -> "ClusterConfig":
         """The same with other numbers of replicas. Raises InputError."""
@@ -101,6 +62,7 @@ class ClusterConfig:
             _restored(Gateway, found["gateway"]),
             _restored(Router, found["router"]),
             found["engine"],
+            _restored(Vllm, found["vllm"]),
         )
 
 
@@ -162,12 +124,28 @@ class _Reading:
         router = self.table("router", Router)
         if router is not None and router.name is None and (router.threshold is not None or router.allow):
             self.problem("router", None, "router.threshold and router.allow are of a router: give router.name")
-        engine = self.engine()
+        engine, vllm = self.engine(), self.table("vllm", Vllm)
+        self._check_vllm(vllm)
         if replicas is not None and replicas.max is not None and replicas.max < replicas.min:
             self.problem("replicas", "max", f"replicas.max = {replicas.max}: must be at least replicas.min")
         if self.problems:
             return None
-        return ClusterConfig(str(base), remote, None, replicas, gateway, router, engine)
+        return ClusterConfig(str(base), remote, None, replicas, gateway, router, engine, vllm)
+
+    def _check_vllm(self, vllm: Vllm | None) -> None:
+        """What does not go together with vLLM in the place of our engine, or without it."""
+        if vllm is None or "vllm" not in self.layer.tables:
+            return
+        if vllm.model is None:
+            self.problem("vllm", None, "vllm.model is needed: the 16-bit model that the base was made of")
+        if not vllm.command:
+            self.problem("vllm", "command", "vllm.command must name a program")
+        if reserved := [each for each in vllm.options if each.partition("=")[0] in RESERVED]:
+            self.problem("vllm", "options", f"vllm.options has {reserved[0]}: the replica gives that itself")
+        for table, names in {**OWN_ENGINE, "engine": tuple(self.layer.tables.get("engine") or ())}.items():
+            for name in names:
+                if name in (self.layer.tables.get(table) or {}):
+                    self.problem(table, name, f"{table}.{name} is for our engine, and [vllm] takes its place")
 
     def table(self, name: str, kind: Any) -> Any:
         """The values of a table as its dataclass; None if one of them is wrong."""
@@ -225,19 +203,3 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 def _wanted(hint: Any) -> str:
     return " or ".join(NAMES.get(kind, "a list of names") for kind in _kinds(hint))
-
-
-def described() -> str:
-    """A cluster.toml to begin with: every key with its meaning and default."""
-    lines = [
-        'base = "{base}"',
-        f"{'# remote =':24} # Where versions, aliases, splits and keys come from: a name or a URL.",
-    ]
-    for name, table in (("replicas", Replicas), ("gateway", Gateway), ("router", Router)):
-        lines += ["", f"[{name}]"]
-        for item in fields(table):
-            default = item.default
-            text = f'"{default}"' if isinstance(default, str) else "[]" if default == () else str(default)
-            shown = f"{item.name} = {text}" if default is not None else f"# {item.name} ="
-            lines.append(f"{shown:24} # {item.metadata['meaning']}")
-    return "\n".join([*lines, "", "[engine]                 # options of `qhub serve`, such as max_rows = 16", ""])

@@ -54,7 +54,7 @@ class ReplicaDeployment:
 
     async def facts(self) -> Mapping[str, Any]:
         """What `qhub cluster status` shows."""
-        return self._replica.facts()
+        return await self._replica.facts()
 
     async def drain(self, name: str) -> bool:
         """Take no more requests, if this is the replica of that name."""
@@ -67,7 +67,7 @@ class ReplicaDeployment:
 
     async def check_health(self) -> None:
         """Raises if this replica is to be replaced."""
-        self._replica.check()
+        await self._replica.check()
 
     async def __del__(self) -> None:
         await self._replica.stop()

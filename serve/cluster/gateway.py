@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from prometheus_client import Counter
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.errors import InputError
+from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from serve.access import Access, Routes, Scope, access, declare
@@ -222,7 +222,10 @@ async def _refuse_by_hand() -> Response:
 
 
 async def _every(engines: Engines, request: Request) -> list[Any]:
-    found = [each for each in await engines.answers(call_of(request)) if each.status == 200]
+    answers = await engines.answers(call_of(request))
+    found = [each for each in answers if each.status == 200]
+    if not found and any(each.status == 404 for each in answers):
+        raise NotFound(f"the replicas of this cluster have no {own_path(request.scope)}")
     if not found:
         raise NoReplica("no replica answered: ask again")
     return found

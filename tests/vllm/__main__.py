@@ -4,7 +4,9 @@
 
 Both serve a tiny random Llama with two adapters. What must be equal token by token is vLLM on our NF4 base written out
 in float32; on the 16-bit model that the base was made from, which is another model, the share is only reported. An
-alias, a foreign base's adapter and an unknown one are vLLM's 404, and its log has the reasons. The last line is JSON.
+alias, a foreign base's adapter and an unknown one are vLLM's 404, and its log has the reasons. Then the gateway of
+`qhub cluster` before a replica that is vLLM: any name is answered as our server answers it, a moved alias by the next
+request, what vLLM cannot do is refused with its reason, and vLLM ends with its replica. The last line is JSON.
 """
 
 import contextlib
@@ -32,12 +34,15 @@ from adapterhub_local.export.fused import write_fused
 from adapterhub_local.export.fusion import Fusion
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import home
+from serve.cluster.tables import Vllm
 from tests.serve.adapter_makers import publish
+from tests.serve.cluster.vllm_gateway import VllmGateway
 from tests.serve.conftest import Server
 from tests.tiny import save_tiny_model
 
 READY_SECONDS = 400
 TOKENS = 24
+OPTIONS = "--dtype float32 --enforce-eager --max-model-len 256 --max-num-seqs 8 --max-loras 2 --max-lora-rank 16"
 TOLERANCE = 1e-4  # nats, of a token's log-probability
 PROMPTS = ("Hello there", "The quick brown fox", "1 2 3 4", "Once upon a time there was")
 REFUSED = {"alpha": "another version later", "alpha@prod": "another version later", "dora@1": "DoRA",
@@ -70,8 +75,7 @@ def vllm(python: str, model: Path, log: Path) -> Iterator[str]:
     environment.pop("PYTHONPATH", None)  # the plugin is to be found as it is installed
     # not `vllm serve`, which looks for a distribution called vllm
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "tiny"]
-    options = "--host 127.0.0.1 --dtype float32 --enforce-eager --max-model-len 256 --max-num-seqs 8 --enable-lora"
-    command += [*options.split(), "--max-loras", "2", "--max-lora-rank", "16", "--port", str(port)]
+    command += [*OPTIONS.split(), "--enable-lora", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as to, subprocess.Popen(command, env=environment, stdout=to, stderr=to) as process:
         try:
             deadline = time.monotonic() + READY_SECONDS
@@ -138,7 +142,8 @@ def main(python: str) -> int:
         alpha = registry.resolve("alpha@1")
         files = {file.path: alpha.path / file.path for file in alpha.files}
         registry.publish("foreign", files, {"base": {"name": "other", "fingerprint": f"sha256:{'0' * 64}"}})
-        names = ("tiny", "alpha@1", "beta@1")
+        publish(registry, "alpha", base, seed=4, rank=8)
+        names = ("tiny", "alpha@1", "beta@1", "alpha@2")
         server = Server(load_base(base, device="cpu"), registry)
         try:
             ours = answers(server.url, names)
@@ -160,15 +165,56 @@ def main(python: str) -> int:
                 "reasons": {name: reason in text for name, reason in REFUSED.items()},
             }
             sys.stderr.write(f"{kind}: {json.dumps(found[kind])}\n")
+        found["gateway"] = behind_gateway(python, place / "same", base, registry, ours)
     same = found["nf4_in_float32"]
     is_good = (
         same["equal"] == len(ours)
         and same["largest_difference"] < TOLERANCE
         and all(same["reasons"].values())
         and set(same["refused"].values()) == {404}
+        and found["gateway"]["equal"] == len(ours)
+        and all(found["gateway"]["checks"].values())
     )
     sys.stdout.write(f"{json.dumps(found | {'is_good': is_good})}\n")
     return 0 if is_good else 1
+
+
+def behind_gateway(
+    python: str, model: Path, base: BaseInfo, registry: Registry, ours: dict[str, Answer]
+) -> dict[str, Any]:
+    """What clients of the gateway get: answers beside our server's, and whether what must be refused is."""
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    command = (python, "-m", "vllm.entrypoints.openai.api_server", "--model")
+    gateway = VllmGateway(base, registry, Vllm(str(model), command=command, options=tuple(OPTIONS.split())))
+    try:
+        theirs = answers(gateway.url, ("tiny", "alpha@1", "beta", "alpha"))  # each is the newest, or named
+        spelled = {"beta": "beta@1", "alpha": "alpha@2"}
+        theirs = {_respelled(key, spelled): answer for key, answer in theirs.items()}
+        registry.set_alias("alpha", "prod", 2)
+        moved = answers(gateway.url, ("alpha@prod",))
+        equal = sum(ours[key].difference(answer) < TOLERANCE for key, answer in theirs.items())
+        stream = gateway.ask("beta", max_tokens=4, stream=True).text
+        checks = {
+            "moved": all(ours[_respelled(key, {"alpha@prod": "alpha@2"})].difference(answer) < TOLERANCE
+                         for key, answer in moved.items()),
+            "streamed": stream.rstrip().endswith("data: [DONE]") and stream.count("data: ") > 2,
+            "mix": gateway.ask("alpha*0.5+beta*0.5").status_code == 400,
+            "dora": "DoRA" in gateway.ask("dora").text,
+            "foreign": "another base" in gateway.ask("foreign").text,
+            "unknown": gateway.ask("nobody").status_code == 404,
+        }  # fmt: skip
+        process = gateway.replica.engine._process  # type: ignore[attr-defined]
+    finally:
+        gateway.stop()
+    checks["ended"] = process.poll() is not None
+    sys.stderr.write(f"gateway: {json.dumps(checks)}\n")
+    return {"equal": equal, "checks": checks}
+
+
+def _respelled(key: str, names: dict[str, str]) -> str:
+    name, _, prompt = key.partition(": ")
+    return f"{names.get(name, name)}: {prompt}"
 
 
 def _status(url: str, name: str) -> int:

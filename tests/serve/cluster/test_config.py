@@ -8,7 +8,8 @@ import pytest
 
 from adapterhub_local.errors import BadRecipe, InputError, NotFound
 from adapterhub_local.registry.remotes import Remote
-from serve.cluster.config import ClusterConfig, described, load_config
+from serve.cluster.config import ClusterConfig, load_config
+from serve.cluster.tables import Vllm, described
 
 
 def read(tmp_path: Path, text: str) -> ClusterConfig:
@@ -31,6 +32,9 @@ def test_values(tmp_path: Path) -> None:
         '[router]\nname = "router@prod"\nthreshold = 0.5\nallow = ["team/*"]\n'
         '[engine]\nmax_rows = 4\nkv_bytes = "64MiB"\nadapter_bytes = 5\n'
     )
+    vllm = read(tmp_path, 'base = "tiny"\n[vllm]\nmodel = "org/tiny"\noptions = ["--max-loras", "4"]\n')
+    assert vllm.vllm == Vllm("org/tiny", options=("--max-loras", "4"))
+    assert ClusterConfig.from_json(json.loads(json.dumps(vllm.to_json()))) == vllm
     config = read(tmp_path, text)
     assert (config.replicas.min, config.replicas.max, config.replicas.cpus, config.replicas.pin) == (
         2,
@@ -65,6 +69,12 @@ MISTAKES = [
     ('base = "t"\n[engine]\nmax_row = 4\n', ":3: unknown key 'max_row' in [engine]: did you mean 'max_rows'?"),
     ('base = "t"\nreplicas = 3\n', ":2: 'replicas' must be a table: write [replicas]"),
     ("base = ", "not TOML"),
+    ('base = "t"\n[vllm]\nstart = 5\n', ":2: vllm.model is needed: the 16-bit model"),
+    ('base = "t"\n[vllm]\nmodel = "m"\ncommand = []\n', ":4: vllm.command must name a program"),
+    ('base = "t"\n[vllm]\nmodel = "m"\noptions = ["--port=1"]\n', ":4: vllm.options has --port=1: the replica gives"),
+    ('base = "t"\n[vllm]\nmodel = "m"\n[engine]\nmax_rows = 4\n', ":5: engine.max_rows is for our engine, and [vllm]"),
+    ('base = "t"\n[vllm]\nmodel = "m"\n[replicas]\npin = ["a"]\n', ":5: replicas.pin is for our engine"),
+    ('base = "t"\n[vllm]\nmodel = "m"\n[router]\nname = "r"\n', ":5: router.name is for our engine"),
 ]
 
 
