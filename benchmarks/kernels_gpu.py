@@ -11,6 +11,7 @@ def kernel_speeds(rank: int, shape: dict[str, Any], load: Any, device: str, tiny
     """Each kernel on the layers of this shape: microseconds, and how many times its floor in bytes that is."""
     import torch
 
+    from adapterhub_local.base.attention import AttentionKind
     from adapterhub_local.base.load import import_bitsandbytes
     from serve.kernels import attention, lora, nf4
     from serve.lora.weights import plain_absmax
@@ -92,7 +93,7 @@ def kernel_speeds(rank: int, shape: dict[str, Any], load: Any, device: str, tiny
         moved = keys.nbytes + values.nbytes + 2 * query.nbytes
         add(
             f"attention over {length}", batch, batch, moved,
-            lambda t=(query, keys, values, tables, lengths): attention.paged_attention(*t, scale=0.1),
+            lambda t=(query, keys, values, tables, lengths): attention.paged_attention(*t, AttentionKind(0.1)),
         )  # fmt: skip
     return {"copy_bytes_per_second": round(speed), "kernels": found}
 

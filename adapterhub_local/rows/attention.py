@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from adapterhub_local.base.attention import AttentionKind, read_kind
 from adapterhub_local.base.model import CausalModel
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.rows.flash import attend_in_pieces
@@ -22,13 +23,6 @@ from adapterhub_local.rows.layout import Groups, Layout, visible
 from adapterhub_local.rows.varlen import has_packed_kernel, packed_kernel
 
 NAMES = {"sdpa": "qhub_layout_sdpa", "eager": "qhub_layout_eager"}  # what a model used -> its name with ours beside it
-# what models pass along that has no bearing on causal attention
-_HARMLESS = frozenset(
-    (
-        "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states",
-        "output_router_logits",
-    )
-)  # fmt: skip
 Route = Callable[..., torch.Tensor]
 
 
@@ -83,16 +77,15 @@ def _attention(
             q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
             outs.append(_attention(module, q, k, v, attention_mask, layout=own, **given)[0])
         return torch.cat(outs, dim=1), None
-    window, softcap, scale = given.pop("sliding_window", None), given.pop("softcap", None), given.pop("scaling", None)
     dropout = given.pop("dropout", 0.0)
-    unknown = [name for name, value in given.items() if value is not None and name not in _HARMLESS]
+    kind, unknown = read_kind(given, query.shape[-1])
+    unknown += ["bias"] if kind.bias is not None else []
     if unknown:
         raise Incompatible(f"this model's attention needs {', '.join(unknown)}, which packed rows do not have")
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    route = choose_route(query, value, softcap, dropout)
+    route = choose_route(query, value, kind, dropout)
     if route is each_alone:
-        return each_alone(query, key, value, layout, window, scale, softcap, dropout), None
-    return route(query, key, value, layout, window, scale), None
+        return each_alone(query, key, value, layout, kind, dropout), None
+    return route(query, key, value, layout, kind), None
 
 
 def _own_attention(module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
@@ -103,9 +96,9 @@ def _own_attention(module: torch.nn.Module) -> Callable[..., tuple[torch.Tensor,
     return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
 
 
-def choose_route(query: torch.Tensor, value: torch.Tensor, softcap: float | None, dropout: float) -> Route:
+def choose_route(query: torch.Tensor, value: torch.Tensor, kind: AttentionKind, dropout: float) -> Route:
     """The cheapest function that computes this attention on the tensors' device."""
-    if softcap is not None or dropout or query.shape[-1] != value.shape[-1]:
+    if not kind.is_fused or dropout or query.shape[-1] != value.shape[-1]:
         return each_alone
     if query.device.type == "cpu":
         return attend_in_pieces
@@ -117,13 +110,11 @@ def each_alone(
     key: torch.Tensor,
     value: torch.Tensor,
     layout: Layout,
-    window: int | None,
-    scale: float,
-    softcap: float | None = None,
+    kind: AttentionKind,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """One attention an example, over the prefix's and its own keys: for what no kernel for packed rows computes."""
-    window = layout.binding(window)
+    kind = kind.within(layout.longest)
     sizes = [end - start for start, end in layout.spans]
     queries, keys, values = (tensor.split(sizes, dim=2) for tensor in (query, key, value))
     outs = []
@@ -131,39 +122,38 @@ def each_alone(
         own, before = (keys[number], values[number]), layout.before(span)
         if before:
             own = (torch.cat([keys[0], own[0]], dim=2), torch.cat([values[0], own[1]], dim=2))
-        mask = visible(sizes[number], before, window, query.device)
-        if softcap is not None:
-            outs.append(_capped(queries[number], *own, mask, scale, softcap, dropout))
+        mask = visible(sizes[number], before, kind, query.device)
+        if not kind.is_fused:
+            outs.append(_by_hand(queries[number], *own, mask, kind, dropout))
             continue
         # kernels know by themselves who sees whom where nothing comes before
-        how: dict[str, Any] = {"attn_mask": mask} if before or window is not None else {"is_causal": True}
+        how: dict[str, Any] = {"attn_mask": mask} if before or not kind.sees_all else {"is_causal": True}
         repeats = query.shape[1] // key.shape[1]
         if (
             "attn_mask" in how and query.device.type == "cuda"
         ):  # no kernel takes a mask and grouped heads there: without
             own = tuple(each.repeat_interleave(repeats, dim=1) for each in own)  # this all scores would be in memory
             repeats = 1
-        how |= {"scale": scale, "dropout_p": dropout, "enable_gqa": repeats > 1}
+        how |= {"scale": kind.scale, "dropout_p": dropout, "enable_gqa": repeats > 1}
         out = scaled_dot_product_attention(queries[number], *own, **how)
         outs.append(out.transpose(1, 2))
     return torch.cat(outs, dim=1)
 
 
-def _capped(
+def _by_hand(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
-    scale: float,
-    softcap: float,
+    kind: AttentionKind,
     dropout: float,
 ) -> torch.Tensor:
-    """softmax(cap(query @ keys^T)) @ values as Gemma 2 rounds it: (1, n, heads, head_dim)."""
+    """What torch has no function for, rounded as Gemma 2 rounds it: (1, n, heads, head_dim)."""
     kv_heads, (heads, count) = key.shape[1], query.shape[1:3]
     # query heads that share a key head become one head with more queries: nothing is repeated in memory
     grouped = query.reshape(1, kv_heads, -1, query.shape[-1])
-    scores = softcap * torch.tanh(grouped @ key.transpose(-1, -2) * scale / softcap)
+    scores = kind.scores(grouped @ key.transpose(-1, -2))
     scores = scores.view(1, heads, count, -1).masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = drop(torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype), dropout)
+    weights = drop(kind.weights(scores).to(query.dtype), dropout)
     out = weights.view(1, kv_heads, -1, weights.shape[-1]) @ value
     return out.view(1, heads, count, -1).transpose(1, 2)

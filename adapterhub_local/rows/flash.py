@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.rows.layout import Layout, Piece, pieces, visible
 
 
 def attend_in_pieces(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, window: int | None, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, kind: AttentionKind
 ) -> torch.Tensor:
     """query (1, heads, T, head_dim), key and value (1, kv_heads, T, head_dim) -> (1, T, heads, head_dim)."""
     query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
     apply: Callable[..., torch.Tensor] = _InPieces.apply
-    out = apply(query, key, value, layout, window, scale)
+    out = apply(query, key, value, layout, kind)
     return out.transpose(1, 2)
 
 
@@ -33,8 +34,7 @@ class _InPieces(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         layout: Layout,
-        window: int | None,
-        scale: float,
+        kind: AttentionKind,
     ) -> torch.Tensor:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         _, heads, tokens, head_dim = query.shape
@@ -42,20 +42,20 @@ class _InPieces(torch.autograd.Function):
         q, k, v = _grouped(query, key, value)
         result = _by_group(out, key.shape[1])
         sums = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-        own, earlier = pieces(layout, window)
+        own, earlier = pieces(layout, kind)
         for start, end in own:
             at = slice(start, end)
-            result[:, :, at], sums[:, :, at] = flash(q[:, :, at], k[:, :, at], v[:, :, at], 0.0, True, scale=scale)
+            result[:, :, at], sums[:, :, at] = flash(q[:, :, at], k[:, :, at], v[:, :, at], 0.0, True, scale=kind.scale)
         for piece in earlier:
             at, seen = slice(*piece.queries), slice(*piece.keys)
             part, part_sums = flash(
-                q[:, :, at], k[:, :, seen], v[:, :, seen], attn_mask=_mask(piece, query), scale=scale
+                q[:, :, at], k[:, :, seen], v[:, :, seen], attn_mask=_mask(piece, query), scale=kind.scale
             )
             share = torch.sigmoid(part_sums - sums[:, :, at])  # of the softmax, that these keys have
             result[:, :, at].lerp_(part, share.to(part.dtype)[..., None])
             sums[:, :, at] = torch.logaddexp(sums[:, :, at], part_sums)
         ctx.save_for_backward(query, key, value, out, sums)
-        ctx.layout, ctx.window, ctx.scale = layout, window, scale
+        ctx.layout, ctx.kind = layout, kind
         return out
 
     @staticmethod
@@ -74,10 +74,10 @@ class _InPieces(torch.autograd.Function):
         def parts(at: slice, seen: slice, is_causal: bool, mask: torch.Tensor | None) -> Any:
             return flash(
                 of_result[:, :, at], q[:, :, at], k[:, :, seen], v[:, :, seen], result[:, :, at], sums[:, :, at],
-                0.0, is_causal, attn_mask=mask, scale=ctx.scale,
+                0.0, is_causal, attn_mask=mask, scale=ctx.kind.scale,
             )  # fmt: skip
 
-        own, earlier = pieces(ctx.layout, ctx.window)
+        own, earlier = pieces(ctx.layout, ctx.kind)
         for start, end in own:
             at = slice(start, end)
             of_q[:, :, at], of_k[:, :, at], of_v[:, :, at] = parts(at, at, True, None)
@@ -88,7 +88,7 @@ class _InPieces(torch.autograd.Function):
             of_k[:, :, seen].add_(two)
             of_v[:, :, seen].add_(three)
         # query heads share keys and values
-        return of_query, of_k.sum(0, keepdim=True), of_v.sum(0, keepdim=True), None, None, None
+        return of_query, of_k.sum(0, keepdim=True), of_v.sum(0, keepdim=True), None, None
 
 
 def _grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -107,7 +107,7 @@ def _mask(piece: Piece, like: torch.Tensor) -> torch.Tensor | None:
     """What is added to the scores of a piece, in the dtype of the queries; None where all keys are seen."""
     (first, last), (begin, stop) = piece.queries, piece.keys
     before = stop - begin
-    if piece.window is None or last - first - 1 + before < piece.window:
+    if piece.kind.window is None or last - first - 1 + before < piece.kind.window:
         return None
-    seen = visible(last - first, before, piece.window, like.device)[:, :before]
+    seen = visible(last - first, before, piece.kind, like.device)[:, :before]
     return like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)

@@ -10,6 +10,8 @@ from itertools import accumulate
 
 import torch
 
+from adapterhub_local.base.attention import AttentionKind
+
 Span = tuple[int, int]  # [start, end) of the tokens of a row
 
 
@@ -42,9 +44,10 @@ class Layout:
         """How many tokens of the prefix come before the first of `span`, one of `spans`."""
         return self.prefix if span[0] else 0
 
-    def binding(self, window: int | None) -> int | None:
-        """`window`, or None where no example is longer."""
-        return window if window is not None and window < self.prefix + max(self.rests) else None
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example, the prefix included."""
+        return self.prefix + max(self.rests)
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,22 @@ class Groups:
 
 @dataclass(frozen=True)
 class Piece:
-    """Queries that see keys right before them, all of them or those within the window."""
+    """Queries and keys right before them, of which they see what `kind` sees."""
 
     queries: Span
     keys: Span
-    window: int | None
+    kind: AttentionKind
 
 
-def pieces(layout: Layout, window: int | None) -> tuple[list[Span], list[Piece]]:
+def pieces(layout: Layout, kind: AttentionKind) -> tuple[list[Span], list[Piece]]:
     """Spans that attend to themselves causally, covering the row once, and the pieces of what they see before that.
 
-    window: how many keys a query sees at most, itself included; None for all. Work and masks of a window grow
-    with tokens x window.
+    Work and masks of a window grow with tokens x window.
     """
-    window = layout.binding(window)
+    kind = kind.within(layout.longest)
+    window = kind.window
     if window is None:
-        rests = [Piece((layout.prefix, layout.tokens), (0, layout.prefix), None)] if layout.prefix else []
+        rests = [Piece((layout.prefix, layout.tokens), (0, layout.prefix), kind)] if layout.prefix else []
         return list(layout.spans), rests
     own, earlier = [], []
     for start, end in layout.spans:
@@ -96,13 +99,12 @@ def pieces(layout: Layout, window: int | None) -> tuple[list[Span], list[Piece]]
             begin, stop = (start, first) if first > start else (0, layout.before((start, end)))
             begin, seeing = max(begin, stop - window + 1), min(last, first + window - 1)
             if begin < stop and first < seeing:
-                earlier.append(Piece((first, seeing), (begin, stop), window))
+                earlier.append(Piece((first, seeing), (begin, stop), kind))
     return own, earlier
 
 
-def visible(queries: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
+def visible(queries: int, before: int, kind: AttentionKind, device: torch.device) -> torch.Tensor:
     """(queries, before + queries) bool: which keys each query sees, `before` of which come before the first query."""
     query = torch.arange(before, before + queries, device=device)[:, None]
     key = torch.arange(before + queries, device=device)[None]
-    seen = key <= query
-    return seen if window is None else seen & (query - key < window)
+    return kind.sees(query, key)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.rows.layout import Layout
 
 NEEDED = {"scale", "window_size"}  # of its parameters; without them (torch 2.10) it has another way to say causal
@@ -37,7 +38,7 @@ def has_packed_kernel(query: torch.Tensor) -> bool:
 
 
 def packed_kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, window: int | None, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, kind: AttentionKind
 ) -> torch.Tensor:
     """Each example's keys behind a copy of the prefix's, causal from the bottom right.
 
@@ -53,7 +54,7 @@ def packed_kernel(
         options["enable_gqa"] = repeats > 1
     elif repeats > 1 and not takes_shared_heads(kernel, query.device, query.dtype):
         keys, values = (tensor.repeat_interleave(repeats, dim=1) for tensor in (keys, values))
-    window = layout.binding(window)
+    window = kind.within(layout.longest).window
     out: torch.Tensor = kernel(
         query.transpose(1, 2)[0],
         keys,
@@ -61,8 +62,8 @@ def packed_kernel(
         ends_q,
         ends_k,
         max(end - start for start, end in layout.spans),
-        layout.prefix + max(layout.rests),
-        scale=scale,
+        layout.longest,
+        scale=kind.scale,
         window_size=(-1 if window is None else window - 1, 0),
         **options,
     )

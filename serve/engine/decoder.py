@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.errors import Incompatible
 from serve.engine.pages import PAGE
+from serve.kernels.cpu import in_c
 from serve.kernels.step import BLOCK, NF4, Group, Layer, Linear, Model, narrowed
 from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.weights import is_four_bit, plain_absmax
@@ -30,8 +32,8 @@ class Decoder:
         return max(group.in_features for group in self.groups)
 
 
-def read_decoder(model: Any, windows: Sequence[int | None]) -> Decoder:
-    """`model`, whose linear layers are wrapped; `windows` is how many places before each layer attends to, None: all.
+def read_decoder(model: Any, kinds: Sequence[AttentionKind]) -> Decoder:
+    """`model`, whose linear layers are wrapped; `kinds`: what each layer's attention does.
 
     Raises Incompatible, with the reason, if step.c would not compute the same.
     """
@@ -39,11 +41,13 @@ def read_decoder(model: Any, windows: Sequence[int | None]) -> Decoder:
     config = model.config
     if kind not in KINDS or config.hidden_act != "silu":
         raise Incompatible(f"{kind} with {getattr(config, 'hidden_act', '?')} is not of a kind that it computes")
+    if not all(each.has_kernels for each in kinds):
+        raise Incompatible("its attention is not the kernel's kind")
     keep: list[Any] = []
     groups: list[LinearGroup] = []
     layers = (Layer * len(model.model.layers))()
     code = None
-    for layer, window, into in zip(model.model.layers, windows, layers, strict=True):
+    for layer, attends, into in zip(model.model.layers, kinds, layers, strict=True):
         attention, mlp = layer.self_attn, layer.mlp
         found = (
             (attention.q_proj, attention.k_proj, attention.v_proj),
@@ -59,7 +63,7 @@ def read_decoder(model: Any, windows: Sequence[int | None]) -> Decoder:
             into.norm_query, into.norm_key = (
                 _norm(each, config, keep) for each in (attention.q_norm, attention.k_norm)
             )
-        into.window = window or 0
+        into.attention = in_c(attends)
         code = code if code is not None else _code(each for group in found for each in group)
     attention = model.model.layers[0].self_attn
     code = torch.zeros(16) if code is None else code
@@ -68,7 +72,7 @@ def read_decoder(model: Any, windows: Sequence[int | None]) -> Decoder:
         layers=layers, num_layers=len(layers), hidden=config.hidden_size, heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads, dim=attention.head_dim, mlp=config.intermediate_size,
         rotary=attention.head_dim, page=PAGE, code=code.data_ptr(), norm=_norm(model.model.norm, config, keep),
-        head=_linear(model.get_output_embeddings().base, keep), eps=config.rms_norm_eps, scale=attention.scaling,
+        head=_linear(model.get_output_embeddings().base, keep), eps=config.rms_norm_eps,
     )  # fmt: skip
     if any(size % BLOCK for size in (structure.hidden, structure.mlp, structure.heads * structure.dim)):
         raise Incompatible(f"its layers' inputs are not multiples of {BLOCK}")

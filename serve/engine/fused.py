@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
@@ -32,7 +33,7 @@ class FusedStep:
     Raises Incompatible where C cannot compute them.
     """
 
-    def __init__(self, model: Any, cache: KVCache, slots: Slots, windows: Sequence[int | None]) -> None:
+    def __init__(self, model: Any, cache: KVCache, slots: Slots, kinds: Sequence[AttentionKind]) -> None:
         try:
             self._call = load_step()
         except CannotCompile as error:
@@ -40,7 +41,7 @@ class FusedStep:
         self.model = model
         self.cache = cache
         self.slots = slots
-        self.decoder = read_decoder(model, windows)
+        self.decoder = read_decoder(model, kinds)
         # rank -> how often its stacks had been exchanged, the stacks, and where they lie
         self._factors: dict[int, tuple[int, list[torch.Tensor], Any]] = {}
         self._room = self._cos = self._sin = torch.empty(0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
@@ -47,7 +48,7 @@ class StaticBatch:
     pages: torch.Tensor
     offsets: torch.Tensor
     decode: DecodeRows
-    watch: None = None
+    kinds: dict[int, AttentionKind] = field(default_factory=dict)
 
     @property
     def decode_groups(self) -> Any:

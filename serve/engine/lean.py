@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.errors import Incompatible
-from serve.engine.attention import packed_attention
+from serve.engine.attention import attend
 from serve.engine.decoder import KINDS
 from serve.kernels.choose import Kernels
 
@@ -28,12 +29,12 @@ class Norm:
 
 
 class LeanForward:
-    """`model` as a function of a batch, by `kernels`; `windows` as `read_decoder` takes them.
+    """`model` as a function of a batch, by `kernels`; `kinds`: what each layer's attention does.
 
     Raises Incompatible, with the reason, if the model is not of a kind that is computed here.
     """
 
-    def __init__(self, model: Any, kernels: Kernels, windows: Sequence[int | None]) -> None:
+    def __init__(self, model: Any, kernels: Kernels, kinds: Sequence[AttentionKind]) -> None:
         kind, config = type(model).__name__, model.config
         if kind not in KINDS or config.hidden_act != "silu":
             raise Incompatible(f"{kind} with {getattr(config, 'hidden_act', '?')} is not of a kind that it computes")
@@ -41,7 +42,7 @@ class LeanForward:
             raise Incompatible(f"there is no kernel {', '.join(missing)}")
         self.model = model
         self.kernels = kernels
-        self.windows = windows
+        self.kinds = kinds
         self.layers = list(model.model.layers)
         self.norms = [(_norm(each.input_layernorm), _norm(each.post_attention_layernorm)) for each in self.layers]
         self.last = _norm(model.model.norm)
@@ -83,10 +84,7 @@ class LeanForward:
         cache = packed.cache.pair(number, *k.shape[1:], like=k)
         self.kernels.rotate_and_write(q, k, v, angles, weights, eps, cache, (packed.pages, packed.offsets))
         query, key, value = (each.transpose(0, 1)[None] for each in (q, k, v))
-        out, _ = packed_attention(
-            attention, query, key, value, None, packed=packed, scaling=attention.scaling,
-            sliding_window=self.windows[number], is_written=True,
-        )  # fmt: skip
+        out = attend(number, self.kinds[number], query, key, value, packed, is_written=True)
         added: torch.Tensor = attention.o_proj(out[0].flatten(1))
         return added
 

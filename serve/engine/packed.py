@@ -1,12 +1,13 @@
 """PackedBatch: where each token of a batch belongs, and what of the cache its attention reads. Made once a step."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from adapterhub_local.base.attention import AttentionKind
 from serve.engine.cache import KVCache
 from serve.engine.pages import PAGE
 from serve.engine.speculate import MAX_DRAFT
@@ -14,8 +15,6 @@ from serve.kernels.choose import Kernels
 
 # A group takes in shorter rows until they make it read this many places too many: about what one more group costs.
 MAX_WASTE = 256
-# with a layer's number and its sliding window, None: all before it
-Watch = Callable[[int, int | None], None]
 SHORT = 1 + MAX_DRAFT  # tokens of a row that a kernel takes for as many rows with one
 MAX_PLACES = 4096  # that a group of several rows reads: more do not stay in the processor's cache
 
@@ -84,8 +83,8 @@ class DecodeRows:
 class PackedBatch:
     """The rows of a batch in their order. `positions`: (tokens,) int64, of each token in its sequence.
 
-    `kernels`, if there are any, read the pages of rows with few tokens where they lie. `watch` is called with what each
-    layer asks for, by the check at load.
+    `kernels`, if there are any, read the pages of rows with few tokens where they lie. `kinds` has what each
+    layer asked for, by its number, as the runner's steps before learnt it.
     """
 
     cache: KVCache
@@ -93,7 +92,7 @@ class PackedBatch:
     positions: torch.Tensor
     kernels: Kernels | None = None
     before: Sequence[Group] = ()  # of the step before, whose copies are still there
-    watch: Watch | None = None
+    kinds: dict[int, AttentionKind] = field(default_factory=dict)
     _memo: dict[Hashable, Any] = field(default_factory=dict)  # indices and masks
 
     @cached_property
@@ -198,15 +197,13 @@ class PackedBatch:
         index: torch.Tensor = self._memo[key]
         return index
 
-    def mask(self, group: Group, dtype: torch.dtype, window: int | None, repeats: int) -> torch.Tensor:
+    def mask(self, group: Group, dtype: torch.dtype, kind: AttentionKind, repeats: int) -> torch.Tensor:
         """Additive: (rows, 1, 1, places) of rows with one token, (repeats * tokens, places) of one with several."""
-        key = (group, dtype, window, repeats)
+        key = (group, dtype, id(kind), repeats)  # layers of one kind share the object, which hashes in Python
         if key not in self._memo:
             places = torch.arange(group.num_places, device=self.positions.device)
             last = self._tensor([place for row in group.rows for place in range(row.first, row.num_places)])[:, None]
-            visible = places <= last  # itself and before, at most `window` of them
-            if window is not None:
-                visible &= places > last - window
+            visible = kind.sees(last, places)
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
             self._memo[key] = mask[:, None, None] if group.is_decode else mask.repeat(repeats, 1)
         made: torch.Tensor = self._memo[key]

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from adapterhub_local.base.attention import AttentionKind
 from serve.engine.cache import KVCache
 from serve.engine.fused import FusedStep
 from serve.engine.graphs import Graphs
 from serve.engine.lean import LeanForward
-from serve.engine.packed import Group, PackedBatch, Row, Watch
+from serve.engine.packed import Group, PackedBatch, Row
 from serve.engine.pages import pages_for
 from serve.engine.request import Scheduled
 from serve.lora.linear import LoraContext
@@ -29,7 +30,6 @@ class Runner:
         cache: KVCache,
         context: LoraContext,
         graphs: Graphs | None = None,
-        watch: Watch | None = None,
         fused: FusedStep | None = None,
         lean: LeanForward | None = None,
     ) -> None:
@@ -39,7 +39,7 @@ class Runner:
         self.graphs = graphs
         self.fused = fused
         self.lean = lean
-        self._watch = watch
+        self.kinds: dict[int, AttentionKind] = {}  # what each layer's attention does, learnt in its first step
         self.hidden: torch.Tensor | None = None  # (n, hidden size) behind the last logits, if an embedding is wanted
         self._copied: list[Group] = []  # what the last step has wanted_places copies of
         self.device = model.get_input_embeddings().weight.device
@@ -123,7 +123,7 @@ class Runner:
         positions = [position for item in batch for position in range(item.start, item.end)]
         kernels = self.context.kernels
         in_place = kernels if kernels is not None and kernels.has("paged_attention") else None
-        return PackedBatch(self.cache, rows, self._tensor(positions), in_place, self._copied, self._watch)
+        return PackedBatch(self.cache, rows, self._tensor(positions), in_place, self._copied, self.kinds)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self.device, non_blocking=True)

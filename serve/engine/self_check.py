@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.attention import AttentionKind, lacks_window, unknown_layers
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.attention import NAME, register
@@ -32,11 +33,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, tor
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check found: bytes of a page of the KV cache; how many places before it each layer attends to, None for
-    all; and the model's own last logits (2, vocabulary) of the two sequences."""
+    """What the check found: bytes of a page of the KV cache; what each layer's attention does; and the model's own last
+    logits (2, vocabulary) of the two sequences."""
 
     page_bytes: int
-    windows: list[int | None]
+    kinds: list[AttentionKind]
     logits: torch.Tensor
 
 
@@ -54,12 +55,12 @@ def use_packed_attention(model: Any, kernels: Kernels | None = None) -> Checked:
         raise Incompatible(f"{type(model).__name__} gives no finite logits in {dtype}: try another --dtype")
     cache = KVCache(4)
     undo: Callable[[], None] = lambda: None  # noqa: E731
-    windows: dict[int, int | None] = {}
-    reason = _unknown_layers(model)
+    kinds: dict[int, AttentionKind] = {}
+    reason = unknown_layers(model.config.get_text_config())
     if reason is None:
         model.set_attn_implementation(NAME)
         undo = replace_attention(model)
-        reason = _difference(model, cache, sequences, expected, windows)
+        reason = _difference(model, cache, sequences, expected, kinds)
     if reason is not None:
         undo()
         model.set_attn_implementation(before)
@@ -68,7 +69,7 @@ def use_packed_attention(model: Any, kernels: Kernels | None = None) -> Checked:
         reason = _difference(model, KVCache(4), sequences, expected, {}, kernels)
         if reason is not None:
             kernels.drop("paged_attention", reason)
-    return Checked(cache.page_bytes, [windows[layer] for layer in sorted(windows)], torch.stack(expected))
+    return Checked(cache.page_bytes, [kinds[layer] for layer in sorted(kinds)], torch.stack(expected))
 
 
 def _difference(
@@ -76,11 +77,12 @@ def _difference(
     cache: KVCache,
     sequences: list[list[int]],
     expected: list[torch.Tensor],
-    windows: dict[int, int | None],
+    kinds: dict[int, AttentionKind],
     kernels: Kernels | None = None,
 ) -> str | None:
-    """Why the packed model is not the plain model, or None; `windows` learns each layer's."""
-    runner = Runner(model, cache, LoraContext(kernels=kernels), watch=windows.__setitem__)
+    """Why the packed model is not the plain model, or None; `kinds` learns each layer's."""
+    runner = Runner(model, cache, LoraContext(kernels=kernels))
+    runner.kinds = kinds
     try:
         logits = _in_steps(runner, sequences)
     except Incompatible as error:
@@ -88,9 +90,9 @@ def _difference(
     except Exception as error:
         # a foreign model's forward may raise anything when it is used in a way it was not written for
         return f"its forward pass does not take a packed batch ({type(error).__name__}: {error})"
-    if set(windows) != set(range(model.config.get_text_config().num_hidden_layers)):
+    if set(kinds) != set(range(model.config.get_text_config().num_hidden_layers)):
         return "not all of its attention goes through transformers' attention interface"
-    if _windows_missing(model, windows):
+    if lacks_window(model.config.get_text_config(), kinds):
         return "its sliding windows are in a mask of its own"
     wanted = torch.stack(expected)
     tolerance = TOLERANCE.get(model.dtype, 5e-2)
@@ -105,7 +107,7 @@ def choose_fused(model: Any, checked: Checked, slots: Slots, cache: KVCache) -> 
     try:
         if model.dtype != torch.float32:
             raise Incompatible("it computes in float32 only")
-        fused = FusedStep(model, KVCache(4), slots, checked.windows)
+        fused = FusedStep(model, KVCache(4), slots, checked.kinds)
     except Incompatible as error:
         logger.info("steps are not fused: %s", error)
         return None
@@ -122,7 +124,7 @@ def choose_lean(model: Any, checked: Checked, kernels: Kernels) -> LeanForward |
     """The model in fewer launches, if it is of a kind for which that is possible and gives what the model gives."""
     context = LoraContext(kernels=kernels)
     try:
-        lean = LeanForward(model, kernels, checked.windows)
+        lean = LeanForward(model, kernels, checked.kinds)
         logits = _in_steps(Runner(model, KVCache(4), context, lean=lean), _sequences(model))
     except Incompatible as error:
         logger.info("kernels between products are not used: %s", error)
@@ -147,26 +149,6 @@ def _in_steps(runner: Runner, sequences: list[list[int]]) -> torch.Tensor:
     for step in steps:
         logits = runner.forward([Scheduled(*item) for item in step], {})
     return logits
-
-
-def _unknown_layers(model: Any) -> str | None:
-    """Kinds of attention whose mask shows only in sequences longer than those checked here."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds:
-        return f"its layers of type {', '.join(sorted(kinds))} are not supported"
-    if getattr(config, "attention_chunk_size", None):
-        return "chunked attention is not supported"
-    return None
-
-
-def _windows_missing(model: Any, windows: dict[int, int | None]) -> bool:
-    """Whether the config speaks of a sliding window that a layer did not ask for."""
-    config = model.config.get_text_config()
-    if kinds := getattr(config, "layer_types", None):
-        return any(kind == "sliding_attention" and windows[layer] is None for layer, kind in enumerate(kinds))
-    has_window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return bool(has_window) and all(window is None for window in windows.values())
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from adapterhub_local.base.attention import AttentionKind
 from serve.kernels.launch import BUSY, dot, precision
 
 MIN_SPAN = 256  # places that one program should at least have
@@ -116,10 +117,7 @@ def paged_attention(
     values: torch.Tensor,
     tables: torch.Tensor,
     lengths: torch.Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
+    kind: AttentionKind,
 ) -> torch.Tensor:
     """`reference.paged_attention` on the GPU. The last dimension of query, keys and values must be contiguous."""
     rows, heads, head_dim = query.shape
@@ -141,16 +139,16 @@ def paged_attention(
     _attend[(rows, kv_heads, num_parts)](
         query, keys, values, tables, lengths, parts, peaks, sums,
         *query.stride()[:2], tables.stride(0), *keys.stride()[:3], *values.stride()[:3],
-        heads, span, num_parts, scale, window or 0, softcap or 0.0,
-        HEAD_DIM=head_dim, REPEATS=heads // kv_heads, PAGE=page, HAS_WINDOW=window is not None,
-        HAS_SOFTCAP=softcap is not None, BLOCK_HEADS=max(16, triton.next_power_of_2(heads // kv_heads)),
+        heads, span, num_parts, kind.scale, kind.window or 0, kind.softcap or 0.0,
+        HEAD_DIM=head_dim, REPEATS=heads // kv_heads, PAGE=page, HAS_WINDOW=kind.window is not None,
+        HAS_SOFTCAP=kind.softcap is not None, BLOCK_HEADS=max(16, triton.next_power_of_2(heads // kv_heads)),
         BLOCK_DIM=block_dim, BLOCK=block, PRECISION=precision(query.dtype), IS_WHOLE=is_whole,
     )  # fmt: skip
     if is_whole:
         return out
     _join[(rows, heads)](
-        parts, peaks, sums, lengths, out, heads, span, num_parts, window or 0,
-        HEAD_DIM=head_dim, HAS_WINDOW=window is not None, BLOCK_DIM=block_dim,
+        parts, peaks, sums, lengths, out, heads, span, num_parts, kind.window or 0,
+        HEAD_DIM=head_dim, HAS_WINDOW=kind.window is not None, BLOCK_DIM=block_dim,
     )  # fmt: skip
     return out
 

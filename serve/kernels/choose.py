@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.attention import probes
 from adapterhub_local.errors import InputError
 from serve.kernels import reference
 from serve.kernels.compiled import CannotCompile
@@ -45,43 +46,43 @@ class Kernels:
 
     def add_lora(self, *args: Any) -> None:
         """See `reference.add_lora`."""
-        self._call("add_lora", args, {})
+        self._call("add_lora", args)
 
-    def paged_attention(self, *args: Any, **options: Any) -> torch.Tensor:
+    def paged_attention(self, *args: Any) -> torch.Tensor:
         """See `reference.paged_attention`."""
-        out: torch.Tensor = self._call("paged_attention", args, options)
+        out: torch.Tensor = self._call("paged_attention", args)
         return out
 
     def multiply(self, *args: Any) -> torch.Tensor:
         """See `reference.multiply`."""
-        product: torch.Tensor = self._call("multiply", args, {})
+        product: torch.Tensor = self._call("multiply", args)
         return product
 
     def add_norm(self, *args: Any) -> torch.Tensor:
         """See `reference.add_norm`."""
-        normed: torch.Tensor = self._call("add_norm", args, {})
+        normed: torch.Tensor = self._call("add_norm", args)
         return normed
 
     def rotate_and_write(self, *args: Any) -> None:
         """See `reference.rotate_and_write`."""
-        self._call("rotate_and_write", args, {})
+        self._call("rotate_and_write", args)
 
     def silu_multiply(self, *args: Any) -> torch.Tensor:
         """See `reference.silu_multiply`."""
-        product: torch.Tensor = self._call("silu_multiply", args, {})
+        product: torch.Tensor = self._call("silu_multiply", args)
         return product
 
-    def _call(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...]) -> Any:
         own = self._own.get(name)
         if own is not None:
             try:
-                return own(*args, **options)
+                return own(*args)
             except torch.OutOfMemoryError:
                 raise  # not the kernel's fault
             except Exception as error:
                 # a compiler for a GPU that nobody tried may raise anything
                 self.drop(name, _line(error))
-        return getattr(reference, name)(*args, **options)
+        return getattr(reference, name)(*args)
 
 
 def choose_kernels(
@@ -174,10 +175,10 @@ def _check_lora(
 def _check_attention(
     kernel: Callable[..., torch.Tensor], dtype: torch.dtype, device: torch.device, heads: tuple[int, int, int]
 ) -> float:
-    """The same for attention with the model's own heads, over short and long rows, with a window and a cap."""
+    """The same for attention with the model's own heads, over short and long rows, of each kind."""
     num_heads, kv_heads, head_dim = heads
     worst = 0.0
-    for window, softcap in ((None, None), (20, None), (None, 5.0)):
+    for kind in probes(head_dim**-0.5):
         draw = _draw(dtype, device)
         keys, values = draw(2, 80, kv_heads, 16, head_dim)
         tables = (
@@ -185,8 +186,7 @@ def _check_attention(
         )
         lengths = torch.tensor([320, 1, 0, 45], dtype=torch.int32, device=device)
         tensors = draw(4, num_heads, head_dim), keys, values, tables, lengths
-        options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
-        worst = max(worst, _difference(kernel(*tensors, **options), reference.paged_attention(*tensors, **options)))
+        worst = max(worst, _difference(kernel(*tensors, kind), reference.paged_attention(*tensors, kind)))
     return worst
 
 

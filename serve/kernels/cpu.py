@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.attention import AttentionKind
 from serve.kernels.compiled import load_library
 
 PART = 192  # inputs of x @ A that one task sums up: two layers' worth of tasks for each core of a small machine
@@ -23,14 +24,25 @@ class Cached(ctypes.Structure):
     _fields_ = (("data", Pointer), ("page", Int), ("head", Int), ("place", Int))
 
 
+class Kind(ctypes.Structure):
+    """`kind_t` of attention.h."""
+
+    _fields_ = (("scale", Float), ("softcap", Float), ("window", Int))
+
+
+def in_c(kind: AttentionKind) -> tuple[float, float, int]:
+    """The fields of `Kind`; 0 where there is no cap and no window."""
+    return kind.scale, kind.softcap or 0.0, kind.window or 0
+
+
 class Attention(ctypes.Structure):
     """`attention_t` of region.h."""
 
     _fields_ = (
         ("out", Pointer), ("query", Pointer), ("query_row", Int), ("query_head", Int),
         ("keys", Cached), ("values", Cached), ("tables", Pointer), ("table_row", Int), ("lengths", Pointer),
-        ("rows", Int), ("heads", Int), ("kv_heads", Int), ("dim", Int), ("page", Int), ("spans", Int), ("window", Int),
-        ("scale", Float), ("softcap", Float), ("parts", Pointer),
+        ("rows", Int), ("heads", Int), ("kv_heads", Int), ("dim", Int), ("page", Int), ("spans", Int),
+        ("kind", Kind), ("parts", Pointer),
     )  # fmt: skip
 
 
@@ -76,10 +88,7 @@ def load_kernels() -> dict[str, Callable[..., Any]]:
         values: torch.Tensor,
         tables: torch.Tensor,
         lengths: torch.Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
+        kind: AttentionKind,
     ) -> torch.Tensor:
         """`reference.paged_attention`; query, keys and values with neighbours in their last dimension."""
         _check(query, keys, values, tables, lengths)
@@ -91,7 +100,7 @@ def load_kernels() -> dict[str, Callable[..., Any]]:
         now = Attention(
             out.data_ptr(), query.data_ptr(), *query.stride()[:2], Cached(keys.data_ptr(), *keys.stride()[:3]),
             Cached(values.data_ptr(), *values.stride()[:3]), tables.data_ptr(), tables.stride(0), lengths.data_ptr(),
-            rows, heads, kv_heads, dim, page, spans, window or 0, scale, softcap or 0.0, room.data_ptr(),
+            rows, heads, kv_heads, dim, page, spans, in_c(kind), room.data_ptr(),
         )  # fmt: skip
         library.qhub_paged_attention(ctypes.byref(now))
         return out

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from adapterhub_local.base.attention import AttentionKind
+
 TILE = 16  # the most tokens of a tile: what one product of a tensor core takes
 
 
@@ -50,23 +52,18 @@ def paged_attention(
     values: torch.Tensor,
     tables: torch.Tensor,
     lengths: torch.Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
+    kind: AttentionKind,
 ) -> torch.Tensor:
-    """softmax(cap(scale * query @ keys^T)) @ values of one token a row, over the last `window` places of the row.
+    """Attention of one token a row, the last of the row's places, as `kind` says; a bias is not computed.
 
     query (n, heads, head_dim); keys and values (pages, kv_heads, page, head_dim); tables (n, max_pages) int32, the
     pages of each row in order; lengths (n,) int32, the places of each row, its own token included. The result is
-    (n, heads, head_dim), zeros for a row of length 0. `softcap` as Gemma 2 has it: cap * tanh(score / cap).
+    (n, heads, head_dim), zeros for a row of length 0.
     """
     num_rows, heads, _ = query.shape
     kv_heads, page = keys.shape[1:3]
     places = torch.arange(tables.shape[1] * page, device=query.device)
-    visible = places < lengths[:, None]
-    if window is not None:
-        visible &= places >= lengths[:, None] - window
+    visible = kind.sees(lengths[:, None] - 1, places)
     pages = torch.where(visible.unflatten(1, (-1, page)).any(-1), tables, 0).long()
 
     def gathered(cache: torch.Tensor) -> torch.Tensor:  # (n, kv_heads, places, head_dim), what is not visible zero
@@ -74,11 +71,10 @@ def paged_attention(
         return torch.where(visible[:, None, :, None], rows, 0).float()
 
     grouped = query.float().view(num_rows, kv_heads, heads // kv_heads, -1)
-    scores = scale * (grouped @ gathered(keys).transpose(-1, -2))
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = kind.scores(grouped @ gathered(keys).transpose(-1, -2))
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
-    weights = torch.softmax(scores, dim=-1).nan_to_num(0.0) if num_rows else scores
+    by_head = scores.view(num_rows, heads, 1, scores.shape[-1])
+    weights = kind.weights(by_head).nan_to_num(0.0).view(scores.shape) if num_rows else scores
     return (weights @ gathered(values)).view(num_rows, heads, -1).to(query.dtype)
 
 

@@ -24,7 +24,7 @@ typedef struct {
 typedef struct {
     group_t qkv, out, gate_up, down;
     const float *norm_in, *norm_mlp, *norm_query, *norm_key;
-    int64_t window;
+    kind_t attention;
 } layer_t;
 
 typedef struct {
@@ -32,7 +32,7 @@ typedef struct {
     int64_t num_layers, hidden, heads, kv_heads, dim, mlp, rotary, page;
     const float *code, *norm;
     linear_t head;
-    float eps, scale;
+    float eps;
 } model_t;
 
 /* Tokens with adapters of one rank: `stacks` (num_layers, 4) and tiles (first, count, slot). */
@@ -106,7 +106,7 @@ static void layers(const model_t *model, const step_t *step, const table_t *tabl
     attention_t now = {.out = plain, .query = q, .query_row = queries, .query_head = dim, .tables = step->tables,
                        .table_row = step->table_row, .lengths = step->lengths, .rows = tokens, .heads = heads,
                        .kv_heads = kv_heads, .dim = dim, .page = model->page, .spans = step->spans,
-                       .scale = model->scale, .parts = parts};
+                       .parts = parts};
     for (int64_t number = 0; number < model->num_layers; number++) {
         const layer_t *layer = &model->layers[number];
 #pragma omp for schedule(static)
@@ -134,7 +134,7 @@ static void layers(const model_t *model, const step_t *step, const table_t *tabl
             }
         now.keys = (cache_t){step->keys[number], step->page_step, step->head_step, step->place_step};
         now.values = (cache_t){step->values[number], step->page_step, step->head_step, step->place_step};
-        now.window = layer->window;
+        now.kind = layer->attention;
         attention(&now);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tokens; t++) in_order(ordered + t * queries, plain + t * queries, queries);

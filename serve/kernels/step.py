@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from serve.kernels.compiled import load_library
-from serve.kernels.cpu import PART
+from serve.kernels.cpu import PART, Kind
 
 Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 BLOCK = 64  # inputs are taken so many at a time
@@ -36,11 +36,12 @@ class Factors(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """Four groups and the norms' weights; `window` 0: attention to all before."""
+    """Four groups, the norms' weights and what attention does."""
 
     _fields_ = (
         ("qkv", Group), ("out", Group), ("gate_up", Group), ("down", Group),
-        ("norm_in", Pointer), ("norm_mlp", Pointer), ("norm_query", Pointer), ("norm_key", Pointer), ("window", Int),
+        ("norm_in", Pointer), ("norm_mlp", Pointer), ("norm_query", Pointer), ("norm_key", Pointer),
+        ("attention", Kind),
     )  # fmt: skip
 
 
@@ -51,7 +52,7 @@ class Model(ctypes.Structure):
         ("layers", ctypes.POINTER(Layer)),
         ("num_layers", Int), ("hidden", Int), ("heads", Int), ("kv_heads", Int), ("dim", Int), ("mlp", Int),
         ("rotary", Int), ("page", Int),
-        ("code", Pointer), ("norm", Pointer), ("head", Linear), ("eps", Float), ("scale", Float),
+        ("code", Pointer), ("norm", Pointer), ("head", Linear), ("eps", Float),
     )  # fmt: skip
 
 

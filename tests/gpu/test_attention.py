@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.rows.attention import each_alone
 from adapterhub_local.rows.layout import Layout
 from adapterhub_local.rows.varlen import has_packed_kernel, packed_kernel
@@ -26,7 +27,7 @@ def test_packed_attention(heads: tuple[int, int], prefix: int, window: int | Non
     found = []
     for attend, dtype in ((packed_kernel, torch.bfloat16), (each_alone, torch.float32)):
         q, k, v = (tensor.detach().to(dtype).requires_grad_() for tensor in given)
-        out = attend(q, k, v, layout, window, 0.125)
+        out = attend(q, k, v, layout, AttentionKind(0.125, window=window))
         toward = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
         found.append([out, *torch.autograd.grad(out, (q, k, v), toward)])
     for got, expected in zip(*found, strict=True):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.rows import attention, packing, varlen
 from adapterhub_local.rows.attention import attach, choose_route, detach, each_alone, is_attached
 from adapterhub_local.rows.examples import Example
@@ -23,6 +24,7 @@ LAYOUTS = st.builds(
     Layout, st.integers(0, 20), st.lists(st.integers(1, 20), min_size=1, max_size=5).map(tuple)
 )  # fmt: skip
 WINDOWS = st.one_of(st.none(), st.integers(1, 40))
+PLAIN = AttentionKind(1.0)
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 
 
@@ -101,7 +103,7 @@ def test_the_kernel_of_older_versions(takes_shared: bool, is_right: bool, monkey
         takes_shared_heads(kernel, given[0].device, given[0].dtype)
     tried = len(calls)
     for _ in range(2):
-        out = packed_kernel(*given, layout, None, 0.3)
+        out = packed_kernel(*given, layout, AttentionKind(0.3))
         assert torch.allclose(out, wanted, atol=1e-9)
         pairs = zip(
             torch.autograd.grad(out, given, toward),
@@ -124,7 +126,7 @@ def test_every_route_is_dense_attention(layout, window, heads, scale) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(varlen, "torch_kernel", lambda: reference_kernel)
         for route in (attend_in_pieces, each_alone, packed_kernel):
-            out = route(*given, layout, window, scale)
+            out = route(*given, layout, AttentionKind(scale, window=window))
 
             assert torch.allclose(out, wanted, atol=1e-9)
             for ours, theirs in zip(torch.autograd.grad(out, given, toward), gradients, strict=True):
@@ -136,7 +138,8 @@ def test_every_route_is_dense_attention(layout, window, heads, scale) -> None:
 def test_soft_caps(layout, window, heads) -> None:
     """Capped scores, which no kernel has, are those of a mask over the whole row."""
     given = rows(layout, *heads)
-    wanted, out = dense(*given, layout, window, 0.7, 2.0), each_alone(*given, layout, window, 0.7, 2.0)
+    wanted = dense(*given, layout, window, 0.7, 2.0)
+    out = each_alone(*given, layout, AttentionKind(0.7, window=window, softcap=2.0))
     toward = torch.randn_like(wanted)
 
     assert torch.allclose(out, wanted, atol=1e-5)  # the softmax of eager attention is in float32
@@ -147,8 +150,11 @@ def test_soft_caps(layout, window, heads) -> None:
 @given(LAYOUTS, WINDOWS)
 def test_pieces_cover_what_is_seen(layout: Layout, window: int | None) -> None:
     """The pieces are the pairs of the definition, each once, and no more of them than tokens x window."""
-    own, earlier = pieces(layout, window)
-    spans = [*((span, span, None) for span in own), *((piece.queries, piece.keys, piece.window) for piece in earlier)]
+    own, earlier = pieces(layout, AttentionKind(1.0, window=window))
+    spans = [
+        *((span, span, None) for span in own),
+        *((piece.queries, piece.keys, piece.kind.window) for piece in earlier),
+    ]
     count = torch.zeros(layout.tokens, layout.tokens, dtype=torch.int64)
     for (first, last), (begin, stop), limit in spans:
         query, key = torch.arange(first, last)[:, None], torch.arange(begin, stop)
@@ -176,7 +182,7 @@ def test_rows_of_16_bits() -> None:
     rounded = [tensor.bfloat16() for tensor in given]
     repeated = (rounded[0], *(tensor.repeat_interleave(2, 1) for tensor in rounded[1:]))
     masked = torch.nn.functional.scaled_dot_product_attention(*repeated, attn_mask=seen(layout, None), scale=0.35)
-    ours = attend_in_pieces(*rounded, layout, None, 0.35)
+    ours = attend_in_pieces(*rounded, layout, AttentionKind(0.35))
 
     error, its_error = (ours.double() - exact).norm(), (masked.transpose(1, 2).double() - exact).norm()
     assert error < 1.2 * its_error
@@ -186,10 +192,10 @@ def test_the_choice_of_a_route(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's kernel on a CPU; torch's packed kernel on a new enough GPU in 16 bits; else each example alone."""
     layout = Layout(3, (4, 5))
     query, _, value = (tensor.detach() for tensor in rows(layout, 4, 2, torch.bfloat16))
-    assert choose_route(query, value, None, 0.0) is attend_in_pieces
-    assert choose_route(query, value, 50.0, 0.0) is each_alone
-    assert choose_route(query, value, None, 0.1) is each_alone
-    assert choose_route(query, value[..., :4], None, 0.0) is each_alone
+    assert choose_route(query, value, PLAIN, 0.0) is attend_in_pieces
+    assert choose_route(query, value, AttentionKind(1.0, softcap=50.0), 0.0) is each_alone
+    assert choose_route(query, value, PLAIN, 0.1) is each_alone
+    assert choose_route(query, value[..., :4], PLAIN, 0.0) is each_alone
 
     capability = [(9, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
@@ -197,7 +203,7 @@ def test_the_choice_of_a_route(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_gpu(dtype: torch.dtype = torch.bfloat16, head_dim: int = 64) -> object:
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
             tensor = torch.empty(1, 4, 12, head_dim, dtype=dtype, device="cuda")
-        return choose_route(tensor, tensor, None, 0.0)
+        return choose_route(tensor, tensor, PLAIN, 0.0)
 
     assert on_gpu() is packed_kernel
     with monkeypatch.context() as patch:
@@ -222,7 +228,7 @@ def test_torch_takes_the_arguments_of_the_packed_kernel(window: int | None) -> N
     given = [tensor.detach().to("meta").requires_grad_() for tensor in rows(layout, 4, 2, torch.bfloat16)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "tensor", lambda *args, device, **kwargs: torch.empty(4, dtype=torch.int32, device=device))
-        out = packed_kernel(*given, layout, window, 0.3)
+        out = packed_kernel(*given, layout, AttentionKind(0.3, window=window))
     gradients = torch.autograd.grad(out, given, torch.empty_like(out))
 
     assert torch_kernel() is varlen_attn
@@ -258,8 +264,8 @@ def test_rounding_is_not_taken_for_a_leak(monkeypatch: pytest.MonkeyPatch) -> No
         out = attend_in_pieces(*args)
         return out * (1 + 4 * torch.finfo(out.dtype).eps * torch.randn(out.shape, generator=draws).to(out))
 
-    def leaking(query, key, value, layout, window, scale):
-        return attend_in_pieces(query, key, value, Layout(0, (layout.tokens,)), window, scale)
+    def leaking(query, key, value, layout, kind):
+        return attend_in_pieces(query, key, value, Layout(0, (layout.tokens,)), kind)
 
     monkeypatch.setattr(attention, "attend_in_pieces", rounded_otherwise)
     monkeypatch.setattr(packing, "SAME_ROUNDED", 1e-3)
@@ -342,7 +348,7 @@ def test_memory_is_the_sum_over_examples() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            attend_in_pieces(*given, layout, None, 0.3)
+            attend_in_pieces(*given, layout, AttentionKind(0.3))
         kept.append(sum(sizes.values()))
 
     assert kept[1] == 2 * kept[0]

@@ -135,8 +135,8 @@ def test_a_wrong_kernel_is_found_by_the_check_at_load(
     """Attention that is right on its own but not in the model is dropped with the reason, and plain torch answers."""
     sound = reference.paged_attention
 
-    def wrong(query, keys, *args, **options):  # as if the model's pages lay in another order
-        return sound(query, keys.flip(0), *args, **options)
+    def wrong(query, keys, *args):  # as if the model's pages lay in another order
+        return sound(query, keys.flip(0), *args)
 
     kernels = Kernels({"paged_attention": wrong})
     monkeypatch.setattr("serve.engine.build.choose_kernels", lambda *_: kernels)

@@ -86,7 +86,7 @@ def test_static_steps_are_lean(engine: Engine) -> None:
     wanted = plain(engine, batch, slots)
     calls: Counter[str] = Counter()
     kernels = Kernels({name: _counted(name, own, calls) for name, own in OWN.items()})
-    lean = LeanForward(runner.model, kernels, runner.lean.windows)
+    lean = LeanForward(runner.model, kernels, runner.lean.kinds)
     before, runner.context.kernels = runner.context.kernels, kernels
     runner.graphs = Graphs(
         runner.model, runner.cache, runner.context, engine.slots, kernels, engine.max_length, lean=lean,

@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from adapterhub_local.base.attention import AttentionKind
 from serve.kernels import attention, lora, pointwise
 
 SLOTS, TOKENS, HIDDEN = 4, 6, 512
@@ -86,12 +87,13 @@ def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
     tables, lengths = torch.zeros(TOKENS, 40, dtype=torch.int32), torch.zeros(TOKENS, dtype=torch.int32)
     shapes = ((32, 128, None, None), (14, 64, 100, None), (16, 256, 4096, 50.0), (8, 80, None, None))
     for heads, head_dim, window, softcap in shapes:
+        kind = AttentionKind(0.1, window=window, softcap=softcap)
         query = torch.empty(TOKENS, heads, head_dim, dtype=dtype)
         cache = torch.empty(2, 50, 2, 16, head_dim, dtype=dtype)
         for width in (40, 8):  # pages of a row: parts that are joined, and one
             found.append(
-                lambda query=query, cache=cache, window=window, softcap=softcap, width=width: attention.paged_attention(
-                    query, *cache, tables[:, :width], lengths, scale=0.1, window=window, softcap=softcap
+                lambda query=query, cache=cache, kind=kind, width=width: attention.paged_attention(
+                    query, *cache, tables[:, :width], lengths, kind
                 )
             )
     return found + between(dtype)
@@ -130,7 +132,7 @@ def steps(dtype: torch.dtype = torch.bfloat16) -> list[Callable[[], object]]:
             x, out = torch.empty(rows, HIDDEN, dtype=dtype), torch.empty(rows, 512, dtype=dtype)
             query, tiles = torch.empty(rows, 32, 128, dtype=dtype), torch.zeros(rows, 3, dtype=torch.int32)
             found += [
-                lambda q=query, t=tables, n=lengths: attention.paged_attention(q, *cache, t, n, scale=0.1),
+                lambda q=query, t=tables, n=lengths: attention.paged_attention(q, *cache, t, n, AttentionKind(0.1)),
                 lambda out=out, x=x, tiles=tiles: lora.add_lora([out], x, a, [b], tiles),
                 lambda x=x, out=out: pointwise.add_norm(x, out, x[0], 1e-6),
                 lambda out=out: pointwise.silu_multiply(out, out),

@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
 from adapterhub_local import settings as project_settings
+from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.errors import InputError
 from serve.engine.options import EngineOptions
 from serve.kernels import attention, launch, lora, nf4, reference
@@ -130,8 +131,8 @@ def test_paged_attention(data, kind, head_dim: int, repeats: int, window, softca
         tables[row, -(-length // page) :] = 2**30  # never to be followed
     query = torch.randn(len(lengths), repeats * kv_heads, head_dim).to(dtype)
     tensors = query, keys, values, tables, torch.tensor(lengths, dtype=torch.int32)
-    got = own["paged_attention"](*tensors, scale=0.3, window=window, softcap=softcap)
-    wanted = reference.paged_attention(*tensors, scale=0.3, window=window, softcap=softcap)
+    asked = AttentionKind(0.3, window=window, softcap=softcap)
+    got, wanted = own["paged_attention"](*tensors, asked), reference.paged_attention(*tensors, asked)
 
     assert torch.isfinite(wanted).all()
     assert_same(got, wanted)
@@ -148,9 +149,8 @@ def test_split_attention(own: dict, window: int | None) -> None:
     tables = torch.randperm(200).view(4, 50).int()
     keys, values = torch.randn(2, 200, 1, 16, 32)
     query = torch.randn(4, 4, 32)
-    options = {"scale": 1.0, "window": window}
-    got = own["paged_attention"](query, keys, values, tables, lengths, **options)
-    assert_same(got, reference.paged_attention(query, keys, values, tables, lengths, **options))
+    tensors = query, keys, values, tables, lengths, AttentionKind(1.0, window=window)
+    assert_same(own["paged_attention"](*tensors), reference.paged_attention(*tensors))
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="the layers of this test are on the CPU, where no GPU kernel runs")
@@ -266,7 +266,7 @@ def test_neighbours_change_no_bit() -> None:
         return [
             torch.cat(outs, 1),
             C["multiply"](own, packed, absmax, code, 96),
-            C["paged_attention"](*some, scale=0.2),
+            C["paged_attention"](*some, AttentionKind(0.2)),
         ]
 
     before = torch.get_num_threads()

@@ -1,0 +1,147 @@
+/* Attention over pages: what a layer asks for, and what is computed of it. The rest of C hands it on as it is. */
+
+#ifndef QHUB_ATTENTION_H
+#define QHUB_ATTENTION_H
+
+#include "cpu.h"
+
+/* `AttentionKind` of adapterhub_local/base/attention.py; a cap or a window of 0 is none. */
+typedef struct {
+    float scale, softcap;
+    int64_t window;
+} kind_t;
+
+/* Where keys and values lie: steps between pages, heads and places; within a place, one after the other. */
+typedef struct { const float *data; int64_t page, head, place; } cache_t;
+
+/* Attention of one token a row. `query` and `out` (rows, heads, dim); `tables` and `lengths` as in the reference;
+   `parts` (rows * heads * spans, dim + 2) is room for each head's share of each SPAN places of each row. */
+typedef struct {
+    float *out;
+    const float *query;
+    int64_t query_row, query_head;
+    cache_t keys, values;
+    const int32_t *tables;
+    int64_t table_row;
+    const int32_t *lengths;
+    int64_t rows, heads, kv_heads, dim, page, spans;
+    kind_t kind;
+    float *parts;
+} attention_t;
+
+/* The first of `length` places that the last of them sees. */
+INLINE int64_t first_seen(const kind_t *kind, int64_t length) {
+    return kind->window && length > kind->window ? length - kind->window : 0;
+}
+
+/* What softmax takes, of n products of a query and keys that are scaled already. */
+INLINE void cap(float *scores, int64_t n, const kind_t *kind) {
+    const float softcap = kind->softcap;
+    if (softcap != 0) /* tanh(y) = 1 - 2 / (e^2y + 1) */
+        for (int64_t i = 0; i < n; i++) scores[i] = softcap * (1 - 2 / (exponential(2 * scores[i] / softcap) + 1));
+}
+
+/* Have a page under way while another is read: pages lie anywhere, so the processor does not guess the next. */
+INLINE void fetch(const float *data, int64_t place, int64_t page, int64_t dim) {
+    for (int64_t i = 0; i < page; i++)
+        for (int64_t d = 0; d < dim; d += 16) __builtin_prefetch(data + i * place + d);
+}
+
+/* Up to TOKENS queries of one key head over the places [begin, end) of a row: unnormalised results, peaks and sums. */
+INLINE void attend(float *out, float *peaks, float *sums, const float *query, int64_t query_head, cache_t keys,
+                   cache_t values, const int32_t *pages, int64_t page, int64_t begin, int64_t end, int64_t dim,
+                   const kind_t *kind, const int count) {
+    float scores[TOKENS][SPAN];
+    const float scale = kind->scale;
+    const int64_t whole = dim / LANES * LANES, n = end - begin;
+    for (int64_t at = begin; at < end;) {
+        const int64_t stop = least((at / page + 1) * page, end);
+        const float *k = keys.data + pages[at / page] * keys.page + at % page * keys.place;
+        if (stop < end) fetch(keys.data + pages[stop / page] * keys.page, keys.place, page, dim);
+        for (; at < stop; at++, k += keys.place) {
+            vec parts[TOKENS];
+            UNROLL for (int g = 0; g < count; g++) parts[g] = (vec){0};
+            for (int64_t d = 0; d < whole; d += LANES) {
+                const vec own = load(k + d);
+                UNROLL for (int g = 0; g < count; g++) parts[g] += load(query + g * query_head + d) * own;
+            }
+            UNROLL for (int g = 0; g < count; g++) {
+                float score = total(parts[g]);
+                for (int64_t d = whole; d < dim; d++) score += query[g * query_head + d] * k[d];
+                scores[g][at - begin] = score * scale;
+            }
+        }
+    }
+    for (int g = 0; g < count; g++) {
+        float *own = scores[g], peak = -INFINITY, sum = 0;
+        cap(own, n, kind);
+        for (int64_t i = 0; i < n; i++) peak = own[i] > peak ? own[i] : peak;
+        for (int64_t i = 0; i < n; i++) own[i] = exponential(own[i] - peak);
+        vec many = {0};
+        int64_t i = 0;
+        for (; i + LANES <= n; i += LANES) many += load(own + i);
+        for (sum = total(many); i < n; i++) sum += own[i];
+        peaks[g] = peak;
+        sums[g] = sum;
+        memset(out + g * dim, 0, dim * sizeof(float));
+    }
+    for (int64_t at = begin; at < end;) { /* page by page, in which the places lie one behind the other */
+        const int64_t stop = least((at / page + 1) * page, end);
+        const float *v = values.data + pages[at / page] * values.page + at % page * values.place;
+        if (stop < end) fetch(values.data + pages[stop / page] * values.page, values.place, page, dim);
+        few(out, dim, &scores[0][at - begin], SPAN, v, values.place, stop - at, dim, count);
+        at = stop;
+    }
+}
+
+/* Attention of one token a row, the last of its places: by all threads of a parallel region. Ends with a barrier. */
+static __attribute__((noinline)) void attention(const attention_t *now) {
+    const int64_t heads = now->heads, kv_heads = now->kv_heads, dim = now->dim, page = now->page, spans = now->spans;
+    const int64_t repeats = heads / kv_heads, size = dim + 2;
+    const kind_t *kind = &now->kind;
+#pragma omp for collapse(3) schedule(dynamic)
+    for (int64_t row = 0; row < now->rows; row++)
+        for (int64_t head = 0; head < kv_heads; head++)
+            for (int64_t span = 0; span < spans; span++) {
+                const int64_t length = now->lengths[row], first = first_seen(kind, length);
+                const int64_t begin = span * SPAN > first ? span * SPAN : first, end = least((span + 1) * SPAN, length);
+                cache_t k = now->keys, v = now->values;
+                k.data += head * k.head;
+                v.data += head * v.head;
+                const int32_t *table = now->tables + row * now->table_row;
+                float results[TOKENS * dim], peaks[TOKENS], sums[TOKENS];
+                for (int64_t g = 0; begin < end && g < repeats; g += TOKENS) {
+                    const int64_t count = least(TOKENS, repeats - g), own = head * repeats + g;
+                    const float *q = now->query + row * now->query_row + own * now->query_head;
+#define ATTEND(n) attend(results, peaks, sums, q, now->query_head, k, v, table, page, begin, end, dim, kind, n)
+                    if (count == 4) ATTEND(4);
+                    else if (count == 3) ATTEND(3);
+                    else if (count == 2) ATTEND(2);
+                    else ATTEND(1);
+                    for (int64_t i = 0; i < count; i++) {
+                        float *part = now->parts + ((row * heads + own + i) * spans + span) * size;
+                        memcpy(part, results + i * dim, dim * sizeof(float));
+                        part[dim] = peaks[i];
+                        part[dim + 1] = sums[i];
+                    }
+                }
+            }
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t row = 0; row < now->rows; row++)
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t length = now->lengths[row], first = first_seen(kind, length);
+            float *own = now->out + (row * heads + head) * dim, peak = -INFINITY, sum = 0;
+            const float *part = now->parts + (row * heads + head) * spans * size;
+            memset(own, 0, dim * sizeof(float));
+            for (int64_t span = first / SPAN; span * SPAN < length; span++)
+                peak = part[span * size + dim] > peak ? part[span * size + dim] : peak;
+            for (int64_t span = first / SPAN; span * SPAN < length; span++) {
+                const float *one = part + span * size, weight = exponential(one[dim] - peak);
+                for (int64_t d = 0; d < dim; d++) own[d] += weight * one[d];
+                sum += weight * one[dim + 1];
+            }
+            for (int64_t d = 0; length > 0 && d < dim; d++) own[d] /= sum;
+        }
+}
+
+#endif
