@@ -1,4 +1,4 @@
-"""`qhub base add`: quantise a model to NF4 once, one layer at a time, into a folder transformers loads."""
+"""`qhub base add`: quantise a model to 4 bits once, one layer at a time, into a folder transformers loads."""
 
 import json
 import math
@@ -14,13 +14,8 @@ from adapterhub_local.base.chat_template import given_template
 from adapterhub_local.base.experts import build_model, check_experts
 from adapterhub_local.base.fingerprint import Record, fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
-from adapterhub_local.base.quantise import (
-    CONSTANTS,
-    quantisation_config,
-    quantise,
-    quantised_modules,
-    skipped_modules,
-)
+from adapterhub_local.base.quantisation import OURS, Quantisation
+from adapterhub_local.base.quantise import quantise, quantised_modules, skipped_modules
 from adapterhub_local.base.read_back import read_back
 from adapterhub_local.base.source import INDEX, SINGLE, Source, check_finite, not_a_model, open_source
 from adapterhub_local.durable import place_folder, staging
@@ -48,7 +43,7 @@ def add_base(
 ) -> BaseInfo:
     """Quantise the model at `path` (a transformers folder or a GGUF file) into the home's base `name`.
 
-    A folder that is in NF4 already is taken as it is; of a model that also sees or hears, the text part. With
+    A folder that is in 4 bits already is taken as it is; of a model that also sees or hears, the text part. With
     `chat_template`, a name or a .jinja file, the base has this one and not the model's.
 
     The base appears whole or not at all, and is read back before (`base/read_back.py`), or says why it was not.
@@ -78,7 +73,8 @@ def add_base(
         count = progress or (lambda done, total: None)
         written = _write_weights(folder, source, model, lambda done, total: count(done, 2 * total))
         source.config.dtype = written.dtype
-        source.config.quantization_config = quantisation_config(skipped_modules(model), written.dtype)
+        compute = str(written.dtype).removeprefix("torch.")
+        source.config.quantization_config = written.kind.config(skipped_modules(model), compute)
         for key in ("_name_or_path", "_model_name_or_path"):  # paths and names of the machine it came from
             source.config.__dict__.pop(key, None)
         source.config.save_pretrained(folder)
@@ -105,6 +101,7 @@ def add_base(
             licence=licence,
             left_out=source.left_out,
             chat_template=chat_template and Path(chat_template).name,
+            quantisation=written.kind.name,
         )
         unread = read_back(
             replace(info, folder=folder), source, written.dtype, lambda done, total: count(total + done, 2 * total)
@@ -131,8 +128,8 @@ def _check_ends(source: Source) -> None:
 class _Weights:
     """Collects tensors into shards, with what the record needs to know of them."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder: Path, dtype: torch.dtype, kind: Quantisation) -> None:
+        self.folder, self.dtype, self.kind = folder, dtype, kind
         self.records: list[Record] = []
         self.shards: list[list[str]] = []
         self.num_parameters = self.num_quantised = self.quantised_bytes = self.total_bytes = 0
@@ -158,7 +155,7 @@ class _Weights:
         self.num_quantised += count
         for key, part in parts.items():
             self.add(key, part)
-            if key == name or key.rsplit(".", 1)[-1] in CONSTANTS:
+            if key == name or key.rsplit(".", 1)[-1] in self.kind.constants:
                 self.quantised_bytes += part.nbytes
 
     def _flush(self) -> None:
@@ -188,7 +185,7 @@ class _Weights:
 def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Progress) -> _Weights:
     """Read, quantise or cast, and write every tensor of the model, in its own order."""
     dtype = torch.float16 if source.config.dtype == torch.float16 else torch.bfloat16
-    weights = _Weights(folder, dtype)
+    weights = _Weights(folder, dtype, source.quantisation or OURS)
     to_quantise = {f"{name}.weight" for name in quantised_modules(model)}
     names = _own_tensors(model)
     _check_names(names, set(model.state_dict()), source)
@@ -207,13 +204,13 @@ def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Pro
         check_finite(name, tensor)
         if name not in to_quantise:
             weights.add_plain(name, tensor)
-        elif source.is_quantised:
+        elif source.quantisation:
             raise BadFile(
-                f"{name} is in 16 bits beside others in NF4, and every linear layer of a base is in 4 bits: give the "
-                "16-bit model, or its copy in which all of them are quantised (Unsloth's *-bnb-4bit)"
+                f"{name} is in 16 bits beside others in {weights.kind.title}, and every linear layer of a base is in 4 "
+                "bits: give the 16-bit model, or its copy in which all of them are quantised (Unsloth's *-bnb-4bit)"
             )
         else:
-            weights.add_quantised(name, tensor.numel(), dict(quantise(name, tensor)))
+            weights.add_quantised(name, tensor.numel(), dict(quantise(name, tensor, weights.kind)))
     weights.close()
     progress(len(names), len(names))
     return weights

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapterhub_local.base.quantisation import KINDS, OURS, Quantisation
 from adapterhub_local.errors import BadReference, Corrupt, Incompatible, InputError, InUse, NotFound
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry import Registry, Version
@@ -45,6 +46,12 @@ class BaseInfo:
     left_out: tuple[str, ...] = ()  # parts of the source that are not in it, such as a vision tower
     not_read_back: str | None = None  # why what was written was not compared with the source, None if it was
     chat_template: str | None = None  # the name or file of the one that it was given, None for the source's own
+    quantisation: str = OURS.name  # how its linear layers are held
+
+    @property
+    def kind(self) -> Quantisation:
+        """How its linear layers are held."""
+        return KINDS[self.quantisation]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -57,6 +64,7 @@ class BaseInfo:
         """What an adapter records of its base: no path of this machine."""
         keys = ("name", "fingerprint", "hub_id", "revision", "architecture")
         known = {"private": self.is_private, "license": self.licence, "chat_template": self.chat_template}
+        known["quantisation"] = None if self.kind == OURS else self.quantisation
         return {key: getattr(self, key) for key in keys} | {key: value for key, value in known.items() if value}
 
 
@@ -126,6 +134,8 @@ def read_record(folder: Path) -> BaseInfo:
     try:
         fields = json.loads((folder / RECORD).read_bytes())
         fields["left_out"] = tuple(fields.get("left_out", ()))
+        if (kind := fields.get("quantisation", OURS.name)) not in KINDS:
+            raise ValueError(f"it is held as {kind}, which this version does not know")
         return BaseInfo(**fields, name=folder.name, folder=folder)
     except (OSError, ValueError, TypeError) as error:
         raise Corrupt(f"{folder / RECORD} cannot be read ({error}): remove the base and add it again") from None
@@ -133,7 +143,8 @@ def read_record(folder: Path) -> BaseInfo:
 
 def write_record(folder: Path, info: BaseInfo) -> None:
     """Write the record into a base's folder; the name is the folder's own."""
-    fields = {key: value for key, value in asdict(info).items() if key not in ("name", "folder")}
+    left_out = {"name", "folder"} | ({"quantisation"} if info.kind == OURS else set())  # as versions before wrote it
+    fields = {key: value for key, value in asdict(info).items() if key not in left_out}
     (folder / RECORD).write_text(json.dumps(fields, indent=2) + "\n")
 
 

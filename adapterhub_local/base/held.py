@@ -1,4 +1,4 @@
-"""How the weights W of a base are held, and how they become numbers: the one file that knows NF4's constants."""
+"""How the weights W of a loaded base become numbers, of whatever kind (`base/quantisation.py`) they are."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -15,7 +15,7 @@ def is_quantised(weight: torch.Tensor) -> bool:
 
 
 def dense(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """W (out_features, in_features) of a loaded weight in `dtype`: for NF4 what bitsandbytes multiplies with."""
+    """W (out_features, in_features) of a loaded weight in `dtype`: of 4 bits what bitsandbytes multiplies with."""
     state: Any = getattr(weight, "quant_state", None)
     if state is None:
         return weight.detach().to(dtype)

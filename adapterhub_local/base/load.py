@@ -29,7 +29,7 @@ _importing = threading.Lock()
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base in memory: the NF4 model in evaluation mode, frozen, and its tokenizer."""
+    """A base in memory: the 4-bit model in evaluation mode, frozen, and its tokenizer."""
 
     info: BaseInfo
     model: Any

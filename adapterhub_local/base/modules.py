@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.quantisation import MARKS
 from adapterhub_local.errors import BadFile, Corrupt, InputError, NotFound
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.lora.pattern import compile_pattern, matches_end
@@ -16,7 +17,6 @@ GROUPS = {
     "mlp": re.compile(r"(^|\.)(mlp|feed_forward)\."),
 }
 ALL_LINEAR = "all-linear"
-MARK = ".weight.quant_state.bitsandbytes__nf4"
 
 
 def linear_modules(info: BaseInfo) -> list[str]:
@@ -25,7 +25,8 @@ def linear_modules(info: BaseInfo) -> list[str]:
         headers = [read_header(path) for path in sorted(info.folder.glob("*.safetensors"))]
     except (BadFile, NotFound) as error:
         raise Corrupt(f"base '{info.name}' cannot be read: {error}") from None
-    return [name.removesuffix(MARK) for header in headers for name in header.tensors if name.endswith(MARK)]
+    names = (name for header in headers for name in header.tensors if name.endswith(MARKS))
+    return [name.rpartition(".weight.")[0] for name in names]
 
 
 def chosen_modules(modules: Sequence[str], target: str) -> list[str]:

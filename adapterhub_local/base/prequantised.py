@@ -1,6 +1,6 @@
-"""Checkpoints that are quantised already: NF4 as bitsandbytes saves it is taken as it is, FP8 in blocks is dequantised.
+"""Checkpoints that are quantised already: what bitsandbytes saves is taken as it is, FP8 in blocks is dequantised.
 
-NF4 with double quantisation is what `base/quantise.py` writes, so the same bytes become the base: an adapter that was
+A kind that a base may be of is what `base/quantise.py` writes, so the same bytes become the base: an adapter that was
 trained on them (Unsloth's *-bnb-4bit) meets the very weights that it knows.
 """
 
@@ -12,72 +12,67 @@ from typing import Any
 
 import torch
 
-from adapterhub_local.base.quantise import BLOCK_SIZE
-from adapterhub_local.base.weights import CONSTANT
+from adapterhub_local.base.quantisation import CONSTANT, KINDS, Quantisation, find_kind
 from adapterhub_local.errors import BadFile
 
 SCALE = "_scale_inv"  # behind the name of a weight in FP8: the scale of each block
-STATE = "quant_state.bitsandbytes__nf4"
-NESTED = 256  # absmax values that share one of float32
-PARTS = ("absmax", "nested_absmax", "nested_quant_map", "quant_map", STATE)
+FP8 = "fp8"
 Read = Callable[[str], torch.Tensor]
 Parts = dict[str, torch.Tensor]
 
 
-def check_method(method: Mapping[str, Any], folder: Path) -> str:
-    """`nf4` or `fp8`. Raises BadFile for what is neither, with what to give instead."""
+def check_method(method: Mapping[str, Any], folder: Path) -> Quantisation | str:
+    """The kind that is taken as it is, or FP8. Raises BadFile for what is neither, with what to give instead."""
     kind = method.get("quant_method")
     if kind == "bitsandbytes" and method.get("load_in_4bit"):
-        wrong = [
-            what
-            for key, wanted, what in (
-                ("bnb_4bit_quant_type", "nf4", "FP4 codes"),
-                ("bnb_4bit_use_double_quant", True, "constants that are not quantised themselves"),
-                ("bnb_4bit_quant_storage", "uint8", "storage other than uint8"),
-            )
-            if method.get(key, {"bnb_4bit_quant_type": "fp4", "bnb_4bit_quant_storage": "uint8"}.get(key)) != wanted
-        ]
-        if not wrong:
-            return "nf4"
+        found, wrong = find_kind(method)
+        if found is not None and not wrong:
+            return found
+        taken = " or ".join(each.title for each in KINDS.values())
         raise BadFile(
-            f"{folder} is quantised already, with {' and '.join(wrong)}: only NF4 with double quantisation is taken as "
-            "it is. Give the 16-bit model it was made from"
+            f"{folder} is quantised already, with {' and '.join(wrong)}: only {taken} with double quantisation is "
+            "taken as it is. Give the 16-bit model it was made from"
         )
-    if kind == "fp8" and method.get("weight_block_size"):
-        return "fp8"
+    if kind == FP8 and method.get("weight_block_size"):
+        return FP8
     raise BadFile(f"{folder} is quantised already ({kind}): give the 16-bit model it was made from")
 
 
-def weight_names(stored: Mapping[str, str], kind: str) -> dict[str, str]:
+def weight_names(stored: Mapping[str, str], kind: Quantisation | str) -> dict[str, str]:
     """The model's tensors without the constants of their quantisation."""
-    if kind == "fp8":
+    if kind == FP8:
         return {name: key for name, key in stored.items() if not name.endswith(SCALE)}
     return {name: key for name, key in stored.items() if not CONSTANT.fullmatch(name)}
 
 
-def nf4_parts(name: str, shape: tuple[int, ...], read: Read, stored: Mapping[str, str]) -> Parts | None:
-    """The stored tensors of a weight that is held in NF4, by their names; None for one that is not.
+def held_parts(
+    kind: Quantisation, name: str, shape: tuple[int, ...], read: Read, stored: Mapping[str, str]
+) -> Parts | None:
+    """The stored tensors of a weight that is of this kind, by their names; None for one that is not quantised.
 
     shape: what the architecture wants. Raises BadFile for constants that do not fit it.
     """
-    if f"{name}.{STATE}" not in stored:
+    if f"{name}.{kind.state}" not in stored:
         return None
-    if missing := next((part for part in PARTS if f"{name}.{part}" not in stored), None):
-        raise BadFile(f"{name} is in NF4 and has no {missing}")
-    parts = {name: read(name), **{f"{name}.{part}": read(f"{name}.{part}") for part in PARTS}}
+    if missing := next((part for part in kind.parts if f"{name}.{part}" not in stored), None):
+        raise BadFile(f"{name} is in {kind.title} and has no {missing}")
+    parts = {name: read(name), **{f"{name}.{part}": read(f"{name}.{part}") for part in kind.parts}}
     try:
-        state = json.loads(bytes(parts[f"{name}.{STATE}"].tolist()))
+        state = json.loads(bytes(parts[f"{name}.{kind.state}"].tolist()))
         found = (state["quant_type"], state["blocksize"], state["nested_blocksize"], tuple(state["shape"]))
     except (ValueError, KeyError, TypeError):
         raise BadFile(f"{name}: its constants cannot be read") from None
-    blocks = math.ceil(math.prod(shape) / BLOCK_SIZE)
+    blocks = math.ceil(math.prod(shape) / kind.block)
     sizes = [parts[name].numel(), parts[f"{name}.absmax"].numel(), parts[f"{name}.nested_absmax"].numel()]
-    wanted = [math.ceil(math.prod(shape) / 2), blocks, math.ceil(blocks / NESTED)]
-    if found != ("nf4", BLOCK_SIZE, NESTED, shape) or sizes != wanted or parts[name].dtype != torch.uint8:
+    wanted = [math.ceil(math.prod(shape) / 2), blocks, math.ceil(blocks / kind.nested)]
+    if found != (kind.name, kind.block, kind.nested, shape) or sizes != wanted or parts[name].dtype != torch.uint8:
         raise BadFile(
             f"{name} is stored as {found[0]} of shape {found[3]} in blocks of {found[1]}: its architecture wants "
-            f"{shape}, and NF4 has blocks of {BLOCK_SIZE}"
+            f"{shape}, and {kind.title} has blocks of {kind.block}"
         )
+    table = parts[f"{name}.quant_map"]
+    if table.shape != (16,) or not torch.allclose(table.float(), torch.tensor(kind.table), rtol=0, atol=1e-6):
+        raise BadFile(f"{name}: its 4 bits do not stand for the values of {kind.title} (quant_map)")
     return parts
 
 

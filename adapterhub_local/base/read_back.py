@@ -1,8 +1,8 @@
 """What was written of a model is read back before it becomes a base: loaded, and compared with its source.
 
-Every tensor must be the source's, but for what NF4 loses. The logits of the loaded base must be those of the source's
+Every tensor must be the source's, but for what 4 bits lose. The logits of the loaded base must be those of the source's
 architecture over the same dequantised tensors, computed one layer at a time: so a tensor that is missing, swapped or
-laid out otherwise than it is loaded is found, and nothing depends on how much NF4 loses.
+laid out otherwise than it is loaded is found, and nothing depends on how much 4 bits lose.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from adapterhub_local.machine import available_memory
 
 NUM_TOKENS = 8
 CLOSE = 0.02  # of the logits' spread; both are float32, and only the order of sums differs
-LOST = 0.6  # of a tensor's norm, which NF4 takes at most of one with outliers; two that are swapped differ by 1.4
+LOST = 0.6  # of a tensor's norm, which 4 bits take at most of one with outliers; two that are swapped differ by 1.4
 Progress = Callable[[int, int], None]
 
 
@@ -102,7 +102,7 @@ class _Tensors:
                 self.read(name)
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
-        if self._source.is_quantised and name in self._written.constants:
+        if self._source.quantisation and name in self._written.constants:
             return  # the very bytes of the source
         theirs = self._source.read(name)
         if not theirs.is_floating_point():

@@ -21,7 +21,8 @@ from adapterhub_local.base.experts import joined_parts
 from adapterhub_local.base.gguf_header import read_gguf_header
 from adapterhub_local.base.gguf_tokenizer import answer_ends, gguf_tokenizer
 from adapterhub_local.base.multimodal import is_multimodal, text_part
-from adapterhub_local.base.prequantised import SCALE, check_method, from_fp8, nf4_parts, weight_names
+from adapterhub_local.base.prequantised import FP8, SCALE, check_method, from_fp8, held_parts, weight_names
+from adapterhub_local.base.quantisation import Quantisation
 from adapterhub_local.errors import BadFile, NotFound, QhubError
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.regular import read_regular
@@ -36,8 +37,8 @@ STREAMED_GGUF = {"llama": True, "qwen2": False, "qwen3": False}
 class Source:
     """A model: its config, tokenizer, and `read(name)` for each tensor in `names`, in 16 or 32 bits.
 
-    `held` gives the stored tensors of a weight that is in NF4 already, by name, and None for others. `left_out` is what
-    of the checkpoint is not taken, for people.
+    `held` gives the stored tensors of a weight that is in 4 bits already, by name, and None for others. `left_out` is
+    what of the checkpoint is not taken, for people.
     """
 
     config: Any
@@ -47,7 +48,7 @@ class Source:
     read: Callable[[str], torch.Tensor]
     held: Callable[[str, tuple[int, ...]], Mapping[str, torch.Tensor] | None] = lambda name, shape: None
     left_out: tuple[str, ...] = ()
-    is_quantised: bool = False  # already, in NF4
+    quantisation: Quantisation | None = None  # how it is quantised already
 
 
 def open_source(path: Path) -> Source:
@@ -101,6 +102,7 @@ def _open_folder(folder: Path) -> Source:
     given = getattr(config, "quantization_config", None)
     method: dict[str, Any] = given if isinstance(given, dict) else given.to_dict() if given else {}
     kind = check_method(method, folder) if method else None
+    quantisation = kind if isinstance(kind, Quantisation) else None
     if kind:
         del config.quantization_config
     left_out: tuple[str, ...] = ()
@@ -126,17 +128,17 @@ def _open_folder(folder: Path) -> Source:
 
     def read(name: str) -> torch.Tensor:
         tensor = stored_tensor(name)
-        if kind == "fp8" and name + SCALE in stored:
+        if kind == FP8 and name + SCALE in stored:
             return from_fp8(tensor, stored_tensor(name + SCALE), tuple(method["weight_block_size"]), name)
         return tensor
 
     def held(name: str, shape: tuple[int, ...]) -> Mapping[str, torch.Tensor] | None:
-        return nf4_parts(name, shape, stored_tensor, stored) if kind == "nf4" else None
+        return held_parts(quantisation, name, shape, stored_tensor, stored) if quantisation else None
 
     generation = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").is_file() else None
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     names = weight_names(stored, kind) if kind else stored
-    return Source(config, tokenizer, generation, frozenset(names), read, held, left_out, is_quantised=kind == "nf4")
+    return Source(config, tokenizer, generation, frozenset(names), read, held, left_out, quantisation)
 
 
 def _model_names(files: Iterable[str], config: Any) -> dict[str, str]:

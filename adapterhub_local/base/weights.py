@@ -1,6 +1,5 @@
 """The tensors a base computes with, dequantised from its files one at a time, without loading the model."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +10,14 @@ from safetensors import safe_open
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.held import read_dense
+from adapterhub_local.base.quantisation import CONSTANT
 from adapterhub_local.base.shapes import tied_weights
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.header import read_header
 
-# how bitsandbytes stores the constants of a quantised `x.weight`, beside it
-CONSTANT = re.compile(r"(.+)\.(?:absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.bitsandbytes__nf4)")
-
 
 class BaseWeights:
-    """The tensors of a base as they are multiplied with: NF4 dequantised to float32, the others as stored."""
+    """The tensors of a base as they are multiplied with: 4 bits dequantised to float32, the others as stored."""
 
     def __init__(self, base: BaseInfo) -> None:
         self.base = base

@@ -95,10 +95,11 @@ def show(name: str, as_json: bool) -> None:
         print_json(base.to_json())
         return
     source = f"{base.hub_id}@{base.revision}" if base.hub_id and base.revision else base.source
+    title = base.kind.title
     rows = [
         ("architecture", base.architecture),
-        ("parameters", f"{base.num_parameters:,}, of which {base.num_quantised:,} in NF4"),
-        ("bits", f"{base.bits_per_weight:.3f} per NF4 weight, {base.bits_per_parameter:.3f} per parameter"),
+        ("parameters", f"{base.num_parameters:,}, of which {base.num_quantised:,} in {title}"),
+        ("bits", f"{base.bits_per_weight:.3f} per {title} weight, {base.bits_per_parameter:.3f} per parameter"),
         ("size", f"{size_text(base.size)} on disk"),
         ("context", f"{base.max_length:,} tokens" if base.max_length else "not stated"),
         ("chat template", _template_text(base)),

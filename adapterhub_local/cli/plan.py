@@ -11,7 +11,7 @@ from adapterhub_local.errors import InputError
 from adapterhub_local.settings import home
 
 PURPOSES = {
-    "base": "the frozen base, NF4 and 16 or 32 bits for the rest",
+    "base": "the frozen base, 4 bits and 16 or 32 bits for the rest",
     "adapter": "A and B",
     "gradients": "of A and B",
     "optimizer": "the states of AdamW",

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from adapterhub_local.base.quantisation import kind_called
 from adapterhub_local.hub.edited import block
 from adapterhub_local.hub.scores import interval
 from adapterhub_local.hub.usage import usage
@@ -82,7 +83,7 @@ def _title(version: Version, base_id: str, repo_id: str, licence: str | None) ->
         + (f"{_cell(description)}\n\n" if description else "")
         + (
             f"`{version}` is {made} for [{base_id}](https://huggingface.co/{base_id}), "
-            "made with adapterhub-local over the base in 4-bit NF4."
+            f"made with adapterhub-local over the base in 4-bit {kind_called(base.get('quantisation')).title}."
         )
     )
     facts = [

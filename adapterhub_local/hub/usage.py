@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_local.base.mixtures import ARCHITECTURES
+from adapterhub_local.base.quantisation import kind_called
 from adapterhub_local.registry import Version
 
 MIXTURE = " (but for its experts, which transformers keeps in 16 bits)"
@@ -14,6 +15,7 @@ def usage(version: Version, base: Mapping[str, Any], base_id: str, repo_id: str,
     """A section in Markdown; `base` is the lineage's entry of it, `max_lora_rank` as in `card`."""
     tag = f"v{version.number}"
     is_pinned = base.get("hub_id") == base_id and re.fullmatch(r"[0-9a-f]{40}", str(base.get("revision")))
+    kind = kind_called(base.get("quantisation"))
     note = MIXTURE if base.get("architecture") in ARCHITECTURES else ""
     given = f" --chat-template {base['chat_template']}" if base.get("chat_template") else ""
     written = f"\n# the adapter's chats were written with the chat template {base['chat_template']}" if given else ""
@@ -27,13 +29,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-nf4 = BitsAndBytesConfig(
+{kind.name} = BitsAndBytesConfig(
     load_in_4bit=True,
-    bnb_4bit_quant_type="nf4",
+    bnb_4bit_quant_type="{kind.name}",
     bnb_4bit_use_double_quant=True,
     bnb_4bit_compute_dtype=torch.bfloat16,
 )
-base = AutoModelForCausalLM.from_pretrained({source}, quantization_config=nf4)
+base = AutoModelForCausalLM.from_pretrained({source}, quantization_config={kind.name})
 model = PeftModel.from_pretrained(base, "{repo_id}", revision="{tag}")
 tokenizer = AutoTokenizer.from_pretrained({source}){written}
 

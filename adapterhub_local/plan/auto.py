@@ -1,7 +1,7 @@
 """`strategy = "auto"`: what the recipe leaves open is chosen for the model, the device and the data, with the reason.
 
 What the recipe gives stays as it is. Choices depend on the memory a device has, not on what happens to be free,
-so one machine gives one adapter. Every base is NF4, so the strategy is always QLoRA.
+so one machine gives one adapter. Every base is in 4 bits, so the strategy is always QLoRA.
 """
 
 import itertools

@@ -13,9 +13,7 @@ from adapterhub_local.plan.shape import Linear, Shape
 from adapterhub_local.rows.bounds import HEAP_CHUNK, LOGITS_BYTES
 
 MB = 10**6
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # double quantisation, as base/quantise.py
 WHOLE_BLOCKS = 3  # of a base in parts: the one that computes, the next one, and what arrives of it (train/shards.py)
-UNNESTED_BITS = 24 / 64  # what constants in float32 take more (base/held.py)
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "paged_adamw_32bit": 8}  # bytes a parameter
 
 # resident before the base is loaded: torch, transformers, PEFT, bitsandbytes and the tokenizer; and 20 MB of code that
@@ -61,13 +59,13 @@ class Memory:
 
 
 def base_bytes(shape: Shape, compute: int, shards: int = 1) -> int:
-    """A loaded base: NF4 linear layers, everything else in the dtype of activations.
+    """A loaded base: linear layers in 4 bits, everything else in the dtype of activations.
 
     Where `shards` processes divide it, what one of them has: its part of the codes, WHOLE_BLOCKS, and all of the rest,
-    NF4's constants included.
+    constants included.
     """
     others = shape.num_parameters - shape.linear_size
-    codes, constants = shape.linear_size / 2, shape.linear_size * (NF4_BITS - 4) / 8
+    codes, constants = shape.linear_size / 2, shape.linear_size * (shape.quantisation.bits - 4) / 8
     if shards > 1:
         codes = min(codes, codes / shards + WHOLE_BLOCKS * codes / shape.layers)
     return round(codes + constants) + others * compute
@@ -108,7 +106,7 @@ def estimate(shape: Shape, run: Pass, optimizer: str, device: str) -> Memory:
         workspace = _heap(shape, run) + _moment(shape, run)
         return Memory(**parts, workspace=workspace, libraries=CPU_LIBRARIES, paged=0)
     if not run.is_checkpointed and run.shards == 1:
-        parts["base"] += round(shape.linear_size * UNNESTED_BITS / 8)
+        parts["base"] += round(shape.linear_size * shape.quantisation.unnested_bits / 8)
     largest = max(shape.linears, key=lambda linear: linear.size)
     workspace = _moment(shape, run) + _dequantised(largest, run)
     workspace += round(GPU_ROUNDING * (activations + parts["logits"] + workspace))
@@ -126,7 +124,7 @@ def _drawing(shape: Shape, run: Pass) -> int:
     if not run.drawn:
         return 0
     pages = 2 * shape.layers * shape.kv_heads * shape.head_dim * run.compute * run.drawn
-    constants = round(shape.linear_size * UNNESTED_BITS / 8)
+    constants = round(shape.linear_size * shape.quantisation.unnested_bits / 8)
     return pages + constants + num_factors(shape, run.rank, run.targets) * run.compute
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_local.base.mixtures import FAMILIES, Family
+from adapterhub_local.base.quantisation import OURS, Quantisation, find_kind
 from adapterhub_local.errors import BadFile, InputError, NotFound
 
 # model_type -> what differs from a llama: norms of a layer, norms of queries and keys, gate, fused projections
@@ -97,10 +98,11 @@ class Shape:
     experts: int = 0
     active: int = 0
     has_wide_norms: bool = False  # of queries and keys, over all heads at once
+    quantisation: Quantisation = OURS  # of the linear layers
 
     @property
     def linear_size(self) -> int:
-        """Parameters in NF4."""
+        """Parameters in 4 bits."""
         return self.layers * sum(linear.total for linear in self.linears)
 
     @property
@@ -176,6 +178,7 @@ def read_shape(config: Mapping[str, Any], where: str = "config.json") -> Shape:
     traits = LLAMAS.get(kind, {})
     is_fused = bool(traits.get("fused"))
     norms = _num_norms(kind, config, traits)
+    method = config.get("quantization_config")
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     return Shape(
         model_type=kind,
@@ -202,6 +205,7 @@ def read_shape(config: Mapping[str, Any], where: str = "config.json") -> Shape:
         experts=count,
         active=active,
         has_wide_norms=bool(traits.get("wide_norms")),
+        quantisation=(find_kind(method)[0] if isinstance(method, Mapping) else None) or OURS,
     )
 
 

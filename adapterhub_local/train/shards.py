@@ -1,9 +1,9 @@
-"""A base in parts, one in each process: a block's NF4 bytes are brought together while it computes, and let go again.
+"""A base in parts, one in each process: a block's 4-bit codes are brought together while it computes, and let go again.
 
 FSDP2 does so (`torch.distributed.fsdp.fully_shard`), over the bytes as they are. Unlike FSDP1 (bitsandbytes#970) it
 needs no view of them as floats, and without one nothing takes them for numbers: no cast to the dtype of activations,
 and not PEFT, which gives factors the dtype of the weight that they are put on where that is a float. Embeddings, norms,
-the head, NF4's constants and the factors are whole in every process.
+the head, the constants of codes and the factors are whole in every process.
 
 To bring a block together takes all processes, so all make the same passes. Where one works alone, as when the result is
 evaluated, it leads: the others give it the blocks that it names.

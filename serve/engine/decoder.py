@@ -11,7 +11,7 @@ from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.errors import Incompatible
 from serve.engine.pages import PAGE
 from serve.kernels.cpu import in_c
-from serve.kernels.step import BLOCK, NF4, Group, Layer, Linear, Model, narrowed
+from serve.kernels.step import BLOCK, FOUR_BIT, Group, Layer, Linear, Model, narrowed
 from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.weights import is_four_bit, plain_absmax
 
@@ -93,7 +93,7 @@ def _linear(layer: nn.Linear, keep: list[Any]) -> Linear:
     absmax = None
     if is_four_bit(layer.weight):
         state: Any = getattr(layer.weight, "quant_state")  # noqa: B009 (mypy knows of no such attribute)
-        absmax, weight, kind = plain_absmax(state), layer.weight.data, NF4
+        absmax, weight, kind = plain_absmax(state), layer.weight.data, FOUR_BIT
     elif layer.weight.dtype.is_floating_point:
         weight, kind = narrowed(layer.weight.detach())
     else:
@@ -114,6 +114,6 @@ def _norm(norm: nn.Module, config: Any, keep: list[Any]) -> int:
 
 
 def _code(layers: Any) -> torch.Tensor | None:
-    """The 16 values of NF4, which are the same in all layers."""
+    """The 16 values of 4 bits, which are the same in all layers."""
     states = (getattr(each.base.weight, "quant_state", None) for each in layers)
     return next((state.code.float().contiguous() for state in states if state is not None), None)

@@ -23,7 +23,7 @@ def add_ollama(app: FastAPI, service: Service) -> None:
         parent = base.name if target.version is not None else ""
         size = f"{sum(each.numel() for each in service.base.model.parameters()) / 1e6:.0f}M"
         return {"parent_model": parent, "format": "safetensors", "family": family, "families": [family],
-                "parameter_size": size, "quantization_level": "NF4"}  # fmt: skip
+                "parameter_size": size, "quantization_level": base.kind.title}  # fmt: skip
 
     def entry(name: str, digest: str, created_at: str, target: Target) -> dict[str, Any]:
         size = target.version.size if target.version is not None and hasattr(target.version, "size") else 0

@@ -1,4 +1,4 @@
-/* Adapters, attention over pages and products of NF4: what serve/kernels/reference.py computes, whose words are used here.
+/* Adapters, attention over pages and products of 4-bit weights: what serve/kernels/reference.py computes, whose words are used here.
 
    Compiled by serve/kernels/compiled.py for the processor it runs on. Functions without `qhub_` are called by all
    threads of a parallel region and divide the work among them. */
@@ -66,10 +66,10 @@ void multiply(float *out, int64_t out_row, const float *x, const linear_t *linea
     }
 }
 
-/* The same of NF4 alone, and x (tokens, inputs) as it is; `room` holds as much. */
+/* The same of 4-bit weights alone, and x (tokens, inputs) as it is; `room` holds as much. */
 void qhub_multiply(float *out, int64_t out_row, const float *x, int64_t x_row, const uint8_t *packed, const float *absmax,
                    const float *code, int64_t tokens, int64_t inputs, int64_t outputs, float *room) {
-    const linear_t linear = {packed, absmax, 0, NF4, outputs};
+    const linear_t linear = {packed, absmax, 0, FOUR_BIT, outputs};
     const table_t table = table_of(code);
 #pragma omp parallel
     {

@@ -12,7 +12,7 @@ void add_lora(float *const *outs, const int64_t *out_rows, const int64_t *sizes,
               int64_t inputs, const float *a, int64_t a_slot, const float *const *bs, const int64_t *b_slots,
               int64_t layers, int64_t rank, const int32_t *tiles, int64_t num_tiles, float *inner, int64_t part);
 
-/* out (tokens, outputs) = x @ W^T + bias, x in the order of NF4 if W is. Ends without a barrier. */
+/* out (tokens, outputs) = x @ W^T + bias, x in the order of 4 bits if W is. Ends without a barrier. */
 void multiply(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table, int64_t inputs,
               int64_t tokens);
 

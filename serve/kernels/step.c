@@ -76,14 +76,14 @@ INLINE void rotate(float *x, const float *cos, const float *sin, int64_t n) {
     }
 }
 
-/* outs[l] = x W_l^T + bias, and what the adapters add; `ordered` is x as NF4 expands. Ends with a barrier. */
+/* outs[l] = x W_l^T + bias, and what the adapters add; `ordered` is x as 4 bits expand. Ends with a barrier. */
 static void products(float *const *outs, const float *x, const float *ordered, const group_t *group, const table_t *table,
                      const step_t *step, int64_t number, float *inner) {
     int64_t sizes[3];
     for (int64_t l = 0; l < group->count; l++) {
         const linear_t *linear = &group->linears[l];
         sizes[l] = linear->outputs;
-        multiply(outs[l], linear->outputs, linear->kind == NF4 ? ordered : x, linear, table, group->inputs, step->tokens);
+        multiply(outs[l], linear->outputs, linear->kind == FOUR_BIT ? ordered : x, linear, table, group->inputs, step->tokens);
     }
     for (int64_t i = 0; i < step->num_adapted; i++) {
         const adapted_t *own = &step->adapted[i];
@@ -177,7 +177,7 @@ void qhub_step(const model_t *model, const step_t *step, int64_t threads) {
             norm(own, own, model->norm, hidden, model->eps);
             in_order(ordered + i * hidden, own, hidden);
         }
-        multiply(step->logits, model->head.outputs, model->head.kind == NF4 ? ordered : plain, &model->head, &table, hidden,
+        multiply(step->logits, model->head.outputs, model->head.kind == FOUR_BIT ? ordered : plain, &model->head, &table, hidden,
                  step->num_wanted);
     }
 }

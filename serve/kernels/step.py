@@ -14,11 +14,11 @@ from serve.kernels.cpu import PART, Kind
 
 Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 BLOCK = 64  # inputs are taken so many at a time
-NF4, BF16, FP16, FP32 = range(4)
+FOUR_BIT, BF16, FP16, FP32 = range(4)
 
 
 class Linear(ctypes.Structure):
-    """W (outputs, inputs) as it is held; absmax of NF4, and a bias, may be None."""
+    """W (outputs, inputs) as it is held; absmax of 4 bits, and a bias, may be None."""
 
     _fields_ = (("weight", Pointer), ("absmax", Pointer), ("bias", Pointer), ("kind", Int), ("outputs", Int))
 
@@ -46,7 +46,7 @@ class Layer(ctypes.Structure):
 
 
 class Model(ctypes.Structure):
-    """Sizes, layers, the last norm and the head; `code` are the 16 values of NF4."""
+    """Sizes, layers, the last norm and the head; `code` are the 16 values of 4 bits."""
 
     _fields_ = (
         ("layers", ctypes.POINTER(Layer)),

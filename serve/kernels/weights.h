@@ -1,7 +1,7 @@
-/* Rows of a weight times a few tokens, the weight as it is held: NF4, 16 bits or float32, expanded as it is read.
+/* Rows of a weight times a few tokens, the weight as it is held: 4 bits, 16 bits or float32, expanded as it is read.
 
-   Weights are taken 64 at a time. NF4 comes out of its bytes in an order of its own (`place_of`), in which the tokens are
-   then laid out too, so that nothing is moved about in the inner loop. */
+   Weights are taken 64 at a time. 4 bits come out of their bytes in an order of their own (`place_of`), in which the tokens
+   are then laid out too, so that nothing is moved about in the inner loop. */
 
 #ifndef QHUB_WEIGHTS_H
 #define QHUB_WEIGHTS_H
@@ -18,16 +18,16 @@
 #define TOGETHER 3
 #endif
 
-enum { NF4, BF16, FP16, FP32 };
+enum { FOUR_BIT, BF16, FP16, FP32 };
 
-/* W (outputs, inputs) of a layer. `absmax` (outputs * inputs / 64) is of NF4, `bias` (outputs) may be NULL. */
+/* W (outputs, inputs) of a layer. `absmax` (outputs * inputs / 64) is of 4 bits, `bias` (outputs) may be NULL. */
 typedef struct {
     const void *weight;
     const float *absmax, *bias;
     int64_t kind, outputs;
 } linear_t;
 
-/* The 16 values of NF4 as the instruction that looks them up wants them. */
+/* The 16 values that 4 bits stand for as the instruction that looks them up wants them. */
 typedef struct {
 #if defined(__AVX512F__)
     __m512 values;
@@ -125,7 +125,7 @@ INLINE vec widen(const uint16_t *at, const int kind) {
 /* Block number `at` of a row that begins at weight `first` of W. */
 INLINE void block_of(const linear_t *linear, const table_t *table, int64_t first, int64_t at, vec *out, const int kind) {
     const int64_t begin = first + at * BLOCK;
-    if (kind == NF4) {
+    if (kind == FOUR_BIT) {
         expand((const uint8_t *)linear->weight + begin / 2, table, linear->absmax[begin / BLOCK], out);
         return;
     }
@@ -194,13 +194,13 @@ static inline void times(float *out, int64_t out_row, const float *x, const line
     else                                                                                                         \
         for (int64_t r = 0; r < rows; r++)                                                                       \
             times_rows(out + r, out_row, x, linear, table, row + r, inputs, tokens, 1, kind);
-    if (linear->kind == NF4) { TIMES(NF4) }
+    if (linear->kind == FOUR_BIT) { TIMES(FOUR_BIT) }
     else if (linear->kind == BF16) { TIMES(BF16) }
     else if (linear->kind == FP16) { TIMES(FP16) }
     else { TIMES(FP32) }
 }
 
-/* x (n) in the order in which NF4 expands. */
+/* x (n) in the order in which 4 bits expand. */
 INLINE void in_order(float *out, const float *x, int64_t n) {
     for (int64_t first = 0; first < n; first += BLOCK)
         UNROLL for (int i = 0; i < BLOCK; i++) out[first + i] = x[first + place_of(i)];

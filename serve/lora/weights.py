@@ -1,6 +1,6 @@
 """How W x is computed: from the 4-bit weights each time, or from a copy of the dequantised weights. The same function.
 
-The copy is of what NF4 stands for, not of the weights before quantisation; on the CPU it lies in oneDNN's own layout.
+The copy is of what 4 bits stand for, not of the weights before quantisation; on the CPU it lies in oneDNN's own layout.
 Which is faster depends on the processor, the shape and the number of tokens, and is measured.
 """
 
@@ -19,7 +19,7 @@ from serve.lora.linear import LinearGroup, Product
 
 
 def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-    """W (out_features, in_features) in `dtype`: for NF4 exactly what bitsandbytes multiplies with."""
+    """W (out_features, in_features) in `dtype`: of 4 bits exactly what bitsandbytes multiplies with."""
     return dense(layer.weight, dtype)
 
 

@@ -1,0 +1,107 @@
+"""The ways in which a base holds the weights of its linear layers: all that one differs in from another. No torch.
+
+Quantising, reading checkpoints that are quantised already, loading, planning, cards and pages take what they need from
+a `Quantisation`; kernels take its 16 values as they lie in the files. Another way is another row of `KINDS`, if
+bitsandbytes knows it: it makes the codes, and numbers of them.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """4 bits a weight that choose one of the 16 values of `table`, times the absmax of the weight's block.
+
+    name: bitsandbytes' for it, and that of records; title: for people. block: weights with one absmax, which takes 8
+    bits itself; nested: so many of these with one in float32 (double quantisation, https://arxiv.org/abs/2305.14314).
+    """
+
+    name: str
+    title: str
+    table: tuple[float, ...]
+    block: int = 64
+    nested: int = 256
+
+    @property
+    def state(self) -> str:
+        """What the file calls the JSON beside a weight, behind its name and a dot: shape, block sizes, dtype."""
+        return f"quant_state.bitsandbytes__{self.name}"
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The constants that grow with the weight, as the file calls them."""
+        return "absmax", "nested_absmax"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All that a file has beside a weight."""
+        return (*self.constants, "nested_quant_map", "quant_map", self.state)
+
+    @property
+    def bits(self) -> float:
+        """Of a weight, its constants included: 4.127."""
+        return 4 + 8 / self.block + 32 / (self.block * self.nested)
+
+    @property
+    def unnested_bits(self) -> float:
+        """What a weight takes more where the constants of blocks are held in float32 (base/held.py)."""
+        return 24 / self.block
+
+    def config(self, skipped: list[str], compute: str) -> dict[str, Any]:
+        """The `quantization_config` of config.json by which transformers knows a folder that is quantised so.
+
+        skipped: the linear layers that are not; compute: the dtype of the others.
+        """
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": self.name,
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": compute,
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": skipped,
+        }
+
+
+# quantiles of the normal distribution, as bitsandbytes has them
+NF4 = Quantisation(
+    "nf4", "NF4",
+    (
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ),
+)  # fmt: skip
+KINDS = {kind.name: kind for kind in (NF4,)}
+OURS = NF4  # what a model in 16 bits is quantised to
+# how bitsandbytes stores the constants of a quantised `x.weight`, beside it
+_PARTS = sorted({part for kind in KINDS.values() for part in kind.parts})
+CONSTANT = re.compile(rf"(.+)\.(?:{'|'.join(map(re.escape, _PARTS))})")
+MARKS = tuple(f".weight.{kind.state}" for kind in KINDS.values())  # ends of names: one for each quantised layer
+
+
+def kind_called(name: object) -> Quantisation:
+    """The kind that a record or a lineage names; ours where none is named."""
+    return KINDS.get(str(name), OURS)
+
+
+def find_kind(method: Mapping[str, Any]) -> tuple[Quantisation | None, list[str]]:
+    """The kind that a `quantization_config` of bitsandbytes in 4 bits describes, and what of it no base holds.
+
+    None of another library's, or of 8 bits.
+    """
+    if method.get("quant_method") != "bitsandbytes" or not method.get("load_in_4bit"):
+        return None, []
+    defaults = {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False, "bnb_4bit_quant_storage": "uint8"}
+    given = {key: method.get(key, default) for key, default in defaults.items()}
+    kind = KINDS.get(str(given["bnb_4bit_quant_type"]))
+    wrong = {
+        f"{str(given['bnb_4bit_quant_type']).upper()} codes": kind is None,
+        "constants that are not quantised themselves": not given["bnb_4bit_use_double_quant"],
+        "storage other than uint8": given["bnb_4bit_quant_storage"] != "uint8",
+    }
+    return kind, [what for what, is_wrong in wrong.items() if is_wrong]
