@@ -76,7 +76,10 @@ NF4 = Quantisation(
         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ),
 )  # fmt: skip
-KINDS = {kind.name: kind for kind in (NF4,)}
+# a sign, two bits of exponent and one of mantissa, in the order of bitsandbytes' bits
+_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+FP4 = Quantisation("fp4", "FP4", tuple(sign * value / 12 for sign in (1, -1) for value in _MAGNITUDES))
+KINDS = {kind.name: kind for kind in (NF4, FP4)}
 OURS = NF4  # what a model in 16 bits is quantised to
 # how bitsandbytes stores the constants of a quantised `x.weight`, beside it
 _PARTS = sorted({part for kind in KINDS.values() for part in kind.parts})

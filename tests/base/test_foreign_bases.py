@@ -1,4 +1,4 @@
-"""Bases that people have: NF4 folders as they are, the text part of models that also see, FP8."""
+"""Bases that people have: 4-bit folders as they are, the text part of models that also see, FP8."""
 
 import json
 import re
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes import functional
+from bitsandbytes.functional import get_4bit_type
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -16,13 +18,22 @@ from transformers import (
 )
 
 from adapterhub_local.base.add import add_base
+from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.held import dense
 from adapterhub_local.base.load import close_packing_trap, load_base
+from adapterhub_local.base.quantisation import KINDS, OURS, Quantisation
+from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.errors import BadFile
+from adapterhub_local.plan.shape import read_config
 from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
 from adapterhub_local.train.train import train
+from serve.engine.build import build_engine
+from serve.engine.options import EngineOptions
+from serve.engine.request import Request, SamplingParams
+from serve.kernels import reference
+from serve.lora.weights import plain_absmax
 from tests.chats import write_recipe
 from tests.tiny import VOCABULARY, byte_tokenizer
 
@@ -35,21 +46,20 @@ def logits(model) -> torch.Tensor:
     return found
 
 
-def save_nf4(source: Path, folder: Path, **settings) -> Path:
+def save_4_bits(source: Path, folder: Path, kind: Quantisation = OURS, **settings) -> Path:
     """The model at `source` as transformers saves it in 4 bits."""
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16,
-        **{"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, **settings},
-    )  # fmt: skip
+    given = {key: value for key, value in kind.config([], "bfloat16").items() if key.startswith("bnb_4bit")}
+    config = BitsAndBytesConfig(load_in_4bit=True, **{**given, **settings})
     model = AutoModelForCausalLM.from_pretrained(source, quantization_config=config, device_map="cpu")
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
 
-def test_an_nf4_folder_is_taken_as_it_is(tiny_folder: Path, home: Home, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_a_4_bit_folder_is_taken_as_it_is(kind: Quantisation, tiny_folder: Path, home: Home, tmp_path: Path) -> None:
     """Its tensors become the base, byte for byte, and its logits are transformers'; training on it works."""
-    folder = save_nf4(tiny_folder, tmp_path / "nf4")
+    folder = save_4_bits(tiny_folder, tmp_path / "held", kind)
     info = add_base("tiny", folder, home, hub_id="unsloth/tiny-bnb-4bit")
     theirs, ours = load_file(folder / "model.safetensors"), load_file(info.folder / "model.safetensors")
     wanted = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -60,21 +70,22 @@ def test_an_nf4_folder_is_taken_as_it_is(tiny_folder: Path, home: Home, tmp_path
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert torch.equal(logits(load_base(info).model), logits(wanted))
-    assert info.fingerprint == add_base("again", tiny_folder, home).fingerprint
+    assert (info.fingerprint == add_base("again", tiny_folder, home).fingerprint) == (kind is OURS)
+    assert read_record(info.folder).kind is kind
     assert train(load_recipe(write_recipe(tmp_path)), home).lineage["base"]["fingerprint"] == info.fingerprint
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bnb_4bit_quant_type": "fp4"}, "with FP4 codes: only NF4 with double quantisation"),
+        ({"bnb_4bit_quant_storage": torch.bfloat16}, "with storage other than uint8: only NF4 or FP4 with double"),
         ({"bnb_4bit_use_double_quant": False}, "with constants that are not quantised themselves"),
         ({"llm_int8_skip_modules": ["lm_head", "down_proj"]}, "is in 16 bits beside others in NF4"),
     ],
 )
 def test_other_forms_of_4_bits(tiny_folder: Path, home: Home, tmp_path: Path, settings: dict, message: str) -> None:
     """4-bit folders that are not what a base holds are refused with what they are, and nothing is left behind."""
-    folder = save_nf4(tiny_folder, tmp_path / "other", **settings)
+    folder = save_4_bits(tiny_folder, tmp_path / "other", **settings)
     with pytest.raises(BadFile, match=message):
         add_base("tiny", folder, home)
     assert not home.bases.exists() or not list(home.bases.iterdir())
@@ -82,13 +93,60 @@ def test_other_forms_of_4_bits(tiny_folder: Path, home: Home, tmp_path: Path, se
 
 def test_an_nf4_weight_that_does_not_fit(tiny_folder: Path, home: Home, tmp_path: Path) -> None:
     """Constants of another length than the weight's are refused by name."""
-    folder = save_nf4(tiny_folder, tmp_path / "nf4")
+    folder = save_4_bits(tiny_folder, tmp_path / "nf4")
     tensors = load_file(folder / "model.safetensors")
     name = next(key for key in tensors if key.endswith("q_proj.weight.absmax"))
     tensors[name] = tensors[name][:-1].clone()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(BadFile, match=r"q_proj\.weight is stored as nf4"):
         add_base("tiny", folder, home)
+
+
+def test_a_table_of_other_values(tiny_folder: Path, home: Home, tmp_path: Path) -> None:
+    """A folder whose 16 values are not its kind's is refused: bitsandbytes would read another W than our kernels."""
+    folder = save_4_bits(tiny_folder, tmp_path / "nf4")
+    tensors = load_file(folder / "model.safetensors")
+    name = next(key for key in tensors if key.endswith("q_proj.weight.quant_map"))
+    tensors[name] = tensors[name].flip(0).contiguous()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadFile, match=r"its 4 bits do not stand for the values of NF4 \(quant_map\)"):
+        add_base("tiny", folder, home)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_a_kind_says_what_bitsandbytes_does(kind: Quantisation, tiny_folder: Path, home: Home, tmp_path: Path) -> None:
+    """Its values are bitsandbytes', its bits are the file's, and W is bitsandbytes' in memory, from the file, and by
+    the kernels' reference; a plan counts the same bits."""
+    info = add_base("tiny", save_4_bits(tiny_folder, tmp_path / "held", kind), home)
+    assert torch.allclose(torch.tensor(kind.table), get_4bit_type(kind.name, device="cpu"), rtol=0, atol=1e-7)
+    assert info.bits_per_weight == pytest.approx(kind.bits, rel=0.02)  # small weights begin a group of absmax each
+    assert read_config(info.folder).quantisation is kind
+
+    weight = load_base(info).model.model.layers[1].mlp.down_proj.weight
+    wanted = functional.dequantize_4bit(weight.data, weight.quant_state).float()
+    state = weight.quant_state
+    by_table = reference.multiply(
+        torch.eye(wanted.shape[1]), weight.data, plain_absmax(state), state.code.float(), len(wanted)
+    ).T
+    assert torch.equal(dense(weight, weight.quant_state.dtype).float(), wanted)
+    assert torch.allclose(BaseWeights(info).of("model.layers.1.mlp.down_proj")[0], by_table, rtol=1e-6, atol=1e-9)
+    assert torch.equal(dense(weight, torch.float32), by_table)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_a_kind_is_served(kind: Quantisation, tiny_folder: Path, home: Home, tmp_path: Path) -> None:
+    """The engine's greedy tokens, by the kernels that read its 4 bits, are those of transformers over the same base."""
+    base = load_base(add_base("tiny", save_4_bits(tiny_folder, tmp_path / "held", kind), home), device="cpu")
+    wanted = base.model.generate(IDS, max_new_tokens=12, do_sample=False)[0, IDS.shape[1] :].tolist()
+    engine = build_engine(base, EngineOptions(base_exec="nf4"))
+    request = Request("one", tuple(IDS[0].tolist()), SamplingParams(max_tokens=12, temperature=0))
+    engine.submit(request)
+    while engine.has_work:
+        engine.step()
+
+    assert request.output[: len(wanted)] == wanted
+    kernels = engine.snapshot().kernels
+    assert ("step" in kernels) == ("multiply" in kernels)  # both where there is a C compiler
 
 
 @pytest.mark.parametrize(
@@ -106,7 +164,7 @@ def test_a_weight_that_is_no_number(part: str, value: float, tiny_folder: Path, 
     """A checkpoint whose answers would be no numbers is refused by the name of the tensor, in 4 bits or 16."""
     folder = tmp_path / "model"
     if "absmax" in part:
-        save_nf4(tiny_folder, folder)
+        save_4_bits(tiny_folder, folder)
     else:
         shutil.copytree(tiny_folder, folder)
     tensors = load_file(folder / "model.safetensors")
