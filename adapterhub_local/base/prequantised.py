@@ -28,10 +28,10 @@ def check_method(method: Mapping[str, Any], folder: Path) -> Quantisation | str:
         found, wrong = find_kind(method)
         if found is not None and not wrong:
             return found
-        taken = " or ".join(each.title for each in KINDS.values())
+        taken = " or ".join(dict.fromkeys(each.title for each in KINDS.values()))
         raise BadFile(
-            f"{folder} is quantised already, with {' and '.join(wrong)}: only {taken} with double quantisation is "
-            "taken as it is. Give the 16-bit model it was made from"
+            f"{folder} is quantised already, with {' and '.join(wrong)}: only {taken} in bytes is taken as it is. Give "
+            "the 16-bit model it was made from"
         )
     if kind == FP8 and method.get("weight_block_size"):
         return FP8
@@ -59,13 +59,17 @@ def held_parts(
     parts = {name: read(name), **{f"{name}.{part}": read(f"{name}.{part}") for part in kind.parts}}
     try:
         state = json.loads(bytes(parts[f"{name}.{kind.state}"].tolist()))
-        found = (state["quant_type"], state["blocksize"], state["nested_blocksize"], tuple(state["shape"]))
+        found = (state["quant_type"], state["blocksize"], state.get("nested_blocksize"), tuple(state["shape"]))
     except (ValueError, KeyError, TypeError):
         raise BadFile(f"{name}: its constants cannot be read") from None
+    if (found[2] is None) != (kind.nested is None):
+        raise BadFile(f"{name}: its constants are not what config.json says (bnb_4bit_use_double_quant)")
+    if parts[f"{name}.absmax"].dtype != (torch.uint8 if kind.nested else torch.float32):
+        raise BadFile(f"{name}: its constants are {parts[f'{name}.absmax'].dtype}, which no {kind.title} has")
     blocks = math.ceil(math.prod(shape) / kind.block)
-    sizes = [parts[name].numel(), parts[f"{name}.absmax"].numel(), parts[f"{name}.nested_absmax"].numel()]
-    wanted = [math.ceil(math.prod(shape) / 2), blocks, math.ceil(blocks / kind.nested)]
-    if found != (kind.name, kind.block, kind.nested, shape) or sizes != wanted or parts[name].dtype != torch.uint8:
+    sizes = [parts[name].numel(), *(parts[f"{name}.{part}"].numel() for part in kind.constants)]
+    wanted = [math.ceil(math.prod(shape) / 2), blocks, *([math.ceil(blocks / kind.nested)] if kind.nested else [])]
+    if found != (kind.codes, kind.block, kind.nested, shape) or sizes != wanted or parts[name].dtype != torch.uint8:
         raise BadFile(
             f"{name} is stored as {found[0]} of shape {found[3]} in blocks of {found[1]}: its architecture wants "
             f"{shape}, and {kind.title} has blocks of {kind.block}"

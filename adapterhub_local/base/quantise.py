@@ -38,7 +38,7 @@ def quantise(name: str, weight: torch.Tensor, kind: Quantisation) -> Iterator[tu
 
     functional = import_bitsandbytes().functional
     codes, state = functional.quantize_4bit(
-        weight.contiguous(), blocksize=kind.block, compress_statistics=True, quant_type=kind.name
+        weight.contiguous(), blocksize=kind.block, compress_statistics=kind.nested is not None, quant_type=kind.codes
     )
     yield name, codes
     for key, value in state.as_dict(packed=True).items():

@@ -28,7 +28,8 @@ def command() -> None:
 def add(name: str, source: str, hub_id: str | None, chat_template: str | None, as_json: bool) -> None:
     """Quantise SOURCE to NF4 with double quantisation and keep it as base NAME.
 
-    SOURCE is a Hub id (ORG/NAME or ORG/NAME@REVISION), a transformers folder or a .gguf file.
+    SOURCE is a Hub id (ORG/NAME or ORG/NAME@REVISION), a transformers folder or a .gguf file. What bitsandbytes saved
+    in NF4 or FP4 is taken as it is.
     """
     from adapterhub_local.base.bases import check_base_name
     from adapterhub_local.errors import InUse

@@ -29,13 +29,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-{kind.name} = BitsAndBytesConfig(
+{kind.codes} = BitsAndBytesConfig(
     load_in_4bit=True,
-    bnb_4bit_quant_type="{kind.name}",
-    bnb_4bit_use_double_quant=True,
+    bnb_4bit_quant_type="{kind.codes}",
+    bnb_4bit_use_double_quant={kind.nested is not None},
     bnb_4bit_compute_dtype=torch.bfloat16,
 )
-base = AutoModelForCausalLM.from_pretrained({source}, quantization_config={kind.name})
+base = AutoModelForCausalLM.from_pretrained({source}, quantization_config={kind.codes})
 model = PeftModel.from_pretrained(base, "{repo_id}", revision="{tag}")
 tokenizer = AutoTokenizer.from_pretrained({source}){written}
 

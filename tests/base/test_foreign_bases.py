@@ -78,8 +78,7 @@ def test_a_4_bit_folder_is_taken_as_it_is(kind: Quantisation, tiny_folder: Path,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bnb_4bit_quant_storage": torch.bfloat16}, "with storage other than uint8: only NF4 or FP4 with double"),
-        ({"bnb_4bit_use_double_quant": False}, "with constants that are not quantised themselves"),
+        ({"bnb_4bit_quant_storage": torch.bfloat16}, "with storage other than uint8: only NF4 or FP4 in bytes"),
         ({"llm_int8_skip_modules": ["lm_head", "down_proj"]}, "is in 16 bits beside others in NF4"),
     ],
 )
@@ -102,6 +101,17 @@ def test_an_nf4_weight_that_does_not_fit(tiny_folder: Path, home: Home, tmp_path
         add_base("tiny", folder, home)
 
 
+@pytest.mark.parametrize("is_double", [True, False])
+def test_constants_that_the_config_does_not_know(is_double: bool, tiny_folder, home: Home, tmp_path: Path) -> None:
+    """A config that says of double quantisation what is not so is refused by the name of the setting or the tensor."""
+    folder = save_4_bits(tiny_folder, tmp_path / "nf4", bnb_4bit_use_double_quant=is_double)
+    config = json.loads((folder / "config.json").read_bytes())
+    config["quantization_config"]["bnb_4bit_use_double_quant"] = not is_double
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadFile, match="bnb_4bit_use_double_quant" if is_double else "in NF4 and has no nested_absmax"):
+        add_base("tiny", folder, home)
+
+
 def test_a_table_of_other_values(tiny_folder: Path, home: Home, tmp_path: Path) -> None:
     """A folder whose 16 values are not its kind's is refused: bitsandbytes would read another W than our kernels."""
     folder = save_4_bits(tiny_folder, tmp_path / "nf4")
@@ -118,7 +128,7 @@ def test_a_kind_says_what_bitsandbytes_does(kind: Quantisation, tiny_folder: Pat
     """Its values are bitsandbytes', its bits are the file's, and W is bitsandbytes' in memory, from the file, and by
     the kernels' reference; a plan counts the same bits."""
     info = add_base("tiny", save_4_bits(tiny_folder, tmp_path / "held", kind), home)
-    assert torch.allclose(torch.tensor(kind.table), get_4bit_type(kind.name, device="cpu"), rtol=0, atol=1e-7)
+    assert torch.allclose(torch.tensor(kind.table), get_4bit_type(kind.codes, device="cpu"), rtol=0, atol=1e-7)
     assert info.bits_per_weight == pytest.approx(kind.bits, rel=0.02)  # small weights begin a group of absmax each
     assert read_config(info.folder).quantisation is kind
 
