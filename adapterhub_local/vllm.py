@@ -60,13 +60,11 @@ def find(model: str, name: str, place: Home | None = None) -> Version:
     DoRA and rows of embeddings, NotFound, and what reading a remote raises.
     """
     place = place or home()
-    remote = vllm_remote()
-    reference, base = fixed(name), base_for(model, place)
-    return find_computed(Registry(place), reference, base, None if remote is None else remote_at(place, remote))
+    return find_computed(Registry(place), fixed(name), base_for(model, place), vllm_remote())
 
 
-def find_computed(registry: Registry, reference: Reference, base: BaseInfo, remote: Remote | None) -> Version:
-    """The version that `reference` means, here or at `remote`, if it is for `base` and vLLM computes it.
+def find_computed(registry: Registry, reference: Reference, base: BaseInfo, remote: Remote | str | None) -> Version:
+    """The version that `reference` means, here or at `remote`, a name or URL, if it is for `base` and vLLM computes it.
 
     Raises what `find` raises of a reference.
     """
@@ -75,7 +73,8 @@ def find_computed(registry: Registry, reference: Reference, base: BaseInfo, remo
     except NotFound:
         if remote is None:
             raise
-        version = _fetched(registry, reference, remote, base)
+        there = remote if isinstance(remote, Remote) else remote_at(registry.home, remote)
+        version = _fetched(registry, reference, there, base)
     check_origin(version, base)
     check_form(version)
     return version

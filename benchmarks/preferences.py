@@ -74,8 +74,8 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> tuple[Any, Any, Any,
 def write_calls(path: Path, count: int) -> None:
     """Conversations of the tools' recipe, each gone on with the call's result and an answer."""
     with gzip.open(RECIPES / "data" / "tools.train.jsonl.gz", "rt") as file, open(path, "w") as out:
-        for number, line in enumerate(itertools.islice(file, count)):
-            row = json.loads(line)
+        calling = (row for row in map(json.loads, file) if row["messages"][-1].get("tool_calls"))  # some are small talk
+        for number, row in enumerate(itertools.islice(calling, count)):
             call = row["messages"][-1]["tool_calls"][0]
             row["messages"] += [
                 {"role": "tool", "tool_call_id": call["id"], "content": json.dumps({"ok": True, "number": number})},

@@ -8,6 +8,7 @@ from adapterhub_local.errors import QhubError
 from adapterhub_local.keys import Key
 
 Message = Mapping[str, Any]  # of ASGI, from the application to the server
+DRAINING = "qhub.draining"  # the type of a message instead of an answer: ask another replica
 
 
 @dataclass(frozen=True)

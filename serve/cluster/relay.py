@@ -16,9 +16,8 @@ from starlette.types import Message as Sent
 from starlette.types import Receive, Scope, Send
 
 from serve.answers.events import line
-from serve.cluster.call import Call, Engines, Lost, Message
+from serve.cluster.call import DRAINING, Call, Engines, Lost, Message
 from serve.cluster.pins import affinity_of
-from serve.cluster.replica import DRAINING
 from serve.errors import ErrorBody, NoReplica, TimedOut
 from serve.http.failures import ELSEWHERE
 from serve.http.front import own_path, refuse

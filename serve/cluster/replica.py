@@ -7,12 +7,10 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp
 
 from serve.cluster.asgi import messages, whole
-from serve.cluster.call import Call, Message, Whole
+from serve.cluster.call import DRAINING, Call, Message, Whole
 from serve.cluster.config import ClusterConfig
 from serve.cluster.own_engine import OwnEngine
 from serve.cluster.vllm_engine import VllmEngine
-
-DRAINING = "qhub.draining"  # a message instead of an answer: ask another replica
 
 
 class ReplicaEngine(Protocol):

@@ -15,13 +15,12 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.remotes import Remote
 from serve.cluster.asgi import messages, whole
-from serve.cluster.call import Call, Lost, Message, Whole
+from serve.cluster.call import DRAINING, Call, Lost, Message, Whole
 from serve.cluster.config import ClusterConfig
 from serve.cluster.following import follow
 from serve.cluster.gateway import create_gateway
 from serve.cluster.own_engine import Uncounted
 from serve.cluster.placement import tiers
-from serve.cluster.replica import DRAINING
 from serve.engine.options import EngineOptions
 from serve.http.app import create_app
 from serve.listen import http_config
