@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from adapterhub_local.base.bases import BaseInfo, check_base_name, write_record
 from adapterhub_local.base.chat_template import given_template
 from adapterhub_local.base.experts import build_model, check_experts
 from adapterhub_local.base.fingerprint import Record, fingerprint, tensor_record
 from adapterhub_local.base.load import quiet_loading
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.base.quantisation import OURS, Quantisation
 from adapterhub_local.base.quantise import quantise, quantised_modules, skipped_modules
 from adapterhub_local.base.read_back import read_back
@@ -182,7 +182,7 @@ class _Weights:
         (self.folder / INDEX).write_text(json.dumps(index))
 
 
-def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Progress) -> _Weights:
+def _write_weights(folder: Path, source: Source, model: BaseModel, progress: Progress) -> _Weights:
     """Read, quantise or cast, and write every tensor of the model, in its own order."""
     dtype = torch.float16 if source.config.dtype == torch.float16 else torch.bfloat16
     weights = _Weights(folder, dtype, source.quantisation or OURS)
@@ -216,7 +216,7 @@ def _write_weights(folder: Path, source: Source, model: nn.Module, progress: Pro
     return weights
 
 
-def _own_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _own_tensors(model: BaseModel) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the model's tensors; of tied ones (input and output embeddings) the first only."""
     seen: set[int] = set()
     own = {}

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from adapterhub_local.base.mixtures import FAMILIES, Family
+from adapterhub_local.base.model import BaseModel, Modules
 from adapterhub_local.errors import BadFile
 
 # what a model with its experts apart says that it is: what transformers and PEFT do to the tensors and the adapters of
@@ -71,7 +72,7 @@ class Experts(nn.ModuleList):
         return each.sum(1).to(states.dtype)
 
 
-def has_experts(model: nn.Module) -> bool:
+def has_experts(model: Modules) -> bool:
     """Whether the model has experts that were taken apart here."""
     return any(isinstance(module, Experts) for module in model.modules())
 
@@ -81,19 +82,25 @@ def family_of(config: PreTrainedConfig) -> Family | None:
     return FAMILIES.get(type(config).model_type)
 
 
-def build_model(config: PreTrainedConfig, **options: Any) -> Any:
+def build_model(config: PreTrainedConfig, **options: Any) -> BaseModel:
     """The causal model of `config`, its experts apart. options: those of `from_config`."""
     if family_of(config) is None:
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-    return _apart(config)._from_config(_marked(config), **options)
+        made: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    else:
+        made = _apart(config)._from_config(_marked(config), **options)
+    model: BaseModel = made
+    return model
 
 
-def read_model(folder: Path, **options: Any) -> Any:
+def read_model(folder: Path, **options: Any) -> BaseModel:
     """The causal model in a base's folder, as `from_pretrained` reads it, its experts apart."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if family_of(config) is None:
-        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
-    return _apart(config).from_pretrained(folder, config=_marked(config), **options)
+        read: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    else:
+        read = _apart(config).from_pretrained(folder, config=_marked(config), **options)
+    model: BaseModel = read
+    return model
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def joined_parts(config: PreTrainedConfig, shapes: Mapping[str, Sequence[int]]) 
     return parts
 
 
-def check_experts(model: nn.Module) -> None:
+def check_experts(model: BaseModel) -> None:
     """Raise BadFile for a mixture of a family that is not here, or that routes tokens to more experts than it has.
 
     Of a family that is not here the experts are still tensors of three dimensions.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,9 @@ from transformers.utils import logging as transformers_logging
 from adapterhub_local import settings
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.experts import read_model
+from adapterhub_local.base.model import AdaptedModel, BaseModel, Modules, as_module
 from adapterhub_local.errors import Corrupt, InputError
+from adapterhub_local.lora.loadable import loadable
 from adapterhub_local.noise import hush
 from adapterhub_local.recipe.derived import compute_on
 
@@ -32,7 +35,7 @@ class LoadedBase:
     """A base in memory: the 4-bit model in evaluation mode, frozen, and its tokenizer."""
 
     info: BaseInfo
-    model: Any
+    model: BaseModel
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -66,6 +69,20 @@ def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str |
     return LoadedBase(info, model.eval(), tokenizer)
 
 
+def put_on(model: BaseModel, folder: Path) -> AdaptedModel:
+    """PEFT's model over this one, in evaluation mode, with the adapter in a PEFT folder on it.
+
+    Raises what `loadable` raises.
+    """
+    import_bitsandbytes()  # before peft imports it
+    from peft import PeftModel
+
+    with loadable(folder) as place:
+        made: Any = PeftModel.from_pretrained(as_module(model), str(place))
+    adapted: AdaptedModel = made.eval()
+    return adapted
+
+
 @contextmanager
 def plain_linear() -> Iterator[None]:
     """Build Falcon of plain linear layers: its own subclass computes the same, but transformers 5.23 does not load
@@ -78,7 +95,7 @@ def plain_linear() -> Iterator[None]:
         modeling_falcon.FalconLinear = own  # type: ignore[misc]
 
 
-def close_packing_trap(model: nn.Module, dtype: torch.dtype) -> None:
+def close_packing_trap(model: Modules, dtype: torch.dtype) -> None:
     """Fix the compute dtype of every 4-bit layer, and keep bitsandbytes from repacking it.
 
     On CPUs with AVX512-BF16 the first evaluation forward would round absmax to bfloat16 and so change

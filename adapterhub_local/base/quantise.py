@@ -5,16 +5,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.base.quantisation import Quantisation
 from adapterhub_local.errors import BadFile
 
 
-def quantised_modules(model: nn.Module) -> tuple[str, ...]:
+def quantised_modules(model: BaseModel) -> tuple[str, ...]:
     """The linear layers of `model` that are stored in 4 bits: all but the output head, those of experts included.
 
     Raises BadFile if there is none.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     names = tuple(
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
     )
@@ -23,10 +24,10 @@ def quantised_modules(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
-def skipped_modules(model: nn.Module) -> list[str]:
+def skipped_modules(model: BaseModel) -> list[str]:
     """The linear layers of `model` that stay in 16 bits, as `llm_int8_skip_modules` names them."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return [name for name, module in model.named_modules() if module is head]
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if id(module) == id(head)]
 
 
 def quantise(name: str, weight: torch.Tensor, kind: Quantisation) -> Iterator[tuple[str, torch.Tensor]]:

@@ -17,6 +17,7 @@ from torch import nn
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.experts import build_model
 from adapterhub_local.base.load import load_base
+from adapterhub_local.base.model import as_module
 from adapterhub_local.base.source import Source
 from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.errors import BadFile, Corrupt
@@ -132,7 +133,7 @@ def _reference(config: Any, tensors: _Tensors, ids: torch.Tensor) -> torch.Tenso
     }  # fmt: skip
     for name, layer in layers.items():
         _fill_when_called(name, layer, layers, tensors)
-    with _filled("", model, layers, tensors), torch.inference_mode():
+    with _filled("", as_module(model), layers, tensors), torch.inference_mode():
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits
 

@@ -1,7 +1,6 @@
 """Whether an adapter's modules are a base's modules, from headers and config, without loading weights."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -9,6 +8,7 @@ from transformers import AutoConfig
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.experts import build_model
 from adapterhub_local.base.load import quiet_loading
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
 from adapterhub_local.lora.names import is_router
@@ -40,18 +40,17 @@ def tied_weights(base: BaseInfo) -> dict[str, str]:
 
 def embeddings_name(base: BaseInfo) -> str:
     """The name of the tensor that the base's tokens are looked up in."""
-    model: Any = skeleton(base)
+    model = skeleton(base)
     weight = model.get_input_embeddings().weight
     names = (name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is weight)
-    return str(next(names))
+    return next(names)
 
 
-def skeleton(base: BaseInfo) -> torch.nn.Module:
+def skeleton(base: BaseInfo) -> BaseModel:
     """The base's model without memory for its weights."""
     with quiet_loading(), torch.device("meta"):
         config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
-        model: torch.nn.Module = build_model(config)
-    return model
+        return build_model(config)
 
 
 def check_shapes(adapter: AdapterFile, base: BaseInfo, shapes: Mapping[str, tuple[int, int]] | None = None) -> None:

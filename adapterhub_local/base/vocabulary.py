@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.base.shapes import skeleton
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.lora.adapter import AdapterFile
@@ -26,7 +27,7 @@ class Vocabulary:
     head_has_bias: bool
 
     @classmethod
-    def of(cls, model: Any) -> "Vocabulary":
+    def of(cls, model: BaseModel) -> "Vocabulary":
         """That of a causal language model whose layers nothing is wrapped around."""
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         names = {id(module): name for name, module in model.named_modules()}

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import stop_tokens
-from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
+from adapterhub_local.base.load import LoadedBase, put_on
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.choices import choose
@@ -19,7 +20,6 @@ from adapterhub_local.evaluate.preferences import PreferenceScore
 from adapterhub_local.evaluate.rewards import answer_worth, worth
 from adapterhub_local.evaluate.tool_calls import Offer, call_hits
 from adapterhub_local.evaluate.written import ends_of, is_json, matches, write_ids
-from adapterhub_local.lora.loadable import loadable
 from adapterhub_local.progress import Counting
 from adapterhub_local.recipe.reward import Reward
 from adapterhub_local.recipe.schema import MAX_NEW_TOKENS, Data
@@ -97,16 +97,12 @@ def score_folder(
 
 
 @contextmanager
-def adapted(base: LoadedBase, folder: Path | None) -> Iterator[Any]:
+def adapted(base: LoadedBase, folder: Path | None) -> Iterator[CausalModel]:
     """The base's model with the adapter in a PEFT folder on it, for as long as the block; without one as it is."""
     if folder is None:
         yield base.model
         return
-    import_bitsandbytes()  # before peft imports it
-    from peft import PeftModel
-
-    with loadable(folder) as place:
-        model = PeftModel.from_pretrained(base.model, str(place)).eval()
+    model = put_on(base.model, folder)
     use_token_rows(model)
     try:
         yield model
@@ -116,7 +112,7 @@ def adapted(base: LoadedBase, folder: Path | None) -> Iterator[Any]:
 
 def _score(
     base: LoadedBase,
-    model: Any,
+    model: CausalModel,
     tests: Sequence[Example],
     batch_size: int,
     progress: Counting | None,
@@ -128,7 +124,7 @@ def _score(
 
 def checked(
     result: Score,
-    model: Any,
+    model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     tests: Sequence[Example],
     checks: Checks,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.durable import digest_bytes
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.intervals import Interval, bootstrap, wilson
@@ -114,7 +115,13 @@ def _check_local(config: Mapping[str, Any], path: Path) -> None:
 
 
 def run_tasks(
-    base: LoadedBase, model: Any, tasks: Tasks, batch_size: int, *, limit: int | None = None, is_chat: bool = False
+    base: LoadedBase,
+    model: CausalModel,
+    tasks: Tasks,
+    batch_size: int,
+    *,
+    limit: int | None = None,
+    is_chat: bool = False,
 ) -> dict[str, TaskScore]:
     """Task -> the scores of a model: the base's, or PEFT over it. `is_chat` asks in the base's chat template.
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from adapterhub_local.base.experts import Experts
 from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.base.model import Modules
 from adapterhub_local.errors import BadFile
 from adapterhub_local.evaluate.evaluate import score_folder
 from adapterhub_local.evaluate.metrics import evaluate
@@ -111,7 +112,7 @@ def _losses(base: LoadedBase, adapters: Sequence[Factors], tests: Sequence[Examp
 
 
 @contextmanager
-def _added(model: Any, adapters: Sequence[Factors], length: int) -> Iterator[None]:
+def _added(model: Modules, adapters: Sequence[Factors], length: int) -> Iterator[None]:
     """For as long as the block, adapter i is added to the tokens from i * `length` on."""
 
     def hook(name: str) -> Any:

@@ -6,17 +6,16 @@ import gc
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.experts import build_model
-from adapterhub_local.base.load import import_bitsandbytes, load_base, quiet_loading
+from adapterhub_local.base.load import load_base, put_on, quiet_loading
+from adapterhub_local.base.model import AdaptedModel, BaseModel, CausalModel
 from adapterhub_local.base.source import Source
 from adapterhub_local.errors import QhubError
-from adapterhub_local.lora.loadable import loadable
 
 PROBE = (  # ordinary prose, questions, a list and a little code: enough to see a mistake, short enough for a CPU
     "The library opens at nine and closes at six, except on Sundays. Last winter the roof had to be repaired, and for "
@@ -82,7 +81,7 @@ def measure(
     return Divergence(float(each.mean()), float(each.max()), float(same), len(each))
 
 
-def _load_source(source: Source) -> Any:
+def _load_source(source: Source) -> BaseModel:
     with quiet_loading():
         model = build_model(source.config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -91,18 +90,15 @@ def _load_source(source: Source) -> Any:
     return model
 
 
-def _with_adapter(model: Any, folder: Path) -> Any:
-    import_bitsandbytes()  # before peft imports it
-    from peft import PeftModel
-
-    with warnings.catch_warnings(), loadable(folder) as place:
+def _with_adapter(model: BaseModel, folder: Path) -> AdaptedModel:
+    with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Model has `tie_word_embeddings=True`"
         )  # only the output is adapted: it is right
-        return PeftModel.from_pretrained(model, str(place)).eval()
+        return put_on(model, folder)
 
 
-def _log_probabilities(model: Any, ids: torch.Tensor) -> torch.Tensor:
+def _log_probabilities(model: CausalModel, ids: torch.Tensor) -> torch.Tensor:
     """(positions, vocabulary), float64 so that a small divergence is not rounding."""
     with torch.inference_mode():
         logits = model(input_ids=ids.to(model.device)).logits[0]

@@ -16,7 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adapterhub_local.base.attention import AttentionKind, read_kind
-from adapterhub_local.base.model import CausalModel
+from adapterhub_local.base.model import CausalModel, inner_model
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.rows.flash import attend_in_pieces
 from adapterhub_local.rows.layout import Groups, Layout, visible
@@ -28,7 +28,7 @@ Route = Callable[..., torch.Tensor]
 
 def attach(model: CausalModel) -> bool:
     """Let a model take `layout=` in its forward; False where its code is not on transformers' attention interface."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     used = inner.config._attn_implementation
     if used in NAMES.values():
         return True
@@ -43,7 +43,7 @@ def attach(model: CausalModel) -> bool:
 
 def detach(model: CausalModel) -> None:
     """Give a model its own attention back."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     for theirs, name in NAMES.items():
         if inner.config._attn_implementation == name:
             inner.set_attn_implementation(theirs)

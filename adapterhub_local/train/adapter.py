@@ -11,7 +11,7 @@ from safetensors import safe_open
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.held import unnest
 from adapterhub_local.base.load import LoadedBase, import_bitsandbytes
-from adapterhub_local.base.model import AdaptedModel
+from adapterhub_local.base.model import AdaptedModel, CausalModel, as_module
 from adapterhub_local.base.modules import linear_modules
 from adapterhub_local.base.vocabulary import Vocabulary
 from adapterhub_local.errors import InputError, QhubError
@@ -36,7 +36,7 @@ ROWS = ".token_adapter.trainable_tokens_delta"  # of embeddings, likewise
 
 def with_adapter(
     base: LoadedBase, recipe: Recipe, *, start: Version | None = None, examples: Sequence[Example] = ()
-) -> Any:
+) -> AdaptedModel:
     """The base as a PEFT model with fresh factors: A random by the recipe's seed, B zero; or those of `start`.
 
     `examples` are what EVA looks at; `check_run` has seen that targets and patterns match, and that `start` fits.
@@ -69,9 +69,10 @@ def with_adapter(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*low_cpu_mem_usage")  # of EVA, whose factors fit here
-            model: Any = get_peft_model(base.model, settings)
+            made: Any = get_peft_model(as_module(base.model), settings)
     except ValueError as error:
         raise InputError(f"adapter.target_modules = {targets!r}: {str(error).split('. ')[0]}") from None
+    model: AdaptedModel = made
     if opened:
         load_factors(model, _parts(opened))
     elif adapter.init == "eva":
@@ -122,7 +123,7 @@ def _config_of(base: LoadedBase, adapter: Adapter) -> AdapterConfig:
     )
 
 
-def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
+def initialise_eva(model: AdaptedModel, examples: Sequence[Example]) -> None:
     """A from the directions that explain most of each layer's inputs (EVA, https://arxiv.org/abs/2410.07170).
 
     Looks at up to 256 examples, without drawing random numbers. Raises QhubError if they do not settle.
@@ -132,7 +133,7 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
     rows = [pack([example]) for example in examples[:256]]
     passes = 0
 
-    def look(body: Any, row: Packed) -> None:
+    def look(body: CausalModel, row: Packed) -> None:
         nonlocal passes
         passes += 1
         if passes > 20 * len(rows):
@@ -142,7 +143,7 @@ def initialise_eva(model: Any, examples: Sequence[Example]) -> None:
     with torch.random.fork_rng(devices=random_devices(model)), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a row is not moved to the device: `inputs` does
         initialize_lora_eva_weights(
-            model,
+            as_module(model),
             dataloader=rows,
             forward_fn=look,
             prepare_model_inputs_fn=None,
@@ -196,7 +197,7 @@ def load_factors(model: AdaptedModel, factors: Iterable[tuple[str, torch.Tensor]
     assert not wanted, f"no value for {next(iter(wanted))}"
 
 
-def save(model: Any, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, Path | bytes]:
+def save(model: AdaptedModel, recipe: Recipe, info: BaseInfo, folder: Path) -> dict[str, Path | bytes]:
     """Write the trained factors as the two files of an adapter; equal factors give equal files."""
     factors = {name: factor.detach().cpu() for name, factor in factors_of(model).items()}
     settings = model.peft_config["default"]

@@ -16,14 +16,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
+from adapterhub_local.base.model import CausalModel, inner_model
 from adapterhub_local.rows.bounds import MLP_TOKENS
-from adapterhub_local.train.recompute import recompute_blocks
+from adapterhub_local.train.recompute import CHECKPOINT, recompute_blocks
 
 OFFLOAD = "offload"  # train.activation_checkpointing
 PIECE = 32 << 20  # bytes: torch gives pinned memory in powers of two, so a tensor whole could take twice its size
 
 
-def enable_checkpointing(model: Any, wanted: bool | str) -> None:
+def enable_checkpointing(model: CausalModel, wanted: bool | str) -> None:
     """Compute each block again in the backward pass, if that is wanted. model: causal, with or without PEFT."""
     if not wanted:
         return
@@ -38,7 +39,7 @@ def enable_checkpointing(model: Any, wanted: bool | str) -> None:
         split_mlps(model)
 
 
-def move_boundaries(model: Any) -> None:
+def move_boundaries(model: CausalModel) -> None:
     """Have checkpointed blocks save their inputs in host memory.
 
     Nothing else of a block is saved outside the checkpoint, and masks and rotary embeddings, which all blocks share,
@@ -47,8 +48,8 @@ def move_boundaries(model: Any) -> None:
     transformers' own `offload=True` fails where there is no GPU, and is not in the oldest version supported here.
     """
     for module in model.modules():
-        if plain := getattr(module, "_gradient_checkpointing_func", None):
-            module._gradient_checkpointing_func = partial(_saving_on_host, plain)
+        if plain := getattr(module, CHECKPOINT, None):
+            setattr(module, CHECKPOINT, partial(_saving_on_host, plain))
 
 
 def _saving_on_host(plain: Callable[..., Any], *arguments: Any) -> Any:
@@ -82,14 +83,15 @@ def from_host(moved: OnHost) -> torch.Tensor:
     return tensor
 
 
-def split_mlps(model: Any, tokens: int = MLP_TOKENS) -> None:
+def split_mlps(model: CausalModel, tokens: int = MLP_TOKENS) -> None:
     """Have the MLPs of checkpointed blocks take this many tokens of a row at once, and keep of each part its input.
 
     An MLP is much wider than the rest of its block: at long rows it takes most of the memory, and little of the time.
     """
     for module in model.modules():
-        if hasattr(module, "_gradient_checkpointing_func") and isinstance(getattr(module, "mlp", None), nn.Module):
-            module.mlp.forward = partial(_in_parts, module.mlp.forward, tokens)
+        mlp = getattr(module, "mlp", None)
+        if hasattr(module, CHECKPOINT) and isinstance(mlp, nn.Module):
+            mlp.forward = partial(_in_parts, mlp.forward, tokens)
 
 
 def _in_parts(forward: Callable[..., torch.Tensor], tokens: int, states: torch.Tensor) -> torch.Tensor:
@@ -100,9 +102,9 @@ def _in_parts(forward: Callable[..., torch.Tensor], tokens: int, states: torch.T
     return torch.cat([checkpoint(forward, part, use_reentrant=False) for part in parts], dim=1)
 
 
-def move_embeddings(model: Any) -> None:
+def move_embeddings(model: CausalModel) -> None:
     """Keep input embeddings in host memory, unless the head shares them or they do more than look up rows."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     layer, head = inner.get_input_embeddings(), inner.get_output_embeddings()
     rows = getattr(layer, "token_adapter", None)  # PEFT's, which has the layer and an adapter's own rows of it
     if rows is not None:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from adapterhub_local.base.held import dense
+from adapterhub_local.base.model import Modules
 
 FEW_TOKENS = 512  # up to which bitsandbytes may have a product of its own that does not write W to memory
 FUSED = "_qhub_fused"  # of a layer: its forward is ours
@@ -24,7 +25,7 @@ COPIES = "_qhub_copies"  # of a layer: A and B in the dtype of the activations, 
 UNREAD = "_qhub_unread"  # of W's layer: nobody reads what the product gives
 
 
-def fuse(model: Any) -> int:
+def fuse(model: Modules) -> int:
     """Have plain LoRA layers over 4-bit weights compute by `LoraProduct`; returns how many.
 
     Layers with dropout, DoRA or a bias of their own, and whatever is not one active, unmerged adapter, stay PEFT's.
@@ -46,7 +47,7 @@ def _is_plain(layer: Any, name: str) -> bool:
     return not (dropout or name in layer.lora_variant or layer.lora_bias[name])
 
 
-def fused_layers(model: Any) -> list[Any]:
+def fused_layers(model: Modules) -> list[Any]:
     """The layers of a model that compute by `LoraProduct`."""
     return [layer for layer in model.modules() if getattr(layer, FUSED, False)]
 

@@ -8,10 +8,10 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import BaseModel, Modules
 from adapterhub_local.errors import InputError
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import LEAK, SAME_ROUNDED, forward, pack, rounding
@@ -19,7 +19,7 @@ from adapterhub_local.rows.packing import LEAK, SAME_ROUNDED, forward, pack, rou
 PACKAGE = "liger_kernel"
 
 
-def use_liger(model: Any, probe: Example, wanted: str) -> str | None:
+def use_liger(model: BaseModel, probe: Example, wanted: str) -> str | None:
     """Give a loaded base Liger's kernels where `train.kernels` of the recipe allows; a note on what was done, if any.
 
     Held against the base's own logits of `probe`, and taken back if they differ by more than rounding explains.
@@ -40,7 +40,7 @@ def use_liger(model: Any, probe: Example, wanted: str) -> str | None:
     return f"Liger's kernels are not used: {reason}"
 
 
-def _tried(model: Any, probe: Example) -> str | None:
+def _tried(model: BaseModel, probe: Example) -> str | None:
     """Apply the kernels; why they may not stay, None if they may."""
     alone = forward(model, pack([probe]))[0].float()
     tolerance = min(max(SAME_ROUNDED, 6 * rounding(model, probe, alone)), LEAK)
@@ -55,7 +55,7 @@ def _tried(model: Any, probe: Example) -> str | None:
     return f"they change this base's logits by {difference:.1%}, where rounding explains {tolerance:.1%}"
 
 
-def why_not(model: Any) -> str | None:
+def why_not(model: BaseModel) -> str | None:
     """Why Liger cannot be tried on this model, None if it can."""
     if model.device.type != "cuda":
         return "they run on a GPU, and the base is not on one"
@@ -68,13 +68,13 @@ def why_not(model: Any) -> str | None:
     return None
 
 
-def uses_liger(model: Any) -> bool:
+def uses_liger(model: Modules) -> bool:
     """Whether modules of a model compute by Liger's kernels."""
     given = (vars(module).get("forward") for module in model.modules())
     return any((getattr(forward, "__module__", None) or "").startswith(PACKAGE) for forward in given)
 
 
-def _apply(model: Any) -> None:
+def _apply(model: BaseModel) -> None:
     """The kernels of a model type, but for the loss and what else would change the model's own forward."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
@@ -82,7 +82,7 @@ def _apply(model: Any) -> None:
 
 
 @contextmanager
-def _taken_back(model: Any) -> Iterator[Callable[[], None]]:
+def _taken_back(model: BaseModel) -> Iterator[Callable[[], None]]:
     """Unless the block calls `keep`, what it puts into a model's modules and the files of their code is taken out."""
     places = [vars(module) for module in model.modules()]
     places += [vars(sys.modules[name]) for name in {type(module).__module__ for module in model.modules()}]

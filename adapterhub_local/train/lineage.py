@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.durable import digest_bytes
 from adapterhub_local.evaluate.evaluate import entry
 from adapterhub_local.evaluate.preferences import AnyScore
@@ -30,7 +31,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "acc
 
 def lineage_of(
     run: Run,
-    model: Any,
+    model: AdaptedModel,
     scores: Mapping[str, AnyScore],
     statistics: dict[str, Any],
     rows: int,

@@ -5,13 +5,12 @@ the output head is applied to a chunk of tokens at a time, and applied again in 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from adapterhub_local.base.model import CausalModel
+from adapterhub_local.base.model import CausalModel, inner_model
 from adapterhub_local.rows.bounds import LOGITS_BYTES
 from adapterhub_local.rows.examples import Example
 from adapterhub_local.rows.packing import Packed, forward, inputs, label_positions, pack
@@ -74,6 +73,8 @@ def output_head(model: CausalModel, example: Example) -> Head | None:
     """
     config = model.config.get_text_config()
     layer = model.get_output_embeddings()
+    if layer is None:
+        return None
     cap = getattr(config, "final_logit_softcapping", None)
     scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
 
@@ -95,6 +96,5 @@ def output_head(model: CausalModel, example: Example) -> Head | None:
 
 def _states(model: CausalModel, packed: Packed) -> torch.Tensor:
     """The body's last hidden states (T, hidden): what the output head is applied to."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    states: torch.Tensor = inner.base_model(**inputs(model, packed))[0]
+    states: torch.Tensor = inner_model(model).base_model(**inputs(model, packed))[0]
     return states[0]

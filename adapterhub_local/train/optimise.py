@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from adapterhub_local.base.load import quiet_loading
+from adapterhub_local.base.model import as_module
 from adapterhub_local.errors import InputError, QhubError, Stopped
 from adapterhub_local.progress import Reporter
 from adapterhub_local.recipe.derived import num_steps
@@ -126,7 +127,7 @@ def fit(session: Session, checkpoint: Path | None, reporter: Reporter) -> Fitted
 
     def save_state() -> None:
         if trainer.args.world_size == 1 and checkpoints(run.folder)[-1:] != [run.folder / f"checkpoint-{step}"]:
-            trainer._save_checkpoint(model, None)
+            trainer._save_checkpoint(as_module(model), None)
 
     return Fitted(statistics, save_state, trainer.objective)
 

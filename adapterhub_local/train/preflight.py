@@ -48,7 +48,7 @@ def preflight(trainer: AdapterTrainer, examples: Sequence[Item], home: Home) -> 
     On a GPU the row is the largest that a batch can give, so that what does not fit is known now. Changes
     neither factors nor random state. Raises InputError or QhubError with what to do.
     """
-    model: Any = trainer.model
+    model = trainer.adapted
     factors = factors_of(model)
     size = sum(factor.numel() * 4 for factor in factors.values())
     make_folder(home.root)

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.train.fused_lora import LoraProduct, unread
 
+CHECKPOINT = "_gradient_checkpointing_func"  # of a block for which transformers' checkpointing is enabled
 Run = Callable[..., Any]
 
 
-def recompute_blocks(model: Any) -> bool:
+def recompute_blocks(model: CausalModel) -> bool:
     """Have the blocks for which transformers' checkpointing is enabled compute by `Recomputed`, if that is the same.
 
     Returns whether it is: a forward pass that draws random numbers stays torch's, which draws them anew alike.
@@ -25,8 +27,8 @@ def recompute_blocks(model: Any) -> bool:
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()) or draws(model.config):
         return False
     for module in model.modules():
-        if plain := getattr(module, "_gradient_checkpointing_func", None):
-            module._gradient_checkpointing_func = Block(plain)
+        if plain := getattr(module, CHECKPOINT, None):
+            setattr(module, CHECKPOINT, Block(plain))
     return True
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import stop_tokens
 from adapterhub_local.base.load import choose_device, compute_dtype, load_base
+from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.data.dataset import Dataset, read_data
 from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.evaluate import Checks
@@ -36,7 +37,7 @@ class Session:
     """All that a run needs, loaded and checked; nothing has been written."""
 
     run: Run
-    model: Any
+    model: AdaptedModel
     tokenizer: PreTrainedTokenizerBase
     examples: list[Item]
     tests: list[Item]

@@ -19,6 +19,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from adapterhub_local.base.held import is_quantised
+from adapterhub_local.base.model import AdaptedModel, Modules
 from adapterhub_local.errors import QhubError
 
 DONE = -1  # in place of a block's number: there is nothing more to give
@@ -64,7 +65,7 @@ class Shards:
         return int(named)
 
 
-def divide(model: Any, device: str) -> None:
+def divide(model: AdaptedModel, device: str) -> None:
     """Keep of each block of the base this process's part. To be called in all processes, which have met.
 
     model: PEFT over a causal model in host memory; it is on `device` (`cpu` or `cuda`) afterwards. Raises QhubError
@@ -97,7 +98,7 @@ def divide(model: Any, device: str) -> None:
     setattr(model, SHARDS, Shards(blocks, place))
 
 
-def shards_of(model: Any) -> Shards | None:
+def shards_of(model: Modules) -> Shards | None:
     """The divided blocks of a model; None if this process holds it whole."""
     found: Shards | None = getattr(model, SHARDS, None)
     return found
@@ -124,7 +125,7 @@ def _packed(block: nn.Module) -> dict[Any, tuple[torch.Tensor, Any]]:
     return found
 
 
-def _check(body: Any, blocks: list[Any], packed: list[dict[Any, tuple[torch.Tensor, Any]]], place: Any) -> None:
+def _check(body: nn.Module, blocks: list[Any], packed: list[dict[Any, tuple[torch.Tensor, Any]]], place: Any) -> None:
     """Bring every block together once, compare it with what was loaded, and give its weights their states.
 
     FSDP makes the tensors that hold whole weights in the first pass, and fills the same ones in every later.

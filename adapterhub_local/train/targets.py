@@ -1,15 +1,15 @@
 """Which linear layers an adapter changes: all, those of attention, those of the MLPs, or a list of names."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.base.modules import ALL_LINEAR, GROUPS, chosen_modules
 from adapterhub_local.errors import InputError
 
 
-def target_names(model: Any, wanted: str | Sequence[str]) -> str | list[str]:
+def target_names(model: BaseModel, wanted: str | Sequence[str]) -> str | list[str]:
     """What PEFT is given for a recipe's `target_modules`. Raises InputError naming what matches nothing.
 
     model: a causal language model without an adapter. A group becomes the ends of its modules' names, as

@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.model import Modules
 from adapterhub_local.counts import counted
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.recipe import Recipe
@@ -92,7 +92,7 @@ def check_seen(recipe: Recipe, ids: Mapping[str, int], items: Iterable[Item]) ->
     )
 
 
-def trained_tokens(model: Any) -> tuple[int, ...]:
+def trained_tokens(model: Modules) -> tuple[int, ...]:
     """The ids of the tokens that a PEFT model has rows of its own for."""
     tables = (getattr(layer, "token_indices", None) or {} for layer in model.modules())
     return tuple(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.model import AdaptedModel, as_module
 from adapterhub_local.errors import QhubError
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.derived import learning_rate, num_steps, optimizer_on
@@ -48,27 +49,29 @@ class AdapterTrainer(Trainer):
     def __init__(
         self,
         *,
+        model: AdaptedModel,
         objective: Objective,
         watch: Watch,
         rate: Callable[[int], float],
         loraplus_ratio: float | None = None,
         **given: Any,
     ) -> None:
-        super().__init__(callbacks=[watch], **given)
+        super().__init__(model=as_module(model), callbacks=[watch], **given)
+        self.adapted: AdaptedModel = model
         self.objective: Objective = objective
         self.watch: Watch = watch
         self.rate, self.loraplus_ratio = rate, loraplus_ratio
         self.step_metrics: dict[str, float] = {}  # the objective's metrics of the last step
         # known once: a walk over all of a model's modules takes a hundredth of a second, for which a GPU waits
-        self.fused = fused_layers(self.model)
-        self.is_divided = shards_of(given["model"]) is not None
-        self.factors: list[Any] = [each for each in given["model"].parameters() if each.requires_grad]
-        given["model"].zero_grad = partial(drop_gradients, self.factors)
+        self.fused = fused_layers(model)
+        self.is_divided = shards_of(model) is not None
+        self.factors: list[Any] = [each for each in model.parameters() if each.requires_grad]
+        model.zero_grad = partial(drop_gradients, self.factors)
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
 
     def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         if not model.training:
             model.train()
@@ -76,7 +79,7 @@ class AdapterTrainer(Trainer):
         own = rows[self.args.process_index :: self.args.world_size]
         spare = rows[:1] if self.is_divided and len(own) * self.args.world_size < len(rows) else []
         totals = torch.zeros(1 + len(self.objective.metrics), device=self.args.device)
-        with converted(self.fused, model.dtype):
+        with converted(self.fused, self.adapted.dtype):
             step = self.objective.begin(rows, own, partial(self._sum_beside, spare))
             for row in own:
                 loss, step_metrics = self.objective.loss(row, step)
@@ -84,7 +87,7 @@ class AdapterTrainer(Trainer):
                 totals[0] += loss.detach()
                 totals[1:] += step_metrics.to(totals.device)
             for row in spare:
-                with torch.random.fork_rng(devices=random_devices(model)):
+                with torch.random.fork_rng(devices=random_devices(self.adapted)):
                     self.accelerator.backward(self.objective.loss(row, step)[0] * 0)
         for factor in self.factors:
             if factor.grad is None:  # a process that had no row, or an expert that no token was routed to
@@ -123,22 +126,22 @@ class AdapterTrainer(Trainer):
         together: torch.Tensor = summed_totals.clone()
         return together
 
-    def _clip_grad_norm(self, model: Any) -> Any:
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         norm = self.accelerator.clip_grad_norm_(self.factors, self.args.max_grad_norm)
         value = float(norm)
         if not math.isfinite(value):  # before the optimizer would make every factor so
             raise NotFinite(f"the gradient norm is {value} at step {self.state.global_step + 1}")
         return norm
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.loraplus_ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
         from peft.optimizers import create_loraplus_optimizer
 
-        factors: Any = self.model
-        kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, factors)
+        theirs: Any = self.adapted  # asked for as PEFT's own class
+        kind, arguments = self.get_optimizer_cls_and_kwargs(self.args)
         self.optimizer = create_loraplus_optimizer(
-            factors,
+            theirs,
             kind,
             loraplus_lr_ratio=self.loraplus_ratio,
             loraplus_weight_decay=self.args.weight_decay,
@@ -149,14 +152,14 @@ class AdapterTrainer(Trainer):
 
     def _spare_rows(self, optimizer: torch.optim.Optimizer) -> None:
         """Take rows of embeddings out of weight decay."""
-        mine = {id(each) for name, each in self.model.named_parameters() if ROWS in name}  # type: ignore[union-attr]
+        mine = {id(each) for name, each in self.adapted.named_parameters() if ROWS in name}
         for group in list(optimizer.param_groups):
             rows = [each for each in group["params"] if id(each) in mine]
             if rows and group["weight_decay"]:
                 group["params"] = [each for each in group["params"] if id(each) not in mine]
                 optimizer.add_param_group({**group, "params": rows, "weight_decay": 0.0})
 
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """What weight decay is for: a delta, which decays to none; not rows of embeddings, which would to zero."""
         return [name for name in super().get_decay_parameter_names(model) if ROWS not in name]
 
@@ -168,7 +171,7 @@ class AdapterTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError to torch
@@ -205,7 +208,7 @@ class NotSaved(QhubError):
 
 
 def make_trainer(
-    model: Any,
+    model: AdaptedModel,
     items: Sequence[Item],
     recipe: Recipe,
     folder: Path,

@@ -3,10 +3,10 @@
 import copy
 from typing import Any
 
-from torch import nn
+from adapterhub_local.base.model import AdaptedModel, BaseModel
 
 
-def twin_of(model: Any) -> Any:
+def twin_of(model: AdaptedModel) -> BaseModel:
     """Another module tree over the parameters, buffers and 4-bit states of a PEFT model's base, in evaluation mode.
 
     No tensor is copied, so what changes one of them in place changes both; modules, configuration and what is set on
@@ -23,5 +23,5 @@ def twin_of(model: Any) -> Any:
     for module in base.modules():  # an adapter's own parts are left behind: its layer stands for the one below it
         if isinstance(module, LoraLayer):
             shared[id(module)] = copy.deepcopy(module.base_layer, shared)
-    twin: nn.Module = copy.deepcopy(base, shared)
+    twin: BaseModel = copy.deepcopy(base, shared)
     return twin.eval()

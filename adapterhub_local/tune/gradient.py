@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.evaluate.gate import Bench
 from adapterhub_local.merge.plan import MergePlan
@@ -65,7 +66,7 @@ def _steps(bench: Bench, draw: random.Random) -> Iterator[list[list[Example]]]:
         ]
 
 
-def _loss(model: Any, examples: Sequence[Example]) -> torch.Tensor:
+def _loss(model: BaseModel, examples: Sequence[Example]) -> torch.Tensor:
     """Mean negative log-likelihood in nats per answer token."""
     rows = [list(examples)] if is_exact(model, list(examples)) else [[example] for example in examples]
     losses = []
@@ -76,13 +77,13 @@ def _loss(model: Any, examples: Sequence[Example]) -> torch.Tensor:
 
 
 @contextmanager
-def _soup(model: Any, plan: MergePlan, group_of: Any, weights: torch.Tensor) -> Iterator[None]:
+def _soup(model: BaseModel, plan: MergePlan, group_of: Any, weights: torch.Tensor) -> Iterator[None]:
     """The model with every adapter on it, at its weight of `weights` (adapters x groups), for as long as the block."""
     terms: dict[str, list[tuple[int, torch.Tensor, torch.Tensor]]] = {}
     for index, parent in enumerate(plan.parents):
         for module, delta in parent.adapter.deltas():
-            like = {"device": model.device, "dtype": torch.float32}
-            terms.setdefault(module, []).append((index, delta.A.to(**like), delta.scaling * delta.B.to(**like)))
+            A, B = (factor.to(model.device, torch.float32) for factor in (delta.A, delta.B))
+            terms.setdefault(module, []).append((index, A, delta.scaling * B))
     hooks = []
     for module, mine in terms.items():
 

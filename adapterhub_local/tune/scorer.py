@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from adapterhub_local.base.model import CausalModel
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import InputError
 from adapterhub_local.evaluate.evaluate import adapted
@@ -187,18 +188,18 @@ class Scorer:
         return [self.whole[rival.candidate.key] for rival in rivals]
 
     @contextmanager
-    def _merged(self, candidate: Candidate) -> Iterator[Callable[[], Any]]:
+    def _merged(self, candidate: Candidate) -> Iterator[Callable[[], CausalModel]]:
         """A function that merges the candidate and gives the model with it, for as long as the block."""
         plan = self.plan_of(candidate)  # what cannot be merged raises here, known or not
         with staging(self.tmp) as folder, ExitStack() as stack:
 
-            def model() -> Any:
+            def model() -> CausalModel:
                 merge_to_path(plan, folder / "merged")
                 return stack.enter_context(adapted(self.bench.base, folder / "merged"))
 
             yield model
 
-    def _evaluated(self, model: Any, answers: Answers, part: Part) -> Answers:
+    def _evaluated(self, model: CausalModel, answers: Answers, part: Part) -> Answers:
         losses, hits = dict(answers.losses), dict(answers.hits)
         for task, indices in part.items():
             tests = self.bench.tests[task]

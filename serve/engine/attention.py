@@ -4,7 +4,7 @@ Registered with transformers under NAME; a model set to it hands every layer's q
 `packed_attention`, together with the `PackedBatch` that was given to its forward as `packed`.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,8 +17,15 @@ from serve.engine.packed import Group, PackedBatch
 NAME = "qhub"
 
 
+class Numbered(Protocol):
+    """The attention of a layer, which knows its number."""
+
+    @property
+    def layer_idx(self) -> int | None: ...
+
+
 def packed_attention(
-    module: torch.nn.Module,
+    module: Numbered,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

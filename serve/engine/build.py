@@ -8,6 +8,7 @@ import torch
 
 from adapterhub_local.base.experts import has_experts
 from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import InputError
 from serve.adapters.leases import Leases
 from serve.adapters.pool import AdapterPool
@@ -94,7 +95,7 @@ def _warm_up(runner: Runner) -> None:
     torch.cuda.synchronize(runner.device)
 
 
-def _heads(model: Any) -> tuple[int, int, int]:
+def _heads(model: BaseModel) -> tuple[int, int, int]:
     """Heads, heads of keys and values, and the size of one."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from adapterhub_local.base.attention import AttentionKind
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
+from serve.engine.llama import RmsNorm, head_norms, llama
 from serve.engine.pages import PAGE
 from serve.kernels.cpu import in_c
 from serve.kernels.step import BLOCK, FOUR_BIT, Group, Layer, Linear, Model, narrowed
 from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.weights import is_four_bit, plain_absmax
-
-KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 @dataclass
@@ -32,15 +32,13 @@ class Decoder:
         return max(group.in_features for group in self.groups)
 
 
-def read_decoder(model: Any, kinds: Sequence[AttentionKind]) -> Decoder:
+def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
     """`model`, whose linear layers are wrapped; `kinds`: what each layer's attention does.
 
     Raises Incompatible, with the reason, if step.c would not compute the same.
     """
-    kind = type(model).__name__
+    model = llama(model)
     config = model.config
-    if kind not in KINDS or config.hidden_act != "silu":
-        raise Incompatible(f"{kind} with {getattr(config, 'hidden_act', '?')} is not of a kind that it computes")
     if not all(each.has_kernels for each in kinds):
         raise Incompatible("its attention is not the kernel's kind")
     keep: list[Any] = []
@@ -59,10 +57,8 @@ def read_decoder(model: Any, kinds: Sequence[AttentionKind]) -> Decoder:
         groups += [each[0].group for each in found]
         into.norm_in = _norm(layer.input_layernorm, config, keep)
         into.norm_mlp = _norm(layer.post_attention_layernorm, config, keep)
-        if hasattr(attention, "q_norm"):
-            into.norm_query, into.norm_key = (
-                _norm(each, config, keep) for each in (attention.q_norm, attention.k_norm)
-            )
+        if norms := head_norms(attention):
+            into.norm_query, into.norm_key = (_norm(each, config, keep) for each in norms)
         into.attention = in_c(attends)
         code = code if code is not None else _code(each for group in found for each in group)
     attention = model.model.layers[0].self_attn
@@ -103,14 +99,13 @@ def _linear(layer: nn.Linear, keep: list[Any]) -> Linear:
     return Linear(*addresses, kind, layer.out_features)
 
 
-def _norm(norm: nn.Module, config: Any, keep: list[Any]) -> int:
+def _norm(norm: RmsNorm, config: Any, keep: list[Any]) -> int:
     """The address of a norm's weight."""
     if not type(norm).__name__.endswith("RMSNorm") or norm.variance_epsilon != config.rms_norm_eps:
         raise Incompatible(f"its norms are {type(norm).__name__}")
-    weight: Any = norm.weight
-    keep.append(weight.detach().float().contiguous())
-    address: int = keep[-1].data_ptr()
-    return address
+    weight = norm.weight.detach().float().contiguous()
+    keep.append(weight)
+    return weight.data_ptr()
 
 
 def _code(layers: Any) -> torch.Tensor | None:

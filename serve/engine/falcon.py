@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb, build_alibi_tensor
 
+from adapterhub_local.base.model import BaseModel
 from serve.engine.attention import packed_attention
 from serve.engine.packed import PackedBatch
 
 
-def replace_attention(model: Any) -> Callable[[], None]:
+def replace_attention(model: BaseModel) -> Callable[[], None]:
     """Let Falcon's attention layers use the packed batch that is given to the model's forward; how to undo it.
 
     Other architectures are left as they are: they hand the batch on by themselves.

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from adapterhub_local.base.attention import AttentionKind
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
 from serve.engine.decoder import read_decoder
+from serve.engine.llama import llama
 from serve.engine.pages import PAGE, pages_for
 from serve.engine.request import Scheduled
 from serve.kernels.compiled import CannotCompile
@@ -33,12 +35,12 @@ class FusedStep:
     Raises Incompatible where C cannot compute them.
     """
 
-    def __init__(self, model: Any, cache: KVCache, slots: Slots, kinds: Sequence[AttentionKind]) -> None:
+    def __init__(self, model: BaseModel, cache: KVCache, slots: Slots, kinds: Sequence[AttentionKind]) -> None:
         try:
             self._call = load_step()
         except CannotCompile as error:
             raise Incompatible(str(error)) from None
-        self.model = model
+        self.model = llama(model)
         self.cache = cache
         self.slots = slots
         self.decoder = read_decoder(model, kinds)

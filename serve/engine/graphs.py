@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from adapterhub_local.base.attention import AttentionKind
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
@@ -159,7 +160,7 @@ class Captured:
 class Graphs:
     """The steps that were captured, by size and ranks. `is_captured` is False in tests, where steps just run."""
 
-    model: Any
+    model: BaseModel
     cache: KVCache
     context: LoraContext
     slots: Slots

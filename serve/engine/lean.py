@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from adapterhub_local.base.attention import AttentionKind
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
 from serve.engine.attention import attend
-from serve.engine.decoder import KINDS
+from serve.engine.llama import Attention, RmsNorm, head_norms, llama
 from serve.kernels.choose import Kernels
 
 NEEDED = ("add_norm", "rotate_and_write", "silu_multiply")
@@ -34,10 +34,8 @@ class LeanForward:
     Raises Incompatible, with the reason, if the model is not of a kind that is computed here.
     """
 
-    def __init__(self, model: Any, kernels: Kernels, kinds: Sequence[AttentionKind]) -> None:
-        kind, config = type(model).__name__, model.config
-        if kind not in KINDS or config.hidden_act != "silu":
-            raise Incompatible(f"{kind} with {getattr(config, 'hidden_act', '?')} is not of a kind that it computes")
+    def __init__(self, model: BaseModel, kernels: Kernels, kinds: Sequence[AttentionKind]) -> None:
+        model = llama(model)
         if missing := [name for name in NEEDED if not kernels.has(name)]:
             raise Incompatible(f"there is no kernel {', '.join(missing)}")
         self.model = model
@@ -46,10 +44,8 @@ class LeanForward:
         self.layers = list(model.model.layers)
         self.norms = [(_norm(each.input_layernorm), _norm(each.post_attention_layernorm)) for each in self.layers]
         self.last = _norm(model.model.norm)
-        self.of_heads = [
-            (_norm(each.self_attn.q_norm), _norm(each.self_attn.k_norm)) if hasattr(each.self_attn, "q_norm") else None
-            for each in self.layers
-        ]
+        of_heads = [head_norms(each.self_attn) for each in self.layers]
+        self.of_heads = [None if pair is None else (_norm(pair[0]), _norm(pair[1])) for pair in of_heads]
         size = self.layers[0].self_attn.head_dim
         angles = self._angles(torch.zeros(1, 1, dtype=torch.int64, device=model.model.embed_tokens.weight.device))
         if angles[0].shape[-1] != size or size % 2:
@@ -58,7 +54,7 @@ class LeanForward:
     def __call__(self, tokens: torch.Tensor, packed: Any, places: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (n, vocabulary) of tokens (tokens,) at `places` (n,), None: of all."""
         decoder, kernels = self.model.model, self.kernels
-        residual: torch.Tensor = decoder.embed_tokens(tokens)
+        residual = decoder.embed_tokens(tokens)
         angles = self._angles(packed.positions[None])
         x: torch.Tensor | None = None
         for number, layer in enumerate(self.layers):
@@ -70,10 +66,16 @@ class LeanForward:
             x = layer.mlp.down_proj(kernels.silu_multiply(gate, up))
         hidden = kernels.add_norm(x, residual, self.last.weight, self.last.eps)
         head = self.model.get_output_embeddings()
-        logits: torch.Tensor = head(hidden if places is None else hidden[places])
-        return logits
+        return head(hidden if places is None else hidden[places])
 
-    def _attend(self, number: int, attention: Any, hidden: torch.Tensor, angles: Any, packed: Any) -> torch.Tensor:
+    def _attend(
+        self,
+        number: int,
+        attention: Attention,
+        hidden: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        packed: Any,
+    ) -> torch.Tensor:
         """What the layer's attention adds (tokens, hidden size)."""
         size = attention.head_dim
         q, k, v = (
@@ -85,8 +87,7 @@ class LeanForward:
         self.kernels.rotate_and_write(q, k, v, angles, weights, eps, cache, (packed.pages, packed.offsets))
         query, key, value = (each.transpose(0, 1)[None] for each in (q, k, v))
         out = attend(number, self.kinds[number], query, key, value, packed, is_written=True)
-        added: torch.Tensor = attention.o_proj(out[0].flatten(1))
-        return added
+        return attention.o_proj(out[0].flatten(1))
 
     def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (tokens, head_dim) in the model's dtype, of positions (1, tokens)."""
@@ -95,9 +96,7 @@ class LeanForward:
         return cos[0].contiguous(), sin[0].contiguous()
 
 
-def _norm(norm: nn.Module) -> Norm:
+def _norm(norm: RmsNorm) -> Norm:
     if not type(norm).__name__.endswith("RMSNorm") or not hasattr(norm, "variance_epsilon"):
         raise Incompatible(f"its norms are {type(norm).__name__}")
-    weight: Any = norm.weight
-    eps: Any = norm.variance_epsilon
-    return Norm(weight.detach().contiguous(), float(eps))
+    return Norm(norm.weight.detach().contiguous(), float(norm.variance_epsilon))

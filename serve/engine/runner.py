@@ -1,12 +1,12 @@
 """Runner: packs the scheduled tokens into one row, runs the model once and returns the logits that are needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
 from adapterhub_local.base.attention import AttentionKind
+from adapterhub_local.base.model import BaseModel
 from serve.engine.cache import KVCache
 from serve.engine.fused import FusedStep
 from serve.engine.graphs import Graphs
@@ -26,7 +26,7 @@ class Runner:
 
     def __init__(
         self,
-        model: Any,
+        model: BaseModel,
         cache: KVCache,
         context: LoraContext,
         graphs: Graphs | None = None,

@@ -7,11 +7,11 @@ are refused here, in numbers, before a single wrong answer is given.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from adapterhub_local.base.attention import AttentionKind, lacks_window, unknown_layers
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.attention import NAME, register
@@ -41,7 +41,7 @@ class Checked:
     logits: torch.Tensor
 
 
-def use_packed_attention(model: Any, kernels: Kernels | None = None) -> Checked:
+def use_packed_attention(model: BaseModel, kernels: Kernels | None = None) -> Checked:
     """Give `model` the packed attention, after checking that it is right.
 
     Raises Incompatible, and leaves the model as it was. Should only the kernel be wrong, it is dropped.
@@ -73,7 +73,7 @@ def use_packed_attention(model: Any, kernels: Kernels | None = None) -> Checked:
 
 
 def _difference(
-    model: Any,
+    model: BaseModel,
     cache: KVCache,
     sequences: list[list[int]],
     expected: list[torch.Tensor],
@@ -102,7 +102,7 @@ def _difference(
     return None
 
 
-def choose_fused(model: Any, checked: Checked, slots: Slots, cache: KVCache) -> FusedStep | None:
+def choose_fused(model: BaseModel, checked: Checked, slots: Slots, cache: KVCache) -> FusedStep | None:
     """The model's steps of few tokens as one call, over `cache`, if that is possible and gives what the model gives."""
     try:
         if model.dtype != torch.float32:
@@ -120,7 +120,7 @@ def choose_fused(model: Any, checked: Checked, slots: Slots, cache: KVCache) -> 
     return fused
 
 
-def choose_lean(model: Any, checked: Checked, kernels: Kernels) -> LeanForward | None:
+def choose_lean(model: BaseModel, checked: Checked, kernels: Kernels) -> LeanForward | None:
     """The model in fewer launches, if it is of a kind for which that is possible and gives what the model gives."""
     context = LoraContext(kernels=kernels)
     try:
@@ -152,13 +152,13 @@ def _in_steps(runner: Runner, sequences: list[list[int]]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _plain_logits(model: Any, sequence: list[int]) -> torch.Tensor:
+def _plain_logits(model: BaseModel, sequence: list[int]) -> torch.Tensor:
     tokens = torch.tensor([sequence], device=model.get_input_embeddings().weight.device)
     logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits[0, -1].float()
 
 
-def _sequences(model: Any) -> list[list[int]]:
+def _sequences(model: BaseModel) -> list[list[int]]:
     """Two sequences of tokens all over the vocabulary, the same every time."""
     size = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)

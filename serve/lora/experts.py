@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from adapterhub_local.base.experts import Expert, Experts
+from adapterhub_local.base.model import Modules
 
 if TYPE_CHECKING:
     from serve.lora.linear import LinearGroup, LoraContext, MultiLoraLinear
 
 
-def shared_inputs_of_experts(model: Any) -> list[list[str]]:
+def shared_inputs_of_experts(model: Modules) -> list[list[str]]:
     """Names of the gate and the up matrix of every expert, which are given the same tensor."""
     return [
         [f"{name}.{module.family.gate}", f"{name}.{module.family.up}"]
@@ -21,7 +22,7 @@ def shared_inputs_of_experts(model: Any) -> list[list[str]]:
     ]
 
 
-def follow_routes(model: Any, context: "LoraContext", layers: Mapping[str, "MultiLoraLinear"]) -> None:
+def follow_routes(model: Modules, context: "LoraContext", layers: Mapping[str, "MultiLoraLinear"]) -> None:
     """Have `context` say, while an expert of `model` computes, which of its tokens have which adapter.
 
     `layers` are the model's wrapped linear layers by module name.

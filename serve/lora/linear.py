@@ -8,11 +8,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from adapterhub_local.base.model import BaseModel, Modules
 from serve.kernels.choose import Kernels
 from serve.lora.experts import shared_inputs_of_experts
 from serve.lora.product import LoraBatch, Segment, add_by_grid, add_by_segment, lora_batch, tiled_batch
@@ -234,7 +234,9 @@ class MultiLoraLinear(nn.Module):
     __call__ = forward
 
 
-def wrap_linears(model: Any, context: LoraContext, shared: Sequence[Sequence[str]] = ()) -> dict[str, MultiLoraLinear]:
+def wrap_linears(
+    model: Modules, context: LoraContext, shared: Sequence[Sequence[str]] = ()
+) -> dict[str, MultiLoraLinear]:
     """Replace every linear layer of `model` in place; the wrapped layers by module name.
 
     `shared` names layers that are given the same input (`shared_inputs`) and are computed together.
@@ -253,7 +255,7 @@ def wrap_linears(model: Any, context: LoraContext, shared: Sequence[Sequence[str
     return wrapped
 
 
-def watch_embeddings(model: Any, context: LoraContext) -> None:
+def watch_embeddings(model: BaseModel, context: LoraContext) -> None:
     """Have `model` look up the tokens of adapters that have rows of the embeddings in these, in place."""
 
     def replace(_: nn.Module, given: tuple[torch.Tensor, ...], vectors: torch.Tensor) -> None:
@@ -265,7 +267,7 @@ def watch_embeddings(model: Any, context: LoraContext) -> None:
     model.get_input_embeddings().register_forward_hook(replace)
 
 
-def unwrap_linears(model: nn.Module, wrapped: dict[str, MultiLoraLinear]) -> None:
+def unwrap_linears(model: Modules, wrapped: dict[str, MultiLoraLinear]) -> None:
     """Put the base's own layers back."""
     for name, layer in wrapped.items():
         parent_name, _, child = name.rpartition(".")
@@ -273,7 +275,7 @@ def unwrap_linears(model: nn.Module, wrapped: dict[str, MultiLoraLinear]) -> Non
 
 
 @torch.inference_mode()
-def shared_inputs(model: Any) -> list[list[str]]:
+def shared_inputs(model: BaseModel) -> list[list[str]]:
     """Names of linear layers of one parent that get the very same tensor, as seen in a forward pass of the model."""
     calls: list[tuple[str, torch.Tensor]] = []  # holds the tensors, so that no two are at one address
 

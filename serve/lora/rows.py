@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.base.vocabulary import Vocabulary
 
 
@@ -79,7 +80,7 @@ def rows_of(factors: Mapping[str, tuple[torch.Tensor, ...]]) -> OwnRows | None:
 class Embeddings:
     """The base's own rows, for a model whose layers nothing is wrapped around yet."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: BaseModel) -> None:
         self.vocabulary = Vocabulary.of(model)
         self._layer, self._head = model.get_input_embeddings(), model.get_output_embeddings()
 
@@ -94,12 +95,13 @@ class Embeddings:
     def inputs(self, ids: torch.Tensor) -> torch.Tensor:
         """The base's vectors (n, hidden) of tokens, on the CPU."""
         # not by the layer, which a step may be using now
-        weight: torch.Tensor = self._layer.weight
+        weight = self._layer.weight
         return self._scaled(weight.detach()[ids.to(weight.device)]).cpu()
 
     def outputs(self, ids: torch.Tensor) -> torch.Tensor:
         """The base's rows (n, hidden) that logits are made with, on the CPU."""
-        weight: torch.Tensor = self._head.weight
+        assert self._head is not None, "an adapter has rows of the head only where there is one"
+        weight = self._head.weight
         return weight.detach()[ids.to(weight.device)].cpu()
 
     def changes(self, rows: OwnRows) -> bool:

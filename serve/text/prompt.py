@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
+from adapterhub_local.base.model import BaseModel
 from adapterhub_local.base.renderer import TemplateBound, TemplateFailed
 from adapterhub_local.base.tool_format import ToolFormat, format_of
 from serve.errors import BadParameter, ContextTooLong
@@ -216,7 +217,7 @@ def _schemas(tools: Sequence[Tool]) -> list[Any] | None:
     return [tool.model_dump(exclude_none=True) for tool in tools] or None
 
 
-def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_tokens(model: BaseModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end an answer: those of the generation config and the tokenizer's, if the model has them."""
     found = model.generation_config.eos_token_id if model.generation_config else None
     ids = found if isinstance(found, list) else [found]
@@ -225,7 +226,7 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
     return frozenset(token for token in ends if 0 <= token < size)
 
 
-def sampling_defaults(model: Any) -> dict[str, Any]:
+def sampling_defaults(model: BaseModel) -> dict[str, Any]:
     """How the base's makers would have its answers sampled, by their generation config, as in vLLM."""
     config = model.generation_config
     if config is None or not config.do_sample:
