@@ -29,7 +29,8 @@ from adapterhub_local.durable import canonical_json, digest_bytes, digest_file
 from adapterhub_local.errors import Corrupt, Incompatible
 from adapterhub_local.hub.card import card
 from adapterhub_local.hub.scrub import machine_roots, without_paths
-from adapterhub_local.lora.config import CONFIG, SERVER_RANKS, WEIGHTS, AdapterConfig
+from adapterhub_local.lora.config import CONFIG, SERVER_RANKS, WEIGHTS
+from adapterhub_local.lora.config_reader import parse_config
 from adapterhub_local.lora.header import read_header
 from adapterhub_local.registry import File, Version
 from adapterhub_local.registry.lineage_form import check_lineage
@@ -178,7 +179,7 @@ def _curve_of(lineage: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 def _vllm_rank(config: bytes) -> int | None:
     """The `--max-lora-rank` vLLM needs; None if it would read another delta or has no such rank."""
-    parsed = AdapterConfig.parse(config, CONFIG, dora=True, tokens=True)
+    parsed = parse_config(config, CONFIG, dora=True, tokens=True)
     if (
         parsed.use_dora or parsed.tokens or parsed.rank_pattern or parsed.alpha_pattern
     ):  # vLLM has no DoRA, no rows of embeddings, and one scale for all modules

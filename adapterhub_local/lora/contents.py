@@ -14,6 +14,7 @@ from typing import Any
 
 from adapterhub_local.errors import BadFile, NotFound
 from adapterhub_local.lora.config import BASE_KEY, CONFIG, TOKENS_KEY, WEIGHTS, AdapterConfig
+from adapterhub_local.lora.config_reader import parse_config
 from adapterhub_local.lora.header import Header, read_header
 from adapterhub_local.lora.names import PREFIX, parse_name
 from adapterhub_local.lora.scale import ask, check_given, config_beside, read_config, settings_in_header
@@ -293,4 +294,4 @@ def _made(
         if alpha is None:
             raise ask(str(weights), ranks)
         fields["lora_alpha"] = alpha
-    return AdapterConfig.parse(json.dumps(fields), f"{weights} (its header)", dora=True, tokens=True)
+    return parse_config(json.dumps(fields), f"{weights} (its header)", dora=True, tokens=True)

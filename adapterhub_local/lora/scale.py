@@ -8,6 +8,7 @@ from typing import Any
 
 from adapterhub_local.errors import BadFile, InputError
 from adapterhub_local.lora.config import CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
+from adapterhub_local.lora.config_reader import parse_config
 from adapterhub_local.lora.header import no_duplicates
 from adapterhub_local.regular import read_regular
 
@@ -37,9 +38,9 @@ def read_config(weights: Path, metadata: Mapping[str, str], *, dora: bool, token
     """The config that the file says, whole: beside it, or in its header. Raises BadFile for one that is refused."""
     beside = config_beside(weights)
     if beside is not None:
-        return AdapterConfig.parse(_bytes(beside), str(beside), dora=dora, tokens=tokens)
+        return parse_config(_bytes(beside), str(beside), dora=dora, tokens=tokens)
     if CONFIG_KEY in metadata:
-        return AdapterConfig.parse(metadata[CONFIG_KEY], f"{weights} (its header)", dora=dora, tokens=tokens)
+        return parse_config(metadata[CONFIG_KEY], f"{weights} (its header)", dora=dora, tokens=tokens)
     return None
 
 

@@ -11,7 +11,8 @@ from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.data.dataset import Dataset, read_data
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.evaluate.reward_code import check_allowed
-from adapterhub_local.lora.config import CONFIG, AdapterConfig
+from adapterhub_local.lora.config import CONFIG
+from adapterhub_local.lora.config_reader import parse_config
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.kinds import check_adapter
@@ -102,7 +103,7 @@ def _check_start(start: Version, info: BaseInfo) -> None:
 
 def _check_kept(start: Version, recipe: Recipe, problems: list[InputError]) -> None:
     """What a recipe asks for must be what the version it trains on from has, and keeps."""
-    config = AdapterConfig.parse((start.path / CONFIG).read_bytes(), str(start), dora=True, tokens=True)
+    config = parse_config((start.path / CONFIG).read_bytes(), str(start), dora=True, tokens=True)
     kept = {"rank": config.rank, "alpha": config.alpha, "rslora": config.use_rslora, "dora": config.use_dora}
     for key, value in kept.items():
         asked = getattr(recipe.adapter, key)
