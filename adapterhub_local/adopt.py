@@ -14,7 +14,7 @@ from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import WEIGHTS
-from adapterhub_local.lora.contents import magnitude_name, rows_name
+from adapterhub_local.lora.names import magnitude_name, rows_name
 from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.registry import Registry, Version
 

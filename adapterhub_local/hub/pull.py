@@ -215,8 +215,8 @@ def _converted(
 ) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
     """A plain PEFT adapter in our self-describing form, and what is known of where it came from."""
     from adapterhub_local.adopt import tensors_of
-    from adapterhub_local.lora.contents import magnitude_name, rows_name
     from adapterhub_local.lora.header import read_header
+    from adapterhub_local.lora.names import magnitude_name, rows_name
     from adapterhub_local.lora.write import DTYPE_NAMES, tensor_name, write_adapter
 
     dtypes = {spelled: dtype for dtype, spelled in DTYPE_NAMES.items()}

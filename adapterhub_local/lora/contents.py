@@ -16,10 +16,9 @@ from adapterhub_local.errors import BadFile, NotFound
 from adapterhub_local.lora.config import BASE_KEY, CONFIG, TOKENS_KEY, WEIGHTS, AdapterConfig
 from adapterhub_local.lora.config_reader import parse_config
 from adapterhub_local.lora.header import Header, read_header
-from adapterhub_local.lora.names import PREFIX, parse_name
+from adapterhub_local.lora.names import tensor_name
 from adapterhub_local.lora.scale import ask, check_given, config_beside, read_config, settings_in_header
-
-FLOATS = ("F64", "F32", "F16", "BF16")  # from wide to narrow
+from adapterhub_local.lora.tensors import FLOATS, Tensors
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def read_layout(
     weights = find_weights(path)
     header = read_header(weights)
     config = read_config(weights, header.metadata, dora=dora, tokens=tokens)
-    found = _Found.of(weights, header)
+    found = Tensors.of(weights, header)
     if found.magnitudes and not dora:
         raise BadFile(
             f"{weights} has DoRA ({min(found.magnitudes.values())}), which rescales the base's own weights: "
@@ -127,94 +126,7 @@ def _below(path: Path) -> list[Path]:
     return [file for depth in ("*", "*/*") for file in path.glob(f"{depth}/{WEIGHTS}")]
 
 
-def tensor_name(module: str, factor: str) -> str:
-    """PEFT's name for factor "A" or "B" of a module."""
-    return f"{PREFIX}{module}.lora_{factor}.weight"
-
-
-def magnitude_name(module: str) -> str:
-    """PEFT's name for DoRA's lengths of a module."""
-    return f"{PREFIX}{module}.lora_magnitude_vector"
-
-
-def rows_name(module: str) -> str:
-    """PEFT's name for an adapter's own rows of a module, embeddings or head."""
-    return f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"
-
-
-# what a tensor is that cannot be read as a factor -> why not
-_REASONS = {
-    "bias": "its B factors have a bias (lora_bias), which is not supported",
-    "embedding": "it adapts an embedding, and only linear layers are adapted here: train without it",
-    "saved": "it replaces a whole module of the shared base (modules_to_save): fuse it into the model "
-    "(PEFT: merge_and_unload) and add that as a base of its own",
-    "mlx": "it is named as MLX-LM names it: `qhub add` takes the folder, with its adapter_config.json",
-}
-
-
-@dataclass
-class _Found:
-    """The tensors of a file by what they are."""
-
-    keys: dict[tuple[str, str], str]
-    magnitudes: dict[str, str]
-    copies: dict[str, str]
-    spelled: dict[str, str]  # module -> how the file calls it
-    tokens: dict[str, str]  # embeddings or head -> the tensor of its rows
-
-    @classmethod
-    def of(cls, path: Path, header: Header) -> "_Found":
-        found = cls({}, {}, {}, {}, {})
-        adapters: dict[str, str] = {}
-        for name, entry in header.tensors.items():
-            parts = parse_name(name)
-            if parts.kind in _REASONS:
-                raise BadFile(f"{path} has {name!r}: {_REASONS[parts.kind]}")
-            if parts.kind in ("weight", "unknown"):
-                if parts.kind == "unknown" or entry.dtype not in FLOATS or not name.endswith((".weight", ".bias")):
-                    raise BadFile(
-                        f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer"
-                    )
-                found._add_once(path, found.copies, parts.module, name)
-                continue
-            if entry.dtype not in FLOATS:
-                raise BadFile(
-                    f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor in floating point: save "
-                    "it as F32, F16 or BF16"
-                )
-            adapters.setdefault(parts.adapter, name)
-            if parts.kind == "magnitude":
-                found._add_once(path, found.magnitudes, parts.module, name)
-                continue
-            if parts.kind == "tokens":
-                found._add_once(path, found.tokens, parts.module, name)
-                continue
-            if len(entry.shape) != 2:
-                raise BadFile(
-                    f"{path}: {name!r} {list(entry.shape)} {entry.dtype} is not a LoRA factor of a linear layer"
-                )
-            found._add_once(path, found.keys, (parts.module, parts.kind), name)
-            if found.spelled.setdefault(parts.module, parts.spelled) != parts.spelled:
-                found.spelled[parts.module] = parts.module
-        if len(adapters) > 1:
-            shown = ", ".join(sorted(adapters)[:8])
-            raise BadFile(
-                f"{path} holds several adapters ({shown}): save each by itself (PEFT: selected_adapters=[...])"
-            )
-        if not found.keys:
-            raise BadFile(f"{path} holds no LoRA factors")
-        found.copies = {name: wanted for wanted, name in found.copies.items()}
-        return found
-
-    @staticmethod
-    def _add_once(path: Path, where: dict[Any, str], key: Any, name: str) -> None:
-        if (before := where.setdefault(key, name)) != name:
-            raise BadFile(
-                f"{path}: {name} is there twice, the other time as {before}: their names differ by a wrapper only"
-            )
-
-
-def _check(path: Path, header: Header, config: AdapterConfig, shapes: Mapping[str, Shape], found: _Found) -> None:
+def _check(path: Path, header: Header, config: AdapterConfig, shapes: Mapping[str, Shape], found: Tensors) -> None:
     magnitudes = found.magnitudes
     if bool(magnitudes) != config.use_dora:
         reason = "sets use_dora, but there are no magnitudes" if config.use_dora else "does not set use_dora"

@@ -71,6 +71,21 @@ def parse_name(name: str) -> TensorName:
     return TensorName(kind, module, spelled, ".".join(rest) or "default")
 
 
+def tensor_name(module: str, factor: str) -> str:
+    """PEFT's name for factor "A" or "B" of a module."""
+    return f"{PREFIX}{module}.lora_{factor}.weight"
+
+
+def magnitude_name(module: str) -> str:
+    """PEFT's name for DoRA's lengths of a module."""
+    return f"{PREFIX}{module}.lora_magnitude_vector"
+
+
+def rows_name(module: str) -> str:
+    """PEFT's name for an adapter's own rows of a module, embeddings or head."""
+    return f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"
+
+
 def _token_rows(body: list[str]) -> TensorName:
     at = body.index(_TOKENS[0])
     spelled = ".".join(body[:at])

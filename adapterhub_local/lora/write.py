@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from adapterhub_local.lora.config import BASE_KEY, CONFIG, CONFIG_KEY, WEIGHTS, AdapterConfig
-from adapterhub_local.lora.contents import tensor_name
-from adapterhub_local.lora.names import parse_name
+from adapterhub_local.lora.names import parse_name, tensor_name
 
 __all__ = ["DTYPE_NAMES", "Shapes", "tensor_name", "write_adapter", "write_safetensors"]
 

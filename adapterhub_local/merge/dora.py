@@ -22,7 +22,7 @@ from adapterhub_local.base.weights import BaseWeights
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
-from adapterhub_local.lora.contents import rows_name
+from adapterhub_local.lora.names import rows_name
 from adapterhub_local.lora.write import tensor_name, write_adapter
 from adapterhub_local.merge.plan import Opener
 from adapterhub_local.merge.space import leading

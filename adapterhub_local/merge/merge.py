@@ -14,7 +14,7 @@ import torch
 
 from adapterhub_local.durable import check_absent, place_file, place_folder, staging
 from adapterhub_local.lora.config import WEIGHTS, AdapterConfig
-from adapterhub_local.lora.contents import rows_name
+from adapterhub_local.lora.names import rows_name
 from adapterhub_local.lora.write import Shapes, tensor_name, write_adapter
 from adapterhub_local.merge.combine import Combined, Stored, Term, combine, store
 from adapterhub_local.merge.plan import MergePlan

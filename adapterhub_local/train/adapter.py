@@ -17,8 +17,7 @@ from adapterhub_local.base.vocabulary import Vocabulary
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
-from adapterhub_local.lora.contents import rows_name
-from adapterhub_local.lora.names import parse_name
+from adapterhub_local.lora.names import parse_name, rows_name
 from adapterhub_local.lora.write import tensor_name, write_adapter, write_safetensors
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.recipe.schema import Adapter
