@@ -20,9 +20,9 @@ from adapterhub_local.errors import BadReference, Incompatible, NotFound, QhubEr
 from adapterhub_local.refs import Mix, Reference
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.kinds import check_adapter
+from adapterhub_local.registry.pull import pull
 from adapterhub_local.registry.remotes import Remote, remote_at
 from adapterhub_local.registry.store import open_store
-from adapterhub_local.registry.sync import pull
 from adapterhub_local.settings import Home, home, vllm_base, vllm_remote
 
 logger = logging.getLogger("vllm.qhub")  # vLLM shows the loggers below its own

@@ -20,13 +20,13 @@ from adapterhub_local.errors import Incompatible, NotFound, QhubError, RemoteErr
 from adapterhub_local.keys import Keys
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.pull import pull
 from adapterhub_local.registry.remote_layout import MARKER, all_numbers, check_format
 from adapterhub_local.registry.remote_log import Log
 from adapterhub_local.registry.remote_marks import Taken, local_version, take_keys, take_marks
 from adapterhub_local.registry.remote_moves import aliases_at, number_of
 from adapterhub_local.registry.remotes import Remote
 from adapterhub_local.registry.store import open_store
-from adapterhub_local.registry.sync import pull
 from adapterhub_local.settings import make_folder
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import pytest
 from adapterhub_local.durable import share_parents
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.fetch import Download
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.store import Store
-from adapterhub_local.registry.sync import push
 from adapterhub_local.train.past_runs import holding, is_held
 from tests.stores import LINEAGE, files
 

@@ -10,6 +10,7 @@ from adapterhub_local.errors import InputError, InUse
 from adapterhub_local.keys import Keys
 from adapterhub_local.refs import Reference, check_alias
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.moved import Moved
 from adapterhub_local.registry.registry import NOTHING
 from adapterhub_local.registry.remote_log import Log, open_log
 from adapterhub_local.registry.remote_marks import Taken, take_keys, take_marks
@@ -17,7 +18,6 @@ from adapterhub_local.registry.remote_moves import Logged, aliases_at, move_alia
 from adapterhub_local.registry.remotes import find_remote
 from adapterhub_local.registry.split import parse_split
 from adapterhub_local.registry.store import open_store
-from adapterhub_local.registry.sync import Moved
 
 
 @click.group(name="sync")
@@ -62,7 +62,7 @@ def push(
 
     Aliases of the remote are its own: those of this home are not sent, and not changed.
     """
-    from adapterhub_local.registry import sync
+    from adapterhub_local.registry.push import push as push_versions
 
     if expect is not None and (len(references) > 1 or (alias is None) == (drop_alias is None)):
         raise InputError("--expect is about one alias of one NAME: give one of each, with --alias or --drop-alias")
@@ -81,7 +81,9 @@ def push(
         _check_names(references)
         versions = [one for version in versions for one in registry.versions(version.name)]
     with counting("pushing", in_bytes=True) as progress:
-        moved = sync.push(registry, open_store(found), versions, dry_run=dry_run, recheck=recheck, progress=progress)
+        moved = push_versions(
+            registry, open_store(found), versions, dry_run=dry_run, recheck=recheck, progress=progress
+        )
     log, changes = Log(open_store(found)), []
     sent = {one.source: Reference.parse(one.target).version for one in moved}
     if alias is not None:
@@ -122,7 +124,7 @@ def pull(
     the remote has a record of become what it says; what it has no record of stays. Each change is printed, and
     `qhub alias rollback` takes an alias back.
     """
-    from adapterhub_local.registry import sync
+    from adapterhub_local.registry.pull import pull as pull_versions
 
     registry = Registry()
     wanted = Reference.parse(reference)
@@ -143,7 +145,7 @@ def pull(
     moved: list[Moved] = []
     with counting("pulling", in_bytes=True) as progress:
         for one in asked:
-            came = sync.pull(registry, store, one, every=every, dry_run=dry_run, progress=progress)
+            came = pull_versions(registry, store, one, every=every, dry_run=dry_run, progress=progress)
             known = {each.manifest_digest for each in moved}
             moved += [each for each in came if each.manifest_digest not in known]
     taken = [] if no_aliases or dry_run else take_marks(registry, log, wanted.name)

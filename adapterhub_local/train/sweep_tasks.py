@@ -19,9 +19,10 @@ from adapterhub_local.plan.auto import settle
 from adapterhub_local.recipe import Recipe, load_recipe, load_runs
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.pull import pull
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.remotes import Remote
 from adapterhub_local.registry.store import open_store
-from adapterhub_local.registry.sync import pull, push
 from adapterhub_local.settings import Home, home
 from adapterhub_local.train.check import check_run
 from adapterhub_local.train.run_folder import Run, differences

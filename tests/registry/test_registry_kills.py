@@ -20,10 +20,11 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.registry.archive import read_archive, write_archive
 from adapterhub_local.registry.fsck import fsck
 from adapterhub_local.registry.gc import collect, remove
+from adapterhub_local.registry.pull import pull
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.rebuild import rebuild
 from adapterhub_local.registry.remotes import add_remote, find_remote
 from adapterhub_local.registry.store import open_store
-from adapterhub_local.registry.sync import pull, push
 from adapterhub_local.settings import home as home_at
 from tests.stores import CONFIG, LINEAGE, weights
 

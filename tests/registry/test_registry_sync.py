@@ -1,6 +1,7 @@
 """Remotes: a folder, and a real S3-speaking server. Nothing is sent twice, overwritten, or believed unchecked."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,13 +13,13 @@ import pytest
 from adapterhub_local.durable import digest_bytes
 from adapterhub_local.errors import Corrupt, NotFound, QhubError, RemoteError
 from adapterhub_local.registry import Registry, Version
-from adapterhub_local.registry import sync as module
 from adapterhub_local.registry.fsck import fsck
 from adapterhub_local.registry.gc import remove
-from adapterhub_local.registry.remote_layout import MARKER, all_numbers, blob_path, read_slot
+from adapterhub_local.registry.pull import pull
+from adapterhub_local.registry.push import push
+from adapterhub_local.registry.remote_layout import MARKER, all_numbers, blob_path, prepare, read_slot
 from adapterhub_local.registry.remotes import add_remote
 from adapterhub_local.registry.store import Store, open_store
-from adapterhub_local.registry.sync import pull, push
 from adapterhub_local.settings import Home
 from tests.patience import PATIENCE
 from tests.stores import CONFIG, LINEAGE, files, flip, weights
@@ -98,7 +99,7 @@ def test_pushers_at_once_each_get_a_number(store: Store, tmp_path: Path, monkeyp
         with lock:
             return real(self, path, data)
 
-    module.prepare(store)
+    prepare(store)
     monkeypatch.setattr(Store, "create", create)
     results: list[str] = []
 
@@ -292,8 +293,8 @@ def test_too_little_space_is_told_before_anything_is_fetched(
     """A pull that cannot fit is refused at once."""
     store = folder_store
     push(Registry(), store, [merge])
-    usage = module.shutil._ntuple_diskusage(100, 90, 10)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    usage = shutil._ntuple_diskusage(100, 90, 10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(QhubError, match="no space for"):
         pull(Registry(tmp_path / "other"), store, named("top"))
 

@@ -9,11 +9,12 @@ import pytest
 from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.errors import Corrupt, QhubError
 from adapterhub_local.registry import Registry
-from adapterhub_local.registry import sync as module
+from adapterhub_local.registry import pull as module
+from adapterhub_local.registry.pull import pull
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.remote_layout import all_numbers, blob_path, slot_path
 from adapterhub_local.registry.remotes import add_remote
 from adapterhub_local.registry.store import Store, open_store
-from adapterhub_local.registry.sync import pull, push
 from adapterhub_local.settings import Home
 from tests.stores import LINEAGE, blob_paths, files, merged
 from tests.synced import named

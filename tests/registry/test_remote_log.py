@@ -14,6 +14,8 @@ from adapterhub_local.registry import Registry
 from adapterhub_local.registry import remote_log as module
 from adapterhub_local.registry.fsck import fsck
 from adapterhub_local.registry.marks import add_tags, alias_log, remove_tags, rollback, tags_of
+from adapterhub_local.registry.pull import pull
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.remote_layout import prepare
 from adapterhub_local.registry.remote_log import Log, open_log
 from adapterhub_local.registry.remote_marks import take_keys, take_marks
@@ -29,7 +31,6 @@ from adapterhub_local.registry.remote_moves import (
 from adapterhub_local.registry.remotes import add_remote
 from adapterhub_local.registry.split import split_of
 from adapterhub_local.registry.store import Store, open_store
-from adapterhub_local.registry.sync import pull, push
 from tests.patience import PATIENCE
 from tests.stores import LINEAGE, files
 from tests.synced import named

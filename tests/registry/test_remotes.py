@@ -10,9 +10,10 @@ from fsspec.registry import known_implementations
 from adapterhub_local.cli.main import run
 from adapterhub_local.errors import InputError, InUse, NotFound, RemoteError
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.pull import pull
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.remotes import add_remote, find_remote, list_remotes, remove_remote
 from adapterhub_local.registry.store import Store, open_store
-from adapterhub_local.registry.sync import pull, push
 from adapterhub_local.settings import Home
 from tests.synced import named
 

@@ -12,11 +12,11 @@ from adapterhub_local.errors import BadFile, Incompatible, NotFound, RemoteError
 from adapterhub_local.keys import Keys
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.remote_log import Log, open_log
 from adapterhub_local.registry.remote_moves import move_alias, publish_key, revoke_key, set_split
 from adapterhub_local.registry.split import split_of
 from adapterhub_local.registry.store import Store, open_store
-from adapterhub_local.registry.sync import push
 from serve import follow as module
 from serve.follow import Follower
 from tests.patience import PATIENCE

@@ -15,8 +15,8 @@ from adapterhub_local import vllm
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.gc import remove
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.remotes import add_remote
-from adapterhub_local.registry.sync import push
 from adapterhub_local.settings import home as home_at
 from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish

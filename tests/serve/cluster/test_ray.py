@@ -18,11 +18,11 @@ import pytest
 from adapterhub_local.base.bases import read_record
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.push import push
 from adapterhub_local.registry.remote_log import Log
 from adapterhub_local.registry.remote_moves import move_alias, publish_key, revoke_key
 from adapterhub_local.registry.remotes import add_remote
 from adapterhub_local.registry.store import Store, open_store
-from adapterhub_local.registry.sync import push
 from adapterhub_local.settings import home as home_at
 from tests.patience import PATIENCE
 from tests.processes import family
