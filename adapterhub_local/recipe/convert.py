@@ -9,8 +9,8 @@ from typing import Any
 from adapterhub_local.errors import InputError
 from adapterhub_local.recipe.elsewhere import NEW_TOKENS, SPELLED, WHOLE_MODULES, WITHOUT
 from adapterhub_local.recipe.foreign import Computed
+from adapterhub_local.recipe.kinds import KEYS, convert, kinds_of
 from adapterhub_local.recipe.objectives import OBJECTIVES
-from adapterhub_local.recipe.reader import KEYS, convert, kinds_of
 from adapterhub_local.recipe.source import PREFIX, data_suffix
 
 BASES = ("base_model", "model_name_or_path", "model_name", "base_model_name_or_path", "model_id")

@@ -1,10 +1,9 @@
 """Read a recipe strictly: every mistake at once, each with file, line, key and the nearest known key."""
 
 import difflib
-import sys
 import types
 import typing
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from adapterhub_local.counts import counted
 from adapterhub_local.errors import BadRecipe, InputError
 from adapterhub_local.recipe.elsewhere import hint
 from adapterhub_local.recipe.field import keys
+from adapterhub_local.recipe.kinds import KEYS, convert, item_type, kinds_in, type_name
 from adapterhub_local.recipe.layers import EXTENDS, Layer, overriding, read_layers
 from adapterhub_local.recipe.objectives import check_objective
 from adapterhub_local.recipe.recipe import INSTEAD, RENAMED, Recipe
@@ -21,18 +21,9 @@ from adapterhub_local.recipe.schema import TABLES
 from adapterhub_local.recipe.source import HubFiles, Source, local_problem, read_source
 from adapterhub_local.recipe.sweep import SWEEP, read_sweep
 from adapterhub_local.recipe.template_file import names_code, names_file, read_template
+from adapterhub_local.recipe.together import excluding
 from adapterhub_local.recipe.toml import MAX_NAME, MAX_PROBLEMS, short
 from adapterhub_local.visible import visible_line
-
-KEYS = {name: keys(table) for name, table in TABLES.items()}
-_TYPE_NAMES = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    Source: "a file name or Hub dataset",
-}
-_PLURALS = {str: "non-empty texts", int: "whole numbers", float: "numbers", Source: "them"}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, run: tuple[str, Sequence[str]] | None = None) -> Recipe:
@@ -149,13 +140,13 @@ class _Reading:
         return TABLES[name](**values) if len(self.problems) == before else None
 
     def _value(self, layer: Layer, table: str, key: str, item: Field[Any], hint: Any, value: Any) -> Any:
-        allowed = _kinds(hint)
+        allowed = kinds_in(hint)
         converted = convert(value, allowed)
         if converted is None:
-            wanted = " or ".join(dict.fromkeys(_type_name(kind) for kind in allowed if kind is not types.NoneType))
+            wanted = " or ".join(dict.fromkeys(type_name(kind) for kind in allowed if kind is not types.NoneType))
             self.problem(layer, table, key, f"{table}.{key} must be {wanted}, not {short(repr(value))}")
             return None
-        if any(_item_type(kind) is Source for kind in allowed):
+        if any(item_type(kind) is Source for kind in allowed):
             converted = tuple(read_source(text, layer.path.parent) for text in converted)
             for source in converted:
                 if not isinstance(source, HubFiles) and (wrong := local_problem(source)):
@@ -191,66 +182,13 @@ class _Reading:
 
     def check_together(self, values: Mapping[str, Any]) -> None:
         """What concerns several keys, as far as each table is valid in itself."""
-        for table, check in (("adapter", _check_adapter), ("train", _check_train), ("data", _check_data)):
-            for key, message in check(values[table], values, self.origins) if values[table] else ():
-                self.problem(self.holder(table, key), table, key, message)
-        for table, key, message in check_objective(dict(values), set(self.origins)):
+        given = set(self.origins)
+        for table, key, message in (*excluding(values, given), *check_objective(dict(values), given)):
             self.problem(self.holder(table, key), table, key, message)
 
     def holder(self, table: str, key: str) -> Layer:
         """The layer that gives a key its value."""
         return next(layer for layer in reversed(self.layers) if key in layer.tables.get(table, {}))
-
-
-def _check_adapter(adapter: Any, values: Mapping[str, Any], given: Container[str]) -> list[tuple[str, str]]:
-    if adapter.init != "eva" or not adapter.train_tokens:
-        return []
-    # PEFT (0.21) takes the embeddings for a layer that is adapted, whose inputs are no vectors
-    return [("train_tokens", "adapter.train_tokens cannot begin with init = 'eva': use default or gaussian")]
-
-
-def _check_train(train: Any, values: Mapping[str, Any], given: Container[str]) -> list[tuple[str, str]]:
-    problems = []
-    if train.micro_batch_size and train.batch_size % train.micro_batch_size:
-        problems.append(("micro_batch_size", f"micro_batch_size must divide batch_size ({train.batch_size})"))
-    if train.eval_every and values["data"] and values["data"].test is None and not values["data"].test_share:
-        problems.append(("eval_every", "train.eval_every needs data.test: held-out chats to evaluate on"))
-    if train.max_steps and "train.epochs" in given:
-        problems.append(("max_steps", "train.max_steps and train.epochs both say how long: leave one out"))
-    if train.schedule != "wsd" and train.decay != KEYS["train"]["decay"].default:
-        problems.append(("decay", "train.decay is for train.schedule = 'wsd'"))
-    if train.schedule == "constant" and train.min_rate:
-        problems.append(("min_rate", "train.min_rate is for schedules that fall: cosine, linear or wsd"))
-    if train.schedule == "wsd" and train.warmup + train.decay > 1:
-        problems.append(("decay", "train.warmup and train.decay are shares of one run: together 1 at most"))
-    if train.patience and not train.eval_every:
-        problems.append(("patience", "train.patience needs train.eval_every: how often to evaluate"))
-    return problems
-
-
-def _check_data(data: Any, values: Mapping[str, Any], given: Container[str]) -> list[tuple[str, str]]:
-    problems = []
-    files = [
-        {item.resolve() if isinstance(item, Path) else item for item in part or ()} for part in (data.train, data.test)
-    ]
-    if files[0] & files[1] and not all(isinstance(item, HubFiles) and not item.path for item in files[0] & files[1]):
-        problems.append(("test", "data.test is data.train: hold out other examples to evaluate on"))
-    if data.weights is not None and len(data.weights) != len(data.train):
-        problems.append(
-            ("weights", f"data.weights has {len(data.weights)} numbers for {len(data.train)} files of train")
-        )
-    if (data.prompt is None) != (data.answer is None):
-        given, missing = ("prompt", "answer") if data.answer is None else ("answer", "prompt")
-        problems.append((given, f"data.{given} needs data.{missing}: both are made of columns"))
-    for key in ("columns", "format") if data.prompt is not None else ():
-        if getattr(data, key) not in (None, "auto"):
-            problems.append((key, f"data.{key} and data.prompt exclude each other: data.prompt names columns itself"))
-    if data.template == "plain" and (data.chat_template is not None or data.template_args):
-        given = "chat_template" if data.chat_template is not None else "template_args"
-        problems.append((given, f"data.{given} is for data.template = 'chat', not 'plain'"))
-    if data.system is not None and data.prompt is None:
-        problems.append(("system", "data.system needs data.prompt and data.answer"))
-    return problems
 
 
 def check_data_settings(given: Mapping[str, str | None]) -> None:
@@ -259,60 +197,6 @@ def check_data_settings(given: Mapping[str, str | None]) -> None:
     for name, value in given.items():
         if value is not None and checks[name] is not None and (wrong := checks[name](value)):
             raise BadRecipe(f"--{name} {value}: {wrong}")
-
-
-def kinds_of(table: str, key: str) -> tuple[Any, ...]:
-    """The types that a key of a recipe takes."""
-    return _kinds(typing.get_type_hints(TABLES[table])[KEYS[table][key].name])
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return _alternatives(hint) if hint != Source else (hint,)
-
-
-def convert(value: Any, allowed: Sequence[Any]) -> Any:
-    """`value` as the first of the types that takes it, or None."""
-    for kind in allowed:
-        item = _item_type(kind)
-        if item is Source and isinstance(value, str) and value.strip():
-            return (value,)
-        if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
-            return float(value)
-        if kind in (str, int, bool) and type(value) is kind:
-            return value
-        if item is not None and typing.get_origin(kind) is tuple and isinstance(value, list) and value is not None:
-            parts = [convert(part, (str if item is Source else item,)) for part in value]
-            if all(part is not None and part != "" for part in parts) and (parts or item is not Source):
-                return tuple(parts)
-        if item is not None and typing.get_origin(kind) is dict and isinstance(value, Mapping):
-            table = {str(key): convert(part, _alternatives(item)) for key, part in value.items()}
-            if all(part is not None for part in table.values()):
-                return table
-    return None
-
-
-def _item_type(kind: Any) -> Any:
-    """What a list or table type holds; None for other types."""
-    if typing.get_origin(kind) is tuple:
-        return typing.get_args(kind)[0]
-    return typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
-
-
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """The types of a union; of another type itself."""
-    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-
-
-def _type_name(kind: Any) -> str:
-    item = _item_type(kind)
-    if item is not None and item is not Source and item != Source and len(_alternatives(item)) > 1:
-        kinds = [part for part in _alternatives(item) if part in _TYPE_NAMES]
-        return f"a table of {' or '.join(_TYPE_NAMES[part] for part in kinds) if kinds else 'lists or tables of names'}"
-    if item is Source:
-        return f"{_TYPE_NAMES[Source]}, or a list of {_PLURALS[Source]}"
-    if item is not None:
-        return f"a {'table' if typing.get_origin(kind) is dict else 'list'} of {_PLURALS[item]}"
-    return _TYPE_NAMES[kind]
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:

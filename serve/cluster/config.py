@@ -9,8 +9,9 @@ from typing import Any
 from adapterhub_local.errors import BadRecipe, InputError, NotFound
 from adapterhub_local.options import options_of
 from adapterhub_local.recipe.field import keys
+from adapterhub_local.recipe.kinds import convert
 from adapterhub_local.recipe.layers import Layer
-from adapterhub_local.recipe.reader import all_problems, convert, nearest
+from adapterhub_local.recipe.reader import all_problems, nearest
 from adapterhub_local.recipe.toml import read_toml, short
 from adapterhub_local.registry.remotes import Remote
 from adapterhub_local.sizes import parse_size
