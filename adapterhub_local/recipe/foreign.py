@@ -1,8 +1,12 @@
-"""Settings of a run as other tools have them in files: YAML and JSON configs, notebooks and scripts. Nothing is run."""
+"""Settings of a run as other tools have them in files: YAML and JSON configs, notebooks and scripts. Nothing is run.
+
+What becomes of them here is `Imported`.
+"""
 
 import ast
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,16 @@ OBJECTS = frozenset(  # keywords that hand over what was made before, not a sett
         "dataset_num_proc",
     ]
 )
+
+
+@dataclass
+class Imported:
+    """`given`: table.key -> value of the recipe. `dropped`: their key -> why it has no place. `notes` for people."""
+
+    base: str | None
+    given: dict[str, Any] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from adapterhub_local.recipe import load_recipe
-from adapterhub_local.recipe.convert import Imported, convert_settings
-from adapterhub_local.recipe.foreign import read_settings
+from adapterhub_local.recipe.convert import convert_settings
+from adapterhub_local.recipe.foreign import Imported, read_settings
 from adapterhub_local.settings import Home
 from tests.recipe.test_recipe_cli import qhub
 
