@@ -191,7 +191,7 @@ def kill(folder: Path, times: int, seconds: float) -> dict:
 def many(folder: Path, count: int) -> dict:
     """Milliseconds of list, resolve and search in a home of `count` versions, of 100 names and of one name each."""
     from adapterhub_local.registry.catalog import Condition, find, search
-    from adapterhub_local.registry.registry import insert_version, now
+    from adapterhub_local.registry.rows import insert_version, now
     from adapterhub_local.registry.version import File, Version
 
     result: dict = {"versions": count}

@@ -21,7 +21,7 @@ from adapterhub_local.base.source import INDEX, SINGLE, Source, check_finite, no
 from adapterhub_local.durable import place_folder, staging
 from adapterhub_local.errors import BadFile, InUse
 from adapterhub_local.lora.write import write_safetensors
-from adapterhub_local.registry.registry import now
+from adapterhub_local.registry.rows import now
 from adapterhub_local.settings import Home
 
 SHARD_BYTES = 512 << 20  # what is held in memory at once, whatever the size of the model

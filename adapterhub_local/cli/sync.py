@@ -11,11 +11,11 @@ from adapterhub_local.keys import Keys
 from adapterhub_local.refs import Reference, check_alias
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.moved import Moved
-from adapterhub_local.registry.registry import NOTHING
 from adapterhub_local.registry.remote_log import Log, open_log
 from adapterhub_local.registry.remote_marks import Taken, take_keys, take_marks
 from adapterhub_local.registry.remote_moves import Logged, aliases_at, move_alias, set_split
 from adapterhub_local.registry.remotes import find_remote
+from adapterhub_local.registry.rows import NOTHING
 from adapterhub_local.registry.split import parse_split
 from adapterhub_local.registry.store import open_store
 

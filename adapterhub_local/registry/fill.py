@@ -11,7 +11,8 @@ from adapterhub_local.registry.found import KEPT, Found, Rebuilt
 from adapterhub_local.registry.journal import in_order, replay
 from adapterhub_local.registry.ledger import Line, reconcile, unknown
 from adapterhub_local.registry.records import evaluation_record
-from adapterhub_local.registry.registry import Registry, insert_evaluation, insert_version, next_number
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.rows import insert_evaluation, insert_version, next_number
 from adapterhub_local.registry.version import File, Version
 
 

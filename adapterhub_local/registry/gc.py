@@ -20,8 +20,9 @@ from adapterhub_local.registry.fsck import read_rows
 from adapterhub_local.registry.journal import marking, note
 from adapterhub_local.registry.ledger import enter
 from adapterhub_local.registry.records import removal_record
-from adapterhub_local.registry.registry import Registry, now, point_alias
+from adapterhub_local.registry.registry import Registry
 from adapterhub_local.registry.report import Report, found_orphans, state_problems
+from adapterhub_local.registry.rows import now, point_alias
 from adapterhub_local.registry.version import Version, version_of_row
 from adapterhub_local.settings import make_folder
 

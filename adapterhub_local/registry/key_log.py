@@ -4,7 +4,8 @@ from typing import Any
 
 from adapterhub_local.keys import Key, Keys
 from adapterhub_local.registry.journal import marking, note
-from adapterhub_local.registry.registry import Registry, now
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.rows import now
 
 
 def create_key(registry: Registry, **wanted: Any) -> tuple[Key, str]:

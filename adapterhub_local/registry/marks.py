@@ -8,7 +8,8 @@ from typing import Any
 from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
 from adapterhub_local.refs import check_alias
 from adapterhub_local.registry.journal import marking, note
-from adapterhub_local.registry.registry import Registry, now, point_alias
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.rows import now, point_alias
 from adapterhub_local.registry.version import Version
 
 MAX_TAG_LENGTH = 64

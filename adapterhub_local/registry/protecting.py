@@ -7,7 +7,8 @@ from adapterhub_local.refs import check_alias, check_name
 from adapterhub_local.registry import gates
 from adapterhub_local.registry.gates import MAX_APPROVALS, Approval, Protection, Requirement
 from adapterhub_local.registry.journal import marking, note
-from adapterhub_local.registry.registry import Registry, now
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.rows import now
 from adapterhub_local.registry.version import Version
 
 

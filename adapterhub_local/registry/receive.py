@@ -23,7 +23,8 @@ from adapterhub_local.registry.kinds import ROUTER_FILES, is_router
 from adapterhub_local.registry.ledger import enter
 from adapterhub_local.registry.lineage_form import check_lineage
 from adapterhub_local.registry.quota import check_room
-from adapterhub_local.registry.registry import Registry, insert_version, is_number_taken, note_version
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.rows import insert_version, is_number_taken, note_version
 from adapterhub_local.registry.version import File, Version
 
 MAX_JSON_BYTES = 16 << 20

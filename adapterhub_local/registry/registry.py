@@ -8,30 +8,34 @@ PeftModel.from_pretrained(model, registry.resolve("sentiment@prod").path)
 
 import difflib
 import json
-import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adapterhub_local.digests import hex_of
-from adapterhub_local.durable import canonical_json, may_write, place_folder, share_parents, staging
-from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
-from adapterhub_local.refs import MAX_NUMBER, Reference, check_alias, check_name
-from adapterhub_local.registry.blobs import Blobs, is_sound
+from adapterhub_local.durable import canonical_json
+from adapterhub_local.errors import BadReference, NotFound
+from adapterhub_local.refs import Reference, check_alias, check_name
+from adapterhub_local.registry.blobs import Blobs
 from adapterhub_local.registry.database import Database
-from adapterhub_local.registry.gates import check_move
-from adapterhub_local.registry.journal import log_move, marking, note
+from adapterhub_local.registry.folders import lay_out
+from adapterhub_local.registry.journal import marking, note
 from adapterhub_local.registry.ledger import enter
 from adapterhub_local.registry.quota import check_room
 from adapterhub_local.registry.records import evaluation_record
-from adapterhub_local.registry.version import File, Version
+from adapterhub_local.registry.rows import (
+    insert_evaluation,
+    insert_version,
+    next_number,
+    note_version,
+    now,
+    point_alias,
+)
+from adapterhub_local.registry.version import Version
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
 
-NOTHING = 0  # where an alias points that is expected not to be there
 LIVE = "FROM versions v LEFT JOIN removals r USING (name, number) WHERE r.name IS NULL"
 
 
@@ -159,20 +163,7 @@ class Registry:
 
         The files are links to the read-only blobs where the filesystem allows it.
         """
-        blobs = {file.path: self.blobs.check(file) for file in version.files}
-        name = hex_of(version.content_digest)
-        target = self.home.folders / name
-        if _holds(target, version, blobs):
-            return target
-        if may_write(self.home.root) and may_write(self.home.folders) and may_write(self.home.tmp):
-            _lay_out(target, self.home.tmp, version, blobs, _link_or_copy)
-            return target
-        target = self.home.views / name
-        if not _holds(target, version, blobs):
-            # links to the blobs, which need no room; the home is on another filesystem as a rule
-            tmp = self.home.views.parent / "tmp"
-            _lay_out(target, tmp, version, blobs, lambda blob, link: link.symlink_to(blob))
-        return target
+        return lay_out(self.home, self.blobs, version)
 
     def rows(self, condition: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         """Rows of the versions `v` that were not removed and fit an SQL condition, by name and number."""
@@ -195,117 +186,6 @@ class Registry:
         return f"there is no '{ref}': '{ref.name}' has {known}" + (
             f" and aliases {', '.join(aliases)}" if aliases else ""
         )
-
-
-def next_number(db: sqlite3.Connection, name: str) -> int:
-    """The number after the highest that a version of `name` ever had. Raises InputError if there is none left."""
-    query = (
-        "SELECT max(coalesce((SELECT max(number) FROM versions WHERE name = ?), 0),"
-        " coalesce((SELECT max(number) FROM lost WHERE name = ?), 0))"
-    )
-    (newest,) = db.execute(query, (name, name)).fetchone()
-    if newest >= MAX_NUMBER:
-        raise InputError(f"'{name}@{newest}' has the highest number there can be: publish under another name")
-    return int(newest) + 1
-
-
-def is_number_taken(db: sqlite3.Connection, name: str, number: int) -> bool:
-    """Whether a version of `name` ever had this number."""
-    tables = (
-        "SELECT 1 FROM versions WHERE name = ? AND number = ?",
-        "SELECT 1 FROM lost WHERE name = ? AND number = ?",
-    )
-    return any(db.execute(query, (name, number)).fetchone() is not None for query in tables)
-
-
-def insert_version(db: sqlite3.Connection, version: Version) -> None:
-    """The row of a version, inside a transaction."""
-    db.execute(
-        "INSERT INTO versions (name, number, manifest_digest, content_digest, base_fingerprint, created_at,"
-        " manifest, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            *(version.name, version.number, version.manifest_digest, version.content_digest),
-            *(version.base_fingerprint, version.created_at, version.manifest.decode()),
-            canonical_json(version.lineage).decode(),
-        ),
-    )
-
-
-def note_version(db: sqlite3.Connection, version: Version, action: str) -> None:
-    """The record that a version came: published here, or received from elsewhere."""
-    fields = {"name": version.name, "number": version.number, "manifest": version.manifest_digest}
-    kind = version.lineage.get("kind")
-    note(db, "version", action=action, kind=kind if isinstance(kind, str) else None, at=now(), **fields)
-
-
-def insert_evaluation(
-    db: sqlite3.Connection, version: Version, task: str, digest: str, evaluation: Mapping[str, Any]
-) -> None:
-    """The row of an evaluation whose blob is `digest`, inside a transaction."""
-    db.execute(
-        "INSERT INTO evaluations (name, number, task, digest, evaluation) VALUES (?, ?, ?, ?, ?)",
-        (version.name, version.number, task, digest, canonical_json(evaluation).decode()),
-    )
-
-
-def point_alias(
-    db: sqlite3.Connection, name: str, alias: str, number: int | None, *, expect: int | None = None, action: str = "set"
-) -> None:
-    """Move an alias inside a transaction of `marking`, or remove it if `number` is None, and log it.
-
-    Every move of an alias is made here, so that a protected one (gates.py) has no other door.
-    """
-    row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
-    old = row["number"] if row else None
-    if expect is not None and (old or NOTHING) != expect:
-        now_at, wanted = (number or "nothing" for number in (old, expect))
-        raise InUse(f"{name}@{alias} points to {now_at}, not to {wanted}: nothing was changed")
-    if number != old:
-        check_move(db, name, alias, number)
-    if number is None:
-        for table in ("aliases", "splits"):
-            db.execute(f"DELETE FROM {table} WHERE name = ? AND alias = ?", (name, alias))  # noqa: S608
-    else:
-        db.execute("INSERT OR REPLACE INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, alias, number))
-    log_move(db, name=name, alias=alias, old=old, new=number, at=now(), action=action)
-
-
-def _holds(folder: Path, version: Version, blobs: Mapping[str, Path]) -> bool:
-    """Whether a folder has the files of a version: links to their blobs, or the same bytes."""
-    return folder.is_dir() and all(_is_same(folder / file.path, blobs[file.path], file) for file in version.files)
-
-
-def _lay_out(
-    target: Path, tmp: Path, version: Version, blobs: Mapping[str, Path], place: Callable[[Path, Path], None]
-) -> None:
-    """Make the folder of a version by one rename; one that was changed by hand, or repaired since, is replaced."""
-    if target.is_dir():
-        with staging(tmp) as discarded:
-            target.rename(discarded / "folder")
-    with staging(tmp) as folder:
-        staged = folder / "files"
-        share_parents(staged)
-        for path, blob in blobs.items():
-            place(blob.absolute(), staged / path)
-        with suppress(InUse):  # another process made the same folder meanwhile
-            place_folder(staged, target)
-
-
-def _is_same(path: Path, blob: Path, file: File) -> bool:
-    return path.is_file() and (path.samefile(blob) or is_sound(path, file.digest, file.size))
-
-
-def _link_or_copy(blob: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        target.hardlink_to(blob)
-    except OSError:  # a filesystem without hard links
-        shutil.copyfile(blob, target)
-
-
-def now() -> str:
-    """The time as ISO 8601 in UTC, to the microsecond."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @contextmanager

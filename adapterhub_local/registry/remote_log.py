@@ -19,9 +19,9 @@ from typing import Any
 from adapterhub_local.actor import current_actor
 from adapterhub_local.durable import canonical_json
 from adapterhub_local.errors import Corrupt, QhubError
-from adapterhub_local.registry.registry import now
 from adapterhub_local.registry.remote_kinds import Record, Subject, parse
 from adapterhub_local.registry.remote_layout import check_format, prepare
+from adapterhub_local.registry.rows import now
 from adapterhub_local.registry.store import Store
 
 FOLDER = "records"

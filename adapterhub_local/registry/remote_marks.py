@@ -18,10 +18,11 @@ from adapterhub_local.registry.lineage_form import check_metrics
 from adapterhub_local.registry.marks import tags_of
 from adapterhub_local.registry.receive import MAX_JSON_BYTES
 from adapterhub_local.registry.records import evaluation_record
-from adapterhub_local.registry.registry import Registry, now, point_alias
+from adapterhub_local.registry.registry import Registry
 from adapterhub_local.registry.remote_kinds import Record
 from adapterhub_local.registry.remote_layout import blob_path, read_slot
 from adapterhub_local.registry.remote_log import Log
+from adapterhub_local.registry.rows import now, point_alias
 from adapterhub_local.registry.split import split_of
 from adapterhub_local.registry.version import Version
 

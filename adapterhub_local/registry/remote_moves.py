@@ -12,10 +12,11 @@ from adapterhub_local.keys import Key
 from adapterhub_local.refs import check_alias
 from adapterhub_local.registry.marks import tags_of
 from adapterhub_local.registry.records import evaluation_record
-from adapterhub_local.registry.registry import NOTHING, Registry
+from adapterhub_local.registry.registry import Registry
 from adapterhub_local.registry.remote_kinds import KINDS, Record
 from adapterhub_local.registry.remote_layout import Slot, blob_path, read_slot
 from adapterhub_local.registry.remote_log import Log
+from adapterhub_local.registry.rows import NOTHING
 from adapterhub_local.registry.split import Split
 from adapterhub_local.registry.version import Version
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.refs import check_alias, check_name
 from adapterhub_local.registry.journal import marking, note, replace_split
-from adapterhub_local.registry.registry import Registry, now
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.rows import now
 
 MAX_SHARE = 1_000_000
 _TERM = re.compile(r"([^=,]+)=([0-9]{1,7})")

@@ -18,7 +18,7 @@ from adapterhub_local.durable import canonical_json, digest_bytes, replacing
 from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.registry import Version
-from adapterhub_local.registry.registry import now
+from adapterhub_local.registry.rows import now
 from adapterhub_local.settings import Home, process, restarts
 from adapterhub_local.train.past_runs import (
     BEST,

@@ -8,7 +8,7 @@ from adapterhub_local.errors import BadFile, BadReference, InUse, NotFound, Qhub
 from adapterhub_local.refs import check_name
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.kinds import check_adapter
-from adapterhub_local.registry.registry import now
+from adapterhub_local.registry.rows import now
 from serve.adapters.pool import Hold
 from serve.adapters.source import FILES, Folder, Source
 from serve.errors import BadParameter, Forbidden

@@ -20,7 +20,8 @@ from adapterhub_local.registry.config import Hook
 from adapterhub_local.registry.history import entry
 from adapterhub_local.registry.hooks.attempt import Failed, attempt
 from adapterhub_local.registry.hooks.state import State, Waiting, log, newest, read_state, start, write_state
-from adapterhub_local.registry.registry import Registry, now
+from adapterhub_local.registry.registry import Registry
+from adapterhub_local.registry.rows import now
 from adapterhub_local.settings import make_folder
 
 MAX_ATTEMPTS = 8  # in about two minutes; `qhub hook deliver --failed` tries again what was given up
