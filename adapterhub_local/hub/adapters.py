@@ -12,7 +12,8 @@ from adapterhub_local.merge.plan_file import WrittenPlan
 from adapterhub_local.registry import Registry
 
 if TYPE_CHECKING:
-    from adapterhub_local.merge.plan import MergePlan, Opener
+    from adapterhub_local.merge.parent import Opener
+    from adapterhub_local.merge.plan import MergePlan
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
@@ -33,7 +34,8 @@ def opening(
     """
     from adapterhub_local.base.bases import find_base
     from adapterhub_local.durable import staging
-    from adapterhub_local.merge.plan import is_path, make_plan
+    from adapterhub_local.merge.parent import is_path
+    from adapterhub_local.merge.plan import make_plan
 
     base = find_base(written.with_base, registry.home) if written.with_base is not None else None
     if len(written.labels) == len(written.weights):  # else refused below, before anything is fetched

@@ -13,7 +13,7 @@ from adapterhub_local.lora.names import fitted, plain
 from adapterhub_local.registry import Registry
 
 if TYPE_CHECKING:
-    from adapterhub_local.merge.plan import Parent
+    from adapterhub_local.merge.parent import Parent
 
 
 def base_here(origin: Origin, registry: Registry) -> BaseInfo | None:

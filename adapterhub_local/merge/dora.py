@@ -24,7 +24,7 @@ from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.lora.config import AdapterConfig
 from adapterhub_local.lora.names import rows_name
 from adapterhub_local.lora.write import tensor_name, write_adapter
-from adapterhub_local.merge.plan import Opener
+from adapterhub_local.merge.parent import Opener
 from adapterhub_local.merge.space import leading
 
 ROWS = 1024  # of a weight, looked at at a time

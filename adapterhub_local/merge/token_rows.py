@@ -14,7 +14,8 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.errors import Incompatible, InputError
 
 if TYPE_CHECKING:
-    from adapterhub_local.merge.plan import MergePlan, Parent
+    from adapterhub_local.merge.parent import Parent
+    from adapterhub_local.merge.plan import MergePlan
 
 METHOD = "weighted_sum"
 LEAST = 1e-9  # of the base's row, below which its share is rounding of weights that sum to 1
