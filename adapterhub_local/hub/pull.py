@@ -4,19 +4,18 @@ A repository that `qhub push` made comes back as it was; one made with PEFT is r
 Files are downloaded into a staging folder that never stays.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_local.base.bases import BaseInfo, find_base
-from adapterhub_local.base.modules import linear_modules
+from adapterhub_local.base.bases import find_base
 from adapterhub_local.durable import digest_bytes, digest_file, staging
-from adapterhub_local.errors import BadFile, BadReference, Corrupt, Incompatible, InputError
+from adapterhub_local.errors import BadFile, BadReference, Corrupt, Incompatible
 from adapterhub_local.hub.address import Address
-from adapterhub_local.hub.client import check_repo_id, connect, hub_errors, is_model_id
+from adapterhub_local.hub.client import check_repo_id, connect, hub_errors
 from adapterhub_local.hub.download import download
+from adapterhub_local.hub.foreign import base_id, base_revision, converted, fitted
 from adapterhub_local.hub.match import FORCED, Match, match_base
 from adapterhub_local.hub.package import MANIFEST, unpack
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
@@ -110,15 +109,15 @@ def pull(
             if keys:
                 raise Corrupt(f"{where} was not pushed by qhub, so no signature vouches for it: {_POLICY}")
             adapter, signature = _check_adapter(fetched, {}, where), None
-            revision = _base_revision(fetched / CONFIG)
-            stated = {"base": {"hub_id": _base_id(adapter), "revision": revision}}
+            revision = base_revision(fetched / CONFIG)
+            stated = {"base": {"hub_id": base_id(adapter), "revision": revision}}
             match = _matched(registry.home, stated, adapter, base, where, force)
-            adapter, left_out = _fitted(adapter, match.base, where)
-            files, lineage = _converted(adapter, folder / "converted", revision, match.base)
+            adapter, left_out = fitted(adapter, match.base, where)
+            files, lineage = converted(adapter, folder / "converted", revision, match.base)
             lineage |= {"left_out": list(left_out)} if left_out else {}
         if match.base and match.base.fingerprint != (before := lineage.get("base") or {}).get("fingerprint"):
             if is_verified:  # the header of its weights names the base it was made for
-                files, _ = _converted(adapter, folder / "converted", None, match.base)
+                files, _ = converted(adapter, folder / "converted", None, match.base)
                 lineage = {**lineage, "base_before": before}
             lineage = {**lineage, "base": {**match.base.lineage(), "matched_by": match.by}}
             lineage |= {"forced": True} if match.by == FORCED else {}
@@ -168,12 +167,6 @@ def _check_adapter(folder: Path, lineage: Mapping[str, Any], where: str) -> "Ada
     return adapter
 
 
-def _base_revision(config: Path) -> str | None:
-    """The revision of the base that PEFT recorded."""
-    revision = json.loads(config.read_bytes()).get("revision")
-    return revision if isinstance(revision, str) and revision else None
-
-
 def _matched(
     home: Home, lineage: Mapping[str, Any], adapter: "AdapterFile", chosen: str | None, where: str, force: bool
 ) -> Match:
@@ -181,75 +174,6 @@ def _matched(
         return match_base(home, lineage.get("base") or {}, adapter, chosen, force=force)
     except (Incompatible, BadFile) as error:
         raise type(error)(str(error).replace(str(adapter.path), where)) from None
-
-
-def _base_id(adapter: "AdapterFile") -> str | None:
-    """The id on the Hub that the config names as its base, perhaps an old one of one word; a path is dropped."""
-    named = adapter.config.base_model
-    one_word = named if named and "/" not in named and is_model_id(named) else None
-    return adapter.config.hub_id or one_word
-
-
-def _fitted(adapter: "AdapterFile", base: "BaseInfo | None", where: str) -> tuple["AdapterFile", tuple[str, ...]]:
-    """The adapter with its base's names, and what was left out as the base's own.
-
-    Raises BadFile for more than factors where there is no base to compare it with.
-    """
-    from adapterhub_local.base.fit import fit
-
-    if base is None:
-        if adapter.copies:
-            raise BadFile(
-                f"{where}: {min(adapter.copies)!r} is not a LoRA factor of a linear layer. If it is its base's own "
-                "weight, saved along, it is left out once that base is here: `qhub base add` it, then give --base"
-            )
-        return adapter, ()
-    try:
-        return fit(adapter, base)
-    except InputError as error:
-        raise type(error)(str(error).replace(str(adapter.path), where)) from None
-
-
-def _converted(
-    adapter: "AdapterFile", folder: Path, revision: str | None, base: "BaseInfo | None"
-) -> tuple[Mapping[str, Path | bytes], dict[str, Any]]:
-    """A plain PEFT adapter in our self-describing form, and what is known of where it came from."""
-    from adapterhub_local.adopt import tensors_of
-    from adapterhub_local.lora.header import read_header
-    from adapterhub_local.lora.names import magnitude_name, rows_name
-    from adapterhub_local.lora.write import DTYPE_NAMES, tensor_name, write_adapter
-
-    dtypes = {spelled: dtype for dtype, spelled in DTYPE_NAMES.items()}
-    entries = read_header(adapter.path).tensors
-    shapes = {}
-    for module in adapter.modules:
-        for factor in "AB":
-            entry = entries[adapter.keys[module, factor]]
-            shapes[tensor_name(module, factor)] = (dtypes[entry.dtype], entry.shape)
-        if module in adapter.magnitudes:
-            dtype = dtypes[entries[adapter.magnitudes[module]].dtype]
-            shapes[magnitude_name(module)] = (dtype, (adapter.shapes[module].out_features,))
-    for module, rows in adapter.tokens.items():
-        entry = entries[rows.key]
-        shapes[rows_name(module)] = (dtypes[entry.dtype], entry.shape)
-    config = adapter.config
-    base_id = _base_id(adapter)
-    known = linear_modules(base) if base is not None else ()
-    folder.mkdir()
-    files = write_adapter(folder, replace(config, base_model=base_id), shapes, tensors_of(adapter), None, known=known)
-    targets = config.target_modules if config.narrowing is None else tuple(sorted(adapter.modules))
-    lineage = {
-        "kind": "pull",
-        "base": {"hub_id": base_id, **({"revision": revision} if base_id and revision else {})},
-        "adapter": {
-            "rank": config.rank,
-            "alpha": config.alpha,
-            "target_modules": targets if isinstance(targets, str) else list(targets),
-            **({"tokens": len(ids)} if (ids := adapter.token_ids) else {}),
-            "num_parameters": adapter.num_parameters,
-        },
-    }
-    return files, lineage
 
 
 def _registered(
