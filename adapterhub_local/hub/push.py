@@ -12,20 +12,17 @@ from typing import Any
 from adapterhub_local.durable import staging
 from adapterhub_local.errors import BadReference, InputError, InUse
 from adapterhub_local.hub.client import check_repo_id, connect, hub_errors, is_model_id
+from adapterhub_local.hub.commits import commit, commit_beside, find_proposal, propose
 from adapterhub_local.hub.edited import merged
 from adapterhub_local.hub.licences import OTHER, check_licence
 from adapterhub_local.hub.package import CARD, Package, pack
 from adapterhub_local.hub.patience import Note
 from adapterhub_local.hub.repository import (
     Target,
-    commit,
-    commit_beside,
-    find_proposal,
     is_there,
     make_repository,
     make_tag,
     move_branch,
-    propose,
     read_card,
     read_refs,
     remove_repository,
