@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adapterhub_local.base.chat_template import ChatSettings
+from adapterhub_local.base.chat_settings import ChatSettings
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.base.tool_calls import CallReader
 from adapterhub_local.base.tool_format import ToolFormat

@@ -8,13 +8,13 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from adapterhub_local.base.chat_settings import DEFAULTS, ChatSettings, is_source
 from adapterhub_local.base.control import ControlTokens
 from adapterhub_local.base.named_templates import named_template
 from adapterhub_local.base.prompted_tools import HEAD, describe_tools
@@ -23,57 +23,7 @@ from adapterhub_local.base.tool_format import format_of
 from adapterhub_local.errors import InputError
 from adapterhub_local.recipe.template_file import names_file, read_template
 
-DAY = "2026-01-01"  # what templates that print today's date print in training, so that a run does not depend on its day
 Messages = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class ChatSettings:
-    """How conversations are written, where that is not the base's default. A version keeps it, and the server uses it.
-
-    template_args: variables of the chat template. chat_template: its text, the name of one of the tokenizer's, or of
-    `NAMED_TEMPLATES`; None for the base's. system_role: `system`, or `user` to put system messages before the next
-    message of the user. control_tokens: `text`, or `tokens` where texts hold ready-made marks. day: ISO date.
-    """
-
-    template_args: Mapping[str, Any] = field(default_factory=dict)
-    chat_template: str | None = None
-    system_role: str = "system"
-    control_tokens: str = "text"
-    day: str | None = None
-
-    @classmethod
-    def of_lineage(cls, lineage: Mapping[str, Any]) -> "ChatSettings":
-        """How the conversations that a version was trained on were written; the defaults if it was not trained.
-
-        Raises InputError where a version from elsewhere brings a template of its own: that is a program.
-        """
-        recipe = lineage.get("recipe")
-        resolved = recipe.get("resolved") if isinstance(recipe, dict) else None
-        data = resolved.get("data") if isinstance(resolved, dict) else None
-        if not isinstance(data, dict):
-            return _DEFAULTS
-        arguments, template = data.get("template_args"), data.get("chat_template")
-        is_foreign = "pulled_from" in lineage or "imported_from" in lineage
-        if is_foreign and isinstance(template, str) and is_source(template):
-            raise InputError(
-                "it was trained elsewhere with a chat template of its own, and templates of others are not run: "
-                "ask with /v1/completions and a prompt as it was trained"
-            )
-        return cls(
-            template_args=arguments if isinstance(arguments, dict) else {},
-            chat_template=template if isinstance(template, str) else None,
-            system_role="user" if data.get("system_role") == "user" else "system",
-            control_tokens="tokens" if data.get("control_tokens") == "tokens" and not is_foreign else "text",
-            day=_day(data.get("date")) or DAY,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """What differs from the defaults."""
-        return {key: value for key, value in vars(self).items() if value != getattr(_DEFAULTS, key)}
-
-
-_DEFAULTS = ChatSettings()
 
 
 class ChatWriter:
@@ -82,7 +32,7 @@ class ChatWriter:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        settings: ChatSettings = _DEFAULTS,
+        settings: ChatSettings = DEFAULTS,
         stops: frozenset[int] | None = None,
     ) -> None:
         self.tokenizer, self.settings = tokenizer, settings
@@ -237,18 +187,6 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
             value = None
         function["arguments"] = value if isinstance(value, dict) else function["arguments"]
     return {**{key: value for key, value in call.items() if key != "index"}, "function": function}
-
-
-def _day(value: Any) -> str | None:
-    try:
-        return datetime.date.fromisoformat(value).isoformat()
-    except (TypeError, ValueError):
-        return None
-
-
-def is_source(text: str) -> bool:
-    """Whether it is a template's text and not a name."""
-    return "{" in text or "\n" in text
 
 
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from adapterhub_local.base.chat_template import ChatSettings
+from adapterhub_local.base.chat_settings import ChatSettings
 from adapterhub_local.base.model import CausalModel
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.errors import BadData, InputError

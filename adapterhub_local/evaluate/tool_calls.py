@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
+from adapterhub_local.base.chat_settings import ChatSettings
+from adapterhub_local.base.chat_template import ChatWriter
 from adapterhub_local.base.tool_calls import CallReader
 from adapterhub_local.base.tool_format import ToolFormat, format_of
 from adapterhub_local.data.chat import Chat, split_thought

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from adapterhub_local.base.chat_template import DAY, ChatSettings, ChatWriter
+from adapterhub_local.base.chat_settings import DAY, ChatSettings
+from adapterhub_local.base.chat_template import ChatWriter
 from adapterhub_local.counts import counted
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.data.dataset import Dataset, read_parts

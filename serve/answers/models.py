@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.base.chat_template import ChatSettings
+from adapterhub_local.base.chat_settings import ChatSettings
 from adapterhub_local.errors import Incompatible, InputError, NotFound
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry, Version

@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
+from adapterhub_local.base.chat_settings import ChatSettings
+from adapterhub_local.base.chat_template import ChatWriter
 from adapterhub_local.base.model import BaseModel
 from adapterhub_local.base.renderer import TemplateBound, TemplateFailed
 from adapterhub_local.base.tool_format import ToolFormat, format_of

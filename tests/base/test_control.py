@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from adapterhub_local.base.chat_template import ChatSettings, ChatWriter, for_template
+from adapterhub_local.base.chat_settings import ChatSettings
+from adapterhub_local.base.chat_template import ChatWriter, for_template
 from adapterhub_local.base.control import ControlTokens
 from adapterhub_local.data.chat import check_chat
 from adapterhub_local.rows.examples import tokenise_all

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adapterhub_local.base.chat_template import ChatSettings
+from adapterhub_local.base.chat_settings import ChatSettings
 from adapterhub_local.data.chat import check_chat
 from adapterhub_local.rows.examples import Tokenised, tokenise_all
 from tests.rows.family import Family, stops_of, tokenizer_of

@@ -2,7 +2,8 @@
 
 import pytest
 
-from adapterhub_local.base.chat_template import ChatSettings, ChatWriter
+from adapterhub_local.base.chat_settings import ChatSettings
+from adapterhub_local.base.chat_template import ChatWriter
 from adapterhub_local.base.tool_format import format_of
 from adapterhub_local.data.chat import Chat, check_chat
 from adapterhub_local.errors import BadData
