@@ -11,15 +11,16 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.model import AdaptedModel, as_module
 from adapterhub_local.errors import QhubError
 from adapterhub_local.recipe import Recipe
-from adapterhub_local.recipe.derived import learning_rate, num_steps, optimizer_on
+from adapterhub_local.recipe.derived import learning_rate, num_steps
 from adapterhub_local.rows.example import Item
 from adapterhub_local.train.adapter import random_devices
+from adapterhub_local.train.arguments import arguments_of
 from adapterhub_local.train.checkpointing import enable_checkpointing
 from adapterhub_local.train.fused_lora import converted, fused_layers
 from adapterhub_local.train.objectives import make_objective
@@ -28,13 +29,6 @@ from adapterhub_local.train.shards import shards_of
 from adapterhub_local.train.watch import Watch
 
 ROWS = ".trainable_tokens_delta."  # of embeddings, in the names that PEFT gives their parameters
-# our name -> the Trainer's
-OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "adamw_8bit": "adamw_bnb_8bit",
-    "paged_adamw_8bit": "paged_adamw_8bit",
-    "paged_adamw_32bit": "paged_adamw_32bit",
-}
 
 
 class AdapterTrainer(Trainer):
@@ -222,29 +216,7 @@ def make_trainer(
     """
     train = recipe.train
     steps = num_steps(len(items), train)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=train.batch_size,
-        max_steps=steps,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        optim=OPTIMIZERS[optimizer_on(train.optimizer, model.device.type)],
-        seed=train.seed,
-        data_seed=train.seed,
-        use_cpu=model.device.type == "cpu",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
-        save_strategy="no",
-        save_total_limit=1,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=False,  # rows are small, and made while the device computes
-        disable_tqdm=True,
-        report_to="none",
-    )
-    # one process, one GPU: with several in sight the Trainer would wrap the model in DataParallel, and multiply batches
-    arguments._n_gpu = min(1, arguments.n_gpu)
+    arguments = arguments_of(train, steps, folder, model.device.type)
     objective = make_objective(model, items, recipe, arguments.world_size, tokenizer, info)
     trainer = AdapterTrainer(
         model=model,
