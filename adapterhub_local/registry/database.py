@@ -4,27 +4,21 @@ Write-ahead logging, one writer at a time by `BEGIN IMMEDIATE`, a busy timeout i
 STRICT tables, and triggers that make versions and logs append-only.
 """
 
-import fcntl
-import os
-import random
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from adapterhub_local.durable import create_shared, is_shared, may_write, share_file
+from adapterhub_local.durable import may_write
 from adapterhub_local.errors import Corrupt, InputError, QhubError
+from adapterhub_local.registry.connection import Held, alone_in, begin, connect, migrate, seen_file
 from adapterhub_local.registry.ledger import Ledger, Line, entered, given_twice, last_entered, meet, unread
 from adapterhub_local.registry.manifests import holds_manifests, orphans
-from adapterhub_local.registry.migrations import MIGRATIONS, apply_migrations, schema_problem
-from adapterhub_local.registry.mounts import check_local
+from adapterhub_local.registry.migrations import MIGRATIONS, schema_problem
 from adapterhub_local.settings import Home, make_folder
 
-BUSY_TIMEOUT_MS = 60_000
 # sqlite3 decodes its own messages, which quote what a damaged schema says
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 # what the disk, the rights and the limits of a process say, not what is in the file
@@ -40,21 +34,8 @@ _OUTSIDE = {
     sqlite3.SQLITE_LOCKED: "another process holds it",
     sqlite3.SQLITE_PROTOCOL: "another process holds it",
 }
-
-
-class _Held:
-    """A thread's connection, closed as soon as nobody has it: sqlite3's own are part of a reference cycle each, and
-    would stay open until the garbage collector comes by."""
-
-    def __init__(self, connection: sqlite3.Connection, *, is_fixed: bool) -> None:
-        self.connection = connection
-        self.is_fixed = is_fixed  # it was promised that nobody writes
-        self.seen: tuple[object, ...] = ()  # the file it was opened on
-        self.log: tuple[int, ...] = ()  # and its log
-
-    def __del__(self) -> None:
-        with suppress(sqlite3.Error):
-            self.connection.close()
+_REBUILD = "`qhub fsck --rebuild-db` makes it again"
+_WORDS = {"removal": "the removal", "evaluation": "an evaluation"}
 
 
 class Database:
@@ -94,7 +75,7 @@ class Database:
         connection = self.connection(create=True)
         assert connection is not None, "it was created"
         try:
-            _begin(connection)
+            begin(connection)
             try:
                 before = last_entered(connection)
                 if self.checked:
@@ -141,7 +122,7 @@ class Database:
         """SQLite opens a file whose format it does not know for reading, if it can, and never says why."""
         if not may_write(self.path) or connection.execute("PRAGMA query_only").fetchone()[0]:
             return None  # nobody here would write it
-        _begin(connection)
+        begin(connection)
         try:
             connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         except sqlite3.OperationalError as error:
@@ -163,22 +144,22 @@ class Database:
 
     def connection(self, *, create: bool = False) -> sqlite3.Connection | None:
         """This thread's connection, None if there is no database yet."""
-        seen = _seen(self.path)
-        held: _Held | None = getattr(self._local, "held", None)
+        seen = seen_file(self.path)
+        held: Held | None = getattr(self._local, "held", None)
         if held is not None and held.seen != (seen, self._state() if held.is_fixed else None):
             self.close()  # another file has its name since: one that was restored, or made again
             held = None
         if not seen:
             self._check_absence()
-            if not create and not (seen := _seen(self.path)):
+            if not create and not (seen := seen_file(self.path)):
                 return None
         if held is None:
             before = self._state()
-            with _alone_in(self.path.parent):
+            with alone_in(self.path.parent):
                 held = self._local.held = self._open()
-            held.seen = (_seen(self.path), before if held.is_fixed else None)
-            held.log = _seen(self._log, empty=True)
-        elif not held.is_fixed and held.log != _seen(self._log, empty=True):
+            held.seen = (seen_file(self.path), before if held.is_fixed else None)
+            held.log = seen_file(self._log, empty=True)
+        elif not held.is_fixed and held.log != seen_file(self._log, empty=True):
             raise QhubError(
                 f"{self._log} was removed while this process had it open: somebody deleted it, or code in this process "
                 f"has read {self.path.name} as a file, which gives up SQLite's locks. Nothing was written; start it "
@@ -211,7 +192,7 @@ class Database:
             return
         lines = self.ledger.read()[0]
         held = len({line.version for line in lines if line.kind == "version"}) or holds_manifests(self.home)
-        if not held or _seen(self.path):  # made by another process meanwhile
+        if not held or seen_file(self.path):  # made by another process meanwhile
             return
         state = "is empty" if self.path.exists() else "is missing"
         what = f"{held} version{'' if held == 1 else 's'} that were published" if held is not True else "manifests"
@@ -234,9 +215,9 @@ class Database:
             return QhubError(f"{self.path} cannot be {done}: {reason}: {_OUTSIDE[code]}")
         return Corrupt(f"{self.path} is damaged: {reason}. {_REBUILD}")
 
-    def _open(self) -> _Held:
+    def _open(self) -> Held:
         try:
-            held = self._connect()
+            held = connect(self.path, self._log)
         except DAMAGED as error:
             raise self._refusal(error, "opened") from None
         try:
@@ -253,7 +234,7 @@ class Database:
                         f"{self.path} was written by an older version of qhub and cannot be written here: run any "
                         "command once where the home can be written, which brings it up to date"
                     )
-                _migrate(connection)
+                migrate(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             if self.checked and (missing := unread(connection, self.ledger)):
@@ -265,91 +246,3 @@ class Database:
             held.connection.close()
             raise
         return held
-
-    def _connect(self) -> _Held:
-        """A connection that creates no file where we may not write the database: it would be ours, and in the way.
-
-        A home may be mounted read-only, or be another member's of a group.
-        """
-        timeout = BUSY_TIMEOUT_MS / 1000
-        if may_write(self.path.parent):
-            check_local(self.path.parent)  # what cannot be written is read, wherever it is
-            create_shared(self.path)
-            share_file(self.path)
-            if may_write(self.path):
-                return _Held(_connected(str(self.path), timeout), is_fixed=False)
-        address = f"file:{quote(str(self.path))}?mode=ro"
-        is_fixed = not _seen(self._log)  # all there is is in the one file
-        address += "&immutable=1" if is_fixed else "&readonly_shm=1"
-        held = _Held(_connected(address, timeout), is_fixed=is_fixed)
-        held.connection.execute("PRAGMA query_only = ON")
-        return held
-
-
-def _connected(address: str, timeout: float) -> sqlite3.Connection:
-    # may be closed by another thread: whoever lets go of it last
-    is_uri = address.startswith("file:")
-    return sqlite3.connect(address, timeout=timeout, isolation_level=None, uri=is_uri, check_same_thread=False)
-
-
-_REBUILD = "`qhub fsck --rebuild-db` makes it again"
-_WORDS = {"removal": "the removal", "evaluation": "an evaluation"}
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Of all members of a group that shares a folder, only this one opens its database now.
-
-    SQLite gives the files beside a database its rights, but only after they can be seen: who opens the database in
-    that moment could not write it.
-    """
-    if not is_shared(folder):
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _seen(path: Path, *, empty: bool = False) -> tuple[int, ...]:
-    """Which file has this name, () if there is none or, unless `empty` counts, nothing was ever written to it."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return ()
-    return (status.st_dev, status.st_ino) if status.st_size or empty else ()
-
-
-def _begin(connection: sqlite3.Connection) -> None:
-    """Take the write lock, asking every few milliseconds until the busy timeout.
-
-    SQLite's own wait sleeps up to 100 ms at a time, during which the lock lies idle: with 8 writers most of
-    the time. Raises sqlite3.OperationalError after the timeout.
-    """
-    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    wait = 0.001
-    connection.execute("PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-            time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - nothing secret
-            wait = min(wait * 1.1, 0.01)
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Apply what is missing, under an exclusive lock so that two processes cannot do it at once."""
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("BEGIN EXCLUSIVE")
-    (applied,) = connection.execute("PRAGMA user_version").fetchone()
-    apply_migrations(connection, applied)
-    connection.execute("COMMIT")

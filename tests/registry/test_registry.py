@@ -9,7 +9,7 @@ import pytest
 
 from adapterhub_local.durable import canonical_json
 from adapterhub_local.errors import BadReference, Corrupt, InputError, InUse, NotFound, QhubError
-from adapterhub_local.registry import File, Registry, Version, database
+from adapterhub_local.registry import File, Registry, Version
 from adapterhub_local.registry.migrations import MIGRATIONS
 from adapterhub_local.settings import Home
 
@@ -250,7 +250,7 @@ def test_a_damaged_database_is_corrupt(registry: Registry) -> None:
 def test_a_database_that_is_locked_for_long_is_reported(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that waits in vain gets an error that says so, and the lock's owner loses nothing."""
     registry.publish("a", FILES, LINEAGE)
-    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("adapterhub_local.registry.connection.BUSY_TIMEOUT_MS", 50)
     with registry.database.writing(), pytest.raises(QhubError, match="cannot be written: database is locked"):
         Registry().publish("a", FILES, LINEAGE)
     assert registry.publish("a", FILES, LINEAGE).number == 2

@@ -107,7 +107,7 @@ def test_a_registry_that_cannot_be_written_is_served(
     """Without a right to write there is no lease, and a warning, and the server goes on."""
     registry = Registry()
     registry.database.close()
-    monkeypatch.setattr("adapterhub_local.registry.database.may_write", lambda path: False)
+    monkeypatch.setattr("adapterhub_local.registry.connection.may_write", lambda path: False)
     leases = Leases(registry)
     with caplog.at_level(logging.WARNING):
         pool_with(leases).lease(version)
