@@ -13,7 +13,7 @@ KINDS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3For
 
 
 class RmsNorm(Protocol):
-    """An RMSRmsNorm: its weight (size,), and what it adds below the root."""
+    """An RMSNorm: its weight (size,), and what it adds below the root."""
 
     weight: torch.Tensor
     variance_epsilon: float
