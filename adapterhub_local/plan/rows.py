@@ -84,13 +84,18 @@ def read_examples(recipe: Recipe, folder: Path | None, context: int | None = Non
     short = [example for example in examples if len(example.ids) <= data.max_length]
     if len(short) < len(examples) and data.too_long == "error":
         longest = max(len(example.ids) for example in examples)
-        raise BadData(f"the data has an example of about {longest} tokens, data.max_length is {data.max_length}")
+        raise BadData(
+            f"the data has an example of about {longest:,} tokens, at most {data.max_length:,} are read: raise "
+            "data.max_length (up to the base's context), or set data.too_long to truncate or skip"
+        )
     if data.too_long == "truncate":
         return [
             Example(example.ids[: data.max_length], clipped(example.spans, data.max_length)) for example in examples
         ]
     if not short:
-        raise BadData(f"every example has more than data.max_length = {data.max_length} tokens")
+        raise BadData(
+            f"every example has more than {data.max_length:,} tokens: raise data.max_length (up to the base's context)"
+        )
     return short
 
 

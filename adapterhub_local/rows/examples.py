@@ -147,14 +147,15 @@ def tokenise_all(
         where, length = over[0]
         count = f" ({len(over):,} of {len(chats):,} examples are too long, the longest has {longest:,})"
         raise BadData(
-            f"{where} has {counted(length, 'token')}, data.max_length is {max_length}{count if len(over) > 1 else ''}: "
-            "raise it, or set data.too_long to truncate or skip"
+            f"{where} has {counted(length, 'token')}, at most {max_length:,} are read"
+            f"{count if len(over) > 1 else ''}: raise data.max_length (up to the base's context), or set "
+            "data.too_long to truncate or skip"
         )
     if not found.examples:
         shortest = min(length for _, length in over)
         raise BadData(
-            f"no example has anything to learn within data.max_length = {max_length} tokens, the shortest of "
-            f"{len(chats):,} has {shortest:,}: raise it"
+            f"no example has anything to learn within {max_length:,} tokens, the shortest of {len(chats):,} has "
+            f"{shortest:,}: raise data.max_length (up to the base's context)"
         )
     return replace(
         found, max_length=max_length, longest=longest, num_pieces=num_pieces,

@@ -218,7 +218,7 @@ def test_held_out_columns_are_read_as_in_training(
         (["--template", "chatty"], "--template chatty: must be one of auto, chat, plain"),
         (["--format", "x"], "--format x: must be one of"),
         (["--prompt", "{text}"], "--prompt and --answer need each other"),
-        (["--max-length", "9"], "data.max_length is 9"),
+        (["--max-length", "9"], "at most 9 are read"),
         (["--data", "none.jsonl"], "there is no data file none.jsonl"),
     ],
 )

@@ -334,7 +334,7 @@ def test_stop_and_go_on(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None
         (["--set", "base.name=absent"], "there is no base 'absent'"),
         (["--set", "data.train=absent.jsonl"], "there is no file"),
         (["--set", "adapter.rnak=3"], "unknown key 'rnak' in [adapter]: did you mean 'rank'?"),
-        (["--set", "data.max_length=9"], "data.max_length is 9"),
+        (["--set", "data.max_length=9"], "at most 9 are read"),
         (["--resume", "--restart"], "exclude each other"),
         (["--resume"], "no stopped run"),
     ],

@@ -74,7 +74,7 @@ def test_what_is_held_out_is_scored(
         ("", "has no examples"),
         (json.dumps({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}), "nothing to learn"),
         (json.dumps({"text": "a", "label": 1}), "not a known format"),
-        (json.dumps(chat("q", "a" * 2000)), "data.max_length is 1024"),
+        (json.dumps(chat("q", "a" * 2000)), "2,022 tokens, at most 512 are read"),
     ],
 )
 def test_data_that_teach_nothing(
