@@ -37,6 +37,12 @@ class HttpOptions:
         "--allow-origin",
         metavar="ORIGIN",
     )
+    stored_responses: int = option(
+        1000,
+        "Answers of /v1/responses that are stored in memory, each for an hour, for requests that refer to them by id; "
+        "0 stores none.",
+        low=0,
+    )
     share_prefixes: bool = option(
         False,
         "Let API keys share the computed beginnings of prompts: it saves time, but how long an answer takes then shows "

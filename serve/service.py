@@ -23,6 +23,7 @@ from serve.adapters.record import AdapterStatus
 from serve.adapters.source import Folder
 from serve.answers.logprobs import Echo
 from serve.answers.models import Target, adapter_entry, find_target, residents
+from serve.answers.stored import StoredResponses
 from serve.auth import allowed_by, check_models
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
@@ -78,6 +79,7 @@ class Service:
         self.loop = EngineLoop(self.engine)
         self.reader = BodyReader(base, self.engine, self.http.max_tokens)
         self.routing = self._make_routing()
+        self.stored = StoredResponses(self.http.stored_responses)
         if base.tokenizer.chat_template:
             shared().warm()
         self.loaded = Loaded(registry, self.engine, self.http.lora_root)

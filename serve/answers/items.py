@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ class ItemAnswer:
 
     chat: Answer
     asked: ResponsesRequest
+    keep: Callable[[dict[str, Any]], None] | None = None  # stores the body, if it is to be
     id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     end: str = ""  # the last event says that it is the last
@@ -40,7 +41,7 @@ class ItemAnswer:
         items = [_thought_item(_new("rs"), thought)] if thought else []
         items += [self._message(_new("msg"), text, sampled, reason)] if text or not (calls or thought) else []
         items += [_call_item(_new("fc"), call) for call in calls]
-        return self._body(generation, items, reason)
+        return self._kept(self._body(generation, items, reason))
 
     async def events(self, generation: Generation) -> AsyncIterator[str]:
         """The events of an answer: items open, grow and close one after the other."""
@@ -90,7 +91,7 @@ class ItemAnswer:
             items.append(self._message(message_id, "", sampled, reason))
             for event in self._closed(items[0], 0):
                 yield event
-        body = self._body(generation, items, reason)
+        body = self._kept(self._body(generation, items, reason))
         yield self._event(f"response.{body['status']}", response=body)
 
     def error_event(self, error: ErrorBody) -> str:
@@ -145,6 +146,12 @@ class ItemAnswer:
         found = self.chat.logprobs(sampled)
         return found["content"] if found else []
 
+    def _kept(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A body that is complete, stored before its client can speak of it."""
+        if self.keep is not None:
+            self.keep(body)
+        return body
+
     def _body(self, generation: Generation, items: list[dict[str, Any]], reason: str | None = None) -> dict[str, Any]:
         """The response as it stands; without a reason it is in progress."""
         asked, why, params = self.asked, INCOMPLETE.get(reason or ""), generation.requests[0].params
@@ -164,9 +171,9 @@ class ItemAnswer:
             "adapter": self.chat.target.adapter,
             "output": items,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": asked.previous_response_id,
             "reasoning": {"effort": asked.reasoning.effort if asked.reasoning is not None else None, "summary": None},
-            "store": False,
+            "store": self.keep is not None,
             "temperature": params.temperature,
             "text": {"format": (asked.text and asked.text.format) or {"type": "text"}},
             "tool_choice": asked.tool_choice or "auto",

@@ -68,6 +68,7 @@ class OwnEngine:
         router = self._config.router
         http = HttpOptions(
             pins=replicas.pin,
+            stored_responses=0,  # the next request may come to another replica
             replica=self._replica,
             router=router.name,
             router_threshold=router.threshold,

@@ -15,7 +15,6 @@ from adapterhub_local.keys import Key, Keys
 from adapterhub_local.registry import Registry
 from serve.access import Routes, Scope, access
 from serve.adapters.source import Folder
-from serve.answers.items import ItemAnswer
 from serve.answers.models import Target, adapter_entry, list_models, model_entry
 from serve.auth import Gate, allowed_by, check_models
 from serve.console.session import HOME
@@ -30,7 +29,7 @@ from serve.http.guard import EXPOSED_HEADERS, Guard
 from serve.http.ollama import add_ollama
 from serve.http.probes import add_probes
 from serve.http.respond import respond, weights_headers
-from serve.http.translate import answer
+from serve.http.responses import add_responses
 from serve.jobs import Jobs
 from serve.limits import Limits
 from serve.options import HttpOptions
@@ -38,7 +37,6 @@ from serve.redis_limits import RedisLimits
 from serve.registry_api.library import Library
 from serve.requests.generation import ChatRequest, CompletionRequest, LoadRequest, UnloadRequest
 from serve.requests.model_ref import AUTO
-from serve.requests.responses import NAMES, ResponsesRequest
 from serve.service import Service
 from serve.text.tokenize import DetokenizeRequest, TokenizeRequest, tokenize
 from serve.threads import compute_alone
@@ -99,6 +97,7 @@ def create_app(
     app.add_middleware(Guard, gate=gate, hosts=service.http.hosts, origins=service.http.origins)
     handle_errors(app)
     _add_answers(app, service)
+    add_responses(app, service)
     add_anthropic(app, service)
     add_ollama(app, service)
     add_probes(app, service)
@@ -152,12 +151,6 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or more texts."""
         return await respond(service, body, request)
-
-    @app.post("/v1/responses")
-    @access(Scope.INFER, counted=True)
-    async def responses(body: ResponsesRequest, request: Request) -> Response:
-        """Answer a conversation, as OpenAI's Responses API does. Nothing is stored."""
-        return await answer(service, body.chat, request, lambda chat: ItemAnswer(chat, body), NAMES)
 
     @app.post("/tokenize")
     @access(Scope.INFER, counted=True)

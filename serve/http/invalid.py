@@ -17,8 +17,8 @@ CODES = {
 # Endpoints of OpenAI's that clients try, and what to do instead.
 ABSENT = {
     "assistants": "Assistants are not served: use /v1/chat/completions",
-    "conversations": "answers are not stored: send the whole conversation",
-    "responses": "answers are not stored: send the whole conversation as input to POST /v1/responses",
+    "conversations": "conversations are not stored: POST /v1/responses with previous_response_id, or all as input",
+    "responses": "stored answers are at /v1/responses/ID of `qhub serve` alone, and none runs in the background",
     "threads": "Assistants are not served: use /v1/chat/completions",
     "images": "this server generates text only",
     "audio": "this server generates text only",

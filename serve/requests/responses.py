@@ -1,14 +1,15 @@
 """Responses: OpenAI's newer way to ask, POST /v1/responses, read as the chat request that it amounts to.
 
-Nothing is stored, so what points to earlier answers is refused: the whole conversation comes as input.
+What it says of earlier answers by their ids is looked up first, see `ResponsesRequest.conversation`.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from serve.errors import BadParameter
 from serve.requests.body_part import BodyPart, Carried, Whole, is_empty
 from serve.requests.generation import ChatRequest
 from serve.requests.messages import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, FunctionName, TextPart
@@ -24,18 +25,17 @@ NAMES = {
 }
 SAMPLING = ("model", "temperature", "top_p", "user", "parallel_tool_calls", "stream")
 LOGPROBS = "message.output_text.logprobs"
-# Parameters that would need stored answers or other machines than this one, with the values that ask for nothing.
+# Parameters that would need stored conversations or other machines than this one, with the values that ask for nothing.
 ABSENT: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "conversation": (),
     "logprobs": (),
     "n": (1,),
-    "previous_response_id": (),
     "prompt": (),
     "truncation": ("disabled",),
 }
-STATEFUL = ("conversation", "previous_response_id")
-NOT_STORED = "answers are not stored: send the whole conversation as input"
+UNSUPPORTED = "this parameter is not supported: leave it out"
+NO_CONVERSATIONS = "conversations are not stored: use previous_response_id, or send all of it as input"
 
 
 class Part(TextPart):
@@ -45,7 +45,13 @@ class Part(TextPart):
 Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
 
 
-class MessageItem(Carried):
+class Remembered(Carried):
+    """An item of the conversation; answers' have an id, by which a later request may speak of them."""
+
+    id: Any = None
+
+
+class MessageItem(Remembered):
     """A message of the conversation."""
 
     type: Literal["message"] = "message"
@@ -53,7 +59,7 @@ class MessageItem(Carried):
     content: str | Parts
 
 
-class CallItem(Carried):
+class CallItem(Remembered):
     """A call that an earlier answer made; clients send fields of answers back as null."""
 
     type: Literal["function_call"]
@@ -62,7 +68,7 @@ class CallItem(Carried):
     arguments: str
 
 
-class ResultItem(Carried):
+class ResultItem(Remembered):
     """What a call gave."""
 
     type: Literal["function_call_output"]
@@ -73,10 +79,11 @@ class ResultItem(Carried):
 class Thought(Carried):
     """A part of what an earlier answer thought, or of its summary."""
 
+    type: str = "reasoning_text"
     text: str
 
 
-class ThoughtItem(Carried):
+class ThoughtItem(Remembered):
     """What an earlier answer thought. What another server encrypted nobody here can read."""
 
     type: Literal["reasoning"]
@@ -88,15 +95,23 @@ class ThoughtItem(Carried):
 
 
 class ReferenceItem(Carried):
-    """An earlier answer by its id, as some clients send it unless they know that nothing is stored."""
+    """An item that is stored here, by its id."""
 
     type: Literal["item_reference"]
     id: str
 
-    @model_validator(mode="after")
-    def _refuse(self) -> "ReferenceItem":
-        message = NOT_STORED + " (in the Vercel AI SDK: providerOptions.openai.store = false)"
-        raise PydanticCustomError("unsupported", message, {"param": "input"})  # type: ignore[arg-type]
+
+Item = MessageItem | CallItem | ResultItem | ThoughtItem
+
+
+class Memory(Protocol):
+    """What is stored of earlier answers. Both raise BadParameter for what is not."""
+
+    def conversation(self, response_id: str) -> Sequence[Item]:
+        """Everything up to the end of an answer."""
+
+    def item(self, item_id: str) -> Item:
+        """One item of an answer, or of what it answered."""
 
 
 class FunctionTool(Carried):
@@ -124,17 +139,16 @@ class Reasoning(BodyPart):
     effort: str | None = None
 
 
-Item = MessageItem | CallItem | ResultItem | ThoughtItem | ReferenceItem
-
-
 class ResponsesRequest(BodyPart):
     """POST /v1/responses. Parameters that are not named here are those of /v1/chat/completions."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str
-    input: str | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    input: str | Annotated[list[Item | ReferenceItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     instructions: str | None = None
+    previous_response_id: str | None = Field(None, description="the stored answer that this request goes on from")
+    store: bool | None = Field(None, description="false: the answer is not stored")
     max_output_tokens: Whole | None = Field(None, description="-1 is all there is room for", ge=-1)
     reasoning: Reasoning | None = None
     temperature: float | None = None
@@ -156,15 +170,32 @@ class ResponsesRequest(BodyPart):
             if name in NAMES:
                 raise PydanticCustomError("unknown", f"it is called {NAMES[name]} here", {"param": name})
             if name in ABSENT and not is_empty(value) and value not in ABSENT[name]:
-                message = NOT_STORED if name in STATEFUL else "this parameter is not supported: leave it out"
+                message = NO_CONVERSATIONS if name == "conversation" else UNSUPPORTED
                 raise PydanticCustomError("unsupported", message, {"param": name})
         return self
 
-    def chat(self) -> ChatRequest:
+    def conversation(self, memory: Memory) -> list[Item]:
+        """All items that are to be answered, those included that are only spoken of. Raises BadParameter.
+
+        Each of these once: a small body would stand for as much text as it likes.
+        """
+        items = list(memory.conversation(self.previous_response_id)) if self.previous_response_id else []
+        given = [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        seen = {item.id for item in items}
+        for item in given:
+            if isinstance(item, ReferenceItem):
+                if item.id in seen:
+                    raise BadParameter(f"item '{item.id[:80]}' comes twice", "input")
+                seen.add(item.id)
+                item = memory.item(item.id)
+            items.append(item)
+        return items
+
+    def chat(self, conversation: Sequence[Item]) -> ChatRequest:
         """The chat request that this is. Raises ValidationError in this request's own names."""
         body: dict[str, Any] = {name: getattr(self, name) for name in SAMPLING}
         body |= {name: value for name, value in (self.model_extra or {}).items() if name not in ABSENT}
-        body["messages"] = self._messages()
+        body["messages"] = self._messages(conversation)
         if self.reasoning is not None:
             body["reasoning_effort"] = self.reasoning.effort
         body["max_completion_tokens"] = self.max_output_tokens
@@ -182,12 +213,11 @@ class ResponsesRequest(BodyPart):
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         return translated(ChatRequest, body, NAMES)
 
-    def _messages(self) -> list[dict[str, Any]]:
+    def _messages(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         """The conversation; calls belong to the assistant's message before them."""
         turns: list[dict[str, Any]] = []
         if self.instructions is not None:
             turns.append({"role": "system", "content": self.instructions})
-        items = [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         thoughts = ""  # of the answer that comes next
         for item in items:
             match item:

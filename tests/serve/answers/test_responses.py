@@ -1,4 +1,4 @@
-"""POST /v1/responses as the official client speaks it: texts, events, forms, calls, and what is not stored."""
+"""POST /v1/responses as the official client speaks it: texts, events, forms, calls, and what is refused."""
 
 import json
 
@@ -118,8 +118,8 @@ def test_calls(tool_server: Server) -> None:
 @pytest.mark.parametrize(
     ("change", "param", "says"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id", "answers are not stored"),
-        ({"conversation": "conv_1"}, "conversation", "answers are not stored"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "no answer 'resp_1' is stored"),
+        ({"conversation": "conv_1"}, "conversation", "conversations are not stored"),
         ({"background": True}, "background", "not supported"),
         ({"reasoning": {"effort": "high"}}, "reasoning", "not supported"),
         ({"truncation": "auto"}, "truncation", "not supported"),
@@ -138,7 +138,7 @@ def test_calls(tool_server: Server) -> None:
     ids=str,
 )
 def test_what_is_refused(server: Server, change: dict, param: str, says: str) -> None:
-    """What is wrong, or would need stored answers, is refused in this endpoint's own names."""
+    """What is wrong, or is not stored, is refused in this endpoint's own names."""
     response = server.http.post("/v1/responses", json={**ASK, **change})
     error = response.json()["error"]
     assert response.status_code in (400, 404)
@@ -147,14 +147,11 @@ def test_what_is_refused(server: Server, change: dict, param: str, says: str) ->
 
 
 def test_what_says_nothing_is_taken(server: Server) -> None:
-    """Parameters at values that ask for nothing are no error; stored answers are none, and that is said."""
-    neutral = {"store": True, "metadata": {"a": "b"}, "truncation": "disabled", "background": False, "user": "u"}
+    """Parameters at values that ask for nothing are no error."""
+    neutral = {"metadata": {"a": "b"}, "truncation": "disabled", "background": False, "user": "u"}
     neutral |= {"reasoning": {"effort": None, "summary": None}, "previous_response_id": None, "service_tier": "auto"}
     response = server.client.responses.create(**{**ASK, **neutral})
-    assert response.store is False
     assert response.metadata == {"a": "b"}
-    with pytest.raises(openai.NotFoundError, match="not stored"):
-        server.client.responses.retrieve(response.id)
 
 
 def test_an_error_after_the_beginning_is_an_event(

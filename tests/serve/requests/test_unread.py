@@ -188,14 +188,6 @@ def test_items_that_come_back(item: dict) -> None:
     """Items of answers are read by what they say; thoughts that another server encrypted are passed over."""
     hidden = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
     body = {"model": "tiny", "input": [USER, hidden, item, USER], "include": ["reasoning.encrypted_content"]}
-    turns = ResponsesRequest.model_validate(body).chat().messages
+    request = ResponsesRequest.model_validate(body)
+    turns = request.chat(request.input).messages
     assert [turn.for_template()["content"] for turn in turns] == ["Hi", "Hello", "Hi"]
-
-
-def test_answers_by_reference(server: Server) -> None:
-    """An earlier answer by its id is refused with what to do instead."""
-    reference = [USER, {"type": "item_reference", "id": "msg_1"}, USER]
-    for change in ({"input": reference}, {"previous_response_id": "resp_1"}):
-        error = server.http.post("/v1/responses", json={"model": "tiny", "input": "Hi", **change}).json()["error"]
-        assert "not stored" in error["message"]
-        assert error["param"] in ("input", "previous_response_id")
