@@ -24,19 +24,25 @@ const clients = {
     let chunks = 0;
     for await (const _ of client.chat.completions.stream({ model: "alpha", messages, max_tokens: 8 })) chunks += 1;
     must(chunks > 1, "chunks");
-    must((await client.responses.create({ model: "alpha", input: "Hello", max_output_tokens: 16 })).id, "response");
-    return "chat, two turns, stream, responses";
+    const response = { model: "alpha", input: "Hello", max_output_tokens: 16 };
+    const { id } = await client.responses.create(response);
+    must((await client.responses.create({ ...response, previous_response_id: id })).usage.input_tokens > 16, "response");
+    return "chat, two turns, stream, responses and going on from one";
   }],
   "ai + @ai-sdk/openai": ["@ai-sdk/openai", async () => {
     const provider = createOpenAI({ baseURL, apiKey: "none" });
     const options = { model: provider.chat("alpha"), maxOutputTokens: 90, maxRetries: 0 };
     const called = await generateText({ ...options, prompt: "Hello", tools: { weather }, toolChoice: "required" });
     must(called.toolCalls.length === 1, "one call");
-    const kept = { ...options, model: provider("alpha"), maxOutputTokens: 16, providerOptions: { openai: { store: false } } };
-    const first = await generateText({ ...kept, prompt: "Hello" });
-    const messages = [{ role: "user", content: "Hello" }, ...first.response.messages, { role: "user", content: "More" }];
-    must((await generateText({ ...kept, messages })).usage, "second turn");
-    return "tools over chat, two turns over /v1/responses with store: false";
+    const tokens = [];  // of the second turn: by default it refers to the first answer, which is stored
+    for (const openai of [{}, { store: false }]) {
+      const ask = { ...options, model: provider("alpha"), maxOutputTokens: 16, temperature: 0, providerOptions: { openai } };
+      const first = await generateText({ ...ask, prompt: "Hello" });
+      const messages = [{ role: "user", content: "Hello" }, ...first.response.messages, { role: "user", content: "More" }];
+      tokens.push((await generateText({ ...ask, messages })).usage.inputTokens);
+    }
+    must(tokens[0] > 0 && tokens[0] === tokens[1], "second turn");
+    return "tools over chat, two turns over /v1/responses, stored (the default) and not";
   }],
   "ai + @ai-sdk/openai-compatible": ["@ai-sdk/openai-compatible", async () => {
     const model = createOpenAICompatible({ name: "here", baseURL, apiKey: "none" })("alpha");
