@@ -27,6 +27,7 @@ class Option:
     choices    the words that it may be
     unit       for sizes, what a number without a unit counts in: B or MB; other units may be written behind it
     on_gpu     the default on a GPU, where it is another
+    live       whether the value may change while the server runs
     derived    what stands for a default of None, as a half-sentence
     """
 
@@ -37,6 +38,7 @@ class Option:
     choices: tuple[str, ...] = ()
     unit: str | None = None
     on_gpu: Any = None
+    live: bool = False
     derived: str | None = None
     metavar: str | None = None
 

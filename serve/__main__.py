@@ -10,9 +10,11 @@ from adapterhub_local.errors import QhubError
 from adapterhub_local.options import add_options, chosen
 from adapterhub_local.settings import wait_briefly
 from adapterhub_local.visible import visible
+from serve.configuration import Command, Configuration, from_file
 from serve.engine.options import EngineOptions
 from serve.options import HttpOptions
 from serve.redis_limits import has_password
+from serve.tls import Tls
 
 EXPOSED = (
     "every user of this machine can read the password in --limits, as part of the command line: "
@@ -20,7 +22,15 @@ EXPOSED = (
 )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    callback=from_file,
+    help="TOML file with options of this command, such as timeout = 60; what the command line gives goes before it. "
+    "SIGHUP has it read again.",
+)
 @click.option("--base", metavar="NAME", help="The base to serve. Default: the only one there is.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", default=8000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
@@ -28,6 +38,24 @@ EXPOSED = (
     "--uds",
     type=click.Path(path_type=Path),
     help="Listen at this unix socket instead, which only this user can reach.",
+)
+@click.option(
+    "--ssl-certfile",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Serve https with this certificate, followed by those that vouch for it. SIGHUP has it read again.",
+)
+@click.option(
+    "--ssl-keyfile",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Its private key. Default: it stands in the same file.",
+)
+@click.option(
+    "--ssl-ca-certs",
+    type=click.Path(path_type=Path),
+    metavar="PEM",
+    help="Only let in clients that show a certificate which one of these vouches for.",
 )
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to load. Default: QHUB_DEVICE, or auto."
@@ -49,10 +77,14 @@ EXPOSED = (
 @click.argument("named", nargs=-1, metavar="")
 def command(
     named: tuple[str, ...],
+    config: Path | None,
     base: str | None,
     host: str,
     port: int,
     uds: Path | None,
+    ssl_certfile: Path | None,
+    ssl_keyfile: Path | None,
+    ssl_ca_certs: Path | None,
     device: str | None,
     dtype: str | None,
     remote: str | None,
@@ -69,6 +101,9 @@ def command(
     """
     if named:  # as other servers have it; here a request names the model, and this is what all of them share
         raise click.UsageError(f"the base is named by an option: qhub serve --base {named[0]}")
+    if ssl_certfile is None and (ssl_keyfile or ssl_ca_certs):
+        raise click.UsageError("--ssl-keyfile and --ssl-ca-certs are of https: give a certificate with --ssl-certfile")
+    context = click.get_current_context()
     wait_briefly()
     from adapterhub_local.base.load import choose_device
     from serve.server import run_server
@@ -89,6 +124,8 @@ def command(
         access_log=access_log,
         uds=uds,
         remote=remote,
+        tls=Tls(ssl_certfile, ssl_keyfile, ssl_ca_certs) if ssl_certfile is not None else None,
+        configuration=Configuration(context),
     )
 
 

@@ -20,9 +20,11 @@ class HttpOptions:
     require_keys    refuse requests without an API key even if there is no key
     """
 
-    max_body: int = option(4 << 20, "The largest body of a request.", low=1, unit="B")
-    max_tokens: int | None = option(None, "Most tokens of an answer.", low=1, derived="what the context holds")
-    timeout: float = option(600.0, "Seconds a request may take, waiting included.", above=0)
+    max_body: int = option(4 << 20, "The largest body of a request.", low=1, unit="B", live=True)
+    max_tokens: int | None = option(
+        None, "Most tokens of an answer.", low=1, derived="what the context holds", live=True
+    )
+    timeout: float = option(600.0, "Seconds a request may take, waiting included.", above=0, live=True)
     body_timeout: float = 30.0
     send_timeout: float = 30.0
     lora_root: Path | None = option(
@@ -42,11 +44,13 @@ class HttpOptions:
         "Answers of /v1/responses that are stored in memory, each for an hour, for requests that refer to them by id; "
         "0 stores none.",
         low=0,
+        live=True,
     )
     share_prefixes: bool = option(
         False,
         "Let API keys share the computed beginnings of prompts: it saves time, but how long an answer takes then shows "
         "how others' prompts begin.",
+        live=True,
     )
     hosts: tuple[str, ...] = option(
         (),
@@ -54,11 +58,14 @@ class HttpOptions:
         "--allow-host",
         metavar="NAME",
     )
-    drain: float = option(10.0, "Seconds that running answers may take to finish when the server stops.", low=0)
+    drain: float = option(
+        10.0, "Seconds that running answers may take to finish when the server stops.", low=0, live=True
+    )
     notice: float = option(
         0.0,
         "Seconds in which /ready reports that the server stops while it still takes requests, for a balancer to see.",
         low=0,
+        live=True,
     )
     replica: str | None = option(
         None, "Name of this server among several, in the header X-Qhub-Replica of each answer.", derived="no header"

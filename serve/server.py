@@ -3,9 +3,10 @@
 import asyncio
 import dataclasses
 import gc
+import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ from fastapi import FastAPI
 from adapterhub_local import settings
 from adapterhub_local.base.bases import choose_base
 from adapterhub_local.base.load import load_base
-from adapterhub_local.errors import QhubError
+from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.kinds import is_router
 from adapterhub_local.registry.remotes import remote_at
 from serve.adapters.compatibility import check_base
+from serve.configuration import Configuration
 from serve.engine.options import EngineOptions
 from serve.follow import Follower
 from serve.http.app import create_app
@@ -30,6 +32,7 @@ from serve.options import HttpOptions
 from serve.redis_limits import RedisLimits
 from serve.service import Service
 from serve.threads import in_passing
+from serve.tls import Tls
 
 LOOK_SECONDS = 0.1  # between looks at whether a second signal says to stop at once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,8 +41,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that says when it answers, and when it stops gives running answers some time to end.
 
-    First, for `notice_seconds`, it only says that it will stop, where balancers look. Answers that take longer than
-    `drain_seconds` end with an error their clients can read, not with a broken connection.
+    First, for `HttpOptions.notice`, it only says that it will stop, where balancers look. Answers that take longer than
+    `HttpOptions.drain` end with an error their clients can read, not with a broken connection. `reread` is called at
+    SIGHUP.
     """
 
     def __init__(
@@ -47,25 +51,27 @@ class DrainingServer(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         announce: Callable[[], None],
-        drain_seconds: float = 10.0,
-        notice_seconds: float = 0.0,
+        reread: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(config)
         self._service = service
+        self._had_terminal = has_terminal()
         self._announce = announce
-        self._drain_seconds = drain_seconds
-        self._notice_seconds = notice_seconds
+        self._reread = reread
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            if self._reread is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.is_stopping = True
-        end_of_notice = asyncio.get_running_loop().time() + self._notice_seconds
+        notice = self._service.http.notice
+        end_of_notice = asyncio.get_running_loop().time() + notice
         while asyncio.get_running_loop().time() < end_of_notice and not self.force_exit:
-            await asyncio.sleep(min(LOOK_SECONDS, self._notice_seconds))
+            await asyncio.sleep(min(LOOK_SECONDS, notice))
         end = asyncio.create_task(self._end_answers())
         try:
             await super().shutdown(sockets)
@@ -73,8 +79,15 @@ class DrainingServer(uvicorn.Server):
             end.cancel()
 
     async def _end_answers(self) -> None:
-        await asyncio.sleep(self._drain_seconds)
+        await asyncio.sleep(self._service.http.drain)
         await asyncio.to_thread(self._service.loop.stop)
+
+    def _hang_up(self) -> None:
+        """SIGHUP: its terminal was closed, or somebody wants the files to be read again."""
+        if self._had_terminal and not has_terminal():
+            self.should_exit = True
+        elif self._reread is not None:
+            self._reread()
 
 
 def run_server(
@@ -90,14 +103,19 @@ def run_server(
     access_log: bool = True,
     uds: Path | None = None,
     remote: str | None = None,
+    tls: Tls | None = None,
+    configuration: Configuration | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; `announce` gets one line when the server answers. `uds`: a socket's path instead
-    of host and port. `remote`: the name or URL of one that is followed.
+    of host and port. `remote`: the name or URL of one that is followed. `tls`: serve https. `configuration`: what is
+    read again at SIGHUP, as is the certificate.
 
     Raises NotFound if there is no such base or remote, InputError if the address cannot be used, or if others could
     reach it and there is no API key, and what reading a remote for the first time raises.
     """
     info = choose_base(base_name, settings.home(), "the server")
+    if tls is not None:
+        tls.check()
     registry = Registry()
     follower = None
     if remote is not None:  # before it is asked for keys, which may be the remote's
@@ -126,7 +144,8 @@ def run_server(
                 ) from None
 
         app = in_passing(load)
-        where = f"http://{shown_host(host)}:{listener.getsockname()[1]}/v1" if uds is None else f"the socket {uds}"
+        scheme = "http" if tls is None else "https"
+        where = f"{scheme}://{shown_host(host)}:{listener.getsockname()[1]}/v1" if uds is None else f"the socket {uds}"
 
         def ready() -> None:
             count = len(
@@ -143,14 +162,52 @@ def run_server(
             timeout_graceful_shutdown=int(http.drain) + GRACE_SECONDS,
             proxy_headers=bool(http.forwarded),
             forwarded_allow_ips=list(http.forwarded),
+            **(tls.uvicorn() if tls is not None else {}),
         )
+        service: Service = app.state.service
+
+        def reread() -> None:
+            for line in _reread(service, configuration, tls, config):
+                announce(f"SIGHUP: {line}")
+
         # uvicorn raises the signals it caught once more when it is done: by then they have done their work
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         gc.collect()
         gc.freeze()  # what was loaded stays: to look through it again and again would hold up the answers
         try:
-            DrainingServer(config, app.state.service, ready, http.drain, http.notice).run(sockets=[listener])
+            DrainingServer(config, service, ready, reread).run(sockets=[listener])
         finally:
             if uds is not None:
                 uds.unlink(missing_ok=True)
+
+
+def _reread(
+    service: Service, configuration: Configuration | None, tls: Tls | None, config: uvicorn.Config
+) -> Iterator[str]:
+    """Read again what a server was started with, and say what that changes. What cannot be read changes nothing."""
+    if configuration is not None:
+        try:
+            http, changed, later = configuration.reread(service.http)
+        except InputError as error:
+            yield f"nothing changed: {error}"
+        else:
+            service.apply(http)
+            yield "; ".join(changed) or "no option changed"
+            if later:
+                yield f"at the next start alone: {', '.join(later)}"
+    if tls is not None and config.ssl is not None:
+        try:
+            tls.refresh(config.ssl)
+            yield f"new connections get the certificate of {tls.certificate}"
+        except InputError as error:
+            yield f"the certificate stays: {error}"
+
+
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal: not as a service, nor once that was closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -94,6 +94,12 @@ class Service:
         self.is_stopping = False  # then it is not ready for new requests, though it still takes them
         self._live: dict[str, str | None] = {}  # id of a request that has not been answered -> its adapter's digest
 
+    def apply(self, http: HttpOptions) -> None:
+        """Have requests that come from now on treated as other options say, of which some count at the start alone."""
+        self.http = http
+        self.reader.max_tokens = http.max_tokens
+        self.stored.most = http.stored_responses
+
     def close(self) -> None:
         """End what reads and compiles."""
         for room in (self.forms, self.loading, self.bringing):

@@ -106,7 +106,9 @@ def create_gateway(
     gate = Gate(Keys(registry.home), is_required=http.require_keys, limits=limits)
     metrics = Metrics(_no_engine)
     routes: Routes  # known once all are added
-    app.add_middleware(Front, access=lambda scope: routes.access(scope), gate=gate, options=http, metrics=metrics)
+    app.add_middleware(
+        Front, access=lambda scope: routes.access(scope), gate=gate, options=lambda: http, metrics=metrics
+    )
     add_console(app, library, gate, base)
     if http.origins:  # outermost: a browser asks whether it may ask without a key
         app.add_middleware(

@@ -83,7 +83,11 @@ def create_app(
     library = Library(registry, Jobs(registry.home), service.now)
     routes: Routes  # known once all are added
     app.add_middleware(
-        Front, access=lambda scope: routes.access(scope), gate=gate, options=service.http, metrics=service.metrics
+        Front,
+        access=lambda scope: routes.access(scope),
+        gate=gate,
+        options=lambda: service.http,
+        metrics=service.metrics,
     )
     add_console(app, library, gate, base.info)
     if service.http.origins:  # outermost: a browser asks whether it may ask without a key

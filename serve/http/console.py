@@ -50,7 +50,7 @@ def console_app(registry: Registry, http: HttpOptions) -> FastAPI:
     gate = Gate(Keys(registry.home), is_required=http.require_keys)
     routes: Routes  # known once all are added
     app.add_middleware(
-        Front, access=lambda scope: routes.access(scope), gate=gate, options=http, metrics=Metrics(_no_engine)
+        Front, access=lambda scope: routes.access(scope), gate=gate, options=lambda: http, metrics=Metrics(_no_engine)
     )
     add_console(app, library, gate, None)
     app.add_middleware(Guard, gate=gate, hosts=http.hosts, origins=())

@@ -34,12 +34,17 @@ class Front:
     """
 
     def __init__(
-        self, app: ASGIApp, access: Callable[[Scope], Access], gate: Gate, options: HttpOptions, metrics: Metrics
+        self,
+        app: ASGIApp,
+        access: Callable[[Scope], Access],
+        gate: Gate,
+        options: Callable[[], HttpOptions],
+        metrics: Metrics,
     ) -> None:
         self.app = app
         self.access = access  # what the route of a request declares
         self.gate = gate
-        self.options = options
+        self.options = options  # what is demanded now
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,8 +68,8 @@ class Front:
             if message["type"] == "http.response.start":
                 state["status"] = message["status"]
                 own = [(b"x-request-id", request_id.encode())]
-                if self.options.replica is not None:
-                    own.append((b"x-qhub-replica", self.options.replica.encode()))
+                if (replica := self.options().replica) is not None:
+                    own.append((b"x-qhub-replica", replica.encode()))
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
@@ -98,7 +103,7 @@ class Front:
 
     async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
         """The whole body. Raises TooLarge, TimedOut."""
-        limit = self.options.max_body
+        limit = self.options().max_body
         problem = f"the body of a request may have {limit:,} bytes"
         length = headers.get("content-length", "0")
         if length.isdigit() and (len(length) > 15 or int(length) > limit):
@@ -108,7 +113,7 @@ class Front:
             raise TooLarge(problem)
         chunks, size = [], 0
         try:
-            async with asyncio.timeout(self.options.body_timeout):
+            async with asyncio.timeout(self.options().body_timeout):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -120,7 +125,7 @@ class Front:
                     if not message.get("more_body", False):
                         return b"".join(chunks)
         except TimeoutError:
-            raise TimedOut(f"the body did not come within {self.options.body_timeout:g} s", 408) from None
+            raise TimedOut(f"the body did not come within {self.options().body_timeout:g} s", 408) from None
         chunks.clear()
         if message.get("more_body", False):
             await self._discard(receive)
@@ -130,7 +135,7 @@ class Front:
         """Read on for a while: most clients look for an answer only when they have sent everything."""
         size = 0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(DISCARD_SECONDS, self.options.body_timeout)):
+            async with asyncio.timeout(min(DISCARD_SECONDS, self.options().body_timeout)):
                 while size <= MAX_DISCARDED:
                     message = await receive()
                     size += len(message.get("body", b""))

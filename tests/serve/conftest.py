@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -48,12 +49,10 @@ class Server:
     ) -> None:
         self.registry = registry
         self.health_headers: dict[str, str] = {}  # where keys are needed, one that may see the engine's numbers
+        http = replace(http or HttpOptions(), drain=0.2)
         app = create_app(base, registry=registry, options=options, http=http)
         self.service: Service = app.state.service
-        config = http_config(app, port=0)
-        self._uvicorn = DrainingServer(
-            config, self.service, lambda: None, 0.2, notice_seconds=http.notice if http else 0.0
-        )
+        self._uvicorn = DrainingServer(http_config(app, port=0), self.service, lambda: None)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()
         while not self._uvicorn.started:

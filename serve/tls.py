@@ -1,0 +1,78 @@
+"""Tls: the certificate by which a server proves its name, read from files, and again when they have changed."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapterhub_local.errors import InputError
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files: the certificate with those that vouch for it, its private key, and whose clients may connect.
+
+    key     None: it stands in the certificate's file
+    ca      None: any client may connect; else one that shows a certificate that one of these vouches for
+    """
+
+    certificate: Path
+    key: Path | None = None
+    ca: Path | None = None
+
+    def check(self) -> ssl.SSLContext:
+        """What the files say. Raises InputError about one that cannot be used."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._load(context)
+        if self.ca is not None:
+            try:
+                context.load_verify_locations(self.ca)
+            except (OSError, ssl.SSLError) as error:
+                raise InputError(f"{self.ca} cannot be read as certificates: {_reason(error)}") from None
+        return context
+
+    def refresh(self, context: ssl.SSLContext) -> None:
+        """Have connections that begin from now on get the certificate that the files have now; those that run go on.
+
+        Raises InputError about files that cannot be used; the old certificate stays then.
+        """
+        self.check()  # apart: a certificate without its key would leave the context with neither
+        self._load(context)
+
+    def uvicorn(self) -> dict[str, Any]:
+        """How uvicorn names it."""
+        found: dict[str, Any] = {"ssl_certfile": str(self.certificate)}
+        if self.key is not None:
+            found["ssl_keyfile"] = str(self.key)
+        if self.ca is not None:
+            found |= {"ssl_ca_certs": str(self.ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+        return found
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        for path in (self.certificate, self.key):
+            try:
+                if path is not None:
+                    path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        try:
+            context.load_cert_chain(self.certificate, self.key, _no_password)
+        except ssl.SSLError as error:
+            where = self.certificate if self.key is None else f"{self.certificate} with the key {self.key}"
+            raise InputError(f"{where} cannot be used as a certificate: {_reason(error)}") from None
+
+
+def _no_password() -> str:
+    raise InputError(
+        "the private key is encrypted, and nobody is there to give its password: decrypt it (openssl pkey)"
+    )
+
+
+def _reason(error: OSError) -> str:
+    reasons = {
+        "KEY_VALUES_MISMATCH": "the key is of another certificate",
+        "NO_START_LINE": "there is no PEM text in it",
+        "PEM lib": "there is no PEM text in it, or no private key",
+    }
+    reason = getattr(error, "reason", None) or error.strerror or str(error)
+    return next((text for known, text in reasons.items() if known in str(error)), reason)
