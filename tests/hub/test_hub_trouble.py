@@ -14,7 +14,7 @@ from threading import Barrier
 import pytest
 
 from adapterhub_local.errors import BadFile, Corrupt, HubError, QhubError
-from adapterhub_local.hub import push, repository
+from adapterhub_local.hub import commits, push
 from adapterhub_local.hub.package import MANIFEST
 from adapterhub_local.lora.adapter import open_adapter
 from adapterhub_local.lora.config import CONFIG, WEIGHTS
@@ -297,7 +297,7 @@ def test_attempts_at_a_busy_repository_end(hub: HubServer, registry: Registry) -
 
     hub.before = before
 
-    with pytest.raises(HubError, match=f"changed by others {repository.ATTEMPTS} times"):
+    with pytest.raises(HubError, match=f"changed by others {commits.ATTEMPTS} times"):
         pushed(hub, registry)
     assert hub.repos[REPO].tags == {}
     assert CONFIG not in hub.repos[REPO].files()
