@@ -184,7 +184,7 @@ def serve(base: str, adapter_bytes: int) -> None:
         prefix_bytes=PREFIX_BYTES,
     )
     announce = lambda line: print(line, flush=True)  # noqa: E731
-    run_server(base, "127.0.0.1", 0, options=options, http=HttpOptions(), announce=announce, access_log=False)
+    run_server([base], "127.0.0.1", 0, options=options, http=HttpOptions(), announce=announce, access_log=False)
 
 
 def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:

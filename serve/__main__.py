@@ -31,7 +31,14 @@ EXPOSED = (
     help="TOML file with options of this command, such as timeout = 60; what the command line gives goes before it. "
     "SIGHUP has it read again.",
 )
-@click.option("--base", metavar="NAME", help="The base to serve. Default: the only one there is.")
+@click.option(
+    "--base",
+    "bases",
+    metavar="NAME",
+    multiple=True,
+    help="The base to serve. Repeatable: several share the memory that is given, in equal parts, and each request is "
+    "answered by the base that its model belongs to. Default: the only one there is.",
+)
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", default=8000, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @click.option(
@@ -78,7 +85,7 @@ EXPOSED = (
 def command(
     named: tuple[str, ...],
     config: Path | None,
-    base: str | None,
+    bases: tuple[str, ...],
     host: str,
     port: int,
     uds: Path | None,
@@ -113,7 +120,7 @@ def command(
     if http.limits is not None and has_password(http.limits):
         click.echo(f"note: {EXPOSED}", err=True)
     run_server(
-        base,
+        bases,
         host,
         port,
         options=options,

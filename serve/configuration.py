@@ -1,7 +1,7 @@
 """Configuration: options of `qhub serve` in a TOML file, read at the start and again at SIGHUP.
 
 timeout = 60                    a key is the name of an option; what the command line gives goes before it
-allow-host = ["gpu.example"]    options that may be repeated are lists
+allow-host = ["gpu.example"]    an option that may be repeated may be a list
 """
 
 import difflib
@@ -50,13 +50,11 @@ def read_file(path: Path, command: click.Command) -> dict[str, Any]:
 
 def _value(value: Any, option: click.Option, path: Path, name: str) -> Any:
     """A value as it would stand on the command line; paths count from the file's folder."""
-    kinds = {"true or false": bool} if option.is_flag else {"a list of texts": list} if option.multiple else {}
-    for what, kind in kinds.items():
-        if not isinstance(value, kind):
-            raise InputError(f"{path}: '{name}' is {value!r}: it must be {what}")
     if option.is_flag:
+        if not isinstance(value, bool):
+            raise InputError(f"{path}: '{name}' is {value!r}: it must be true or false")
         return value
-    texts = value if option.multiple else [value]
+    texts = value if option.multiple and isinstance(value, list) else [value]
     if any(isinstance(text, dict | list | bool) for text in texts):
         raise InputError(f"{path}: '{name}' is {value!r}: write it as on the command line")
     if isinstance(option.type, click.Path):

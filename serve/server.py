@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.kinds import is_router
 from adapterhub_local.registry.remotes import remote_at
-from serve.adapters.compatibility import check_base
+from serve.adapters.compatibility import check_one_of
 from serve.configuration import Configuration
 from serve.engine.options import EngineOptions
 from serve.follow import Follower
@@ -30,7 +30,7 @@ from serve.listen import GRACE_SECONDS, check_reachable, http_config, listen, li
 from serve.memory import bound_memory
 from serve.options import HttpOptions
 from serve.redis_limits import RedisLimits
-from serve.service import Service
+from serve.services import Services, check_bases
 from serve.threads import in_passing
 from serve.tls import Tls
 
@@ -49,12 +49,12 @@ class DrainingServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        service: Service,
+        services: Services,
         announce: Callable[[], None],
         reread: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(config)
-        self._service = service
+        self._services = services
         self._had_terminal = has_terminal()
         self._announce = announce
         self._reread = reread
@@ -67,8 +67,8 @@ class DrainingServer(uvicorn.Server):
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._service.is_stopping = True
-        notice = self._service.http.notice
+        self._services.is_stopping = True
+        notice = self._services.first.http.notice
         end_of_notice = asyncio.get_running_loop().time() + notice
         while asyncio.get_running_loop().time() < end_of_notice and not self.force_exit:
             await asyncio.sleep(min(LOOK_SECONDS, notice))
@@ -79,8 +79,9 @@ class DrainingServer(uvicorn.Server):
             end.cancel()
 
     async def _end_answers(self) -> None:
-        await asyncio.sleep(self._service.http.drain)
-        await asyncio.to_thread(self._service.loop.stop)
+        await asyncio.sleep(self._services.first.http.drain)
+        for service in self._services:
+            await asyncio.to_thread(service.loop.stop)
 
     def _hang_up(self) -> None:
         """SIGHUP: its terminal was closed, or somebody wants the files to be read again."""
@@ -91,7 +92,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def run_server(
-    base_name: str | None,
+    names: Sequence[str | None],
     host: str,
     port: int,
     *,
@@ -106,14 +107,17 @@ def run_server(
     tls: Tls | None = None,
     configuration: Configuration | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; `announce` gets one line when the server answers. `uds`: a socket's path instead
-    of host and port. `remote`: the name or URL of one that is followed. `tls`: serve https. `configuration`: what is
-    read again at SIGHUP, as is the certificate.
+    """Serve bases of these `names`, or the only one there is, until SIGINT or SIGTERM.
+
+    `announce` gets one line when the server answers. `uds`: a socket's path instead of host and port. `remote`: the
+    name or URL of one that is followed. `tls`: serve https. `configuration`: what is read again at SIGHUP, as is the
+    certificate.
 
     Raises NotFound if there is no such base or remote, InputError if the address cannot be used, or if others could
     reach it and there is no API key, and what reading a remote for the first time raises.
     """
-    info = choose_base(base_name, settings.home(), "the server")
+    infos = check_bases([choose_base(name, settings.home(), "the server") for name in names or (None,)])
+    shown = " and ".join(info.name for info in infos)
     if tls is not None:
         tls.check()
     registry = Registry()
@@ -121,7 +125,7 @@ def run_server(
     if remote is not None:  # before it is asked for keys, which may be the remote's
         place = remote_at(settings.home(), remote)
         log_json(access=access_log)
-        follower = Follower(registry, place, lambda version: check_base(version, info))
+        follower = Follower(registry, place, lambda version: check_one_of(version, infos))
         follower.begin()
     if uds is None and check_reachable(host, port, settings.home()):
         http = dataclasses.replace(http, require_keys=True)
@@ -134,13 +138,16 @@ def run_server(
     ):  # before the base is loaded: a wrong port should not cost minutes
 
         def load() -> FastAPI:
+            kind = DTYPES[dtype] if dtype else None
             try:
-                base = load_base(info, dtype=DTYPES[dtype] if dtype else None, device=device)
-                return create_app(base, registry=registry, options=options, http=http, limits=limits, follower=follower)
+                bases = [load_base(info, dtype=kind, device=device) for info in infos]
+                return create_app(
+                    bases, registry=registry, options=options, http=http, limits=limits, follower=follower
+                )
             except torch.OutOfMemoryError:
                 raise QhubError(
-                    f"the GPU has no memory left for base '{info.name}': stop what else uses it, or lower "
-                    "--max-length, --kv-cache or --base-cache"
+                    f"the GPU has no memory left for {shown}: stop what else uses it, or lower --max-length, "
+                    "--kv-cache or --base-cache"
                 ) from None
 
         app = in_passing(load)
@@ -148,14 +155,9 @@ def run_server(
         where = f"{scheme}://{shown_host(host)}:{listener.getsockname()[1]}/v1" if uds is None else f"the socket {uds}"
 
         def ready() -> None:
-            count = len(
-                {
-                    version.name
-                    for version in registry.versions_on_base(info.fingerprint)
-                    if not is_router(version.lineage)
-                }
-            )
-            announce(f"Serving {info.name} with {count} adapter{'' if count == 1 else 's'} on {where}")
+            versions = [version for info in infos for version in registry.versions_on_base(info.fingerprint)]
+            count = len({version.name for version in versions if not is_router(version.lineage)})
+            announce(f"Serving {shown} with {count} adapter{'' if count == 1 else 's'} on {where}")
 
         config = http_config(
             app,
@@ -164,10 +166,10 @@ def run_server(
             forwarded_allow_ips=list(http.forwarded),
             **(tls.uvicorn() if tls is not None else {}),
         )
-        service: Service = app.state.service
+        services: Services = app.state.services
 
         def reread() -> None:
-            for line in _reread(service, configuration, tls, config):
+            for line in _reread(services, configuration, tls, config):
                 announce(f"SIGHUP: {line}")
 
         # uvicorn raises the signals it caught once more when it is done: by then they have done their work
@@ -176,23 +178,23 @@ def run_server(
         gc.collect()
         gc.freeze()  # what was loaded stays: to look through it again and again would hold up the answers
         try:
-            DrainingServer(config, service, ready, reread).run(sockets=[listener])
+            DrainingServer(config, services, ready, reread).run(sockets=[listener])
         finally:
             if uds is not None:
                 uds.unlink(missing_ok=True)
 
 
 def _reread(
-    service: Service, configuration: Configuration | None, tls: Tls | None, config: uvicorn.Config
+    services: Services, configuration: Configuration | None, tls: Tls | None, config: uvicorn.Config
 ) -> Iterator[str]:
     """Read again what a server was started with, and say what that changes. What cannot be read changes nothing."""
     if configuration is not None:
         try:
-            http, changed, later = configuration.reread(service.http)
+            http, changed, later = configuration.reread(services.first.http)
         except InputError as error:
             yield f"nothing changed: {error}"
         else:
-            service.apply(http)
+            services.apply(http)
             yield "; ".join(changed) or "no option changed"
             if later:
                 yield f"at the next start alone: {', '.join(later)}"

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -69,17 +70,21 @@ class Service:
         options: EngineOptions | None = None,
         http: HttpOptions | None = None,
         follower: Follower | None = None,
+        *,
+        stored: StoredResponses | None = None,
+        turns: AbstractContextManager[None] | None = None,
     ) -> None:
+        """`stored` and `turns`: what this base shares with others of the same server."""
         self.base = base
         self.registry = registry
         self.follower = follower
         self.http = http or HttpOptions()
         self.leases = Leases(registry)
         self.engine = build_engine(base, options, self.leases)
-        self.loop = EngineLoop(self.engine)
+        self.loop = EngineLoop(self.engine, turns)
         self.reader = BodyReader(base, self.engine, self.http.max_tokens)
         self.routing = self._make_routing()
-        self.stored = StoredResponses(self.http.stored_responses)
+        self.stored = stored if stored is not None else StoredResponses(self.http.stored_responses)
         if base.tokenizer.chat_template:
             shared().warm()
         self.loaded = Loaded(registry, self.engine, self.http.lora_root)
@@ -91,7 +96,6 @@ class Service:
         self.forms = ThreadPoolExecutor(PROCESSES, "forms", compute_alone)
         self.loading = ThreadPoolExecutor(LOADS, "loading", compute_alone)
         self.bringing = ThreadPoolExecutor(BRINGS, "bringing", compute_alone)
-        self.is_stopping = False  # then it is not ready for new requests, though it still takes them
         self._live: dict[str, str | None] = {}  # id of a request that has not been answered -> its adapter's digest
 
     def apply(self, http: HttpOptions) -> None:

@@ -1,6 +1,6 @@
 """Fit: whether an adapter belongs to the base, by what it says of its origin and by the shapes of its modules."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adapterhub_local.base.bases import BaseInfo
@@ -20,6 +20,18 @@ def check_base(version: Source, base: BaseInfo) -> None:
         return
     theirs = version.lineage.get("base", {}).get("name") or str(version.base_fingerprint)[:19]
     raise Incompatible(f"'{version}' was made for base '{theirs}', not for '{base.name}' which is served here")
+
+
+def check_one_of(version: Source, bases: Sequence[BaseInfo]) -> None:
+    """Raise Incompatible unless it was made for one of several bases."""
+    *others, last = bases
+    for base in others:
+        try:
+            check_base(version, base)
+        except Incompatible:
+            continue
+        return
+    check_base(version, last)
 
 
 def check_origin(adapter: "AdapterFile", version: Source, base: BaseInfo) -> None:

@@ -44,7 +44,7 @@ class OwnEngine:
         from serve.threads import in_passing
 
         app = await asyncio.to_thread(in_passing, self._load)
-        self.app, self._service = app, app.state.service
+        self.app, self._service = app, app.state.services.first
         self._lifespan = app.router.lifespan_context(app)
         await self._lifespan.__aenter__()
 

@@ -254,6 +254,11 @@ def _thinned(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _facts(now: dict[str, Any]) -> list[tuple[str, str]]:
+    """What each base's engine does now, one after the other."""
+    return [fact for each in now.get("bases", [now]) for fact in _facts_of(each)]
+
+
+def _facts_of(now: dict[str, Any]) -> list[tuple[str, str]]:
     engine = now["engine"]
     if not engine:
         return []

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from serve.engine.engine import Engine
@@ -21,10 +22,11 @@ class Listener:
 
 
 class EngineLoop:
-    """Runs one engine in its own thread from `start` to `stop`."""
+    """Runs one engine in its own thread from `start` to `stop`; a step is made inside `turns`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, turns: AbstractContextManager[None] | None = None) -> None:
         self.engine = engine
+        self._turns = turns or nullcontext()
         self._listeners: dict[str, Listener] = {}
         self._wake = threading.Condition()
         self._is_stopping = False
@@ -81,7 +83,9 @@ class EngineLoop:
             if self._is_stopping:
                 return
             try:
-                self._send(self.engine.step())
+                with self._turns:
+                    outputs = self.engine.step()
+                self._send(outputs)
             except DeviceLost as error:
                 logger.critical("%s", error)
                 self._is_stopping = True  # so that no request is taken any more, and whoever watches /health knows

@@ -8,21 +8,21 @@ from serve.access import Scope, access
 from serve.answers.anthropic import BlockAnswer
 from serve.http.translate import answer, read
 from serve.requests.anthropic import NAMES, AnthropicRequest, CountRequest
-from serve.service import Service
+from serve.services import Services
 
 
-def add_anthropic(app: FastAPI, service: Service) -> None:
+def add_anthropic(app: FastAPI, services: Services) -> None:
     """Add /v1/messages and /v1/messages/count_tokens."""
 
     @app.post("/v1/messages")
     @access(Scope.INFER, counted=True)
     async def messages(body: AnthropicRequest, request: Request) -> Response:
         """Answer a conversation in Anthropic's way."""
-        return await answer(service, body.chat, request, BlockAnswer, NAMES)
+        return await answer(await services.of(body.model), body.chat, request, BlockAnswer, NAMES)
 
     @app.post("/v1/messages/count_tokens")
     @access(Scope.INFER, counted=True)
     def count(body: CountRequest, request: Request) -> dict[str, Any]:
         """How many tokens the prompt of such a request has."""
         key = request.scope["state"]["key"]
-        return {"input_tokens": service.count_tokens(read(body.chat), key)}
+        return {"input_tokens": services.of_now(body.model).count_tokens(read(body.chat), key)}

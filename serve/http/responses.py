@@ -11,17 +11,17 @@ from serve.answers.stored import Shelf
 from serve.errors import BadParameter
 from serve.http.translate import answer, read
 from serve.requests.responses import NAMES, ResponsesRequest
-from serve.service import Service
+from serve.services import Services
 
 
-def add_responses(app: FastAPI, service: Service) -> None:
+def add_responses(app: FastAPI, services: Services) -> None:
     """Add /v1/responses and what is stored below it."""
 
     @app.post("/v1/responses")
     @access(Scope.INFER, counted=True)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation, as OpenAI's Responses API does."""
-        shelf = _shelf(service, request)
+        service, shelf = await services.of(body.model), _shelf(services, request)
         conversation = read(lambda: body.conversation(shelf))
         keep = shelf.keeper(body, conversation)
         convert = partial(body.chat, conversation)
@@ -31,13 +31,13 @@ def add_responses(app: FastAPI, service: Service) -> None:
     @access(Scope.INFER)
     def stored(response_id: str, request: Request) -> dict[str, Any]:
         """An answer that is stored."""
-        return _shelf(service, request).find(response_id).response
+        return _shelf(services, request).find(response_id).response
 
     @app.delete("/v1/responses/{response_id}")
     @access(Scope.INFER)
     def forget(response_id: str, request: Request) -> dict[str, Any]:
         """Store an answer no longer."""
-        _shelf(service, request).forget(response_id)
+        _shelf(services, request).forget(response_id)
         return {"id": response_id, "object": "response", "deleted": True}
 
     @app.get("/v1/responses/{response_id}/input_items")
@@ -50,7 +50,7 @@ def add_responses(app: FastAPI, service: Service) -> None:
         after: str | None = None,
     ) -> dict[str, Any]:
         """The items that a stored answer answered, a page of them; `after` is the last id of the page before."""
-        items = list(_shelf(service, request).find(response_id).answered)
+        items = list(_shelf(services, request).find(response_id).answered)
         if order == "desc":
             items.reverse()
         ids = [item["id"] for item in items]
@@ -63,6 +63,6 @@ def add_responses(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": has_more}
 
 
-def _shelf(service: Service, request: Request) -> Shelf:
+def _shelf(services: Services, request: Request) -> Shelf:
     key = request.scope["state"]["key"]
-    return service.stored.shelf(key.id if key is not None else None)
+    return services.first.stored.shelf(key.id if key is not None else None)

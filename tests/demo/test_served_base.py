@@ -37,7 +37,7 @@ def adapters(demo_home: Home, smollm2: BaseInfo) -> Registry:
 def served(adapters: Registry, smollm2: BaseInfo) -> Iterator[httpx.Client]:
     """A server over that registry, on the loopback."""
     app = create_app(load_base(smollm2, dtype=torch.float32), registry=adapters)
-    server = DrainingServer(http_config(app, port=0), app.state.service, lambda: None)
+    server = DrainingServer(http_config(app, port=0), app.state.services, lambda: None)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

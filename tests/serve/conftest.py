@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Server:
 
     def __init__(
         self,
-        base: LoadedBase,
+        base: LoadedBase | Sequence[LoadedBase],
         registry: Registry,
         *,
         http: HttpOptions | None = None,
@@ -51,8 +51,8 @@ class Server:
         self.health_headers: dict[str, str] = {}  # where keys are needed, one that may see the engine's numbers
         http = replace(http or HttpOptions(), drain=0.2)
         app = create_app(base, registry=registry, options=options, http=http)
-        self.service: Service = app.state.service
-        self._uvicorn = DrainingServer(http_config(app, port=0), self.service, lambda: None)
+        self.service: Service = app.state.services.first
+        self._uvicorn = DrainingServer(http_config(app, port=0), app.state.services, lambda: None)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()
         while not self._uvicorn.started:

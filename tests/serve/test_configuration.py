@@ -81,7 +81,7 @@ def test_a_file_stands_for_options(tmp_path: Path) -> None:
         ("timeout = 5\ntime_out = 6", "'time_out' is not an option: did you mean timeout?"),
         ("max_body = 1\nmax-body = 2", "'max-body' is given twice"),
         ("access-log = 'no'", "'access-log' is 'no': it must be true or false"),
-        ("allow-host = 'a'", "'allow-host' is 'a': it must be a list of texts"),
+        ("allow-host = [['a']]", "write it as on the command line"),
         ("timeout = [5]", "'timeout' is [5]: write it as on the command line"),
         ("timeout = true", "'timeout' is True: write it as on the command line"),
         ("[timeout]\na = 1", "write it as on the command line"),

@@ -264,7 +264,7 @@ def test_a_client_that_hangs_up_frees_its_row(gateway: Gateway) -> None:
     with gateway.http.stream("POST", "/v1/completions", json=body) as response:
         next(response.iter_lines())
     deadline = time.monotonic() + PATIENCE
-    while any(app.state.service.engine.snapshot().running for app in gateway.engines.apps.values()):
+    while any(app.state.services.first.engine.snapshot().running for app in gateway.engines.apps.values()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -1,0 +1,147 @@
+"""The endpoints of those who operate the server: what it is, how it does, and what is held in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+
+from adapterhub_local.errors import Incompatible
+from adapterhub_local.keys import Key
+from serve.access import Scope, access
+from serve.adapters.source import Source
+from serve.answers.models import Target, adapter_entry
+from serve.auth import allowed_by, check_models
+from serve.console.session import HOME
+from serve.http.blank import PACKAGE
+from serve.http.failures import paths_of
+from serve.http.respond import weights_headers
+from serve.labelled import labelled
+from serve.requests.generation import LoadRequest, UnloadRequest
+from serve.service import Service
+from serve.services import Services
+
+OF_ALL = "qhub_http_"  # metrics of requests, whichever base they were for
+
+
+def add_operations(app: FastAPI, services: Services) -> None:
+    """The endpoints of those who operate the server."""
+
+    @app.get("/", response_model=None)
+    @access(Scope.ANY)
+    def index(request: Request) -> Response | dict[str, Any]:
+        """Name, version and paths of this server; a browser is redirected to the console."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(HOME, 303)
+        names = [service.base.info.name for service in services]
+        others = {"bases": names} if len(names) > 1 else {}
+        return {"name": PACKAGE, "version": app.version, "base": names[0], **others, "paths": paths_of(app)}
+
+    @app.get("/openapi.json", include_in_schema=False)
+    @access(Scope.ANY)
+    def openapi() -> dict[str, Any]:
+        """The endpoints and their bodies, for tools."""
+        return app.openapi()
+
+    @app.get("/version")
+    @access(Scope.ANY)
+    def version() -> dict[str, str]:
+        """The version of the server."""
+        return {"version": app.version}
+
+    @app.get("/health")
+    @access(Scope.OPEN)
+    async def health(request: Request) -> Response:
+        """Whether the engine is alive, and what it does; the details need a key where keys are needed."""
+        is_alive = services.are_alive
+        body: dict[str, Any] = {"status": "ok" if is_alive else "stopped"}
+        state = request.scope["state"]
+        if state["key"] is not None or state["is_open"]:
+            found = [_state(service) for service in services]
+            body |= found[0] | ({"bases": found} if len(found) > 1 else {})
+        return JSONResponse(body, 200 if is_alive else 503)
+
+    @app.get("/ready")
+    @access(Scope.OPEN)
+    async def ready() -> Response:
+        """Whether requests are accepted; a server that is about to stop answers 503 before it closes."""
+        is_ready = services.are_alive and not services.is_stopping
+        state = "ready" if is_ready else "draining" if services.are_alive else "stopped"
+        follower = services.follower
+        followed = {} if follower is None else {"remote": "away" if follower.is_away else "following"}
+        return JSONResponse({"ready": is_ready, "state": state, **followed}, 200 if is_ready else 503)
+
+    @app.get("/metrics")
+    @access(Scope.ANY)
+    def metrics(request: Request) -> Response:
+        """Metrics for Prometheus; of adapters, those that the request's key may ask."""
+        text = _metrics(services, allowed_by(key_of(request)))
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/adapters")
+    @access(Scope.ADMIN)
+    def adapters(request: Request) -> dict[str, Any]:
+        """Every adapter in memory or used since the start that the request's key may ask: state, memory and use."""
+        allows = allowed_by(key_of(request))
+        known = [status for service in services for status in service.adapters()]
+        shown = [adapter_entry(status) for status in known if all(map(allows, status.label.names))]
+        return {"object": "list", "data": shown}
+
+    @app.post("/v1/load_lora_adapter")
+    @access(Scope.ADMIN)
+    def load(body: LoadRequest, request: Request) -> Response:
+        """Hold an adapter in memory until it is unloaded: a reference, or a folder below the configured root."""
+        service = services.of_now(body.lora_name)
+        check_models(key_of(request), service.names(body.lora_name))
+        if body.lora_path is None:
+            service.bring(body.lora_name)
+            source = service.loaded.load(body.lora_name, None, replace=body.load_inplace, pinned=body.pinned)
+        else:
+            service, source = _load_folder(services, body)
+        headers = weights_headers(Target(body.lora_name, service.base.info, source))
+        text = f"Success: LoRA adapter '{body.lora_name}' added successfully."
+        return PlainTextResponse(text, headers=headers)
+
+    @app.post("/v1/unload_lora_adapter")
+    @access(Scope.ADMIN)
+    async def unload(body: UnloadRequest, request: Request) -> Response:
+        """Release an adapter, and free it when the requests that use it are done; `force` ends them."""
+        service = await services.of(body.lora_name)
+        check_models(key_of(request), service.names(body.lora_name))
+        freed = await service.unload(body.lora_name, force=body.force)
+        text = f"Success: LoRA adapter '{body.lora_name}' removed successfully."
+        return PlainTextResponse(text, headers={"X-Qhub-Freed-Bytes": str(freed)})
+
+
+def key_of(request: Request) -> Key | None:
+    """The key that a request showed."""
+    key: Key | None = request.scope["state"]["key"]
+    return key
+
+
+def _state(service: Service) -> dict[str, Any]:
+    base = service.base.info
+    named = {"name": base.name, "fingerprint": base.fingerprint}
+    return {"base": named, "engine": service.engine.snapshot().to_json()}
+
+
+def _metrics(services: Services, allows: Callable[[str], bool]) -> str:
+    """Of one base as they are; of several with the base's name as a label, but for those of requests."""
+    texts = [(service.base.info.name, service.metrics.text(allows).decode()) for service in services]
+    if len(texts) == 1:
+        return texts[0][1]
+    return labelled(texts[:1], None, lambda family: family.startswith(OF_ALL)) + labelled(
+        texts, "base", lambda family: not family.startswith(OF_ALL)
+    )
+
+
+def _load_folder(services: Services, body: LoadRequest) -> tuple[Service, Source]:
+    """A folder as an adapter of the base that it fits. Raises Incompatible if it fits none."""
+    *others, last = services
+    name, path = body.lora_name, body.lora_path
+    for service in others:
+        try:
+            return service, service.loaded.load(name, path, replace=body.load_inplace, pinned=body.pinned)
+        except Incompatible:
+            continue
+    return last, last.loaded.load(name, path, replace=body.load_inplace, pinned=body.pinned)

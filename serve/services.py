@@ -1,0 +1,204 @@
+"""Services: one for each base that is served. All share the registry, the keys and the memory that was asked for."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+from adapterhub_local.base.bases import BaseInfo
+from adapterhub_local.base.load import LoadedBase
+from adapterhub_local.base.origin import Origin, belongs
+from adapterhub_local.errors import InputError, QhubError
+from adapterhub_local.registry import Registry
+from serve.answers.stored import StoredResponses
+from serve.engine.options import EngineOptions
+from serve.errors import BadParameter, ModelNotFound
+from serve.follow import Follower
+from serve.options import HttpOptions
+from serve.requests.model_ref import AUTO, read_model
+from serve.service import Service
+
+# what all bases have together, in equal parts
+SHARED_SIZES = ("kv_bytes", "adapter_bytes", "prefix_bytes", "base_bytes")
+
+
+class Services:
+    """What answers for each base, in the order in which they were given; the first where nothing else decides."""
+
+    def __init__(
+        self,
+        bases: Sequence[LoadedBase],
+        registry: Registry,
+        options: EngineOptions | None = None,
+        http: HttpOptions | None = None,
+        follower: Follower | None = None,
+    ) -> None:
+        infos = check_bases([base.info for base in bases])
+        if len(bases) > 1:
+            device = bases[0].model.get_input_embeddings().weight.device.type
+            options = share(options or EngineOptions.on(device), len(bases))
+        http = http or HttpOptions()
+        stored = StoredResponses(http.stored_responses)
+        turns = Turns() if len(bases) > 1 else nullcontext()
+        self.registry = registry
+        self.follower = follower
+        self.is_stopping = False  # then it is not ready for new requests, though it still takes them
+        self._infos = infos
+        owners: dict[str, BaseInfo] = {}
+        for reference in (*http.pins, *filter(None, [http.router])) if len(infos) > 1 else ():
+            self._bring(reference)
+            owners[reference] = self._look(reference) or infos[0]
+        self.all = [
+            Service(
+                base,
+                registry,
+                options,
+                _own(http, base.info, owners) if owners else http,
+                follower,
+                stored=stored,
+                turns=turns,
+            )
+            for base in bases
+        ]
+
+    def __iter__(self) -> Iterator[Service]:
+        return iter(self.all)
+
+    @property
+    def are_alive(self) -> bool:
+        """Whether every engine is."""
+        return all(service.loop.is_alive for service in self.all)
+
+    @property
+    def first(self) -> Service:
+        return self.all[0]
+
+    def of_now(self, model: str) -> Service:
+        """The service that answers for `model`; the first where it names nothing, which then refuses it.
+
+        A followed remote is asked for what is not here: it may wait.
+        """
+        return self.first if len(self.all) == 1 else self._known(model) or self._brought(model) or self.first
+
+    async def of(self, model: str) -> Service:
+        """The same, without holding up anybody else."""
+        if len(self.all) == 1:
+            return self.first
+        return self._known(model) or await asyncio.to_thread(self._brought, model) or self.first
+
+    def apply(self, http: HttpOptions) -> None:
+        """See Service.apply: of what may change, nothing is one base's alone."""
+        for service in self.all:
+            own = service.http
+            http = replace(http, router_threshold=own.router_threshold, router_allows=own.router_allows)
+            service.apply(replace(http, pins=own.pins, router=own.router))
+
+    def now(self) -> dict[str, Any]:
+        """What the server does now, as /v1/server shows it."""
+        found = [service.now() for service in self.all]
+        if len(found) == 1:
+            return found[0]
+        adapters = [adapter for each in found for adapter in each["adapters"]]
+        return found[0] | {"adapters": adapters, "bases": [_without(each, "adapters", "remote") for each in found]}
+
+    def _known(self, model: str) -> Service | None:
+        if model == AUTO and (routed := next((each for each in self.all if each.routing is not None), None)):
+            return routed
+        for service in self.all:
+            if service.loaded.find(model) is not None:
+                return service
+        info = self._look(model)
+        return next((service for service in self.all if info and service.base.info.name == info.name), None)
+
+    def _brought(self, model: str) -> Service | None:
+        """The service of something that only a followed remote had until now."""
+        try:
+            return self._known(model) if self._bring(model) else None
+        except QhubError:
+            return None  # the service that is asked then says why
+
+    def _bring(self, model: str) -> bool:
+        """Have here what a followed remote has of a model. Raises what fetching it raises."""
+        if self.follower is None or (mix := read_model(model, "").mix) is None:
+            return False
+        self.follower.bring(reference.name for reference, _ in mix.terms)
+        self.follower.fetch(reference for reference, _ in mix.terms)
+        return True
+
+    def _look(self, model: str) -> BaseInfo | None:
+        """The base that `model` names, or that its adapters were made for."""
+        for info in self._infos:
+            if model == info.name or model.startswith(f"{info.name}:"):
+                return info
+        try:
+            mix = read_model(model, "").mix
+        except (ModelNotFound, BadParameter):
+            return None
+        for reference, _ in mix.terms if mix is not None else ():
+            try:
+                origin = Origin(self.registry.resolve(reference).base_fingerprint)
+            except QhubError:
+                continue
+            answers = [(belongs(origin, info), info) for info in self._infos]
+            for level in ("exact", "named", "shapes"):
+                for answer, info in answers:
+                    if answer.level == level:
+                        return info
+        return None
+
+
+class Turns(AbstractContextManager[None]):
+    """Steps of several engines, one after the other in the order in which they were asked for: each takes all cores."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()  # the first has its turn
+
+    def __enter__(self) -> None:
+        turn = threading.Event()
+        with self._lock:
+            self._waiting.append(turn)
+            if len(self._waiting) == 1:
+                turn.set()
+        turn.wait()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._waiting.popleft()
+            if self._waiting:
+                self._waiting[0].set()
+
+
+def check_bases(infos: Sequence[BaseInfo]) -> list[BaseInfo]:
+    """The bases of one server. Raises InputError if one is there twice, under whatever name."""
+    for place, info in enumerate(infos):
+        for other in infos[:place]:
+            if other.name == info.name:
+                raise InputError(f"base '{info.name}' is named twice")
+            if other.fingerprint == info.fingerprint:
+                raise InputError(f"bases '{other.name}' and '{info.name}' are the same: serve one of them")
+    return list(infos)
+
+
+def share(options: EngineOptions, parts: int) -> EngineOptions:
+    """The options of each of several engines, which have together what was asked for."""
+    sizes = {name: getattr(options, name) for name in SHARED_SIZES}
+    return replace(options, **{name: max(1, size // parts) if size else size for name, size in sizes.items()})
+
+
+def _own(http: HttpOptions, info: BaseInfo, owners: dict[str, BaseInfo]) -> HttpOptions:
+    """What of the options is this base's: pins and a router are of the base that they were made for."""
+    pins = tuple(pin for pin in http.pins if owners[pin].name == info.name)
+    if http.router is None or owners[http.router].name == info.name:
+        return replace(http, pins=pins)
+    return replace(http, pins=pins, router=None, router_threshold=None, router_allows=())
+
+
+def _without(table: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name not in names}
