@@ -64,6 +64,14 @@ FORWARDED: dict[tuple[str, str], Access] = {
         for path in ("/v1/models", "/v1/models/{model:path}", "/api/tags", "/api/version", "/version", "/openapi.json")
     },
     ("POST", "/api/show"): ASKED,
+    **dict.fromkeys(
+        (
+            ("GET", "/v1/responses/{response_id}"),
+            ("DELETE", "/v1/responses/{response_id}"),
+            ("GET", "/v1/responses/{response_id}/input_items"),
+        ),
+        Access(Scope.INFER),
+    ),
 }
 # of a request's headers, what is the gateway's affair alone; a replica learns which key was found
 OWN_HEADERS = frozenset(
