@@ -30,8 +30,10 @@ def openai_client() -> str:
     assert [*client.chat.completions.create(model=MODEL, messages=[USER], max_tokens=8, stream=True)]
     first = client.responses.create(model=MODEL, input="Hello", max_output_tokens=8)
     assert client.responses.create(model=MODEL, input=[*first.output, USER], max_output_tokens=8).output
+    stored = {"previous_response_id": first.id, "input": "More", "max_output_tokens": 8}
+    assert client.responses.create(model=MODEL, **stored).previous_response_id == first.id
     assert len(client.embeddings.create(model=MODEL, input=["a", "b"]).data) == 2
-    return "chat, two turns, stream, responses, embeddings"
+    return "chat, two turns, stream, responses and going on from one, embeddings"
 
 
 def anthropic_client() -> str:
@@ -113,10 +115,11 @@ def openai_agents_client() -> str:
 
     async def two_turns() -> bool:
         said = await Runner.run(agent, "Hello")
-        return bool((await Runner.run(agent, [*said.to_input_list(), USER])).raw_responses)
+        more = await Runner.run(agent, "More", previous_response_id=said.last_response_id)
+        return bool(more.raw_responses and (await Runner.run(agent, [*said.to_input_list(), USER])).raw_responses)
 
     assert asyncio.run(two_turns())
-    return "two turns over /v1/responses"
+    return "two turns over /v1/responses, and one that goes on from a stored answer"
 
 
 def langchain_client() -> str:
