@@ -45,6 +45,8 @@ ORDER = (
     "serve/access",
     "serve/metrics",
     "serve/labelled",
+    "serve/usage",
+    "serve/course",
     "train",
     "serve/engine",
     "serve/adapters",

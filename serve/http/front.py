@@ -16,6 +16,7 @@ from adapterhub_local.actor import acting_as, named
 from adapterhub_local.errors import QhubError
 from serve.access import Access
 from serve.auth import Gate
+from serve.course import Course
 from serve.errors import BadFraming, TimedOut, TooLarge, error_body
 from serve.http.bodies import check_values
 from serve.metrics import Metrics
@@ -24,13 +25,14 @@ from serve.options import HttpOptions
 logger = logging.getLogger("serve.access")
 MAX_DISCARDED = 32 << 20  # bytes of a body too large that are read so that the answer is
 DISCARD_SECONDS = 10.0
+ELSEWHERE = 421  # a replica's answer to its gateway, that another replica has the adapter
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Front:
     """The layer behind the guard. `scope["state"]` carries to the endpoints: request_id, key, whether none is needed
-    (is_open), the gate, started, and `noted`, where they leave what else the log should say; `status` is what was
-    answered, 0 if nothing was.
+    (is_open), the gate, started, the request's course, and `noted`, where they leave what else the log should say;
+    `status` is what was answered, 0 if nothing was.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Front:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "noted": {}, "status": 0}
-        state |= {"is_open": False, "gate": self.gate}
+        state |= {"is_open": False, "is_counted": False, "gate": self.gate, "course": Course()}
         scope = {**scope, "path": _plain(scope["path"])}
         if "content-type" not in headers and own_path(scope).startswith("/api/"):
             # Ollama reads JSON whatever it is called, and clients of its call it nothing
@@ -84,7 +86,9 @@ class Front:
             self._note(scope)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
-        path, state, access = own_path(scope), scope["state"], self.access(scope)
+        path, state = own_path(scope), scope["state"]
+        access = self.access(scope)
+        state["is_counted"] = access.is_counted
         with contextlib.suppress(QhubError):
             state["is_open"] = self.gate.is_open()
         try:
@@ -148,6 +152,9 @@ class Front:
         seconds = time.monotonic() - state["started"]
         route = getattr(scope.get("route"), "path", None) or "other"
         self.metrics.note_request(scope["method"], route, status, seconds)
+        failed = state["course"].failed or status
+        if state["is_counted"] and (not failed or failed >= 400) and failed != ELSEWHERE:
+            self.metrics.note_error(state["course"], failed)
         entry = {
             "request_id": state["request_id"],
             "method": scope["method"],
