@@ -45,6 +45,7 @@ ORDER = (
     "serve/access",
     "serve/metrics",
     "serve/labelled",
+    "serve/traces",
     "serve/usage",
     "serve/course",
     "train",
