@@ -99,7 +99,7 @@ def test_legends_name_labels_that_are_left(title: str) -> None:
         assert target["datasource"]["uid"] == "${datasource}"
         assert '{job="$job", instance=~"$instance"' in target["expr"]
         left = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", target["expr"])))) | OF_PROMETHEUS
-        left |= {"replica"} if " by " not in target["expr"] else set()
+        left |= {"replica", "base"} if " by " not in target["expr"] else set()
         assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= left
 
 
