@@ -18,6 +18,7 @@ from adapterhub_local.errors import InputError
 from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from serve.__main__ import command
+from serve.listen import log_json
 from serve.options import HttpOptions
 from serve.traces import with_collector
 from tests.patience import PATIENCE
@@ -208,6 +209,19 @@ def test_a_collector_that_is_away_harms_nobody(
         finally:
             running.stop()
     assert statuses == [200] * 10
+
+
+def test_what_the_exporter_says_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That a collector is away is a JSON line as all others."""
+    for name in ("serve", "serve.access", "opentelemetry"):
+        log = logging.getLogger(name)
+        for attribute in ("handlers", "propagate", "level"):
+            monkeypatch.setattr(log, attribute, getattr(log, attribute))
+    log_json(access=True)
+    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").warning("it is %s", "away")
+    assert json.loads(capsys.readouterr().err)["message"] == "it is away"
 
 
 def test_without_the_extra_the_option_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
