@@ -17,7 +17,7 @@ RUN pip install --no-cache-dir build && python -m build --wheel --outdir /build/
 
 FROM python:${PYTHON}-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=sign,parquet,s3,redis
+ARG EXTRAS=sign,parquet,s3,redis,otel
 # the server's kernels are compiled for the processor at hand when it starts first
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 10001 qhub && install -d -o qhub -g qhub /home/qhub/.qhub /home/qhub/.cache

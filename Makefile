@@ -137,7 +137,7 @@ lock: $(TOOLS)/uv
 	sed '/^[^#]/,$$d' requirements.lock > build/lock
 	$(TOOLS)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url \
 	  --python-version 3.11 --python-platform x86_64-unknown-linux-gnu -c constraints.txt \
-	  --extra sign --extra parquet --extra plot --extra s3 --extra redis --extra tune pyproject.toml >> build/lock
+	  --extra sign --extra parquet --extra plot --extra s3 --extra redis --extra tune --extra otel pyproject.toml >> build/lock
 	mv build/lock requirements.lock
 
 dist: $(INSTALLED)

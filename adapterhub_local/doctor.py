@@ -26,6 +26,7 @@ EXTRAS = {  # extra -> a module that it brings, and what for
     "sign": ("model_signing", "signatures"),
     "s3": ("s3fs", "remotes at s3:// URLs"),
     "redis": ("redis", "limits that several servers share"),
+    "otel": ("opentelemetry.sdk", "traces of requests"),
     "ray": ("ray", "`qhub cluster`"),
     "parquet": ("pyarrow", "data in Parquet and Arrow files"),
     "tune": ("optuna", "samplers of `qhub tune-merge`"),
@@ -82,10 +83,17 @@ def _packages(home: Home) -> Iterator[Finding]:
 
 def _extras(home: Home) -> Iterator[Finding]:
     for extra, (module, purpose) in EXTRAS.items():
-        if find_spec(module) is not None:
+        if _has(module):
             yield Finding(f"extra {extra}", "ok", purpose)
         else:
             yield Finding(f"extra {extra}", "missing", f"no {purpose}", f"pip install 'adapterhub-local[{extra}]'")
+
+
+def _has(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
 
 
 def _gpu(home: Home) -> Iterator[Finding]:

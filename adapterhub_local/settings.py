@@ -13,6 +13,9 @@ CC, XDG_CACHE_HOME  the C compiler of the server's kernels, and where these are 
 RAY_ADDRESS, RAY_AUTH_MODE     the Ray cluster that `qhub cluster` joins, and whether it wants a token   default none
 QHUB_REDIS_PASSWORD, REDISCLI_AUTH  the password of the Redis of `qhub serve --limits`; the first that is set, the
              second is what redis-cli reads                   default none
+OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT  the collector that `qhub serve` sends traces to without
+             --otlp, the second goes first; not if OTEL_SDK_DISABLED is true, or OTEL_TRACES_EXPORTER none. Other
+             variables of OpenTelemetry are its SDK's own         default none: no traces
 QHUB_VLLM_BASE  the base whose adapters vLLM loads      default the one made of the model that it serves
 QHUB_VLLM_REMOTE  a remote, by name or URL, that has what vLLM asks for and the home has not   default none
 QHUB_ALLOW_CODE  if 1, Python code that a recipe names is run, as with --allow-code   default none: it is refused
@@ -133,6 +136,15 @@ def api_key() -> str | None:
 def redis_password() -> str | None:
     """The value of QHUB_REDIS_PASSWORD, else of REDISCLI_AUTH, which redis-cli reads; None if neither is set."""
     return os.environ.get("QHUB_REDIS_PASSWORD") or os.environ.get("REDISCLI_AUTH") or None
+
+
+def otlp_endpoint() -> str | None:
+    """The collector that OpenTelemetry's variables name for traces, None if they name none or switch traces off."""
+    is_off = (os.environ.get("OTEL_SDK_DISABLED") or "").strip().lower() == "true"
+    if is_off or (os.environ.get("OTEL_TRACES_EXPORTER") or "").strip() == "none":
+        return None
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return next((found for found in map(os.environ.get, names) if found), None)
 
 
 def docker_config() -> Path:

@@ -15,6 +15,7 @@ from serve.engine.options import EngineOptions
 from serve.options import HttpOptions
 from serve.redis_limits import has_password
 from serve.tls import Tls
+from serve.traces import with_collector
 
 EXPOSED = (
     "every user of this machine can read the password in --limits, as part of the command line: "
@@ -111,12 +112,14 @@ def command(
     if ssl_certfile is None and (ssl_keyfile or ssl_ca_certs):
         raise click.UsageError("--ssl-keyfile and --ssl-ca-certs are of https: give a certificate with --ssl-certfile")
     context = click.get_current_context()
+    http, note = with_collector(HttpOptions(**chosen(HttpOptions, limits)))
+    if note is not None:
+        click.echo(f"note: {note}", err=True)
     wait_briefly()
     from adapterhub_local.base.load import choose_device
     from serve.server import run_server
 
     options = EngineOptions.on(choose_device(device), **chosen(EngineOptions, limits))
-    http = HttpOptions(**chosen(HttpOptions, limits))
     if http.limits is not None and has_password(http.limits):
         click.echo(f"note: {EXPOSED}", err=True)
     run_server(

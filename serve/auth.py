@@ -102,6 +102,13 @@ def allowed_by(key: Key | None) -> Callable[[str], bool]:
     return key.allows if key is not None else lambda _: True
 
 
+def sees_keys_by(key: Key | None) -> Callable[[str], bool]:
+    """Whether a key's id may be seen by this key, or by who needs none: an administrator sees all, others their own."""
+    if key is None or "admin" in key.scopes:
+        return lambda _: True
+    return lambda identity: identity == key.id
+
+
 def check_models(key: Key | None, names: Iterable[str]) -> None:
     """Raise Forbidden unless the key may ask all of these names, whether they exist or not."""
     allows = allowed_by(key)

@@ -58,7 +58,12 @@ def log_json(*, access: bool) -> None:
     """What the server logs, as JSON lines on standard error; `access`: one for each request, too."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for name, level in (("serve", logging.WARNING), ("serve.access", logging.INFO if access else logging.WARNING)):
+    levels = {
+        "serve": logging.WARNING,
+        "serve.access": logging.INFO if access else logging.WARNING,
+        "opentelemetry": logging.WARNING,  # that a collector of traces is away
+    }
+    for name, level in levels.items():
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
         log.setLevel(level)

@@ -11,14 +11,15 @@ from prometheus_client.core import CounterMetricFamily as Count
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import Metric
 
-if TYPE_CHECKING:  # they load torch, which the console does without
-    from serve.adapters.record import AdapterStatus, Label
-    from serve.engine.stats import Snapshot
+from serve.course import Course
+from serve.usage import OTHER, UNFOUND, Labels, Usage
 
+if TYPE_CHECKING:  # they load torch, which the console does without
+    from serve.adapters.record import AdapterStatus
+    from serve.engine.stats import Snapshot
 
 Allows = Callable[[str], bool]  # whether a name may be seen
 MAX_ADAPTER_LABELS = 200  # names beyond these are counted together: a label a name could be millions
-OTHER = "other"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 # name -> (value of the engine's snapshot, kind, what it is)
 ENGINE: dict[str, tuple[Callable[[Snapshot], float], type, str]] = {
@@ -58,16 +59,24 @@ ENGINE: dict[str, tuple[Callable[[Snapshot], float], type, str]] = {
 }
 
 
+def _anything(_: str) -> bool:
+    return True
+
+
 class Metrics:
     """All metrics of one server, in a registry of its own."""
 
     def __init__(
-        self, snapshot: Callable[[], Snapshot], residents: Callable[[], Iterable[tuple[str, AdapterStatus]]] = tuple
+        self,
+        snapshot: Callable[[], Snapshot],
+        residents: Callable[[], Iterable[tuple[str, AdapterStatus]]] = tuple,
     ) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self._snapshot = snapshot
         self._residents = residents  # adapters in memory, under each name that stands for them
-        self._labels: dict[str, tuple[str, ...]] = {}  # labels of adapters -> the names that stand in them
+        self.is_ready: Callable[[], bool] = lambda: True  # whoever knows puts it here
+        self._labels = Labels(MAX_ADAPTER_LABELS)
+        self._usage = Usage()
         self._requests = self._counter("qhub_http_requests", "HTTP requests", "method", "route", "status")
         self._tokens = self._counter("qhub_tokens", "Tokens of prompts and answers", "adapter", "kind")
         self._answers = self._counter("qhub_answers", "Answers by how they ended", "finish_reason")
@@ -77,6 +86,7 @@ class Metrics:
         )
         self._first = self._histogram("qhub_time_to_first_token_seconds", "Time from request to the first token")
         self._each = self._histogram("qhub_time_per_output_token_seconds", "Time between the tokens of an answer")
+        self._queued = self._histogram("qhub_queue_seconds", "Time that requests waited in the queue")
         self._loads = self._histogram("qhub_adapter_load_seconds", "Time to read and check an adapter")
 
     def note_request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -84,37 +94,43 @@ class Metrics:
         self._requests.labels(method if method in ("GET", "POST") else OTHER, route, str(status or 499)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def note_answer(self, label: Label, num_prompt: int, num_completion: int, reasons: list[str]) -> None:
-        """An answer by an adapter, or the base, ended, whole or not."""
-        adapter = label.text
-        if adapter not in self._labels:
-            if len(self._labels) < MAX_ADAPTER_LABELS:
-                self._labels[adapter] = label.names
-            else:
-                adapter = OTHER
-        self._tokens.labels(adapter, "prompt").inc(num_prompt)
-        self._tokens.labels(adapter, "completion").inc(num_completion)
-        for reason in reasons:
+    def note_error(self, course: Course, status: int) -> None:
+        """A request for an answer failed with this status; 0: the client left before there was one."""
+        label = self._labels.of(course.label, course.names) if course.label is not None else UNFOUND
+        self._usage.note_error(label, status or 499)
+
+    def note_answer(self, course: Course, key: str | None, started: float, ended: float) -> None:
+        """An answer that was admitted ended, whole or not, for the key of this id; times of time.monotonic()."""
+        assert course.label is not None, "what was admitted was found"
+        adapter = self._labels.of(course.label, course.names)
+        self._tokens.labels(adapter, "prompt").inc(course.num_prompt)
+        self._tokens.labels(adapter, "completion").inc(course.num_completion)
+        for reason in course.reasons:
             self._answers.labels(reason).inc()
+        self._usage.note_answer(key, adapter, course.num_prompt, course.num_completion)
+        if course.ready is not None and course.begun is not None:
+            self._queued.observe(course.begun - course.ready)
+        if course.first is None or course.last is None:
+            return
+        self._first.observe(course.first - started)
+        num_tokens = course.num_completion // max(1, len(course.reasons))
+        if num_tokens > 1:
+            self._each.observe((course.last - course.first) / (num_tokens - 1))
+        is_whole = "abort" not in course.reasons
+        self._usage.note_times(adapter, course.first - started, ended - started if is_whole else None)
 
     def note_route(self, adapter: str, reason: str) -> None:
         """A router chose the adapter of this name, or the base."""
-        if adapter not in self._labels and len(self._labels) < MAX_ADAPTER_LABELS:
-            self._labels[adapter] = (adapter,)
-        self._routed.labels(adapter if adapter in self._labels else OTHER, reason).inc()
-
-    def note_times(self, first: float, last: float, num_tokens: int) -> None:
-        """Seconds from the request to its first and last token, of which there were `num_tokens`."""
-        self._first.observe(first)
-        if num_tokens > 1:
-            self._each.observe((last - first) / (num_tokens - 1))
+        self._routed.labels(self._labels.of(adapter, (adapter,)), reason).inc()
 
     def note_load(self, seconds: float) -> None:
         """An adapter was read."""
         self._loads.observe(seconds)
 
-    def collect(self, allows: Allows = lambda _: True) -> Iterator[Metric]:
-        """What the engine does now, with the adapters of which all names are allowed."""
+    def collect(self, allows: Allows = _anything, sees_key: Allows = _anything) -> Iterator[Metric]:
+        """What the engine does now and who used it, with the adapters of which all names are allowed."""
+        yield Gauge("qhub_ready", "Whether new requests are taken, as /ready reports it", value=self.is_ready())
+        yield from self._usage.collect(lambda label: self.shows(label, allows), sees_key)
         now = self._snapshot()
         for name, (value, family, text) in ENGINE.items():
             yield family(name, text, value=value(now))
@@ -140,13 +156,15 @@ class Metrics:
                 resident.add_metric((name, "slot" if status.in_slot else "host", pinned), 1)
         yield resident
 
-    def text(self, allows: Allows = lambda _: True) -> bytes:
-        """Everything in Prometheus' text format, but of adapters those alone of which all names are allowed."""
-        return generate_latest(_Allowed(self, allows))  # type: ignore[arg-type]
+    def text(self, allows: Allows = _anything, sees_key: Allows = _anything) -> bytes:
+        """Everything in Prometheus' text format, but of adapters those alone of which all names are allowed, and of
+        keys those whose id may be seen."""
+        return generate_latest(_Allowed(self, allows, sees_key))  # type: ignore[arg-type]
 
-    def names_of(self, adapter: str) -> tuple[str, ...]:
-        """The names that a label stands for; of those that are counted together, one that only a key for all is for."""
-        return self._labels.get(adapter, ("/",))
+    def shows(self, label: str, allows: Allows) -> bool:
+        """Whether an adapter's label may be seen by whom these names are allowed."""
+        # what many adapters are counted as together nobody can separate: it is for those who may ask all
+        return all(map(allows, self._labels.names(label)))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -158,18 +176,17 @@ class Metrics:
 class _Allowed:
     """What a scrape with one key gets to see."""
 
-    def __init__(self, metrics: Metrics, allows: Allows) -> None:
+    def __init__(self, metrics: Metrics, allows: Allows, sees_key: Allows) -> None:
         self._metrics = metrics
         self._allows = allows
+        self._sees_key = sees_key
 
     def collect(self) -> Iterator[Metric]:
         """The metrics without the samples of adapters that the key is not for; prometheus_client calls this."""
         for metric in self._metrics.registry.collect():
             if any("adapter" in sample.labels for sample in metric.samples):
-                metric.samples = [each for each in metric.samples if self._is_shown(each.labels["adapter"])]
+                metric.samples = [
+                    each for each in metric.samples if self._metrics.shows(each.labels["adapter"], self._allows)
+                ]
             yield metric
-        yield from self._metrics.collect(self._allows)
-
-    def _is_shown(self, adapter: str) -> bool:
-        # what many adapters are counted as together nobody can separate: it is for those who may ask all
-        return all(map(self._allows, self._metrics.names_of(adapter)))
+        yield from self._metrics.collect(self._allows, self._sees_key)

@@ -106,6 +106,12 @@ class HttpOptions:
         "--router-allow",
         metavar="PATTERN",
     )
+    otlp: str | None = option(
+        None,
+        "Send traces of requests to this OpenTelemetry collector, by OTLP over HTTP, such as http://127.0.0.1:4318.",
+        metavar="URL",
+        derived="OTEL_EXPORTER_OTLP_ENDPOINT, or none",
+    )
     require_keys: bool = False
 
     def __post_init__(self) -> None:
@@ -132,5 +138,16 @@ class HttpOptions:
         for host in self.hosts:
             if not re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+", host):
                 raise InputError(f"'{host}' is not the name of a host: write it without scheme and port")
+        if self.otlp is not None and (wrong := otlp_problem(self.otlp)):
+            raise InputError(f"--otlp, or OTEL_EXPORTER_OTLP_ENDPOINT: {wrong}")
         if self.lora_root is not None and not self.lora_root.is_dir():
             raise InputError(f"{self.lora_root} is not a folder: adapters could not be loaded from there")
+
+
+def otlp_problem(url: str) -> str | None:
+    """What is wrong with the address of a collector of traces; it is not repeated, since it may hold a password."""
+    if re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", url):
+        return None
+    return (
+        "this is not the address of a collector: write http://HOST:4318, credentials go into OTEL_EXPORTER_OTLP_HEADERS"
+    )

@@ -26,6 +26,7 @@ from serve.answers.logprobs import Echo
 from serve.answers.models import Target, adapter_entry, find_target, residents
 from serve.answers.stored import StoredResponses
 from serve.auth import allowed_by, check_models
+from serve.course import MAX_MODEL, Course
 from serve.engine.build import build_engine
 from serve.engine.loop import EngineLoop
 from serve.engine.options import EngineOptions
@@ -56,7 +57,7 @@ class Admitted:
 
     target: Target
     generation: Generation
-    started: float  # time.monotonic()
+    course: Course
     echoes: Sequence[Echo] = ()  # what each choice begins with
 
 
@@ -218,14 +219,19 @@ class Service:
         return target
 
     async def start(
-        self, body: Asked, *, request_id: str, started: float, key: Key | None, found: Found = NOTHING
+        self, body: Asked, *, request_id: str, started: float, key: Key | None, course: Course, found: Found = NOTHING
     ) -> Admitted:
         """Admit a request: what the model's name means now, its adapter in memory, its prompt in the queue.
 
-        `found` is what was found before, by who sent the request here. Raises as `target` and the reader.
+        `found` is what was found before, by who sent the request here; `course` learns how far it comes. Raises as
+        `target` and the reader.
         """
         loop = asyncio.get_running_loop()
+        course.model = body.model[:MAX_MODEL]
         target = await self._find_soon(body, key, found)
+        course.label, course.names = target.label.text, target.label.names
+        if target.version is not None:
+            course.adapter, course.digest = str(target.version), target.version.content_digest
         choices = await loop.run_in_executor(self.forms if body.has_form else None, self._read, target, body)
         room = self.loading if self._is_cold(target) else None
         salt = self._salt(body, key)
@@ -239,30 +245,34 @@ class Service:
             for request in requests:
                 self._release(request)
             raise
+        course.ready = time.monotonic()
         self._live |= {request.id: request.adapter for request in requests}
-        return Admitted(target, generation, started, [choice.echo for choice in choices if choice.echo])
+        return Admitted(target, generation, course, [choice.echo for choice in choices if choice.echo])
 
-    def finish(self, admitted: Admitted) -> dict[str, Any]:
-        """End an answer, however far it came, and count it; what the log should say of it."""
-        generation, target = admitted.generation, admitted.target
+    def finish(self, admitted: Admitted, started: float, key: Key | None) -> dict[str, Any]:
+        """End an answer to a request that came when it `started`, however far it came, and count it; what the log
+        should say of it."""
+        generation, target, course = admitted.generation, admitted.target, admitted.course
         generation.close()
         if generation.requests[0].id not in self._live:
             return {}
         for request in generation.requests:
             self._live.pop(request.id, None)
-        num_prompt = sum(len(request.prompt) for request in generation.requests)
-        self.metrics.note_answer(target.label, num_prompt, generation.num_completion_tokens, generation.reasons)
-        times = [seconds - admitted.started for seconds in generation.times or ()]
-        if times:
-            self.metrics.note_times(times[0], times[-1], generation.num_completion_tokens // len(generation.requests))
+        course.num_prompt = sum(len(request.prompt) for request in generation.requests)
+        course.num_completion = generation.num_completion_tokens
+        course.reasons = generation.reasons
+        course.begun = min(filter(None, (prompt.begun for prompt in generation.prompts)), default=None)
+        if generation.times is not None:
+            course.first, course.last = generation.times
+        self.metrics.note_answer(course, key.id if key is not None else None, started, time.monotonic())
         return {
             "model": target.model,
-            "adapter": str(target.version) if target.version is not None else None,
-            "digest": target.version.content_digest if target.version is not None else None,
-            "prompt_tokens": num_prompt,
-            "completion_tokens": generation.num_completion_tokens,
-            "first_token_ms": round(times[0] * 1000, 1) if times else None,
-            "finish_reasons": generation.reasons,
+            "adapter": course.adapter,
+            "digest": course.digest,
+            "prompt_tokens": course.num_prompt,
+            "completion_tokens": course.num_completion,
+            "first_token_ms": round((course.first - started) * 1000, 1) if course.first is not None else None,
+            "finish_reasons": course.reasons,
             **(target.routed.to_json() if target.routed is not None else {}),
         }
 

@@ -65,6 +65,9 @@ class Services:
             for base in bases
         ]
 
+        for service in self.all:
+            service.metrics.is_ready = lambda: self.are_ready
+
     def __iter__(self) -> Iterator[Service]:
         return iter(self.all)
 
@@ -72,6 +75,11 @@ class Services:
     def are_alive(self) -> bool:
         """Whether every engine is."""
         return all(service.loop.is_alive for service in self.all)
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether new requests are welcome: every engine is alive, and the server is not about to stop."""
+        return self.are_alive and not self.is_stopping
 
     @property
     def first(self) -> Service:

@@ -45,7 +45,7 @@ def test_what_we_need_is_in_the_lock() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     needed = [
         *PROJECT["project"]["dependencies"],
-        *(item for name in ("sign", "parquet", "plot", "s3", "redis", "tune") for item in extras[name]),
+        *(item for name in ("sign", "parquet", "plot", "s3", "redis", "tune", "otel") for item in extras[name]),
     ]
     names = {canonical(re.match(r"[\w.-]+", item)[0]) for item in needed}
     assert names - pins(LOCK).keys() == set()

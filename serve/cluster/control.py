@@ -16,6 +16,7 @@ from serve.cluster import head
 from serve.cluster.config import APPLICATION, GATEWAYS, REPLICAS, ClusterConfig
 from serve.cluster.following import follow
 from serve.listen import check_reachable, listen
+from serve.traces import HOW, has_packages
 
 LOOK_SECONDS = 0.5
 CALM_SECONDS = 10.0  # of load, before there are more replicas
@@ -29,6 +30,8 @@ def up(config: ClusterConfig, home: Home, report: Callable[[str], None], timeout
     what cannot be, QhubError if it does not come up.
     """
     head.check_ray()
+    if config.gateway.otlp is not None and not has_packages():
+        raise InputError(HOW.replace("--otlp", "gateway.otlp"))
     info = choose_base(config.base, home, "the cluster")
     if config.remote is not None:  # here first: what is wrong with it should not cost a minute, and keys may be its
         config = replace(config, followed=remote_at(home, config.remote))

@@ -86,7 +86,9 @@ class GatewayDeployment:
         follower = await asyncio.to_thread(follow, settled, registry, info)
         is_reachable = check_reachable(gateway.host, gateway.port, home)
         router = settled.router.name
-        http = HttpOptions(hosts=gateway.hosts, origins=gateway.origins, require_keys=is_reachable, router=router)
+        http = HttpOptions(
+            hosts=gateway.hosts, origins=gateway.origins, require_keys=is_reachable, router=router, otlp=gateway.otlp
+        )
         app = create_gateway(info, registry, RayEngines(replicas), http, ActorLimits(), follower)
         listener = await _listen(gateway.host, gateway.port)
         port = listener.getsockname()[1]

@@ -38,6 +38,7 @@ from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.registry_api.library import Library
+from serve.traces import Traces
 
 ANSWERED = Access(Scope.INFER, True)
 ASKED = Access(Scope.ANY)
@@ -108,14 +109,22 @@ def create_gateway(
             await asyncio.to_thread(follower.stop)
         pins.close()
         library.jobs.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
         await gate.limits.close()
 
     app = blank_app(lifespan)
     gate = Gate(Keys(registry.home), is_required=http.require_keys, limits=limits)
     metrics = Metrics(_no_engine)
     routes: Routes  # known once all are added
+    traces = Traces(http.otlp) if http.otlp is not None else None
     app.add_middleware(
-        Front, access=lambda scope: routes.access(scope), gate=gate, options=lambda: http, metrics=metrics
+        Front,
+        access=lambda scope: routes.access(scope),
+        gate=gate,
+        options=lambda: http,
+        metrics=metrics,
+        traces=traces,
     )
     add_console(app, library, gate, base)
     if http.origins:  # outermost: a browser asks whether it may ask without a key

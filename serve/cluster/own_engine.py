@@ -73,6 +73,7 @@ class OwnEngine:
             router=router.name,
             router_threshold=router.threshold,
             router_allows=router.allow,
+            otlp=self._config.gateway.otlp,
         )
         return create_app(base, registry=registry, options=options, http=http, limits=Uncounted(), follower=follower)
 

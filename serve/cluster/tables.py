@@ -7,6 +7,7 @@ from typing import Any
 
 from adapterhub_local.recipe.field import between, key
 from serve.engine.options import EngineOptions
+from serve.options import otlp_problem
 
 MAX_REPLICAS = 1000
 RESERVED = ("--model", "--served-model-name", "--uds", "--host", "--port", "--enable-lora", "--api-key")
@@ -36,6 +37,7 @@ class Gateway:
     waiting: int = key("Requests that may wait for a replica; more are answered with 429.", 256, between(1, 100_000))
     hosts: tuple[str, ...] = key("Host names to answer to without API keys, besides localhost.", ())
     origins: tuple[str, ...] = key("Origins whose web pages may ask (CORS).", ())
+    otlp: str | None = key("As `qhub serve --otlp`, of gateways and replicas.", None, otlp_problem)
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,9 @@ class Engine:
             self._leave(request, request.finish_reason or "stop")
         if not result:
             return []
-        prompt = PromptOutput(request.num_cached, tuple(request.scores), request.vector) if is_first else None
+        prompt = (
+            PromptOutput(request.num_cached, request.begun, tuple(request.scores), request.vector) if is_first else None
+        )
         if len(result) == 1:  # as nearly always
             return [TokenOutput(request.id, result[0], request.finish_reason, prompt=prompt)]
         first, *between, last = result

@@ -96,7 +96,7 @@ class Request:
     `num_computed` tokens of prompt and output are in `pages` of the KV cache; the first `num_cached` of them were taken
     over from other requests when it was admitted first. The rest is the scheduler's and the page pool's: keys of the
     whole pages, those among them that others may wait for, since which step it is here, and how long it stood at the
-    head of the queue.
+    head of the queue. `begun` is when it left the queue first, on the monotonic clock.
     """
 
     id: str
@@ -110,6 +110,7 @@ class Request:
     state: State = State.WAITING
     num_computed: int = 0
     num_cached: int = 0
+    begun: float | None = None
     pages: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     page_keys: list[bytes] = field(default_factory=list)
@@ -206,10 +207,11 @@ class Sampled:
 
 @dataclass(frozen=True)
 class PromptOutput:
-    """What is known of a prompt once it is computed: how many of its tokens others had computed, and the
-    log-probabilities of those from the second, and its embedding, if they are wanted."""
+    """What is known of a prompt once it is computed: how many of its tokens others had computed, when it left the
+    queue, and the log-probabilities of those from the second, and its embedding, if they are wanted."""
 
     num_cached: int = 0
+    begun: float | None = None  # time.monotonic()
     scores: tuple[Scores, ...] = ()
     vector: "array[float] | None" = None
 

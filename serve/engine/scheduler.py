@@ -7,6 +7,7 @@ was admitted last gives back its own and goes to the head of the queue, to be co
 among prompts is in `shares`.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -207,5 +208,7 @@ class Scheduler:
         self.running.append(request)
         request.state = State.RUNNING
         self.num_cached += request.num_computed
+        if request.begun is None:
+            request.begun = time.monotonic()
         if not request.output:
             request.num_cached = request.num_computed

@@ -40,6 +40,7 @@ from serve.service import Service
 from serve.services import Services
 from serve.text.tokenize import DetokenizeRequest, TokenizeRequest, tokenize
 from serve.threads import compute_alone
+from serve.traces import Traces
 
 
 def create_app(
@@ -55,7 +56,8 @@ def create_app(
 
     `limits` counts what keys ask (default: as `http.limits` says, else this application alone). `follower`, which has
     begun, keeps the registry as a remote says while the application runs. The base's model is changed in place and
-    belongs to the application from now on. Raises Incompatible if its architecture cannot be served.
+    belongs to the application from now on. Raises Incompatible if its architecture cannot be served, and InputError if
+    `http` names a collector of traces and the extra for them is not installed.
     """
     registry = registry or Registry()
     services = Services([base] if isinstance(base, LoadedBase) else base, registry, options, http, follower)
@@ -77,11 +79,14 @@ def create_app(
             await asyncio.to_thread(service.loop.stop)
             await asyncio.to_thread(service.leases.stop)
             service.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
         library.jobs.close()
         await gate.limits.close()
 
     app = blank_app(lifespan, root_path=http.root_path)
     app.state.services = services
+    traces = Traces(http.otlp, http.replica) if http.otlp is not None else None
     gate = Gate(Keys(registry.home), is_required=http.require_keys, limits=limits or _limits(http))
     library = Library(registry, Jobs(registry.home), services.now)
     routes: Routes  # known once all are added
@@ -91,6 +96,7 @@ def create_app(
         gate=gate,
         options=lambda: services.first.http,
         metrics=services.first.metrics,
+        traces=traces,
     )
     add_console(app, library, gate, services.first.base.info)
     if http.origins:  # outermost: a browser asks whether it may ask without a key

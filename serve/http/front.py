@@ -16,21 +16,24 @@ from adapterhub_local.actor import acting_as, named
 from adapterhub_local.errors import QhubError
 from serve.access import Access
 from serve.auth import Gate
+from serve.course import Course
 from serve.errors import BadFraming, TimedOut, TooLarge, error_body
 from serve.http.bodies import check_values
 from serve.metrics import Metrics
 from serve.options import HttpOptions
+from serve.traces import Span, Traces
 
 logger = logging.getLogger("serve.access")
 MAX_DISCARDED = 32 << 20  # bytes of a body too large that are read so that the answer is
 DISCARD_SECONDS = 10.0
+ELSEWHERE = 421  # a replica's answer to its gateway, that another replica has the adapter
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Front:
     """The layer behind the guard. `scope["state"]` carries to the endpoints: request_id, key, whether none is needed
-    (is_open), the gate, started, and `noted`, where they leave what else the log should say; `status` is what was
-    answered, 0 if nothing was.
+    (is_open), the gate, started, the request's course, and `noted`, where they leave what else the log should say;
+    `status` is what was answered, 0 if nothing was.
     """
 
     def __init__(
@@ -40,12 +43,14 @@ class Front:
         gate: Gate,
         options: Callable[[], HttpOptions],
         metrics: Metrics,
+        traces: Traces | None = None,
     ) -> None:
         self.app = app
         self.access = access  # what the route of a request declares
         self.gate = gate
         self.options = options  # what is demanded now
         self.metrics = metrics
+        self.traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,13 +61,20 @@ class Front:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "key": None, "started": time.monotonic(), "noted": {}, "status": 0}
-        state |= {"is_open": False, "gate": self.gate}
+        state |= {"is_open": False, "gate": self.gate, "course": Course()}
         scope = {**scope, "path": _plain(scope["path"])}
         if "content-type" not in headers and own_path(scope).startswith("/api/"):
             # Ollama reads JSON whatever it is called, and clients of its call it nothing
             scope["headers"] = [*scope["headers"], (b"content-type", b"application/json")]
         if scope["method"] == "HEAD":  # answered as a GET, whose body the HTTP layer keeps back
             scope = {**scope, "method": "GET"}
+        access = self.access(scope)
+        span = None
+        if self.traces is not None and access.is_counted:
+            span = self.traces.begin(scope["method"], own_path(scope), headers, state["started"])
+            if span.traceparent:  # who does a part of the work, such as a replica, is below it
+                others = [each for each in scope["headers"] if each[0].lower() != b"traceparent"]
+                scope["headers"] = [*others, (b"traceparent", span.traceparent.encode())]
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -74,17 +86,19 @@ class Front:
             await send(message)
 
         try:
-            await self._admit(scope, receive, send_named, headers)
+            await self._admit(scope, receive, send_named, headers, access)
         except Exception as error:
             if state["status"]:  # the answer has begun: all that is left is to break it off
                 raise
             logger.error("a request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
             await refuse(error, send_named, own_path(scope))
         finally:
-            self._note(scope)
+            self._note(scope, access, span)
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
-        path, state, access = own_path(scope), scope["state"], self.access(scope)
+    async def _admit(
+        self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str], access: Access
+    ) -> None:
+        path, state = own_path(scope), scope["state"]
         with contextlib.suppress(QhubError):
             state["is_open"] = self.gate.is_open()
         try:
@@ -142,12 +156,15 @@ class Front:
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
                         return
 
-    def _note(self, scope: Scope) -> None:
+    def _note(self, scope: Scope, access: Access, span: Span | None) -> None:
         state = scope["state"]
-        status = state["status"]
+        status, key = state["status"], state["key"].id if state["key"] is not None else None
         seconds = time.monotonic() - state["started"]
         route = getattr(scope.get("route"), "path", None) or "other"
         self.metrics.note_request(scope["method"], route, status, seconds)
+        failed = state["course"].failed or status
+        if access.is_counted and (not failed or failed >= 400) and failed != ELSEWHERE:
+            self.metrics.note_error(state["course"], failed)
         entry = {
             "request_id": state["request_id"],
             "method": scope["method"],
@@ -155,9 +172,13 @@ class Front:
             "status": status or None,
             "ms": round(seconds * 1000, 1),
             "client": scope["client"][0] if scope.get("client") else None,
-            "key": state["key"].id if state["key"] is not None else None,
+            "key": key,
             **state["noted"],
         }
+        if span is not None and self.traces is not None:
+            about = {"qhub.request_id": state["request_id"], **({"qhub.key_id": key} if key is not None else {})}
+            self.traces.end(span, state["course"], status, about)
+            entry["trace_id"] = span.trace_id
         logger.info("request", extra={"fields": entry})
 
 

@@ -1,6 +1,5 @@
 """The endpoints of those who operate the server: what it is, how it does, and what is held in memory."""
 
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,7 +10,7 @@ from adapterhub_local.keys import Key
 from serve.access import Scope, access
 from serve.adapters.source import Source
 from serve.answers.models import Target, adapter_entry
-from serve.auth import allowed_by, check_models
+from serve.auth import allowed_by, check_models, sees_keys_by
 from serve.console.session import HOME
 from serve.http.blank import PACKAGE
 from serve.http.failures import paths_of
@@ -21,7 +20,7 @@ from serve.requests.generation import LoadRequest, UnloadRequest
 from serve.service import Service
 from serve.services import Services
 
-OF_ALL = "qhub_http_"  # metrics of requests, whichever base they were for
+OF_ALL = ("qhub_http_", "qhub_errors", "qhub_ready")  # metrics of requests, whichever base they were for
 
 
 def add_operations(app: FastAPI, services: Services) -> None:
@@ -65,7 +64,7 @@ def add_operations(app: FastAPI, services: Services) -> None:
     @access(Scope.OPEN)
     async def ready() -> Response:
         """Whether requests are accepted; a server that is about to stop answers 503 before it closes."""
-        is_ready = services.are_alive and not services.is_stopping
+        is_ready = services.are_ready
         state = "ready" if is_ready else "draining" if services.are_alive else "stopped"
         follower = services.follower
         followed = {} if follower is None else {"remote": "away" if follower.is_away else "following"}
@@ -74,8 +73,8 @@ def add_operations(app: FastAPI, services: Services) -> None:
     @app.get("/metrics")
     @access(Scope.ANY)
     def metrics(request: Request) -> Response:
-        """Metrics for Prometheus; of adapters, those that the request's key may ask."""
-        text = _metrics(services, allowed_by(key_of(request)))
+        """Metrics for Prometheus; of adapters those that the key may ask, of keys itself, or for `admin` all."""
+        text = _metrics(services, key_of(request))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/adapters")
@@ -125,9 +124,10 @@ def _state(service: Service) -> dict[str, Any]:
     return {"base": named, "engine": service.engine.snapshot().to_json()}
 
 
-def _metrics(services: Services, allows: Callable[[str], bool]) -> str:
+def _metrics(services: Services, key: Key | None) -> str:
     """Of one base as they are; of several with the base's name as a label, but for those of requests."""
-    texts = [(service.base.info.name, service.metrics.text(allows).decode()) for service in services]
+    seen = (allowed_by(key), sees_keys_by(key))
+    texts = [(service.base.info.name, service.metrics.text(*seen).decode()) for service in services]
     if len(texts) == 1:
         return texts[0][1]
     return labelled(texts[:1], None, lambda family: family.startswith(OF_ALL)) + labelled(

@@ -87,7 +87,7 @@ async def respond(
     def finish() -> None:
         if watch is not None:
             watch.cancel()
-        state["noted"].update(service.finish(admitted))
+        state["noted"].update(service.finish(admitted, state["started"], state["key"]))
 
     is_streamed = False
     try:
@@ -109,7 +109,7 @@ async def respond(
             if not await _unless_gone(request, _begun(generation)):
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             is_streamed = True
-            events = _sent(answer, generation)
+            events = _sent(answer, admitted)
             return EventStream(events, finish, service.http.send_timeout, headers, answer.media_type)
         pieces = await _unless_gone(request, _collect(generation))
     finally:
@@ -133,7 +133,7 @@ async def respond_whole(
     try:
         pieces = await _unless_gone(request, _collect(generation))
     finally:
-        state["noted"].update(service.finish(admitted))
+        state["noted"].update(service.finish(admitted, state["started"], state["key"]))
     if pieces is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     headers = weights_headers(admitted.target)
@@ -153,8 +153,8 @@ def weights_headers(target: Target) -> dict[str, str]:
 
 
 async def _start(service: Service, body: Asked, state: Mapping[str, Any]) -> Admitted:
-    key, found = state["key"], state.get("found", NOTHING)
-    return await service.start(body, request_id=state["request_id"], started=state["started"], key=key, found=found)
+    known = {name: state[name] for name in ("request_id", "started", "key", "course")}
+    return await service.start(body, found=state.get("found", NOTHING), **known)
 
 
 async def _watch(gate: Gate, key: Key, generation: Generation) -> None:
@@ -179,15 +179,17 @@ async def _begun(generation: Generation) -> bool:
     return True
 
 
-async def _sent(answer: AnswerForm, generation: Generation) -> AsyncIterator[str]:
+async def _sent(answer: AnswerForm, admitted: Admitted) -> AsyncIterator[str]:
     """The events of an answer; an error after the first of them can only be an event, too."""
     try:
-        async for event in answer.events(generation):
+        async for event in answer.events(admitted.generation):
             yield event
     except Exception as error:
         if not isinstance(error, QhubError):
             logger.exception("a stream failed")
-        yield answer.error_event(error_body(error))
+        body = error_body(error)
+        admitted.course.failed = body.status
+        yield answer.error_event(body)
     if answer.end:
         yield answer.end
 

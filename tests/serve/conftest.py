@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.load import LoadedBase, load_base
@@ -68,6 +69,14 @@ class Server:
     def complete(self, **body) -> httpx.Response:
         """POST /v1/completions, greedy and short unless said otherwise."""
         return self.http.post("/v1/completions", json={"max_tokens": 8, "temperature": 0, **body})
+
+    def samples(self) -> dict[tuple, float]:
+        """Every value of /metrics, by its name and the values of its labels in order."""
+        return {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(self.http.get("/metrics").text)
+            for sample in family.samples
+        }
 
     def slow_down(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.05) -> None:
         """Give each step of the engine time for other things to happen in: a tiny model may have said all before."""

@@ -157,12 +157,19 @@ def test_lists_are_of_all_bases(both: Server, alone: list[Server]) -> None:
     assert both.http.get("/ready").json()["ready"] is True
     assert both.http.get("/v1/server").json()["bases"][1]["base"]["name"] == "second"
 
+    for model in ("alpha", "gamma"):
+        both.http.post("/v1/chat/completions", json={"model": model, **ASK})
+    both.http.post("/v1/chat/completions", json={"model": "gamma@99", **ASK})
     families = list(text_string_to_metric_families(both.http.get("/metrics").text))
     assert len({family.name for family in families}) == len(families)
     steps = next(family for family in families if family.name == "qhub_engine_steps")
     assert {sample.labels["base"] for sample in steps.samples} == {"tiny", "second"}
-    requests = next(family for family in families if family.name == "qhub_http_requests")
-    assert all("base" not in sample.labels for sample in requests.samples)
+    for name in ("qhub_http_requests", "qhub_errors", "qhub_ready"):  # of all, whichever base they were for
+        (family,) = [family for family in families if family.name == name]
+        assert family.samples
+        assert all("base" not in sample.labels for sample in family.samples)
+    used = next(family for family in families if family.name == "qhub_usage_requests").samples
+    assert {("alpha", "tiny"), ("gamma", "second")} <= {(each.labels["adapter"], each.labels["base"]) for each in used}
     pages = both.http.get("/console/server").text
     assert "tiny" in pages
     assert "second" in pages

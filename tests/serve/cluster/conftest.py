@@ -69,7 +69,13 @@ class Gateway:
     """
 
     def __init__(
-        self, base_folder, registry: Registry, num: int, remote: Remote | None = None, router: str | None = None
+        self,
+        base_folder,
+        registry: Registry,
+        num: int,
+        remote: Remote | None = None,
+        router: str | None = None,
+        otlp: str | None = None,
     ) -> None:
         self.registry = registry
         self.base = read_record(base_folder)
@@ -80,11 +86,15 @@ class Gateway:
             own = registry if remote is None else Registry(registry.home.root.parent / name)
             self.engines.apps[name] = create_app(
                 load_base(self.base, device="cpu"), registry=own, options=OPTIONS,
-                http=HttpOptions(replica=name, router=router), limits=Uncounted(),
+                http=HttpOptions(replica=name, router=router, otlp=otlp), limits=Uncounted(),
                 follower=follow(config, own, self.base),
             )  # fmt: skip
         app = create_gateway(
-            self.base, registry, self.engines, HttpOptions(router=router), follower=follow(config, registry, self.base)
+            self.base,
+            registry,
+            self.engines,
+            HttpOptions(router=router, otlp=otlp),
+            follower=follow(config, registry, self.base),
         )
         self.app = app
         self.url = self._serve(app, list(self.engines.apps.values()))

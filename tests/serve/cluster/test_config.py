@@ -63,6 +63,7 @@ MISTAKES = [
     ('base = "t"\n[replicas]\nmin = "two"\n', ":3: replicas.min must be a whole number, not 'two'"),
     ('base = "t"\n[replicas]\nmin = 0\n', ":3: replicas.min = 0: must be from 1 to 1000"),
     ('base = "t"\n[replicas]\nmin = 3\nmax = 2\n', ":4: replicas.max = 2: must be at least replicas.min"),
+    ('base = "t"\n[gateway]\notlp = "collector:4317"\n', ":3: gateway.otlp = 'collector:4317': this is not the"),
     ('base = "t"\n[gateway]\nport = 70000\n', ":3: gateway.port = 70000: must be from 0 to 65535"),
     ('base = "t"\n[engine]\nmax_rows = 0\n', ":3: max_rows is 0: it must be at least 1"),
     ('base = "t"\n[engine]\nkv_bytes = "many"\n', ":3: 'many' is not a size"),

@@ -240,6 +240,9 @@ def test_what_all_replicas_say(gateway: Gateway) -> None:
     assert sorted(sample.labels["replica"] for sample in steps) == ["r0", "r1"]
     assert families["qhub_replicas"].samples[0].value == 2
     assert all("replica" not in sample.labels for sample in families["qhub_http_requests"].samples)
+    used = {each.labels["adapter"] for each in families["qhub_usage_requests"].samples if each.labels["key"] == "none"}
+    assert {"alpha", "beta", "gamma", "delta"} <= used
+    assert sorted(sample.labels["replica"] for sample in families["qhub_ready"].samples) == ["r0", "r1"]
     listed = {each["name"]: each for each in gateway.http.get("/v1/adapters").json()["data"]}
     for name in ("alpha", "beta", "gamma", "delta"):
         (home,) = [name for name, state in listed[f"{name}@1"]["replicas"].items() if state == "ready"][:1]
@@ -278,6 +281,7 @@ def test_keys(built_base, tmp_path) -> None:
     keys = Keys(registry.home)
     _, token = keys.create(adapters=("alpha",), rate="10/min")
     _, admin = keys.create(scopes=("admin",))
+    _, stranger = keys.create()
     gateway = Gateway(built_base, registry, 2)
     try:
         mine, other = ({"Authorization": f"Bearer {each}"} for each in (token, admin))
@@ -296,7 +300,15 @@ def test_keys(built_base, tmp_path) -> None:
         assert gateway.http.get("/v1/adapters", headers=other).status_code == 200
         shown = gateway.http.get("/v1/models", headers=mine).json()["data"]
         assert {each["id"] for each in shown} == {"alpha", "alpha@1"}
-        assert "beta" not in gateway.http.get("/metrics", headers=mine).text
+        seen, seen_by_admin = (gateway.http.get("/metrics", headers=each).text for each in (mine, other))
+        assert "beta" not in seen
+        identity = token.split("-")[1]
+        for text in (seen, seen_by_admin):  # counted once, by the replica that answered
+            rows = [each for each in text.splitlines() if each.startswith("qhub_usage_requests_total{")]
+            (row,) = [each for each in rows if f'key="{identity}"' in each]
+            assert row.endswith(" 10.0")
+        assert status(other | {"Authorization": f"Bearer {stranger}"}, model="beta") == 200
+        assert stranger.split("-")[1] not in gateway.http.get("/metrics", headers=mine).text
         assert gateway.http.get("/ready").status_code == 200
     finally:
         gateway.stop()

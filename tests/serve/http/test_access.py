@@ -33,6 +33,8 @@ EXPECTED = {
     "/v1/chat/completions": Access(Scope.INFER, is_counted=True),
     "/v1/completions": Access(Scope.INFER, is_counted=True),
     "/v1/responses": Access(Scope.INFER, is_counted=True),
+    "/v1/responses/{response_id}": Access(Scope.INFER),
+    "/v1/responses/{response_id}/input_items": Access(Scope.INFER),
     "/v1/embeddings": Access(Scope.INFER, is_counted=True),
     "/v1/score": Access(Scope.INFER, is_counted=True),
     "/v1/messages": Access(Scope.INFER, is_counted=True),
@@ -191,6 +193,32 @@ def test_metrics_show_what_a_key_may_ask(guarded: Server) -> None:
     for line in ("qhub_adapters_loaded 3.0", "vllm:num_requests_running 0.0"):
         assert line in own.splitlines()
         assert line in everything.splitlines()
+
+
+def test_usage_shows_who_asked_to_administrators(guarded: Server) -> None:
+    """A key sees its own use alone, an administrator that of all keys, each of the adapters that it may ask."""
+    ids = {name: token.split("-")[1] for name, token in guarded.keys.items()}
+    for key in ("sql", "all"):
+        assert ask(guarded, key, "POST", "/v1/completions", model="sql-a", prompt="Hi").status_code == 200
+    assert ask(guarded, "all", "POST", "/v1/completions", model="tone", prompt="Hi").status_code == 200
+    assert ask(guarded, "sql", "POST", "/v1/completions", model="tone", prompt="Hi").status_code == 403
+    shown = {key: ask(guarded, key, "GET", "/metrics").text for key in ("sql", "sql-admin", "all", "few")}
+    row = 'qhub_usage_tokens_total{{adapter="{1}",key="{0}",kind="prompt"}}'.format
+    for reader, seen in {
+        "sql": [("sql", "sql-a")],
+        "sql-admin": [("sql", "sql-a"), ("all", "sql-a")],
+        "all": [("sql", "sql-a"), ("all", "sql-a"), ("all", "tone")],
+        "few": [],
+    }.items():
+        for asker, adapter in [("sql", "sql-a"), ("all", "sql-a"), ("all", "tone")]:
+            assert (row(ids[asker], adapter) in shown[reader]) == ((asker, adapter) in seen), (reader, asker, adapter)
+        hidden = set(ids) - {asker for asker, _ in seen}
+        assert not [asker for asker in hidden if f'"{ids[asker]}"' in shown[reader]]
+    for name in ("qhub_adapter_first_token_seconds_count", "qhub_adapter_answer_seconds_count"):
+        assert f'{name}{{adapter="tone"}}' in shown["few"]
+        assert f'{name}{{adapter="tone"}}' not in shown["sql"]
+        assert f'{name}{{adapter="sql-a"}}' in shown["sql"]
+    assert 'qhub_errors_total{adapter="-",status="403"}' in shown["sql"]
 
 
 def test_adapters_show_what_a_key_may_ask(guarded: Server) -> None:

@@ -1,4 +1,4 @@
-"""Operating the server: readiness, metrics, adapters in memory, loading by hand, request ids, limits, the log."""
+"""Operating the server: readiness, adapters in memory, loading by hand, request ids, limits, the log."""
 
 import dataclasses
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.base.load import load_base
@@ -22,16 +21,6 @@ from tests.serve.adapter_makers import publish
 from tests.serve.conftest import Server
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
-
-
-def samples(server: Server) -> dict[tuple, float]:
-    """Every value of /metrics, by its name and labels."""
-    text = server.http.get("/metrics").text
-    return {
-        (sample.name, *sorted(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 @pytest.fixture(scope="module")
@@ -96,31 +85,6 @@ def test_log_of_a_request(operated: Server, caplog: pytest.LogCaptureFixture) ->
     assert line["digest"] == operated.registry.resolve("alpha").content_digest
 
 
-def test_metrics(operated: Server) -> None:
-    """Counts of requests and tokens by adapter grow by what was asked; the gateway's gauges are there."""
-    before = samples(operated)
-    operated.complete(model="alpha", prompt="Hello", max_tokens=7, ignore_eos=True)
-    operated.complete(model="tiny", prompt="Hello", max_tokens=5, ignore_eos=True)
-    operated.complete(model="nothing", prompt="Hello")
-    after = samples(operated)
-
-    def grown(*key: str) -> float:
-        return after[key] - before.get(key, 0)
-
-    assert grown("qhub_tokens_total", "alpha", "completion") == 7
-    assert grown("qhub_tokens_total", "alpha", "prompt") == 5
-    assert grown("qhub_tokens_total", "completion", "tiny") == 5
-    assert grown("qhub_http_requests_total", "/v1/completions", "200", "POST") == 2
-    assert grown("qhub_http_requests_total", "/v1/completions", "404", "POST") == 1
-    assert grown("qhub_answers_total", "length") == 2
-    assert grown("qhub_time_to_first_token_seconds_count") == 2
-    assert after[("qhub_adapters_loaded",)] >= 1
-    assert after[("qhub_adapter_slots_total",)] >= after[("qhub_adapter_slots_used",)] >= 1
-    assert after[("qhub_adapter_loads_total",)] >= after[("qhub_adapter_load_seconds_count",)] >= 1
-    for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
-        assert after[(name,)] == 0
-
-
 def slow_down(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every step of the engine a time that other things can happen in."""
     step = server.service.engine.step
@@ -139,7 +103,7 @@ def test_gateway_gauge_names_running_adapters(operated: Server, monkeypatch: pyt
     with operated.http.stream("POST", "/v1/completions", json=body) as response:
         lines = response.iter_lines()
         next(lines)
-        seen = samples(operated)
+        seen = operated.samples()
     running = [key for key in seen if key[0] == "vllm:lora_requests_info"]
     assert any("beta@1" in key for key in running)
     operated.wait_until_idle()
@@ -152,7 +116,7 @@ def test_gauge_of_residency_has_every_spelling(operated: Server, tiny_base: Base
         publish(registry, "where", tiny_base, seed=seed, alias="prod")
 
     def shown() -> set[str]:
-        loaded = [labels for name, *labels in samples(operated) if name == "vllm:lora_adapter_loaded"]
+        loaded = [labels for name, *labels in operated.samples() if name == "vllm:lora_adapter_loaded"]
         return {label for labels in loaded for label in labels if label.startswith("where")}
 
     assert not shown()
@@ -165,19 +129,6 @@ def test_gauge_of_residency_has_every_spelling(operated: Server, tiny_base: Base
     set_split(registry, "where", [])
     operated.complete(model="where*0.5", prompt="Hello")  # its part is read, too
     assert shown() == {"where", "where@1", "where@2", "where@prod", "where@2*0.5"}
-
-
-def test_labels_are_bounded(operated: Server) -> None:
-    """However many adapters are asked for, there are not more than so many labels."""
-    from serve.adapters.record import Label
-    from serve.metrics import MAX_ADAPTER_LABELS, Metrics
-
-    metrics = Metrics(operated.service.engine.snapshot)
-    for number in range(MAX_ADAPTER_LABELS + 50):
-        metrics.note_answer(Label(f"adapter{number}", (f"adapter{number}",)), 1, 1, ["stop"])
-    lines = [line for line in metrics.text().decode().splitlines() if line.startswith("qhub_tokens_total{")]
-    assert len(lines) == 2 * (MAX_ADAPTER_LABELS + 1)
-    assert 'qhub_tokens_total{adapter="other",kind="prompt"} 50.0' in lines
 
 
 def test_adapters(operated: Server) -> None:
