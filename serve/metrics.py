@@ -81,6 +81,8 @@ class Metrics:
         self._tokens = self._counter("qhub_tokens", "Tokens of prompts and answers", "adapter", "kind")
         self._answers = self._counter("qhub_answers", "Answers by how they ended", "finish_reason")
         self._routed = self._counter("qhub_routed", "Requests for auto by what was chosen and why", "adapter", "reason")
+        self._logged = self._counter("qhub_request_log_records", "Records of the request log that were written", "kind")
+        self._lost = self._counter("qhub_request_log_lost", "Records that could not be written to it", "kind")
         self._seconds = self._histogram(
             "qhub_http_request_seconds", "Time from request to the end of its answer", "route"
         )
@@ -122,6 +124,10 @@ class Metrics:
     def note_route(self, adapter: str, reason: str) -> None:
         """A router chose the adapter of this name, or the base."""
         self._routed.labels(self._labels.of(adapter, (adapter,)), reason).inc()
+
+    def note_logged(self, kind: str, is_written: bool) -> None:
+        """A record of the request log, an answer or feedback, was written or lost."""
+        (self._logged if is_written else self._lost).labels(kind).inc()
 
     def note_load(self, seconds: float) -> None:
         """An adapter was read."""

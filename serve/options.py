@@ -46,6 +46,20 @@ class HttpOptions:
         low=0,
         live=True,
     )
+    request_log: Path | None = option(
+        None,
+        "Folder to log answers to chats in, with their whole conversations, if their requests ask for it by store = "
+        "true; POST /v1/feedback then rates them, and `qhub data from-log` makes training data of both. Only this user "
+        "can read it.",
+        metavar="FOLDER",
+        derived="nothing of any request is written",
+    )
+    request_log_all: bool = option(
+        False, "Log the answers to all chats, whether their requests ask for it or not: let your users know."
+    )
+    request_log_size: int = option(
+        256 << 20, "The most that the log holds: then its oldest file goes.", low=8 << 20, unit="B"
+    )
     share_prefixes: bool = option(
         False,
         "Let API keys share the computed beginnings of prompts: it saves time, but how long an answer takes then shows "
@@ -119,6 +133,8 @@ class HttpOptions:
         for name in ("body_timeout", "send_timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be more than 0")
+        if self.request_log is None and self.request_log_all:
+            raise InputError("--request-log-all says what is logged: give --request-log FOLDER, where to")
         if self.router is None and (self.router_threshold is not None or self.router_allows):
             raise InputError("--router-threshold and --router-allow are of a router: give --router NAME")
         if self.router_threshold is not None and self.router_threshold > 1:

@@ -33,6 +33,7 @@ from serve.engine.options import EngineOptions
 from serve.engine.request import LOW, NORMAL, Submission
 from serve.errors import Elsewhere, Forbidden, ModelNotFound
 from serve.follow import Follower
+from serve.log.log import RequestLog
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
@@ -93,6 +94,7 @@ class Service:
             self.bring(reference)
             self.loaded.load(reference, None, pinned=True)
         self.metrics = Metrics(self.engine.snapshot, self._residents)
+        self.log = self._open_log()
         # rooms of their own for what takes long, so that it never fills the one where all others are read
         self.forms = ThreadPoolExecutor(PROCESSES, "forms", compute_alone)
         self.loading = ThreadPoolExecutor(LOADS, "loading", compute_alone)
@@ -106,10 +108,12 @@ class Service:
         self.stored.most = http.stored_responses
 
     def close(self) -> None:
-        """End what reads and compiles."""
+        """End what reads, compiles and logs, once what is to be logged is."""
         for room in (self.forms, self.loading, self.bringing):
             room.shutdown(wait=False, cancel_futures=True)
         self.reader.grammars.close()
+        if self.log is not None:
+            self.log.close()
 
     def read(self, model: str) -> ModelRef:
         """Which weights a name stands for. Raises ModelNotFound, BadParameter."""
@@ -336,6 +340,12 @@ class Service:
         encode = partial(self.reader.prompts.encoder.encode, add_special_tokens=False)
         weight = self.base.model.get_input_embeddings().weight
         return Routing(self.registry, self.base.info, Embeddings(encode, weight), self.http, self.bring)
+
+    def _open_log(self) -> RequestLog | None:
+        if self.http.request_log is None:
+            return None
+        all_of_them, size = self.http.request_log_all, self.http.request_log_size
+        return RequestLog(self.http.request_log, size, logs_all=all_of_them, note=self.metrics.note_logged)
 
     def _salt(self, body: Asked, key: Key | None) -> str:
         """What keeps apart the prefixes of those that do not share them."""

@@ -58,6 +58,7 @@ ORDER = (
     "serve/threads",
     "serve/jobs",
     "serve/follow",
+    "serve/log",
     "serve/errors",
     "plan",
     "router",

@@ -24,6 +24,11 @@ class BlockAnswer:
     end: str = ""  # the last event says that it is the last
     media_type: str = "text/event-stream"
 
+    @property
+    def answer_id(self) -> str:
+        """The id that its client sees."""
+        return self.id
+
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
         thought, text = "".join(piece.thought for piece in pieces), "".join(piece.text for piece in pieces)

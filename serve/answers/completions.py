@@ -41,6 +41,11 @@ class Answer:
     end: str = "data: [DONE]\n\n"
     media_type: str = "text/event-stream"
 
+    @property
+    def answer_id(self) -> str:
+        """The id that its client sees."""
+        return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}"
+
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
         choices = []
@@ -124,7 +129,7 @@ class Answer:
 
     def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}",
+            "id": self.answer_id,
             "object": kind,
             "created": self.created,
             "model": self.target.model,

@@ -23,6 +23,11 @@ class AnswerForm(Protocol):
     """An answer in the form of its endpoint."""
 
     @property
+    def answer_id(self) -> str:
+        """The id under which it may be spoken of."""
+        ...
+
+    @property
     def end(self) -> str:
         """What is sent last, if the last event does not say that it is."""
         ...

@@ -30,6 +30,11 @@ class ItemAnswer:
     media_type: str = "text/event-stream"
     _num_events: int = 0
 
+    @property
+    def answer_id(self) -> str:
+        """The id that its client sees."""
+        return self.id
+
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
         text = "".join(piece.text for piece in pieces)

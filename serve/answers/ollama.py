@@ -23,6 +23,11 @@ class LineAnswer:
     end: str = ""
     media_type: str = "application/x-ndjson"
 
+    @property
+    def answer_id(self) -> str:
+        """That of the chat's answer: lines have none, but a header may name it."""
+        return self.chat.answer_id
+
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
         return self._line(pieces) | self._done(pieces[-1], generation)

@@ -22,6 +22,7 @@ from serve.http.anthropic import add_anthropic
 from serve.http.blank import blank_app
 from serve.http.console import add_console
 from serve.http.failures import handle_errors
+from serve.http.feedback import add_feedback
 from serve.http.front import Front
 from serve.http.guard import EXPOSED_HEADERS, Guard
 from serve.http.ollama import add_ollama
@@ -78,7 +79,7 @@ def create_app(
         for service in services:
             await asyncio.to_thread(service.loop.stop)
             await asyncio.to_thread(service.leases.stop)
-            service.close()
+            await asyncio.to_thread(service.close)
         if traces is not None:
             await asyncio.to_thread(traces.close)
         library.jobs.close()
@@ -111,6 +112,7 @@ def create_app(
     handle_errors(app)
     _add_answers(app, services)
     add_responses(app, services)
+    add_feedback(app, services)
     add_anthropic(app, services)
     add_ollama(app, services)
     add_probes(app, services)

@@ -23,6 +23,7 @@ EXPOSED_HEADERS = [
     "X-Qhub-Base",
     "X-Qhub-Adapter",
     "X-Qhub-Digest",
+    "X-Qhub-Logged",
     "X-Qhub-Replica",
     "X-Qhub-Router",
     "X-Qhub-Routed",

@@ -13,6 +13,7 @@ from adapterhub_local.errors import QhubError
 from adapterhub_local.keys import Key
 from serve.answers.completions import Answer
 from serve.answers.events import AnswerForm
+from serve.answers.logged import Recorder, is_logged
 from serve.answers.models import Target
 from serve.auth import Gate
 from serve.errors import Unauthorized, error_body
@@ -80,6 +81,7 @@ async def respond(
     A stream begins with its first token: what fails before that is an error with a status of its own.
     """
     state = request.scope["state"]
+    logs = is_logged(service.log, body)
     admitted = await _start(service, body, state)
     generation = admitted.generation
     watch = asyncio.create_task(_watch(state["gate"], state["key"], generation)) if state["key"] else None
@@ -105,6 +107,9 @@ async def respond(
             echoes=admitted.echoes,
         )
         answer = form(chat)
+        if logs:
+            generation.listener = _recorder(service, body, admitted, answer.answer_id, state)
+            headers["X-Qhub-Logged"] = answer.answer_id
         if body.stream:
             if not await _unless_gone(request, _begun(generation)):
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -150,6 +155,16 @@ def weights_headers(target: Target) -> dict[str, str]:
     if target.version is not None:
         headers |= {"X-Qhub-Adapter": str(target.version), "X-Qhub-Digest": target.version.content_digest}
     return headers
+
+
+def _recorder(
+    service: Service, body: GenerationRequest, admitted: Admitted, answer_id: str, state: Mapping[str, Any]
+) -> Recorder:
+    """What has an answer logged once it is whole."""
+    assert service.log is not None and isinstance(body, ChatRequest)  # noqa: PT018
+    key = state["key"].id if state["key"] is not None else None
+    head = {"id": answer_id, "key": key, "request_id": state["request_id"]}
+    return Recorder(service.log, body, admitted.target, admitted.generation, head)
 
 
 async def _start(service: Service, body: Asked, state: Mapping[str, Any]) -> Admitted:

@@ -212,6 +212,10 @@ class ChatRequest(GenerationRequest):
     include_reasoning: bool = Field(True, description="Whether thoughts are given back")
     # whether max_tokens is lowered to what there is room for: where clients have to give it, they give a large one
     _is_clamped: bool = PrivateAttr(False)
+    store: bool | None = Field(
+        None, description="Log the answer for later training, where the server keeps a request log (--request-log)"
+    )
+    metadata: Any = Field(None, description="Noted beside an answer that is logged: at most 16 texts by name")
     parse_special: bool = Field(
         False, description="Control tokens that messages spell are control tokens, not text; as llama.cpp calls it"
     )

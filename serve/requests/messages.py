@@ -99,7 +99,7 @@ class Message(Carried):
         if self.tool_calls:
             message["tool_calls"] = [
                 {"id": call.id, "type": "function",
-                 "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)}}
+                 "function": {"name": call.function.name, "arguments": arguments_object(call.function.arguments)}}
                 for call in self.tool_calls
             ]  # fmt: skip
         return message
@@ -208,7 +208,7 @@ class StructuredOutputs(BodyPart):
         return self
 
 
-def _arguments(text: str) -> Any:
+def arguments_object(text: str) -> Any:
     """Arguments as chat templates expect them: an object where the text is one."""
     try:
         value = json.loads(text)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ class Generation:
         self.num_thought_tokens = 0
         self.times: tuple[float, float] | None = None  # of the first and the newest token, time.monotonic()
         self.reasons: list[str] = []  # why answers ended, in the order in which they did
+        self.listener: Callable[[Piece], None] | None = None  # gets each piece before anybody else
         self._loop = loop
         self._queue = loop.submit(*requests)
         self._first: TokenOutput | None = None
@@ -119,7 +120,10 @@ class Generation:
                     finish_reason = "tool_calls"
             if finish_reason:
                 self.reasons.append(finish_reason)
-            yield Piece(index, text, sampled, finish_reason, calls, end, thought, detokenizer.stopped_by or None)
+            piece = Piece(index, text, sampled, finish_reason, calls, end, thought, detokenizer.stopped_by or None)
+            if self.listener is not None:
+                self.listener(piece)
+            yield piece
 
     def _mark(self, request_id: str, token: int) -> str:
         """The spelling of a token that marks a thought, where decoding leaves it out."""

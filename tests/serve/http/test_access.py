@@ -35,6 +35,7 @@ EXPECTED = {
     "/v1/responses": Access(Scope.INFER, is_counted=True),
     "/v1/responses/{response_id}": Access(Scope.INFER),
     "/v1/responses/{response_id}/input_items": Access(Scope.INFER),
+    "/v1/feedback": Access(Scope.INFER, is_counted=True),
     "/v1/embeddings": Access(Scope.INFER, is_counted=True),
     "/v1/score": Access(Scope.INFER, is_counted=True),
     "/v1/messages": Access(Scope.INFER, is_counted=True),

@@ -1,0 +1,1 @@
+"""The log of answers that asked for it, and of what their clients thought of them."""
