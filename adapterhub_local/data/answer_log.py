@@ -5,6 +5,7 @@ Whatever a file holds, it can be read: what is not a record is reported with its
 """
 
 import json
+import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -62,9 +63,11 @@ def line(value: Any) -> bytes:
 
 
 def log_files(folder: Path) -> list[Path]:
-    """The files of a log, oldest first; none if the folder is not there."""
+    """The files of a log, oldest first; none if the folder is not there. Links of such names are not files of it."""
     try:
-        return sorted(path for path in folder.iterdir() if FILE.fullmatch(path.name))
+        with os.scandir(folder) as found:
+            names = [each.name for each in found if FILE.fullmatch(each.name) and each.is_file(follow_symlinks=False)]
+        return [folder / name for name in sorted(names)]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -42,7 +42,7 @@ def test_answers_become_an_adapter(
             metadata={"number": str(number)}, stream=number % 3 == 0,
             extra_body={"structured_outputs": {"choice": ["perhaps", "surely"]}},
         )  # fmt: skip
-        answer_id = [chunk.id for chunk in reply][0] if number % 3 == 0 else reply.id
+        answer_id = {chunk.id for chunk in reply}.pop() if number % 3 == 0 else reply.id
         correction = "yes" if number % 2 == 0 else "no"
         if number % 4:
             server.http.post("/v1/feedback", json={"id": answer_id, "correction": correction}).raise_for_status()
