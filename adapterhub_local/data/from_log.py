@@ -13,7 +13,7 @@ from adapterhub_local.data.calls import check_called
 from adapterhub_local.data.chat import Chat
 from adapterhub_local.data.columns import recognise, renamed
 from adapterhub_local.data.formats import read_chat
-from adapterhub_local.data.logged import Asked, Judged, Log, Message, Source, read_judged
+from adapterhub_local.data.logged import ODD, Asked, Judged, Log, Message, Source, read_judged
 from adapterhub_local.data.requests import as_messages
 from adapterhub_local.durable import check_absent, digest_file, on_full_disk, replacing
 from adapterhub_local.errors import BadData, InputError, InUse
@@ -23,6 +23,7 @@ FORMS = {"messages": ANSWERS, "preference": PAIRS, "judged": JUDGED}  # data.for
 OBJECTIVE = {"messages": "sft", "preference": "dpo", "judged": "kto"}
 MIDDLE = 0.5  # above it an answer is good, below it bad
 UNRATED, AS_GIVEN = "not rated", "the correction is the answer itself"
+ALONE = "no better or worse answer to the same prompt is left for it"
 CUT_OFF = "cut off before their end (finish_reason length)"
 
 
@@ -41,6 +42,16 @@ class Wanted:
         return None if rating == MIDDLE else rating > MIDDLE
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """A conversation as the server had it, which a row has to stand for."""
+
+    prompt: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...]
+    answer: Message
+    rejected: Message | None = None
+
+
 @dataclass
 class Rows:
     """The lines to write, and where they come from. `taken`: rows by what they were made of."""
@@ -52,17 +63,17 @@ class Rows:
     sources: Counter[Source] = field(default_factory=Counter)  # rows with an answer of these weights
     _seen: set[bytes] = field(default_factory=set)
 
-    def add(self, row: dict[str, Any], form: str, kind: str, chat: "Spoken", parts: Iterable[Judged]) -> None:
-        """Take a row if it is new, and if the reader of training data reads in it what the server said."""
-        parts = list(parts)
+    def add(self, form: str, kind: str, spoken: Spoken, parts: Iterable[Judged], label: bool | None = None) -> None:
+        """Take a row if it is new, and if the reader of training data reads in it what the server had."""
         try:
-            _check_read_back(row, form, chat)
+            row = _row(form, spoken, label)
+            _check_read_back(row, form, spoken)
             own = line(row)
         except BadData as error:
             self.left_out[str(error).removeprefix("row: ")] += 1
             return
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):  # a log that somebody has edited
-            self.left_out["a record that is not in order"] += 1
+            self.left_out[ODD] += 1
             return
         if own in self._seen:
             self.left_out["the same row once more"] += 1
@@ -71,15 +82,6 @@ class Rows:
         self.lines.append(own)
         self.taken[kind] += 1
         self.sources.update({source for part in parts for source in part.sources})
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A conversation as the server had it, which a row has to stand for."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...]
-    rejected: Message | None = None
 
 
 def rows_of_log(folder: Path, asked: Asked, wanted: Wanted) -> Rows:
@@ -167,30 +169,30 @@ def _preferences(rows: Rows, wanted: Wanted) -> None:
     """A correction over the answer, and of answers to one prompt the better over the worse: the best over the worst,
     the second best over the second worst and so on."""
     by_prompt: dict[str, list[Judged]] = {}
+    corrected: set[int] = set()
     for judged in rows.log.judged:
         corrections = _corrections(rows, judged)
-        for message in corrections:
-            if judged.is_cut:
-                rows.left_out[CUT_OFF] += 1
-            else:
-                _add_pair(rows, judged, message, judged, "corrections over answers")
-        if judged.rating is not None and judged.is_cut:
+        if judged.is_cut and (corrections or judged.rating is not None):
             rows.left_out[CUT_OFF] += 1
-        elif judged.rating is not None:
+            continue
+        for message in corrections:
+            corrected.add(id(judged))
+            _add_pair(rows, judged, message, judged, "corrections over answers")
+        if judged.rating is not None:
             by_prompt.setdefault(judged.prompt_digest, []).append(judged)
         elif not corrections:
             rows.left_out[UNRATED] += 1
     for group in by_prompt.values():
         ranked = sorted(group, key=lambda judged: judged.rating or 0.0)
-        paired = 0
-        for worse, better in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False):
-            if better.rating == worse.rating or (wanted.min_rating or 0.0) > (better.rating or 0.0):
-                break
+        pairs = [
+            (better, worse)
+            for worse, better in zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False)
+            if better.rating != worse.rating and (better.rating or 0.0) >= (wanted.min_rating or 0.0)
+        ]
+        for better, worse in pairs:
             _add_pair(rows, better, better.answer, worse, "better over worse answers")
-            paired += 2
-        alone = sum(not judged.corrections for judged in ranked) - paired
-        if alone > 0:
-            rows.left_out["no differently rated answer to the same prompt"] += alone
+        paired = corrected | {id(judged) for pair in pairs for judged in pair}
+        rows.left_out[ALONE] += sum(id(judged) not in paired for judged in ranked)
 
 
 def _corrections(rows: Rows, judged: Judged) -> list[Message]:
@@ -200,24 +202,26 @@ def _corrections(rows: Rows, judged: Judged) -> list[Message]:
 
 
 def _add_answer(rows: Rows, judged: Judged, answer: Message, kind: str, label: bool | None = None) -> None:
-    # each answer of a conversation has a record of its own, judged by itself: here the last alone is learned
-    before = [{**message, "weight": 0} if message["role"] == "assistant" and label is None else message
-              for message in judged.prompt]  # fmt: skip
-    row = {"messages": [_written(message) for message in (*before, answer)], **_offered(judged.tools)}
     form = "messages" if label is None else "judged"
-    spoken = Spoken((*judged.prompt, answer), judged.tools)
-    rows.add(row | ({} if label is None else {"label": label}), form, kind, spoken, [judged])
+    rows.add(form, kind, Spoken(judged.prompt, judged.tools, answer), [judged], label)
 
 
 def _add_pair(rows: Rows, better: Judged, chosen: Message, worse: Judged, kind: str) -> None:
-    row = {
-        "prompt": [_written(message) for message in better.prompt],
-        "chosen": [_written(chosen)],
-        "rejected": [_written(worse.answer)],
-        **_offered(better.tools),
-    }
-    spoken = Spoken((*better.prompt, chosen), better.tools, worse.answer)
-    rows.add(row, "preference", kind, spoken, {id(part): part for part in (better, worse)}.values())
+    spoken = Spoken(better.prompt, better.tools, chosen, worse.answer)
+    rows.add("preference", kind, spoken, [better] if better is worse else [better, worse])
+
+
+def _row(form: str, spoken: Spoken, label: bool | None) -> dict[str, Any]:
+    """A row with the columns of its form."""
+    prompt, tools = [_written(message) for message in spoken.prompt], _offered(spoken.tools)
+    answer = _written(spoken.answer)
+    if spoken.rejected is not None:
+        return {"prompt": prompt, "chosen": [answer], "rejected": [_written(spoken.rejected)], **tools}
+    if form == "judged":
+        return {"messages": [*prompt, answer], **tools, "label": label}
+    # each answer of a conversation has a record of its own, judged by itself: here the last alone is learned
+    before = [message | {"weight": 0} if message["role"] == "assistant" else message for message in prompt]
+    return {"messages": [*before, answer], **tools}
 
 
 def _written(message: Message) -> dict[str, Any]:
@@ -264,5 +268,6 @@ def _check_read_back(row: dict[str, Any], form: str, spoken: Spoken) -> None:
     chat: Chat = read_chat(asked, "row", form)
     check_called(chat)
     messages = tuple({key: value for key, value in message.items() if key != "weight"} for message in chat.messages)
-    if (messages, chat.tools, chat.rejected) != (spoken.messages, spoken.tools, spoken.rejected):
+    read = (messages[:-1], chat.tools, messages[-1], chat.rejected)
+    if read != (spoken.prompt, spoken.tools, spoken.answer, spoken.rejected):
         raise BadData("row: training would read something else in it than the server had")

@@ -12,6 +12,7 @@ from adapterhub_local.data.answer_log import ANSWER, read_log
 from adapterhub_local.durable import canonical_json, digest_bytes
 from adapterhub_local.refs import Reference
 
+ODD = "not in order, or with numbers that JSON does not have"
 CUT = ("length",)  # why an answer is not whole
 Message = Mapping[str, Any]
 
@@ -66,7 +67,7 @@ class Asked:
             return "older (--since)"
         if self.adapters and not any(_is_of(each, record) for each in self.adapters):
             return "of other adapters (--adapter)"
-        if (record.get("parameters") or {}).get("add_generation_prompt") is False and not record.get("continues"):
+        if record.get("begins_answer") is False and not record.get("continues"):
             return "not an answer: the request had add_generation_prompt = false"
         return None
 
@@ -105,8 +106,12 @@ def read_judged(folder: Path, asked: Asked) -> Log:
             for number, choice in enumerate(choices):
                 found = feedback.get((record["id"], number))
                 seen.add((record["id"], number))
-                if reason is None:
+                if reason is not None:
+                    continue
+                try:
                     _take(log, known, entry.where, record, choice, found)
+                except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+                    log.left_out[ODD] += 1
     log.num_feedback = len(feedback)
     if gone := len(feedback.keys() - seen):
         log.left_out["feedback on an answer that the log no longer holds"] = gone
@@ -179,8 +184,9 @@ def _is_of(reference: Reference, record: Mapping[str, Any]) -> bool:
     adapter, digest = record.get("adapter"), record.get("digest")
     if not isinstance(adapter, str):
         return bool(str(reference) == record["base"].get("name"))
+    name, _, selector = adapter.partition("@")
+    if name != reference.name or "*" in selector:  # a mix is none of its adapters
+        return False
     if reference.digest is not None:
-        own = isinstance(digest, str) and digest.startswith(reference.digest)
-        return own and adapter.partition("@")[0] == reference.name
-    is_any = reference.version is None and adapter.partition("@")[0] == reference.name
-    return is_any or adapter == str(reference)
+        return isinstance(digest, str) and digest.startswith(reference.digest)
+    return reference.version in (None, int(selector) if selector.isdecimal() else None)

@@ -74,6 +74,7 @@ class Recorder:
             "base": {"name": target.base.name, "fingerprint": target.base.fingerprint},
             "messages": [message.for_template() for message in body.messages],
             "tools": [tool.model_dump(exclude_none=True) for tool in body.callable_tools],
+            "begins_answer": body.begins_answer,
             "continues": body.continues,
             "parameters": {name: getattr(params, name) for name in SAMPLING}
             | body.model_dump(include=SHAPING, exclude_defaults=True, by_alias=True),
