@@ -66,7 +66,7 @@ class Rows:
     def add(self, form: str, kind: str, spoken: Spoken, parts: Iterable[Judged], label: bool | None = None) -> None:
         """Take a row if it is new, and if the reader of training data reads in it what the server had."""
         try:
-            row = _row(form, spoken, label)
+            row = _row(spoken, label)
             _check_read_back(row, form, spoken)
             own = line(row)
         except BadData as error:
@@ -211,17 +211,16 @@ def _add_pair(rows: Rows, better: Judged, chosen: Message, worse: Judged, kind: 
     rows.add("preference", kind, spoken, [better] if better is worse else [better, worse])
 
 
-def _row(form: str, spoken: Spoken, label: bool | None) -> dict[str, Any]:
+def _row(spoken: Spoken, label: bool | None) -> dict[str, Any]:
     """A row with the columns of its form."""
-    prompt, tools = [_written(message) for message in spoken.prompt], _offered(spoken.tools)
-    answer = _written(spoken.answer)
+    # each answer of a conversation has a record of its own, judged by itself: in a row the last alone is learned
+    prompt = [
+        _written(message) | ({"weight": 0} if message["role"] == "assistant" else {}) for message in spoken.prompt
+    ]
+    answer, tools = _written(spoken.answer), _offered(spoken.tools)
     if spoken.rejected is not None:
         return {"prompt": prompt, "chosen": [answer], "rejected": [_written(spoken.rejected)], **tools}
-    if form == "judged":
-        return {"messages": [*prompt, answer], **tools, "label": label}
-    # each answer of a conversation has a record of its own, judged by itself: here the last alone is learned
-    before = [message | {"weight": 0} if message["role"] == "assistant" else message for message in prompt]
-    return {"messages": [*before, answer], **tools}
+    return {"messages": [*prompt, answer], **tools, **({} if label is None else {"label": label})}
 
 
 def _written(message: Message) -> dict[str, Any]:

@@ -18,6 +18,7 @@ CODES = {
 ABSENT = {
     "assistants": "Assistants are not served: use /v1/chat/completions",
     "conversations": "conversations are not stored: POST /v1/responses with previous_response_id, or all as input",
+    "feedback": "answers are logged, and rated, by `qhub serve --request-log` alone",
     "responses": "stored answers are at /v1/responses/ID of `qhub serve` alone, and none runs in the background",
     "threads": "Assistants are not served: use /v1/chat/completions",
     "images": "this server generates text only",

@@ -97,5 +97,4 @@ def test_training_reads_what_the_server_saw(name: str, form: str, logging: Loggi
     answered = chat.rejected if form == "preference" else messages[-1]
     assert answered["content"] == ("It is " if body.continues else "") + (given["content"] or "")
     assert bool(answered.get("tool_calls")) == bool(given.get("tool_calls"))
-    if form == "messages":
-        assert [is_learned(message) for message in chat.messages].count(True) == 1
+    assert [is_learned(message) for message in chat.messages].count(True) == 1
