@@ -1,4 +1,4 @@
-"""What a request log says of each answer: equal answers to equal prompts are one, with all that was said of them."""
+"""What a request log says of each answer: equal answers to equal prompts are one, with all feedback on them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -91,7 +91,7 @@ class Log:
 
 
 def read_judged(folder: Path, asked: Asked) -> Log:
-    """The answers of the log in `folder` that are wanted, with what was said of them. Raises BadData as `read_log`."""
+    """The answers of the log in `folder` that are wanted, with the feedback on them. Raises BadData as `read_log`."""
     log, feedback = Log(), _feedback(folder)
     known: dict[str, Judged] = {}
     seen = set()
