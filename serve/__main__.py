@@ -122,6 +122,10 @@ def command(
     options = EngineOptions.on(choose_device(device), **chosen(EngineOptions, limits))
     if http.limits is not None and has_password(http.limits):
         click.echo(f"note: {EXPOSED}", err=True)
+    if http.request_log is not None:
+        whose = "all chats" if http.request_log_all else "chats that ask for it (store = true)"
+        where = visible(str(http.request_log))
+        click.echo(f"note: answers to {whose} are logged in {where}, with their conversations", err=True)
     run_server(
         bases,
         host,

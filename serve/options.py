@@ -55,7 +55,7 @@ class HttpOptions:
         derived="nothing of any request is written",
     )
     request_log_all: bool = option(
-        False, "Log the answers to all chats, whether their requests ask for it or not: let your users know."
+        False, "Log the answers to all chats, whether their requests ask for it or not: let your users know.", live=True
     )
     request_log_size: int = option(
         256 << 20, "The most that the log holds: then its oldest file goes.", low=8 << 20, unit="B"

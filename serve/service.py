@@ -106,6 +106,8 @@ class Service:
         self.http = http
         self.reader.max_tokens = http.max_tokens
         self.stored.most = http.stored_responses
+        if self.log is not None:
+            self.log.logs_all = http.request_log_all
 
     def close(self) -> None:
         """End what reads, compiles and logs, once what is to be logged is."""

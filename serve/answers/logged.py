@@ -1,6 +1,7 @@
 """Logged: what an answer leaves in the request log, put together from its pieces while they are sent."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub_local.base.tool_calls import Call
@@ -32,6 +33,26 @@ def is_logged(log: RequestLog | None, body: GenerationRequest) -> bool:
     return bool(body.store) or log.logs_all
 
 
+@dataclass
+class _Choice:
+    """One answer as far as it has come."""
+
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    finish_reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as a message, in the form in which chat templates get it."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self.texts)}
+        if self.thoughts:
+            message["reasoning_content"] = "".join(self.thoughts)
+        if self.calls:
+            calls = [{"id": call.id, "type": "function", "function": _function(call)} for call in self.calls]
+            message["tool_calls"] = calls
+        return {"message": message, "finish_reason": self.finish_reason}
+
+
 class Recorder:
     """What listens to the pieces of one answer, and has it logged when all of its choices have ended.
 
@@ -45,16 +66,25 @@ class Recorder:
         self._target = target
         self._generation = generation
         self._head = head  # id of the answer, key and id of the request
-        self._pieces: list[list[Piece]] = [[] for _ in generation.requests]
+        self._choices = [_Choice() for _ in generation.requests]
         self._num_open = len(generation.requests)
 
     def __call__(self, piece: Piece) -> None:
         """Take note of a piece; behind the last of all, hand the answer over."""
-        self._pieces[piece.index].append(piece)
-        self._num_open -= piece.finish_reason is not None
-        if piece.finish_reason is not None and not self._num_open:
-            num_prompt = len(self._generation.requests[0].prompt)
-            self._log.append(num_prompt + self._generation.num_completion_tokens, self.record)
+        choice = self._choices[piece.index]
+        # texts, not pieces: Python's collector would go through all that are kept, again and again
+        if piece.text:
+            choice.texts.append(piece.text)
+        if piece.thought:
+            choice.thoughts.append(piece.thought)
+        if piece.calls:
+            choice.calls += piece.calls
+        if piece.finish_reason is not None:
+            choice.finish_reason = piece.finish_reason
+            self._num_open -= 1
+            if not self._num_open:
+                num_prompt = len(self._generation.requests[0].prompt)
+                self._log.append(num_prompt + self._generation.num_completion_tokens, self.record)
 
     def record(self) -> dict[str, Any]:
         """The line of the log. Not for the event loop: it is as long as the conversation."""
@@ -64,7 +94,7 @@ class Recorder:
             "kind": ANSWER,
             "id": self._head["id"],
             "key": self._head["key"],
-            "num_choices": len(self._pieces),
+            "num_choices": len(self._choices),
             "time": now(),
             "request_id": self._head["request_id"],
             "is_asked": bool(body.store),
@@ -78,7 +108,7 @@ class Recorder:
             "continues": body.continues,
             "parameters": {name: getattr(params, name) for name in SAMPLING}
             | body.model_dump(include=SHAPING, exclude_defaults=True, by_alias=True),
-            "choices": [_choice(pieces) for pieces in self._pieces],
+            "choices": [choice.to_json() for choice in self._choices],
             "prompt_tokens": usage["prompt_tokens"],
             "completion_tokens": usage["completion_tokens"],
             "metadata": body.metadata,
@@ -89,18 +119,6 @@ class Recorder:
             except BadParameter as error:
                 found |= {"metadata": None, "metadata_left_out": str(error)}
         return found
-
-
-def _choice(pieces: list[Piece]) -> dict[str, Any]:
-    """One answer as a message, in the form in which chat templates get it."""
-    thought = "".join(piece.thought for piece in pieces)
-    calls = [call for piece in pieces for call in piece.calls]
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(piece.text for piece in pieces)}
-    if thought:
-        message["reasoning_content"] = thought
-    if calls:
-        message["tool_calls"] = [{"id": call.id, "type": "function", "function": _function(call)} for call in calls]
-    return {"message": message, "finish_reason": pieces[-1].finish_reason}
 
 
 def _function(call: Call) -> dict[str, Any]:
