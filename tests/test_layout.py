@@ -287,6 +287,7 @@ LIGHT = [
         "recipe check x.toml",
         "recipe schema",
         "data preview x.toml",
+        "data from-log none --out rows.jsonl",
     ),
     *("console --help", "train --help", "train none.toml", "merge a.safetensors --weights nan", "base rm nothing"),
 ]

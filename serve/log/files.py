@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from adapterhub_local.data.answer_log import log_files, new_name
+from adapterhub_local.durable import alone
 from adapterhub_local.errors import InputError
+from serve.errors import TooLarge
 
 PARTS = 8  # files that the whole log is divided into: as much of it goes at once when it is full
 
@@ -35,9 +37,12 @@ class LogFiles:
             raise InputError(f"the request log {folder} cannot be written to: name another folder")
 
     def append(self, row: bytes) -> None:
-        """Write a line, all of it or nothing. Raises OSError if it cannot be written."""
+        """Write a line, all of it or nothing. Raises OSError if it cannot be written, TooLarge if it never could."""
         if len(row) > self.most:
-            raise OSError(errno.EFBIG, f"a record of {len(row):,} bytes is more than a file of the log holds")
+            raise TooLarge(
+                f"a record of {len(row):,} bytes is more than a file of the request log holds, which is an eighth of "
+                "--request-log-size"
+            )
         if self._descriptor is None or self._length + len(row) > self.most or not os.fstat(self._descriptor).st_nlink:
             self._begin()
         assert self._descriptor is not None
@@ -60,11 +65,12 @@ class LogFiles:
         """Open a new file, once there is room for all that may come into it."""
         self.close()
         self.folder.mkdir(0o700, parents=True, exist_ok=True)  # its owner may have removed the log meanwhile
-        self._make_room()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(self.folder / new_name(), flags, 0o600)
-        self._length = 0
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        with alone(self.folder / ".lock"):  # two that look at once would take each other's look for writing
+            self._make_room()
+            self._descriptor = os.open(self.folder / new_name(), flags, 0o600)
+            self._length = 0
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
     def _make_room(self) -> None:
         """Remove the oldest files that nobody writes to. Raises OSError if those that are written to are too many."""

@@ -56,8 +56,8 @@ class RequestLog:
     async def rate(self, owner: str | None, feedback: Mapping[str, Any]) -> None:
         """Write feedback on an answer, once it is on disk: `feedback` has its `id` and `choice`.
 
-        Raises NotFound unless a logged answer of this key has the id, BadParameter about the choice, QhubError if it
-        could not be written.
+        Raises NotFound unless a logged answer of this key has the id, BadParameter about the choice, TooLarge, and
+        QhubError if it could not be written.
         """
         await asyncio.wrap_future(self._thread.submit(self._rate, owner, feedback))
 

@@ -3,7 +3,10 @@
 import errno
 import os
 import resource
+import shutil
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +17,7 @@ import pytest
 
 from adapterhub_local.data.answer_log import heads, line, log_files, read_log
 from adapterhub_local.errors import InputError
+from serve.errors import TooLarge
 from serve.log.files import PARTS, LogFiles
 from serve.log.index import Index
 from serve.log.log import MAX_WAITING, RequestLog
@@ -89,6 +93,33 @@ def test_several_servers_share_a_folder(tmp_path: Path) -> None:
         files.close()
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from adapterhub_local.data.answer_log import line
+from serve.log.files import LogFiles
+files = LogFiles(Path(sys.argv[1]), int(sys.argv[2]))
+for number in range(300):
+    record = {"kind": "answer", "id": f"{sys.argv[3]}-{number}", "time": "", "messages": [MESSAGE], "tools": []}
+    files.append(line({**record, "base": {}, "choices": [{"message": MESSAGE}], "padding": "x" * (number % 7) * 40}))
+""".replace("MESSAGE", '{"role": "user", "content": ""}')
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    """At the same time: nothing is lost but what is oldest, and the lines of each are whole and in order."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "log"), str(32 << 10)]
+    both = [subprocess.Popen([*command, name], stderr=subprocess.PIPE) for name in "ab"]
+    for process in both:
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors.decode()
+    assert sum(path.stat().st_size for path in log_files(tmp_path / "log")) <= 32 << 10
+    found = ids(tmp_path / "log")
+    for name in "ab":
+        own = [int(each[2:]) for each in found if each[0] == name]
+        assert own == list(range(300 - len(own), 300))
+    assert sum(path.stat().st_size for path in log_files(tmp_path / "log")) > 16 << 10
+
+
 def test_a_log_that_is_removed_begins_anew(tmp_path: Path) -> None:
     """Who deletes the log while the server runs deletes what is in it, and loses nothing that comes later."""
     files = LogFiles(tmp_path / "log", SIZE)
@@ -99,7 +130,7 @@ def test_a_log_that_is_removed_begins_anew(tmp_path: Path) -> None:
     assert ids(files.folder) == ["chatcmpl-2"]
     for path in log_files(files.folder):
         path.unlink()
-    files.folder.rmdir()
+    shutil.rmtree(files.folder)
     files.append(line(answer(3)))
     assert ids(files.folder) == ["chatcmpl-3"]
     files.close()
@@ -139,7 +170,7 @@ def test_a_line_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
             with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
                 files.append(line(answer(2)))
     files.append(line(answer(3)))
-    with pytest.raises(OSError, match="more than a file of the log holds"):
+    with pytest.raises(TooLarge, match="--request-log-size"):
         files.append(line(answer(4, text="x" * SIZE)))
     files.close()
     assert ids(tmp_path) == ["chatcmpl-1", "chatcmpl-3"]
