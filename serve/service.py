@@ -75,8 +75,9 @@ class Service:
         *,
         stored: StoredResponses | None = None,
         turns: AbstractContextManager[None] | None = None,
+        log: RequestLog | None = None,
     ) -> None:
-        """`stored` and `turns`: what this base shares with others of the same server."""
+        """`stored`, `turns` and `log`: what this base shares with others of the same server."""
         self.base = base
         self.registry = registry
         self.follower = follower
@@ -94,7 +95,7 @@ class Service:
             self.bring(reference)
             self.loaded.load(reference, None, pinned=True)
         self.metrics = Metrics(self.engine.snapshot, self._residents)
-        self.log = self._open_log()
+        self.log = log
         # rooms of their own for what takes long, so that it never fills the one where all others are read
         self.forms = ThreadPoolExecutor(PROCESSES, "forms", compute_alone)
         self.loading = ThreadPoolExecutor(LOADS, "loading", compute_alone)
@@ -106,16 +107,12 @@ class Service:
         self.http = http
         self.reader.max_tokens = http.max_tokens
         self.stored.most = http.stored_responses
-        if self.log is not None:
-            self.log.logs_all = http.request_log_all
 
     def close(self) -> None:
-        """End what reads, compiles and logs, once what is to be logged is."""
+        """End what reads and compiles."""
         for room in (self.forms, self.loading, self.bringing):
             room.shutdown(wait=False, cancel_futures=True)
         self.reader.grammars.close()
-        if self.log is not None:
-            self.log.close()
 
     def read(self, model: str) -> ModelRef:
         """Which weights a name stands for. Raises ModelNotFound, BadParameter."""
@@ -342,12 +339,6 @@ class Service:
         encode = partial(self.reader.prompts.encoder.encode, add_special_tokens=False)
         weight = self.base.model.get_input_embeddings().weight
         return Routing(self.registry, self.base.info, Embeddings(encode, weight), self.http, self.bring)
-
-    def _open_log(self) -> RequestLog | None:
-        if self.http.request_log is None:
-            return None
-        all_of_them, size = self.http.request_log_all, self.http.request_log_size
-        return RequestLog(self.http.request_log, size, logs_all=all_of_them, note=self.metrics.note_logged)
 
     def _salt(self, body: Asked, key: Key | None) -> str:
         """What keeps apart the prefixes of those that do not share them."""

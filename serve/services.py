@@ -18,6 +18,7 @@ from serve.answers.stored import StoredResponses
 from serve.engine.options import EngineOptions
 from serve.errors import BadParameter, ModelNotFound
 from serve.follow import Follower
+from serve.log.log import RequestLog
 from serve.options import HttpOptions
 from serve.requests.model_ref import AUTO, read_model
 from serve.service import Service
@@ -43,6 +44,10 @@ class Services:
             options = share(options or EngineOptions.on(device), len(bases))
         http = http or HttpOptions()
         stored = StoredResponses(http.stored_responses)
+        self.log = None  # one for all bases: feedback comes behind the answers that it is about
+        if http.request_log is not None:
+            all_of_them, size = http.request_log_all, http.request_log_size
+            self.log = RequestLog(http.request_log, size, logs_all=all_of_them, note=self._note_logged)
         turns = Turns() if len(bases) > 1 else nullcontext()
         self.registry = registry
         self.follower = follower
@@ -61,6 +66,7 @@ class Services:
                 follower,
                 stored=stored,
                 turns=turns,
+                log=self.log,
             )
             for base in bases
         ]
@@ -98,8 +104,20 @@ class Services:
             return self.first
         return self._known(model) or await asyncio.to_thread(self._brought, model) or self.first
 
+    def close(self) -> None:
+        """End what reads, compiles and logs, once what is to be logged is."""
+        for service in self.all:
+            service.close()
+        if self.log is not None:
+            self.log.close()
+
+    def _note_logged(self, kind: str, is_written: bool) -> None:
+        self.first.metrics.note_logged(kind, is_written)
+
     def apply(self, http: HttpOptions) -> None:
         """See Service.apply: of what may change, nothing is one base's alone."""
+        if self.log is not None:
+            self.log.logs_all = http.request_log_all
         for service in self.all:
             own = service.http
             http = replace(http, router_threshold=own.router_threshold, router_allows=own.router_allows)

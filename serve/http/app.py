@@ -79,7 +79,7 @@ def create_app(
         for service in services:
             await asyncio.to_thread(service.loop.stop)
             await asyncio.to_thread(service.leases.stop)
-            await asyncio.to_thread(service.close)
+        await asyncio.to_thread(services.close)
         if traces is not None:
             await asyncio.to_thread(traces.close)
         library.jobs.close()

@@ -19,6 +19,7 @@ from serve.http.app import create_app
 from serve.options import HttpOptions
 from serve.server import DrainingServer, http_config
 from serve.service import Service
+from serve.services import Services
 from tests.patience import PATIENCE
 from tests.serve.adapter_makers import served_registry
 
@@ -52,7 +53,8 @@ class Server:
         self.health_headers: dict[str, str] = {}  # where keys are needed, one that may see the engine's numbers
         http = replace(http or HttpOptions(), drain=0.2)
         app = create_app(base, registry=registry, options=options, http=http)
-        self.service: Service = app.state.services.first
+        self.services: Services = app.state.services
+        self.service: Service = self.services.first
         self._uvicorn = DrainingServer(http_config(app, port=0), app.state.services, lambda: None)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()

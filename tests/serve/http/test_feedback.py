@@ -106,10 +106,10 @@ def test_all_chats_are_logged_where_their_operator_wants_it(logging_all: Logging
         assert response.headers["x-qhub-logged"] == record["id"] == response.json().get("id", record["id"])
         assert (record["messages"], record["is_asked"]) == (CHAT["messages"], False)
         assert logging_all.rate(record["id"], rating=1).status_code == 200
-    service = logging_all.server.service
-    service.apply(replace(service.http, request_log_all=False))  # as SIGHUP does
+    services, http = logging_all.server.services, logging_all.server.service.http
+    services.apply(replace(http, request_log_all=False))  # as SIGHUP does
     assert "x-qhub-logged" not in logging_all.post("/v1/chat/completions", CHAT).headers
-    service.apply(replace(service.http, request_log_all=True))
+    services.apply(replace(http, request_log_all=True))
     assert records[0]["metadata"] is None
     assert "16 keys" in records[0]["metadata_left_out"]
 
