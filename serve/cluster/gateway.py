@@ -50,6 +50,7 @@ FORWARDED: dict[tuple[str, str], Access] = {
             "/v1/chat/completions",
             "/v1/completions",
             "/v1/responses",
+            "/v1/feedback",
             "/v1/messages",
             "/v1/messages/count_tokens",
             "/v1/embeddings",

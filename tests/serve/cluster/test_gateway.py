@@ -231,6 +231,13 @@ def test_every_endpoint_of_the_server_is_one_of_the_gateway(gateway: Gateway, lo
     assert theirs.items() <= ours.items()
 
 
+def test_feedback_is_refused_with_the_way_out(gateway: Gateway) -> None:
+    """No replica keeps a request log, and each says who does."""
+    refused = gateway.http.post("/v1/feedback", json={"id": "chatcmpl-1", "rating": 1})
+    assert refused.status_code == 404
+    assert "qhub serve --request-log" in refused.json()["error"]["message"]
+
+
 def test_what_all_replicas_say(gateway: Gateway) -> None:
     """Metrics name the replica of each value, adapters where they are, and health counts replicas."""
     for model in ("alpha", "beta", "gamma", "delta"):
