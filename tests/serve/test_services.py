@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from adapterhub_local.base.add import add_base
 from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.base.load import load_base
+from adapterhub_local.data.answer_log import read_log
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home
@@ -64,7 +65,8 @@ def registry(bases: list[BaseInfo], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def both(bases: list[BaseInfo], registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server of both bases."""
-    http = HttpOptions(pins=("beta", "delta@prod"), lora_root=tmp_path_factory.mktemp("folders"))
+    folder, log = (tmp_path_factory.mktemp(name) for name in ("folders", "log"))
+    http = HttpOptions(pins=("beta", "delta@prod"), lora_root=folder, request_log=log)
     running = Server([load_base(info, device="cpu") for info in bases], registry, http=http)
     yield running
     running.stop()
@@ -77,6 +79,18 @@ def alone(bases: list[BaseInfo], registry: Registry) -> Iterator[list[Server]]:
     yield found
     for each in found:
         each.stop()
+
+
+def test_both_bases_have_one_request_log(both: Server) -> None:
+    """An answer of either can be rated as soon as it is there, and its record names the base."""
+    names = ["alpha", "gamma", "tiny", "second"]
+    for model in names:
+        answer = both.http.post("/v1/chat/completions", json=ASK | {"model": model, "store": True}).json()
+        assert both.http.post("/v1/feedback", json={"id": answer["id"], "rating": 1}).status_code == 200
+    assert both.service.http.request_log is not None
+    records = [entry.record for entry in read_log(both.service.http.request_log) if entry.record is not None]
+    bases = [record["base"]["name"] for record in records if record["kind"] == "answer"]
+    assert (bases, len(records)) == (["tiny", "second"] * 2, 8)
 
 
 def write_folder(folder: Path, shapes: dict[str, tuple[int, int]]) -> None:
