@@ -4,6 +4,7 @@ A field made by `option` is checked by `check_options`, is shown by `--help` thr
 from what the command was given through `chosen`. Fields without it have no option.
 """
 
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -59,6 +60,8 @@ def check_options(table: Any) -> None:
         value = getattr(table, name)
         if value is None:
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} is {value}: it must be a number of finite size")
         if known.low is not None and not value >= known.low:
             raise InputError(f"{name} is {value}: it must be at least {known.low:g}")
         if known.above is not None and not value > known.above:

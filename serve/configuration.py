@@ -22,10 +22,12 @@ NOT_IN_A_FILE = ("config", "help")
 def read_file(path: Path, command: click.Command) -> dict[str, Any]:
     """The options that a file gives, as click takes them for defaults. Raises InputError with the file and the key."""
     try:
-        table = tomllib.loads(path.read_text())
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a file that can be read again: write the options into one")
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
     known = {
         flag.removeprefix("--"): option
@@ -57,8 +59,14 @@ def _value(value: Any, option: click.Option, path: Path, name: str) -> Any:
     texts = value if option.multiple and isinstance(value, list) else [value]
     if any(isinstance(text, dict | list | bool) for text in texts):
         raise InputError(f"{path}: '{name}' is {value!r}: write it as on the command line")
+    if any("\0" in str(text) for text in texts):
+        raise InputError(f"{path}: '{name}' has a character NUL, which no option may have")
     if isinstance(option.type, click.Path):
+        if "" in texts:
+            raise InputError(f"{path}: '{name}' is empty: it must be a path")
         texts = [path.parent / str(text) for text in texts]
+    elif option.name == "remote" and str(texts[0]).startswith("."):
+        texts = [path.parent / texts[0]]
     return [str(text) for text in texts] if option.multiple else str(texts[0])
 
 
@@ -102,9 +110,21 @@ class Command(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         given = list(args)
-        context = super().make_context(info_name, args, parent, **extra)
+        try:
+            context = super().make_context(info_name, args, parent, **extra)
+        except click.BadParameter as error:
+            raise _with_place(error) from None
         context.meta[GIVEN] = given
         return context
+
+
+def _with_place(error: click.BadParameter) -> click.UsageError:
+    """The error, with the file if the value that is wrong stands there."""
+    context, option = error.ctx, error.param
+    if context is None or option is None or option.name not in (context.default_map or {}):
+        return error
+    flag = option.opts[0].removeprefix("--")
+    return click.UsageError(f"{context.params['config']}: '{flag}': {error.message}", context)
 
 
 def from_file(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:

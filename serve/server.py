@@ -117,6 +117,8 @@ def run_server(
     reach it and there is no API key, and what reading a remote for the first time raises.
     """
     infos = check_bases([choose_base(name, settings.home(), "the server") for name in names or (None,)])
+    if not has_terminal():  # until the server answers: the signal would end it
+        signal.signal(signal.SIGHUP, lambda *_: None)
     shown = " and ".join(info.name for info in infos)
     if tls is not None:
         tls.check()
@@ -166,6 +168,9 @@ def run_server(
             forwarded_allow_ips=list(http.forwarded),
             **(tls.uvicorn() if tls is not None else {}),
         )
+        config.load()
+        if config.ssl is not None:
+            Tls.prepare(config.ssl)
         services: Services = app.state.services
 
         def reread() -> None:
@@ -192,7 +197,7 @@ def _reread(
         try:
             http, changed, later = configuration.reread(services.first.http)
         except InputError as error:
-            yield f"nothing changed: {error}"
+            yield f"no option changed: {error}"
         else:
             services.apply(http)
             yield "; ".join(changed) or "no option changed"
@@ -201,7 +206,7 @@ def _reread(
     if tls is not None and config.ssl is not None:
         try:
             tls.refresh(config.ssl)
-            yield f"new connections get the certificate of {tls.certificate}"
+            yield f"new connections get the certificate of {tls.certificate} as it is now"
         except InputError as error:
             yield f"the certificate stays: {error}"
 

@@ -106,7 +106,7 @@ class Service:
         """Have requests that come from now on treated as other options say, of which some count at the start alone."""
         self.http = http
         self.reader.max_tokens = http.max_tokens
-        self.stored.most = http.stored_responses
+        self.stored.resize(http.stored_responses)
 
     def close(self) -> None:
         """End what reads and compiles."""

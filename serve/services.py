@@ -13,7 +13,9 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.errors import InputError, QhubError
+from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.split import split_of
 from serve.answers.stored import StoredResponses
 from serve.engine.options import EngineOptions
 from serve.errors import BadParameter, ModelNotFound
@@ -156,7 +158,10 @@ class Services:
         return True
 
     def _look(self, model: str) -> BaseInfo | None:
-        """The base that `model` names, or that its adapters were made for."""
+        """The base that `model` names, or that its adapters were made for.
+
+        Raises BadParameter for a name whose traffic is split between bases: which of them is a user's is not known yet.
+        """
         for info in self._infos:
             if model == info.name or model.startswith(f"{info.name}:"):
                 return info
@@ -164,17 +169,24 @@ class Services:
             mix = read_model(model, "").mix
         except (ModelNotFound, BadParameter):
             return None
-        for reference, _ in mix.terms if mix is not None else ():
-            try:
-                origin = Origin(self.registry.resolve(reference).base_fingerprint)
-            except QhubError:
-                continue
-            answers = [(belongs(origin, info), info) for info in self._infos]
-            for level in ("exact", "named", "shapes"):
-                for answer, info in answers:
-                    if answer.level == level:
-                        return info
-        return None
+        terms = [reference for reference, _ in mix.terms] if mix is not None else []
+        if len(terms) == 1 and str(terms[0]) == model and (sides := split_of(self.registry, model)):
+            terms = [Reference(model, alias=alias) for alias, _ in sides]
+            found = [info for info in map(self._base_of, terms) if info is not None]
+            if any(info.name != found[0].name for info in found):
+                message = f"the traffic of '{model}' is split between versions for several bases: ask for one of them"
+                raise BadParameter(f"{message}, such as '{terms[0]}'", "model")
+        return next(filter(None, map(self._base_of, terms)), None)
+
+    def _base_of(self, reference: Reference) -> BaseInfo | None:
+        """The base that a version was made for, None if there is none of either."""
+        try:
+            origin = Origin(self.registry.resolve(reference).base_fingerprint)
+        except QhubError:
+            return None
+        answers = [(belongs(origin, info).level, info) for info in self._infos]
+        fitting = [info for level in ("exact", "named", "shapes") for found, info in answers if found == level]
+        return fitting[0] if fitting else None
 
 
 class Turns(AbstractContextManager[None]):

@@ -25,19 +25,31 @@ class Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._load(context)
         if self.ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
             try:
                 context.load_verify_locations(self.ca)
             except (OSError, ssl.SSLError) as error:
                 raise InputError(f"{self.ca} cannot be read as certificates: {_reason(error)}") from None
         return context
 
+    @staticmethod
+    def prepare(context: ssl.SSLContext) -> None:
+        """Have every connection to a server begin anew: a resumed one would not show its certificate again."""
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+
     def refresh(self, context: ssl.SSLContext) -> None:
-        """Have connections that begin from now on get the certificate that the files have now; those that run go on.
+        """Have connections that begin from now on see the files as they are now; those that run go on.
 
         Raises InputError about files that cannot be used; the old certificate stays then.
         """
-        self.check()  # apart: a certificate without its key would leave the context with neither
-        self._load(context)
+        # a context of its own: in the old one a certificate of another kind of key would stand beside the old one
+        fresh = self.check()
+
+        def change(connection: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:
+            connection.context = fresh
+
+        context.sni_callback = change  # called for clients that name no server, too
 
     def uvicorn(self) -> dict[str, Any]:
         """How uvicorn names it."""
@@ -71,6 +83,10 @@ def _no_password() -> str:
 def _reason(error: OSError) -> str:
     reasons = {
         "KEY_VALUES_MISMATCH": "the key is of another certificate",
+        "NO_CERTIFICATE_ASSIGNED": "the key is of another certificate",
+        "KEY_TYPE_MISMATCH": "the key is of another certificate",
+        "NO_CERTIFICATE_OR_CRL_FOUND": "there is no certificate in it",
+        "EE_KEY_TOO_SMALL": "its key is too short to be safe",
         "NO_START_LINE": "there is no PEM text in it",
         "PEM lib": "there is no PEM text in it, or no private key",
     }

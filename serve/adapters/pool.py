@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from adapterhub_local.errors import Incompatible
 from adapterhub_local.registry import Version
 from serve.adapters.leases import Leases
-from serve.adapters.mixture import Mixture, label_of, mixed_factors
+from serve.adapters.mixed import mixed_factors
+from serve.adapters.mixture import Mixture, label_of
 from serve.adapters.reader import AdapterReader
 from serve.adapters.record import AdapterStatus, Label, Record, Records, State
 from serve.adapters.source import Source

@@ -1,13 +1,17 @@
 """Record: all that is known of one adapter's content, by its digest; and the table of these."""
 
+from __future__ import annotations
+
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from serve.lora.product import Factors, Slot
+if TYPE_CHECKING:  # they load torch, which a gateway does without
+    from serve.lora.product import Factors, Slot
 
 MAX_REMEMBERED = 10_000  # adapters that are not here any more, but were used
 

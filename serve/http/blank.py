@@ -18,6 +18,7 @@ def blank_app(lifespan: Lifespan, *, root_path: str = "") -> FastAPI:
     app = FastAPI(
         title=PACKAGE, version=installed(PACKAGE), lifespan=lifespan, root_path=root_path,
         docs_url=None, redoc_url=None, openapi_url=None,
+        redirect_slashes=False,  # `front` takes a slash at the end away: it would come back for ever
     )  # fmt: skip
     read_apart(app)
     return app

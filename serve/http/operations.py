@@ -12,11 +12,13 @@ from serve.adapters.source import Source
 from serve.answers.models import Target, adapter_entry
 from serve.auth import allowed_by, check_models, sees_keys_by
 from serve.console.session import HOME
+from serve.errors import BadParameter
 from serve.http.blank import PACKAGE
 from serve.http.failures import paths_of
 from serve.http.respond import weights_headers
 from serve.labelled import labelled
 from serve.requests.generation import LoadRequest, UnloadRequest
+from serve.requests.model_ref import AUTO
 from serve.service import Service
 from serve.services import Services
 
@@ -82,8 +84,12 @@ def add_operations(app: FastAPI, services: Services) -> None:
     def adapters(request: Request) -> dict[str, Any]:
         """Every adapter in memory or used since the start that the request's key may ask: state, memory and use."""
         allows = allowed_by(key_of(request))
-        known = [status for service in services for status in service.adapters()]
-        shown = [adapter_entry(status) for status in known if all(map(allows, status.label.names))]
+        shown = [
+            adapter_entry(status) | ({"base": service.base.info.name} if len(services.all) > 1 else {})
+            for service in services
+            for status in service.adapters()
+            if all(map(allows, status.label.names))
+        ]
         return {"object": "list", "data": shown}
 
     @app.post("/v1/load_lora_adapter")
@@ -136,12 +142,26 @@ def _metrics(services: Services, key: Key | None) -> str:
 
 
 def _load_folder(services: Services, body: LoadRequest) -> tuple[Service, Source]:
-    """A folder as an adapter of the base that it fits. Raises Incompatible if it fits none."""
-    *others, last = services
+    """A folder as an adapter of the first base that it fits. Raises Incompatible if it fits none.
+
+    Its name is one over all bases: what another base held under it is dropped when it is replaced.
+    """
     name, path = body.lora_name, body.lora_path
+    if name == AUTO or name in {service.base.info.name for service in services}:
+        message = f"'{name}' is a model that is served here already: give the adapter another name"
+        raise BadParameter(message, "lora_name")
+    before = next((service for service in services if service.loaded.find(name) is not None), None)
+    if before is not None and not body.load_inplace:
+        before.loaded.load(name, path)  # which refuses it
+    *others, last = services
     for service in others:
         try:
-            return service, service.loaded.load(name, path, replace=body.load_inplace, pinned=body.pinned)
+            found = service, service.loaded.load(name, path, replace=body.load_inplace, pinned=body.pinned)
+            break
         except Incompatible:
             continue
-    return last, last.loaded.load(name, path, replace=body.load_inplace, pinned=body.pinned)
+    else:
+        found = last, last.loaded.load(name, path, replace=body.load_inplace, pinned=body.pinned)
+    if before is not None and before is not found[0]:
+        before.loaded.unload(name)
+    return found

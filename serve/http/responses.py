@@ -29,8 +29,12 @@ def add_responses(app: FastAPI, services: Services) -> None:
 
     @app.get("/v1/responses/{response_id}")
     @access(Scope.INFER)
-    def stored(response_id: str, request: Request) -> dict[str, Any]:
+    def stored(response_id: str, request: Request, stream: bool = False) -> dict[str, Any]:
         """An answer that is stored."""
+        if stream:
+            raise BadParameter(
+                "an answer that is stored is complete, and is not streamed again: leave it out", "stream"
+            )
         return _shelf(services, request).find(response_id).response
 
     @app.delete("/v1/responses/{response_id}")

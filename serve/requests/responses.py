@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
 
 from serve.errors import BadParameter
 from serve.requests.body_part import BodyPart, Carried, Whole, is_empty
@@ -164,6 +164,18 @@ class ResponsesRequest(BodyPart):
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_halves(cls, value: Any) -> Any:
+        """Half of a surrogate pair is not text, and what is given back and stored must be."""
+        for name, each in value.items() if isinstance(value, dict) else ():
+            try:
+                to_json([name, each])
+            except PydanticSerializationError:
+                message = "a text has half of a surrogate pair, which is not text"
+                raise PydanticCustomError("value_error", message, {"param": str(name)[:80]}) from None  # type: ignore[arg-type]
+        return value
+
     @model_validator(mode="after")
     def _refuse_absent(self) -> "ResponsesRequest":
         for name, value in (self.model_extra or {}).items():
@@ -183,12 +195,14 @@ class ResponsesRequest(BodyPart):
         given = [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         seen = {item.id for item in items}
         for item in given:
-            if isinstance(item, ReferenceItem):
-                if item.id in seen:
-                    raise BadParameter(f"item '{item.id[:80]}' comes twice", "input")
-                seen.add(item.id)
-                item = memory.item(item.id)
-            items.append(item)
+            if not isinstance(item, ReferenceItem):
+                # its id is the client's word, which must not stand for what is stored under it
+                items.append(item.model_copy(update={"id": None}))
+                continue
+            if item.id in seen:
+                raise BadParameter(f"item '{item.id[:80]}' comes twice", "input")
+            seen.add(item.id)
+            items.append(memory.item(item.id))
         return items
 
     def chat(self, conversation: Sequence[Item]) -> ChatRequest:

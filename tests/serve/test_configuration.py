@@ -1,8 +1,10 @@
 """Options from a file, https, and SIGHUP, which has both read again while answers go on."""
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -60,14 +62,15 @@ def test_a_file_stands_for_options(tmp_path: Path) -> None:
     """Each kind of option as it is written on the command line, which goes before it; paths count from the file."""
     path = tmp_path / "serve.toml"
     path.write_text(
-        'base = "tiny"\nport = 8123\ntimeout = 5\nkv_cache = "64MiB"\nmax-body = 2048\nallow-host = ["a", "b"]\n'
+        '\ufeffbase = "tiny"\nport = 8123\ntimeout = 5\nkv_cache = "64MiB"\nmax-body = 2048\nallow-host = ["a", "b"]\n'
         'share-prefixes = true\nlora-root = "adapters"\naccess-log = false\n'
+        'remote = "../team"\n'
     )
     found = parsed("--config", str(path), "--timeout", "7").params
     plain = parsed(
         *["--base", "tiny", "--port", "8123", "--timeout", "7", "--kv-cache", "64MiB", "--max-body", "2048"],
         *["--allow-host", "a", "--allow-host", "b", "--share-prefixes", "--no-access-log"],
-        *["--lora-root", str(tmp_path / "adapters"), "--config", str(path)],
+        *["--lora-root", str(tmp_path / "adapters"), "--config", str(path), "--remote", str(tmp_path / "../team")],
     ).params
     assert found == plain
     assert (found["timeout"], found["hosts"], found["max_body"]) == (7.0, ("a", "b"), 2048)
@@ -89,7 +92,14 @@ def test_a_file_stands_for_options(tmp_path: Path) -> None:
         ("timeout = -1", "-1"),
         ("port = 'many'", "'many' is not a valid integer"),
         ("kv-cache = 'much'", "much"),
-        ("dtype = 'int4'", "int4"),
+        ("dtype = 'int4'", "serve.toml: 'dtype': 'int4' is not one of"),
+        ("timeout = '1h'", "serve.toml: 'timeout': '1h' is not a valid float"),
+        ("timeout = inf", "timeout is inf: it must be a number of finite size"),
+        ("drain = nan", "drain is nan"),
+        ("max-tokens = " + "9" * 5000, "is not TOML"),
+        ("allow-host = " + "[" * 5000, "is not TOML"),
+        ('lora-root = "a\\u0000b"', "has a character NUL"),
+        ("uds = ''", "'uds' is empty: it must be a path"),
     ],
 )
 def test_what_a_file_may_not_say(tmp_path: Path, text: str, says: str) -> None:
@@ -102,6 +112,9 @@ def test_what_a_file_may_not_say(tmp_path: Path, text: str, says: str) -> None:
     assert says in f"{result.exception} {result.output}"
     gone = CliRunner().invoke(command, ["--config", str(tmp_path / "none.toml")])
     assert "No such file" in str(gone.exception)
+    os.mkfifo(tmp_path / "pipe")  # it could be read once, and would hold up the server the second time
+    pipe = CliRunner().invoke(command, ["--config", str(tmp_path / "pipe")])
+    assert "pipe is not a file that can be read again" in str(pipe.exception)
 
 
 def test_what_may_change_while_a_server_runs(tmp_path: Path) -> None:
@@ -163,7 +176,7 @@ def test_https_and_a_signal_that_has_everything_read_again(tiny_base: BaseInfo, 
             reported = hang_up(process, 2)
             assert reported == [
                 "SIGHUP: max-tokens is 20, was 400",
-                f"SIGHUP: new connections get the certificate of {old}",
+                f"SIGHUP: new connections get the certificate of {old} as it is now",
             ]
             events = [line for line in lines if line]
         assert events[-1] == "data: [DONE]"
@@ -176,21 +189,62 @@ def test_https_and_a_signal_that_has_everything_read_again(tiny_base: BaseInfo, 
 
 
 @needs_openssl
+def test_a_certificate_of_another_kind_of_key(tiny_base: BaseInfo, tmp_path: Path) -> None:
+    """Elliptic, then RSA, then elliptic again: each client sees the present one alone, whatever it can read."""
+    live, key = make_certificate(tmp_path, "live")
+    with serving("--ssl-certfile", str(live), "--ssl-keyfile", str(key)) as (process, url):
+        port = url.split(":")[2].split("/")[0]
+        for kind, name in (("rsa:2048", "second"), ("ec", "third")):
+            for made, there in zip(make_certificate(tmp_path, name, kind=kind), (live, key), strict=True):
+                shutil.copy(made, there)
+            assert hang_up(process, 2)[1].endswith("as it is now")
+            for option in ([], ["-tls1_2"], ["-noservername"]):
+                shown = subprocess.run(
+                    ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", *option],
+                    input="", capture_output=True, text=True, timeout=PATIENCE,
+                ).stdout  # fmt: skip
+                assert f"CN = {name}" in shown or f"CN={name}" in shown, option
+
+
+@needs_openssl
 def test_clients_that_must_show_a_certificate(tiny_base: BaseInfo, tmp_path: Path) -> None:
     """With --ssl-ca-certs who has none does not get in."""
     certificate, key = make_certificate(tmp_path, "server")
     theirs, their_key = make_certificate(tmp_path, "client")
     files = ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key), "--ssl-ca-certs", str(theirs)]
-    with serving(*files) as (_, url):
-        for shown, is_let_in in ((None, False), ((certificate, key), False), ((theirs, their_key), True)):
-            trusting = ssl.create_default_context(cafile=str(certificate))
-            if shown is not None:
-                trusting.load_cert_chain(*shown)
-            try:
-                found = httpx.get(f"{url}/models", verify=trusting, timeout=PATIENCE, trust_env=False).status_code
-            except httpx.HTTPError:
-                found = 0
-            assert found == (200 if is_let_in else 0)
+    others, other_key = make_certificate(tmp_path, "other")
+    trusting = ssl.create_default_context(cafile=str(certificate))
+
+    def let_in(*shown: Path) -> bool:
+        mine = ssl.create_default_context(cafile=str(certificate))
+        if shown:
+            mine.load_cert_chain(*shown)
+        try:
+            return httpx.get(f"{url}/models", verify=mine, timeout=PATIENCE, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    with serving(*files) as (process, url):
+        assert [let_in(), let_in(certificate, key), let_in(theirs, their_key)] == [False, False, True]
+        trusting.load_cert_chain(theirs, their_key)
+        address = ("127.0.0.1", int(url.split(":")[2].split("/")[0]))
+        said, before = _by_session(trusting, address, None)
+        assert b"200 OK" in said
+        shutil.copy(others, theirs)  # who was let in before is not any more, by no session either
+        assert hang_up(process, 2)[1].endswith("as it is now")
+        assert [let_in(), let_in(others, other_key)] == [False, True]
+        assert _by_session(trusting, address, before)[0] == b""
+
+
+def _by_session(
+    trusting: ssl.SSLContext, address: tuple[str, int], session: ssl.SSLSession | None
+) -> tuple[bytes, ssl.SSLSession | None]:
+    """What a server says to a client that resumes a session, if it says anything, and the session to resume next."""
+    with contextlib.suppress(OSError), socket.create_connection(address) as plain:
+        known = trusting.wrap_socket(plain, server_hostname=address[0], session=session)
+        known.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return known.read(), known.session
+    return b"", None
 
 
 @needs_openssl

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +21,7 @@ from adapterhub_local.base.load import load_base
 from adapterhub_local.data.answer_log import read_log
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.registry import Registry
+from adapterhub_local.registry.split import set_split
 from adapterhub_local.settings import Home
 from adapterhub_local.settings import home as home_at
 from serve.__main__ import command
@@ -221,6 +223,46 @@ def test_folders_are_loaded_for_the_base_that_they_fit(both: Server, bases: list
     answer = both.http.post("/v1/load_lora_adapter", json={"lora_name": "neither", "lora_path": "neither"})
     assert answer.status_code == 400
     assert "does not fit the base" in answer.text
+
+
+def test_a_name_is_one_over_all_bases(both: Server, bases: list[BaseInfo]) -> None:
+    """A folder takes no served model's name, none that another base holds, and replaces what another base held."""
+    root = both.service.http.lora_root
+    assert root is not None
+    for name, info in (("one", bases[0]), ("two", bases[1])):
+        write_folder(root / name, llama_shapes(AutoConfig.from_pretrained(info.folder)))
+
+    def load(name: str, path: str, **how: bool) -> httpx.Response:
+        return both.http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path, **how})
+
+    def base_of(name: str) -> str | None:
+        return both.http.post("/v1/chat/completions", json={"model": name, **ASK}).headers.get("X-Qhub-Base")
+
+    for name in ("tiny", "second", "auto"):
+        for path in ("one", "two"):
+            refused = load(name, path)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "lora_name"), refused.text
+    assert [load("mine", "two").status_code, base_of("mine")] == [200, "second"]
+    assert load("mine", "one").status_code == 400
+    assert "already been loaded" in load("mine", "two").text
+    assert [load("mine", "one", load_inplace=True).status_code, base_of("mine")] == [200, "tiny"]
+    assert [model["id"] for model in both.http.get("/v1/models").json()["data"]].count("mine") == 1
+    assert both.http.post("/v1/unload_lora_adapter", json={"lora_name": "mine"}).status_code == 200
+    assert base_of("mine") is None
+
+
+def test_traffic_is_not_split_between_bases(both: Server, registry: Registry) -> None:
+    """Whose side a user is on is not known yet when a base is chosen: refused, with what to ask for."""
+    registry.set_alias("moved", "old", 1)
+    registry.set_alias("moved", "new", 2)
+    set_split(registry, "moved", [("old", 50), ("new", 50)])
+    answer = both.http.post("/v1/chat/completions", json={"model": "moved", **ASK})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+    assert "split between versions for several bases: ask for one of them, such as 'moved@old'" in answer.text
+    for name, base in (("old", "tiny"), ("new", "second")):
+        asked = both.http.post("/v1/chat/completions", json={"model": f"moved@{name}", **ASK})
+        assert asked.headers["X-Qhub-Base"] == base
+    set_split(registry, "moved", [])
 
 
 def test_a_router_is_asked_for_its_base(bases: list[BaseInfo], tmp_path: Path) -> None:

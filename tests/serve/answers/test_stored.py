@@ -1,5 +1,7 @@
 """Stored answers of /v1/responses: what goes on from them, what their key alone sees, and how many are kept."""
 
+import json
+import tracemalloc
 from pathlib import Path
 
 import openai
@@ -14,7 +16,7 @@ from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from serve.answers.stored import SECONDS, StoredResponses
 from serve.options import HttpOptions
-from serve.requests.responses import MessageItem
+from serve.requests.responses import MessageItem, ResponsesRequest
 from tests.serve.conftest import Server
 
 ASK = {"model": "alpha", "max_output_tokens": 12, "temperature": 0}
@@ -104,10 +106,53 @@ def test_what_is_not_to_be_stored_is_not(server: Server) -> None:
     assert answer.store is False
     with pytest.raises(openai.NotFoundError):
         server.client.responses.retrieve(answer.id)
-    number = len(server.service.stored._stored)
+    number = len(server.service.stored._holders)
     with pytest.raises(openai.BadRequestError, match="context"):
         server.client.responses.create(**{**ASK, "max_output_tokens": 10**6}, input="Hello")
-    assert len(server.service.stored._stored) == number
+    assert len(server.service.stored._holders) == number
+
+
+def test_an_id_stands_for_what_the_server_gave_it_to(server: Server) -> None:
+    """A client's item with the id of a stored one does not take its place, and ids that it repeats are two items."""
+    ask = server.client.responses.create
+    first = ask(**ASK, input="Hello")
+    said = first.output[0]
+    ask(**ASK, input=[FIRST, {"id": said.id, "role": "assistant", "content": "something else"}, MORE])
+    honest = ask(**ASK, input=[FIRST, said.model_dump(), MORE])
+    referring = ask(**ASK, input=[FIRST, reference(said), MORE])
+    assert referring.usage.input_tokens == honest.usage.input_tokens
+    twice = ask(**ASK, input=[{"id": "x", **FIRST}, {"id": "x", **MORE}, FIRST])
+    pages = server.client.responses.input_items.list(twice.id, limit=1, order="asc")
+    assert [item.content[0].text for item in pages] == ["Hello", "More", "Hello"]
+
+
+def test_what_a_later_answer_shares_outlives_it(server: Server) -> None:
+    """An item of a stored answer can be referred to, though a newer answer that had it was deleted."""
+    ask = server.client.responses.create
+    first = ask(**ASK, input="Hello")
+    server.client.responses.delete(ask(**ASK, input="More", previous_response_id=first.id).id)
+    assert ask(**ASK, input=[FIRST, reference(first.output[0]), MORE]).usage.input_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"user": "\ud800"}, "user"),
+        ({"metadata": {"a": "x\udfff"}}, "metadata"),
+        ({"metadata": {"\ud800": "x"}}, "metadata"),
+        ({"input": [{"type": "function_call_output", "call_id": "\ud800", "output": "x"}]}, "input"),
+        ({"input": [{**FIRST, "id": "\ud800"}]}, "input"),
+        ({"text": {"format": {"type": "json_schema", "name": "\ud800", "schema": {}}}}, "text"),
+        ({"instructions": "\ud800"}, "instructions"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_character_is_refused(server: Server, change: dict, param: str, stream: bool) -> None:
+    """It could neither be given back nor stored: a 400 before anything runs, wherever it stands."""
+    body = json.dumps({**ASK, "input": "Hello", "stream": stream, **change})
+    answer = server.http.post("/v1/responses", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+    assert "half of a surrogate pair" in answer.json()["error"]["message"]
 
 
 def test_an_item_is_given_once(server: Server) -> None:
@@ -164,7 +209,8 @@ def test_a_server_that_stores_nothing(built_base: Path, served_registry: Registr
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("kfw"), st.sampled_from("ab"), st.integers(0, 9)), max_size=60))
 def test_no_more_is_kept_than_is_said(steps: list[tuple[str, str, int]]) -> None:
-    """Whatever is kept, dropped and waited for: the newest answers, young ones, and items of what is there alone."""
+    """Whatever is kept, dropped and waited for: young answers, the oldest of who has most going first, and no items
+    but theirs."""
     now = [0.0]
     store = StoredResponses(4, clock=lambda: now[0])
     kept: dict[tuple[str, str], float] = {}
@@ -175,30 +221,57 @@ def test_no_more_is_kept_than_is_said(steps: list[tuple[str, str, int]]) -> None
             kept[owner, f"r{number}"] = now[0]
         elif step == "f" and kept:
             at = list(kept)[what % len(kept)]
-            if at in list(kept)[-4:] and kept[at] + SECONDS > now[0]:
-                store.forget(*at)
+            store.forget(*at)
             del kept[at]
         else:
             now[0] += what * SECONDS / 8
-        kept = {at: since for at, since in list(kept.items())[-4:] if since + SECONDS > now[0]}
+        kept = {at: since for at, since in kept.items() if since + SECONDS > now[0]}
+        if len(kept) > 4:
+            counts = {each: sum(owner_ == each for owner_, _ in kept) for each in "ab"}
+            most = [each for each in counts if counts[each] == max(counts.values())]
+            gone = [at for at in kept if at[0] in most and at not in [(o, n) for o in "ab" for n in store._stored[o]]]
+            assert len(gone) == 1
+            assert gone[0] == next(at for at in kept if at[0] == gone[0][0])
+            del kept[gone[0]]
         for at in [(owner, f"r{place}") for owner in "ab" for place in range(number + 1)]:
             if at in kept:
                 assert store.find(*at).response["id"] == at[1]
             else:
                 with pytest.raises(NotFound):
                     store.find(*at)
-        assert store._size == sum(found.size for found in store._stored.values())
-        assert set(store._items) == {
-            (owner, item["id"]) for (owner, _), found in store._stored.items() for item in found.items
-        }
+        stored = {(owner, name): found for owner, own in store._stored.items() for name, found in own.items()}
+        assert sum(store._sizes.values()) == sum(found.size for found in stored.values())
+        holders = {(owner, item_id, name) for (owner, name), found in stored.items() for item_id in found.ids}
+        assert holders == {(*item, name) for item, names in store._holders.items() for name in names}
 
 
 def test_large_answers_make_room_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes are bounded, too: the oldest go, and one that is too large alone is not kept."""
-    monkeypatch.setattr("serve.answers.stored.MAX_BYTES", 1000)
+    """Bytes are bounded, too: the oldest of the key that has most go, and one that is too large takes none with it
+    but its key's."""
+    monkeypatch.setattr("serve.answers.stored.MAX_BYTES", 6000)
     store = StoredResponses(100)
+
+    def keep(owner: str, name: str, size: int) -> None:
+        store.keep(owner, [MessageItem(role="user", content="x" * size)], {"id": name, "output": []})
+
+    keep("b", "theirs", 100)
     for number in range(5):
-        store.keep(None, [MessageItem(role="user", content="x" * 300)], {"id": f"r{number}", "output": []})
-    assert [response_id for _, response_id in store._stored] == ["r3", "r4"]
-    store.keep(None, [MessageItem(role="user", content="x" * 3000)], {"id": "large", "output": []})
-    assert (len(store._stored), len(store._items), store._size) == (0, 0, 0)
+        keep("a", f"r{number}", 300)
+    assert [list(store._stored[owner]) for owner in "ab"] == [["r2", "r3", "r4"], ["theirs"]]
+    keep("a", "large", 30_000)
+    assert [list(store._stored[owner]) for owner in "ab"] == [[], ["theirs"]]
+    store.resize(0)
+    assert (len(store._holders), sum(store._sizes.values())) == (0, 0)
+
+
+def test_small_parts_take_the_room_that_is_counted() -> None:
+    """They are kept as JSON: a part of no text is not an object of Python each."""
+    parts = [{"type": "input_text", "text": ""}] * 16_000
+    asked = ResponsesRequest.model_validate({"model": "m", "input": [{"role": "user", "content": parts}]})
+    store = StoredResponses(10)
+    conversation = asked.conversation(store.shelf(None))
+    tracemalloc.start()
+    store.keep(None, conversation, {"id": "r", "output": []})
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert taken < 1.2 * sum(store._sizes.values()) + 10_000

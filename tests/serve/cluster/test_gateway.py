@@ -322,7 +322,8 @@ def test_keys(built_base, tmp_path) -> None:
 
 
 def test_the_gateway_loads_no_torch() -> None:
-    """A gateway is a small process."""
-    code = "import sys, serve.cluster.gateway, serve.cluster.control; print({'torch', 'ray'} & set(sys.modules))"
+    """A gateway is a small process; it imports what defines a replica, too."""
+    modules = "serve.cluster.gateway, serve.cluster.control, serve.cluster.replica"
+    code = f"import sys, {modules}; print({{'torch', 'ray'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE, capture_output=True, text=True)
     assert done.stdout == "set()\n"
