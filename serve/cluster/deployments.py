@@ -5,10 +5,11 @@ import contextlib
 import dataclasses
 import logging
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import ray.serve as ray_serve
+import ray.util
 import uvicorn
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -17,7 +18,7 @@ from adapterhub_local import settings
 from adapterhub_local.base.bases import choose_base
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
-from serve.cluster.call import Call, Message, Whole
+from serve.cluster.call import Call, Whole
 from serve.cluster.config import GATEWAYS, REPLICAS, ClusterConfig
 from serve.cluster.counting import ActorLimits
 from serve.cluster.ending import at_sigterm
@@ -25,6 +26,7 @@ from serve.cluster.engines import RayEngines
 from serve.cluster.following import follow
 from serve.cluster.gateway import create_gateway
 from serve.cluster.replica import Replica
+from serve.cluster.wire import Outlet, Ticket
 from serve.listen import check_reachable, http_config, listen, log_json, shown_host
 from serve.options import HttpOptions
 
@@ -40,13 +42,15 @@ class ReplicaDeployment:
     async def __init__(self, config: Mapping[str, Any]) -> None:  # type: ignore[misc]
         log_json(access=False)  # the gateway has a line for each request
         self._replica = Replica(ray_serve.get_replica_context().replica_id.unique_id, ClusterConfig.from_json(config))
+        self._outlet = Outlet()
+        await self._outlet.start(ray.util.get_node_ip_address())
         await self._replica.start()
         at_sigterm(self._end)
 
-    async def answer(self, call: Call) -> AsyncIterator[Sequence[Message]]:
-        """The messages of an answer."""
-        async for found in self._replica.answer(call):
-            yield found
+    async def answer(self, call: Call) -> AsyncIterator[Ticket]:
+        """A ticket for the messages of an answer, which is as long as they take."""
+        async for ticket in self._outlet.offer(self._replica.answer(call)):
+            yield ticket
 
     async def whole(self, call: Call) -> Whole:
         """The whole answer to what every replica is asked."""
@@ -70,6 +74,7 @@ class ReplicaDeployment:
         await self._replica.check()
 
     async def __del__(self) -> None:
+        await self._outlet.stop()
         await self._replica.stop()
 
 

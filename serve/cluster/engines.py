@@ -1,5 +1,6 @@
 """RayEngines: the replicas through a handle of Ray Serve, with its errors in our words."""
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 
@@ -8,6 +9,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.cluster.call import Call, Lost, Message, Whole
+from serve.cluster.wire import fetch
 from serve.errors import Busy
 
 logger = logging.getLogger("serve.cluster")
@@ -26,8 +28,10 @@ class RayEngines:
         response, is_over = None, False
         try:
             response = self._stream.remote(call)
-            async for batch in response:
-                yield batch
+            async for ticket in response:
+                async with contextlib.aclosing(fetch(ticket)) as batches:
+                    async for batch in batches:
+                        yield batch
             is_over = True
         except BackPressureError:
             is_over = True

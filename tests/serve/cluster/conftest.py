@@ -1,6 +1,7 @@
 """Replicas in this process: the server's real application several times, and a gateway before them. No Ray."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -21,6 +22,7 @@ from serve.cluster.following import follow
 from serve.cluster.gateway import create_gateway
 from serve.cluster.own_engine import Uncounted
 from serve.cluster.placement import tiers
+from serve.cluster.wire import Outlet, fetch
 from serve.engine.options import EngineOptions
 from serve.http.app import create_app
 from serve.listen import http_config
@@ -33,12 +35,16 @@ OPTIONS = EngineOptions(max_rows=8, tokens_per_step=64, queue_limit=32)
 
 @dataclass
 class LocalEngines:
-    """Engines without Ray. `breaks`: how many messages of the next answers come before their replica is lost."""
+    """Engines without Ray, whose answers come over the wire all the same.
+
+    `breaks`: how many messages of the next answers come before their replica is lost.
+    """
 
     apps: dict = field(default_factory=dict)
     breaks: list = field(default_factory=list)
     draining: set = field(default_factory=set)
     asked: list = field(default_factory=list)
+    outlet: Outlet | None = None
 
     async def answer(self, call: Call) -> AsyncIterator[Sequence[Message]]:
         """See Engines."""
@@ -48,12 +54,16 @@ class LocalEngines:
             yield [{"type": DRAINING, "replica": name}]
             return
         left = self.breaks.pop(0) if self.breaks else None
-        async for found in messages(self.apps[name], call):
-            for message in found:
-                if left == 0:
-                    raise Lost("killed", name)
-                yield [message]
-                left = None if left is None else left - 1
+        if self.outlet is None:
+            self.outlet = Outlet()
+            await self.outlet.start("127.0.0.1")
+        async for ticket in self.outlet.offer(messages(self.apps[name], call)):
+            async with contextlib.aclosing(fetch(ticket)) as batches:
+                async for message in (message async for batch in batches for message in batch):
+                    if left == 0:
+                        raise Lost("killed", name)
+                    yield [message]
+                    left = None if left is None else left - 1
         if left == 0:
             raise Lost("killed", name)
 
