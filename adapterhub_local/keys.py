@@ -22,7 +22,7 @@ from adapterhub_local.durable import replacing
 from adapterhub_local.errors import Corrupt, InputError, NotFound
 from adapterhub_local.settings import Home, make_folder
 
-SCOPES = ("infer", "admin")
+SCOPES = ("infer", "admin", "metrics")
 PRIORITIES = ("low", "normal", "high")
 PERIODS = {"s": 1, "min": 60, "h": 3600, "day": 86400}
 MAX_RATE = 100_000

@@ -103,8 +103,8 @@ def allowed_by(key: Key | None) -> Callable[[str], bool]:
 
 
 def sees_keys_by(key: Key | None) -> Callable[[str], bool]:
-    """Whether a key's id may be seen by this key, or by who needs none: an administrator sees all, others their own."""
-    if key is None or "admin" in key.scopes:
+    """Whether a key's id may be seen by this key, or by who needs none: of scope admin or metrics all, else its own."""
+    if key is None or not {"admin", "metrics"}.isdisjoint(key.scopes):
         return lambda _: True
     return lambda identity: identity == key.id
 

@@ -147,7 +147,7 @@ def test_what_is_refused(server: Server, change: dict, param: str, says: str) ->
 
 
 def test_what_says_nothing_is_taken(server: Server) -> None:
-    """Parameters at values that ask for nothing are no error."""
+    """Parameters at values that ask for nothing are accepted."""
     neutral = {"metadata": {"a": "b"}, "truncation": "disabled", "background": False, "user": "u"}
     neutral |= {"reasoning": {"effort": None, "summary": None}, "previous_response_id": None, "service_tier": "auto"}
     response = server.client.responses.create(**{**ASK, **neutral})

@@ -107,6 +107,7 @@ def guarded(built_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "sql-admin": keys.create(scopes=("admin",), adapters=("sql*",))[1],
         "all": keys.create(scopes=("infer", "admin"))[1],
         "few": keys.create(rate="1/h")[1],
+        "watching": keys.create(scopes=("metrics",))[1],
     }
     yield server
     server.stop()
@@ -194,6 +195,18 @@ def test_metrics_show_what_a_key_may_ask(guarded: Server) -> None:
     for line in ("qhub_adapters_loaded 3.0", "vllm:num_requests_running 0.0"):
         assert line in own.splitlines()
         assert line in everything.splitlines()
+
+
+def test_a_key_that_only_watches(guarded: Server) -> None:
+    """It sees the metrics as an administrator's key does, and gets no answer and no change."""
+    ids = [token.split("-")[1] for name, token in guarded.keys.items() if name == "sql"]
+    assert ask(guarded, "sql", "POST", "/v1/completions", model="sql-a", prompt="Hi", max_tokens=2).status_code == 200
+    for name in ("watching", "all"):
+        text = ask(guarded, name, "GET", "/metrics").text
+        assert all(f'key="{each}"' in text for each in ids)
+    body = {"model": "sql-a", "prompt": "Hi"}
+    assert ask(guarded, "watching", "POST", "/v1/completions", **body).status_code == 403
+    assert ask(guarded, "watching", "POST", "/v1/load_lora_adapter", lora_name="sql-a").status_code == 403
 
 
 def test_usage_shows_who_asked_to_administrators(guarded: Server) -> None:

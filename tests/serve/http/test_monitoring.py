@@ -49,7 +49,7 @@ def watched(built_base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     publish(registry, "beta", base, seed=2, rank=4)
     server = Server(load_base(base, device="cpu"), registry)
     keys = Keys(registry.home)
-    server.token = keys.create(scopes=("admin",))[1]
+    server.token = keys.create(scopes=("metrics",))[1]
     asking = keys.create()[1]
     server.http.headers["Authorization"] = f"Bearer {asking}"
     yield server
