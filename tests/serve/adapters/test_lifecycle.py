@@ -21,7 +21,7 @@ from tests.patience import PATIENCE
 from tests.serve.adapter_makers import publish
 from tests.serve.adapters.conftest import NUM_FOLDERS, OPTIONS
 from tests.serve.conftest import Server
-from tests.serve.http.test_operate import load, samples
+from tests.serve.http.test_operate import load
 
 LONG = {"prompt": "Hello", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
 
@@ -229,7 +229,7 @@ def test_a_load_is_counted_once(living: Server, monkeypatch: pytest.MonkeyPatch,
     give_reader(living, monkeypatch, slow)
     monkeypatch.setattr(pool, "acquire", noted)
     key = ("qhub_adapter_load_seconds_count",)
-    before = samples(living)[key]
+    before = living.samples()[key]
     body = {"model": name} if adapters is None else {"model": "tiny", "adapters": adapters}
     with ThreadPoolExecutor(4) as threads:
         answers = [threads.submit(living.complete, prompt="Hello", **body) for _ in range(4)]
@@ -238,7 +238,7 @@ def test_a_load_is_counted_once(living: Server, monkeypatch: pytest.MonkeyPatch,
         finally:
             may_read.set()
         assert [each.result(20).status_code for each in answers] == [200] * 4
-    assert samples(living)[key] - before == 1
+    assert living.samples()[key] - before == 1
 
 
 def test_ten_adapters_are_loaded_at_once(living: Server) -> None:
