@@ -48,24 +48,6 @@ EXPOSED = (
     help="Listen at this unix socket instead, which only this user can reach.",
 )
 @click.option(
-    "--ssl-certfile",
-    type=click.Path(path_type=Path),
-    metavar="PEM",
-    help="Serve https with this certificate, followed by those that vouch for it. SIGHUP has it read again.",
-)
-@click.option(
-    "--ssl-keyfile",
-    type=click.Path(path_type=Path),
-    metavar="PEM",
-    help="Its private key. Default: it stands in the same file.",
-)
-@click.option(
-    "--ssl-ca-certs",
-    type=click.Path(path_type=Path),
-    metavar="PEM",
-    help="Only let in clients that show a certificate which one of these vouches for.",
-)
-@click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to load. Default: QHUB_DEVICE, or auto."
 )
 @click.option(
@@ -80,6 +62,7 @@ EXPOSED = (
     help="Follow this remote: versions come when first asked for, aliases, splits and keys within two seconds.",
 )
 @click.option("--access-log/--no-access-log", default=True, help="A JSON line on standard error for each request.")
+@add_options(Tls)
 @add_options(HttpOptions)
 @add_options(EngineOptions)
 @click.argument("named", nargs=-1, metavar="")
@@ -90,9 +73,6 @@ def command(
     host: str,
     port: int,
     uds: Path | None,
-    ssl_certfile: Path | None,
-    ssl_keyfile: Path | None,
-    ssl_ca_certs: Path | None,
     device: str | None,
     dtype: str | None,
     remote: str | None,
@@ -109,8 +89,7 @@ def command(
     """
     if named:  # as other servers have it; here a request names the model, and this is what all of them share
         raise click.UsageError(f"the base is named by an option: qhub serve --base {named[0]}")
-    if ssl_certfile is None and (ssl_keyfile or ssl_ca_certs):
-        raise click.UsageError("--ssl-keyfile and --ssl-ca-certs are of https: give a certificate with --ssl-certfile")
+    tls = Tls.given(limits)
     context = click.get_current_context()
     http, note = with_collector(HttpOptions(**chosen(HttpOptions, limits)))
     if note is not None:
@@ -138,7 +117,7 @@ def command(
         access_log=access_log,
         uds=uds,
         remote=remote,
-        tls=Tls(ssl_certfile, ssl_keyfile, ssl_ca_certs) if ssl_certfile is not None else None,
+        tls=tls,
         configuration=Configuration(context),
     )
 

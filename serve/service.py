@@ -73,7 +73,7 @@ class Service:
         http: HttpOptions | None = None,
         follower: Follower | None = None,
         *,
-        stored: StoredResponses | None = None,
+        stored: StoredResponses,
         turns: AbstractContextManager[None] | None = None,
         log: RequestLog | None = None,
     ) -> None:
@@ -87,7 +87,7 @@ class Service:
         self.loop = EngineLoop(self.engine, turns)
         self.reader = BodyReader(base, self.engine, self.http.max_tokens)
         self.routing = self._make_routing()
-        self.stored = stored if stored is not None else StoredResponses(self.http.stored_responses)
+        self.stored = stored
         if base.tokenizer.chat_template:
             shared().warm()
         self.loaded = Loaded(registry, self.engine, self.http.lora_root)

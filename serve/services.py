@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -13,10 +13,12 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.load import LoadedBase
 from adapterhub_local.base.origin import Origin, belongs
 from adapterhub_local.errors import InputError, QhubError
+from adapterhub_local.keys import Key
 from adapterhub_local.refs import Reference
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import split_of
 from serve.answers.stored import StoredResponses
+from serve.auth import allowed_by
 from serve.engine.options import EngineOptions
 from serve.errors import BadParameter, ModelNotFound
 from serve.follow import Follower
@@ -50,7 +52,7 @@ class Services:
         if http.request_log is not None:
             all_of_them, size = http.request_log_all, http.request_log_size
             self.log = RequestLog(http.request_log, size, logs_all=all_of_them, note=self._note_logged)
-        turns = Turns() if len(bases) > 1 else nullcontext()
+        turns = Turns() if len(bases) > 1 else None
         self.registry = registry
         self.follower = follower
         self.is_stopping = False  # then it is not ready for new requests, though it still takes them
@@ -93,18 +95,19 @@ class Services:
     def first(self) -> Service:
         return self.all[0]
 
-    def of_now(self, model: str) -> Service:
-        """The service that answers for `model`; the first where it names nothing, which then refuses it.
+    def of_now(self, model: str, key: Key | None) -> Service:
+        """The service that answers for `model`; the first where it names nothing, or nothing that the key is for: it
+        then refuses it.
 
-        A followed remote is asked for what is not here: it may wait.
+        A followed remote is asked for what is not here: it may wait. Raises BadParameter as `_look`.
         """
-        return self.first if len(self.all) == 1 else self._known(model) or self._brought(model) or self.first
+        return self.first if len(self.all) == 1 else self._known(model, key) or self._brought(model, key) or self.first
 
-    async def of(self, model: str) -> Service:
+    async def of(self, model: str, key: Key | None) -> Service:
         """The same, without holding up anybody else."""
         if len(self.all) == 1:
             return self.first
-        return self._known(model) or await asyncio.to_thread(self._brought, model) or self.first
+        return self._known(model, key) or await asyncio.to_thread(self._brought, model, key) or self.first
 
     def close(self) -> None:
         """End what reads, compiles and logs, once what is to be logged is."""
@@ -121,9 +124,9 @@ class Services:
         if self.log is not None:
             self.log.logs_all = http.request_log_all
         for service in self.all:
-            own = service.http
-            http = replace(http, router_threshold=own.router_threshold, router_allows=own.router_allows)
-            service.apply(replace(http, pins=own.pins, router=own.router))
+            was = service.http
+            own = replace(http, router_threshold=was.router_threshold, router_allows=was.router_allows)
+            service.apply(replace(own, pins=was.pins, router=was.router))
 
     def now(self) -> dict[str, Any]:
         """What the server does now, as /v1/server shows it."""
@@ -133,7 +136,12 @@ class Services:
         adapters = [adapter for each in found for adapter in each["adapters"]]
         return found[0] | {"adapters": adapters, "bases": [_without(each, "adapters", "remote") for each in found]}
 
-    def _known(self, model: str) -> Service | None:
+    def _known(self, model: str, key: Key | None) -> Service | None:
+        for service in self.all:
+            if _names(model, service.base.info):
+                return service
+        if not all(map(allowed_by(key), self.first.names(model))):
+            return self.first  # before anything is looked up or fetched for a key that may not ask it
         if model == AUTO and (routed := next((each for each in self.all if each.routing is not None), None)):
             return routed
         for service in self.all:
@@ -142,10 +150,10 @@ class Services:
         info = self._look(model)
         return next((service for service in self.all if info and service.base.info.name == info.name), None)
 
-    def _brought(self, model: str) -> Service | None:
+    def _brought(self, model: str, key: Key | None) -> Service | None:
         """The service of something that only a followed remote had until now."""
         try:
-            return self._known(model) if self._bring(model) else None
+            return self._known(model, key) if self._bring(model) else None
         except QhubError:
             return None  # the service that is asked then says why
 
@@ -163,7 +171,7 @@ class Services:
         Raises BadParameter for a name whose traffic is split between bases: which of them is a user's is not known yet.
         """
         for info in self._infos:
-            if model == info.name or model.startswith(f"{info.name}:"):
+            if _names(model, info):
                 return info
         try:
             mix = read_model(model, "").mix
@@ -236,6 +244,11 @@ def _own(http: HttpOptions, info: BaseInfo, owners: dict[str, BaseInfo]) -> Http
     if http.router is None or owners[http.router].name == info.name:
         return replace(http, pins=pins)
     return replace(http, pins=pins, router=None, router_threshold=None, router_allows=())
+
+
+def _names(model: str, base: BaseInfo) -> bool:
+    """Whether a model is the base's name, or begins with it."""
+    return model == base.name or model.startswith(f"{base.name}:")
 
 
 def _without(table: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -1,24 +1,43 @@
 """Tls: the certificate by which a server proves its name, read from files, and again when they have changed."""
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapterhub_local.errors import InputError
+from adapterhub_local.options import chosen, option
 
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM files: the certificate with those that vouch for it, its private key, and whose clients may connect.
+    """PEM files: the certificate with those that vouch for it, its private key, and whose clients may connect."""
 
-    key     None: it stands in the certificate's file
-    ca      None: any client may connect; else one that shows a certificate that one of these vouches for
-    """
+    certificate: Path = option(
+        None,
+        "Serve https with this certificate, followed by those that vouch for it. SIGHUP has it read again.",
+        "--ssl-certfile",
+        metavar="PEM",
+    )
+    key: Path | None = option(
+        None, "Its private key.", "--ssl-keyfile", metavar="PEM", derived="it stands in the same file"
+    )
+    ca: Path | None = option(
+        None,
+        "Only let in clients that show a certificate which one of these vouches for.",
+        "--ssl-ca-certs",
+        metavar="PEM",
+        derived="any client may connect",
+    )
 
-    certificate: Path
-    key: Path | None = None
-    ca: Path | None = None
+    @classmethod
+    def given(cls, options: Mapping[str, Any]) -> "Tls | None":
+        """What a command was given, None if that is nothing. Raises InputError without a certificate."""
+        found = chosen(cls, options)
+        if found and "certificate" not in found:
+            raise InputError("--ssl-keyfile and --ssl-ca-certs are of https: give a certificate with --ssl-certfile")
+        return cls(**found) if found else None
 
     def check(self) -> ssl.SSLContext:
         """What the files say. Raises InputError about one that cannot be used."""

@@ -47,8 +47,8 @@ def has_packages() -> bool:
 def with_collector(http: HttpOptions) -> tuple[HttpOptions, str | None]:
     """The options with the collector that the environment names, if they name none; and what a user should know.
 
-    Raises InputError if they name one and the extra is not installed. That a variable names one is no reason not to
-    start: machines have them for all their programs.
+    Raises InputError if they name one and the extra is not installed. If only a variable names one, the server starts
+    without it: machines have such variables for all their programs.
     """
     if http.otlp is not None and not has_packages():
         raise InputError(HOW)

@@ -23,10 +23,10 @@ from serve.http.blank import blank_app
 from serve.http.console import add_console
 from serve.http.failures import handle_errors
 from serve.http.feedback import add_feedback
-from serve.http.front import Front
+from serve.http.front import Front, key_of
 from serve.http.guard import EXPOSED_HEADERS, Guard
 from serve.http.ollama import add_ollama
-from serve.http.operations import add_operations, key_of
+from serve.http.operations import add_operations
 from serve.http.probes import add_probes
 from serve.http.respond import respond
 from serve.http.responses import add_responses
@@ -140,7 +140,7 @@ def _add_answers(app: FastAPI, services: Services) -> None:
     @access(Scope.ANY)
     def model(model: str, request: Request) -> dict[str, Any]:
         """One model, by any reference."""
-        service = services.of_now(model)
+        service = services.of_now(model, key_of(request))
         target = service.find(service.read(model), key_of(request))
         base = service.base.info
         limits = {"max_model_len": service.engine.max_length}
@@ -155,26 +155,26 @@ def _add_answers(app: FastAPI, services: Services) -> None:
     @access(Scope.INFER, counted=True)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        return await respond(await services.of(body.model), body, request)
+        return await respond(await services.of(body.model, key_of(request)), body, request)
 
     @app.post("/v1/completions")
     @access(Scope.INFER, counted=True)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one or more texts."""
-        return await respond(await services.of(body.model), body, request)
+        return await respond(await services.of(body.model, key_of(request)), body, request)
 
     @app.post("/tokenize")
     @access(Scope.INFER, counted=True)
-    def tokens(body: TokenizeRequest) -> dict[str, Any]:
+    def tokens(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         """Text or messages as token ids."""
-        service = services.of_now(body.model) if body.model else services.first
+        service = services.of_now(body.model, key_of(request)) if body.model else services.first
         return tokenize(service.reader.prompts, body, service.engine.max_length)
 
     @app.post("/detokenize")
     @access(Scope.INFER, counted=True)
-    def text(body: DetokenizeRequest) -> dict[str, Any]:
+    def text(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
         """Token ids as text."""
-        service = services.of_now(body.model) if body.model else services.first
+        service = services.of_now(body.model, key_of(request)) if body.model else services.first
         return {"prompt": service.reader.prompts.text(body.tokens)}
 
 

@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 
 from adapterhub_local.errors import NotFound
 from serve.access import Scope, access
+from serve.http.front import key_of
 from serve.log.log import NO_LOG
 from serve.requests.feedback import FeedbackRequest
 from serve.requests.metadata import check_metadata
@@ -23,7 +24,8 @@ def add_feedback(app: FastAPI, services: Services) -> None:
             raise NotFound(NO_LOG)
         check_metadata(body.metadata)
         state = request.scope["state"]
-        owner = state["key"].id if state["key"] is not None else None
+        key = key_of(request)
+        owner = key.id if key is not None else None
         given = body.model_dump(include={"id", "choice", "rating", "comment", "metadata"})
         given |= {"correction": body.corrected, "request_id": state["request_id"]}
         await services.log.rate(owner, given)

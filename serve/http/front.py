@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub_local.actor import acting_as, named
 from adapterhub_local.errors import QhubError
+from adapterhub_local.keys import Key
 from serve.access import Access
 from serve.auth import Gate
 from serve.course import Course
@@ -180,6 +182,12 @@ class Front:
             self.traces.end(span, state["course"], status, about)
             entry["trace_id"] = span.trace_id
         logger.info("request", extra={"fields": entry})
+
+
+def key_of(request: Request) -> Key | None:
+    """The key that a request showed, None where none is needed."""
+    key: Key | None = request.scope["state"]["key"]
+    return key
 
 
 def own_path(scope: Scope) -> str:

@@ -11,6 +11,7 @@ from serve.access import Scope, access
 from serve.answers.models import Target, list_models
 from serve.answers.ollama import LineAnswer, loaded
 from serve.auth import allowed_by
+from serve.http.front import key_of
 from serve.http.translate import answer
 from serve.requests.ollama import NAMES, GenerateRequest, OllamaChatRequest, ShowRequest, plain_name
 from serve.service import Service
@@ -24,15 +25,16 @@ def add_ollama(app: FastAPI, services: Services) -> None:
     @access(Scope.INFER, counted=True)
     async def chat(body: OllamaChatRequest, request: Request) -> Response:
         """Answer a conversation in Ollama's way."""
-        return await answer(await services.of(plain_name(body.model)), body.chat, request, LineAnswer, NAMES)
+        service = await services.of(plain_name(body.model), key_of(request))
+        return await answer(service, body.chat, request, LineAnswer, NAMES)
 
     @app.post("/api/generate")
     @access(Scope.INFER, counted=True)
     async def generate(body: GenerateRequest, request: Request) -> Any:
         """Answer, or continue, one text in Ollama's way."""
-        service = await services.of(plain_name(body.model))
+        service = await services.of(plain_name(body.model), key_of(request))
         if not body.prompt and not body.system:
-            service.find(service.read(plain_name(body.model)), request.scope["state"]["key"])
+            service.find(service.read(plain_name(body.model)), key_of(request))
             return loaded(body.model)
         return await answer(service, body.asked, request, lambda chat: LineAnswer(chat, is_chat=False), NAMES)
 
@@ -40,16 +42,16 @@ def add_ollama(app: FastAPI, services: Services) -> None:
     @access(Scope.ANY)
     def tags(request: Request) -> dict[str, Any]:
         """The base and every name, version and alias of its adapters, as far as the request's key allows them."""
-        key = request.scope["state"]["key"]
+        key = key_of(request)
         return {"models": [model for service in services for model in _known(service, key)]}
 
     @app.post("/api/show")
     @access(Scope.ANY)
     def show(body: ShowRequest, request: Request) -> dict[str, Any]:
         """One model: its template, what it can do, how long its context is."""
-        service = services.of_now(plain_name(body.model))
+        service = services.of_now(plain_name(body.model), key_of(request))
         base = service.base.info
-        target = service.find(service.read(plain_name(body.model)), request.scope["state"]["key"])
+        target = service.find(service.read(plain_name(body.model)), key_of(request))
         thinks = service.reader.prompts.thoughts((), target.chat_settings) is not None
         template = service.base.tokenizer.chat_template
         family = str(type(service.base.model.config).model_type)
@@ -69,7 +71,7 @@ def add_ollama(app: FastAPI, services: Services) -> None:
     @access(Scope.ANY)
     def running(request: Request) -> dict[str, Any]:
         """The base, and the adapters in memory that the request's key may ask."""
-        allows = allowed_by(request.scope["state"]["key"])
+        allows = allowed_by(key_of(request))
         return {"models": [model for service in services for model in _in_memory(service, allows)]}
 
     @app.get("/api/version")

@@ -15,6 +15,7 @@ from serve.console.session import HOME
 from serve.errors import BadParameter
 from serve.http.blank import PACKAGE
 from serve.http.failures import paths_of
+from serve.http.front import key_of
 from serve.http.respond import weights_headers
 from serve.labelled import labelled
 from serve.requests.generation import LoadRequest, UnloadRequest
@@ -96,7 +97,7 @@ def add_operations(app: FastAPI, services: Services) -> None:
     @access(Scope.ADMIN)
     def load(body: LoadRequest, request: Request) -> Response:
         """Hold an adapter in memory until it is unloaded: a reference, or a folder below the configured root."""
-        service = services.of_now(body.lora_name)
+        service = services.of_now(body.lora_name, key_of(request))
         check_models(key_of(request), service.names(body.lora_name))
         if body.lora_path is None:
             service.bring(body.lora_name)
@@ -111,17 +112,11 @@ def add_operations(app: FastAPI, services: Services) -> None:
     @access(Scope.ADMIN)
     async def unload(body: UnloadRequest, request: Request) -> Response:
         """Release an adapter, and free it when the requests that use it are done; `force` ends them."""
-        service = await services.of(body.lora_name)
+        service = await services.of(body.lora_name, key_of(request))
         check_models(key_of(request), service.names(body.lora_name))
         freed = await service.unload(body.lora_name, force=body.force)
         text = f"Success: LoRA adapter '{body.lora_name}' removed successfully."
         return PlainTextResponse(text, headers={"X-Qhub-Freed-Bytes": str(freed)})
-
-
-def key_of(request: Request) -> Key | None:
-    """The key that a request showed."""
-    key: Key | None = request.scope["state"]["key"]
-    return key
 
 
 def _state(service: Service) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from serve.access import Scope, access
 from serve.answers.items import ItemAnswer
 from serve.answers.stored import Shelf
 from serve.errors import BadParameter
+from serve.http.front import key_of
 from serve.http.translate import answer, read
 from serve.requests.responses import NAMES, ResponsesRequest
 from serve.services import Services
@@ -21,7 +22,7 @@ def add_responses(app: FastAPI, services: Services) -> None:
     @access(Scope.INFER, counted=True)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation, as OpenAI's Responses API does."""
-        service, shelf = await services.of(body.model), _shelf(services, request)
+        service, shelf = await services.of(body.model, key_of(request)), _shelf(services, request)
         conversation = read(lambda: body.conversation(shelf))
         keep = shelf.keeper(body, conversation)
         convert = partial(body.chat, conversation)
@@ -68,5 +69,5 @@ def add_responses(app: FastAPI, services: Services) -> None:
 
 
 def _shelf(services: Services, request: Request) -> Shelf:
-    key = request.scope["state"]["key"]
+    key = key_of(request)
     return services.first.stored.shelf(key.id if key is not None else None)

@@ -55,7 +55,7 @@ class Server:
         app = create_app(base, registry=registry, options=options, http=http)
         self.services: Services = app.state.services
         self.service: Service = self.services.first
-        self._uvicorn = DrainingServer(http_config(app, port=0), app.state.services, lambda: None)
+        self._uvicorn = DrainingServer(http_config(app, port=0), self.services, lambda: None)
         self._thread = threading.Thread(target=self._uvicorn.run, daemon=True)
         self._thread.start()
         while not self._uvicorn.started:

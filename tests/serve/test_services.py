@@ -20,6 +20,7 @@ from adapterhub_local.base.bases import BaseInfo, read_record
 from adapterhub_local.base.load import load_base
 from adapterhub_local.data.answer_log import read_log
 from adapterhub_local.errors import InputError, NotFound
+from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import set_split
 from adapterhub_local.settings import Home
@@ -263,6 +264,32 @@ def test_traffic_is_not_split_between_bases(both: Server, registry: Registry) ->
         asked = both.http.post("/v1/chat/completions", json={"model": f"moved@{name}", **ASK})
         assert asked.headers["X-Qhub-Base"] == base
     set_split(registry, "moved", [])
+
+
+def test_a_key_learns_nothing_of_names_that_it_is_not_for(bases: list[BaseInfo], tmp_path: Path) -> None:
+    """Whether they exist, are split between bases, or a remote may have them: the same 403, and nothing is fetched."""
+    registry = Registry(tmp_path / "home")
+    for number, info in enumerate(bases, start=1):
+        publish(registry, "moved", info, seed=number)
+        registry.set_alias("moved", f"side{number}", number)
+    set_split(registry, "moved", [("side1", 50), ("side2", 50)])
+    publish(registry, "sql", bases[1], seed=3)
+    key = Keys(registry.home).create(adapters=("sql*",))[1]
+    running = Server([load_base(info, device="cpu") for info in bases], registry)
+    asked: list[str] = []
+    look = running.services._bring
+    running.services._bring = lambda model: asked.append(model) or look(model)  # type: ignore[func-returns-value]
+    running.http.headers["Authorization"] = f"Bearer {key}"
+    try:
+        for path, body in (("/v1/chat/completions", ASK), ("/v1/embeddings", {"input": "Hi"}), ("/api/show", {})):
+            said = [running.http.post(path, json={"model": name, **body}) for name in ("moved", "nothing", "moved@2")]
+            assert {answer.status_code for answer in said} == {403}, [answer.text for answer in said]
+            assert "side1" not in "".join(answer.text for answer in said)
+        assert asked == []
+        answer = running.http.post("/v1/chat/completions", json={"model": "sql", **ASK})
+        assert (answer.status_code, answer.headers["X-Qhub-Base"]) == (200, "second")
+    finally:
+        running.stop()
 
 
 def test_a_router_is_asked_for_its_base(bases: list[BaseInfo], tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_bad_parameter(server: Server, change: dict, param: str) -> None:
 
 
 def test_neutral_parameters_are_accepted(server: Server) -> None:
-    """Parameters that ask for nothing, as clients send them by default, are no error."""
+    """Parameters that ask for nothing, as clients send them by default, are accepted."""
     body = {"model": "alpha", "messages": MESSAGES, "max_tokens": 2, "frequency_penalty": 0.0, "presence_penalty": 0}
     body |= {"logit_bias": None, "tools": [], "response_format": {"type": "text"}, "user": "someone", "n": 1}
     assert server.http.post("/v1/chat/completions", json=body).status_code == 200

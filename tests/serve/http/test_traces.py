@@ -147,7 +147,7 @@ def test_a_trace_begins_here_without_a_caller_who_can_be_read(
 def test_what_is_refused_is_a_span_too(
     traced: Server, collector: Collector, path: str, body: dict, token: str | None, status: int, model: str | None
 ) -> None:
-    """One span with the status; that a client asked wrongly is no error of the server's."""
+    """One span with the status; a client's mistake is not an error of the server."""
     trace, _, headers = parent()
     headers |= {"Authorization": f"Bearer {token}"} if token is not None else {}
     assert traced.http.post(path, json=body, headers=headers).status_code == status

@@ -79,7 +79,7 @@ def test_what_no_template_reads_changes_nothing(server: Server) -> None:
 
 
 def test_parameters_that_ask_for_nothing(server: Server) -> None:
-    """At a value that asks for nothing a parameter is no error and the answer is the same."""
+    """At a value that asks for nothing a parameter is accepted, and the answer is the same."""
     for change in NOTHING:
         response = server.http.post("/v1/chat/completions", json={**ASK, "temperature": 0, **change})
         assert response.status_code == 200, (change, response.text)
