@@ -123,12 +123,12 @@ def from_log(
     if as_json:
         print_json({"out": str(out), "format": form, **report})
         return
-    taken = ", ".join(f"{count:,} {kind}" for kind, count in report["taken"].items())
+    taken = ", ".join(f"{kind}: {count:,}" for kind, count in report["taken"].items())
     echo(f"{out} is written: {counted(report['rows'], 'row')} ({taken}), from {rows.log.summary}")
     for source in report["answers_of"]:
         echo(f"  {source['adapter'] or source['base']}: {counted(source['rows'], 'row')}")
     for reason, count in report["left_out"].items():
-        echo(f"left out: {count:,} {reason}")
+        echo(f"left out ({count:,}): {reason}")
     for problem in report["unreadable"]:
         echo(f"not read: {problem}")
     echo(f"Next: a recipe with data.train = '{out}' and train.objective = '{OBJECTIVE[form]}', and qhub recipe check")

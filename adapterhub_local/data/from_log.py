@@ -116,8 +116,8 @@ def write_rows(rows: Rows, folder: Path, out: Path) -> dict[str, Any]:
     """
     left_out = {reason: count for reason, count in rows.left_out.most_common() if count}
     if not rows.lines:
-        why = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-        raise BadData(f"{folder} has nothing to train on ({rows.log.summary}){f': left out are {why}' if why else ''}")
+        why = "; ".join(f"{reason}: {count:,}" for reason, count in left_out.items())
+        raise BadData(f"{folder} has nothing to train on ({rows.log.summary}){f', left out: {why}' if why else ''}")
     with on_full_disk(out, "no rows were written"), replacing(out, 0o600) as staged, open(staged, "wb") as file:
         file.writelines(rows.lines)
     return {

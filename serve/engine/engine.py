@@ -92,7 +92,7 @@ class Engine:
             is_small = self.max_length == self.pages.num_pages * PAGE
             raise ContextTooLong(
                 f"the context is {self.max_length} tokens{', all that the KV cache holds' if is_small else ''}: the "
-                f"prompt has {num_prompt} and {max_tokens} more were asked for. Shorten the prompt or lower max_tokens"
+                f"prompt has {num_prompt} and {max_tokens} more were asked for. Shorten the prompt or ask for fewer"
                 f"{', or start the server with a larger --kv-cache-mb' if is_small else ''}"
             )
 

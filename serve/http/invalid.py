@@ -12,8 +12,10 @@ KIND = "invalid_request_error"
 CODES = {
     "missing": "missing_required_parameter",
     "unknown": "unknown_parameter",
+    "extra_forbidden": "unknown_parameter",
     "unsupported": "unsupported_parameter",
 }
+WORDS = {"extra_forbidden": "there is no such parameter: leave it out"}  # where pydantic's are about Python
 # Endpoints of OpenAI's that clients try, and what to do instead.
 ABSENT = {
     "assistants": "Assistants are not served: use /v1/chat/completions",
@@ -49,7 +51,10 @@ def invalid_body(errors: Sequence[Mapping[str, Any]], content_type: str) -> Erro
     # what is too long was not looked at any further; what is known and not supported is reported as such
     deepest = max(rivals, key=lambda error: (error["type"] in ("too_long", "unsupported"), len(_path(error))))
     same = [error for error in rivals if _path(error) == _path(deepest)]
-    path, message = _path(deepest), ", or: ".join(dict.fromkeys(error["msg"] for error in same))
+    path, message = (
+        _path(deepest),
+        ", or: ".join(dict.fromkeys(WORDS.get(error["type"], error["msg"]) for error in same)),
+    )
     param = deepest.get("ctx", {}).get("param") or (path[0] if path else None)
     where = ".".join(path) or param
     code = CODES.get(deepest["type"], "invalid_type" if deepest["type"].endswith("_type") else "invalid_value")

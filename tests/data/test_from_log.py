@@ -155,7 +155,7 @@ def test_answers_are_chosen_by_adapter_and_time(tmp_path: Path) -> None:
         assert run(log, "-o", tmp_path / "new.jsonl", *wrong).exit_code == 2
     done = run(log, "-o", tmp_path / "new.jsonl", "--since", "1h", "--adapter", "sql")
     assert isinstance(done.exception, BadData)
-    assert "6 older (--since)" in str(done.exception)
+    assert "older (--since): 6" in str(done.exception)
     assert not (tmp_path / "new.jsonl").exists()
 
 
@@ -177,7 +177,7 @@ def test_the_report_and_the_file(tmp_path: Path) -> None:
     assert isinstance(run(log, "--out", out).exception, InUse)
     assert out.read_bytes() == text
     done = run(log, "--out", out, "--as", "judged", "--overwrite")
-    for part in ("6 rows", "sql@3: 6 rows", "left out: 1 not rated", "train.objective = 'kto'"):
+    for part in ("6 rows", "sql@3: 6 rows", "left out (1): not rated", "train.objective = 'kto'"):
         assert part in done.output
     folder = tmp_path / "folder.jsonl"
     folder.mkdir()

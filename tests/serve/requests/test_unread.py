@@ -191,3 +191,26 @@ def test_items_that_come_back(item: dict) -> None:
     request = ResponsesRequest.model_validate(body)
     turns = request.chat(request.input).messages
     assert [turn.for_template()["content"] for turn in turns] == ["Hi", "Hello", "Hi"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", ASK),
+        ("/v1/completions", {"model": "tiny", "prompt": "Hi"}),
+        ("/v1/responses", {"model": "tiny", "input": "Hi"}),
+        ("/v1/embeddings", {"model": "tiny", "input": "Hi"}),
+        ("/v1/score", {"model": "tiny", "prompt": "Hi", "choices": ["a"]}),
+        ("/v1/feedback", {"id": "chatcmpl-1", "rating": 1}),
+        ("/v1/load_lora_adapter", {"lora_name": "alpha"}),
+        ("/v1/unload_lora_adapter", {"lora_name": "alpha"}),
+        ("/tokenize", {"prompt": "Hi"}),
+        ("/detokenize", {"tokens": [65]}),
+    ],
+)
+def test_an_unknown_parameter_is_called_so(server: Server, path: str, body: dict) -> None:
+    """Wherever bodies are read: a 400 with its name and OpenAI's code, in words about the request."""
+    answer = server.http.post(path, json={**body, "stars": 5})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "stars", "unknown_parameter"), error
+    assert "there is no such parameter" in error["message"]
