@@ -37,6 +37,7 @@ from serve.log.log import RequestLog
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.read import BodyReader, Choice
+from serve.requests.begun import Begun
 from serve.requests.found import NOTHING, Found, Routed
 from serve.requests.generation import ChatRequest
 from serve.requests.model_ref import AUTO, ModelRef, read_model
@@ -44,6 +45,7 @@ from serve.requests.probes import EmbeddingsRequest, ScoreRequest
 from serve.routing import NO_ROUTER, Asked, Routing
 from serve.text.compiler import PROCESSES
 from serve.text.generate import Generation
+from serve.text.noted import Known
 from serve.text.prompt import PLAIN
 from serve.threads import compute_alone
 
@@ -239,11 +241,14 @@ class Service:
         room = self.loading if self._is_cold(target) else None
         salt = self._salt(body, key)
         priority = LOW + PRIORITIES.index(key.priority) if key is not None else NORMAL
-        requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt, priority)
+        begun = found.begun or Begun()
+        requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt, priority, begun)
         readers, thinkers = [choice.calls for choice in choices], [choice.thoughts for choice in choices]
         try:
             deadline = started + self.http.timeout
-            generation = Generation(self.loop, requests, self.base.tokenizer, readers, thinkers, deadline=deadline)
+            generation = Generation(
+                self.loop, requests, self.base.tokenizer, readers, thinkers, deadline=deadline, begun=begun
+            )
         except BaseException:
             for request in requests:
                 self._release(request)
@@ -360,20 +365,20 @@ class Service:
         return not self.engine.has(target.version.content_digest)
 
     def _prepare(
-        self, target: Target, choices: list[Choice], request_id: str, salt: str, priority: int
+        self, target: Target, choices: list[Choice], request_id: str, salt: str, priority: int, begun: Begun
     ) -> list[Submission]:
-        """The engine's requests, each holding its adapter.
+        """The engine's requests, each holding its adapter but for those that have ended where they were begun.
 
         Reads files: not for the event loop.
         """
         requests: list[Submission] = []
+        known = Known(begun)
         try:
-            for choice in choices:
-                adapter = self._acquire(target)
+            for index, choice in enumerate(choices):
+                adapter = self._acquire(target) if index not in known.ended else None
                 name = f"{request_id}-{uuid.uuid4().hex[:12]}-{choice.name}"
-                requests.append(
-                    Submission(name, choice.prompt, choice.params, adapter, choice.constraint, salt, priority)
-                )
+                asked = Submission(name, choice.prompt, choice.params, adapter, choice.constraint, salt, priority)
+                requests.append(known.begin(asked, index))
         except BaseException:
             for request in requests:
                 self._release(request)

@@ -1,9 +1,8 @@
 """Answers as POST /v1/messages gives them: a message of blocks, or a stream of typed events. Plain dictionaries."""
 
 import json
-import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.base.tool_calls import Call
@@ -20,14 +19,13 @@ class BlockAnswer:
     """One answer as blocks; `chat` is the same answer as a chat's."""
 
     chat: Answer
-    id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
     end: str = ""  # the last event says that it is the last
     media_type: str = "text/event-stream"
 
     @property
     def answer_id(self) -> str:
         """The id that its client sees."""
-        return self.id
+        return f"msg_{self.chat.ids.answer}"
 
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
@@ -74,7 +72,7 @@ class BlockAnswer:
 
     def _message(self, blocks: list[dict[str, Any]], generation: Generation) -> dict[str, Any]:
         return {
-            "id": self.id,
+            "id": self.answer_id,
             "type": "message",
             "role": "assistant",
             "model": self.chat.target.model,

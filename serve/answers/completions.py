@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from serve.answers.logprobs import Echo, Spell, joined, of_chat, of_completion, 
 from serve.answers.models import Target
 from serve.engine.request import Sampled
 from serve.errors import ErrorBody
+from serve.requests.begun import Ids
 from serve.text.generate import Generation, Piece
 
 
@@ -36,15 +36,15 @@ class Answer:
     repeats_usage: bool = False  # in each chunk of one
     has_thoughts: bool = True  # where there are any
     echoes: Sequence[Echo] = ()
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
+    ids: Ids = field(default_factory=Ids)
+    created: float = field(default_factory=time.time)  # seconds since 1970
     end: str = "data: [DONE]\n\n"
     media_type: str = "text/event-stream"
 
     @property
     def answer_id(self) -> str:
         """The id that its client sees."""
-        return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}"
+        return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.ids.answer}"
 
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
@@ -131,7 +131,7 @@ class Answer:
         return {
             "id": self.answer_id,
             "object": kind,
-            "created": self.created,
+            "created": int(self.created),
             "model": self.target.model,
             "system_fingerprint": self.target.fingerprint,
             "adapter": self.target.adapter,

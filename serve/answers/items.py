@@ -1,9 +1,7 @@
 """Items: answers as POST /v1/responses gives them, a body or a stream of typed events. Plain dictionaries."""
 
-import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.base.tool_calls import Call
@@ -24,8 +22,6 @@ class ItemAnswer:
     chat: Answer
     asked: ResponsesRequest
     keep: Callable[[dict[str, Any]], None] | None = None  # stores the body, if it is to be
-    id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
     end: str = ""  # the last event says that it is the last
     media_type: str = "text/event-stream"
     _num_events: int = 0
@@ -33,7 +29,7 @@ class ItemAnswer:
     @property
     def answer_id(self) -> str:
         """The id that its client sees."""
-        return self.id
+        return f"resp_{self.chat.ids.answer}"
 
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The body of an answer that is not streamed, from all of its pieces."""
@@ -43,9 +39,9 @@ class ItemAnswer:
         first = next((place for place, piece in enumerate(pieces) if piece.text), len(pieces)) if thought else 0
         sampled = [piece.sampled for piece in pieces[first:] if piece.sampled]
         reason = pieces[-1].finish_reason
-        items = [_thought_item(_new("rs"), thought)] if thought else []
-        items += [self._message(_new("msg"), text, sampled, reason)] if text or not (calls or thought) else []
-        items += [_call_item(_new("fc"), call) for call in calls]
+        items = [_thought_item(self._new("rs"), thought)] if thought else []
+        items += [self._message(self._new("msg"), text, sampled, reason)] if text or not (calls or thought) else []
+        items += [_call_item(self._new("fc"), call) for call in calls]
         return self._kept(self._body(generation, items, reason))
 
     async def events(self, generation: Generation) -> AsyncIterator[str]:
@@ -61,7 +57,7 @@ class ItemAnswer:
                 sampled.append(piece.sampled)
             if piece.thought:
                 if not thought_id:
-                    thought_id = _new("rs")
+                    thought_id = self._new("rs")
                     for event in self._thought_opened(thought_id, len(items)):
                         yield event
                 thought += piece.thought
@@ -74,7 +70,7 @@ class ItemAnswer:
                 thought_id, sampled = "", [piece.sampled] if piece.text and piece.sampled else []
             if piece.text:
                 if not message_id:
-                    message_id = _new("msg")
+                    message_id = self._new("msg")
                     for event in self._opened(message_id, len(items)):
                         yield event
                 text += piece.text
@@ -87,11 +83,11 @@ class ItemAnswer:
                     yield event
                 message_id, text, sampled = "", "", []
             for call in piece.calls:
-                items.append(_call_item(_new("fc"), call))
+                items.append(_call_item(self._new("fc"), call))
                 for event in self._called(items[-1], len(items) - 1):
                     yield event
         if not items:  # an answer of no tokens is a message, too
-            for event in self._opened(message_id := _new("msg"), 0):
+            for event in self._opened(message_id := self._new("msg"), 0):
                 yield event
             items.append(self._message(message_id, "", sampled, reason))
             for event in self._closed(items[0], 0):
@@ -147,6 +143,9 @@ class ItemAnswer:
         part = {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs(sampled)}
         return {"id": item_id, "type": "message", "role": "assistant", "status": status, "content": [part]}
 
+    def _new(self, kind: str) -> str:
+        return f"{kind}_{self.chat.ids.new()}"
+
     def _logprobs(self, sampled: Sequence[Sampled]) -> list[dict[str, Any]]:
         found = self.chat.logprobs(sampled)
         return found["content"] if found else []
@@ -162,9 +161,9 @@ class ItemAnswer:
         asked, why, params = self.asked, INCOMPLETE.get(reason or ""), generation.requests[0].params
         status = "incomplete" if why else "completed" if reason else "in_progress"
         return {
-            "id": self.id,
+            "id": self.answer_id,
             "object": "response",
-            "created_at": self.created,
+            "created_at": int(self.chat.created),
             "status": status,
             "error": None,
             "incomplete_details": {"reason": why} if why else None,
@@ -215,7 +214,3 @@ def _thought_item(item_id: str, text: str) -> dict[str, Any]:
 def _call_item(item_id: str, call: Call) -> dict[str, Any]:
     fields = {"call_id": call.id, "name": call.name, "arguments": call.arguments}
     return {"id": item_id, "type": "function_call", "status": "completed", **fields}
-
-
-def _new(kind: str) -> str:
-    return f"{kind}_{uuid.uuid4().hex}"

@@ -44,9 +44,13 @@ class LineAnswer:
         """What ends a stream that cannot continue."""
         return json.dumps(error.to_json("/api/")) + "\n"
 
+    @property
+    def _created_at(self) -> str:
+        return datetime.fromtimestamp(self.chat.created, UTC).isoformat()
+
     def _line(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         text, thought = ("".join(getattr(piece, part) for piece in pieces) for part in ("text", "thought"))
-        found: dict[str, Any] = {"model": self.chat.target.model, "created_at": datetime.now(UTC).isoformat()}
+        found: dict[str, Any] = {"model": self.chat.target.model, "created_at": self._created_at}
         thinking = {"thinking": thought} if thought else {}
         if not self.is_chat:
             return found | {"response": text} | thinking

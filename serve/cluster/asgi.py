@@ -89,6 +89,8 @@ def scope_of(call: Call) -> dict[str, Any]:
         "server": (HOST, None),
         "state": {
             "session": call.key,
-            "found": Found(call.pinned, Routed(**call.routed) if call.routed is not None else None, call.is_asking),
+            "found": Found(
+                call.pinned, Routed(**call.routed) if call.routed is not None else None, call.is_asking, call.begun
+            ),
         },
     }

@@ -1,11 +1,12 @@
 """Call: one request as the gateway hands it to a replica; and what a replica answers with."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from adapterhub_local.errors import QhubError
 from adapterhub_local.keys import Key
+from serve.requests.begun import Begun
 
 Message = Mapping[str, Any]  # of ASGI, from the application to the server
 DRAINING = "qhub.draining"  # the type of a message instead of an answer: ask another replica
@@ -20,6 +21,7 @@ class Call:
     routed     what a router chose for it, as `Routed` has it, if one was asked
     is_asking  the model is a router's choice: a replica says which adapter that is, or answers if it is the base
     avoid      names of replicas that could not answer it
+    begun      what makes its answer the same on any of them, and how far a stream has come
     """
 
     id: str
@@ -34,6 +36,12 @@ class Call:
     routed: Mapping[str, Any] | None = None
     is_asking: bool = False
     avoid: tuple[str, ...] = ()
+    begun: Begun = field(default_factory=Begun)
+
+    def again(self, outputs: Sequence[list[Any]], lost: str | None) -> "Call":
+        """The same, to be asked of another replica than the one that was `lost`, after these tokens."""
+        avoid = self.avoid if lost is None else (*self.avoid, lost)
+        return replace(self, avoid=avoid, begun=replace(self.begun, outputs=tuple(outputs)))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class GatewayDeployment:
         http = HttpOptions(
             hosts=gateway.hosts, origins=gateway.origins, require_keys=is_reachable, router=router, otlp=gateway.otlp
         )
-        app = create_gateway(info, registry, RayEngines(replicas), http, ActorLimits(), follower)
+        engines = RayEngines(replicas)
+        app = create_gateway(info, registry, engines, http, ActorLimits(), follower, gateway.moves)
         listener = await _listen(gateway.host, gateway.port)
         port = listener.getsockname()[1]
         self._url = f"http://{shown_host(gateway.host)}:{port}/v1"

@@ -24,7 +24,7 @@ from serve.cluster.following import shortly
 from serve.cluster.heard import Heard
 from serve.cluster.merged import merged_adapters, merged_metrics, merged_models
 from serve.cluster.pins import Pinned, Pins
-from serve.cluster.relay import Relay
+from serve.cluster.relay import MOVES, Relay
 from serve.console.session import HOME
 from serve.errors import NoReplica
 from serve.follow import Follower
@@ -38,6 +38,7 @@ from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.registry_api.library import Library
+from serve.requests.begun import Begun
 from serve.traces import Traces
 
 ANSWERED = Access(Scope.INFER, True)
@@ -92,11 +93,13 @@ def create_gateway(
     http: HttpOptions,
     limits: Limits | None = None,
     follower: Follower | None = None,
+    moves: int = MOVES,
 ) -> FastAPI:
     """The application that answers for `engines`, replicas of `base` over the same registry.
 
-    If `http` names a router, replicas have it, too. `follower`, which has begun, keeps the registry as a remote says
-    while the application runs. Replicas then have a registry that follows the same remote, if it is not the same one.
+    A begun stream whose replica is lost goes on at another one, up to `moves` times. If `http` names a router, replicas
+    have it, too. `follower`, which has begun, keeps the registry as a remote says while the application runs. Replicas
+    then have a registry that follows the same remote, if it is not the same one.
     """
     library = Library(registry, Jobs(registry.home), remote=follower.state if follower is not None else None)
     pins = Pins(base.name, registry, follower, has_router=http.router is not None)
@@ -138,7 +141,7 @@ def create_gateway(
         )
     app.add_middleware(Guard, gate=gate, hosts=http.hosts, origins=http.origins)
     handle_errors(app)
-    _add_answers(app, pins, engines, http, _notes(metrics))
+    _add_answers(app, pins, engines, http, _notes(metrics), moves)
     _add_operations(app, base, engines, metrics, follower)
     routes = Routes(app)
     return app
@@ -163,16 +166,19 @@ def call_of(request: Request, body: bytes = b"", pinned: Pinned | None = None) -
         pinned=pinned.versions,
         affinity=pinned.affinity,
         is_asking=pinned.is_auto,
+        begun=Begun(),
     )
 
 
-def _add_answers(app: FastAPI, pins: Pins, engines: Engines, http: HttpOptions, note: Callable[[str], None]) -> None:
+def _add_answers(
+    app: FastAPI, pins: Pins, engines: Engines, http: HttpOptions, note: Callable[[str], None], moves: int
+) -> None:
     async def forward(request: Request) -> Response:
         body = await request.body()
         pinned = None
         if request.scope["method"] == "POST" and body:
             pinned = await pins.find(body, own_path(request.scope), request.scope["state"]["key"])
-        return Relay(engines, call_of(request, body, pinned), note, http.send_timeout, http.timeout)
+        return Relay(engines, call_of(request, body, pinned), note, http.send_timeout, http.timeout, moves)
 
     for (method, path), declared in FORWARDED.items():
         app.add_api_route(path, forward, methods=[method], response_model=None, include_in_schema=False)
@@ -255,11 +261,11 @@ def _notes(metrics: Metrics) -> Callable[[str], None]:
     """Counts what happens to requests when replicas end."""
     counter = Counter(
         "qhub_gateway_lost",
-        "Requests whose replica ended: sent to another, or, if their answer had begun, ended with an error",
+        "Requests whose replica ended: sent to another, streams that went on there, and those that ended with an error",
         ["outcome"],
         registry=metrics.registry,
     )
-    for outcome in ("retried", "lost"):
+    for outcome in ("retried", "moved", "lost"):
         counter.labels(outcome)
     return lambda outcome: counter.labels(outcome).inc()
 

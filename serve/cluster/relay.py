@@ -1,14 +1,16 @@
 """Relay: an answer of some replica becomes the gateway's, whatever happens to the replica.
 
-What has not begun is tried on another replica. What has begun ends with an error its client can read.
+What has not begun is tried on another replica. A stream that has begun goes on at another one, behind the tokens that
+have come; where that cannot be, it ends with an error that its client can read.
 """
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Response
@@ -18,12 +20,13 @@ from starlette.types import Receive, Scope, Send
 from serve.answers.events import line
 from serve.cluster.call import DRAINING, Call, Engines, Lost, Message
 from serve.cluster.pins import affinity_of
-from serve.errors import ErrorBody, NoReplica, TimedOut
+from serve.errors import Busy, ErrorBody, NoReplica, TimedOut
 from serve.http.failures import ELSEWHERE
 from serve.http.front import own_path, refuse
 
 logger = logging.getLogger("serve.cluster")
 TRIES = 5  # replicas that a request is sent to before it is given up
+MOVES = 2  # times that a begun stream goes on at another one, if nothing else is asked for
 PAUSE = 0.2  # seconds before the next, times the number of those that failed
 DROPPED = frozenset([b"x-request-id", b"connection", b"transfer-encoding"])  # the gateway has its own
 GONE = "the replica that made this answer is gone, before it was complete: ask again"
@@ -32,6 +35,10 @@ LOST = ErrorBody(503, GONE, "server_error", None, "replica_lost", (("Retry-After
 
 class NotRead(OSError):
     """A client does not take what it is sent."""
+
+
+class NotTheSame(Exception):
+    """What another replica makes of a stream does not begin with what was sent of it."""
 
 
 class Chosen(Exception):
@@ -48,22 +55,54 @@ class Chosen(Exception):
         return replace(call, pinned=versions, affinity=affinity, routed=routed, is_asking=False)
 
 
-class Relay(Response):
-    """The answer to `call`. `note` gets "retried" or "lost" each time that happens.
+@dataclass
+class Stream:
+    """What of a stream its client was sent, and the tokens that had come by then."""
 
-    An answer must begin within `patience` seconds. A client that does not take what it is sent within `timeout` seconds
-    is given up.
+    has_begun: bool = False
+    is_taken: bool = False  # the replica that was asked last has begun it, or gone on with it
+    can_move: bool = False
+    is_over: bool = False
+    num_bytes: int = 0
+    num_events: int = 0  # those that have a name
+    last: bytes = b""  # event, or events
+    digest: Any = field(default_factory=hashlib.sha256)
+    outputs: list[list[Any]] = field(default_factory=list)
+
+    def sent(self, message: Message) -> None:
+        """Note a message."""
+        body = message.get("body", b"")
+        self.num_bytes += len(body)
+        self.num_events += body.count(b"event: ")
+        self.digest.update(body)
+        self.last = body or self.last
+        self.outputs += message.get("outputs", ())
+        self.is_over = self.is_over or _is_over(message)
+
+
+class Relay(Response):
+    """The answer to `call`. `note` gets "retried", "moved" or "lost" each time that happens.
+
+    An answer must begin, or go on, within `patience` seconds. A stream goes on at another replica `moves` times: what
+    it asks for may be what ends them. A client that does not take what it is sent within `timeout` seconds is given up.
     """
 
     def __init__(
-        self, engines: Engines, call: Call, note: Callable[[str], None], timeout: float = 30.0, patience: float = 600.0
+        self,
+        engines: Engines,
+        call: Call,
+        note: Callable[[str], None],
+        timeout: float = 30.0,
+        patience: float = 600.0,
+        moves: int = MOVES,
     ) -> None:
         super().__init__()
         self.engines = engines
-        self.call = call
+        self.call = replace(call, begun=replace(call.begun, is_noted=moves > 0))
         self.note = note
         self.timeout = timeout
         self.patience = patience
+        self.moves = moves
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. A client that hangs up ends the work on the replica."""
@@ -90,68 +129,110 @@ class Relay(Response):
                 await work
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        """Ask replicas until an answer has begun, and send it on."""
-        call, path = self.call, own_path(scope)
-        deadline = asyncio.get_running_loop().time() + self.patience
-        for attempt in range(1, TRIES + 1):
+        """Ask replicas until an answer has been made, and send it on."""
+        call, path, stream = self.call, own_path(scope), Stream()
+        left, moves = TRIES, self.moves
+        while left:
+            left -= 1
             try:
-                await self._attempt(call, send, path, deadline)
+                await (self._go_on if stream.has_begun else self._attempt)(call, send, stream)
                 return
             except Chosen as chosen:
                 call = chosen.call(call)
                 continue
             except Lost as error:
-                self.note("retried")
+                if stream.is_over:
+                    return
+                if is_complete(path, stream.last):  # but for the end of the body
+                    await send({"type": "http.response.body", "body": b""})
+                    return
                 _warn(call, error)
-                if error.replica is not None:
-                    call = replace(call, avoid=(*call.avoid, error.replica))
+                if not stream.has_begun:
+                    self.note("retried")
+                elif stream.is_taken:
+                    if not stream.can_move or not moves:
+                        break
+                    left, moves = TRIES, moves - 1
+                call = call.again(stream.outputs, error.replica)
+            except Busy:
+                if not stream.has_begun:
+                    raise
             except TimeoutError:
+                if stream.has_begun:
+                    break
                 await refuse(TimedOut("no replica has begun an answer in the time that one may take", 504), send, path)
                 return
-            await asyncio.sleep(PAUSE * attempt)
-        await refuse(NoReplica("no replica could answer this request: ask again"), send, path)
+            except NotTheSame:
+                logger.error("a stream could not go on", extra={"fields": {"request_id": call.id}})
+                break
+            await asyncio.sleep(PAUSE * (TRIES - left))
+        if not stream.has_begun:
+            await refuse(NoReplica("no replica could answer this request: ask again"), send, path)
+            return
+        self.note("lost")
+        await send({"type": "http.response.body", "body": lost_events(path, stream.num_events)})
 
-    async def _attempt(self, call: Call, send: Send, path: str, deadline: float) -> None:
-        """Send one replica's answer on. Raises Lost or TimeoutError if there is none, and nothing was sent; Chosen if
-        the answer is another replica's to give."""
+    async def _attempt(self, call: Call, send: Send, stream: Stream) -> None:
+        """Send one replica's answer on. Raises Lost, and TimeoutError if it does not begin, when nothing was sent;
+        Chosen if the answer is another replica's to give."""
         held: list[Message] = []  # until the answer has begun
-        has_begun, is_over, num_events = False, False, 0
-        try:
-            async with asyncio.timeout_at(deadline) as patience:
-                async for message in _each(self.engines.answer(call)):
-                    if message["type"] == DRAINING:
-                        raise Lost("it is drained", message["replica"])
-                    held.append(message)
-                    is_over = is_over or _is_over(message)
-                    if not has_begun and _has_begun(held):
-                        if (redirect := _chosen(held)) is not None:
-                            raise redirect
-                        has_begun = True
-                        patience.reschedule(None)
-                    for each in held if has_begun else ():
-                        num_events += each.get("body", b"").count(b"event: ")
+        async with asyncio.timeout(self.patience) as patience:
+            async for message in self._messages(call):
+                held.append(message)
+                if not stream.has_begun and _has_begun(held):
+                    if (redirect := _chosen(held)) is not None:
+                        raise redirect
+                    stream.has_begun = stream.is_taken = True
+                    stream.can_move = held[0].get("can_move", False)
+                    patience.reschedule(None)
+                if stream.has_begun:
+                    for each in held:
                         await send(_own(each))
-                    if has_begun:
-                        held.clear()
-        except Lost as error:
-            if not has_begun:
-                raise
-            if not is_over:
-                self.note("lost")
-                _warn(call, error)
-                await send({"type": "http.response.body", "body": lost_events(path, num_events)})
-        if not has_begun:
+                        stream.sent(each)
+                    held.clear()
+        if not stream.has_begun:
             raise Lost("it gave no answer")
+
+    async def _go_on(self, call: Call, send: Send, stream: Stream) -> None:
+        """Send on what another replica makes of a begun stream, behind what was sent of it already.
+
+        Raises Lost, TimeoutError if it is not there in time, NotTheSame if it does not begin as what was sent.
+        """
+        left, digest, stream.is_taken = stream.num_bytes, hashlib.sha256(), False
+        async with asyncio.timeout(self.patience) as patience:
+            async for message in self._messages(call):
+                if message["type"] == "http.response.start":
+                    if message["status"] != 200:
+                        raise Lost(f"it does not continue the answer: status {message['status']}")
+                    stream.is_taken = True
+                    continue
+                body = message.get("body", b"")
+                if left:
+                    digest.update(body[:left])
+                    left, body = max(0, left - len(body)), body[left:]
+                    if left and not _is_over(message):
+                        continue
+                    if digest.digest() != stream.digest.digest():
+                        raise NotTheSame
+                    patience.reschedule(None)
+                    self.note("moved")
+                rest = {**message, "body": body}
+                await send(_own(rest))
+                stream.sent(rest)
+        if not stream.is_over:
+            raise Lost("its answer has no end")
+
+    async def _messages(self, call: Call) -> AsyncIterator[Message]:
+        """One replica's answer. Raises Lost, also if it is drained."""
+        async for batch in self.engines.answer(call):
+            for message in batch:
+                if message["type"] == DRAINING:
+                    raise Lost("it is drained", message["replica"])
+                yield message
 
 
 def _warn(call: Call, error: Lost) -> None:
     logger.warning("a replica was lost", extra={"fields": {"request_id": call.id, "reason": str(error)}})
-
-
-async def _each(batches: AsyncIterator[Sequence[Message]]) -> AsyncIterator[Message]:
-    async for batch in batches:
-        for message in batch:
-            yield message
 
 
 async def _gone(receive: Receive) -> None:
@@ -190,9 +271,20 @@ def _kind(start: Message) -> bytes:
 def _own(message: Message) -> dict[str, Any]:
     """A replica's message as the gateway's."""
     if message["type"] != "http.response.start":
-        return dict(message)
+        return {name: value for name, value in message.items() if name != "outputs"}
     headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in DROPPED]
-    return {**message, "headers": headers}
+    return {"type": message["type"], "status": message["status"], "headers": headers}
+
+
+def is_complete(path: str, last: bytes) -> bool:
+    """Whether nothing comes behind these last events of a stream to a client of this path."""
+    if path.startswith("/api/"):
+        return b'"done": true' in last  # in a text its quotes would be escaped
+    if path.startswith("/v1/messages"):
+        return b"event: message_stop\n" in last
+    if path.startswith("/v1/responses"):
+        return b"event: response.completed\n" in last or b"event: response.incomplete\n" in last
+    return last.endswith(b"data: [DONE]\n\n")
 
 
 def lost_events(path: str, num_events: int = 0) -> bytes:

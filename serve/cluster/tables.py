@@ -35,6 +35,7 @@ class Gateway:
     port: int = key("Port to listen on; 0 takes a free one.", 8000, between(0, 65535))
     replicas: int = key("Gateways, each on a machine of its own.", 1, between(1, 100))
     waiting: int = key("Requests that may wait for a replica; more are answered with 429.", 256, between(1, 100_000))
+    moves: int = key("Times that a begun stream goes on at another replica when its own is lost.", 2, between(0, 10))
     hosts: tuple[str, ...] = key("Host names to answer to without API keys, besides localhost.", ())
     origins: tuple[str, ...] = key("Origins whose web pages may ask (CORS).", ())
     otlp: str | None = key("As `qhub serve --otlp`, of gateways and replicas.", None, otlp_problem)

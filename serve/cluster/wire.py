@@ -13,12 +13,15 @@ import secrets
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from serve.cluster.call import Lost, Message
 
 logger = logging.getLogger("serve.cluster")
 HEAD = struct.Struct("!BI")  # of a frame: its kind, and the bytes that follow
 START, PART, END, OTHER = range(4)
+MORE, NOTED = 1, 2  # flags of a part: more of the body comes; the tokens that it is of stand before it, with their size
+SIZE = struct.Struct("!I")
 SECRET = 16  # bytes
 SECONDS = 10.0  # to connect, and to show a ticket
 UNTAKEN_SECONDS = 60.0  # after which nobody comes for an answer any more
@@ -139,7 +142,11 @@ def packed(message: Message) -> bytes:
     """A message as a frame."""
     if message["type"] == "http.response.body":
         body: bytes = message.get("body", b"")
-        return HEAD.pack(PART, len(body) + 1) + bytes([message.get("more_body", False)]) + body
+        flags, noted = MORE if message.get("more_body", False) else 0, b""
+        if outputs := message.get("outputs"):
+            tokens = json.dumps(outputs).encode()
+            flags, noted = flags | NOTED, SIZE.pack(len(tokens)) + tokens
+        return HEAD.pack(PART, len(body) + len(noted) + 1) + bytes([flags]) + noted + body
     kind, rest = OTHER, dict(message)
     if message["type"] == "http.response.start":
         kind = START
@@ -147,6 +154,16 @@ def packed(message: Message) -> bytes:
         rest["headers"] = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in headers]
     body = json.dumps(rest).encode()
     return HEAD.pack(kind, len(body)) + body
+
+
+def _part(frame: bytes) -> Message:
+    """A part of a body."""
+    message: dict[str, Any] = {"type": "http.response.body", "more_body": bool(frame[0] & MORE)}
+    begin = 1
+    if frame[0] & NOTED:
+        begin += SIZE.size + SIZE.unpack_from(frame, 1)[0]
+        message["outputs"] = json.loads(frame[1 + SIZE.size : begin])
+    return message | {"body": frame[begin:]}
 
 
 def _unpacked(buffer: bytearray) -> Iterator[tuple[int, Message]]:
@@ -159,7 +176,7 @@ def _unpacked(buffer: bytearray) -> Iterator[tuple[int, Message]]:
             break
         body, at = bytes(buffer[at + HEAD.size : end]), end
         if kind == PART:
-            yield kind, {"type": "http.response.body", "body": body[1:], "more_body": bool(body[0])}
+            yield kind, _part(body)
             continue
         message = json.loads(body) if body else {}
         if kind == START:

@@ -87,6 +87,7 @@ class Submission:
     constraint: Constraint | None = None
     salt: str = ""  # only requests with the same one share what is computed of a prompt
     priority: int = NORMAL
+    output: tuple[int, ...] = ()  # tokens that it has already, made elsewhere
 
 
 @dataclass(eq=False)
@@ -129,7 +130,16 @@ class Request:
     @classmethod
     def of(cls, asked: Submission) -> "Request":
         """The request that was submitted."""
-        return cls(asked.id, asked.prompt, asked.params, asked.adapter, asked.constraint, asked.salt, asked.priority)
+        return cls(
+            asked.id,
+            asked.prompt,
+            asked.params,
+            asked.adapter,
+            asked.constraint,
+            asked.salt,
+            asked.priority,
+            list(asked.output),
+        )
 
     @property
     def num_tokens(self) -> int:

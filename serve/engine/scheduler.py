@@ -88,7 +88,8 @@ class Scheduler:
             raise Busy(f"{len(self.waiting)} requests are waiting already: try again later")
         for request in requests:
             request.since = self.num_steps
-        self.waiting.extend(requests)
+        self.waiting.extend(request for request in requests if not request.output)
+        self.waiting.extendleft(request for request in requests if request.output)  # somebody reads those already
 
     def schedule(self) -> list[Scheduled]:
         """The next step's tokens: one of every decoding request, the rest divided among prompts.

@@ -37,24 +37,28 @@ class NotRead(OSError):
 class EventStream(StreamingResponse):
     """The events of an answer; `close` runs however the connection ends, even before the first event.
 
-    A client that does not take an event within `timeout` seconds is given up.
+    A client that does not take an event within `timeout` seconds is given up. Where a gateway wants to know them, the
+    tokens that came go with the message of the next event, as `outputs`, and `can_move` with the first message.
     """
 
     def __init__(
-        self,
-        events: AsyncIterator[str],
-        close: Callable[[], None],
-        timeout: float,
-        headers: dict[str, str],
-        media_type: str,
+        self, answer: AnswerForm, admitted: Admitted, close: Callable[[], None], timeout: float, headers: dict[str, str]
     ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
-        super().__init__(events, media_type=media_type, headers=headers)
+        super().__init__(_sent(answer, admitted), media_type=answer.media_type, headers=headers)
+        self._generation = admitted.generation
         self._close = close
         self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generation = self._generation
+
         async def send_soon(message: Message) -> None:
+            if generation.can_move:
+                if message["type"] == "http.response.start":
+                    message["can_move"] = True
+                else:
+                    message["outputs"] = generation.take_noted()
             try:
                 async with asyncio.timeout(self._timeout):
                     await send(message)
@@ -105,6 +109,8 @@ async def respond(
             repeats_usage=body.repeats_usage,
             has_thoughts=isinstance(body, ChatRequest) and body.include_reasoning,
             echoes=admitted.echoes,
+            ids=generation.ids,
+            created=generation.begun.created,
         )
         answer = form(chat)
         if logs:
@@ -114,8 +120,7 @@ async def respond(
             if not await _unless_gone(request, _begun(generation)):
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             is_streamed = True
-            events = _sent(answer, admitted)
-            return EventStream(events, finish, service.http.send_timeout, headers, answer.media_type)
+            return EventStream(answer, admitted, finish, service.http.send_timeout, headers)
         pieces = await _unless_gone(request, _collect(generation))
     finally:
         if not is_streamed:

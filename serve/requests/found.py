@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from serve.requests.begun import Begun
+
 
 @dataclass(frozen=True)
 class Routed:
@@ -26,11 +28,13 @@ class Found:
     versions    what its model's name means, None: not known
     routed      what a router chose for it, if one was asked
     is_asking   the gateway asks which adapter the router chooses, to send the request where that one is
+    begun       what makes the answer the same on another replica, and how far it has come there
     """
 
     versions: str | None = None
     routed: Routed | None = None
     is_asking: bool = False
+    begun: Begun | None = None
 
 
 NOTHING = Found()

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +13,9 @@ from adapterhub_local.base.tool_calls import Call, CallReader
 from serve.engine.loop import EngineLoop
 from serve.engine.request import PromptOutput, Sampled, Submission, TokenOutput
 from serve.errors import TimedOut
+from serve.requests.begun import Begun, Ids
 from serve.text.detokenize import Detokenizer
+from serve.text.noted import Known, Noted
 from serve.text.thoughts import Place, ThoughtReader
 
 
@@ -38,7 +41,8 @@ class Generation:
     """One or more requests that were submitted together; `close` ends what has not ended.
 
     `readers`: for each request what finds the calls of tools in its text, or none; `thinkers` the same of thoughts. At
-    `deadline` (of time.monotonic()) what has not ended fails with TimedOut.
+    `deadline` (of time.monotonic()) what has not ended fails with TimedOut. What another replica has `begun` comes out
+    again from its first token, and then goes on: the requests that ended there are not submitted here.
     """
 
     def __init__(
@@ -50,8 +54,11 @@ class Generation:
         thinkers: Sequence[ThoughtReader | None] = (),
         *,
         deadline: float | None = None,
+        begun: Begun | None = None,
     ) -> None:
         self.requests = requests
+        self.begun = begun or Begun()
+        self.ids = Ids(self.begun.seed)
         self.prompts = [PromptOutput()] * len(requests)  # what is known of each prompt since its first token
         self.num_completion_tokens = 0
         self.num_thought_tokens = 0
@@ -59,8 +66,14 @@ class Generation:
         self.reasons: list[str] = []  # why answers ended, in the order in which they did
         self.listener: Callable[[Piece], None] | None = None  # gets each piece before anybody else
         self._loop = loop
-        self._queue = loop.submit(*requests)
-        self._first: TokenOutput | None = None
+        known = Known(self.begun)
+        self._known = deque(each.output(requests[each.index].id) for each in known.tokens)
+        self._is_complete = len(known.ended) == len(requests)
+        self._noted: list[Noted] | None = None
+        if self.begun.is_noted and all(request.params.prompt_logprobs is None for request in requests):
+            self._noted = []
+        self._queue = loop.submit(*(request for index, request in enumerate(requests) if index not in known.ended))
+        self._next: TokenOutput | None = None
         self._open = {request.id: index for index, request in enumerate(requests)}
         self._readers = dict(zip((request.id for request in requests), readers, strict=False))
         self._thinkers = dict(zip((request.id for request in requests), thinkers, strict=False))
@@ -71,15 +84,34 @@ class Generation:
         self._texts = {request.id: Detokenizer(tokenizer, request.params.stop) for request in requests}
 
     async def begin(self) -> None:
-        """Wait for the first token. Raises what ended the requests before there was one."""
-        self._first = await self._queue.get()
-        if self._first.error is not None:
-            raise self._first.error
+        """Wait for the first token that is made here. Raises what ended the requests before there was one."""
+        if self._is_complete:
+            return
+        self._next = await self._queue.get()
+        if self._next.error is not None:
+            raise self._next.error
+
+    @property
+    def can_move(self) -> bool:
+        """Whether its tokens are noted, so that another replica could continue it."""
+        return self._noted is not None
+
+    def take_noted(self) -> list[list[Any]]:
+        """The tokens that came since they were taken last, as `Noted.to_json` has them."""
+        noted, self._noted = self._noted or [], [] if self._noted is not None else None
+        return [each.to_json() for each in noted]
+
+    async def _come(self) -> TokenOutput:
+        """The next token, those that are known first."""
+        if self._known:
+            return self._known.popleft()
+        output, self._next = self._next or await self._queue.get(), None
+        return output
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Pieces of all choices, mixed, in the order in which they come. Raises what ended a request early."""
         while self._open:
-            output, self._first = self._first or await self._queue.get(), None
+            is_known, output = bool(self._known), await self._come()
             if output.request_id not in self._open:
                 continue  # a token that was computed before its request was ended here
             if output.error is not None:
@@ -88,6 +120,8 @@ class Generation:
             if output.prompt is not None:
                 self.prompts[self._open[output.request_id]] = output.prompt
             index, detokenizer = self._open[output.request_id], self._texts[output.request_id]
+            if self._noted is not None and not is_known:
+                self._noted.append(Noted.of(index, output))
             is_empty = self.requests[index].params.max_tokens == 0
             self.num_completion_tokens += not is_empty
             now = time.monotonic()
@@ -115,7 +149,7 @@ class Generation:
                 known = len(reader.calls)
                 text = reader.push(text)
                 text += reader.flush(is_cut=finish_reason == "length") if finish_reason else ""
-                calls = tuple(reader.calls[known:])
+                calls = tuple(replace(call, id=f"call_{self.ids.new()[:24]}") for call in reader.calls[known:])
                 if finish_reason == "stop" and reader.calls:
                     finish_reason = "tool_calls"
             if finish_reason:

@@ -19,6 +19,7 @@ MESSAGES: list[Message] = [
     {"type": "http.response.body", "body": b"", "more_body": True},
     {"type": "http.response.body", "body": bytes(range(256)), "more_body": True},
     {"type": "http.response.body", "body": b"x" * 200_000, "more_body": True},
+    {"type": "http.response.body", "body": b"data: ", "more_body": True, "outputs": [[0, 5], [1, 7, "stop", 3]]},
     {"type": "http.response.body", "body": b"end", "more_body": False},
 ]
 

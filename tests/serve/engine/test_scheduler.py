@@ -191,6 +191,18 @@ def test_time_is_bounded_too() -> None:
     assert patient.num_passed < 6
 
 
+def test_what_goes_on_comes_first() -> None:
+    """A request that brings tokens of its answer, which somebody reads already, does not wait behind new ones."""
+    scheduler = make_scheduler(max_rows=2)
+    new, begun = [request("a"), request("b")], [request("c", max_tokens=9), request("d", max_tokens=9)]
+    for each in begun:
+        each.output += [1, 2]
+    scheduler.submit(*new)
+    scheduler.submit(*begun)
+    assert {item.request.id: item.num_tokens for item in step(scheduler)} == {"c": 6, "d": 6}
+    assert [len(each.output) for each in begun] == [3, 3]
+
+
 def test_preemption() -> None:
     """When pages run out the request admitted last gives its own back, runs again before others, and loses nothing."""
     scheduler = make_scheduler(num_pages=4, max_rows=4, tokens_per_step=64)
