@@ -1,4 +1,4 @@
-"""Tokens that a gateway keeps for a replica are the tokens that came, and an answer's seed gives the same everywhere."""
+"""Tokens that a gateway keeps for a replica are those that came, and the seed of an answer gives the same anywhere."""
 
 import json
 from dataclasses import replace
