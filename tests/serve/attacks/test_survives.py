@@ -37,10 +37,11 @@ def test_a_server_that_was_killed(attacked_home: Path, tmp_path: Path) -> None:
     first = AttackedServer(home)
     try:
         assert first.http.post("/v1/chat/completions", json={**CHAT, "max_tokens": 1}).status_code == 200
-        with first.http.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        started = children(first.process.pid)  # before the answer begins: `ps` can take as long as all of it
+        body = {**CHAT, "ignore_eos": True, "stream": True}
+        with first.http.stream("POST", "/v1/chat/completions", json=body) as answer:
             parts = answer.iter_bytes()
             next(parts)
-            started = children(first.process.pid)
             first.process.send_signal(signal.SIGKILL)
             with pytest.raises(httpx.HTTPError):
                 for _ in parts:
