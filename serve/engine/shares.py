@@ -18,7 +18,9 @@ def divide(
     """The next tokens of `prompts`, the oldest first, at most `budget` in all and `max_scored` of them scored.
 
     In a step that somebody awaits - `is_awaited` for an answer, or because a prompt is read to its end - prompts that
-    are not read to their end get at most `max_part` tokens in all. At least one token, if there are prompts and budget.
+    are not read to their end get at most `max_part` tokens in all; beside prompts that are, at most as many as these,
+    or the share of the oldest: so the first token of a short one is not held up by those it was put before. At least
+    one token, if there are prompts and budget.
     """
     counts = dict.fromkeys(prompts, 0)
     scored = max_scored
@@ -34,21 +36,26 @@ def divide(
         budget -= counts[request] - before
         scored -= len(Scheduled(request, start, counts[request] - before).scored)
 
-    def num_parts() -> int:
-        return sum(count for request, count in counts.items() if count < _rest(request))
+    def part() -> int:
+        """How many tokens more the prompts may have that are not read to their end."""
+        parts = sum(count for request, count in counts.items() if count < _rest(request))
+        ended = sum(counts.values()) - parts
+        return max(0, min(max_part, max(share, ended) if ended else max_part) - parts)
 
+    share = max(1, min(budget, max_part) // OLDEST)
     if prompts:
-        give(prompts[0], max(1, min(budget, max_part) // OLDEST))
+        give(prompts[0], share)
         is_awaited = is_awaited or counts[prompts[0]] == _rest(prompts[0])
     order, place = sorted(prompts, key=lambda each: (-each.priority, _rest(each))), 0
     while place < len(order):
         request = order[place]
-        was_part = 0 < counts[request] < _rest(request)
-        is_last = _rest(request) - counts[request] <= budget
-        give(request, budget if is_last or not is_awaited else max(0, max_part - num_parts()))
-        is_awaited = is_awaited or counts[request] == _rest(request)
-        # once the oldest is read to its end, its share of the parts is there for those before it
-        place = 0 if was_part and counts[request] == _rest(request) else place + 1
+        is_last = _rest(request) - counts[request] <= (min(budget, max_part) if is_awaited else budget)
+        give(request, budget if is_last or not is_awaited else part())
+        if counts[request] == _rest(request):  # with each of these there is more for those before it
+            is_awaited, place = True, 0
+            order.remove(request)
+        else:
+            place += 1
     return [Scheduled(request, request.num_computed, count) for request, count in counts.items() if count]
 
 

@@ -67,8 +67,9 @@ def test_scored_tokens_are_bounded() -> None:
         for item in batch:
             zeros = array("d", [0.0] * len(item.scored))
             item.request.scores.append(Scores(zeros, array("q"), 0, array("q"), array("d")))
-        if num_steps == 3:
-            assert plain.num_computed == 60, "it does not wait for those that are scored"
+        if plain.num_computed < 60:
+            num_waited = num_steps
+    assert num_waited < num_steps - 1, "it does not wait for those that are scored"
     assert [each.num_scored for each in scored] == [11, 0, 22]
     assert {each.finish_reason for each in scored} == {"length"}
 

@@ -69,16 +69,18 @@ def test_nothing_is_left_lying(drawn, budget, part, waits) -> None:
     counts = {item.request: item.num_tokens for item in items}
     done = [each for each in asked if counts.get(each) == rest(each)]
     used, parts = sum(counts.values()), sum(count for each, count in counts.items() if each not in done)
+    share = max(1, min(budget, part) // OLDEST)
+    limit = min(part, max(share, used - parts)) if done else part
     if waits or done:
         assert parts <= part
     is_full = used == min(budget, sum(map(rest, asked)))
-    assert is_full or ((waits or done) and parts == part)
+    assert is_full or (parts == limit if waits or done else False)
     for late in asked[1:]:
         for first in asked:
             is_before = (-first.priority, rest(first)) < (-late.priority, rest(late))
             if counts.get(late) and is_before and first not in done:
                 assert late in done, "it is read to its end, and does not count as a part"
-                assert parts == part, "the one before it has all that a part may have"
+                assert parts >= min(part, share), "the one before it has all that a part may have"
                 assert first.priority > late.priority
 
 
@@ -117,7 +119,8 @@ def test_short_prompt_behind_long_ones(size: int) -> None:
     scheduler.submit(short)
     batch = step(scheduler)
     assert short.output
-    assert sum(item.num_tokens for item in batch if item.request in long) == min(256, 512 - size)
+    beside = sum(item.num_tokens for item in batch if item.request in long)
+    assert beside == min(max(64, size), 256, 512 - size), "not much more than it would take alone"
     for _ in range(3):
         shares = {item.request.id: item.num_tokens for item in step(scheduler)}
         assert shares == {"short": 1, "long0": 256}, "one long prompt beside the answer"
@@ -128,7 +131,7 @@ def test_parts_make_no_answer_wait() -> None:
     scheduler = make_scheduler(tokens_per_step=100, prefill_tokens=10, max_rows=4)
     answered, long = request("answered", 5, 8), request("long", 300, 1)
     scheduler.submit(long, answered)
-    assert {item.request.id: item.num_tokens for item in step(scheduler)} == {"long": 10, "answered": 5}
+    assert {item.request.id: item.num_tokens for item in step(scheduler)} == {"long": 5, "answered": 5}
     for _ in range(7):
         assert {item.request.id: item.num_tokens for item in step(scheduler)} == {"answered": 1, "long": 10}
     assert [item.num_tokens for item in step(scheduler)] == [100], "nobody waits for a token any more"
