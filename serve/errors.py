@@ -107,6 +107,10 @@ class GenerationFailed(QhubError):
     """The model could not continue a request that was admitted."""
 
 
+class EngineEnded(GenerationFailed):
+    """The engine ended before the answer was complete: another one could go on with it."""
+
+
 @dataclass(frozen=True)
 class ErrorBody:
     """An HTTP status and what OpenAI's clients expect beside it."""

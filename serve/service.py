@@ -205,9 +205,10 @@ class Service:
         `found` is what was found before. Raises as `choose`, and Elsewhere with what a router chose if that is asked.
         """
         ref = body.model_ref(self.base.info.name)
-        if found.versions is not None:
-            target = self.choose(ref.pinned(found.versions), body.user, key, waits=waits)
-            return replace(target, routed=found.routed)
+        if found.versions is not None or found.routed is not None:  # without versions it is the base
+            known = self.read(self.base.info.name) if found.versions is None else ref.pinned(found.versions)
+            target = self.choose(known, body.user, key, waits=waits)
+            return replace(target, model=ref.text, routed=found.routed)
         if ref.text != AUTO or self.routing is None:
             return self.choose(ref, body.user, key, waits=waits)
         router, choice = self.routing.choose(body, key)
@@ -245,7 +246,7 @@ class Service:
         requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt, priority, begun)
         readers, thinkers = [choice.calls for choice in choices], [choice.thoughts for choice in choices]
         try:
-            deadline = started + self.http.timeout
+            deadline = started + self.http.timeout - begun.spent
             generation = Generation(
                 self.loop, requests, self.base.tokenizer, readers, thinkers, deadline=deadline, begun=begun
             )
@@ -267,8 +268,7 @@ class Service:
         for request in generation.requests:
             self._live.pop(request.id, None)
         course.num_prompt = sum(len(request.prompt) for request in generation.requests)
-        course.num_completion = generation.num_completion_tokens
-        course.reasons = generation.reasons
+        course.num_completion, course.reasons = generation.num_completion_tokens, generation.reasons
         course.begun = min(filter(None, (prompt.begun for prompt in generation.prompts)), default=None)
         if generation.times is not None:
             course.first, course.last = generation.times

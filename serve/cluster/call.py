@@ -38,10 +38,10 @@ class Call:
     avoid: tuple[str, ...] = ()
     begun: Begun = field(default_factory=Begun)
 
-    def again(self, outputs: Sequence[list[Any]], lost: str | None) -> "Call":
-        """The same, to be asked of another replica than the one that was `lost`, after these tokens."""
+    def again(self, outputs: Sequence[list[Any]], spent: float, lost: str | None) -> "Call":
+        """The same, to be asked of another replica than the one that was `lost`, after these tokens and seconds."""
         avoid = self.avoid if lost is None else (*self.avoid, lost)
-        return replace(self, avoid=avoid, begun=replace(self.begun, outputs=tuple(outputs)))
+        return replace(self, avoid=avoid, begun=replace(self.begun, outputs=tuple(outputs), spent=spent))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class ReplicaDeployment:
     async def __init__(self, config: Mapping[str, Any]) -> None:  # type: ignore[misc]
         log_json(access=False)  # the gateway has a line for each request
         self._replica = Replica(ray_serve.get_replica_context().replica_id.unique_id, ClusterConfig.from_json(config))
-        self._outlet = Outlet()
+        self._outlet = Outlet(self._replica.name)
         await self._outlet.start(ray.util.get_node_ip_address())
         await self._replica.start()
         at_sigterm(self._end)

@@ -26,6 +26,9 @@ from serve.http.front import own_path, refuse
 
 logger = logging.getLogger("serve.cluster")
 TRIES = 5  # replicas that a request is sent to before it is given up
+PASSING = (429, 503)  # statuses of a replica that another one, or the same one later, need not give
+REPLICA = "x-qhub-replica"
+DONE = b"data: [DONE]\n\n"
 MOVES = 2  # times that a begun stream goes on at another one, if nothing else is asked for
 PAUSE = 0.2  # seconds before the next, times the number of those that failed
 DROPPED = frozenset([b"x-request-id", b"connection", b"transfer-encoding"])  # the gateway has its own
@@ -62,7 +65,9 @@ class Stream:
     has_begun: bool = False
     is_taken: bool = False  # the replica that was asked last has begun it, or gone on with it
     can_move: bool = False
+    routed: Mapping[str, Any] | None = None  # what its replica's router has chosen for it
     is_over: bool = False
+    has_failed: bool = False  # it has the replica's own error
     num_bytes: int = 0
     num_events: int = 0  # those that have a name
     last: bytes = b""  # event, or events
@@ -73,7 +78,8 @@ class Stream:
         """Note a message."""
         body = message.get("body", b"")
         self.num_bytes += len(body)
-        self.num_events += body.count(b"event: ")
+        self.num_events += body.startswith(b"event: ") + body.count(b"\n\nevent: ")
+        self.has_failed = self.has_failed or message.get("has_failed", False)
         self.digest.update(body)
         self.last = body or self.last
         self.outputs += message.get("outputs", ())
@@ -131,6 +137,8 @@ class Relay(Response):
     async def _answer(self, scope: Scope, send: Send) -> None:
         """Ask replicas until an answer has been made, and send it on."""
         call, path, stream = self.call, own_path(scope), Stream()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         left, moves = TRIES, self.moves
         while left:
             left -= 1
@@ -141,19 +149,19 @@ class Relay(Response):
                 call = chosen.call(call)
                 continue
             except Lost as error:
-                if stream.is_over:
-                    return
-                if is_complete(path, stream.last):  # but for the end of the body
-                    await send({"type": "http.response.body", "body": b""})
-                    return
                 _warn(call, error)
+                if stream.has_failed or is_complete(path, stream.last):  # only its end is missing
+                    await send({"type": "http.response.body", "body": missing_end(path, stream.last)})
+                    return
                 if not stream.has_begun:
                     self.note("retried")
                 elif stream.is_taken:
                     if not stream.can_move or not moves:
                         break
                     left, moves = TRIES, moves - 1
-                call = call.again(stream.outputs, error.replica)
+                call = call.again(stream.outputs, loop.time() - started, error.replica)
+                if call.is_asking and stream.routed is not None:  # the router has been asked, and the answer is begun
+                    call = replace(call, routed=stream.routed, is_asking=False)
             except Busy:
                 if not stream.has_begun:
                     raise
@@ -162,8 +170,9 @@ class Relay(Response):
                     break
                 await refuse(TimedOut("no replica has begun an answer in the time that one may take", 504), send, path)
                 return
-            except NotTheSame:
-                logger.error("a stream could not go on", extra={"fields": {"request_id": call.id}})
+            except NotTheSame as error:
+                fields = {"request_id": call.id, "reason": str(error)}
+                logger.error("a stream could not go on", extra={"fields": fields})
                 break
             await asyncio.sleep(PAUSE * (TRIES - left))
         if not stream.has_begun:
@@ -184,6 +193,7 @@ class Relay(Response):
                         raise redirect
                     stream.has_begun = stream.is_taken = True
                     stream.can_move = held[0].get("can_move", False)
+                    stream.routed = _routed(held[0])
                     patience.reschedule(None)
                 if stream.has_begun:
                     for each in held:
@@ -202,8 +212,10 @@ class Relay(Response):
         async with asyncio.timeout(self.patience) as patience:
             async for message in self._messages(call):
                 if message["type"] == "http.response.start":
+                    if message["status"] in PASSING:
+                        raise Lost(f"it does not go on now: status {message['status']}", _header(message, REPLICA))
                     if message["status"] != 200:
-                        raise Lost(f"it does not continue the answer: status {message['status']}")
+                        raise NotTheSame(f"status {message['status']}")
                     stream.is_taken = True
                     continue
                 body = message.get("body", b"")
@@ -213,7 +225,7 @@ class Relay(Response):
                     if left and not _is_over(message):
                         continue
                     if digest.digest() != stream.digest.digest():
-                        raise NotTheSame
+                        raise NotTheSame("another beginning")
                     patience.reschedule(None)
                     self.note("moved")
                 rest = {**message, "body": body}
@@ -223,12 +235,23 @@ class Relay(Response):
             raise Lost("its answer has no end")
 
     async def _messages(self, call: Call) -> AsyncIterator[Message]:
-        """One replica's answer. Raises Lost, also if it is drained."""
-        async for batch in self.engines.answer(call):
-            for message in batch:
-                if message["type"] == DRAINING:
-                    raise Lost("it is drained", message["replica"])
-                yield message
+        """One replica's answer, its end when nothing is left to be done for it: whoever asks again at once finds the
+        place free that it had. Raises Lost, also if it is drained."""
+        end: Message | None = None
+        try:
+            async for batch in self.engines.answer(call):
+                for message in batch:
+                    if message["type"] == DRAINING:
+                        raise Lost("it is drained", message["replica"])
+                    if _is_over(message):
+                        end = message
+                    else:
+                        yield message
+        except Lost:
+            if end is None:
+                raise
+        if end is not None:
+            yield end
 
 
 def _warn(call: Call, error: Lost) -> None:
@@ -264,14 +287,26 @@ def _is_stream(start: Message) -> bool:
 
 
 def _kind(start: Message) -> bytes:
+    return (_header(start, "content-type") or "").encode()
+
+
+def _header(start: Message, name: str) -> str | None:
     headers = start.get("headers", ())
-    return next((bytes(value) for name, value in headers if name.lower() == b"content-type"), b"")
+    return next((bytes(value).decode() for key, value in headers if key.lower() == name.encode()), None)
+
+
+def _routed(start: Message) -> Mapping[str, Any] | None:
+    """What a router has chosen for an answer, as its headers have it."""
+    router, chosen, confidence = (_header(start, f"x-qhub-{name}") for name in ("router", "routed", "confidence"))
+    if router is None or chosen is None or confidence is None:
+        return None
+    return {"router": router, "chosen": chosen, "confidence": float(confidence), "reason": "moved"}
 
 
 def _own(message: Message) -> dict[str, Any]:
     """A replica's message as the gateway's."""
     if message["type"] != "http.response.start":
-        return {name: value for name, value in message.items() if name != "outputs"}
+        return {name: value for name, value in message.items() if name not in ("outputs", "has_failed")}
     headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in DROPPED]
     return {"type": message["type"], "status": message["status"], "headers": headers}
 
@@ -279,12 +314,18 @@ def _own(message: Message) -> dict[str, Any]:
 def is_complete(path: str, last: bytes) -> bool:
     """Whether nothing comes behind these last events of a stream to a client of this path."""
     if path.startswith("/api/"):
-        return b'"done": true' in last  # in a text its quotes would be escaped
+        return bool(last.strip()) and json.loads(last.splitlines()[-1]).get("done") is True
     if path.startswith("/v1/messages"):
         return b"event: message_stop\n" in last
     if path.startswith("/v1/responses"):
         return b"event: response.completed\n" in last or b"event: response.incomplete\n" in last
-    return last.endswith(b"data: [DONE]\n\n")
+    return last.endswith(DONE)
+
+
+def missing_end(path: str, last: bytes) -> bytes:
+    """What is missing of a stream to a client of this path whose last events are there."""
+    is_named = path.startswith(("/api/", "/v1/messages", "/v1/responses"))
+    return b"" if is_named or last.endswith(DONE) else DONE
 
 
 def lost_events(path: str, num_events: int = 0) -> bytes:

@@ -19,13 +19,16 @@ from serve.cluster.call import Lost, Message
 
 logger = logging.getLogger("serve.cluster")
 HEAD = struct.Struct("!BI")  # of a frame: its kind, and the bytes that follow
-START, PART, END, OTHER = range(4)
-MORE, NOTED = 1, 2  # flags of a part: more of the body comes; the tokens that it is of stand before it, with their size
+START, PART, END, OTHER, BEAT = range(5)
+# flags of a part: more of the body comes; the tokens that it is of stand before it, with their size; an error is said
+MORE, NOTED, FAILED = 1, 2, 4
 SIZE = struct.Struct("!I")
 SECRET = 16  # bytes
 SECONDS = 10.0  # to connect, and to show a ticket
 UNTAKEN_SECONDS = 60.0  # after which nobody comes for an answer any more
 READ = 1 << 16
+BEAT_SECONDS = 5.0  # after which a replica says that it is there, whatever else it has to say
+SILENT_SECONDS = 30.0  # after which one that says nothing is lost: a machine without power closes no connection
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Ticket:
     host: str
     port: int
     secret: bytes
+    replica: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,8 @@ class _Offer:
 class Outlet:
     """A replica's port, and the answers that wait to be fetched there."""
 
-    def __init__(self) -> None:
+    def __init__(self, replica: str | None = None) -> None:
+        self._replica = replica
         self._offers: dict[bytes, _Offer] = {}
 
     async def start(self, host: str) -> None:
@@ -65,7 +70,7 @@ class Outlet:
         offer, secret = _Offer(source), secrets.token_bytes(SECRET)
         self._offers[secret] = offer
         try:
-            yield Ticket(self._host, self._port, secret)
+            yield Ticket(self._host, self._port, secret, self._replica)
             async with asyncio.timeout(UNTAKEN_SECONDS):
                 await offer.taken.wait()
             await offer.over.wait()
@@ -84,8 +89,9 @@ class Outlet:
             offer.taken.set()
             work = asyncio.create_task(_send(offer.source, writer))
             gone = asyncio.create_task(reader.read(1))
+            beat = asyncio.create_task(_beat(writer))
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (work, gone):
+            for task in (work, gone, beat):
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
                 await work
@@ -105,24 +111,34 @@ async def fetch(ticket: Ticket) -> AsyncGenerator[Sequence[Message]]:
         async with asyncio.timeout(SECONDS):
             reader, writer = await asyncio.open_connection(ticket.host, ticket.port)
     except (OSError, TimeoutError) as error:
-        raise Lost(f"it cannot be reached at {ticket.host}:{ticket.port}: {error}") from None
+        raise Lost(f"it cannot be reached at {ticket.host}:{ticket.port}: {error}", ticket.replica) from None
     try:
         writer.write(ticket.secret)
         buffer, is_over = bytearray(), False
         while not is_over:
             try:
-                part = await reader.read(READ)
+                async with asyncio.timeout(SILENT_SECONDS):
+                    part = await reader.read(READ)
+            except TimeoutError:
+                raise Lost(f"nothing was heard of it for {SILENT_SECONDS:g} s", ticket.replica) from None
             except OSError:
                 part = b""
             if not part:
-                raise Lost("its connection ended before the answer did")
+                raise Lost("its connection ended before the answer did", ticket.replica)
             buffer += part
-            found = list(_unpacked(buffer))
+            found = [frame for frame in _unpacked(buffer) if frame[0] != BEAT]
             is_over = any(kind == END for kind, _ in found)
             if messages := [message for kind, message in found if kind != END or message]:
                 yield messages
     finally:
         writer.close()
+
+
+async def _beat(writer: asyncio.StreamWriter) -> None:
+    """Say again and again that this replica is there; between two frames, since each is written at once."""
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        writer.write(HEAD.pack(BEAT, 0))
 
 
 async def _send(source: AsyncIterator[Sequence[Message]], writer: asyncio.StreamWriter) -> None:
@@ -142,7 +158,8 @@ def packed(message: Message) -> bytes:
     """A message as a frame."""
     if message["type"] == "http.response.body":
         body: bytes = message.get("body", b"")
-        flags, noted = MORE if message.get("more_body", False) else 0, b""
+        flags = MORE * message.get("more_body", False) | FAILED * message.get("has_failed", False)
+        noted = b""
         if outputs := message.get("outputs"):
             tokens = json.dumps(outputs).encode()
             flags, noted = flags | NOTED, SIZE.pack(len(tokens)) + tokens
@@ -160,6 +177,8 @@ def _part(frame: bytes) -> Message:
     """A part of a body."""
     message: dict[str, Any] = {"type": "http.response.body", "more_body": bool(frame[0] & MORE)}
     begin = 1
+    if frame[0] & FAILED:
+        message["has_failed"] = True
     if frame[0] & NOTED:
         begin += SIZE.size + SIZE.unpack_from(frame, 1)[0]
         message["outputs"] = json.loads(frame[1 + SIZE.size : begin])

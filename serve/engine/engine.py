@@ -183,13 +183,13 @@ class Engine:
             self.loader.wait(LOAD_WAIT)
         return outputs
 
-    def fail_all(self) -> list[TokenOutput]:
-        """End every request with an error: the last resort after a step that failed for a reason of our own."""
+    def fail_all(self, error: Exception | None = None) -> list[TokenOutput]:
+        """End every request with an error, by default the one for a step that failed for a reason of our own."""
         with self._lock:
             requests = list(self._requests.values())
             for request in requests:
                 self._leave(request, "error")
-        error = GenerationFailed("the server failed on this request; its log says why")
+        error = error or GenerationFailed("the server failed on this request; its log says why")
         return [TokenOutput(request.id, None, error=error) for request in requests]
 
     @contextmanager

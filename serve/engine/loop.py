@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from serve.engine.engine import Engine
 from serve.engine.request import Request, Submission, TokenOutput
-from serve.errors import Busy, DeviceLost, GenerationFailed
+from serve.errors import Busy, DeviceLost, EngineEnded
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class EngineLoop:
         if self._thread is not None:
             self._thread.join()
         for request_id in list(self._listeners):
-            self._send([TokenOutput(request_id, None, error=GenerationFailed("the server is stopping"))])
+            self._send([TokenOutput(request_id, None, error=EngineEnded("the server is stopping"))])
 
     def submit(self, *asked: Submission) -> asyncio.Queue[TokenOutput]:
         """Queue requests, all or none; their outputs come, mixed, out of the queue returned.
@@ -89,7 +89,8 @@ class EngineLoop:
             except DeviceLost as error:
                 logger.critical("%s", error)
                 self._is_stopping = True  # so that no request is taken any more, and whoever watches /health knows
-                self._send(self.engine.fail_all())
+                ended = EngineEnded("the server failed on this request; its log says why")
+                self._send(self.engine.fail_all(ended))
                 return
             except Exception:
                 # a step fails its requests one by one; what reaches this place is a mistake of ours, which

@@ -88,6 +88,7 @@ class Submission:
     salt: str = ""  # only requests with the same one share what is computed of a prompt
     priority: int = NORMAL
     output: tuple[int, ...] = ()  # tokens that it has already, made elsewhere
+    seed: int | None = None  # its tokens are drawn by, if the parameters have none
 
 
 @dataclass(eq=False)
@@ -120,6 +121,7 @@ class Request:
     num_passed: int = 0  # requests that went before
     num_waited: int = 0  # steps
     vector: "array[float]" = field(default_factory=lambda: array("f"))  # an embedding, as far as it is computed
+    seed: int | None = None
     scores: list[Scores] = field(default_factory=list)  # of the prompt's tokens from the second, as they are computed
     form: Form | None = field(init=False)
     drafter: Drafter = field(default_factory=Drafter)
@@ -139,6 +141,7 @@ class Request:
             asked.salt,
             asked.priority,
             list(asked.output),
+            seed=asked.seed,
         )
 
     @property

@@ -81,7 +81,7 @@ class Sampler:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        seed = request.params.seed
+        seed = request.params.seed if request.params.seed is not None else request.seed
         self._seed = secrets.randbits(63) if seed is None else seed
         params = request.params
         is_adjusted = params.logit_bias or params.is_penalised or params.min_tokens or request.form

@@ -10,6 +10,7 @@ among prompts is in `shares`.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PAGE, PagePool
@@ -89,7 +90,9 @@ class Scheduler:
         for request in requests:
             request.since = self.num_steps
         self.waiting.extend(request for request in requests if not request.output)
-        self.waiting.extendleft(request for request in requests if request.output)  # somebody reads those already
+        ahead = sum(1 for _ in takewhile(lambda each: each.output, self.waiting))
+        for place, request in enumerate((each for each in requests if each.output), ahead):
+            self.waiting.insert(place, request)  # somebody reads those already
 
     def schedule(self) -> list[Scheduled]:
         """The next step's tokens: one of every decoding request, the rest divided among prompts.

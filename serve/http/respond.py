@@ -16,7 +16,7 @@ from serve.answers.events import AnswerForm
 from serve.answers.logged import Recorder, is_logged
 from serve.answers.models import Target
 from serve.auth import Gate
-from serve.errors import Unauthorized, error_body
+from serve.errors import EngineEnded, Unauthorized, error_body
 from serve.requests.found import NOTHING
 from serve.requests.generation import ChatRequest, GenerationRequest
 from serve.routing import Asked
@@ -46,7 +46,7 @@ class EventStream(StreamingResponse):
     ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
         super().__init__(_sent(answer, admitted), media_type=answer.media_type, headers=headers)
-        self._generation = admitted.generation
+        self._generation, self._course = admitted.generation, admitted.course
         self._close = close
         self._timeout = timeout
 
@@ -59,6 +59,7 @@ class EventStream(StreamingResponse):
                     message["can_move"] = True
                 else:
                     message["outputs"] = generation.take_noted()
+                    message["has_failed"] = self._course.failed is not None
             try:
                 async with asyncio.timeout(self._timeout):
                     await send(message)
@@ -183,7 +184,7 @@ async def _watch(gate: Gate, key: Key, generation: Generation) -> None:
     A key that is new may not have come here yet, if it was another server that let it in.
     """
     loop = asyncio.get_running_loop()
-    known_by, is_known = loop.time() + NEW_SECONDS, False
+    known_by, is_known = loop.time() + NEW_SECONDS, bool(generation.begun.outputs)
     while (is_valid := gate.is_valid(key)) or (not is_known and loop.time() < known_by):
         is_known = is_known or is_valid
         await asyncio.sleep(LOOK_INTERVAL)
@@ -205,6 +206,8 @@ async def _sent(answer: AnswerForm, admitted: Admitted) -> AsyncIterator[str]:
         async for event in answer.events(admitted.generation):
             yield event
     except Exception as error:
+        if isinstance(error, EngineEnded) and admitted.generation.can_move:
+            raise  # the gateway sees that the answer has no end, and has another replica go on with it
         if not isinstance(error, QhubError):
             logger.exception("a stream failed")
         body = error_body(error)

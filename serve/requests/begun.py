@@ -14,12 +14,14 @@ class Begun:
     seed      its ids are of it, and the tokens that are drawn without a seed of their own
     created   when it began, in seconds since 1970
     outputs   its tokens so far, in the order in which they came, as `Noted.to_json` has them
+    spent     seconds that were spent on it elsewhere
     is_noted  whoever sent the request wants its tokens beside the events, to have it continued elsewhere
     """
 
     seed: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: float = field(default_factory=time.time)
     outputs: tuple[list[Any], ...] = ()
+    spent: float = 0.0
     is_noted: bool = False
 
     def seed_of(self, choice: int) -> int:
@@ -39,6 +41,10 @@ class Ids:
         """The id of the next part."""
         self._num += 1
         return _digest(self._seed, f"part {self._num}")
+
+    def call(self, choice: int, number: int) -> str:
+        """The id of a call of a tool: which choice comes first is a matter of time."""
+        return f"call_{_digest(self._seed, f'call {choice} {number}')[:24]}"
 
 
 def _digest(seed: str, what: str) -> str:

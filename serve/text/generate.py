@@ -18,6 +18,8 @@ from serve.text.detokenize import Detokenizer
 from serve.text.noted import Known, Noted
 from serve.text.thoughts import Place, ThoughtReader
 
+TURN = 32  # tokens that are known are gone through, before others have their turn
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -104,6 +106,8 @@ class Generation:
     async def _come(self) -> TokenOutput:
         """The next token, those that are known first."""
         if self._known:
+            if len(self._known) % TURN == 0:  # others want to be read to, too
+                await asyncio.sleep(0)
             return self._known.popleft()
         output, self._next = self._next or await self._queue.get(), None
         return output
@@ -120,12 +124,11 @@ class Generation:
             if output.prompt is not None:
                 self.prompts[self._open[output.request_id]] = output.prompt
             index, detokenizer = self._open[output.request_id], self._texts[output.request_id]
-            if self._noted is not None and not is_known:
-                self._noted.append(Noted.of(index, output))
             is_empty = self.requests[index].params.max_tokens == 0
             self.num_completion_tokens += not is_empty
-            now = time.monotonic()
-            self.times = (self.times[0] if self.times else now, now)
+            if not is_known:
+                now = time.monotonic()
+                self.times = (self.times[0] if self.times else now, now)
             sampled: Sampled | None = output.sampled
             end: Sampled | None = None
             finish_reason = output.finish_reason
@@ -139,6 +142,8 @@ class Generation:
                 text += detokenizer.flush() if finish_reason else ""
             if detokenizer.is_stopped:
                 finish_reason = "stop"
+            if self._noted is not None and not is_known:
+                self._noted.append(Noted.of(index, output, is_last=bool(finish_reason)))
             if finish_reason:
                 del self._open[output.request_id]
                 if output.finish_reason is None:
@@ -149,7 +154,7 @@ class Generation:
                 known = len(reader.calls)
                 text = reader.push(text)
                 text += reader.flush(is_cut=finish_reason == "length") if finish_reason else ""
-                calls = tuple(replace(call, id=f"call_{self.ids.new()[:24]}") for call in reader.calls[known:])
+                calls = tuple(replace(call, id=self.ids.call(index, call.index)) for call in reader.calls[known:])
                 if finish_reason == "stop" and reader.calls:
                     finish_reason = "tool_calls"
             if finish_reason:

@@ -6,6 +6,8 @@ from typing import Any
 from serve.engine.request import PromptOutput, Sampled, Submission, TokenOutput
 from serve.requests.begun import Begun
 
+BY_TEXT = "text"  # a choice was ended by what its tokens spell, of which the engine knows nothing
+
 
 @dataclass(frozen=True)
 class Noted:
@@ -13,15 +15,16 @@ class Noted:
 
     index: int
     sampled: Sampled
-    finish_reason: str | None = None  # the engine's
+    finish_reason: str | None = None  # the engine's, or BY_TEXT
     num_cached: int | None = None
 
     @classmethod
-    def of(cls, index: int, output: TokenOutput) -> "Noted":
-        """A token that has come."""
+    def of(cls, index: int, output: TokenOutput, *, is_last: bool) -> "Noted":
+        """A token that has come, the last of its choice or not."""
         assert output.sampled is not None
         num_cached = output.prompt.num_cached if output.prompt is not None else None
-        return cls(index, output.sampled, output.finish_reason, num_cached)
+        reason = output.finish_reason or (BY_TEXT if is_last else None)
+        return cls(index, output.sampled, reason, num_cached)
 
     def to_json(self) -> list[Any]:
         """Plain values, as few as will do: nearly every token is a choice and a number."""
@@ -40,7 +43,8 @@ class Noted:
     def output(self, request_id: str) -> TokenOutput:
         """The token as the engine gave it."""
         prompt = PromptOutput(self.num_cached) if self.num_cached is not None else None
-        return TokenOutput(request_id, self.sampled, self.finish_reason, prompt=prompt)
+        reason = None if self.finish_reason == BY_TEXT else self.finish_reason
+        return TokenOutput(request_id, self.sampled, reason, prompt=prompt)
 
 
 class Known:
@@ -53,8 +57,5 @@ class Known:
 
     def begin(self, asked: Submission, index: int) -> Submission:
         """The request of a choice, which goes on behind its tokens; drawn, if it has no seed, by the answer's."""
-        params = asked.params
-        if params.seed is None:
-            params = replace(params, seed=self._begun.seed_of(index))
         output = tuple(each.sampled.token for each in self.tokens if each.index == index)
-        return replace(asked, params=params, output=output)
+        return replace(asked, seed=self._begun.seed_of(index), output=output)

@@ -166,7 +166,7 @@ def test_what_has_scores_of_its_prompt_does_not_move(gateway: Gateway) -> None:
 def test_another_answer_is_not_joined_to_it(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """If another replica begins otherwise, the stream ends with an error: no client gets parts of two answers."""
 
-    def other(call: Call, outputs, lost) -> Call:
+    def other(call: Call, outputs, spent, lost) -> Call:
         return replace(call, begun=Begun("other", 1e9, tuple(outputs), is_noted=True))
 
     monkeypatch.setattr(Call, "again", other)

@@ -202,6 +202,10 @@ def test_what_goes_on_comes_first() -> None:
     scheduler.submit(*begun)
     assert {item.request.id: item.num_tokens for item in step(scheduler)} == {"c": 6, "d": 6}
     assert [len(each.output) for each in begun] == [3, 3]
+    later = request("e", max_tokens=9)
+    later.output += [1]
+    scheduler.submit(later)
+    assert [each.id for each in scheduler.queue] == ["e", "a", "b"], "in the order in which they came"
 
 
 def test_preemption() -> None:

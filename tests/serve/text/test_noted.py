@@ -1,7 +1,6 @@
 """Tokens that a gateway keeps for a replica are those that came, and the seed of an answer gives the same anywhere."""
 
 import json
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +21,7 @@ OUTPUT = st.builds(TokenOutput, st.just("id"), SAMPLED, st.sampled_from([None, "
 @given(st.lists(st.tuples(st.integers(0, 3), OUTPUT), max_size=9))
 def test_tokens_come_back_as_they_were(outputs: list[tuple[int, TokenOutput]]) -> None:
     """Through JSON, with everything that the form of an answer reads of them."""
-    noted = [Noted.of(index, output) for index, output in outputs]
+    noted = [Noted.of(index, output, is_last=output.finish_reason is not None) for index, output in outputs]
     read = Known(Begun(outputs=tuple(json.loads(json.dumps([each.to_json() for each in noted]))))).tokens
     assert read == noted
     assert [each.output("id") for each in read] == [output for _, output in outputs]
@@ -35,10 +34,18 @@ def test_a_choice_goes_on_behind_its_own_tokens() -> None:
     begun = [known.begin(asked, index) for index in range(3)]
     assert [each.output for each in begun] == [(5, 7), (6, 8), ()]
     assert known.ended == {1}
-    seeds = [each.params.seed for each in begun]
+    seeds = [each.seed for each in begun]
     assert len(set(seeds)) == 3
-    assert seeds == [Known(Begun("seed")).begin(asked, index).params.seed for index in range(3)]
-    assert known.begin(replace(asked, params=SamplingParams(9, seed=4)), 0).params.seed == 4
+    assert seeds == [Known(Begun("seed")).begin(asked, index).seed for index in range(3)]
+    assert {each.params.seed for each in begun} == {None}, "as it was asked for, and as it is logged"
+
+
+def test_a_choice_that_its_text_has_ended() -> None:
+    """What a stop string has ended is known to have ended, though the engine did not say so."""
+    noted = Noted.of(0, TokenOutput("id", Sampled(5)), is_last=True)
+    known = Known(Begun(outputs=(noted.to_json(),)))
+    assert known.ended == {0}
+    assert known.tokens[0].output("id").finish_reason is None
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
