@@ -20,7 +20,7 @@ from serve.cluster.call import Lost, Message
 logger = logging.getLogger("serve.cluster")
 HEAD = struct.Struct("!BI")  # of a frame: its kind, and the bytes that follow
 START, PART, END, OTHER, BEAT = range(5)
-# flags of a part: more of the body comes; the tokens that it is of stand before it, with their size; an error is said
+# flags of a part: more of the body comes; the tokens that it is of stand before it, with their size; it is an error
 MORE, NOTED, FAILED = 1, 2, 4
 SIZE = struct.Struct("!I")
 SECRET = 16  # bytes
