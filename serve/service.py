@@ -242,13 +242,13 @@ class Service:
         room = self.loading if self._is_cold(target) else None
         salt = self._salt(body, key)
         priority = LOW + PRIORITIES.index(key.priority) if key is not None else NORMAL
-        begun = found.begun or Begun()
-        requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt, priority, begun)
+        known = Known(found.begun or Begun())
+        requests = await loop.run_in_executor(room, self._prepare, target, choices, request_id, salt, priority, known)
         readers, thinkers = [choice.calls for choice in choices], [choice.thoughts for choice in choices]
         try:
-            deadline = started + self.http.timeout - begun.spent
+            deadline = started + self.http.timeout - known.begun.spent
             generation = Generation(
-                self.loop, requests, self.base.tokenizer, readers, thinkers, deadline=deadline, begun=begun
+                self.loop, requests, self.base.tokenizer, readers, thinkers, deadline=deadline, known=known
             )
         except BaseException:
             for request in requests:
@@ -365,14 +365,13 @@ class Service:
         return not self.engine.has(target.version.content_digest)
 
     def _prepare(
-        self, target: Target, choices: list[Choice], request_id: str, salt: str, priority: int, begun: Begun
+        self, target: Target, choices: list[Choice], request_id: str, salt: str, priority: int, known: Known
     ) -> list[Submission]:
         """The engine's requests, each holding its adapter but for those that have ended where they were begun.
 
         Reads files: not for the event loop.
         """
         requests: list[Submission] = []
-        known = Known(begun)
         try:
             for index, choice in enumerate(choices):
                 adapter = self._acquire(target) if index not in known.ended else None

@@ -139,11 +139,11 @@ class Relay(Response):
         call, path, stream = self.call, own_path(scope), Stream()
         loop = asyncio.get_running_loop()
         started = loop.time()
-        left, moves = TRIES, self.moves
+        left, moves, deadline = TRIES, self.moves, started + self.patience
         while left:
             left -= 1
             try:
-                await (self._go_on if stream.has_begun else self._attempt)(call, send, stream)
+                await (self._go_on if stream.has_begun else self._attempt)(call, send, stream, deadline)
                 return
             except Chosen as chosen:
                 call = chosen.call(call)
@@ -158,7 +158,7 @@ class Relay(Response):
                 elif stream.is_taken:
                     if not stream.can_move or not moves:
                         break
-                    left, moves = TRIES, moves - 1
+                    left, moves, deadline = TRIES, moves - 1, loop.time() + self.patience
                 call = call.again(stream.outputs, loop.time() - started, error.replica)
                 if call.is_asking and stream.routed is not None:  # the router has been asked, and the answer is begun
                     call = replace(call, routed=stream.routed, is_asking=False)
@@ -181,11 +181,11 @@ class Relay(Response):
         self.note("lost")
         await send({"type": "http.response.body", "body": lost_events(path, stream.num_events)})
 
-    async def _attempt(self, call: Call, send: Send, stream: Stream) -> None:
+    async def _attempt(self, call: Call, send: Send, stream: Stream, deadline: float) -> None:
         """Send one replica's answer on. Raises Lost, and TimeoutError if it does not begin, when nothing was sent;
         Chosen if the answer is another replica's to give."""
         held: list[Message] = []  # until the answer has begun
-        async with asyncio.timeout(self.patience) as patience:
+        async with asyncio.timeout_at(deadline) as patience:
             async for message in self._messages(call):
                 held.append(message)
                 if not stream.has_begun and _has_begun(held):
@@ -203,13 +203,13 @@ class Relay(Response):
         if not stream.has_begun:
             raise Lost("it gave no answer")
 
-    async def _go_on(self, call: Call, send: Send, stream: Stream) -> None:
+    async def _go_on(self, call: Call, send: Send, stream: Stream, deadline: float) -> None:
         """Send on what another replica makes of a begun stream, behind what was sent of it already.
 
         Raises Lost, TimeoutError if it is not there in time, NotTheSame if it does not begin as what was sent.
         """
         left, digest, stream.is_taken = stream.num_bytes, hashlib.sha256(), False
-        async with asyncio.timeout(self.patience) as patience:
+        async with asyncio.timeout_at(deadline) as patience:
             async for message in self._messages(call):
                 if message["type"] == "http.response.start":
                     if message["status"] in PASSING:

@@ -43,8 +43,8 @@ class Generation:
     """One or more requests that were submitted together; `close` ends what has not ended.
 
     `readers`: for each request what finds the calls of tools in its text, or none; `thinkers` the same of thoughts. At
-    `deadline` (of time.monotonic()) what has not ended fails with TimedOut. What another replica has `begun` comes out
-    again from its first token, and then goes on: the requests that ended there are not submitted here.
+    `deadline` (of time.monotonic()) what has not ended fails with TimedOut. What is `known` from another replica comes
+    out again from its first token, and then goes on: the requests that ended there are not submitted here.
     """
 
     def __init__(
@@ -56,10 +56,11 @@ class Generation:
         thinkers: Sequence[ThoughtReader | None] = (),
         *,
         deadline: float | None = None,
-        begun: Begun | None = None,
+        known: Known | None = None,
     ) -> None:
+        known = known or Known(Begun())
         self.requests = requests
-        self.begun = begun or Begun()
+        self.begun = known.begun
         self.ids = Ids(self.begun.seed)
         self.prompts = [PromptOutput()] * len(requests)  # what is known of each prompt since its first token
         self.num_completion_tokens = 0
@@ -68,7 +69,6 @@ class Generation:
         self.reasons: list[str] = []  # why answers ended, in the order in which they did
         self.listener: Callable[[Piece], None] | None = None  # gets each piece before anybody else
         self._loop = loop
-        known = Known(self.begun)
         self._known = deque(each.output(requests[each.index].id) for each in known.tokens)
         self._is_complete = len(known.ended) == len(requests)
         self._noted: list[Noted] | None = None

@@ -51,11 +51,11 @@ class Known:
     """What is known of an answer that another replica may have begun; of a new one nothing but its seed."""
 
     def __init__(self, begun: Begun) -> None:
-        self._begun = begun
+        self.begun = begun
         self.tokens = [Noted.from_json(each) for each in begun.outputs]
         self.ended = frozenset(each.index for each in self.tokens if each.finish_reason is not None)  # choices
 
     def begin(self, asked: Submission, index: int) -> Submission:
         """The request of a choice, which goes on behind its tokens; drawn, if it has no seed, by the answer's."""
         output = tuple(each.sampled.token for each in self.tokens if each.index == index)
-        return replace(asked, seed=self._begun.seed_of(index), output=output)
+        return replace(asked, seed=self.begun.seed_of(index), output=output)

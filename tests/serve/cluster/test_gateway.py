@@ -16,6 +16,7 @@ from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.split import set_split
 from serve.access import declared
+from serve.cluster.call import Lost
 from serve.cluster.pins import Pinned, Pins
 from serve.cluster.relay import Relay
 from tests.patience import PATIENCE
@@ -146,6 +147,24 @@ def test_an_answer_that_never_begins(gateway: Gateway, monkeypatch: pytest.Monke
     monkeypatch.setattr(gateway.engines, "answer", nothing)
     response = gateway.post("/v1/completions", model="alpha", prompt="Hi", stream=True)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+
+
+def test_the_patience_for_a_begin_is_one(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many replicas are lost one after the other, an answer has begun in the time for one, or is a 504."""
+    tried = []
+
+    async def late(call):
+        tried.append(call)
+        await asyncio.sleep(0.3)
+        raise Lost("gone")
+        yield []
+
+    monkeypatch.setattr("serve.cluster.relay.PAUSE", 0.0)
+    monkeypatch.setattr("serve.cluster.gateway.Relay", lambda *given: Relay(*given[:-2], 0.5))
+    monkeypatch.setattr(gateway.engines, "answer", late)
+    response = gateway.post("/v1/completions", model="alpha", prompt="Hi", stream=True)
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+    assert len(tried) == 2
 
 
 def test_a_replica_that_is_drained_is_left_out(gateway: Gateway) -> None:
