@@ -1,5 +1,6 @@
 """`python -m serve` and `qhub serve`: one command, whose heavy imports wait until it runs."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def command(
     if note is not None:
         click.echo(f"note: {note}", err=True)
     wait_briefly()
+    gc.disable()  # until all is loaded: what is imported stays, and looking through it again and again takes its time
     from adapterhub_local.base.load import choose_device
     from serve.server import run_server
 

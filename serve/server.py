@@ -139,6 +139,8 @@ def run_server(
         listen(host, port) if uds is None else listen_at(uds) as listener
     ):  # before the base is loaded: a wrong port should not cost minutes
 
+        gc.freeze()  # what is imported stays
+
         def load() -> FastAPI:
             kind = DTYPES[dtype] if dtype else None
             try:
@@ -182,6 +184,7 @@ def run_server(
             signal.signal(number, lambda *_: None)
         gc.collect()
         gc.freeze()  # what was loaded stays: to look through it again and again would hold up the answers
+        gc.enable()
         try:
             DrainingServer(config, services, ready, reread).run(sockets=[listener])
         finally:

@@ -53,36 +53,46 @@ def use_packed_attention(model: BaseModel, kernels: Kernels | None = None) -> Ch
     if not all(bool(torch.isfinite(logits).all()) for logits in expected):
         dtype = str(model.dtype).removeprefix("torch.")
         raise Incompatible(f"{type(model).__name__} gives no finite logits in {dtype}: try another --dtype")
-    cache = KVCache(4)
     undo: Callable[[], None] = lambda: None  # noqa: E731
-    kinds: dict[int, AttentionKind] = {}
-    reason = unknown_layers(model.config.get_text_config())
-    if reason is None:
+    found = _Found(unknown_layers(model.config.get_text_config()), KVCache(4), {})
+    if found.reason is None:
         model.set_attn_implementation(NAME)
         undo = replace_attention(model)
-        reason = _difference(model, cache, sequences, expected, kinds)
-    if reason is not None:
+        used = kernels if kernels is not None and kernels.has("paged_attention") else None
+        found = _compare(model, sequences, expected, used)
+        if found.reason is not None and used is not None:  # the kernel's fault, or the model's?
+            plain = _compare(model, sequences, expected, None)
+            if plain.reason is None:
+                used.drop("paged_attention", found.reason)
+            found = plain
+    if found.reason is not None:
         undo()
         model.set_attn_implementation(before)
-        raise Incompatible(f"{type(model).__name__} cannot be served with mixed adapters: {reason}")
-    if kernels is not None and kernels.has("paged_attention"):
-        reason = _difference(model, KVCache(4), sequences, expected, {}, kernels)
-        if reason is not None:
-            kernels.drop("paged_attention", reason)
-    return Checked(cache.page_bytes, [kinds[layer] for layer in sorted(kinds)], torch.stack(expected))
+        raise Incompatible(f"{type(model).__name__} cannot be served with mixed adapters: {found.reason}")
+    kinds = [found.kinds[layer] for layer in sorted(found.kinds)]
+    return Checked(found.cache.page_bytes, kinds, torch.stack(expected))
 
 
-def _difference(
-    model: BaseModel,
-    cache: KVCache,
-    sequences: list[list[int]],
-    expected: list[torch.Tensor],
-    kinds: dict[int, AttentionKind],
-    kernels: Kernels | None = None,
-) -> str | None:
-    """Why the packed model is not the plain model, or None; `kinds` learns each layer's."""
-    runner = Runner(model, cache, LoraContext(kernels=kernels))
-    runner.kinds = kinds
+@dataclass(frozen=True)
+class _Found:
+    """Why the packed model is not the plain model, or None; the pages it wrote; and each layer's attention."""
+
+    reason: str | None
+    cache: KVCache
+    kinds: dict[int, AttentionKind]
+
+
+def _compare(
+    model: BaseModel, sequences: list[list[int]], expected: list[torch.Tensor], kernels: Kernels | None
+) -> _Found:
+    runner = Runner(model, KVCache(4), LoraContext(kernels=kernels))
+    runner.kinds = {}
+    reason = _difference(runner, sequences, expected)
+    return _Found(reason, runner.cache, runner.kinds)
+
+
+def _difference(runner: Runner, sequences: list[list[int]], expected: list[torch.Tensor]) -> str | None:
+    model, kinds = runner.model, runner.kinds
     try:
         logits = _in_steps(runner, sequences)
     except Incompatible as error:
