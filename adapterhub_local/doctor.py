@@ -1,6 +1,5 @@
 """What is here, what is missing and what is slow, each with its fix. Looks at files and versions; loads no torch."""
 
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from adapterhub_local.base.bases import list_bases
 from adapterhub_local.durable import may_write
 from adapterhub_local.errors import QhubError
+from adapterhub_local.machine import usable_cores
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.config import read_config
 from adapterhub_local.registry.hooks.state import read_state
@@ -120,7 +120,7 @@ def _processor(home: Home) -> Iterator[Finding]:
         if line.startswith(("flags", "Features")):
             flags = f" {line.partition(':')[2]} "
             break
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(usable_cores())
     widest = next((name for name in ("avx512f", "avx2", "asimd") if f" {name} " in flags), None)
     if flags and widest is None:
         yield Finding("processor", "slow", f"{cores} cores without AVX2: products take several times as long")

@@ -1,8 +1,10 @@
-"""The memory of this machine, or of the container that this process is in."""
+"""The memory and the cores of this machine, or of the container that this process is in."""
 
 import os
 import re
 from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
@@ -32,3 +34,25 @@ def total_memory() -> int:
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return total
+
+
+def usable_cores() -> list[int]:
+    """The numbers of the logical cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def core_quota() -> float | None:
+    """How many cores' worth of processor time this container may use; None: as much as there is."""
+    try:  # "200000 100000" or "max 100000": microseconds of use in a period
+        used, period = (CGROUP / "cpu.max").read_text().split()
+        return int(used) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        pass
+    folder = CGROUP / "cpu"
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text()) / int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return quota if quota > 0 else None

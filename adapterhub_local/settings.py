@@ -291,11 +291,16 @@ def wait_briefly() -> None:
 
     GNU OpenMP, which torch brings along, lets them spin for milliseconds. A step has hundreds of parallel regions: when
     other work takes the core of one thread, the others burn theirs until it has it back, and no core is ever free for
-    it to move to. Training keeps the default: there Python runs between regions, and to wake threads costs 10 to 20 %
-    on a quiet machine (benchmarks/busy.py).
+    it to move to. Training keeps the default and takes fewer threads meanwhile (`cores.py`): there Python runs between
+    regions, and to wake threads costs 10 to 20 % on a quiet machine (benchmarks/busy.py).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def are_threads_given() -> bool:
+    """Whether the user has said how many threads compute."""
+    return bool(os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"))
 
 
 def make_folder(folder: Path) -> None:

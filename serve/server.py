@@ -138,7 +138,6 @@ def run_server(
     with (
         listen(host, port) if uds is None else listen_at(uds) as listener
     ):  # before the base is loaded: a wrong port should not cost minutes
-
         gc.freeze()  # what is imported stays
 
         def load() -> FastAPI:

@@ -78,6 +78,7 @@ ORDER = (
     "lora",
     "recipe",
     "draw",
+    "cores",
     "keys",
     "actor",
     "settings",

@@ -1,6 +1,7 @@
 """Load a base for training or serving: from its quantised file, on one device, with CPU packing off."""
 
 import importlib
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.falcon import modeling_falcon
 from transformers.utils import logging as transformers_logging
 
@@ -22,11 +24,13 @@ from adapterhub_local import settings
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.experts import read_model
 from adapterhub_local.base.model import AdaptedModel, BaseModel, Modules, as_module
+from adapterhub_local.cores import Cores, most_threads
 from adapterhub_local.errors import Corrupt, InputError
 from adapterhub_local.lora.loadable import loadable
 from adapterhub_local.noise import hush
 from adapterhub_local.recipe.derived import compute_on
 
+logger = logging.getLogger(__name__)
 _importing = threading.Lock()
 
 
@@ -39,11 +43,18 @@ class LoadedBase:
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str | None = None) -> LoadedBase:
+def load_base(
+    info: BaseInfo,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    note: Callable[[str], None] = logger.info,
+) -> LoadedBase:
     """Load a base; `dtype` is what everything but the 4-bit weights is held and computed in.
 
     Default device: the GPU if there is one and QHUB_DEVICE does not say otherwise. Default dtype: what
-    `gpu_dtype` says on a GPU, float32 on the CPU. Raises Corrupt if the folder cannot be loaded.
+    `gpu_dtype` says on a GPU, float32 on the CPU. There its forward and backward passes leave the cores that other work
+    takes; `note` gets a line when that first happens. Raises Corrupt if the folder cannot be loaded.
     """
     device = choose_device(device)
     dtype = dtype or (gpu_dtype() if device == "cuda" else torch.float32)
@@ -66,7 +77,21 @@ def load_base(info: BaseInfo, *, dtype: torch.dtype | None = None, device: str |
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     model.requires_grad_(False)
+    if device == "cpu":
+        leave_cores(model, Cores(most_threads(torch.get_num_threads()), note=note))
     return LoadedBase(info, model.eval(), tokenizer)
+
+
+def leave_cores(model: Modules, cores: Cores) -> None:
+    """Have each block of a model compute with as many threads as `cores` gives at that moment."""
+
+    def adapt(*_: object) -> None:
+        if (threads := cores.threads()) != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.register_forward_pre_hook(adapt)
 
 
 def put_on(model: BaseModel, folder: Path) -> AdaptedModel:

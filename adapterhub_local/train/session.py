@@ -83,7 +83,12 @@ def load(inputs: Inputs, reporter: Reporter) -> Session:
         map_large_tensors()
     device = choose_device()
     # what is to be divided is read into host memory, where processes share the pages of its file
-    base = load_base(info, dtype=compute_dtype(recipe.train.compute), device="cpu" if inputs.shard_base else device)
+    base = load_base(
+        info,
+        dtype=compute_dtype(recipe.train.compute),
+        device="cpu" if inputs.shard_base else device,
+        note=reporter.note,
+    )
     shape, group = OBJECTIVES[recipe.train.objective].shape, recipe.train.batch_size
     stops = stop_tokens(info.folder, base.tokenizer)
     data = data_within(recipe.data, info.max_length)

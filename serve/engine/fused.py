@@ -13,6 +13,7 @@ import torch
 
 from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.base.model import BaseModel
+from adapterhub_local.cores import Cores, most_threads
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
@@ -24,7 +25,6 @@ from serve.kernels.compiled import CannotCompile
 from serve.kernels.cpu import SPAN
 from serve.kernels.step import Adapted, Factors, Pointer, Step, factors, load_step, room_for
 from serve.lora.product import Segment, tile_rows
-from serve.threads import Team
 
 MAX_TOKENS = 64  # of a step; beyond, the weights are better expanded once for all of them
 
@@ -47,7 +47,7 @@ class FusedStep:
         # rank -> how often its stacks had been exchanged, the stacks, and where they lie
         self._factors: dict[int, tuple[int, list[torch.Tensor], Any]] = {}
         self._room = self._cos = self._sin = torch.empty(0)
-        self._team = Team(torch.get_num_threads())
+        self.cores = Cores(most_threads(torch.get_num_threads()))
 
     def forward(
         self, batch: Sequence[Scheduled], segments: Sequence[Segment], wanted: Sequence[int]
@@ -81,8 +81,7 @@ class FusedStep:
             num_adapted=len(adapted), table_row=tables.stride(0), spans=spans, page_step=strides[0],
             head_step=strides[1], place_step=strides[2], widest=self.decoder.widest,
         )  # fmt: skip
-        with self._team.step(count) as threads:
-            self._call(ctypes.byref(structure), ctypes.byref(step), threads)
+        self._call(ctypes.byref(structure), ctypes.byref(step), self.cores.threads())
         return logits
 
     def _angles(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
+from adapterhub_local.cores import Cores
 from adapterhub_local.errors import Incompatible
 from serve.engine.build import build_engine
 from serve.engine.decoder import read_decoder
@@ -17,7 +18,6 @@ from serve.engine.fused import MAX_TOKENS
 from serve.engine.options import EngineOptions
 from serve.kernels.compiled import CannotCompile, find_compiler
 from serve.kernels.step import BF16, FP16, FP32, narrowed
-from serve.threads import AGAIN, TRIES, Team
 from tests.serve.engine.forwards import fill, plain
 from tests.serve.engine.test_architectures import CONFIGS, GROUPED, nf4_base
 
@@ -90,9 +90,9 @@ def test_neither_threads_nor_neighbours_change_a_bit(engine: Engine) -> None:
     slots = engine.slots.find({"3-0"})
     found = []
     for threads in (1, 2, 3):
-        fused._team = Team(threads)
+        fused.cores = Cores(threads, use=lambda: None)
         found.append(engine.runner.forward(batch, slots))
-    fused._team = Team(1)
+    fused.cores = Cores(1, use=lambda: None)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
     for number, item in enumerate(batch):
@@ -167,36 +167,3 @@ def test_the_output_head_as_it_was_saved(dtype: torch.dtype, tmp_path: Path) -> 
     assert engine.runner.fused is not None
     batch = fill(engine, [(3, 5, None)])
     torch.testing.assert_close(engine.runner.forward(batch, {}), plain(engine, batch, {}), atol=1e-4, rtol=1e-4)
-
-
-def test_a_team_shrinks_while_others_compute() -> None:
-    """All threads, until steps take longer than usual again and again; then one, and after a while all once more."""
-    now = [0.0]
-    team = Team(2, clock=lambda: now[0])
-
-    def step(all_threads: float, alone: float) -> int:
-        with team.step(1) as threads:
-            now[0] += alone if threads == 1 else all_threads
-        return threads
-
-    assert [step(1.0, 1.8) for _ in range(5)] == [2] * 5
-    assert [step(5.0, 1.8) for _ in range(TRIES)] == [2] * TRIES  # another process takes a core
-    assert [step(5.0, 1.8) for _ in range(AGAIN)] == [1] * AGAIN
-    assert step(5.0, 1.8) == 2  # tried again: still slow
-    assert step(5.0, 1.8) == 1
-    for _ in range(AGAIN - 1):
-        step(1.0, 1.8)
-    assert [step(1.0, 1.8) for _ in range(20)] == [2] * 20  # the core is free
-
-
-def test_a_team_stays_whole_where_one_thread_is_slower_still() -> None:
-    """Steps that became slower for another reason, such as longer rows, are not faster with one thread."""
-    now = [0.0]
-    team = Team(4, clock=lambda: now[0])
-    taken = []
-    for number in range(300):
-        with team.step(1) as threads:
-            now[0] += (1.0 if number < 10 else 2.0) * (3.5 if threads == 1 else 1.0)
-        taken.append(threads)
-    assert taken.count(1) <= AGAIN
-    assert set(taken[200:]) == {4}
