@@ -44,7 +44,7 @@ def test_two_builds_give_the_same_bytes(dist: Path) -> None:
     """Whatever the time, the zone and the umask: the sdist and the wheel are equal byte for byte."""
     names = [sorted(path.name for path in (dist / folder).iterdir()) for folder in ("one", "two")]
     assert names[0] == names[1]
-    assert [name.partition("-")[2] for name in names[0]] == ["0.2.0-py3-none-any.whl", "0.2.0.tar.gz"]
+    assert [name.partition("-")[2] for name in names[0]] == ["0.3.0-py3-none-any.whl", "0.2.0.tar.gz"]
     for name in names[0]:
         assert (dist / "one" / name).read_bytes() == (dist / "two" / name).read_bytes(), name
 
@@ -73,7 +73,7 @@ def test_the_wheel_runs_in_an_environment_of_its_own(dist: Path, tmp_path: Path)
     found = subprocess.run([python, "-c", where], env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert all(Path(path).is_relative_to(site) for path in found.stdout.split())
     assert "Have the shell complete" in said("--help")
-    assert said("--version").split()[-1] == "0.2.0"
+    assert said("--version").split()[-1] == "0.3.0"
     said("recipe", "init", "mine.toml")
     assert (tmp_path / "mine.toml").is_file()
     assert {one["state"] for one in json.loads(said("doctor", "--json"))} <= set(STATES)
