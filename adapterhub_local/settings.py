@@ -1,7 +1,8 @@
 """Where things live: the only reader of this project's environment variables.
 
 QHUB_HOME    the home of registry, bases and runs      default ~/.qhub
-QHUB_API_KEY what `qhub chat` sends to the server      default none
+QHUB_API_KEY what `qhub chat` sends to the server, and verbs to QHUB_SERVER     default none
+QHUB_SERVER  the server whose registry list, show, alias and others work on, not the home's     default none
 QHUB_DEVICE  where bases are loaded: auto, cpu, cuda   default auto (the GPU if there is one)
 QHUB_COMPUTE  the dtype of activations that `auto` means, in training and in scoring: auto, float32, bfloat16
              default auto (bfloat16 where the hardware multiplies it)
@@ -128,6 +129,11 @@ class Home:
         return self.root / "quarantine"
 
 
+def server() -> str | None:
+    """The address in QHUB_SERVER, None if there is none."""
+    return os.environ.get("QHUB_SERVER") or None
+
+
 def api_key() -> str | None:
     """The value of QHUB_API_KEY, None if there is none."""
     return os.environ.get("QHUB_API_KEY") or None
@@ -185,7 +191,8 @@ def user_name() -> str:
 
 def environment_in(place: Home, actor: str | None = None) -> dict[str, str]:
     """This process's environment, for one that it starts to work in the same home, as `actor` if one is given."""
-    return {**os.environ, "QHUB_HOME": str(place.root)} | ({"QHUB_ACTOR": actor} if actor is not None else {})
+    own = {name: value for name, value in os.environ.items() if name != "QHUB_SERVER"}
+    return {**own, "QHUB_HOME": str(place.root)} | ({"QHUB_ACTOR": actor} if actor is not None else {})
 
 
 def compiler() -> list[str]:

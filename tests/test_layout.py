@@ -79,6 +79,7 @@ ORDER = (
     "recipe",
     "draw",
     "cores",
+    "client",
     "keys",
     "actor",
     "settings",

@@ -1,11 +1,14 @@
 """`qhub alias`: names that move, such as prod."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from adapterhub_local.cli.output import echo, print_json, print_table
+from adapterhub_local.client import chosen_server
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
-from adapterhub_local.registry.gates import Protection
 
 
 @click.group(name="alias")
@@ -24,7 +27,10 @@ def set_(name: str, alias: str, version: int, expect: int | None) -> None:
         raise InputError(
             f"write the name and the version apart: qhub alias set {name.partition('@')[0]} {alias} {version}"
         )
-    Registry().set_alias(name, alias, version, expect=expect)
+    if (server := chosen_server()) is not None:
+        server.put(f"/registry/aliases/{name}", {"alias": alias, "version": version, **_expected(expect)})
+    else:
+        Registry().set_alias(name, alias, version, expect=expect)
     echo(f"{name}@{alias} -> {name}@{version}")
 
 
@@ -33,18 +39,14 @@ def set_(name: str, alias: str, version: int, expect: int | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(name: str, as_json: bool) -> None:
     """List the aliases of NAME, and what protects them."""
-    from adapterhub_local.registry.protecting import protections_of
-
-    registry = Registry()
-    aliases = registry.aliases(name)
-    if not aliases:
-        registry.resolve(name)
+    known = _known(name)
+    aliases = known["aliases"]
     if as_json:
         print_json(aliases)
     elif not aliases:
         echo(f"No aliases yet. Set one: qhub alias set {name} prod 1")
     else:
-        protected = {alias: _asks(protection) for alias, protection in protections_of(registry, name).items()}
+        protected = {one["alias"]: _asks(one) for one in known["protections"]}
         rows = [(f"{name}@{alias}", f"{name}@{number}", protected.get(alias)) for alias, number in aliases.items()]
         print_table(("alias", "version", "protected"), rows)
 
@@ -55,24 +57,20 @@ def list_(name: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(name: str, alias: str, as_json: bool) -> None:
     """Show where NAME@ALIAS points, what protects it, and which versions are approved for it."""
-    from adapterhub_local.registry.protecting import approvals_of, protections_of
-
-    registry = Registry()
-    number = registry.aliases(name).get(alias)
-    protection = protections_of(registry, name).get(alias)
-    if number is None and protection is None:
-        registry.resolve(f"{name}@{alias}")  # which says what there is
+    known = _known(name)
+    number = known["aliases"].get(alias)
+    protection = next((one for one in known["protections"] if one["alias"] == alias), None)
     given = [
-        {"reference": str(version), "actor": one.actor, "at": one.at}
-        for version in registry.versions(name) for one in approvals_of(registry, version) if one.alias == alias
-    ]  # fmt: skip
+        {key: one[key] for key in ("reference", "actor", "at")} for one in known["approvals"] if one["alias"] == alias
+    ]
+    if number is None and protection is None:
+        _resolve(f"{name}@{alias}")  # which says what there is
     if as_json:
-        shown = protection.to_json() if protection is not None else None
-        print_json({"name": name, "alias": alias, "version": number, "protection": shown, "approvals": given})
+        print_json({"name": name, "alias": alias, "version": number, "protection": protection, "approvals": given})
         return
     echo(f"{name}@{alias} -> {f'{name}@{number}' if number is not None else 'nothing yet'}")
     if protection is not None:
-        echo(f"protected by {protection.actor}: {_asks(protection)}")
+        echo(f"protected by {protection['actor'] or 'unknown'}: {_asks(protection)}")
     for one in given:
         echo(f"{one['reference']} was approved by {one['actor']}, {one['at'][:19].replace('T', ' ')}")
 
@@ -89,20 +87,19 @@ def protect(name: str, alias: str, require: tuple[str, ...], approvals: int) -> 
     qhub alias protect sentiment prod --require 'sentiment.exact_match>=0.8' --approvals 1
     A score is TASK.METRIC, or METRIC alone for every task that has it. This replaces any earlier protection.
     """
-    from adapterhub_local.registry.catalog import metrics_of
-    from adapterhub_local.registry.protecting import protect as protect_alias
+    if (server := chosen_server()) is not None:
+        body = {"alias": alias, "require": require, "approvals": approvals}
+        found = server.put(f"/registry/protections/{name}", body)
+        protection, without = found["protection"], found["scores_without_values"]
+    else:
+        from adapterhub_local.registry.protecting import protect as protect_alias
+        from adapterhub_local.registry.protecting import scores_without_values
 
-    registry = Registry()
-    protection = protect_alias(registry, name, alias, require, approvals)
-    scores = {
-        (task, metric): 0.0
-        for metrics in metrics_of(registry, registry.versions(name)).values()
-        for task, found in metrics.items() if isinstance(found, dict) and isinstance(found.get("adapter"), dict)
-        for metric in found["adapter"]
-    }  # fmt: skip
-    for one in protection.require:
-        if not one.values(scores):
-            echo(f"note: no version of {name} has a score {one.score} yet", err=True)
+        registry = Registry()
+        made = protect_alias(registry, name, alias, require, approvals)
+        protection, without = made.to_json(), scores_without_values(registry, made)
+    for score in without:
+        echo(f"note: no version of {name} has a score {score} yet", err=True)
     echo(f"{name}@{alias} is protected: {_asks(protection)}")
 
 
@@ -111,9 +108,12 @@ def protect(name: str, alias: str, require: tuple[str, ...], approvals: int) -> 
 @click.argument("alias")
 def unprotect(name: str, alias: str) -> None:
     """Let NAME@ALIAS move anywhere again; the history keeps who lifted the protection."""
-    from adapterhub_local.registry.protecting import unprotect as unprotect_alias
+    if (server := chosen_server()) is not None:
+        server.delete(f"/registry/protections/{name}", alias=alias)
+    else:
+        from adapterhub_local.registry.protecting import unprotect as unprotect_alias
 
-    unprotect_alias(Registry(), name, alias)
+        unprotect_alias(Registry(), name, alias)
     echo(f"{name}@{alias} is not protected any more")
 
 
@@ -129,16 +129,18 @@ def split(name: str, shares: str | None, off: bool, as_json: bool) -> None:
     qhub alias split sentiment canary=10,prod=90
     Requests with the same `user` get the same side; NAME@ALIAS still asks one side, NAME@N one version.
     """
-    from adapterhub_local.registry.split import parse_split, set_split, split_of
-
-    registry = Registry()
     if shares is not None and off:
         raise InputError("give shares or --off, not both")
     if shares is not None or off:
-        set_split(registry, name, parse_split(shares) if shares is not None else [])
-    else:
-        registry.resolve(name)
-    found = split_of(registry, name)
+        from adapterhub_local.registry.split import parse_split, set_split
+
+        wanted = parse_split(shares) if shares is not None else []
+        if (server := chosen_server()) is not None:
+            sides = [{"alias": alias, "share": share} for alias, share in wanted]
+            server.put(f"/registry/splits/{name}", {"split": sides})
+        else:
+            set_split(Registry(), name, wanted)
+    found = [(side["alias"], side["share"]) for side in _known(name)["split"]]
     total = sum(share for _, share in found)
     if as_json:
         print_json(dict(found))
@@ -155,12 +157,7 @@ def split(name: str, shares: str | None, off: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def log(name: str, alias: str | None, as_json: bool) -> None:
     """Show every move of the aliases of NAME, or of ALIAS alone, oldest first."""
-    from adapterhub_local.registry.marks import alias_log
-
-    registry = Registry()
-    moves = alias_log(registry, name, alias)
-    if not moves:
-        registry.resolve(name)
+    moves = [move for move in _known(name)["alias_log"] if alias in (None, move["alias"])]
     if as_json:
         print_json(moves)
     else:
@@ -178,9 +175,13 @@ def log(name: str, alias: str | None, as_json: bool) -> None:
 @click.option("--expect", type=int, metavar="N", help="Only if the alias points to version N now.")
 def rollback(name: str, alias: str, expect: int | None) -> None:
     """Point NAME@ALIAS to where it pointed before its last move; run it again to go one step further back."""
-    from adapterhub_local.registry import marks
+    if (server := chosen_server()) is not None:
+        body = {"alias": alias, **_expected(expect)}
+        number = server.post(f"/registry/aliases/{name}", body)["aliases"][alias]
+    else:
+        from adapterhub_local.registry import marks
 
-    number = marks.rollback(Registry(), name, alias, expect=expect)
+        number = marks.rollback(Registry(), name, alias, expect=expect)
     echo(f"{name}@{alias} -> {name}@{number}")
 
 
@@ -190,14 +191,40 @@ def rollback(name: str, alias: str, expect: int | None) -> None:
 @click.option("--expect", type=int, metavar="N", help="Only if the alias points to version N now.")
 def rm(name: str, alias: str, expect: int | None) -> None:
     """Remove NAME@ALIAS; its log stays."""
-    from adapterhub_local.registry.marks import remove_alias
+    if (server := chosen_server()) is not None:
+        server.delete(f"/registry/aliases/{name}", alias=alias, expect=expect)
+    else:
+        from adapterhub_local.registry.marks import remove_alias
 
-    remove_alias(Registry(), name, alias, expect=expect)
+        remove_alias(Registry(), name, alias, expect=expect)
     echo(f"removed {name}@{alias}")
 
 
-def _asks(protection: Protection) -> str:
+def _known(name: str) -> dict[str, Any]:
+    """Aliases, protections, approvals, split and moves of a name, here or at the chosen server. Raises NotFound."""
+    if (server := chosen_server()) is not None:
+        found: dict[str, Any] = server.get(f"/registry/adapters/{name}", limit=1)
+        return found
+    from adapterhub_local.registry.pointers import pointers_of
+
+    return pointers_of(Registry(), name)
+
+
+def _resolve(reference: str) -> None:
+    """Raise NotFound if there is no such version."""
+    if (server := chosen_server()) is not None:
+        server.get(f"/registry/versions/{reference}")
+    else:
+        Registry().resolve(reference)
+
+
+def _expected(expect: int | None) -> dict[str, int | None]:
+    """The field of a request that moves an alias: 0 is for one that points to nothing yet."""
+    return {} if expect is None else {"expect": expect or None}
+
+
+def _asks(protection: Mapping[str, Any]) -> str:
     """What a protection asks, in a line."""
-    approvals = protection.approvals
+    approvals = protection["approvals"]
     counted = [f"{approvals} approval{'' if approvals == 1 else 's'}"] if approvals else []
-    return ", ".join([*map(str, protection.require), *counted])
+    return ", ".join([*protection["require"], *counted])

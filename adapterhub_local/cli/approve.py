@@ -3,6 +3,7 @@
 import click
 
 from adapterhub_local.cli.output import echo, print_json
+from adapterhub_local.client import chosen_server
 from adapterhub_local.registry import Registry
 
 
@@ -20,11 +21,16 @@ def command(reference: str, alias: str, withdraw: bool, as_json: bool) -> None:
     """
     from adapterhub_local.registry.protecting import approve
 
-    registry = Registry()
-    version = registry.resolve(reference)
-    given = approve(registry, version, alias, is_given=not withdraw)
+    if (server := chosen_server()) is not None:
+        body = {"reference": reference, "alias": alias, "withdraw": withdraw}
+        found = server.post("/registry/approvals", body)
+    else:
+        registry = Registry()
+        version = registry.resolve(reference)
+        given = approve(registry, version, alias, is_given=not withdraw)
+        found = {"reference": str(version), "alias": alias, "approvals": [vars(one) for one in given]}
     if as_json:
-        print_json({"reference": str(version), "alias": alias, "approvals": [vars(one) for one in given]})
+        print_json(found)
         return
-    names = ", ".join(one.actor for one in given) or "nobody"
-    echo(f"{version} is approved for {alias} by {names}")
+    names = ", ".join(one["actor"] for one in found["approvals"]) or "nobody"
+    echo(f"{found['reference']} is approved for {alias} by {names}")

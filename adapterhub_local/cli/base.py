@@ -1,12 +1,16 @@
 """`qhub base`: add, list, show, path, rm."""
 
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.cli.output import counting, echo, print_json, print_table, size_text
+from adapterhub_local.client import Server, check_here, chosen_server
+from adapterhub_local.errors import NotFound
 from adapterhub_local.settings import home
 
 
@@ -31,6 +35,7 @@ def add(name: str, source: str, hub_id: str | None, chat_template: str | None, a
     SOURCE is a Hub id (ORG/NAME or ORG/NAME@REVISION), a transformers folder or a .gguf file. What bitsandbytes saved
     in NF4 or FP4 is taken as it is.
     """
+    check_here("base add")
     from adapterhub_local.base.bases import check_base_name
     from adapterhub_local.errors import InUse
     from adapterhub_local.recipe.template_file import names_file, read_template
@@ -69,9 +74,11 @@ def list_(as_json: bool) -> None:
     """List the bases."""
     from adapterhub_local.base.bases import list_bases
 
-    bases = list_bases(home())
+    server = chosen_server()
+    found = [(base, base.to_json()) for base in list_bases(home())] if server is None else _there(server)
+    bases = [base for base, _ in found]
     if as_json:
-        print_json([base.to_json() for base in bases])
+        print_json([fields for _, fields in found])
     elif not bases:
         echo("No bases yet. Add one: qhub base add NAME SOURCE")
     else:
@@ -91,9 +98,17 @@ def show(name: str, as_json: bool) -> None:
     """Show one base."""
     from adapterhub_local.base.bases import find_base
 
-    base = find_base(name, home())
+    server = chosen_server()
+    if server is None:
+        base = find_base(name, home())
+        found = base.to_json()
+    else:
+        known = {base.name: (base, found) for base, found in _there(server)}
+        if name not in known:
+            raise NotFound(f"there is no base '{name}' at {server.url}: it has {', '.join(known) or 'none'}")
+        base, found = known[name]
     if as_json:
-        print_json(base.to_json())
+        print_json(found)
         return
     source = f"{base.hub_id}@{base.revision}" if base.hub_id and base.revision else base.source
     title = base.kind.title
@@ -105,12 +120,12 @@ def show(name: str, as_json: bool) -> None:
         ("context", f"{base.max_length:,} tokens" if base.max_length else "not stated"),
         ("chat template", _template_text(base)),
         ("fingerprint", base.fingerprint),
-        ("source", source),
+        *([("source", source)] if server is None else []),
         ("Hub id", base.hub_id or "none"),
         *([("not read back", base.not_read_back)] if base.not_read_back else []),
         *([("left out", ", ".join(base.left_out))] if base.left_out else []),
         ("added", base.created_at),
-        ("folder", base.folder),
+        *([("folder", base.folder)] if server is None else []),
     ]
     print_table(("base", base.name), rows)
 
@@ -119,6 +134,7 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("name")
 def path(name: str) -> None:
     """Print the folder of a base, which AutoModelForCausalLM.from_pretrained loads (but for mixtures of experts)."""
+    check_here("base path")
     from adapterhub_local.base.bases import find_base
     from adapterhub_local.base.mixtures import ARCHITECTURES
 
@@ -133,10 +149,21 @@ def path(name: str) -> None:
 @click.option("--force", is_flag=True, help="Remove it although adapters need it.")
 def rm(name: str, force: bool) -> None:
     """Remove a base; refused while adapters need it."""
+    check_here("base rm")
     from adapterhub_local.base.bases import remove_base
 
     info = remove_base(name, home(), force=force)
     echo(f"removed base {name}: {size_text(info.size)} freed")
+
+
+def _there(server: Server) -> list[tuple[BaseInfo, dict[str, Any]]]:
+    """The bases that a server has, and what it says of each: all but where they lie and came from on its machine."""
+    own = [field.name for field in dataclasses.fields(BaseInfo) if field.name not in ("folder", "source")]
+    return [
+        (BaseInfo(**{name: found[name] for name in own if name in found}, folder=Path(), source=""), found)
+        for found in server.get("/registry/bases")["data"]
+        if found["is_here"]
+    ]
 
 
 def _template_text(base: BaseInfo) -> str:

@@ -12,6 +12,7 @@ import click
 
 from adapterhub_local import settings
 from adapterhub_local.cli.output import echo
+from adapterhub_local.client import check_address
 from adapterhub_local.errors import InputError, NotFound, QhubError
 from adapterhub_local.visible import visible_line
 
@@ -26,15 +27,18 @@ HELP = """\
 
 @click.command()
 @click.argument("model", required=False)
-@click.option(
-    "--url", default="http://127.0.0.1:8000/v1", show_default=True, help="The server, any that speaks OpenAI."
-)
+@click.option("--url", help="The server, any that speaks OpenAI. Default: QHUB_SERVER, or http://127.0.0.1:8000/v1.")
 @click.option("--system", metavar="TEXT", help="System instructions of the conversation.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="Default: the server's.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
 @click.option("--seed", type=int, help="The same seed gives the same answers.")
 def command(
-    model: str | None, url: str, system: str | None, temperature: float | None, max_tokens: int | None, seed: int | None
+    model: str | None,
+    url: str | None,
+    system: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    seed: int | None,
 ) -> None:
     """Talk to MODEL, by default the base, on a running server.
 
@@ -46,7 +50,8 @@ def command(
     """
     import httpx
 
-    _check_url(url)
+    url = url or settings.server() or "http://127.0.0.1:8000"
+    check_address(url)
     if urlsplit(url).path in ("", "/"):  # as servers announce themselves elsewhere
         url = f"{url.rstrip('/')}/v1"
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
@@ -64,17 +69,6 @@ def command(
         if system:
             chat.start(system)
         _talk(chat, is_terminal=sys.stdin.isatty())
-
-
-def _check_url(url: str) -> None:
-    """Raise InputError for what cannot be a server's address."""
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none
-        is_address = False
-    if not is_address:
-        raise InputError(f"'{url}' is not a server's address: write it as http://127.0.0.1:8000/v1")
 
 
 @dataclass

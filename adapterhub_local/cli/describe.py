@@ -3,6 +3,7 @@
 import click
 
 from adapterhub_local.cli.output import echo
+from adapterhub_local.client import chosen_server
 from adapterhub_local.registry import Registry
 
 
@@ -13,6 +14,10 @@ def command(reference: str, text: str) -> None:
     """Describe the version that REFERENCE names in one line of TEXT, which replaces an earlier description."""
     from adapterhub_local.registry.marks import describe
 
+    if (server := chosen_server()) is not None:
+        found = server.put(f"/registry/descriptions/{reference}", {"text": text})
+        echo(f"{found['reference']}: {found['description']}")
+        return
     registry = Registry()
     version = registry.resolve(reference)
     describe(registry, version, text)

@@ -1,12 +1,13 @@
 """`qhub diff`: how two versions differ."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub_local.cli.output import echo, print_json, print_table
+from adapterhub_local.client import Server, chosen_server
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.kinds import check_adapter, is_router
 
@@ -23,6 +24,20 @@ def command(left: str, right: str, as_json: bool) -> None:
 
     What DoRA changes depends on the weights of the base, so that has to be here for it.
     """
+    server = chosen_server()
+    found = _here(left, right) if server is None else _there(server, left, right)
+    if as_json:
+        print_json(found)
+        return
+    sides = found["left"], found["right"]
+    if found["lineage"]:
+        print_table(("", *sides), [(key, *pair) for key, pair in found["lineage"].items()])
+    if found["modules"]:
+        _print_modules(sides, found["modules"])
+    echo("the files are the same" if found["same_content"] else "the files differ")
+
+
+def _here(left: str, right: str) -> dict[str, Any]:
     registry = Registry()
     versions = [registry.resolve(left), registry.resolve(right)]
     if is_router(versions[0].lineage) != is_router(versions[1].lineage):
@@ -32,18 +47,20 @@ def command(left: str, right: str, as_json: bool) -> None:
     sides = [{**version.lineage, "metrics": registry.metrics(version)} for version in versions]
     changed = compare_lineages(*sides)
     modules = [] if is_router(versions[0].lineage) else _modules(registry, versions)
-    same = versions[0].content_digest == versions[1].content_digest
-    if as_json:
-        print_json({
-            "left": str(versions[0]), "right": str(versions[1]), "same_content": same,
-            "lineage": {key: list(pair) for key, pair in changed.items()}, "modules": [vars(item) for item in modules],
-        })  # fmt: skip
-        return
-    if changed:
-        print_table(("", *map(str, versions)), [(key, *pair) for key, pair in changed.items()])
-    if modules:
-        _print_modules(versions, modules)
-    echo("the files are the same" if same else "the files differ")
+    return {
+        "left": str(versions[0]), "right": str(versions[1]),
+        "same_content": versions[0].content_digest == versions[1].content_digest,
+        "lineage": {key: list(pair) for key, pair in changed.items()}, "modules": [vars(item) for item in modules],
+    }  # fmt: skip
+
+
+def _there(server: Server, left: str, right: str) -> dict[str, Any]:
+    """The same, measured by the server."""
+    both = {"left": left, "right": right}
+    if all(is_router(server.get(f"/registry/versions/{each}")["lineage"]) for each in both.values()):
+        return {**server.get("/registry/compare", **both), "modules": []}
+    found: dict[str, Any] = server.result(server.post("/registry/compare/modules", both))
+    return found
 
 
 def _modules(registry: Registry, versions: Sequence[Version]) -> "list[ModuleDifference]":
@@ -59,14 +76,13 @@ def _modules(registry: Registry, versions: Sequence[Version]) -> "list[ModuleDif
     return list(compare_deltas(one, other, (bases[0], bases[1])))
 
 
-def _print_modules(versions: Sequence[Version], modules: "Sequence[ModuleDifference]") -> None:
-    products = [(item.cosine or 0.0) * (item.left or 0.0) * (item.right or 0.0) for item in modules]
-    norms = [math.sqrt(sum((side or 0.0) ** 2 for side in column)) for column in
-             ([item.left for item in modules], [item.right for item in modules])]  # fmt: skip
+def _print_modules(sides: Sequence[str], modules: Sequence[Mapping[str, Any]]) -> None:
+    products = [(item["cosine"] or 0.0) * (item["left"] or 0.0) * (item["right"] or 0.0) for item in modules]
+    norms = [math.sqrt(sum((item[side] or 0.0) ** 2 for item in modules)) for side in ("left", "right")]
     cosine = sum(products) / (norms[0] * norms[1]) if norms[0] and norms[1] else None
-    rows = [(item.module, _shown(item.left), _shown(item.right), _shown(item.cosine)) for item in modules]
+    rows = [(item["module"], *(_shown(item[key]) for key in ("left", "right", "cosine"))) for item in modules]
     rows.append(("all", _shown(norms[0]), _shown(norms[1]), _shown(cosine)))
-    print_table(("module", f"norm {versions[0]}", f"norm {versions[1]}", "cosine"), rows)
+    print_table(("module", f"norm {sides[0]}", f"norm {sides[1]}", "cosine"), rows)
 
 
 def _shown(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import click
 
 from adapterhub_local.cli.output import echo, print_json, print_table
+from adapterhub_local.client import PAGE, chosen_server
 from adapterhub_local.registry import Registry
 
 
@@ -20,16 +21,22 @@ def command(
 
     An actor is the API key where a server made the change, else QHUB_ACTOR, else the user and the machine.
     """
-    from adapterhub_local.registry.history import history
+    if (server := chosen_server()) is not None:
+        asked = {"name": name, "event": events, "actor": actor}
+        found = server.get("/registry/history", **asked, after=after, limit=min(limit, PAGE))
+        entries, following = found["data"], found["after"]
+    else:
+        from adapterhub_local.registry.history import history
 
-    page = history(Registry(), name=name, events=events, actor=actor, after=after, limit=limit)
+        page = history(Registry(), name=name, events=events, actor=actor, after=after, limit=limit)
+        entries, following = page.entries, page.after
     if as_json:
-        print_json({"changes": page.entries, "after": page.after})
+        print_json({"changes": entries, "after": following})
         return
-    rows = [(entry["at"][:19].replace("T", " "), entry["actor"] or "unknown", entry["what"]) for entry in page.entries]
+    rows = [(entry["at"][:19].replace("T", " "), entry["actor"] or "unknown", entry["what"]) for entry in entries]
     if not rows:
         echo("Nothing changed yet." if after is None and name is None else "Nothing.")
         return
     print_table(("when", "who", "what"), rows)
-    if page.after is not None:
-        echo(f"older changes: --after {page.after}", err=True)
+    if following is not None:
+        echo(f"older changes: --after {following}", err=True)

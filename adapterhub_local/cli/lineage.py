@@ -2,7 +2,8 @@
 
 import click
 
-from adapterhub_local.cli.output import echo
+from adapterhub_local.cli.output import echo, print_json
+from adapterhub_local.client import chosen_server
 from adapterhub_local.registry import Registry
 from adapterhub_local.visible import visible_line
 
@@ -11,15 +12,25 @@ from adapterhub_local.visible import visible_line
 @click.argument("reference")
 @click.option("--mermaid", "form", flag_value="mermaid", help="As a Mermaid flow chart.")
 @click.option("--dot", "form", flag_value="dot", help="As a Graphviz graph.")
-def command(reference: str, form: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print nodes and edges as JSON.")
+def command(reference: str, form: str | None, as_json: bool) -> None:
     """Show what the version REFERENCE names was made of: parents with weights, or data, down to the leaves."""
     from adapterhub_local.registry import ancestry
+    from adapterhub_local.registry.graph import graph, tree_of
 
-    registry = Registry()
-    version = registry.resolve(reference)
-    tree = ancestry.ancestry(registry, version)
+    server = chosen_server()
+    if server is not None:
+        found = server.get(f"/registry/lineage/{reference}")
+        tree, made = tree_of(found), found["made_into"]
+    else:
+        registry = Registry()
+        version = registry.resolve(reference)
+        tree, made = ancestry.ancestry(registry, version), ancestry.children(registry, version)
+    if as_json:
+        print_json(found if server is not None else graph(registry, version).to_json())
+        return
     draw = {"mermaid": ancestry.mermaid, "dot": ancestry.dot}.get(form or "", ancestry.text)
     for line in draw(tree):
         echo(visible_line(line))
-    if form is None and (made := ancestry.children(registry, version)):
+    if form is None and made:
         echo(f"merged into {', '.join(made)}")

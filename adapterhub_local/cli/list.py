@@ -1,10 +1,12 @@
 """`qhub list`: the adapters and their versions."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from adapterhub_local.cli.output import echo, print_json, print_table
+from adapterhub_local.client import Server, chosen_server
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.as_json import entry
 
@@ -32,52 +34,87 @@ def command(
     as_json: bool,
 ) -> None:
     """List the newest version of every adapter, all versions of NAME, or all that fit the options."""
-    from adapterhub_local.registry.catalog import Condition, find
-
-    registry = Registry()
-    if name is not None:
-        name = registry.resolve(name.partition("@")[0]).name  # says so if there is none, with the nearest names
-    conditions = [Condition.parse(text) for text in metrics]
     filtered = base or tags or metrics or task
     if limit is None:
         limit = 0 if name or filtered or as_json else MAX_ROWS
-    versions = find(
-        registry, name=name, base=base, tags=tags, conditions=conditions, task=task, sort=sort, limit=limit or None
-    )
     nothing = "No version fits" if filtered else "No adapters yet. Train one: qhub train recipe.toml"
-    print_versions(registry, versions, as_json, nothing=nothing)
-    if not (name or filtered or as_json) and len(versions) == limit and (total := len(registry.names())) > limit:
+    if (server := chosen_server()) is not None:
+        asked = {"base": base, "tag": tags, "metric": metrics, "task": task, "sort": sort}
+        entries = _there(server, name, asked)
+        total, entries = len(entries), entries[: limit or None]
+    else:
+        registry = Registry()
+        if name is not None:
+            name = registry.resolve(name.partition("@")[0]).name  # says so if there is none, with the nearest names
+        asked = {"name": name, "base": base, "tags": tags, "task": task, "sort": sort}
+        entries = entries_of(registry, _here(registry, metrics, asked, limit or None))
+        total = len(registry.names())
+    print_entries(entries, as_json, nothing=nothing)
+    if not (name or filtered or as_json) and len(entries) == limit and total > limit:
         echo(f"{limit} of {total:,} adapters: --limit 0 shows all, `qhub search WORDS` finds some", err=True)
 
 
-def print_versions(registry: Registry, versions: list[Version], as_json: bool, *, nothing: str) -> None:
-    """A table of versions, or JSON; `nothing` is printed if there are none."""
+def _here(registry: Registry, metrics: Sequence[str], asked: dict[str, Any], limit: int | None) -> list[Version]:
+    from adapterhub_local.registry.catalog import Condition, find
+
+    return find(registry, **asked, conditions=[Condition.parse(text) for text in metrics], limit=limit)
+
+
+def entries_of(registry: Registry, versions: list[Version]) -> list[dict[str, Any]]:
+    """What a list shows of versions of this home."""
     from adapterhub_local.registry.catalog import aliases_of, metrics_of
 
     pointed, scored = aliases_of(registry, versions), metrics_of(registry, versions)
+    return [entry(one, pointed[one.name], scored[one.name, one.number]) for one in versions]
+
+
+def print_entries(entries: Sequence[Mapping[str, Any]], as_json: bool, *, nothing: str) -> None:
+    """What `registry.as_json.entry` says of versions, as a table or JSON."""
     if as_json:
-        print_json([entry(one, pointed[one.name], scored[one.name, one.number]) for one in versions])
-        return
-    if not versions:
+        print_json(entries)
+    elif not entries:
         echo(nothing)
-        return
-    columns = ("adapter", "aliases", "base", "rank", "metrics", "made by", "created")
-    print_table(columns, [_row(one, pointed[one.name], scored[one.name, one.number]) for one in versions])
+    else:
+        columns = ("adapter", "aliases", "base", "rank", "metrics", "made by", "created")
+        print_table(columns, [_row(each) for each in entries])
 
 
-def _row(version: Version, aliases: dict[str, int], scored: dict[str, Any]) -> tuple[Any, ...]:
-    lineage = version.lineage
-    base = lineage.get("base") or {}
-    shares = {task: _share(scores.get("adapter", {})) for task, scores in scored.items()}
+def entries_there(server: Server, **asked: Any) -> list[dict[str, Any]]:
+    """What a server's list has, in the form and order of one here; of equal scores the newest version is first."""
+    entries = [
+        {
+            **{key: found[key] for key in ("name", "version", "reference", "aliases", "base")},
+            "adapter": {key: found[key] for key in ("rank", "alpha") if found[key] is not None} or None,
+            **{key: found[key] for key in ("metrics", "kind", "content_digest", "created_at")},
+        }
+        for found in server.pages("/registry/adapters", **asked)
+    ]
+    if (sort := asked.get("sort", "name")) in ("name", "created"):
+        entries.sort(key=lambda found: (found["name"], found["version"]))
+    if sort == "created":
+        entries.sort(key=lambda found: str(found["created_at"]), reverse=True)
+    return entries
+
+
+def _there(server: Server, name: str | None, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    if name is not None:  # says so if there is none, with the nearest names
+        name = server.get(f"/registry/versions/{name.partition('@')[0]}")["name"]
+    every = name or any(value for key, value in asked.items() if key != "sort")
+    return entries_there(server, **asked, name=name, versions="all" if every else "newest")
+
+
+def _row(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    base = found["base"] or {}
+    shares = {task: _share(scores.get("adapter", {})) for task, scores in found["metrics"].items()}
     metrics = [f"{task} {share:.1%}" for task, share in shares.items() if isinstance(share, int | float)]
     return (
-        version,
-        ", ".join(f"{alias}={number}" for alias, number in aliases.items()),
+        found["reference"],
+        ", ".join(f"{alias}={number}" for alias, number in found["aliases"].items()),
         base.get("name") or base.get("hub_id"),
-        (lineage.get("adapter") or {}).get("rank"),
+        (found["adapter"] or {}).get("rank"),
         ", ".join(metrics),
-        lineage.get("kind"),
-        version.created_at[:16].replace("T", " "),
+        found["kind"],
+        found["created_at"][:16].replace("T", " "),
     )
 
 

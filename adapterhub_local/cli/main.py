@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from adapterhub_local.cli.output import echo
+from adapterhub_local.client import check_here
 from adapterhub_local.errors import QhubError
 from adapterhub_local.noise import hush
 from adapterhub_local.settings import is_in_home
@@ -83,6 +84,11 @@ FULL = (
     "stop what else uses it, or ask for less: `qhub plan` estimates what training takes, `qhub serve` has --kv-cache, "
     "--base-cache and --max-length; QHUB_DEVICE=cpu leaves the GPU alone"
 )
+# those that go to the server that QHUB_SERVER names, and those that concern this machine whatever it names
+THERE = (
+    "list", "search", "show", "lineage", "diff", "alias", "approve", "history", "tag", "describe", "runs", "base",
+)  # fmt: skip
+EITHER = ("chat", "completion", "doctor", "recipe")
 VERBS = [verb for section in SECTIONS.values() for verb in section]
 
 
@@ -104,6 +110,8 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
+        if cmd_name not in (*THERE, *EITHER) and not ctx.resilient_parsing:
+            check_here(cmd_name)
         verb: click.Command = importlib.import_module(f"adapterhub_local.cli.{cmd_name.replace('-', '_')}").command
         return verb
 

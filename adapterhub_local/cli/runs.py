@@ -6,6 +6,8 @@ from typing import Any
 import click
 
 from adapterhub_local.cli.output import echo, print_json, print_table
+from adapterhub_local.client import Server, check_here, chosen_server
+from adapterhub_local.errors import NotFound
 from adapterhub_local.settings import home
 
 
@@ -18,9 +20,12 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(as_json: bool) -> None:
     """List all runs, the oldest first."""
-    from adapterhub_local.train.past_runs import list_runs
+    if (server := chosen_server()) is not None:
+        runs = server.get("/runs")["data"][::-1]
+    else:
+        from adapterhub_local.train.past_runs import list_runs
 
-    runs = [run.to_json() for run in list_runs(home())]
+        runs = [run.to_json() for run in list_runs(home())]
     if as_json:
         print_json(runs)
         return
@@ -46,13 +51,16 @@ def show(run: str, with_log: bool, plot: Path | None, as_json: bool) -> None:
     """Show RUN: an id, its beginning, or an adapter's name for its newest run."""
     from adapterhub_local.draw.curve import write_picture
     from adapterhub_local.train.log_curves import panels, terminal_plot
-    from adapterhub_local.train.past_runs import find_run, read_log
 
-    found = find_run(home(), run)
-    entries = read_log(found.folder)
+    if (server := chosen_server()) is not None:
+        fields, entries = _there(server, run)
+    else:
+        from adapterhub_local.train.past_runs import find_run, read_log
+
+        found = find_run(home(), run)
+        fields, entries = found.to_json(), read_log(found.folder)
     if plot is not None:
-        write_picture(panels(entries), str(found.record.get("version") or found.id), plot)
-    fields = found.to_json()
+        write_picture(panels(entries), str(fields["version"] or fields["id"]), plot)
     if as_json or with_log:
         print_json({**fields, "log": entries} if with_log else fields)
         return
@@ -63,10 +71,28 @@ def show(run: str, with_log: bool, plot: Path | None, as_json: bool) -> None:
     echo(terminal_plot(entries))
 
 
+def _there(server: Server, wanted: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run at a server, found as one here is, and its whole log."""
+    runs = server.get("/runs")["data"]  # the newest first
+    fits = (run for run in runs if wanted and (run["id"].startswith(wanted) or run["name"] == wanted))
+    chosen = next((run for run in runs if run["id"] == wanted), None) or next(fits, None)
+    if chosen is None:
+        raise NotFound(f"there is no run '{wanted}': `qhub runs list` shows them")
+    entries: list[dict[str, Any]] = []
+    place = 0
+    while True:
+        part = server.get(f"/runs/{chosen['id']}", offset=place)
+        entries += part["log"]
+        if part["next"] == place:
+            return {key: part[key] for key in part if key not in ("log", "next")}, entries
+        place = part["next"]
+
+
 @command.command(name="rm")
 @click.argument("runs", nargs=-1, required=True)
 def remove(runs: tuple[str, ...]) -> None:
     """Remove RUNS with their checkpoints and reports; versions they made stay."""
+    check_here("runs rm")
     from adapterhub_local.train.past_runs import find_run, remove_run
 
     found = [find_run(home(), run) for run in runs]

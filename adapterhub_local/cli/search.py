@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from adapterhub_local.cli.list import print_versions
+from adapterhub_local.cli.list import entries_of, entries_there, print_entries
 from adapterhub_local.cli.output import echo, print_json, print_table, reporter
+from adapterhub_local.client import chosen_server
 from adapterhub_local.counts import counted
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry, Version
@@ -31,7 +32,7 @@ def command(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Find versions with all WORDS in name, description, tags or recipe, the best first.
+    """Find versions with all WORDS in name, description, tags or recipe, the best first (at QHUB_SERVER: by name).
 
     \b
     qhub search review polarity
@@ -40,11 +41,19 @@ def command(
 
     With --like and --similar-to the newest version of every name is ranked, or of those that have all WORDS.
     """
-    registry = Registry()
     if like is not None and similar_to is not None:
         raise InputError("--like and --similar-to exclude each other: give one")
     if base_name is not None and like is None:
         raise InputError("--base is for --like: give it, or `qhub list --base` lists the adapters of a base")
+    nothing = f"No version has all of these words: {' '.join(words)}"
+    if (server := chosen_server()) is not None:
+        if like is not None or similar_to is not None:
+            raise InputError("QHUB_SERVER is set, and adapters are ranked on this machine alone: search there by words")
+        if not words:
+            raise click.MissingParameter(ctx=click.get_current_context(), param_hint="WORDS", param_type="argument")
+        print_entries(entries_there(server, q=" ".join(words), versions="all")[:limit], as_json, nothing=nothing)
+        return
+    registry = Registry()
     if like is not None:
         _by_loss(registry, words, like, base_name, examples, limit, as_json)
     elif similar_to is not None:
@@ -55,7 +64,7 @@ def command(
         from adapterhub_local.registry.catalog import search
 
         versions = search(registry, " ".join(words), limit=limit)
-        print_versions(registry, versions, as_json, nothing=f"No version has all of these words: {' '.join(words)}")
+        print_entries(entries_of(registry, versions), as_json, nothing=nothing)
 
 
 def _by_loss(

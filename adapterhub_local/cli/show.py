@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from adapterhub_local.cli.output import print_json, print_table, score_text, size_text
+from adapterhub_local.client import chosen_server
 from adapterhub_local.counts import counted
 from adapterhub_local.registry import Registry
 from adapterhub_local.registry.as_json import whole
@@ -18,20 +19,18 @@ from adapterhub_local.registry.marks import description_of, tags_of
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, the whole lineage included.")
 def command(reference: str, as_json: bool) -> None:
     """Show the version REFERENCE names: name, name@3, name@prod or name@sha256:..."""
-    registry = Registry()
-    version = registry.resolve(reference)
-    aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
+    server = chosen_server()
+    fields = _here(reference) if server is None else server.get(f"/registry/versions/{reference}", report=True)
     if as_json:
-        marks = {"tags": tags_of(registry, version), "description": description_of(registry, version)}
-        print_json({**whole(version), "aliases": aliases, **marks, "metrics": registry.metrics(version)})
+        print_json(fields)
         return
-    lineage = version.lineage
+    lineage, aliases = fields["lineage"], fields["aliases"]
     base, adapter = lineage.get("base") or {}, lineage.get("adapter") or {}
-    rows: list[tuple[str, Any]] = [("version", f"{version}{' = ' + ', '.join(aliases) if aliases else ''}")]
-    if description := description_of(registry, version):
-        rows.append(("description", description))
-    if tags := tags_of(registry, version):
-        rows.append(("tags", " ".join(tags)))
+    rows: list[tuple[str, Any]] = [("version", f"{fields['reference']}{' = ' + ', '.join(aliases) if aliases else ''}")]
+    if fields["description"]:
+        rows.append(("description", fields["description"]))
+    if fields["tags"]:
+        rows.append(("tags", " ".join(fields["tags"])))
     rows.append(("made by", lineage.get("kind", "unknown")))
     rows.append(
         ("base", f"{base.get('name') or base.get('hub_id') or 'unknown'} {(base.get('fingerprint') or '')[:19]}")
@@ -50,13 +49,22 @@ def command(reference: str, as_json: bool) -> None:
         rows += [("chooses", route) for route in (lineage.get("router") or {}).get("routes") or ()]
     else:
         rows += [("parent", f"{parent['reference']} x {_weight(parent)}") for parent in lineage.get("parents", ())]
-    for task, scores in registry.metrics(version).items():
+    for task, scores in fields["metrics"].items():
         rows += [(f"{task}, {who}", _scores(score)) for who, score in scores.items() if _is_score(score)]
-    rows.append(("size", size_text(sum(file.size for file in version.files))))
-    rows.append(("content", version.content_digest))
-    rows.append(("manifest", version.manifest_digest))
-    rows.append(("created", version.created_at))
-    print_table(("router" if is_router(lineage) else "adapter", version.name), rows)
+    rows.append(("size", size_text(sum(file["size"] for file in fields["files"]))))
+    rows.append(("content", fields["content_digest"]))
+    rows.append(("manifest", fields["manifest_digest"]))
+    rows.append(("created", fields["created_at"]))
+    print_table(("router" if is_router(lineage) else "adapter", fields["name"]), rows)
+
+
+def _here(reference: str) -> dict[str, Any]:
+    """All that this home knows of a version."""
+    registry = Registry()
+    version = registry.resolve(reference)
+    aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
+    marks = {"tags": tags_of(registry, version), "description": description_of(registry, version)}
+    return {**whole(version), "aliases": aliases, **marks, "metrics": registry.metrics(version)}
 
 
 def _weight(parent: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import click
 
 from adapterhub_local.cli.output import echo, print_json
+from adapterhub_local.client import chosen_server
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry import Registry
 
@@ -16,13 +17,20 @@ def command(reference: str, tags: tuple[str, ...], remove: bool, as_json: bool) 
     """Give the version REFERENCE names these TAGS, or show those it has."""
     from adapterhub_local.registry.marks import add_tags, remove_tags, tags_of
 
-    registry = Registry()
-    version = registry.resolve(reference)
     if remove and not tags:
         raise InputError(f"name the tags to remove: qhub tag {reference} --remove TAG")
-    if tags:
-        (remove_tags if remove else add_tags)(registry, version, tags)
+    if (server := chosen_server()) is not None:
+        if tags:
+            found = server.put(f"/registry/tags/{reference}", {"remove" if remove else "add": tags})
+        else:
+            found = server.get(f"/registry/versions/{reference}")
+    else:
+        registry = Registry()
+        version = registry.resolve(reference)
+        if tags:
+            (remove_tags if remove else add_tags)(registry, version, tags)
+        found = {"reference": str(version), "tags": tags_of(registry, version)}
     if as_json:
-        print_json({"reference": str(version), "tags": tags_of(registry, version)})
+        print_json({key: found[key] for key in ("reference", "tags")})
         return
-    echo(f"{version}: {' '.join(tags_of(registry, version)) or 'no tags'}")
+    echo(f"{found['reference']}: {' '.join(found['tags']) or 'no tags'}")

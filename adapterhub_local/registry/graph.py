@@ -1,8 +1,10 @@
 """Lineage as a graph: nodes and edges, each version once, however often it was used. The walk is linear and bounded."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from adapterhub_local.errors import RemoteError
 from adapterhub_local.registry.ancestry import Node, ancestry, children
 from adapterhub_local.registry.registry import Registry
 from adapterhub_local.registry.version import Version
@@ -22,6 +24,44 @@ class Graph:
 
     def to_json(self) -> dict[str, Any]:
         return {"nodes": self.nodes, "edges": self.edges, "made_into": self.made_into, "is_cut": self.is_cut}
+
+
+def tree_of(found: Mapping[str, Any]) -> Node:
+    """The tree of `ancestry`, of what `Graph.to_json` gives of it. Raises RemoteError for what it does not give."""
+    try:
+        nodes = {node["id"]: node for node in found["nodes"]}
+        root = found["nodes"][0]["id"]
+        parents: dict[str, list[tuple[str, float | None]]] = {}
+        for edge in found["edges"]:
+            parents.setdefault(edge["to"], []).append((edge["from"], edge["weight"]))
+        made: dict[str, Node] = {}
+        for identity in _parents_first(root, parents):
+            node = nodes[identity]
+            above = tuple(replace(made[parent], weight=weight) for parent, weight in parents.get(identity, ()))
+            made[identity] = Node(node["label"], node["detail"], above, None, node["reference"])
+        return made[root]
+    except (KeyError, IndexError, TypeError):
+        raise RemoteError("the answer is not a lineage") from None
+
+
+def _parents_first(root: str, parents: Mapping[str, Sequence[tuple[str, float | None]]]) -> Iterator[str]:
+    """All that leads to `root`, each once and after its parents. Raises KeyError where one leads to itself."""
+    done: set[str] = set()
+    entered: set[str] = set()
+    pending = [root]
+    while pending:
+        current = pending[-1]
+        missing = [parent for parent, _ in parents.get(current, ()) if parent not in done]
+        if current in done or not missing:
+            pending.pop()
+            if current not in done:
+                done.add(current)
+                yield current
+        elif current in entered:
+            raise KeyError(current)
+        else:
+            entered.add(current)
+            pending += missing
 
 
 def graph(registry: Registry, version: Version, *, limit: int = MAX_NODES) -> Graph:

@@ -1,10 +1,12 @@
 """Protect aliases and approve versions for them; what is asked of a version is in gates.py."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from adapterhub_local.errors import InputError, NotFound, Protected
 from adapterhub_local.refs import check_alias, check_name
 from adapterhub_local.registry import gates
+from adapterhub_local.registry.catalog import metrics_of
 from adapterhub_local.registry.gates import MAX_APPROVALS, Approval, Protection, Requirement
 from adapterhub_local.registry.journal import marking, note
 from adapterhub_local.registry.registry import Registry
@@ -65,6 +67,28 @@ def approvals_of(registry: Registry, version: Version) -> list[Approval]:
     """The approvals of a version, for whatever alias."""
     given = gates.approvals(registry.database.rows(gates.RECORDS, ("approval", version.name)))
     return [one for one in given if one.manifest == version.manifest_digest]
+
+
+def given_to(registry: Registry, name: str) -> list[dict[str, Any]]:
+    """The approvals of versions of a name, the oldest first: reference, alias, actor and time of each."""
+    given = gates.approvals(registry.database.rows(gates.RECORDS, ("approval", name)))
+    references = {version.manifest_digest: str(version) for version in registry.versions(name)} if given else {}
+    return [
+        {"reference": references[one.manifest], "alias": one.alias, "actor": one.actor, "at": one.at}
+        for one in given
+        if one.manifest in references
+    ]
+
+
+def scores_without_values(registry: Registry, protection: Protection) -> list[str]:
+    """The scores that a protection asks and that no version of its name has yet."""
+    scores = {
+        (task, metric): 0.0
+        for metrics in metrics_of(registry, registry.versions(protection.name)).values()
+        for task, found in metrics.items() if isinstance(found, dict) and isinstance(found.get("adapter"), dict)
+        for metric in found["adapter"]
+    }  # fmt: skip
+    return [str(one.score) for one in protection.require if not one.values(scores)]
 
 
 def check_reachable(registry: Registry, name: str, alias: str | None) -> None:

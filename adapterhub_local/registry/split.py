@@ -3,15 +3,17 @@
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterable, Sequence
 
-from adapterhub_local.errors import InputError, NotFound
+from adapterhub_local.errors import InputError, InUse, NotFound
 from adapterhub_local.refs import check_alias, check_name
 from adapterhub_local.registry.journal import marking, note, replace_split
 from adapterhub_local.registry.registry import Registry
 from adapterhub_local.registry.rows import now
 
 MAX_SHARE = 1_000_000
+_SPLIT = "SELECT alias, share FROM splits WHERE name = ? ORDER BY place"
 _TERM = re.compile(r"([^=,]+)=([0-9]{1,7})")
 Split = Sequence[tuple[str, int]]  # alias and share, in the order in which users are dealt out
 
@@ -27,22 +29,34 @@ def parse_split(text: str) -> Split:
     return [(check_alias(alias), share) for alias, share in shares]
 
 
-def set_split(registry: Registry, name: str, split: Split) -> None:
-    """Answer requests for plain `name` by these aliases from now on; none ends that. Raises NotFound."""
+def set_split(registry: Registry, name: str, split: Split, *, expect: Split | None = None) -> None:
+    """Answer requests for plain `name` by these aliases from now on; none ends that.
+
+    expect: change it only if it is split so now. Raises NotFound, InputError for an alias that occurs twice, InUse if
+    it is split otherwise.
+    """
     check_name(name)
     known = registry.aliases(name)
     for alias, _ in split:
         if alias not in known:
             raise NotFound(f"there is no alias {name}@{alias}: `qhub alias set {name} {alias} VERSION` makes it")
+    if len({alias for alias, _ in split}) < len(split):
+        raise InputError("a split names an alias twice: give each alias one share")
     with marking(registry.database, registry.blobs) as db:
+        if expect is not None and (now_split := _read(db.execute(_SPLIT, (name,)))) != [tuple(side) for side in expect]:
+            shown = ",".join(f"{alias}={share}" for alias, share in now_split) or "not at all"
+            raise InUse(f"{name} is split {shown} now: look at it again, then change it")
         replace_split(db, name, split)
         note(db, "split", name=name, shares=[[alias, share] for alias, share in split], at=now())
 
 
 def split_of(registry: Registry, name: str) -> Split:
     """How the traffic of `name` is split, none if it is not."""
-    rows = registry.database.rows("SELECT alias, share FROM splits WHERE name = ? ORDER BY place", (name,))
-    return [(row["alias"], row["share"]) for row in rows]
+    return _read(registry.database.rows(_SPLIT, (name,)))
+
+
+def _read(rows: Iterable[sqlite3.Row]) -> list[tuple[str, int]]:
+    return [(str(alias), int(share)) for alias, share in rows]
 
 
 def side_of(split: Split, name: str, user: str | None) -> str:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapterhub_local.registry.split import MAX_SHARE
+
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 
 
@@ -39,6 +41,34 @@ class ApprovalBody(Body):
     reference: Name
     alias: Name
     withdraw: bool = False
+
+
+class ProtectionBody(Body):
+    """Let an alias move only to versions that meet all of `require` and have this many approvals from others."""
+
+    alias: Name
+    require: Annotated[list[Name], Field(max_length=100, fail_fast=True)] = []
+    approvals: Annotated[int, Field(ge=0)] = 0
+
+
+class SideBody(Body):
+    """An alias and its share of a name's traffic."""
+
+    alias: Name
+    share: Annotated[int, Field(ge=1, le=MAX_SHARE)]
+
+
+class SplitBody(Body):
+    """Split a name's traffic between aliases, none for no split; with `expect`, only if it is split so now."""
+
+    split: Annotated[list[SideBody], Field(max_length=100, fail_fast=True)]
+    expect: Annotated[list[SideBody], Field(max_length=100, fail_fast=True)] | None = None
+
+
+class DescriptionBody(Body):
+    """One line about a version."""
+
+    text: Annotated[str, Field(min_length=1, max_length=2000)]
 
 
 class TagsBody(Body):

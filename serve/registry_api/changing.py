@@ -10,8 +10,9 @@ from adapterhub_local.keys import Key
 from adapterhub_local.refs import check_alias, check_name
 from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.registry.lineage_form import check_lineage
-from adapterhub_local.registry.marks import add_tags, remove_alias, remove_tags, rollback, tags_of
-from adapterhub_local.registry.protecting import approve
+from adapterhub_local.registry.marks import add_tags, describe, remove_alias, remove_tags, rollback, tags_of
+from adapterhub_local.registry.protecting import approve, protect, scores_without_values, unprotect
+from adapterhub_local.registry.split import set_split
 from adapterhub_local.train.past_runs import ask_to_stop
 from serve.access import Scope, access
 from serve.auth import check_models
@@ -21,9 +22,12 @@ from serve.registry_api.bodies import (
     AliasBody,
     ApprovalBody,
     CompareBody,
+    DescriptionBody,
     EvaluationBody,
     MergeBody,
+    ProtectionBody,
     RollbackBody,
+    SplitBody,
     TagsBody,
     VoteBody,
 )
@@ -104,6 +108,40 @@ def add_changing(app: FastAPI, library: Library) -> None:
         version = library.resolve(key_of(request), body.reference)
         given = approve(library.registry, version, body.alias, is_given=not body.withdraw)
         return {"reference": str(version), "alias": body.alias, "approvals": [vars(one) for one in given]}
+
+    @app.put("/v1/registry/protections/{name:path}")
+    @access(Scope.ADMIN)
+    def set_protection(name: str, body: ProtectionBody, request: Request) -> dict[str, Any]:
+        """Protect an alias, in place of any earlier protection."""
+        check_models(key_of(request), [name])
+        made = protect(library.registry, name, body.alias, body.require, body.approvals)
+        without = scores_without_values(library.registry, made)
+        return {"name": name, "protection": made.to_json(), "scores_without_values": without}
+
+    @app.delete("/v1/registry/protections/{name:path}")
+    @access(Scope.ADMIN)
+    def lift_protection(name: str, alias: str, request: Request) -> dict[str, Any]:
+        """Let an alias move anywhere again; the history keeps who lifted the protection."""
+        check_models(key_of(request), [name])
+        unprotect(library.registry, check_name(name), check_alias(alias))
+        return {"name": name, "protection": None}
+
+    @app.put("/v1/registry/splits/{name:path}")
+    @access(Scope.ADMIN)
+    def set_sides(name: str, body: SplitBody, request: Request) -> dict[str, Any]:
+        """Split the traffic of a name between aliases; 409 if it is not split as is expected."""
+        check_models(key_of(request), [name])
+        expected = None if body.expect is None else [(side.alias, side.share) for side in body.expect]
+        set_split(library.registry, name, [(side.alias, side.share) for side in body.split], expect=expected)
+        return {"name": name, "split": [side.model_dump() for side in body.split]}
+
+    @app.put("/v1/registry/descriptions/{reference:path}")
+    @access(Scope.ADMIN)
+    def description(reference: str, body: DescriptionBody, request: Request) -> dict[str, Any]:
+        """Describe a version in one line, in place of an earlier description."""
+        version = library.resolve(key_of(request), reference)
+        describe(library.registry, version, body.text)
+        return {"reference": str(version), "description": body.text}
 
     @app.put("/v1/registry/tags/{reference:path}")
     @access(Scope.ADMIN)

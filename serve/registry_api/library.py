@@ -13,10 +13,9 @@ from adapterhub_local.registry.as_json import whole
 from adapterhub_local.registry.differences import compare_lineages
 from adapterhub_local.registry.graph import graph
 from adapterhub_local.registry.kinds import check_adapter, is_router
-from adapterhub_local.registry.listing import Page, Wanted, bases_in, page
-from adapterhub_local.registry.marks import alias_log, description_of, tags_of
-from adapterhub_local.registry.protecting import protections_of
-from adapterhub_local.registry.split import split_of
+from adapterhub_local.registry.listing import MAX_PAGE, Page, Wanted, bases_in, page
+from adapterhub_local.registry.marks import description_of, tags_of
+from adapterhub_local.registry.pointers import pointers_of
 from adapterhub_local.train.past_runs import PastRun, find_run, list_runs
 from serve.auth import allowed_by, check_models
 from serve.jobs import Job, Jobs
@@ -47,25 +46,20 @@ class Library:
             return None
         return [name for name in self.registry.names() if key.allows(name)]
 
-    def adapter(self, key: Key | None, name: str) -> dict[str, Any]:
-        """One name: its versions (the newest 200), aliases with what protects them and their log, and its split.
+    def adapter(self, key: Key | None, name: str, *, limit: int = MAX_PAGE) -> dict[str, Any]:
+        """One name: its newest versions, aliases with what protects them, approvals and their log, and its split.
 
         Who moved an alias is shown to those who may move one. Raises NotFound.
         """
         check_models(key, [name])
-        found = page(self.registry, Wanted(name=name, every=True), limit=200)
+        found = page(self.registry, Wanted(name=name, every=True), limit=limit)
         if not found.entries:
             self.registry.resolve(name)  # which says what there is
         own = {} if key is None or "admin" in key.scopes else {"actor": None}
-        return {
-            "name": name,
-            "versions": found.entries,
-            "total": found.total,
-            "aliases": self.registry.aliases(name),
-            "split": [{"alias": alias, "share": share} for alias, share in split_of(self.registry, name)],
-            "protections": [one.to_json() | own for one in protections_of(self.registry, name).values()],
-            "alias_log": [move | own for move in alias_log(self.registry, name)],
-        }
+        pointers = pointers_of(self.registry, name)
+        for part in ("protections", "approvals", "alias_log"):
+            pointers[part] = [each | own for each in pointers[part]]
+        return {"name": name, "versions": found.entries, "total": found.total, **pointers}
 
     def resolve(self, key: Key | None, reference: str) -> Version:
         """The version of a reference that the key may see. Raises BadReference, Forbidden, NotFound."""

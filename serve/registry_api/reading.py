@@ -31,10 +31,12 @@ def wanted_from(
     kind: Text = None,
     sort: Text = None,
     versions: Annotated[str | None, Query(pattern="^(all|newest)?$")] = None,
+    name: Text = None,
 ) -> Wanted:
     """What a list is asked for; an empty field, as forms send it, asks for nothing."""
     return Wanted(
         words=q or "",
+        name=name or None,
         base=base or None,
         tags=[one for one in tag or () if one],
         conditions=[Condition.parse(one) for one in metric or () if one],
@@ -60,19 +62,22 @@ def add_reading(app: FastAPI, library: Library) -> None:
         kind: Text = None,
         sort: Text = None,
         versions: Annotated[str | None, Query(pattern="^(all|newest)?$")] = None,
+        name: Text = None,
         after: Text = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     ) -> dict[str, Any]:
         """A page of adapters, one entry a name, or all `versions`: those that fit words, base, tags and scores."""
-        wanted = wanted_from(q, base, tag, metric, task, kind, sort, versions)
+        wanted = wanted_from(q, base, tag, metric, task, kind, sort, versions, name)
         found = library.adapters(key_of(request), wanted, after=after, limit=limit)
         return {"object": "list", "data": found.entries, "total": found.total, "after": found.after}
 
     @app.get("/v1/registry/adapters/{name:path}")
     @access(Scope.ANY)
-    def adapter(name: str, request: Request) -> dict[str, Any]:
-        """One adapter: its versions, aliases, split and the log of its aliases."""
-        return library.adapter(key_of(request), name)
+    def adapter(
+        name: str, request: Request, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE
+    ) -> dict[str, Any]:
+        """One adapter: its newest versions, aliases with protections, approvals and moves, and its split."""
+        return library.adapter(key_of(request), name, limit=limit)
 
     @app.get("/v1/registry/versions/{reference:path}")
     @access(Scope.ANY)

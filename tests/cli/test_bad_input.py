@@ -17,7 +17,7 @@ MISTYPED = [
     ("serve --host 0.0.0.0", "make one with `qhub key create`"),
     ("serve --lora-root nowhere", "nowhere is not a folder"),
     ("serve --port 99999", "not in the range"),
-    ("chat --url 127.0.0.1:8000", "write it as http://127.0.0.1:8000/v1"),
+    ("chat --url 127.0.0.1:8000", "write it as http://127.0.0.1:8000"),
     ("chat --url ftp://x", "'ftp://x' is not a server's address"),
     ("chat --url http://127.0.0.1:99999", "is not a server's address"),
     ("chat --temperature 5", "not in the range"),
