@@ -244,7 +244,7 @@ def _time_left(status: str, log: list[dict[str, Any]], steps: Any) -> str | None
         return None
     rate = (timed[-1]["seconds"] - timed[0]["seconds"]) / max(1, timed[-1]["step"] - timed[0]["step"])
     left = max(0.0, rate * (steps - timed[-1]["step"]))
-    return f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min" if left < 5400 else f"{left / 3600:.1f} h"
+    return views.duration_text(left)
 
 
 def _thinned(line: list[tuple[float, float]]) -> list[tuple[float, float]]:

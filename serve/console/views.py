@@ -194,6 +194,13 @@ def size_text(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def duration_text(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def time_text(stamp: Any) -> str:
     """A time of ours to the minute."""
     return str(stamp or "")[:16].replace("T", " ")

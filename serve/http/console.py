@@ -11,8 +11,10 @@ from adapterhub_local.registry import Registry
 from serve.access import Routes, Scope, access
 from serve.auth import Gate
 from serve.console.actions import add_actions
+from serve.console.boards import add_boards
 from serve.console.pages import add_pages
 from serve.console.session import HOME, SessionLayer, Sessions
+from serve.console.starting import add_start_page
 from serve.console.workbench import add_workbench
 from serve.http.blank import blank_app, closing_jobs
 from serve.http.failures import handle_errors
@@ -24,6 +26,7 @@ from serve.options import HttpOptions
 from serve.registry_api.changing import add_changing
 from serve.registry_api.library import Library
 from serve.registry_api.reading import add_reading
+from serve.registry_api.starting import add_starting
 
 
 def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | None) -> None:
@@ -38,8 +41,11 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
     app.add_middleware(SessionLayer, sessions=sessions)
     add_reading(app, library)
     add_changing(app, library)
+    add_starting(app, library)
     add_actions(app, library, sessions)
     add_workbench(app, library)
+    add_start_page(app, library)  # before the page of one run, whose path it would fit
+    add_boards(app, library)
     add_pages(app, library)
 
 

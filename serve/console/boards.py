@@ -1,0 +1,116 @@
+"""Pages that rank and recount: the tasks, the leaderboard of one, and the history of changes."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import Response
+
+from adapterhub_local.errors import NotFound
+from adapterhub_local.registry.catalog import is_lower_better
+from adapterhub_local.registry.history import history
+from adapterhub_local.registry.listing import Wanted
+from adapterhub_local.registry.tasks import tasks_in
+from serve.access import Scope, access
+from serve.console import views
+from serve.console.render import render, shown
+from serve.registry_api.library import Library
+from serve.registry_api.reading import Text, key_of
+
+PAGE = 50
+
+
+def add_boards(app: FastAPI, library: Library) -> None:
+    """Add them."""
+
+    @app.get("/console/tasks", include_in_schema=False)
+    @access(Scope.ANY)
+    @shown
+    def tasks(request: Request) -> Response:
+        """What adapters were scored on."""
+        found = tasks_in(library.registry, library.visible_names(key_of(request)))
+        rows = [{**one, "link": _link(one["task"]), "metrics": [each.replace("_", " ") for each in one["metrics"][:6]]}
+                for one in found[:500]]  # fmt: skip
+        return render(request, "tasks.html", tasks=rows, total=len(found))
+
+    @app.get("/console/tasks/{task:path}", include_in_schema=False)
+    @access(Scope.ANY)
+    @shown
+    def board(
+        task: str,
+        request: Request,
+        metric: Text = None,
+        versions: Annotated[str | None, Query(pattern="^(all|newest)?$")] = None,
+        after: Text = None,
+        place: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+    ) -> Response:
+        """The versions with scores on one task, the best first, each beside its base."""
+        key = key_of(request)
+        known = next(
+            (one for one in tasks_in(library.registry, library.visible_names(key)) if one["task"] == task), None
+        )
+        if known is None:
+            raise NotFound(f"no version here has scores on a task '{task[:80]}'")
+        metrics = sorted(known["metrics"], key=lambda one: (one not in views.MAIN, one))
+        chosen = metric or metrics[0]
+        if chosen not in metrics:
+            raise NotFound(f"no version here has a score {chosen[:80]} on {task[:80]}: there are {', '.join(metrics)}")
+        wanted = Wanted(task=task, sort=chosen, every=versions == "all")
+        found = library.adapters(key, wanted, after=after, limit=PAGE)
+        rows = [_row(entry, task, chosen, place + number) for number, entry in enumerate(found.entries, 1)]
+        asked = {"metric": metric, "versions": versions}
+        return render(
+            request, "task.html", task=task, metric=chosen, metrics=metrics, every=versions == "all", total=found.total,
+            rows=rows, is_lower_better=is_lower_better(chosen), has_several=len({row["data"] for row in rows}) > 1,
+            link=_link(task),
+            next=views.with_query(_link(task), **asked, after=found.after, place=place + len(rows))
+            if found.after else None,
+        )  # fmt: skip
+
+    @app.get("/console/history", include_in_schema=False)
+    @access(Scope.ADMIN)
+    @shown
+    def changes(request: Request, name: Text = None, actor: Text = None, after: Text = None) -> Response:
+        """What changed, and who changed it, the newest first."""
+        found = history(
+            library.registry, name=name or None, actor=actor or None, after=after or None, limit=PAGE,
+            allowed=library.visible_names(key_of(request)),
+        )  # fmt: skip
+        rows = [{"when": views.time_text(one["at"]), "who": one["actor"] or "unknown", "what": one["what"]}
+                for one in found.entries]  # fmt: skip
+        following = (
+            views.with_query("/console/history", name=name, actor=actor, after=found.after) if found.after else None
+        )
+        return render(request, "history.html", rows=rows, name=name or "", actor=actor or "", next=following)
+
+
+def _link(task: str) -> str:
+    return f"/console/tasks/{quote(task, safe='/')}"
+
+
+def _row(entry: dict[str, Any], task: str, metric: str, place: int) -> dict[str, Any]:
+    """One line of a leaderboard; a version without a score in this metric has no place."""
+    scores = views.mapping(entry["metrics"].get(task))
+    score = next((row for row in views.score_rows({task: scores}) if row.metric == metric.replace("_", " ")), None)
+    difference = views.mapping(views.mapping(views.mapping(scores.get("base")).get("difference")).get(metric))
+    return {
+        "place": place if score is not None else "",
+        "reference": entry["reference"],
+        "link": views.version_link(entry["reference"]),
+        "score": score,
+        "difference": _difference(metric, difference),
+        "data": str(scores.get("data") or "")[7:19],
+        "base": entry["base"]["name"] or entry["base"]["hub_id"] or "unknown",
+        "rank": entry["rank"] or "",
+        "aliases": [alias for alias, number in entry["aliases"].items() if number == entry["version"]],
+        "created": views.time_text(entry["created_at"]),
+    }
+
+
+def _difference(metric: str, difference: Any) -> str:
+    """`+69.5 points, clear`: what the adapter has more than its base on the same examples."""
+    value = views.number(difference.get("value"))
+    if value is None:
+        return ""
+    text = f"{100 * value:+.1f} points" if metric in views.MAIN else f"{value:+.4g}"
+    return f"{text}, {'clear' if difference.get('is_clear') else 'not clear'}"
