@@ -17,7 +17,6 @@ from tests.places import MEMORY, is_roomy
 
 # Bytecode is kept, also where an image says otherwise: each of the processes that tests start would compile all anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # before huggingface_hub is imported: no test may ask a real hub
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -36,6 +35,8 @@ from adapterhub_local.settings import home as home_at
 from tests.adapter_files import factors
 from tests.hub_server import HubServer
 from tests.synced import folder_store, merge, s3_server, store  # noqa: F401
+
+sys.dont_write_bytecode = False  # what the environment said when this process began
 
 # No example fails for the time it takes: other work on the machine makes any of them slow.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
