@@ -5,7 +5,6 @@ by SIGKILL at random moments. The disk is then what the next process finds.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
