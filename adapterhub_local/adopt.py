@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 from adapterhub_local.base.bases import BaseInfo
-from adapterhub_local.base.fit import fit
 from adapterhub_local.base.origin import Origin, belongs
-from adapterhub_local.base.shapes import linear_shapes
 from adapterhub_local.errors import Incompatible, InputError
 from adapterhub_local.lora.adapter import AdapterFile, open_adapter
 from adapterhub_local.lora.config import WEIGHTS
@@ -44,6 +42,9 @@ def adopt(
             way = "name its base with --base, or " if not confirmed else ""
             raise Incompatible(f"{source} was {answer.reason}: {way}--force registers it anyway")
         if info is not None:
+            from adapterhub_local.base.fit import fit  # with transformers, seconds of a start
+            from adapterhub_local.base.shapes import linear_shapes
+
             known = linear_shapes(info)
             adapter, left_out = fit(adapter, info, known)
         files = rewrite(adapter, staging_folder, base.get("hub_id"), base["fingerprint"], known)

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.places import MEMORY, is_roomy
+
+# Bytecode is kept, also where an image says otherwise: each of the processes that tests start would compile all anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # before huggingface_hub is imported: no test may ask a real hub
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -32,6 +35,8 @@ from adapterhub_local.settings import home as home_at
 from tests.adapter_files import factors
 from tests.hub_server import HubServer
 from tests.synced import folder_store, merge, s3_server, store  # noqa: F401
+
+sys.dont_write_bytecode = False  # what the environment said when this process began
 
 # No example fails for the time it takes: other work on the machine makes any of them slow.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -61,6 +66,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the figures."""
     for line in FIGURES:
         terminalreporter.write_line(line)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without the collector: nearly all that is made meanwhile stays, modules and tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 _frozen = 0  # modules when the collector was last told to leave alone what there is

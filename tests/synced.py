@@ -1,5 +1,6 @@
 """Stores to push versions to and to pull them from: a folder, and a server that speaks S3."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,12 @@ from tests.stores import LINEAGE, files, merged
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a server that speaks S3."""
+    from moto import backends
     from moto.server import ThreadedMotoServer
 
+    services = list(backends.list_of_moto_modules())
+    backends.list_of_moto_modules = lambda: services  # which it else looks up on the disk for each request
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

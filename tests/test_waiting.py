@@ -42,6 +42,7 @@ class Watch:
     def find_spec(name, path=None, target=None):
         if name == "torch":
             print("torch", os.environ.get("GOMP_SPINCOUNT"))
+            sys.exit()  # what comes after is of no interest here
 sys.meta_path.insert(0, Watch)
 from adapterhub_local.cli.main import run
 try:

@@ -217,3 +217,6 @@ class quiet_loading:
         transformers_logging.set_verbosity(self._verbosity)
         if self._bars:
             transformers_logging.enable_progress_bar()
+
+
+import_bitsandbytes()  # here, since PEFT and transformers' Trainer import it as well, and torch's compiler with it

@@ -33,8 +33,6 @@ def fitted(adapter: "AdapterFile", base: "BaseInfo | None", where: str) -> tuple
 
     Raises BadFile for more than factors where there is no base to compare it with.
     """
-    from adapterhub_local.base.fit import fit
-
     if base is None:
         if adapter.copies:
             raise BadFile(
@@ -42,6 +40,8 @@ def fitted(adapter: "AdapterFile", base: "BaseInfo | None", where: str) -> tuple
                 "weight, saved along, it is left out once that base is here: `qhub base add` it, then give --base"
             )
         return adapter, ()
+    from adapterhub_local.base.fit import fit  # with transformers
+
     try:
         return fit(adapter, base)
     except InputError as error:

@@ -213,13 +213,15 @@ def test_a_gpu_that_is_not_there() -> None:
 
 
 def test_importing_bitsandbytes_loads_no_compiler() -> None:
-    """torch's compiler, seconds of every start, is loaded when a compiled function is first called, and works then."""
+    """torch's compiler, seconds of every start, is loaded when a compiled function is first called, and works then;
+    nothing that training imports brings it with bitsandbytes by another way."""
     code = """
 import sys, torch
-from adapterhub_local.base.load import import_bitsandbytes
 own = torch.compile
-import_bitsandbytes()
+import adapterhub_local.train.objectives.grpo, adapterhub_local.train.train
+from adapterhub_local.base.load import import_bitsandbytes
 assert torch.compile is own
+assert import_bitsandbytes() is sys.modules["bitsandbytes"]
 assert not any(name.startswith("torch._inductor.compile_fx") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,19 +1,19 @@
 """The demo base's GGUF file, read tensor by tensor, beside transformers' own reading of the whole."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from adapterhub_local.base.source import open_source
+from examples.demo import demo_base
 
 pytestmark = [pytest.mark.demo_base, pytest.mark.timeout(900)]
 
 
-def test_gguf_is_read_as_transformers_reads_it(demo_file: Path) -> None:
+def test_gguf_is_read_as_transformers_reads_it() -> None:
     """Reading a GGUF tensor by tensor gives what transformers' own conversion gives, rotary order too."""
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    demo_file = demo_base()
     source = open_source(demo_file)
     theirs = AutoModelForCausalLM.from_pretrained(
         demo_file.parent,

@@ -4,12 +4,14 @@ A child process publishes and is stopped: at each call that changes the disk in 
 by SIGKILL at random moments. The disk is then what the next process finds.
 """
 
-import os
+import json
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,12 +23,23 @@ from tests.stores import LINEAGE, files, small_store
 
 # Counts every call that changes the disk and ends the process, as a power switch would, at the n-th.
 # SQLite's own writes are inside the library: its transaction is stopped before each of its statements.
+# Each line asked for is one process, forked from this one, which has loaded everything and opened nothing.
 HARNESS = """
-import builtins, io, os, pathlib, sqlite3, sys
+import builtins, io, json, os, pathlib, sqlite3, sys
 from adapterhub_local.registry import Registry, database
 from tests.stores import LINEAGE, files, weights
 
-stop_at, kind, count = int(sys.argv[1]), sys.argv[2], 0
+for line in sys.stdin:
+    stop_at, kind, home, log = json.loads(line)
+    child = os.fork()
+    if not child:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.environ["QHUB_HOME"], count = home, 0
+for number, name in enumerate(("out", "err"), 1):
+    os.dup2(os.open(log + "." + name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
 
 def tick(name):
     global count
@@ -90,7 +103,7 @@ sqlite3.connect = lambda *arguments, **options: real_connect(*arguments, factory
 try:
     print(Registry().publish("a", files(7), LINEAGE, alias="prod").manifest_digest, flush=True)
 finally:
-    real_open(sys.argv[3], "w").write(str(count))
+    real_open(log, "w").write(str(count))
 """
 PUBLISH = """
 import os
@@ -104,10 +117,20 @@ for turn in range(100000):
 """
 
 
-def stop_at(call: int, kind: str, log: os.PathLike[str]) -> subprocess.CompletedProcess[str]:
-    """A process that publishes `a` and is stopped at its `call`-th step."""
-    command = [sys.executable, "-c", HARNESS, str(call), kind, str(log)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+@pytest.fixture(scope="module")
+def harness() -> Iterator[subprocess.Popen[str]]:
+    """What forks the processes that are stopped."""
+    command = [sys.executable, "-c", HARNESS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        yield started
+
+
+def stop_at(harness: subprocess.Popen[str], call: int, kind: str, home: Path, log: Path) -> tuple[int, str, str]:
+    """A process that publishes `a` and is stopped at its `call`-th step: its exit status, output and errors."""
+    assert harness.stdin is not None
+    assert harness.stdout is not None
+    print(json.dumps([call, kind, str(home), str(log)]), file=harness.stdin, flush=True)
+    return int(harness.stdout.readline()), Path(f"{log}.out").read_text(), Path(f"{log}.err").read_text()
 
 
 # an error is raised alike whatever its number is: each number in one of the homes
@@ -117,8 +140,9 @@ def stop_at(call: int, kind: str, log: os.PathLike[str]) -> subprocess.Completed
     ids=["exit-new home", "exit-old home", "full-new home", "EIO-old home"],
 )
 def test_stopped_at_each_step_of_publishing(
-    kind: str, fresh: bool, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    harness: subprocess.Popen[str], kind: str, fresh: bool, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Stopped at every write, flush, rename, statement and commit in turn: all or nothing is there, fsck is clean."""
     log = tmp_path_factory.mktemp("log") / "count"
     call, stopped = 0, True
@@ -126,24 +150,25 @@ def test_stopped_at_each_step_of_publishing(
     while stopped:
         call += 1
         log.unlink(missing_ok=True)
-        monkeypatch.setenv("QHUB_HOME", str(tmp_path_factory.mktemp("home") / "home"))
+        home = tmp_path_factory.mktemp("home") / "home"
+        monkeypatch.setenv("QHUB_HOME", str(home))
         registry = Registry()
         before = [] if fresh else small_store(registry)
         aliases = registry.aliases("a")
-        done = stop_at(call, kind, log)
+        code, output, errors = stop_at(harness, call, kind, home, log)
         stopped = not log.exists() or int(log.read_text()) >= call
         if kind == "exit":
-            assert done.returncode == (77 if stopped else 0), done.stderr
+            assert code == (77 if stopped else 0), errors
         after = Registry().versions()
         new = [version for version in after if version not in before]
         assert [version for version in after if version in before] == before
         assert len(new) <= 1
         seen.add(len(new))
-        if done.stdout.strip():
-            assert [version.manifest_digest for version in new] == [done.stdout.strip()]
+        if output.strip():
+            assert [version.manifest_digest for version in new] == [output.strip()]
         assert Registry().aliases("a") == ({**aliases, "prod": new[0].number} if new else aliases)
         report = fsck(Registry())
-        assert report.problems == [], (call, done.stderr)
+        assert report.problems == [], (call, errors)
         for version in after:
             assert version.path.is_dir()
         number = 1 + max((version.number for version in after if version.name == "a"), default=0)

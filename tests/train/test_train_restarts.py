@@ -20,7 +20,7 @@ from tests.chats import write_recipe
 from tests.patience import PATIENCE
 from tests.processes import family
 
-CHANGES = ["train.epochs=24", "train.save_every=1"]  # 48 steps, a state after each
+CHANGES = ["train.epochs=8", "train.save_every=1"]  # 16 steps, a state after each
 
 
 def test_a_process_is_lost(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:

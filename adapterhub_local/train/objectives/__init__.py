@@ -9,7 +9,6 @@ from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.model import AdaptedModel
 from adapterhub_local.recipe import Recipe
 from adapterhub_local.rows.example import Item
-from adapterhub_local.train.objectives.grpo import Grpo
 from adapterhub_local.train.objectives.kto import Kto
 from adapterhub_local.train.objectives.losses import PAIRED
 from adapterhub_local.train.objectives.objective import Objective
@@ -33,6 +32,8 @@ def make_objective(
     """
     made: Any
     if recipe.train.objective == "grpo":
+        from adapterhub_local.train.objectives.grpo import Grpo  # with the engine, which no other objective needs
+
         assert tokenizer is not None, "answers are read"
         made = Grpo(model, items, recipe, world_size, tokenizer, info)  # type: ignore[arg-type]  # of examples
     else:

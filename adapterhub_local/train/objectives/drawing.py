@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from transformers import PreTrainedTokenizerBase
 
 from adapterhub_local.base.bases import BaseInfo
@@ -103,6 +101,9 @@ class Drawer:
 
 def why_not(model: AdaptedModel) -> str | None:
     """Why the engine cannot compute with the adapter as it is trained, None if it can."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     if any(layer.lora_variant for layer in layers):
         return "DoRA's lengths change with every step"
@@ -122,6 +123,8 @@ def _kv_bytes(config: Any, tokens: int, dtype: torch.dtype) -> int:
 @torch.no_grad()
 def live_factors(model: AdaptedModel) -> dict[str, tuple[torch.Tensor, ...]]:
     """Module -> A (in, r) and B (r, out) with the scaling in it, in the dtype of the base, as slots take them."""
+    from peft.tuners.lora import LoraLayer
+
     factors: dict[str, tuple[torch.Tensor, ...]] = {}
     layers: list[tuple[str, Any]] = [pair for pair in model.named_modules() if isinstance(pair[1], LoraLayer)]
     for name, layer in layers:

@@ -55,12 +55,13 @@ def test_source_on_the_cpu(product, blocks: int, out_features: int) -> None:
     torch.manual_seed(blocks)
     packed = torch.randint(256, (out_features * blocks * 32,), dtype=torch.uint8)
     absmax, code = torch.rand(out_features * blocks) + 0.5, torch.linspace(-1, 1, 16)
+    rows = torch.randn(most + 3, blocks * 64 + 8).to(dtype)[:, : blocks * 64]
+    alone = multiply(rows[:1], packed, absmax, code, out_features, (1, 1))
     for tokens in (1, most - 1, most + 3):
-        x = torch.randn(tokens, blocks * 64 + 8).to(dtype)[:, : blocks * 64]
+        x = rows[:tokens]
         got = multiply(x, packed, absmax, code, out_features, (2, -(-tokens // most)))
         wanted = reference.multiply(x.float(), packed, absmax, code, out_features)
         torch.testing.assert_close(got.float(), wanted, rtol=0, atol=1e-2 * float(wanted.abs().max()))
-        alone = multiply(x[:1], packed, absmax, code, out_features, (1, 1))
         assert torch.equal(alone[0], got[0])
 
 
