@@ -55,6 +55,12 @@ class Key:
     revoked_at: str | None = None
     priority: str = "normal"
 
+    def to_json(self) -> dict[str, Any]:
+        """All that may be shown of it: nothing that is made of its secret."""
+        entry = asdict(self)
+        del entry["digest"]
+        return entry | {"is_valid": self.is_valid()}
+
     def allows(self, name: str) -> bool:
         """Whether an adapter, or the base, of this name may be asked."""
         return not self.adapters or any(fnmatchcase(name, pattern) for pattern in self.adapters)

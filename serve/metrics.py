@@ -162,6 +162,10 @@ class Metrics:
                 resident.add_metric((name, "slot" if status.in_slot else "host", pinned), 1)
         yield resident
 
+    def used(self, allows: Allows = _anything, sees_key: Allows = _anything) -> list[dict[str, str | int]]:
+        """Who asked which adapter how much, as a table."""
+        return self._usage.rows(lambda label: self.shows(label, allows), sees_key)
+
     def text(self, allows: Allows = _anything, sees_key: Allows = _anything) -> bytes:
         """Everything in Prometheus' text format, but of adapters those alone of which all names are allowed, and of
         keys those whose id may be seen."""

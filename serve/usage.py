@@ -116,6 +116,15 @@ class Usage:
             failed = (OTHER, str(status))
         self._failed[failed] = self._failed.get(failed, 0) + 1
 
+    def rows(self, shows: Sees, sees_key: Sees) -> list[dict[str, str | int]]:
+        """Who asked which adapter how much, the most requests first, of adapters and keys that may be seen."""
+        found: list[dict[str, str | int]] = [
+            {"key": used.key, "adapter": used.adapter, "requests": tally.requests, "prompt_tokens": tally.prompt,
+             "completion_tokens": tally.completion}
+            for used, tally in list(self._used.items()) if sees_key(used.key) and shows(used.adapter)
+        ]  # fmt: skip
+        return sorted(found, key=lambda row: -int(row["requests"]))
+
     def collect(self, shows: Sees, sees_key: Sees) -> Iterator[Metric]:
         """As families of Prometheus, without adapters and keys that are not to be seen."""
         requests = CounterMetricFamily("qhub_usage_requests", "Requests that ran", labels=("key", "adapter"))

@@ -1,7 +1,6 @@
 """`qhub key`: who may ask the server, for what, and how often."""
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -66,7 +65,7 @@ def create(
         note=note,
     )
     if as_json:
-        print_json({**_entry(key), "key": token})
+        print_json({**key.to_json(), "key": token})
     else:
         echo(token)
         echo("Keep it: it cannot be shown again. Clients send it as their API key.", err=True)
@@ -78,7 +77,7 @@ def list_(as_json: bool) -> None:
     """List the keys, revoked ones included."""
     keys = Keys(settings.home()).all()
     if as_json:
-        print_json([_entry(key) for key in keys])
+        print_json([key.to_json() for key in keys])
         return
     rows = [
         (
@@ -155,13 +154,6 @@ def _log(remote: str) -> "Log":
     from adapterhub_local.registry.store import open_store
 
     return Log(open_store(find_remote(settings.home(), remote)))
-
-
-def _entry(key: Key) -> dict[str, Any]:
-    """A key as JSON, without what is made of its secret."""
-    entry = dataclasses.asdict(key)
-    del entry["digest"]
-    return entry | {"is_valid": key.is_valid()}
 
 
 def _state(key: Key) -> str:

@@ -55,6 +55,14 @@ def split_of(registry: Registry, name: str) -> Split:
     return _read(registry.database.rows(_SPLIT, (name,)))
 
 
+def splits_in(registry: Registry) -> dict[str, Split]:
+    """Every name whose traffic is split, and how."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for name, alias, share in registry.database.rows("SELECT name, alias, share FROM splits ORDER BY name, place"):
+        found.setdefault(name, []).append((alias, share))
+    return dict(found)
+
+
 def _read(rows: Iterable[sqlite3.Row]) -> list[tuple[str, int]]:
     return [(str(alias), int(share)) for alias, share in rows]
 

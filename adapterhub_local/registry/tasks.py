@@ -17,7 +17,8 @@ def tasks_in(registry: Registry, allowed: Sequence[str] | None = None) -> list[d
     values = [] if allowed is None else [json.dumps(list(allowed))]
     rows = registry.database.rows(
         "SELECT s.task, s.metric, count(DISTINCT s.name || '@' || s.number) AS versions,"  # noqa: S608
-        f" count(DISTINCT s.name) AS names FROM scores s WHERE (s.name, s.number) IN ({live}) {mine}"
+        " count(DISTINCT s.name) AS names FROM scores s"
+        f" WHERE s.metric != 'rows' AND (s.name, s.number) IN ({live}) {mine}"
         " GROUP BY s.task, s.metric ORDER BY versions DESC, s.metric",
         values,
     )

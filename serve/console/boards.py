@@ -1,5 +1,6 @@
 """Pages that rank and recount: the tasks, the leaderboard of one, and the history of changes."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -57,7 +58,8 @@ def add_boards(app: FastAPI, library: Library) -> None:
             raise NotFound(f"no version here has a score {chosen[:80]} on {task[:80]}: there are {', '.join(metrics)}")
         wanted = Wanted(task=task, sort=chosen, every=versions == "all")
         found = library.adapters(key, wanted, after=after, limit=PAGE)
-        rows = [_row(entry, task, chosen, place + number) for number, entry in enumerate(found.entries, 1)]
+        entries = _with_bases(found.entries, task)
+        rows = [_row(entry, task, chosen, place + number) for number, entry in enumerate(entries, 1)]
         asked = {"metric": metric, "versions": versions}
         return render(
             request, "task.html", task=task, metric=chosen, metrics=metrics, every=versions == "all", total=found.total,
@@ -86,6 +88,26 @@ def add_boards(app: FastAPI, library: Library) -> None:
 
 def _link(task: str) -> str:
     return f"/console/tasks/{quote(task, safe='/')}"
+
+
+def _with_bases(entries: Sequence[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+    """The entries, with the base's scores from one beside it that was scored on the same examples of the same base."""
+
+    def data_of(entry: dict[str, Any]) -> tuple[Any, Any] | None:
+        data = views.mapping(entry["metrics"].get(task)).get("data")
+        return (data, entry["base"]["fingerprint"]) if isinstance(data, str) else None
+
+    known: dict[Any, Any] = {}
+    for entry in entries:
+        if (place := data_of(entry)) and (base := views.mapping(entry["metrics"].get(task)).get("base")):
+            known.setdefault(place, {name: value for name, value in base.items() if name != "difference"})
+    made = []
+    for entry in entries:
+        scores = views.mapping(entry["metrics"].get(task))
+        if not scores.get("base") and (base := known.get(data_of(entry))):
+            entry = {**entry, "metrics": {**entry["metrics"], task: {**scores, "base": base}}}
+        made.append(entry)
+    return made
 
 
 def _row(entry: dict[str, Any], task: str, metric: str, place: int) -> dict[str, Any]:

@@ -99,7 +99,17 @@ def add_pages(app: FastAPI, library: Library) -> None:
         now: dict[str, Any] = library.engine() if library.engine is not None else {"engine": {}, "adapters": []}
         held = [{**row, "size": views.size_text(row["bytes"])} for row in now["adapters"]]
         jobs = [job.to_json() for job in library.jobs.all()]
-        return render(request, "server.html", facts=_facts(now), adapters=held, jobs=jobs)
+        key = key_of(request)
+        used = [
+            {**row, "prompt": f"{row['prompt_tokens']:,}", "completion": f"{row['completion_tokens']:,}"}
+            for row in (library.usage(key)[:50] if library.usage is not None else ())
+        ]
+        return render(
+            request, "server.html", facts=_facts(now), adapters=held, jobs=jobs, used=used,
+            keys=[_key_row(one) for one in library.keys(key)[:100]],
+            splits=[{"name": one["name"], "link": views.version_link(one["name"]), "sides": _sides(one["split"])}
+                    for one in library.splits(key)[:100]],
+        )  # fmt: skip
 
     @app.get("/console/runs", include_in_schema=False)
     @access(Scope.ADMIN)
@@ -297,6 +307,25 @@ def _text_entry(entry: Any) -> dict[str, str]:
 
 def _log(moves: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**move, "when": views.time_text(move["changed_at"])} for move in reversed(moves[-100:])]
+
+
+def _key_row(key: dict[str, Any]) -> dict[str, Any]:
+    state = "revoked" if key["revoked_at"] else "valid" if key["is_valid"] else "expired"
+    until = f" until {views.time_text(key['expires_at'])}" if key["expires_at"] and state == "valid" else ""
+    limits = [key["rate"] or "", f"{key['concurrency']} at once" if key["concurrency"] else ""]
+    return {
+        **key,
+        "state": f"{state}{until}",
+        "limits": ", ".join(filter(None, limits)),
+        "scopes": ", ".join(key["scopes"]),
+        "adapters": ", ".join(key["adapters"]) or "all",
+    }
+
+
+def _sides(split: list[dict[str, Any]]) -> str:
+    """`canary 10 %, prod 90 %`."""
+    total = sum(side["share"] for side in split)
+    return ", ".join(f"{side['alias']} {100 * side['share'] / total:.3g} %" for side in split)
 
 
 def _figure(value: Any) -> str:

@@ -10,12 +10,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 
 from adapterhub_local.base.load import LoadedBase
-from adapterhub_local.keys import Keys
+from adapterhub_local.keys import Key, Keys
 from adapterhub_local.registry import Registry
 from serve.access import Routes, Scope, access
 from serve.adapters.source import Folder
 from serve.answers.models import list_models, model_entry
-from serve.auth import Gate, allowed_by
+from serve.auth import Gate, allowed_by, sees_keys_by
 from serve.engine.options import EngineOptions
 from serve.follow import Follower
 from serve.http.anthropic import add_anthropic
@@ -89,14 +89,19 @@ def create_app(
     app.state.services = services
     traces = Traces(http.otlp, http.replica) if http.otlp is not None else None
     gate = Gate(Keys(registry.home), is_required=http.require_keys, limits=limits or _limits(http))
-    library = Library(registry, Jobs(registry.home), services.now)
+    metrics = services.first.metrics
+
+    def usage(key: Key | None) -> list[dict[str, Any]]:
+        return metrics.used(allowed_by(key), sees_keys_by(key))
+
+    library = Library(registry, Jobs(registry.home), services.now, usage=usage)
     routes: Routes  # known once all are added
     app.add_middleware(
         Front,
         access=lambda scope: routes.access(scope),
         gate=gate,
         options=lambda: services.first.http,
-        metrics=services.first.metrics,
+        metrics=metrics,
         traces=traces,
     )
     add_console(app, library, gate, services.first.base.info)

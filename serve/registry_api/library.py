@@ -6,7 +6,7 @@ from typing import Any
 
 from adapterhub_local.base.bases import list_bases
 from adapterhub_local.errors import BadReference, NotFound
-from adapterhub_local.keys import Key
+from adapterhub_local.keys import Key, Keys
 from adapterhub_local.refs import Mix
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.as_json import whole
@@ -16,8 +16,9 @@ from adapterhub_local.registry.kinds import check_adapter, is_router
 from adapterhub_local.registry.listing import MAX_PAGE, Page, Wanted, bases_in, page
 from adapterhub_local.registry.marks import description_of, tags_of
 from adapterhub_local.registry.pointers import pointers_of
+from adapterhub_local.registry.split import splits_in
 from adapterhub_local.train.past_runs import PastRun, find_run, list_runs
-from serve.auth import allowed_by, check_models
+from serve.auth import allowed_by, check_models, sees_keys_by
 from serve.jobs import Job, Jobs
 
 HIDDEN = "another adapter"
@@ -27,12 +28,13 @@ HEAVY = ("merge_report",)  # of a lineage: a line for each module
 @dataclass(frozen=True)
 class Library:
     """The registry, the jobs, what the engine does now, None where there is no engine, and how far a remote is
-    followed, None where none is."""
+    followed, None where none is; and who asked how much, None where nobody can ask."""
 
     registry: Registry
     jobs: Jobs
     engine: Callable[[], dict[str, Any]] | None = None
     remote: Callable[[], dict[str, Any]] | None = None
+    usage: Callable[[Key | None], list[dict[str, Any]]] | None = None
 
     def adapters(self, key: Key | None, wanted: Wanted, *, after: str | None = None, limit: int = 50) -> Page:
         """A page of what the key may see. Raises as `listing.page`."""
@@ -127,6 +129,20 @@ class Library:
             used = counts.pop(info.fingerprint, None)
             here.append({**fields, "is_here": True, "num_versions": used["num_versions"] if used else 0})
         return here + [{**base, "is_here": False} for base in counts.values()]
+
+    def keys(self, key: Key | None) -> list[dict[str, Any]]:
+        """The keys that this one may see, revoked ones included, the newest first."""
+        sees = sees_keys_by(key)
+        return [each.to_json() for each in reversed(Keys(self.registry.home).all()) if sees(each.id)]
+
+    def splits(self, key: Key | None) -> list[dict[str, Any]]:
+        """The names whose traffic is split, and how."""
+        allows = allowed_by(key)
+        return [
+            {"name": name, "split": [{"alias": alias, "share": share} for alias, share in split]}
+            for name, split in splits_in(self.registry).items()
+            if allows(name)
+        ]
 
     def runs(self, key: Key | None) -> list[dict[str, Any]]:
         """The runs of names that the key may see, the newest first."""

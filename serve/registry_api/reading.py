@@ -146,6 +146,18 @@ def add_reading(app: FastAPI, library: Library) -> None:
         """One job: whether it runs, and what came of it."""
         return library.jobs.find(job).to_json()
 
+    @app.get("/v1/keys")
+    @access(Scope.ADMIN)
+    def keys(request: Request) -> dict[str, Any]:
+        """The API keys with what they allow, revoked ones included, the newest first."""
+        return {"object": "list", "data": library.keys(key_of(request))}
+
+    @app.get("/v1/registry/splits")
+    @access(Scope.ADMIN)
+    def splits(request: Request) -> dict[str, Any]:
+        """The names whose traffic is split between aliases."""
+        return {"object": "list", "data": library.splits(key_of(request))}
+
     @app.get("/v1/server")
     @access(Scope.ADMIN)
     def server(request: Request) -> dict[str, Any]:
@@ -153,4 +165,4 @@ def add_reading(app: FastAPI, library: Library) -> None:
         followed = {"remote": library.remote()} if library.remote is not None else {}
         if library.engine is None:
             return {**followed, "base": None, "engine": None, "adapters": []}
-        return library.engine()
+        return {**library.engine(), "usage": library.usage(key_of(request)) if library.usage is not None else []}

@@ -29,7 +29,7 @@ Change = Annotated[str, Field(max_length=200)]
 FOLDER = "recipes"  # of a home
 MAX_CHANGES = 50
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_CHANGE = re.compile(r"((?:train|adapter|eval)\.[a-z_]+|data\.limit|eval\.limit|[a-z_]+\.seed)=(.{1,100})")
+_CHANGE = re.compile(r"((?:train|adapter|eval)\.[a-z_]+|data\.limit|eval\.limit|[a-z_]+\.seed) *= *(.{1,100})")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,60}")  # without a suffix it names no file
 
 

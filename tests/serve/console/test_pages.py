@@ -14,7 +14,8 @@ import pytest
 from adapterhub_local.settings import Home
 from tests.serve.console.conftest import HOSTILE, Console
 
-PAGES = ("", "?q=sentiment", "/adapters/both", "/adapters/sentiment?v=1", "/bases", "/runs", "/server", "/merge",
+PAGES = ("", "?q=sentiment", "/adapters/both", "/adapters/sentiment?v=1", "/bases", "/runs", "/runs/new", "/server",
+         "/merge", "/tasks", "/tasks/sentiment?versions=all", "/history",
          "/compare?left=sentiment%401&right=sentiment%402", "/login")  # fmt: skip
 Look = Callable[..., Any]
 

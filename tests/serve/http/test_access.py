@@ -61,6 +61,8 @@ EXPECTED = {
     "/v1/registry/evaluations/{reference:path}": Access(Scope.ADMIN),
     "/v1/registry/votes": Access(Scope.ADMIN),
     "/v1/registry/approvals": Access(Scope.ADMIN),
+    "/v1/registry/splits": Access(Scope.ADMIN),
+    "/v1/keys": Access(Scope.ADMIN),
     "/v1/recipes": Access(Scope.ADMIN),
     "/v1/plans": Access(Scope.ADMIN),
     "/v1/registry/protections/{name:path}": Access(Scope.ADMIN),
