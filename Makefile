@@ -43,7 +43,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Files go in their order: by number of tests, xdist's own, the few long tests would come last, and one process wait.
-SEVERAL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One process more than there are cores, since many tests wait for what they started; four at most, each has a torch.
+WORKERS := $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) + 1)); echo $$((n < 4 ? n : 4)))
+SEVERAL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # One thread a process: with more, the threads of several processes wait for each other at every product.
 check: $(INSTALLED)
