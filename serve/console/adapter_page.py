@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -49,8 +50,8 @@ def adapter_page(
             next=views.with_query(page, after=listed.after, v=v) + "#versions" if listed.after else None,
             first=views.with_query(page, v=v) + "#versions", is_later=bool(after),
             log=_log(found["alias_log"], share), num_moves=len(found["alias_log"]),
-            json_link=f"/v1/registry/versions/{views.quote(version['reference'])}",
-            all_json_link=f"/v1/registry/adapters/{views.quote(name)}",
+            json_link=f"/v1/registry/versions/{quote(version['reference'])}",
+            all_json_link=f"/v1/registry/adapters/{quote(name)}",
         )  # fmt: skip
 
     return fitted(made)

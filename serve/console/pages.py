@@ -64,7 +64,7 @@ def add_pages(app: FastAPI, library: Library) -> None:
         wanted = wanted_from(q, base, tags, conditions, task, None, sort, "all" if versions == "all" else None)
         names = library.visible_names(key_of(request))
         asked = {"q": q, "base": base, "tag": tag, "metric": metric, "task": task, "sort": sort, "versions": versions}
-        choices = {
+        choices: dict[str, Any] = {
             "sorts": [*SORTS, *filter(_is_short, metric_choices(library.registry, names))][:CHOICES],
             "bases": [_base_choice(one) for one in base_choices(library.registry, names)[:CHOICES]],
         }

@@ -24,7 +24,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-SCRIPTS = ("live.js", "play.js", "answer.js", "blind.js", "fields.js", "visible.js")
+SCRIPTS = ("live.js", "play.js", "answer.js", "blind.js", "fields.js", "parts.js")
 STATIC = {"console.css": "text/css; charset=utf-8"} | dict.fromkeys(SCRIPTS, "text/javascript; charset=utf-8")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
