@@ -61,7 +61,7 @@ def _node(version: Version, made: dict[str, Node], found: dict[str, Version | No
             parents.append(Node(str(entry.get("reference")), detail, (), weight))
     for entry in lineage.get("data") or ():
         if not isinstance(entry, dict):  # a lineage that was published here may say anything
-            parents.append(Node(str(entry), "data that nothing else is said of"))
+            parents.append(Node(str(entry), "data without rows or digest"))
             continue
         detail = f"{entry.get('role')} data, {entry.get('rows')} rows, {short(str(entry.get('digest')))}"
         parents.append(Node(str(entry.get("file")), detail))

@@ -85,11 +85,11 @@ def _identity(version: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scores(version: Mapping[str, Any], share: float) -> dict[str, Any]:
     """Scores, and what is to be known about them."""
-    rows, most = views.score_rows(version["metrics"]), part(SCORES, share)
+    rows, most = views.scored(version["metrics"]), part(SCORES, share)
     notes = version["lineage"].get("notes")
     texts = notes if isinstance(notes, list) else [notes] if notes else []
     return {
-        "scores": rows[:most], "more_scores": max(0, len(rows) - most),
+        "scores": [views.score_row(*row) for row in rows[:most]], "more_scores": max(0, len(rows) - most),
         "notes": [cut(note, 300) for note in texts[:NOTES]], "more_notes": max(0, len(texts) - NOTES),
     }  # fmt: skip
 

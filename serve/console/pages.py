@@ -7,8 +7,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from adapterhub_local.errors import InputError, NotFound
-from adapterhub_local.registry.choices import base_choices, metric_choices
-from adapterhub_local.registry.listing import SORTS
+from adapterhub_local.registry.choices import NO_SCORES, base_choices, metric_choices
+from adapterhub_local.registry.listing import SORTS, Wanted
 from adapterhub_local.train.log_curves import points
 from adapterhub_local.train.past_runs import is_asked_to_stop, read_log
 from serve.access import Scope, access
@@ -64,9 +64,13 @@ def add_pages(app: FastAPI, library: Library) -> None:
         wanted = wanted_from(q, base, tags, conditions, task, None, sort, "all" if versions == "all" else None)
         names = library.visible_names(key_of(request))
         asked = {"q": q, "base": base, "tag": tag, "metric": metric, "task": task, "sort": sort, "versions": versions}
+        bases, metrics = base_choices(library.registry, names), metric_choices(library.registry, names)
+        if names is not None:  # what the list would say of a metric that is unknown names those of all versions
+            _check_metrics(wanted, [*metrics, *NO_SCORES])
         choices: dict[str, Any] = {
-            "sorts": [*SORTS, *filter(_is_short, metric_choices(library.registry, names))][:CHOICES],
-            "bases": [_base_choice(one) for one in base_choices(library.registry, names)[:CHOICES]],
+            "sorts": [*SORTS, *filter(_is_short, metrics)][:CHOICES],
+            "bases": [_base_choice(one) for one in bases[:CHOICES]],
+            "more_bases": max(0, len(bases) - CHOICES),
         }
 
         def made(share: float) -> Response:
@@ -196,6 +200,12 @@ def _base_choice(base: dict[str, Any]) -> dict[str, str]:
     value = str(base["name"] or base["hub_id"] or base["fingerprint"])
     value = value if _is_short(value) else str(base["fingerprint"])  # by which it is found too
     return {"value": value, "text": f"{cut(base['name'] or base['hub_id'] or value, 80)} ({base['num_versions']:,})"}
+
+
+def _check_metrics(wanted: Wanted, metrics: list[str]) -> None:
+    for metric in (wanted.sort, *(condition.metric for condition in wanted.conditions)):
+        if metric not in (*SORTS, *metrics):
+            raise NotFound(f"no version that this key may see has a score '{metric[:80]}'")
 
 
 def _is_short(text: str) -> bool:

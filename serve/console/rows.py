@@ -10,8 +10,8 @@ SCORES, MARKS = 2, 3  # of a row: what more there is has its number there, and i
 
 def row_of(entry: dict[str, Any]) -> dict[str, Any]:
     """What a list shows of an entry of the library."""
-    scores = views.score_rows(entry["metrics"], only_main=True)
-    measured, votes = [[one for one in scores if one.is_vote is wanted] for wanted in (False, True)]
+    scores = views.scored(entry["metrics"], only_main=True)
+    measured, votes = ([one for one in scores if views.is_vote(one) is wanted] for wanted in (False, True))
     tags, aliases = entry["tags"], list(entry["aliases"].items())
     base = entry["base"]
     return {
@@ -19,8 +19,8 @@ def row_of(entry: dict[str, Any]) -> dict[str, Any]:
         "version": entry["version"],
         "link": views.version_link(entry["reference"]),
         "description": cut(entry["description"], LINE),
-        "scores": measured[:SCORES],
-        "votes": votes[:1],
+        "scores": [views.score_row(*one) for one in measured[:SCORES]],
+        "votes": [views.score_row(*one) for one in votes[:1]],
         "more_scores": max(0, len(measured) - SCORES) + max(0, len(votes) - 1),
         "aliases": [(cut(alias, 60), number) for alias, number in aliases[:MARKS]],
         "more_aliases": max(0, len(aliases) - MARKS),

@@ -21,6 +21,7 @@ from serve.console.texts import LINE, cut
 
 MAX_POINTS, MAX_ARROWS = 250, 80  # of a picture
 VOTES = "blind:"  # begins the tasks whose scores are votes of people
+Scored = tuple[str, str, Mapping[str, Any], Mapping[str, Any]]  # task, metric, the adapter's scores, the base's
 MAIN = (*SHARES, "acc", "acc_norm")
 
 
@@ -39,17 +40,16 @@ class ScoreRow:
     difference: str = ""  # the adapter less the base on the same examples, with its interval
     is_clear: bool | None = None  # whether that is more than chance
 
-    @property
-    def is_vote(self) -> bool:
-        """Whether it says what people preferred: no measure of a task, and often of a few votes."""
-        return self.task.startswith(VOTES)
-
 
 def number(value: Any) -> float | None:
     """A finite number, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # JSON has whole numbers that no float holds
+        return None
+    return found if math.isfinite(found) else None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -75,19 +75,29 @@ def _is_share(metric: str, value: float) -> bool:
     return (metric in MAIN or metric == "win_rate") and 0 <= value <= 1
 
 
-def score_rows(metrics: Mapping[str, Any], *, only_main: bool = False) -> list[ScoreRow]:
-    """The scores by task; with `only_main` one a task: its share, or else its first."""
-    rows = []
+def score_rows(metrics: Mapping[str, Any]) -> list[ScoreRow]:
+    """All scores by task."""
+    return [score_row(*part) for part in scored(metrics)]
+
+
+def scored(metrics: Mapping[str, Any], *, only_main: bool = False) -> list[Scored]:
+    """What there are scores of, votes last; with `only_main` one a task: its share, or else its first."""
+    found = []
     for task, entry in metrics.items():
         ours, base = mapping(mapping(entry).get("adapter")), mapping(mapping(entry).get("base"))
         names = [name for name, value in ours.items() if name != "rows" and number(value) is not None]
         names.sort(key=lambda name: (name not in (*MAIN, "win_rate"), name))
-        for name in names[:1] if only_main else names:
-            rows.append(_score_row(str(task), name, ours, base))
-    return sorted(rows, key=lambda row: row.is_vote)
+        found += [(str(task), name, ours, base) for name in (names[:1] if only_main else names)]
+    return sorted(found, key=is_vote)
 
 
-def _score_row(task: str, metric: str, ours: Mapping[str, Any], base: Mapping[str, Any]) -> ScoreRow:
+def is_vote(part: Scored) -> bool:
+    """Whether a score says what people preferred: no measure of a task, and often of a few votes."""
+    return part[0].startswith(VOTES)
+
+
+def score_row(task: str, metric: str, ours: Mapping[str, Any], base: Mapping[str, Any]) -> ScoreRow:
+    """A score as pages show it."""
     value, of_base, interval = number(ours[metric]), number(base.get(metric)), interval_of(ours, metric)
     assert value is not None, "it was looked at"
     task, name = cut(task, LINE), cut(metric.replace("_", " "), 80)

@@ -67,7 +67,8 @@ export function show(column, part) {
   const groups = isWhole ? part.tokens.map((token) => [token]) : [part.tokens];
   for (const group of groups) {
     const share = Math.min(...group.map((token) => Math.exp(token.logprob ?? 0)));
-    const span = make("span", share > 0.9 ? "" : share > 0.5 ? "p1" : share > 0.2 ? "p2" : "p3", isWhole ? group[0].text : part.text);
+    const colour = share > 0.9 ? "" : share > 0.5 ? "p1" : share > 0.2 ? "p2" : "p3";
+    const span = make("span", colour, isWhole ? group[0].text : part.text);
     const was = group.map((token) => quoted([token.text, token.logprob])).join(", ");
     const others = isWhole ? group[0].others.filter(([text]) => text !== group[0].text).map(quoted).join(", ") : "";
     lines.set(span, others ? `${was}; else ${others}` : was);
@@ -88,7 +89,8 @@ export async function ask(column, model, set, signal, secret = false) {
   const now = () => (performance.now() - began) / 1000;
   let first = 0, last = 0, count = 0, digest = "";
   const tell = (end) => {
-    const rate = count > 1 && last - first >= SHORTEST ? ` at ${((count - 1) / (last - first)).toFixed(1)} tokens/s` : "";
+    const isMeasured = count > 1 && last - first >= SHORTEST;
+    const rate = isMeasured ? ` at ${((count - 1) / (last - first)).toFixed(1)} tokens/s` : "";
     const speed = first ? `first token after ${first.toFixed(2)} s` : "";
     const size = count ? `${count} token${count === 1 ? "" : "s"}${rate}` : "";
     found.facts = [digest, speed, size, end].filter(Boolean).join(" · ");
@@ -101,7 +103,8 @@ export async function ask(column, model, set, signal, secret = false) {
   facts.textContent = secret ? "being written" : "asked";
   try {
     const [path, body] = question(model, set);
-    const reply = await fetch(path, { method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+    const headers = { "Content-Type": "application/json" };
+    const reply = await fetch(path, { method: "POST", signal, headers, body: JSON.stringify(body) });
     if (!reply.ok) {
       const told = await reply.json().catch(() => null);
       facts.textContent = "";
@@ -109,7 +112,8 @@ export async function ask(column, model, set, signal, secret = false) {
       return found;
     }
     const of = reply.headers.get("X-Qhub-Digest");
-    digest = of ? `answered by ${reply.headers.get("X-Qhub-Adapter")} ${of}` : `answered by the base ${reply.headers.get("X-Qhub-Base")}`;
+    const who = of ? `${reply.headers.get("X-Qhub-Adapter")} ${of}` : `the base ${reply.headers.get("X-Qhub-Base")}`;
+    digest = `answered by ${who}`;
     for await (const event of events(reply)) {
       if (event.error) refuse(make("p", "message", event.error.message));
       count = event.usage?.completion_tokens ?? count;
@@ -136,6 +140,8 @@ async function* events(reply) {
     if (done) return;
     const read = (rest + value).split("\n");
     rest = read.pop();
-    for (const line of read) if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
+    for (const line of read) {
+      if (line.startsWith("data: ") && line !== "data: [DONE]") yield JSON.parse(line.slice(6));
+    }
   }
 }

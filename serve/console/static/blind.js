@@ -54,10 +54,12 @@ async function vote(winner, page) {
   const body = JSON.stringify({ id, left, right, winner, prompt });
   let told = "the vote could not be kept: the server is away";
   try {
-    const reply = await fetch("/v1/registry/votes", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    const headers = { "Content-Type": "application/json" };
+    const reply = await fetch("/v1/registry/votes", { method: "POST", headers, body });
     const answer = await reply.json();
+    const rate = ([name, one]) => `${name} wins ${(100 * one.win_rate).toFixed(0)} % of ${one.rows}`;
     told = reply.ok
-      ? Object.entries(answer.win_rates).map(([name, one]) => `${name} wins ${(100 * one.win_rate).toFixed(0)} % of ${one.rows}`).join(", ")
+      ? Object.entries(answer.win_rates).map(rate).join(", ")
       : reply.status === 401 ? "the vote could not be kept: your session has ended" : answer.error.message;
   } catch {
     // said already

@@ -38,7 +38,7 @@ def hostile_lineage(text: str) -> dict[str, Any]:
         "recipe": {"text": text, "resolved": {text: text}},
         "data": [{"role": text, "file": text, "rows": text, "digest": text}],
         "parents": [{"reference": text, "weight": 1.0, "content_digest": text}],
-        "training": {"steps": text, "curve": [[1, 2.0], [2, 1.0], [text, text]]},
+        "training": {"steps": text, "curve": [[1, 2.0], [2, 1.0], [text, text], [3, 10**400]]},
         "samples": [dict.fromkeys(("prompt", "wanted", "base", "adapter"), text)],
         "notes": [text],
         "metrics": {text: scores(text)},

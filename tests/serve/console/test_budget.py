@@ -32,7 +32,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
     """A console over adapters with more of everything than a page holds."""
     registry = Registry(home_at(tmp_path_factory.mktemp("large")))
     for index in range(60):
-        made = registry.publish(f"row-{index:02}", files(index), many_tasks(4), alias="prod")
+        base = {"name": f"base-number-{index}", "fingerprint": f"sha256:{index:064}"}
+        made = registry.publish(f"row-{index:02}", files(index), many_tasks(4) | {"base": base}, alias="prod")
         add_tags(registry, made, ("english", "reviewed", "candidate"))
     for index in range(250):
         registry.publish("often", files(index), LINEAGE | {"metrics": {"sentiment": scores()}})
@@ -73,6 +74,8 @@ def test_every_page_is_small(large: Console, page: str) -> None:
     ("path", "said"),
     [
         ("", r"and 2 more</a>"),
+        ("", r"<option disabled>20 more are on the page Bases</option>"),
+        ("/bases", r"50 of 60: <a href=\"/v1/registry/bases\">"),
         ("/adapters/wide", r"[3-9],\d{3} more scores are in <a href=\"/v1/registry/versions/wide%402\">"),
         ("/compare?left=wide%401&right=wide%402", r"[1-9],\d{3} more are in <a href=\"/v1/registry/compare\?left="),
         ("/adapters/fed", r"4,9\d\d more files are in <a href=\"/v1/registry/versions/fed%401\">"),
@@ -86,7 +89,7 @@ def test_what_is_left_out_is_named(large: Console, path: str, said: str) -> None
     """A page that does not show all says how much more there is, and leads to it."""
     text = get(large, path).text
     found = re.search(said, text)
-    assert found, text
+    assert found, "it is not said"
     for link in re.findall(r'href="(/v1/[^"]+)"', text):
         assert httpx.get(large.url + link.replace("&amp;", "&"), trust_env=False).status_code == 200
 

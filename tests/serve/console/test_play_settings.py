@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -14,6 +15,7 @@ from adapterhub_local.keys import Keys
 from adapterhub_local.registry import Registry
 from adapterhub_local.visible import visible
 from tests.serve.conftest import Server
+from tests.serve.console.hostile import TEXT, UNSEEN
 from tests.serve.console.test_pages import Look
 from tests.serve.console.test_play import ask, play, requests
 
@@ -78,6 +80,19 @@ def test_the_address_has_all_that_is_set(full_server: Server, look: Look) -> Non
     wrong = look(f"{full_server.url}/console/play?temperature=9&tokens=nan&form=x&blind=2")
     assert wrong.get_by_label("Temperature").input_value() == "0"
     assert wrong.get_by_label("Tokens").input_value() == "128"
+
+
+def test_hostile_links_are_letters(full_server: Server, look: Look) -> None:
+    """A link's models are shown with what hides in them, its prompt is kept as it is in its field, and nothing runs."""
+    text = quote(TEXT.replace("\x00", ""), errors="replace")
+    page = look(f"{full_server.url}/console/play?m={text}&m={'W' * 400}&prompt={text}&system={text}",
+                viewport={"width": 390, "height": 800})  # fmt: skip
+    assert "\\u202e" in page.locator("input[name=m]").first.input_value()
+    assert page.get_by_label("Prompt").input_value().startswith("\u202e\u2066")
+    page.evaluate("document.querySelectorAll('#system, #prompt').forEach(field => field.remove())")
+    assert not [letter for letter in UNSEEN if letter in page.content()]
+    assert page.locator("main img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
 
 
 def test_tokens_are_told_without_a_mouse(full_server: Server, look: Look) -> None:
