@@ -11,7 +11,8 @@ from adapterhub_local.visible import visible_line
 
 BOX_WIDTH, BOX_HEIGHT, GAP, LAYER, EDGE = 216, 44, 18, 92, 4  # pixels
 SWEEPS = 4
-LONGEST, DETAIL = 27, 36  # letters of a label and of its detail
+LABEL, DETAIL = 15.0, 17.5  # widths of a box in the size of its label and of its detail
+_NARROW, _BROAD = frozenset("fijlrt.,:;'|!()[] "), frozenset("mwMW@%&—…")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _box(node: Box, x: float, y: float) -> str:
         f"<title>{whole}</title>"
         f'<rect class="box{" chosen" if node.is_chosen else ""}" x="{x:.1f}" y="{y:.1f}" width="{BOX_WIDTH}"'
         f' height="{BOX_HEIGHT}" rx="6"/>'
-        f'<text x="{x + 10:.1f}" y="{y + 18:.1f}">{escape(_short(label, LONGEST))}</text>'
+        f'<text x="{x + 10:.1f}" y="{y + 18:.1f}">{escape(_short(label, LABEL))}</text>'
         f'<text class="detail" x="{x + 10:.1f}" y="{y + 35:.1f}">{escape(_short(detail, DETAIL))}</text>'
     )
     if node.link is None:
@@ -127,5 +128,20 @@ def _box(node: Box, x: float, y: float) -> str:
     return f'<a href="{escape(node.link, quote=True)}">{text}</a>'
 
 
-def _short(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def _short(text: str, widest: float) -> str:
+    """`text`, cut where it would leave its box in any font that a page may be shown in."""
+    width = 0.0
+    for index, letter in enumerate(text):
+        width += _width(letter)
+        if width > widest:
+            return f"{text[: max(1, index - 1)]}…"
+    return text
+
+
+def _width(letter: str) -> float:
+    """About how wide a letter is, in the size of its font."""
+    if letter in _NARROW:
+        return 0.42
+    if letter in _BROAD or not letter.isascii():
+        return 1.05
+    return 0.74 if letter.isupper() else 0.64

@@ -30,7 +30,7 @@ def heat_map(values: Mapping[str, float | None], description: str) -> str:
     layers = sorted({place_of(module)[1] for module in values})
     column = {layer: index for index, layer in enumerate(layers)}
     width, height = LEFT + len(layers) * CELL + 4, TOP + len(kinds) * CELL + 4
-    shown = escape(description, quote=True)
+    shown = escape(visible_line(description), quote=True)
     parts = [
         (
             f'<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'

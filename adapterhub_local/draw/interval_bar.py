@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
+from adapterhub_local.visible import visible_line
+
 WIDTH, HEIGHT = 160, 18
 
 
@@ -12,11 +14,11 @@ def interval_bar(value: float, interval: Sequence[float] | None, base: float | N
     def at(share: float) -> float:
         return 1 + max(0.0, min(1.0, share)) * (WIDTH - 2)
 
-    shown = escape(description, quote=True)
+    shown = escape(visible_line(description), quote=True)  # once: a list has a hundred bars
     parts = [
         (
-            f'<svg class="bar" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img"'
-            f' aria-label="{shown}"><title>{shown}</title>'
+            f'<svg class="bar" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">'
+            f"<title>{shown}</title>"
         ),
         f'<rect class="track" x="0" y="5" width="{WIDTH}" height="8" rx="2"/>',
         f'<rect class="value" x="0" y="5" width="{at(value):.1f}" height="8" rx="2"/>',

@@ -60,6 +60,9 @@ def _node(version: Version, made: dict[str, Node], found: dict[str, Version | No
             detail = f"not in this registry, {short(known)}" if known else "not in this registry"
             parents.append(Node(str(entry.get("reference")), detail, (), weight))
     for entry in lineage.get("data") or ():
+        if not isinstance(entry, dict):  # a lineage that was published here may say anything
+            parents.append(Node(str(entry), "data without rows or digest"))
+            continue
         detail = f"{entry.get('role')} data, {entry.get('rows')} rows, {short(str(entry.get('digest')))}"
         parents.append(Node(str(entry.get("file")), detail))
     kind = lineage.get("kind") or "unknown"

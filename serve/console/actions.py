@@ -11,8 +11,8 @@ from adapterhub_local.train.past_runs import ask_to_stop
 from serve.access import Scope, access
 from serve.auth import Gate, check_models
 from serve.console import views
+from serve.console.adapter_page import adapter_page
 from serve.console.forms import Fields, read_form
-from serve.console.pages import adapter_page
 from serve.console.render import HEADERS, render, shown
 from serve.console.session import COOKIE, HOME, LOGIN, SECONDS, Sessions, cookie_of
 from serve.errors import error_body

@@ -14,11 +14,15 @@ from adapterhub_local.registry.listing import Wanted
 from adapterhub_local.registry.tasks import tasks_in
 from serve.access import Scope, access
 from serve.console import views
+from serve.console.budget import fitted, part
 from serve.console.render import render, shown
+from serve.console.texts import LINE, cut
 from serve.registry_api.library import Library
 from serve.registry_api.reading import Text, key_of
 
 PAGE = 50
+MAX_TASKS = 300
+MAX_METRICS = 100
 
 
 def add_boards(app: FastAPI, library: Library) -> None:
@@ -30,9 +34,14 @@ def add_boards(app: FastAPI, library: Library) -> None:
     def tasks(request: Request) -> Response:
         """What adapters were scored on."""
         found = tasks_in(library.registry, library.visible_names(key_of(request)))
-        rows = [{**one, "link": _link(one["task"]), "metrics": [each.replace("_", " ") for each in one["metrics"][:6]]}
-                for one in found[:500]]  # fmt: skip
-        return render(request, "tasks.html", tasks=rows, total=len(found))
+        rows = [
+            {**one, "task": cut(one["task"], LINE), "link": _link(one["task"]),
+             "metrics": [cut(each.replace("_", " "), 40) for each in one["metrics"][:6]]}
+            for one in found[:MAX_TASKS]
+        ]  # fmt: skip
+        return fitted(
+            lambda share: render(request, "tasks.html", tasks=rows[: part(MAX_TASKS, share)], total=len(found))
+        )
 
     @app.get("/console/tasks/{task:path}", include_in_schema=False)
     @access(Scope.ANY)
@@ -57,17 +66,20 @@ def add_boards(app: FastAPI, library: Library) -> None:
         if chosen not in metrics:
             raise NotFound(f"no version here has a score {chosen[:80]} on {task[:80]}: there are {', '.join(metrics)}")
         wanted = Wanted(task=task, sort=chosen, every=versions == "all")
-        found = library.adapters(key, wanted, after=after, limit=PAGE)
-        entries = _with_bases(found.entries, task)
-        rows = [_row(entry, task, chosen, place + number) for number, entry in enumerate(entries, 1)]
-        asked = {"metric": metric, "versions": versions}
-        return render(
-            request, "task.html", task=task, metric=chosen, metrics=metrics, every=versions == "all", total=found.total,
-            rows=rows, is_lower_better=is_lower_better(chosen), has_several=len({row["data"] for row in rows}) > 1,
-            link=_link(task),
-            next=views.with_query(_link(task), **asked, after=found.after, place=place + len(rows))
-            if found.after else None,
-        )  # fmt: skip
+
+        def make(share: float) -> Response:
+            found = library.adapters(key, wanted, after=after, limit=part(PAGE, share))
+            entries = _with_bases(found.entries, task)
+            rows = [_row(entry, task, chosen, place + number) for number, entry in enumerate(entries, 1)]
+            asked = {"metric": metric, "versions": versions, "after": found.after, "place": place + len(rows)}
+            return render(
+                request, "task.html", task=task, metric=chosen, metrics=metrics[:MAX_METRICS], every=versions == "all",
+                total=found.total, rows=rows, is_lower_better=is_lower_better(chosen), link=_link(task),
+                has_several=len({row["data"] for row in rows}) > 1,
+                next=views.with_query(_link(task), **asked) if found.after else None,
+            )  # fmt: skip
+
+        return fitted(make)
 
     @app.get("/console/history", include_in_schema=False)
     @access(Scope.ADMIN)
@@ -78,8 +90,11 @@ def add_boards(app: FastAPI, library: Library) -> None:
             library.registry, name=name or None, actor=actor or None, after=after or None, limit=PAGE,
             allowed=library.visible_names(key_of(request)),
         )  # fmt: skip
-        rows = [{"when": views.time_text(one["at"]), "who": one["actor"] or "unknown", "what": one["what"]}
-                for one in found.entries]  # fmt: skip
+        rows = [
+            {"when": views.time_text(one["at"]), "who": cut(one["actor"] or "unknown", LINE),
+             "what": cut(one["what"], 2 * LINE)}
+            for one in found.entries
+        ]  # fmt: skip
         following = (
             views.with_query("/console/history", name=name, actor=actor, after=found.after) if found.after else None
         )
@@ -122,9 +137,9 @@ def _row(entry: dict[str, Any], task: str, metric: str, place: int) -> dict[str,
         "score": score,
         "difference": _difference(metric, difference),
         "data": str(scores.get("data") or "")[7:19],
-        "base": entry["base"]["name"] or entry["base"]["hub_id"] or "unknown",
+        "base": cut(entry["base"]["name"] or entry["base"]["hub_id"] or "unknown", LINE),
         "rank": entry["rank"] or "",
-        "aliases": [alias for alias, number in entry["aliases"].items() if number == entry["version"]],
+        "aliases": [alias for alias, number in entry["aliases"].items() if number == entry["version"]][:5],
         "created": views.time_text(entry["created_at"]),
     }
 

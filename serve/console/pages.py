@@ -1,6 +1,5 @@
 """The pages that show: adapters, one adapter, comparisons, bases, the server, runs, jobs; and the files they need."""
 
-import json
 import math
 from typing import Any
 
@@ -8,16 +7,23 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from adapterhub_local.errors import InputError, NotFound
-from adapterhub_local.registry.listing import SORTS, bases_in, metrics_in
+from adapterhub_local.registry.choices import NO_SCORES, base_choices, metric_choices
+from adapterhub_local.registry.listing import SORTS, Wanted
 from adapterhub_local.train.log_curves import points
 from adapterhub_local.train.past_runs import is_asked_to_stop, read_log
 from serve.access import Scope, access
 from serve.console import views
+from serve.console.adapter_page import adapter_page
+from serve.console.budget import fitted, part
 from serve.console.render import HEADERS, render, shown, static
+from serve.console.rows import row_of
+from serve.console.texts import LINE, cut
 from serve.registry_api.library import Library, run_entry
 from serve.registry_api.reading import Text, key_of, wanted_from
 
 PAGE = 50
+CHOICES = 40  # bases or metrics that a field offers
+CHANGES, MODULES, CELL = 60, 150, 300  # of a comparison: settings, modules, bytes of a value
 MAX_POINTS = 600  # of a curve that is drawn
 
 
@@ -32,7 +38,9 @@ def add_pages(app: FastAPI, library: Library) -> None:
         if found is None:
             raise NotFound(f"there is no file '{name[:80]}' of the pages")
         data, kind, tag = found
-        headers = {**HEADERS, "ETag": tag, "Cache-Control": "max-age=3600"}
+        # a page names the version of its files; scripts that scripts load have none, and are asked for again
+        kept = "max-age=3600" if "v" in request.query_params else "no-cache"
+        headers = {**HEADERS, "ETag": tag, "Cache-Control": kept}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         return Response(data, media_type=kind, headers=headers)
@@ -54,23 +62,34 @@ def add_pages(app: FastAPI, library: Library) -> None:
         """A row a name, with scores against the base."""
         tags, conditions = ([one] if one else None for one in (tag, metric))
         wanted = wanted_from(q, base, tags, conditions, task, None, sort, "all" if versions == "all" else None)
-        found = library.adapters(key_of(request), wanted, after=after, limit=PAGE)
+        names = library.visible_names(key_of(request))
         asked = {"q": q, "base": base, "tag": tag, "metric": metric, "task": task, "sort": sort, "versions": versions}
-        return render(
-            request, "adapters.html", rows=[_row(entry) for entry in found.entries], total=found.total,
-            wanted={name: value or "" for name, value in asked.items()}, is_filtered=any(asked.values()),
-            sorts=[*SORTS, *metrics_in(library.registry)],
-            bases=[_base_choice(one) for one in bases_in(library.registry)],
-            next=views.with_query("/console", **asked, after=found.after) if found.after else None,
-            first=views.with_query("/console", **asked), is_later=bool(after),
-        )  # fmt: skip
+        bases, metrics = base_choices(library.registry, names), metric_choices(library.registry, names)
+        if names is not None:  # what the list would say of a metric that is unknown names those of all versions
+            _check_metrics(wanted, [*metrics, *NO_SCORES])
+        choices: dict[str, Any] = {
+            "sorts": [*SORTS, *filter(_is_short, metrics)][:CHOICES],
+            "bases": [_base_choice(one) for one in bases[:CHOICES]],
+            "more_bases": max(0, len(bases) - CHOICES),
+        }
+
+        def made(share: float) -> Response:
+            found = library.adapters(key_of(request), wanted, after=after, limit=part(PAGE, share))
+            return render(
+                request, "adapters.html", rows=[row_of(entry) for entry in found.entries], total=found.total,
+                wanted={name: value or "" for name, value in asked.items()}, is_filtered=any(asked.values()), **choices,
+                next=views.with_query("/console", **asked, after=found.after) if found.after else None,
+                first=views.with_query("/console", **asked), is_later=bool(after),
+            )  # fmt: skip
+
+        return fitted(made)
 
     @app.get("/console/adapters/{name:path}", include_in_schema=False)
     @access(Scope.ANY)
     @shown
-    def adapter(name: str, request: Request, v: Text = None) -> Response:
+    def adapter(name: str, request: Request, v: Text = None, after: Text = None) -> Response:
         """All about one adapter, and one of its versions in particular."""
-        return adapter_page(library, request, name, v)
+        return adapter_page(library, request, name, v, after=after)
 
     @app.get("/console/compare", include_in_schema=False)
     @access(Scope.ANY)
@@ -89,7 +108,12 @@ def add_pages(app: FastAPI, library: Library) -> None:
     @shown
     def bases(request: Request) -> Response:
         """The bases, and how many versions were made for each."""
-        return render(request, "bases.html", bases=[_base_row(base) for base in library.bases()])
+        found = _own_bases(library, request)
+        return fitted(
+            lambda share: render(
+                request, "bases.html", bases=[_base_row(base) for base in found[: part(PAGE, share)]], total=len(found)
+            )
+        )
 
     @app.get("/console/server", include_in_schema=False)
     @access(Scope.ADMIN)
@@ -146,38 +170,6 @@ def add_pages(app: FastAPI, library: Library) -> None:
         return render(request, "job.html", job=body, link=link, link_text=reference)
 
 
-def adapter_page(
-    library: Library, request: Request, name: str, v: str | None, message: str | None = None, status: int = 200
-) -> Response:
-    """The page of one adapter, with a message of what did not work."""
-    key = key_of(request)
-    found = library.adapter(key, name)
-    reference = f"{name}@{v}" if v else found["versions"][0]["reference"]
-    version = library.version(key, reference)
-    lineage, graph = version["lineage"], library.lineage(key, reference)
-    versions = [_row(entry) for entry in found["versions"]]
-    position = next((i for i, row in enumerate(versions) if row["entry"]["version"] == version["version"]), 0)
-    older = min(position + 1, len(versions) - 1)
-    for index, row in enumerate(versions):
-        row |= {"is_left": index == older, "is_right": index == position}
-    base = views.mapping(lineage.get("base"))
-    training = views.mapping(lineage.get("training"))
-    return render(
-        request, "adapter.html", status=status, name=name, shown=version, message=message,
-        aliases=found["aliases"], alias_state=json.dumps(found["aliases"]),
-        scores=views.score_rows(version["metrics"]), over_versions=views.metric_over_versions(found["versions"]),
-        graph=views.lineage_graph(graph), is_cut=graph["is_cut"],
-        made_into=[{"text": made, "link": views.version_link(made)} for made in graph["made_into"][:50]],
-        data=[_text_entry(entry) for entry in lineage.get("data") or ()],
-        curve=views.training_curve(training, f"Losses of {version['reference']}"), training=_training_facts(training),
-        samples=_samples(lineage), versions=versions, total=found["total"], log=_log(found["alias_log"]),
-        all_link=views.with_query("/console", q=name, versions="all"), base=base,
-        tag_links={tag: views.with_query("/console", tag=tag) for tag in version["tags"]},
-        recipe=views.short_text(views.mapping(lineage.get("recipe")).get("text")),
-        play_link=views.with_query("/console/play", m=[base.get("name") or "", version["reference"]]),
-    )  # fmt: skip
-
-
 def compare_page(library: Library, request: Request, left: str, right: str, job: str | None) -> Response:
     """Two versions side by side; with a job, what it measured of their modules."""
     key = key_of(request)
@@ -189,48 +181,71 @@ def compare_page(library: Library, request: Request, left: str, right: str, job:
         {"task": task, "metric": metric, "sides": [side.get((task, metric)) for side in by_name]}
         for task, metric in dict.fromkeys([*by_name[0], *by_name[1]])
     ]
-    settings = [
-        {"what": what, "left": views.short_text(pair[0]), "right": views.short_text(pair[1])}
-        for what, pair in compared["lineage"].items()
-        if not what.startswith("metrics.")
-    ]
+    changes = [(what, pair) for what, pair in compared["lineage"].items() if not what.startswith("metrics.")]
     measured: dict[str, Any] | None = None
     if job and (key is None or "admin" in key.scopes):
         measured = library.jobs.find(job).to_json()
         if measured["kind"] != "diff" or measured["command"][2:4] != [left, right]:
             raise NotFound("that job is about something else")
     modules = views.mapping(measured["result"]).get("modules", []) if measured else []
-    return render(
-        request, "compare.html", left=left, right=right, left_link=views.version_link(left),
-        right_link=views.version_link(right), same_content=compared["same_content"], scores=scores, settings=settings,
-        job=measured, heat=views.cosines(modules, f"Cosines of {left} and {right} by module and layer"),
-        modules=[{"module": row["module"], **{side: _figure(row[side]) for side in ("left", "right", "cosine")}}
-                 for row in modules],
-    )  # fmt: skip
+    heat = views.cosines(modules, f"Cosines of {left} and {right} by module and layer")
 
+    def made(share: float) -> Response:
+        cell, most, rows = part(CELL, share), part(CHANGES, share), part(MODULES, share)
+        return render(
+            request, "compare.html", left=left, right=right, left_link=views.version_link(left),
+            right_link=views.version_link(right), same_content=compared["same_content"],
+            scores=scores[:most], more_scores=max(0, len(scores) - most), heat=heat, job=measured,
+            settings=[{"what": cut(what, LINE), "left": cut(pair[0], cell), "right": cut(pair[1], cell)}
+                      for what, pair in changes[:most]], more_settings=max(0, len(changes) - most),
+            json_link=views.with_query("/v1/registry/compare", left=left, right=right), num_modules=len(modules),
+            modules=[{"module": cut(row["module"], LINE),
+                      **{side: _figure(row[side]) for side in ("left", "right", "cosine")}} for row in modules[:rows]],
+        )  # fmt: skip
 
-def _row(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "entry": entry,
-        "link": views.version_link(entry["reference"]),
-        "scores": views.score_rows(entry["metrics"], only_main=True)[:4],
-        "size": views.size_text(entry["size"]),
-        "created": views.time_text(entry["created_at"]),
-        "tag_links": {tag: views.with_query("/console", tag=tag) for tag in entry["tags"]},
-    }
+    return fitted(made)
 
 
 def _base_choice(base: dict[str, Any]) -> dict[str, str]:
     value = str(base["name"] or base["hub_id"] or base["fingerprint"])
-    return {"value": value, "text": f"{value} ({base['num_versions']:,})"}
+    value = value if _is_short(value) else str(base["fingerprint"])  # by which it is found too
+    return {"value": value, "text": f"{cut(base['name'] or base['hub_id'] or value, 80)} ({base['num_versions']:,})"}
+
+
+def _check_metrics(wanted: Wanted, metrics: list[str]) -> None:
+    for metric in (wanted.sort, *(condition.metric for condition in wanted.conditions)):
+        if metric not in (*SORTS, *metrics):
+            raise NotFound(f"no version that this key may see has a score '{metric[:80]}'")
+
+
+def _is_short(text: str) -> bool:
+    """Whether a field can offer a text as it is."""
+    return cut(text, LINE) == text
+
+
+def _own_bases(library: Library, request: Request) -> list[dict[str, Any]]:
+    """The bases as far as a key may see what was made for them."""
+    names = library.visible_names(key_of(request))
+    if names is None:
+        return library.bases()
+    counts = {base["fingerprint"]: base["num_versions"] for base in base_choices(library.registry, names)}
+    served = request.app.state.base_fingerprint
+    return [
+        {**base, "num_versions": counts.get(base["fingerprint"], 0)}
+        for base in library.bases()
+        if base["fingerprint"] in counts or base["fingerprint"] == served
+    ]
 
 
 def _base_row(base: dict[str, Any]) -> dict[str, Any]:
     parameters = views.number(base.get("num_parameters"))
     return {
-        **base,
-        "link": views.with_query("/console", base=base.get("name") or base.get("hub_id") or base["fingerprint"]),
-        "architecture": base.get("architecture") or "",
+        **{name: cut(base.get(name), LINE) for name in ("hub_id", "architecture")},
+        "name": cut(base.get("name") or base.get("hub_id") or "unknown", LINE),
+        "fingerprint": cut(str(base["fingerprint"] or "")[:19]),
+        "is_here": base["is_here"],
+        "num_versions": base["num_versions"],
+        "link": views.with_query("/console", base=_base_choice(base)["value"]),
         "parameters": f"{parameters / 1e6:,.1f} M" if parameters else "",
         "size": views.size_text(base["size"]) if base.get("size") else "",
         "context": f"{base['max_length']:,}" if base.get("max_length") else "",
@@ -280,33 +295,6 @@ def _facts_of(now: dict[str, Any]) -> list[tuple[str, str]]:
         ("Adapters", f"{engine['adapters_loaded']} in memory, {views.size_text(engine['adapter_bytes'])}"),
         ("Since the start", f"{engine['adapter_loads']} adapters read, {engine['adapter_evictions']} dropped"),
     ]
-
-
-def _training_facts(training: Any) -> list[str]:
-    texts = []
-    for name, form in (("steps", "{:,.0f} steps"), ("seconds", "{:,.0f} s"), ("tokens_per_second", "{:,.0f} tokens/s"),
-                       ("peak_memory_mb", "{:,.0f} MB at most"), ("examples", "{:,.0f} examples")):  # fmt: skip
-        if (value := views.number(training.get(name))) is not None:
-            texts.append(form.format(value))
-    return texts
-
-
-def _samples(lineage: dict[str, Any]) -> list[dict[str, str]]:
-    kept = lineage.get("samples")
-    names = ("prompt", "wanted", "base", "adapter")
-    return [
-        {name: views.short_text(sample.get(name)) for name in names}
-        for sample in (kept if isinstance(kept, list) else [])[:20]
-        if isinstance(sample, dict)
-    ]
-
-
-def _text_entry(entry: Any) -> dict[str, str]:
-    return {name: views.short_text(views.mapping(entry).get(name)) for name in ("role", "file", "rows", "digest")}
-
-
-def _log(moves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**move, "when": views.time_text(move["changed_at"])} for move in reversed(moves[-100:])]
 
 
 def _key_row(key: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
 from adapterhub_local.errors import QhubError
+from serve.console import texts
 from serve.errors import error_body
 
 POLICY = (
@@ -23,9 +24,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-STATIC = {"console.css": "text/css; charset=utf-8"} | dict.fromkeys(
-    ("live.js", "play.js"), "text/javascript; charset=utf-8"
-)
+SCRIPTS = ("live.js", "play.js", "answer.js", "blind.js", "fields.js", "parts.js")
+STATIC = {"console.css": "text/css; charset=utf-8"} | dict.fromkeys(SCRIPTS, "text/javascript; charset=utf-8")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
@@ -45,14 +45,19 @@ def static(name: str) -> tuple[bytes, str, str] | None:
 
 @functools.cache
 def environment() -> Environment:
-    """The templates; a name that a template does not get is a mistake, not an empty place."""
+    """The templates; a name that a template does not get is a mistake, not an empty place.
+
+    Every value that a template writes passes `texts.shown`, so that no page forgets to.
+    """
     made = Environment(
         loader=FunctionLoader(_source),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
+        finalize=texts.shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters |= {"exact": texts.exact, "cut": texts.cut}
     made.globals["static"] = lambda name: f"/console/static/{name}?v={(static(name) or (b'', '', ''))[2][1:9]}"
     return made
 

@@ -12,6 +12,7 @@ from serve.access import Routes, Scope, access
 from serve.auth import Gate
 from serve.console.actions import add_actions
 from serve.console.boards import add_boards
+from serve.console.error_pages import ErrorPages
 from serve.console.pages import add_pages
 from serve.console.session import HOME, SessionLayer, Sessions
 from serve.console.starting import add_start_page
@@ -38,6 +39,7 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
     app.state.base_name = base.name if base is not None else None
     app.state.base_fingerprint = base.fingerprint if base is not None else None
     sessions = Sessions(gate)
+    app.add_middleware(ErrorPages)
     app.add_middleware(SessionLayer, sessions=sessions)
     add_reading(app, library)
     add_changing(app, library)

@@ -28,6 +28,7 @@ from serve.registry_api.reading import key_of
 Change = Annotated[str, Field(max_length=200)]
 FOLDER = "recipes"  # of a home
 MAX_CHANGES = 50
+MAX_RECIPES = 100  # that a list names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _CHANGE = re.compile(r"((?:train|adapter|eval)\.[a-z_]+|data\.limit|eval\.limit|[a-z_]+\.seed) *= *(.{1,100})")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,60}")  # without a suffix it names no file
@@ -58,7 +59,7 @@ def recipes_here(library: Library, key: Key | None) -> list[dict[str, Any]]:
     """The recipes that can be started, with the name of what each makes, or why it cannot be used."""
     folder = library.registry.home.root / FOLDER
     found = []
-    for path in sorted(folder.glob("*.toml"))[:500] if folder.is_dir() else ():
+    for path in sorted(folder.glob("*.toml"))[:MAX_RECIPES] if folder.is_dir() else ():
         try:
             recipe = load_recipe(path)
             check_models(key, [recipe.output.name])

@@ -90,9 +90,10 @@ def fill(registry: Registry, base: Any, *, is_hostile: bool = True) -> None:
         "adapter": {"rank": 11, "alpha": 11.0},
         "metrics": {"sentiment": scored(0.8, 0.205), "origin": scored(0.6, 0.1)},
     }
-    both = registry.publish("both", named, merged)
+    both = registry.publish("both", named, merged | ({"description": HOSTILE} if is_hostile else {}))
     add_tags(registry, both, ("candidate",))
-    describe(registry, both, HOSTILE.replace("\u202e", "") if is_hostile else "feelings and origins in one")
+    if not is_hostile:
+        describe(registry, both, "feelings and origins in one")
 
 
 @pytest.fixture(scope="session")

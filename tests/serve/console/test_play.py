@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from adapterhub_local.visible import visible
 from tests.serve.conftest import Server
 from tests.serve.console.test_pages import Look
 
@@ -23,7 +24,7 @@ def play(server: Server, look: Look, *models: str, **options: Any) -> Any:
 
 def expected(server: Server, model: str) -> str:
     answer = server.complete(model=model, prompt=PROMPT)
-    return answer.json()["choices"][0]["text"]
+    return visible(str(answer.json()["choices"][0]["text"]))
 
 
 def ask(page: Any, columns: int) -> list[str]:
@@ -34,7 +35,8 @@ def ask(page: Any, columns: int) -> list[str]:
         " === count && !document.getElementById('run').disabled",
         arg=columns,
     )
-    return page.locator(".answer").all_text_contents()
+    texts: list[str] = page.locator(".answer").all_text_contents()
+    return texts
 
 
 def requests(server: Server) -> int:
@@ -58,6 +60,7 @@ def test_columns_show_what_the_api_answers(full_server: Server, look: Look) -> N
     page.get_by_label("token probabilities").check()
     assert ask(page, 4) == [expected(full_server, model) for model in models]
     assert "%" in page.locator(".answer span").first.get_attribute("title")
+    assert all(re.search(r" · 8 tokens · done$", line) for line in page.locator(".facts-line").all_text_contents())
 
 
 def test_a_slider_is_an_exact_mix(full_server: Server, look: Look) -> None:
