@@ -8,7 +8,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from adapterhub_local.errors import InputError, NotFound
-from adapterhub_local.registry.listing import SORTS, bases_in, metrics_in
+from adapterhub_local.registry.catalog import metrics_in
+from adapterhub_local.registry.listing import SORTS, bases_in
 from adapterhub_local.train.log_curves import points
 from adapterhub_local.train.past_runs import is_asked_to_stop, read_log
 from serve.access import Scope, access
