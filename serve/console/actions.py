@@ -105,8 +105,11 @@ def add_actions(app: FastAPI, library: Library, sessions: Sessions) -> None:
         if not run.can_resume or not recipe:
             raise InputError(f"{run.id} is {run.status}: it cannot be resumed from here")
         changes = [word for change in run.record.get("overrides") or () for word in ("--set", str(change))]
-        library.jobs.start("train", ["train", str(recipe), *changes, "--resume", "--json"])
-        return _to(f"/console/runs/{run.id}")
+        command = ("train", str(recipe), *changes, "--resume", "--json")
+        # a second click, before the run has started, is about the first one's job
+        running = (one for one in library.jobs.all() if one.state == "running" and one.command == command)
+        job = next(running, None) or library.jobs.start("train", command)
+        return _to(views.with_query(f"/console/runs/{run.id}", job=job.id))
 
 
 def merge_body(form: Fields) -> MergeBody:

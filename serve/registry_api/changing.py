@@ -31,7 +31,7 @@ from serve.registry_api.bodies import (
     TagsBody,
     VoteBody,
 )
-from serve.registry_api.library import Library, run_entry
+from serve.registry_api.library import Library
 from serve.registry_api.reading import key_of
 from serve.registry_api.votes import vote
 
@@ -191,4 +191,4 @@ def add_changing(app: FastAPI, library: Library) -> None:
         if found.status != "running":
             raise InputError(f"{found.id} is not running, it is {found.status}: there is nothing to stop")
         ask_to_stop(found)
-        return {**run_entry(found), "stop_asked": True}
+        return {**library.run_entry(found), "stop_asked": True}
