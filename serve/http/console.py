@@ -11,6 +11,7 @@ from adapterhub_local.registry import Registry
 from serve.access import Routes, Scope, access
 from serve.auth import Gate
 from serve.console.actions import add_actions
+from serve.console.merging import add_merging
 from serve.console.pages import add_pages
 from serve.console.session import HOME, SessionLayer, Sessions
 from serve.console.workbench import add_workbench
@@ -40,6 +41,7 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
     add_changing(app, library)
     add_actions(app, library, sessions)
     add_workbench(app, library)
+    add_merging(app, library)
     add_pages(app, library)
 
 
