@@ -8,7 +8,8 @@ from adapterhub_local.registry.split import MAX_SHARE
 
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 Setting = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(strict=True)]
 MAX_MERGED = 16  # adapters of one merge
 
 
@@ -105,7 +106,7 @@ class MergeBody(Body):
     adapters: Annotated[list[Name], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
     weights: Annotated[list[float], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
     method: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")] = "weighted_sum"
-    parameters: Annotated[dict[Setting, Whole | float | Setting], Field(max_length=16)] = {}
+    parameters: Annotated[dict[Setting, Whole | Number | Setting], Field(max_length=16)] = {}
     rank: Annotated[int, Field(ge=1, le=100_000)] | None = None
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
     max_error: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -1,4 +1,4 @@
-"""A merge, or what it would lose, as a job: what is wrong with it is said before the job is started."""
+"""A merge, or what it would lose, as a job: what cannot be merged is refused before the job starts."""
 
 from adapterhub_local.keys import Key
 from adapterhub_local.merge.formula import Formula

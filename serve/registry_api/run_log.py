@@ -116,13 +116,25 @@ class Followed:
             whole, rest = data[:end], data[end:]
             self._place += len(whole)
             self._mark = (self._mark + whole)[-_MARK:]
-            for entry in _entries(whole):
-                self._look(entry)
+            if self._with_curves:
+                for entry in _entries(whole):
+                    self._look(entry)
+            else:
+                self._look_at_last(whole)
+
+    def _look_at_last(self, lines: bytes) -> None:
+        """Only the last line with each figure is parsed: a list of many runs is read for the first time, too."""
+        for key in ("loss", "eval_loss"):
+            end = len(lines)
+            while (found := lines.rfind(f'"{key}"'.encode(), 0, end)) >= 0:
+                end = lines.rfind(b"\n", 0, found) + 1
+                entry = next(_entries(lines[end : lines.find(b"\n", found)]), {})
+                if key in entry:
+                    self.newest.take({"step": entry["step"], key: entry[key]})
+                    break
 
     def _look(self, entry: dict[str, Any]) -> None:
         self.newest.take(entry)
-        if not self._with_curves:
-            return
         for key, curve in self.curves.items():
             if key in entry:
                 curve.add(entry["step"], entry[key])

@@ -149,3 +149,32 @@ def test_every_method_is_offered(own: Console) -> None:
         assert re.findall(r"<option[^>]*>(\w+)</option>", answer.text)[: len(METHODS)] == list(METHODS)
         assert "there is no such job" in answer.text
         assert 'name="m" value="tone@1"' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ('"parameters": {"density": 0.5}', "weighted_sum has no parameter 'density'"),
+        ('"method": "ties", "parameters": {"density": NaN}', "density is nan"),
+        ('"method": "ties", "parameters": {"density": 1e999}', "density is inf"),
+        ('"method": "ties", "parameters": {"density": true}', "parameters"),
+        ('"method": "ties", "parameters": {"variant": "--force"}', "parameters"),
+        ('"method": "ties", "parameters": {"--force": 1}', "parameters"),
+        ('"method": "dare_ties", "parameters": {"seed": 1.5}', "seed is 1.5: give a finite whole number"),
+        (f'"method": "dare_ties", "parameters": {{"seed": 1{"0" * 400}}}', "parameters"),
+        ('"rank": 3, "max_error": 0.1', "rank and max_error exclude each other"),
+        ('"energy": 0', "energy"),
+        ('"max_error": 1', "max_error"),
+        ('"parameters": []', "parameters"),
+        ('"methods": "ties"', "methods"),
+    ],
+)  # fmt: skip
+def test_what_programs_ask_is_checked_before_a_job_starts(own: Console, more: str, reason: str) -> None:
+    """A parameter that the method has not, or that cannot be, is a 400 that names it."""
+    with httpx.Client(base_url=own.url, trust_env=False, timeout=PATIENCE) as client:
+        jobs = len(client.get("/v1/jobs").json()["data"])
+        body = f'{{"adapters": ["tone@1"], "weights": [1], {more}}}'
+        answer = client.post("/v1/merges", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400, answer.text
+        assert reason in answer.text
+        assert len(client.get("/v1/jobs").json()["data"]) == jobs
