@@ -1,5 +1,6 @@
 """`qhub console`: the pages over registry, runs and bases without a model. Loads no torch."""
 
+import gc
 from socket import socket
 
 import click
@@ -23,6 +24,8 @@ class AnnouncingServer(uvicorn.Server):
         """Begin to answer."""
         await super().startup(sockets)
         if self.started:
+            gc.freeze()  # what is imported stays
+            gc.enable()
             click.echo(f"Console on {self.url}")
 
 
@@ -33,5 +36,5 @@ def run_console(host: str, port: int, hosts: tuple[str, ...], *, access_log: boo
     log_json(access=access_log)
     with listen(host, port) as listener:
         url = f"http://{shown_host(host)}:{listener.getsockname()[1]}/console"
-        config = http_config(console_app(Registry(), http))
+        config = http_config(console_app(Registry(), http), ws="none")
         AnnouncingServer(config, url).run(sockets=[listener])

@@ -14,6 +14,9 @@ def command(host: str, port: int, hosts: tuple[str, ...], access_log: bool) -> N
     `qhub serve` has the same pages beside its API, and there they can ask the model, too. As soon as there is an API
     key (`qhub key create`), a browser has to show one.
     """
+    import gc
+
+    gc.disable()  # until it answers: what is imported stays, and looking through it again and again takes its time
     from serve.console_server import run_console
 
     run_console(host, port, hosts, access_log=access_log)

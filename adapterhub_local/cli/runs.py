@@ -21,7 +21,7 @@ def command() -> None:
 def list_command(as_json: bool) -> None:
     """List all runs, the oldest first."""
     if (server := chosen_server()) is not None:
-        runs = server.get("/runs")["data"][::-1]
+        runs = list(server.pages("/runs"))[::-1]
     else:
         from adapterhub_local.train.past_runs import list_runs
 
@@ -73,7 +73,7 @@ def show(run: str, with_log: bool, plot: Path | None, as_json: bool) -> None:
 
 def _there(server: Server, wanted: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A run at a server, found as one here is, and its whole log."""
-    runs = server.get("/runs")["data"]  # the newest first
+    runs = list(server.pages("/runs"))  # the newest first
     fits = (run for run in runs if wanted and (run["id"].startswith(wanted) or run["name"] == wanted))
     chosen = next((run for run in runs if run["id"] == wanted), None) or next(fits, None)
     if chosen is None:

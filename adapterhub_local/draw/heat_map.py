@@ -1,12 +1,13 @@
 """Cosines from -1 to 1 as a table of coloured squares, layers across, kinds of modules down: inline SVG."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 
 from adapterhub_local.visible import visible_line
 
 CELL, LEFT, TOP = 18, 150, 22  # pixels
+STEPS = 9  # squares of the legend
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
@@ -29,7 +30,8 @@ def heat_map(values: Mapping[str, float | None], description: str) -> str:
     kinds = list(dict.fromkeys(place_of(module)[0] for module in values))
     layers = sorted({place_of(module)[1] for module in values})
     column = {layer: index for index, layer in enumerate(layers)}
-    width, height = LEFT + len(layers) * CELL + 4, TOP + len(kinds) * CELL + 4
+    below = TOP + len(kinds) * CELL + 12
+    width, height = LEFT + max(len(layers), STEPS) * CELL + 4, below + 2 * CELL + 12
     shown = escape(visible_line(description), quote=True)
     parts = [
         (
@@ -53,4 +55,22 @@ def heat_map(values: Mapping[str, float | None], description: str) -> str:
         parts.append(
             f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" fill="{fill}"><title>{label}</title></rect>'
         )
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, *_legend(below), "</svg>"])
+
+
+def _legend(y: int) -> Iterator[str]:
+    """What the colours mean."""
+    yield f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">cosine</text>'
+    for index in range(STEPS):
+        value = 2 * index / (STEPS - 1) - 1
+        x, size = LEFT + index * CELL, CELL - 2
+        yield f'<rect x="{x}" y="{y}" width="{size}" height="{size}" fill="{colour(value)}"/>'
+    end = LEFT + STEPS * CELL - 2
+    middle = (LEFT + end) / 2
+    for anchor, place, lines in (
+        ("start", LEFT, ("-1", "opposite")),
+        ("middle", middle, ("0", "unrelated")),
+        ("end", end, ("1", "same")),
+    ):
+        for line, text in enumerate(lines):
+            yield f'<text x="{place:g}" y="{y + CELL + 11 + 13 * line}" text-anchor="{anchor}">{text}</text>'

@@ -88,9 +88,9 @@ def _parent(registry: Registry, entry: dict[str, Any], found: dict[str, Version 
 
 def children(registry: Registry, version: Version) -> list[str]:
     """The references of the live versions that were merged from `version`."""
-    rows = registry.rows(
-        "AND EXISTS (SELECT 1 FROM json_each(v.lineage, '$.parents') p"
-        " WHERE json_extract(p.value, '$.manifest_digest') = ? OR json_extract(p.value, '$.reference') = ?)",
+    rows = registry.database.rows(
+        "SELECT DISTINCT l.name, l.number FROM parents p JOIN listed l USING (id)"
+        " WHERE p.digest = ? OR p.reference = ? ORDER BY l.name, l.number",
         (version.manifest_digest, str(version)),
     )
     return [f"{row['name']}@{row['number']}" for row in rows]

@@ -107,9 +107,20 @@ def is_lower_better(metric: str) -> bool:
     return "loss" in metric or metric == "perplexity"
 
 
+def metrics_in(registry: Registry) -> list[str]:
+    """The metrics that versions have scores of."""
+    # from each to the next in the index: DISTINCT would read the scores of every version
+    query = (
+        "WITH RECURSIVE met (metric) AS (SELECT min(metric) FROM scores UNION ALL"
+        " SELECT (SELECT min(metric) FROM scores WHERE metric > met.metric) FROM met WHERE met.metric IS NOT NULL)"
+        " SELECT metric FROM met WHERE metric IS NOT NULL ORDER BY metric"
+    )
+    return [row["metric"] for row in registry.database.rows(query)]
+
+
 def check_metric(registry: Registry, metric: str) -> None:
     """Raise NotFound with the nearest metrics if no version has this one, but others."""
-    known = [row["metric"] for row in registry.database.rows("SELECT DISTINCT metric FROM scores ORDER BY metric")]
+    known = metrics_in(registry)
     if known and metric not in known:
         near = difflib.get_close_matches(metric, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(known[:5])}"

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from adapterhub_local.registry.listing import bases_in, metrics_in
+from adapterhub_local.registry.catalog import metrics_in
+from adapterhub_local.registry.listing import bases_in
 from adapterhub_local.registry.registry import LIVE, Registry
 
 NO_SCORES = ("rows",)  # kept beside scores: how many examples they are of

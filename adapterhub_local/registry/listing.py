@@ -14,7 +14,7 @@ from typing import Any
 
 from adapterhub_local.errors import InputError
 from adapterhub_local.registry.catalog import Condition, check_metric, is_lower_better
-from adapterhub_local.registry.registry import LIVE, Registry
+from adapterhub_local.registry.registry import Registry
 
 MAX_PAGE = 200  # entries
 SORTS = ("name", "created")  # and every metric
@@ -64,37 +64,36 @@ def page(registry: Registry, wanted: Wanted, *, after: str | None = None, limit:
     where, values = _conditions(registry, wanted, newest)
     number = "v.number" if wanted.every else "max(v.number) AS number"  # SQLite takes the other columns of that row
     group = "" if wanted.every else "GROUP BY v.name"
-    fitting = f"SELECT v.id, v.name, {number}, v.created_at {LIVE} AND {where} {group}"
+    fitting = f"SELECT v.id, v.name, {number}, v.created_at FROM listed v WHERE {where} {group}"  # noqa: S608
     key, key_values, down = _order(wanted)
-    keyed = f"SELECT f.*, {key} AS key FROM ({fitting}) f"  # noqa: S608
+    keyed = f"SELECT f.*, {key} AS key FROM fitting f"  # noqa: S608
     behind, behind_values = _behind(place, down)
-    query = f"SELECT * FROM ({keyed}) WHERE {behind} ORDER BY key {down} NULLS LAST, name, number DESC LIMIT ?"  # noqa: S608
-    rows = registry.database.rows(query, (*key_values, *values, *behind_values, limit + 1))
-    counted = "count(*)" if wanted.every else "count(DISTINCT v.name)"
-    (count,) = registry.database.rows(f"SELECT {counted} AS total {LIVE} AND {where}", values) or ({"total": 0},)
+    order = f"ORDER BY key {down} NULLS LAST, name, number DESC"
+    # what fits is found once, for the page and for the total; there is a row for the total where the page is empty
+    query = (
+        f"WITH fitting AS MATERIALIZED ({fitting}) SELECT * FROM (SELECT count(*) AS total FROM fitting)"  # noqa: S608
+        f" LEFT JOIN (SELECT * FROM ({keyed}) WHERE {behind} {order} LIMIT ?) {order}"
+    )
+    found = registry.database.rows(query, (*values, *key_values, *behind_values, limit + 1))
+    total = found[0]["total"] if found else 0
+    rows = [row for row in found if row["id"] is not None]
     shown = rows[:limit]
     following = None
     if len(rows) > limit:
         last = shown[-1]
         following = _write_cursor(newest, last["key"], last["name"], last["number"])
-    return Page(_entries(registry, [row["id"] for row in shown]), count["total"], following)
+    return Page(_entries(registry, [row["id"] for row in shown]), total, following)
 
 
 def bases_in(registry: Registry) -> list[dict[str, Any]]:
     """The bases that versions were made for, each with name, hub_id, fingerprint and num_versions, most used first."""
     query = (
-        "SELECT c.base_fingerprint AS fingerprint, c.num_versions, json_extract(s.lineage, '$.base.name') AS name,"  # noqa: S608
-        " json_extract(s.lineage, '$.base.hub_id') AS hub_id"
-        f" FROM (SELECT v.base_fingerprint, count(*) AS num_versions, max(v.id) AS id {LIVE}"
-        " AND v.base_fingerprint IS NOT NULL GROUP BY v.base_fingerprint) c JOIN versions s ON s.id = c.id"
+        "SELECT c.fingerprint, c.num_versions, s.base_name AS name, s.base_hub_id AS hub_id"
+        " FROM (SELECT base_fingerprint AS fingerprint, count(*) AS num_versions, max(id) AS id FROM listed"
+        " WHERE base_fingerprint IS NOT NULL GROUP BY base_fingerprint) c JOIN listed s ON s.id = c.id"
         " ORDER BY c.num_versions DESC, name"
     )
     return [dict(row) for row in registry.database.rows(query)]
-
-
-def metrics_in(registry: Registry) -> list[str]:
-    """The metrics that versions have scores of."""
-    return [row["metric"] for row in registry.database.rows("SELECT DISTINCT metric FROM scores ORDER BY metric")]
 
 
 def _newest(registry: Registry) -> int:
@@ -103,7 +102,7 @@ def _newest(registry: Registry) -> int:
 
 
 def _conditions(registry: Registry, wanted: Wanted, newest: int) -> tuple[str, list[Any]]:
-    """SQL about the versions `v`, and its values."""
+    """SQL about the listed versions `v`, and its values."""
     where, values = ["v.id <= ?"], [newest]
 
     def add(condition: str, *more: Any) -> None:
@@ -122,15 +121,15 @@ def _conditions(registry: Registry, wanted: Wanted, newest: int) -> tuple[str, l
             base["fingerprint"] for base in bases_in(registry)
             if wanted.base in (base["name"], base["hub_id"]) or (begins and base["fingerprint"].startswith(begins))
         ]  # fmt: skip
-        named = "json_extract(v.lineage, '$.base.name') = ? OR json_extract(v.lineage, '$.base.hub_id') = ?"
+        named = "v.base_name = ? OR v.base_hub_id = ?"
         add(
             f"(v.base_fingerprint IN (SELECT value FROM json_each(?)) OR (v.base_fingerprint IS NULL AND ({named})))",  # noqa: S608
             *(json.dumps(fits), wanted.base, wanted.base),
         )
     if wanted.kind is not None:
-        add("json_extract(v.lineage, '$.kind') = ?", wanted.kind)
+        add("v.kind = ?", wanted.kind)
     for tag in wanted.tags:
-        add("EXISTS (SELECT 1 FROM tags t WHERE t.tag = ? AND t.name = v.name AND t.number = v.number)", tag)
+        add("(v.name, v.number) IN (SELECT t.name, t.number FROM tags t WHERE t.tag = ?)", tag)
     of_task = " AND s.task = ?" if wanted.task is not None else ""
     task = [wanted.task] if wanted.task is not None else []
     for condition in wanted.conditions:
@@ -142,7 +141,7 @@ def _conditions(registry: Registry, wanted: Wanted, newest: int) -> tuple[str, l
         )
     if wanted.task is not None and not wanted.conditions:
         scored = "SELECT 1 FROM scores s WHERE s.name = v.name AND s.number = v.number AND s.task = ?"
-        add(f"(json_extract(v.lineage, '$.task') = ? OR EXISTS ({scored}))", wanted.task, wanted.task)
+        add(f"(v.task = ? OR EXISTS ({scored}))", wanted.task, wanted.task)
     if wanted.allowed is not None:
         add("v.name IN (SELECT value FROM json_each(?))", json.dumps(list(wanted.allowed)))
     if wanted.sort not in SORTS:

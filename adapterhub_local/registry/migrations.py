@@ -192,6 +192,52 @@ MIGRATIONS = (
     CREATE INDEX marks_by_kind ON marks (json_extract(record, '$.mark'), json_extract(record, '$.name'));
     CREATE INDEX marks_by_name ON marks (json_extract(record, '$.name'));
     """,
+    """
+    -- What lists filter, count and sort by, of the versions that were not removed: a row of versions has its whole
+    -- lineage in it, and reading all of them for one page took longer with every version. Triggers keep both tables,
+    -- whoever writes. ANY: what a lineage says is compared as it is.
+    CREATE TABLE listed (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        created_at TEXT NOT NULL,
+        base_fingerprint TEXT,
+        base_name ANY,
+        base_hub_id ANY,
+        kind ANY,
+        task ANY
+    ) STRICT;
+    CREATE UNIQUE INDEX listed_by_name ON listed (name, number);
+    CREATE INDEX listed_by_base ON listed (base_fingerprint);
+    CREATE TRIGGER listed_version AFTER INSERT ON versions BEGIN
+        INSERT INTO listed VALUES (
+            new.id, new.name, new.number, new.created_at, new.base_fingerprint,
+            json_extract(new.lineage, '$.base.name'), json_extract(new.lineage, '$.base.hub_id'),
+            json_extract(new.lineage, '$.kind'), json_extract(new.lineage, '$.task')
+        );
+    END;
+    CREATE TRIGGER listed_removed AFTER INSERT ON removals BEGIN
+        DELETE FROM listed WHERE name = new.name AND number = new.number;
+    END;
+
+    -- What each version was made of, to find what was made of one.
+    CREATE TABLE parents (id INTEGER NOT NULL, digest ANY, reference ANY) STRICT;
+    CREATE INDEX parents_by_digest ON parents (digest);
+    CREATE INDEX parents_by_reference ON parents (reference);
+    CREATE TRIGGER parents_of_version AFTER INSERT ON versions BEGIN
+        INSERT INTO parents
+        SELECT new.id, json_extract(p.value, '$.manifest_digest'), json_extract(p.value, '$.reference')
+        FROM json_each(new.lineage, '$.parents') p WHERE p.type = 'object';
+    END;
+
+    INSERT INTO listed
+    SELECT v.id, v.name, v.number, v.created_at, v.base_fingerprint, json_extract(v.lineage, '$.base.name'),
+        json_extract(v.lineage, '$.base.hub_id'), json_extract(v.lineage, '$.kind'), json_extract(v.lineage, '$.task')
+    FROM versions v LEFT JOIN removals r USING (name, number) WHERE r.name IS NULL;
+    INSERT INTO parents
+    SELECT v.id, json_extract(p.value, '$.manifest_digest'), json_extract(p.value, '$.reference')
+    FROM versions v, json_each(v.lineage, '$.parents') p WHERE p.type = 'object';
+    """,
 )
 
 

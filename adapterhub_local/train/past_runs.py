@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +22,31 @@ RECORD, LOG, REPORT, CURVE, BEST, LAST_GOOD, STOP = (
     "run.json", "log.jsonl", "report.html", "curve.svg", "best.safetensors", "last-good", "stop",
 )  # fmt: skip
 STATE = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it is not whole
+
+
+@dataclass
+class Newest:
+    """The last figures of a log."""
+
+    step: int = 0
+    loss: Any = None
+    eval_loss: Any = None
+    is_evaluated: bool = False
+
+    def take(self, entry: Mapping[str, Any]) -> None:
+        """Read the next line of the log."""
+        if "loss" in entry:
+            self.step, self.loss = entry["step"], entry["loss"]
+        if "eval_loss" in entry:
+            self.eval_loss, self.is_evaluated = entry["eval_loss"], True
+
+    @classmethod
+    def of(cls, entries: Iterable[Mapping[str, Any]]) -> "Newest":
+        """Those of a whole log."""
+        found = cls()
+        for entry in entries:
+            found.take(entry)
+        return found
 
 
 @dataclass(frozen=True)
@@ -44,10 +70,16 @@ class PastRun:
     def can_resume(self) -> bool:
         return self.status in ("stopped", "failed", "crashed") and bool(checkpoints(self.folder))
 
-    def to_json(self) -> dict[str, Any]:
-        log = read_log(self.folder)
-        losses = [entry for entry in log if "loss" in entry]
-        evaluated = [entry for entry in log if "eval_loss" in entry]
+    def has_started_since(self, moment: float) -> bool:
+        """Whether it was begun, or gone on with, at or after this time (seconds since 1970)."""
+        try:
+            return datetime.fromisoformat(self.record["started_at"]).timestamp() >= moment
+        except (KeyError, TypeError, ValueError):
+            return False
+
+    def to_json(self, newest: Newest | None = None) -> dict[str, Any]:
+        """The run as lists show it; who follows its log says what is `newest` there."""
+        newest = newest or Newest.of(read_log(self.folder))
         report = self.folder / REPORT
         return {
             "id": self.id,
@@ -55,10 +87,10 @@ class PastRun:
             "base": self.record.get("base"),
             "status": self.status,
             "can_resume": self.can_resume,
-            "step": losses[-1]["step"] if losses else 0,
+            "step": newest.step,
             "steps": self.record.get("steps"),
-            "loss": losses[-1]["loss"] if losses else None,
-            "eval_loss": (evaluated[-1] if evaluated else self.record).get("eval_loss"),
+            "loss": newest.loss,
+            "eval_loss": newest.eval_loss if newest.is_evaluated else self.record.get("eval_loss"),
             "version": self.record.get("version"),
             "reason": self.record.get("reason"),
             "started_at": self.record.get("started_at"),
@@ -130,6 +162,14 @@ def list_runs(home: Home) -> list[PastRun]:
     folders = [record.parent for record in home.runs.glob(f"*/{RECORD}")]
     runs = [PastRun(folder, read_record(folder)) for folder in folders]
     return sorted(runs, key=lambda run: (run.record.get("started_at") or "", run.id))
+
+
+def run_at(home: Home, identity: str) -> PastRun | None:
+    """The run with this whole id, without a look at the others."""
+    folder = home.runs / identity
+    if folder.name != identity or identity == ".." or not os.path.isfile(folder / RECORD):  # False for any text
+        return None
+    return PastRun(folder, read_record(folder))
 
 
 def find_run(home: Home, wanted: str) -> PastRun:

@@ -1,4 +1,4 @@
-"""What the pages' forms do: sign in and out, move an alias, give a tag, measure, merge, stop and resume."""
+"""What the pages' forms do: sign in and out, move an alias, give a tag, measure, stop and resume."""
 
 import json
 from typing import Annotated
@@ -16,8 +16,8 @@ from serve.console.forms import Fields, read_form
 from serve.console.render import HEADERS, render, shown
 from serve.console.session import COOKIE, HOME, LOGIN, SECONDS, Sessions, cookie_of
 from serve.errors import error_body
-from serve.registry_api.bodies import AliasBody, MergeBody
-from serve.registry_api.changing import change_tags, move_alias, start_merge
+from serve.registry_api.bodies import AliasBody
+from serve.registry_api.changing import change_tags, move_alias
 from serve.registry_api.library import Library
 from serve.registry_api.reading import Text, key_of
 
@@ -73,18 +73,6 @@ def add_actions(app: FastAPI, library: Library, sessions: Sessions) -> None:
         job = library.compare_modules(key_of(request), left, right)
         return _to(views.with_query("/console/compare", left=left, right=right, job=job.id))
 
-    @app.post("/console/merge", include_in_schema=False)
-    @access(Scope.ADMIN)
-    @shown
-    def merge(request: Request, form: Form) -> Response:
-        """Merge, or see what that would lose."""
-        body = merge_body(form)
-        job = start_merge(library, key_of(request), body)
-        if body.name is not None:
-            return _to(f"/console/jobs/{job.id}")
-        asked = {name: form.all(name) for name in ("m", "w")} | {name: form.one(name) for name in ("rank", "method")}
-        return _to(views.with_query("/console/merge", **asked, job=job.id))
-
     @app.post("/console/runs/stop", include_in_schema=False)
     @access(Scope.ADMIN)
     @shown
@@ -105,20 +93,11 @@ def add_actions(app: FastAPI, library: Library, sessions: Sessions) -> None:
         if not run.can_resume or not recipe:
             raise InputError(f"{run.id} is {run.status}: it cannot be resumed from here")
         changes = [word for change in run.record.get("overrides") or () for word in ("--set", str(change))]
-        library.jobs.start("train", ["train", str(recipe), *changes, "--resume", "--json"])
-        return _to(f"/console/runs/{run.id}")
-
-
-def merge_body(form: Fields) -> MergeBody:
-    """The merge that a form asks for. Raises InputError."""
-    adapters, weights = form.all("m"), form.all("w")
-    try:
-        return MergeBody(
-            adapters=adapters, weights=[float(weight) for weight in weights], rank=form.number("rank"),
-            method=form.one("method") or "weighted_sum", name=form.one("name") or None, alias=form.one("alias") or None,
-        )  # fmt: skip
-    except ValueError:
-        raise InputError("give each adapter a weight, and the rank as a whole number of at least 1") from None
+        command = ("train", str(recipe), *changes, "--resume", "--json")
+        # a second click, before the run has started, is about the first one's job
+        running = (one for one in library.jobs.all() if one.state == "running" and one.command == command)
+        job = next(running, None) or library.jobs.start("train", command)
+        return _to(views.with_query(f"/console/runs/{run.id}", job=job.id))
 
 
 def _add_session(app: FastAPI, sessions: Sessions) -> None:

@@ -24,6 +24,10 @@ class Fields:
         """Every value of a field that is not empty."""
         return [value.strip() for value in self._fields.get(name, []) if value.strip()]
 
+    def every(self, name: str) -> list[str]:
+        """Every value of a field, the empty ones in their places."""
+        return [value.strip() for value in self._fields.get(name, [])]
+
     def number(self, name: str) -> int | None:
         """A whole number, None where nothing was written. Raises InputError."""
         text = self.one(name)

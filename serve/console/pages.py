@@ -1,6 +1,5 @@
 """The pages that show: adapters, one adapter, comparisons, bases, the server, runs, jobs; and the files they need."""
 
-import math
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,8 +8,7 @@ from fastapi.responses import Response
 from adapterhub_local.errors import InputError, NotFound
 from adapterhub_local.registry.choices import NO_SCORES, base_choices, metric_choices
 from adapterhub_local.registry.listing import SORTS, Wanted
-from adapterhub_local.train.log_curves import points
-from adapterhub_local.train.past_runs import is_asked_to_stop, read_log
+from adapterhub_local.train.past_runs import PastRun, is_asked_to_stop
 from serve.access import Scope, access
 from serve.console import views
 from serve.console.adapter_page import adapter_page
@@ -18,13 +16,12 @@ from serve.console.budget import fitted, part
 from serve.console.render import HEADERS, render, shown, static
 from serve.console.rows import row_of
 from serve.console.texts import LINE, cut
-from serve.registry_api.library import Library, run_entry
+from serve.registry_api.library import Library
 from serve.registry_api.reading import Text, key_of, wanted_from
 
 PAGE = 50
 CHOICES = 40  # bases or metrics that a field offers
 CHANGES, MODULES, CELL = 60, 150, 300  # of a comparison: settings, modules, bytes of a value
-MAX_POINTS = 600  # of a curve that is drawn
 
 
 def add_pages(app: FastAPI, library: Library) -> None:
@@ -138,25 +135,30 @@ def add_pages(app: FastAPI, library: Library) -> None:
     @app.get("/console/runs", include_in_schema=False)
     @access(Scope.ADMIN)
     @shown
-    def runs(request: Request) -> Response:
+    def runs(request: Request, after: Text = None) -> Response:
         """The training runs, the newest first."""
-        found = [_run_row(run) for run in library.runs(key_of(request))[:200]]
-        return render(request, "runs.html", runs=found)
+        found = library.runs(key_of(request), after=after, limit=PAGE)
+        return render(
+            request, "runs.html", runs=[_run_row(run) for run in found.entries], total=found.total,
+            next=views.with_query("/console/runs", after=found.after) if found.after else None, is_later=bool(after),
+        )  # fmt: skip
 
     @app.get("/console/runs/{run}", include_in_schema=False)
     @access(Scope.ADMIN)
     @shown
-    def run(run: str, request: Request) -> Response:
-        """One run: its curve while it runs, and how to stop it."""
+    def run(run: str, request: Request, job: Text = None) -> Response:
+        """One run: its curve while it runs, and how to stop it; with the job that resumes it, how that goes."""
         found = library.run(key_of(request), run)
-        log = read_log(found.folder)
-        loss, held_out, rate = (_thinned(points(log, name)) for name in ("loss", "eval_loss", "learning_rate"))
+        log = library.logs.curves(found.folder)
+        loss, held_out, rate = (log.curves[name].points() for name in ("loss", "eval_loss", "learning_rate"))
+        row = _run_row(library.run_entry(found))
+        starting = _starting(library, found, job)
         return render(
-            request, "run.html", run=_run_row(run_entry(found)),
+            request, "run.html", run=row, is_live=row["status"] == "running" or starting["is_live"],
             curve=views.curve(loss, held_out, rate, f"Losses of {found.id}"), recipe=found.record.get("text"),
-            left=_time_left(found.status, log, found.record.get("steps")),
+            left=_time_left(found.status, list(log.timed), found.record.get("steps")),
             stop_asked=found.status == "running" and is_asked_to_stop(found.folder),
-            can_start=bool(found.record.get("path")),
+            can_start=bool(found.record.get("path")), starting=starting,
         )  # fmt: skip
 
     @app.get("/console/jobs/{job}", include_in_schema=False)
@@ -272,10 +274,16 @@ def _time_left(status: str, log: list[dict[str, Any]], steps: Any) -> str | None
     return views.duration_text(left)
 
 
-def _thinned(line: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Not more points than a picture can show, the last among them."""
-    step = math.ceil(len(line) / MAX_POINTS) or 1
-    return line[(len(line) - 1) % step :: step]
+def _starting(library: Library, run: PastRun, job: str | None) -> dict[str, Any]:
+    """How the job goes that was started to resume a run, until the run itself says how it goes."""
+    if not job:
+        return {"is_live": False, "error": None}
+    found = library.jobs.find(job)
+    if found.kind != "train":
+        raise NotFound("that job is about something else")
+    if run.has_started_since(found.started):
+        return {"is_live": False, "error": None}
+    return {"is_live": found.state == "running", "error": found.error}
 
 
 def _facts(now: dict[str, Any]) -> list[tuple[str, str]]:

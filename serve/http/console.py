@@ -13,6 +13,7 @@ from serve.auth import Gate
 from serve.console.actions import add_actions
 from serve.console.boards import add_boards
 from serve.console.error_pages import ErrorPages
+from serve.console.merging import add_merging
 from serve.console.pages import add_pages
 from serve.console.session import HOME, SessionLayer, Sessions
 from serve.console.starting import add_start_page
@@ -48,6 +49,7 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
     add_workbench(app, library)
     add_start_page(app, library)  # before the page of one run, whose path it would fit
     add_boards(app, library)
+    add_merging(app, library)
     add_pages(app, library)
 
 

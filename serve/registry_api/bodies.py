@@ -7,6 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from adapterhub_local.registry.split import MAX_SHARE
 
 Name = Annotated[str, Field(min_length=1, max_length=300)]
+Setting = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
+Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(strict=True)]
+MAX_MERGED = 16  # adapters of one merge
 
 
 class Body(BaseModel):
@@ -93,12 +97,19 @@ class CompareBody(Body):
 
 
 class MergeBody(Body):
-    """A merge: the weighted sum, or another method, of adapters. Without a name only what it would lose is computed."""
+    """A merge: the weighted sum, or another method, of adapters. Without a name only what it would lose is computed.
 
-    adapters: Annotated[list[Name], Field(min_length=1, max_length=16, fail_fast=True)]
-    weights: Annotated[list[float], Field(min_length=1, max_length=16, fail_fast=True)]
+    `parameters` are those of the method, such as `{"density": 0.2}`. Of `rank`, `energy` and `max_error`, which say how
+    much is kept, one may be given.
+    """
+
+    adapters: Annotated[list[Name], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
+    weights: Annotated[list[float], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
     method: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")] = "weighted_sum"
+    parameters: Annotated[dict[Setting, Whole | Number | Setting], Field(max_length=16)] = {}
     rank: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    energy: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_error: Annotated[float, Field(ge=0, lt=1)] | None = None
     name: Name | None = None
     alias: Name | None = None
 

@@ -8,7 +8,6 @@ from fastapi import FastAPI, Query, Request
 from adapterhub_local.errors import InputError
 from adapterhub_local.keys import Key
 from adapterhub_local.refs import check_alias, check_name
-from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.registry.lineage_form import check_lineage
 from adapterhub_local.registry.marks import add_tags, describe, remove_alias, remove_tags, rollback, tags_of
 from adapterhub_local.registry.protecting import approve, protect, scores_without_values, unprotect
@@ -17,7 +16,6 @@ from adapterhub_local.train.past_runs import ask_to_stop
 from serve.access import Scope, access
 from serve.auth import check_models
 from serve.errors import BadParameter
-from serve.jobs import Job
 from serve.registry_api.bodies import (
     AliasBody,
     ApprovalBody,
@@ -31,29 +29,10 @@ from serve.registry_api.bodies import (
     TagsBody,
     VoteBody,
 )
-from serve.registry_api.library import Library, run_entry
+from serve.registry_api.library import Library
+from serve.registry_api.merging import start_merge
 from serve.registry_api.reading import key_of
 from serve.registry_api.votes import vote
-
-
-def start_merge(library: Library, key: Key | None, body: MergeBody) -> Job:
-    """A job that merges what the key may see. Raises BadParameter, Forbidden, NotFound, Busy."""
-    if len(body.weights) != len(body.adapters):
-        raise BadParameter("there must be one weight for each adapter", "weights")
-    versions = [check_adapter(library.resolve(key, reference)) for reference in body.adapters]
-    weights = ",".join(f"{weight!r}" for weight in body.weights)
-    command = ["merge", *map(str, versions), f"--weights={weights}", f"--method={body.method}", "--json"]
-    if body.rank is not None:
-        command.append(f"--rank={body.rank}")
-    if body.name is None:
-        if body.alias is not None:
-            raise BadParameter("an alias needs a name: say under which name the merge is registered", "alias")
-        return library.jobs.start("preview", [*command, "--dry-run"], same=[*command, "--dry-run"])
-    check_models(key, [check_name(body.name)])
-    command.append(f"--name={body.name}")
-    if body.alias is not None:
-        command.append(f"--alias={check_alias(body.alias)}")
-    return library.jobs.start("merge", command)
 
 
 def move_alias(library: Library, key: Key | None, name: str, body: AliasBody) -> dict[str, Any]:
@@ -191,4 +170,4 @@ def add_changing(app: FastAPI, library: Library) -> None:
         if found.status != "running":
             raise InputError(f"{found.id} is not running, it is {found.status}: there is nothing to stop")
         ask_to_stop(found)
-        return {**run_entry(found), "stop_asked": True}
+        return {**library.run_entry(found), "stop_asked": True}

@@ -1,7 +1,7 @@
 """What the API and the pages read: adapters, versions, lineage and runs, as far as a key may see them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapterhub_local.base.bases import list_bases
@@ -17,9 +17,11 @@ from adapterhub_local.registry.listing import MAX_PAGE, Page, Wanted, bases_in, 
 from adapterhub_local.registry.marks import description_of, tags_of
 from adapterhub_local.registry.pointers import pointers_of
 from adapterhub_local.registry.split import splits_in
-from adapterhub_local.train.past_runs import PastRun, find_run, list_runs
+from adapterhub_local.train.past_runs import PastRun, list_runs, run_at
 from serve.auth import allowed_by, check_models, sees_keys_by
 from serve.jobs import Job, Jobs
+from serve.registry_api.places import read_place, write_place
+from serve.registry_api.run_log import RunLogs
 
 HIDDEN = "another adapter"
 HEAVY = ("merge_report",)  # of a lineage: a line for each module
@@ -35,6 +37,7 @@ class Library:
     engine: Callable[[], dict[str, Any]] | None = None
     remote: Callable[[], dict[str, Any]] | None = None
     usage: Callable[[Key | None], list[dict[str, Any]]] | None = None
+    logs: RunLogs = field(default_factory=RunLogs)
 
     def adapters(self, key: Key | None, wanted: Wanted, *, after: str | None = None, limit: int = 50) -> Page:
         """A page of what the key may see. Raises as `listing.page`."""
@@ -144,24 +147,35 @@ class Library:
             if allows(name)
         ]
 
-    def runs(self, key: Key | None) -> list[dict[str, Any]]:
-        """The runs of names that the key may see, the newest first."""
-        return [run_entry(run) for run in reversed(list_runs(self.registry.home)) if self._may_see(key, run)]
+    def runs(self, key: Key | None, *, after: str | None = None, limit: int = 50) -> Page:
+        """A page of the runs of names that the key may see, the newest first. Raises InputError."""
+        found = [run for run in reversed(list_runs(self.registry.home)) if self._may_see(key, run)]
+        total, place = len(found), read_place(after)
+        if place is not None:
+            found = [run for run in found if _place_of(run) < place]
+        shown = found[:limit]
+        following = write_place(_place_of(shown[-1])) if len(found) > limit else None
+        return Page([self.run_entry(run) for run in shown], total, following)
 
     def run(self, key: Key | None, identity: str) -> PastRun:
         """One run by its whole id. Raises NotFound."""
-        run = find_run(self.registry.home, identity)
-        if run.id != identity or not self._may_see(key, run):
+        run = run_at(self.registry.home, identity)
+        if run is None or not self._may_see(key, run):
             raise NotFound(f"there is no run '{identity}': `qhub runs list` shows them")
         return run
+
+    def run_entry(self, run: PastRun) -> dict[str, Any]:
+        """A run as the API lists it: without paths of this machine."""
+        fields = run.to_json(self.logs.newest(run.folder))
+        return {name: value for name, value in fields.items() if name not in ("folder", "report")}
 
     def _may_see(self, key: Key | None, run: PastRun) -> bool:
         return allowed_by(key)(str(run.record.get("name") or ""))
 
 
-def run_entry(run: PastRun) -> dict[str, Any]:
-    """A run as the API lists it: without paths of this machine."""
-    return {name: value for name, value in run.to_json().items() if name not in ("folder", "report")}
+def _place_of(run: PastRun) -> tuple[str, str]:
+    """Where a run stands in the list."""
+    return run.record.get("started_at") or "", run.id
 
 
 def _hide_parents(lineage: Mapping[str, Any], key: Key | None) -> dict[str, Any]:

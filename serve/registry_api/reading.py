@@ -9,7 +9,7 @@ from adapterhub_local.registry.catalog import Condition
 from adapterhub_local.registry.history import history
 from adapterhub_local.registry.listing import MAX_PAGE, Wanted
 from serve.access import Scope, access
-from serve.registry_api.library import Library, run_entry
+from serve.registry_api.library import Library
 from serve.registry_api.run_log import log_from
 
 Text = Annotated[str | None, Query(max_length=500)]
@@ -122,9 +122,12 @@ def add_reading(app: FastAPI, library: Library) -> None:
 
     @app.get("/v1/runs")
     @access(Scope.ADMIN)
-    def runs(request: Request) -> dict[str, Any]:
-        """The training runs, the newest first."""
-        return {"object": "list", "data": library.runs(key_of(request))}
+    def runs(
+        request: Request, after: Text = None, limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50
+    ) -> dict[str, Any]:
+        """A page of the training runs, the newest first."""
+        found = library.runs(key_of(request), after=after, limit=limit)
+        return {"object": "list", "data": found.entries, "total": found.total, "after": found.after}
 
     @app.get("/v1/runs/{run}")
     @access(Scope.ADMIN)
@@ -132,7 +135,7 @@ def add_reading(app: FastAPI, library: Library) -> None:
         """One run, and its log from a byte on: ask again with `offset` as the `next` of the answer before."""
         found = library.run(key_of(request), run)
         entries, following = log_from(found.folder, offset, MAX_LOG)
-        return {**run_entry(found), "log": entries, "next": following}
+        return {**library.run_entry(found), "log": entries, "next": following}
 
     @app.get("/v1/jobs")
     @access(Scope.ADMIN)

@@ -18,7 +18,7 @@ from adapterhub_local.registry.history import history
 from adapterhub_local.registry.journal import KINDS
 from adapterhub_local.registry.key_log import create_key, revoke_key
 from adapterhub_local.registry.marks import add_tags, describe, remove_tags, rollback
-from adapterhub_local.registry.migrations import MIGRATIONS, apply_migrations
+from adapterhub_local.registry.migrations import apply_migrations
 from adapterhub_local.registry.protecting import approve, protect, unprotect
 from adapterhub_local.registry.split import set_split
 from tests.stores import LINEAGE, files, small_store
@@ -145,15 +145,18 @@ def test_changes_before_there_was_a_history_are_listed_without_an_actor(tmp_path
     """A home of an older qhub shows its versions and moves as changes of nobody known, below all others."""
     registry = Registry(tmp_path)
     home = registry.home
-    with registry.database.writing() as db:  # as the form before this one had it
+    with registry.database.writing() as db:  # as the last form that knew no actors
         for name in [
             row["name"] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'").fetchall()
         ]:
             if name.startswith("marks_by"):
                 db.execute(f"DROP INDEX {name}")
         db.execute("ALTER TABLE alias_log DROP COLUMN actor")
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
-        apply_migrations(db, len(MIGRATIONS) - 1)
+        for name in ("listed_version", "listed_removed", "parents_of_version"):
+            db.execute(f"DROP TRIGGER {name}")
+        for name in ("listed", "parents"):
+            db.execute(f"DROP TABLE {name}")
+        apply_migrations(db, 6)
     small_store(registry)
     with registry.database.writing() as db:
         db.execute("DROP TRIGGER marks_stay")

@@ -110,7 +110,12 @@ PLACES: dict[str, tuple[str, ...]] = {
     "/tokenize": (body('"prompt":%s'), body('"messages":%s')),
     "/detokenize": (body('"tokens":%s'),),
     "/v1/load_lora_adapter": ('{"lora_name":%s}',),
-    "/v1/merges": ('{"adapters":%s,"weights":[1]}', '{"adapters":["alpha"],"weights":%s}'),
+    "/v1/merges": (
+        '{"adapters":%s,"weights":[1]}',
+        '{"adapters":["alpha"],"weights":%s}',
+        '{"adapters":["alpha"],"weights":[1],"parameters":%s}',
+        '{"adapters":["alpha"],"weights":[1],"method":"ties","parameters":{"density":%s}}',
+    ),
     "/v1/registry/votes": ('{"left":%s}',),
     "/v1/registry/evaluations/alpha": ('{"task":"t","scores":{"adapter":%s}}',),
 }
