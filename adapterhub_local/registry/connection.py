@@ -92,13 +92,28 @@ def begin(connection: sqlite3.Connection) -> None:
     SQLite's own wait sleeps up to 100 ms at a time, during which the lock lies idle: with 8 writers most of
     the time. Raises sqlite3.OperationalError after the timeout.
     """
+    _patiently(connection, "BEGIN IMMEDIATE")
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Apply what is missing, under an exclusive lock so that two processes cannot do it at once."""
+    # SQLite does not always wait for those who read while the journal's mode is changed: several processes may do so
+    _patiently(connection, "PRAGMA journal_mode = WAL")
+    _patiently(connection, "BEGIN EXCLUSIVE")
+    (applied,) = connection.execute("PRAGMA user_version").fetchone()
+    apply_migrations(connection, applied)
+    connection.execute("COMMIT")
+
+
+def _patiently(connection: sqlite3.Connection, statement: str) -> None:
+    """Carry out a statement that needs a lock, asking for it again and again until the busy timeout."""
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     wait = 0.001
     connection.execute("PRAGMA busy_timeout = 0")
     try:
         while True:
             try:
-                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(statement)
                 return
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
@@ -107,12 +122,3 @@ def begin(connection: sqlite3.Connection) -> None:
             wait = min(wait * 1.1, 0.01)
     finally:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    """Apply what is missing, under an exclusive lock so that two processes cannot do it at once."""
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("BEGIN EXCLUSIVE")
-    (applied,) = connection.execute("PRAGMA user_version").fetchone()
-    apply_migrations(connection, applied)
-    connection.execute("COMMIT")
