@@ -150,7 +150,8 @@ def test_the_time_that_an_answer_may_take_is_one(three: Gateway, monkeypatch: py
     assert first == 0 < second
     monkeypatch.setattr("serve.cluster.gateway.Begun", lambda: Begun(SEED, 1e9, spent=1e6))
     refused = three.post(CHAT, **BODY)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (504, "timeout")
+    assert refused.status_code in (200, 504)  # a token may come before the clock is looked at: the stream ends so, then
+    assert '"code": "timeout"' in refused.text
 
 
 def test_a_machine_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
