@@ -62,7 +62,7 @@ def build(out: Path = OUT) -> list[str]:
         target = out / page
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
-    for picture in ROOT.glob("docs/**/*.svg"):
+    for picture in (*ROOT.glob("docs/**/*.svg"), *ROOT.glob("docs/**/*.png")):
         target = out / picture.relative_to(ROOT / "docs")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, target)
