@@ -107,8 +107,11 @@ def is_lower_better(metric: str) -> bool:
     return "loss" in metric or metric == "perplexity"
 
 
-def metrics_in(registry: Registry) -> list[str]:
-    """The metrics that versions have scores of."""
+def metrics_in(registry: Registry, names: Sequence[str] | None = None) -> list[str]:
+    """The metrics that versions have scores of; those of `names` alone, if any are given."""
+    if names is not None:
+        query = "SELECT DISTINCT metric FROM scores WHERE name IN (SELECT value FROM json_each(?)) ORDER BY metric"
+        return [row["metric"] for row in registry.database.rows(query, (json.dumps(list(names)),))]
     # from each to the next in the index: DISTINCT would read the scores of every version
     query = (
         "WITH RECURSIVE met (metric) AS (SELECT min(metric) FROM scores UNION ALL"
@@ -118,9 +121,9 @@ def metrics_in(registry: Registry) -> list[str]:
     return [row["metric"] for row in registry.database.rows(query)]
 
 
-def check_metric(registry: Registry, metric: str) -> None:
-    """Raise NotFound with the nearest metrics if no version has this one, but others."""
-    known = metrics_in(registry)
+def check_metric(registry: Registry, metric: str, names: Sequence[str] | None = None) -> None:
+    """Raise NotFound with the nearest metrics if no version, or none of `names`, has this one, but others."""
+    known = metrics_in(registry, names)
     if known and metric not in known:
         near = difflib.get_close_matches(metric, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(known[:5])}"

@@ -85,15 +85,19 @@ def page(registry: Registry, wanted: Wanted, *, after: str | None = None, limit:
     return Page(_entries(registry, [row["id"] for row in shown]), total, following)
 
 
-def bases_in(registry: Registry) -> list[dict[str, Any]]:
-    """The bases that versions were made for, each with name, hub_id, fingerprint and num_versions, most used first."""
+def bases_in(registry: Registry, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The bases that versions were made for, each with name, hub_id, fingerprint and num_versions, most used first.
+
+    names: of whose versions, None for all.
+    """
+    mine = "" if names is None else "AND name IN (SELECT value FROM json_each(?))"
     query = (
-        "SELECT c.fingerprint, c.num_versions, s.base_name AS name, s.base_hub_id AS hub_id"
+        "SELECT c.fingerprint, c.num_versions, s.base_name AS name, s.base_hub_id AS hub_id"  # noqa: S608
         " FROM (SELECT base_fingerprint AS fingerprint, count(*) AS num_versions, max(id) AS id FROM listed"
-        " WHERE base_fingerprint IS NOT NULL GROUP BY base_fingerprint) c JOIN listed s ON s.id = c.id"
+        f" WHERE base_fingerprint IS NOT NULL {mine} GROUP BY base_fingerprint) c JOIN listed s ON s.id = c.id"
         " ORDER BY c.num_versions DESC, name"
     )
-    return [dict(row) for row in registry.database.rows(query)]
+    return [dict(row) for row in registry.database.rows(query, [] if names is None else [json.dumps(list(names))])]
 
 
 def _newest(registry: Registry) -> int:
@@ -118,7 +122,7 @@ def _conditions(registry: Registry, wanted: Wanted, newest: int) -> tuple[str, l
     if wanted.base is not None:
         begins = wanted.base if len(wanted.base) >= 15 else None
         fits = [
-            base["fingerprint"] for base in bases_in(registry)
+            base["fingerprint"] for base in bases_in(registry, wanted.allowed)
             if wanted.base in (base["name"], base["hub_id"]) or (begins and base["fingerprint"].startswith(begins))
         ]  # fmt: skip
         named = "v.base_name = ? OR v.base_hub_id = ?"
@@ -133,7 +137,7 @@ def _conditions(registry: Registry, wanted: Wanted, newest: int) -> tuple[str, l
     of_task = " AND s.task = ?" if wanted.task is not None else ""
     task = [wanted.task] if wanted.task is not None else []
     for condition in wanted.conditions:
-        check_metric(registry, condition.metric)
+        check_metric(registry, condition.metric, wanted.allowed)
         held = f"s.metric = ? AND s.value {condition.bound.operator} ?{of_task}"
         add(
             f"(v.name, v.number) IN (SELECT s.name, s.number FROM scores s WHERE {held})",  # noqa: S608
@@ -145,7 +149,7 @@ def _conditions(registry: Registry, wanted: Wanted, newest: int) -> tuple[str, l
     if wanted.allowed is not None:
         add("v.name IN (SELECT value FROM json_each(?))", json.dumps(list(wanted.allowed)))
     if wanted.sort not in SORTS:
-        check_metric(registry, wanted.sort)
+        check_metric(registry, wanted.sort, wanted.allowed)
     return " AND ".join(where), values
 
 

@@ -6,8 +6,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from adapterhub_local.errors import InputError, NotFound
-from adapterhub_local.registry.choices import NO_SCORES, base_choices, metric_choices
-from adapterhub_local.registry.listing import SORTS, Wanted
+from adapterhub_local.registry.catalog import metrics_in
+from adapterhub_local.registry.listing import SORTS, bases_in
 from adapterhub_local.train.past_runs import PastRun, is_asked_to_stop
 from serve.access import Scope, access
 from serve.console import views
@@ -20,6 +20,7 @@ from serve.registry_api.library import Library
 from serve.registry_api.reading import Text, key_of, wanted_from
 
 PAGE = 50
+NO_SCORES = ("rows",)  # kept beside scores: how many examples they are of
 CHOICES = 40  # bases or metrics that a field offers
 CHANGES, MODULES, CELL = 60, 150, 300  # of a comparison: settings, modules, bytes of a value
 
@@ -61,9 +62,8 @@ def add_pages(app: FastAPI, library: Library) -> None:
         wanted = wanted_from(q, base, tags, conditions, task, None, sort, "all" if versions == "all" else None)
         names = library.visible_names(key_of(request))
         asked = {"q": q, "base": base, "tag": tag, "metric": metric, "task": task, "sort": sort, "versions": versions}
-        bases, metrics = base_choices(library.registry, names), metric_choices(library.registry, names)
-        if names is not None:  # what the list would say of a metric that is unknown names those of all versions
-            _check_metrics(wanted, [*metrics, *NO_SCORES])
+        bases = bases_in(library.registry, names)
+        metrics = [each for each in metrics_in(library.registry, names) if each not in NO_SCORES]
         choices: dict[str, Any] = {
             "sorts": [*SORTS, *filter(_is_short, metrics)][:CHOICES],
             "bases": [_base_choice(one) for one in bases[:CHOICES]],
@@ -214,29 +214,16 @@ def _base_choice(base: dict[str, Any]) -> dict[str, str]:
     return {"value": value, "text": f"{cut(base['name'] or base['hub_id'] or value, 80)} ({base['num_versions']:,})"}
 
 
-def _check_metrics(wanted: Wanted, metrics: list[str]) -> None:
-    for metric in (wanted.sort, *(condition.metric for condition in wanted.conditions)):
-        if metric not in (*SORTS, *metrics):
-            raise NotFound(f"no version that this key may see has a score '{metric[:80]}'")
-
-
 def _is_short(text: str) -> bool:
     """Whether a field can offer a text as it is."""
     return cut(text, LINE) == text
 
 
 def _own_bases(library: Library, request: Request) -> list[dict[str, Any]]:
-    """The bases as far as a key may see what was made for them."""
-    names = library.visible_names(key_of(request))
-    if names is None:
-        return library.bases()
-    counts = {base["fingerprint"]: base["num_versions"] for base in base_choices(library.registry, names)}
-    served = request.app.state.base_fingerprint
-    return [
-        {**base, "num_versions": counts.get(base["fingerprint"], 0)}
-        for base in library.bases()
-        if base["fingerprint"] in counts or base["fingerprint"] == served
-    ]
+    """The bases that a key has to do with: those that its versions were made for, and the one that is served."""
+    key, served = key_of(request), request.app.state.base_fingerprint
+    sees_all = library.visible_names(key) is None
+    return [each for each in library.bases(key) if sees_all or each["num_versions"] or each["fingerprint"] == served]
 
 
 def _base_row(base: dict[str, Any]) -> dict[str, Any]:

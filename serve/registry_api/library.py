@@ -123,9 +123,9 @@ class Library:
         except BadReference:
             return (text,)
 
-    def bases(self) -> list[dict[str, Any]]:
-        """The bases of this home, and those that versions were made for and that are not here."""
-        counts = {base["fingerprint"]: base for base in bases_in(self.registry)}
+    def bases(self, key: Key | None) -> list[dict[str, Any]]:
+        """The bases of this home, and those that versions which the key may see were made for and that are not here."""
+        counts = {base["fingerprint"]: base for base in bases_in(self.registry, self.visible_names(key))}
         here = []
         for info in list_bases(self.registry.home):
             fields = {name: value for name, value in info.to_json().items() if name not in ("folder", "source")}

@@ -116,9 +116,9 @@ def add_reading(app: FastAPI, library: Library) -> None:
 
     @app.get("/v1/registry/bases")
     @access(Scope.ANY)
-    def bases() -> dict[str, Any]:
+    def bases(request: Request) -> dict[str, Any]:
         """The bases that are here, and those that versions were made for and that are not."""
-        return {"object": "list", "data": library.bases()}
+        return {"object": "list", "data": library.bases(key_of(request))}
 
     @app.get("/v1/runs")
     @access(Scope.ADMIN)

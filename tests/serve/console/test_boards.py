@@ -81,6 +81,7 @@ def test_a_key_sees_its_own(built_base: Path, tmp_path: Path) -> None:
     """Tasks and places of the names that it may see; the history is for administrators."""
     registry = Registry(tmp_path / "home")
     fill(registry, read_record(built_base))
+    registry.add_evaluation(registry.resolve("tone"), "tone", {"adapter": {"secret_score": 0.5}})
     _, token = Keys(registry.home).create(adapters=("origin",))
     running = Console(registry)
     try:
@@ -91,6 +92,11 @@ def test_a_key_sees_its_own(built_base: Path, tmp_path: Path) -> None:
         assert httpx.get(f"{running.url}/console/tasks/sentiment", headers=headers).status_code == 404
         assert "both@1" not in httpx.get(f"{running.url}/console/tasks/origin", headers=headers).text
         assert httpx.get(f"{running.url}/console/history", headers=headers).status_code == 403
+        (base,) = httpx.get(f"{running.url}/v1/registry/bases", headers=headers).json()["data"]
+        assert base["num_versions"] == 1
+        unknown = httpx.get(f"{running.url}/v1/registry/adapters?sort=secret", headers=headers)
+        assert unknown.status_code == 404
+        assert "secret_score" not in unknown.text
     finally:
         running.stop()
 
