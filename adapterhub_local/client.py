@@ -3,13 +3,14 @@
 QHUB_SERVER=https://gpu-box:8000 QHUB_API_KEY=... qhub list
 """
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from adapterhub_local import settings
-from adapterhub_local.errors import InputError, InUse, NotFound, QhubError, RemoteError
+from adapterhub_local.errors import BadReference, InputError, InUse, NotFound, QhubError, RemoteError
 
 PAGE = 200  # entries of one answer
 POLL = 0.5  # seconds between two questions about a job
@@ -82,11 +83,12 @@ class Server:
         import httpx
 
         given = {name: value for name, value in parameters.items() if value not in (None, "", (), [])}
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        if not path.split("/")[-1] or not {".", ".."}.isdisjoint(path.split("/")):  # it would lead to another endpoint
+            raise BadReference(f"'{path.removeprefix('/registry/').partition('/')[2]}' is not a name")
         address = f"{self.url}/v1{quote(path, safe='/@:')}"
         try:
             with httpx.Client(timeout=SECONDS, trust_env=self._may_use_proxy) as client:
-                answer = client.request(method, address, params=given, json=body, headers=headers)
+                answer = client.request(method, address, params=given, json=body, headers=bearer(self._key))
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise RemoteError(f"{self.url} (QHUB_SERVER) does not answer: {reason}") from None
@@ -105,12 +107,24 @@ class Server:
         return kind(f"{self.url}: {message or f'status {status}'}" if kind is RemoteError else message)
 
 
+def bearer(key: str | None) -> dict[str, str]:
+    """The header that sends a key, none for no key. Raises InputError for what no key can be."""
+    if key is None:
+        return {}
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise InputError(
+            "QHUB_API_KEY is not a key: it has a letter that no key has, such as a line break or an accent"
+        )
+    return {"Authorization": f"Bearer {key}"}
+
+
 def check_address(url: str) -> None:
     """Raise InputError for what cannot be a server's address."""
     try:
         parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is not a number
+        host = (parts.hostname or "").encode("idna").decode()
+        is_address = parts.scheme in ("http", "https") and bool(host) and not re.search(r"\s", host) and parts.port != 0
+    except ValueError:  # a port that is not a number, a name that no host can have
         is_address = False
     if not is_address:
         raise InputError(f"'{url}' is not a server's address: write it as http://127.0.0.1:8000")

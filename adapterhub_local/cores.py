@@ -33,7 +33,7 @@ def measure() -> Use | None:
 
     try:
         each = psutil.cpu_times(percpu=True)
-    except (OSError, NotImplementedError, RuntimeError):  # such as a container without /proc
+    except (OSError, RuntimeError):  # such as a container without /proc, or a system that psutil does not know
         return None
     cores = usable_cores()
     times = [each[core] for core in cores if core < len(each)]

@@ -96,6 +96,7 @@ def command(
     if note is not None:
         click.echo(f"note: {note}", err=True)
     wait_briefly()
+    context.call_on_close(gc.enable)
     gc.disable()  # until all is loaded: what is imported stays, and looking through it again and again takes its time
     from adapterhub_local.base.load import choose_device
     from serve.server import run_server

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from adapterhub_local import settings
+from adapterhub_local.client import bearer
 from adapterhub_local.errors import InputError, QhubError
 from adapterhub_local.visible import visible
 
@@ -184,8 +185,7 @@ def _quantiles(values: Sequence[float]) -> dict[str, float] | None:
 async def _measure(url: str, load: Load, models: str | None, warmup: int) -> dict[str, Any]:
     import httpx
 
-    key = settings.api_key()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = bearer(settings.api_key())
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
         base_url=url.rstrip("/"), headers=headers, timeout=600, limits=limits, trust_env=False

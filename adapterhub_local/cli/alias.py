@@ -211,7 +211,7 @@ def _known(name: str) -> dict[str, Any]:
 
 
 def _resolve(reference: str) -> None:
-    """Raise NotFound if there is no such version."""
+    """Raise NotFound, which names what there is, if the reference does not exist."""
     if (server := chosen_server()) is not None:
         server.get(f"/registry/versions/{reference}")
     else:

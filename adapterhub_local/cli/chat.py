@@ -12,10 +12,11 @@ import click
 
 from adapterhub_local import settings
 from adapterhub_local.cli.output import echo
-from adapterhub_local.client import check_address
+from adapterhub_local.client import bearer, check_address
 from adapterhub_local.errors import InputError, NotFound, QhubError
 from adapterhub_local.visible import visible_line
 
+HERE = "http://127.0.0.1:8000"
 HELP = """\
 /model NAME    answer with another adapter from here on; the conversation stays
 /models        list what may be asked
@@ -50,16 +51,15 @@ def command(
     """
     import httpx
 
-    url = url or settings.server() or "http://127.0.0.1:8000"
+    url = url or f"{(settings.server() or HERE).rstrip('/').removesuffix('/v1')}/v1"
     check_address(url)
     if urlsplit(url).path in ("", "/"):  # as servers announce themselves elsewhere
         url = f"{url.rstrip('/')}/v1"
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     host = urlsplit(url).hostname or ""
-    key = settings.api_key()
     client = httpx.Client(
         base_url=url.rstrip("/"),
-        headers={"Authorization": f"Bearer {key}"} if key else {},
+        headers=bearer(settings.api_key()),
         timeout=httpx.Timeout(600, connect=5),
         trust_env=host not in ("127.0.0.1", "localhost", "::1"),  # a proxy does not know this machine's servers
     )

@@ -16,6 +16,7 @@ def command(host: str, port: int, hosts: tuple[str, ...], access_log: bool) -> N
     """
     import gc
 
+    click.get_current_context().call_on_close(gc.enable)
     gc.disable()  # until it answers: what is imported stays, and looking through it again and again takes its time
     from serve.console_server import run_console
 

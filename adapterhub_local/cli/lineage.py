@@ -29,6 +29,8 @@ def command(reference: str, form: str | None, as_json: bool) -> None:
     if as_json:
         print_json(found if server is not None else graph(registry, version).to_json())
         return
+    if server is not None and found["is_cut"]:
+        echo(f"note: the nearest {len(found['nodes'])} versions and files; there are more", err=True)
     draw = {"mermaid": ancestry.mermaid, "dot": ancestry.dot}.get(form or "", ancestry.text)
     for line in draw(tree):
         echo(visible_line(line))

@@ -14,7 +14,7 @@ from typing import Any
 from adapterhub_local.train.past_runs import LOG, Newest
 
 MAX_POINTS = 300  # of a curve; up to twice as many while it grows
-TIMED = 20  # of the last lines, by which the time that is left is told
+TIMED = 20  # of the last lines, from which the time left is estimated
 KEPT, KEPT_CURVES = 4096, 16  # runs whose last figures, and whose curves, are kept
 CHUNK = 1 << 20
 _MARK = 64  # bytes before the place where we stopped: they are there as long as it is the file that we read

@@ -44,7 +44,7 @@ def test_the_best_on_a_task_is_first(console: Console, look: Look) -> None:
 
 
 def test_a_paired_difference_is_shown_and_other_data_named(built_base: Path, tmp_path: Path, look: Look) -> None:
-    """What is clear says so; the base is shown beside who was scored on the same examples; other examples are told."""
+    """A clear difference is marked, a base's score serves all rows with the same examples, other examples are named."""
     registry = Registry(tmp_path / "home")
     fill(registry, read_record(built_base))
     one, two, three = (registry.resolve(text) for text in ("sentiment@1", "sentiment@2", "tone"))

@@ -111,7 +111,7 @@ def test_refuses_as_that_machine_does(command: str, console: Console, call: Call
 
 
 def test_changes_what_that_machine_changes(built_base: Path, call: Call, tmp_path: Path) -> None:
-    """The same commands in two homes that begin alike, one of them behind a server: the same is said, and is so."""
+    """The same commands in two equal homes, one of them behind a server, print the same and leave the same history."""
     registries = [Registry(tmp_path / side) for side in ("near", "far")]
     for registry in registries:
         fill(registry, read_record(built_base))
@@ -223,10 +223,47 @@ def test_nobody_answers(call: Call, tmp_path: Path) -> None:
     assert "http://127.0.0.1:9 (QHUB_SERVER) does not answer" in err
 
 
+@pytest.mark.parametrize("url", ["http://host with space", "http://a..b", "http://" + "x" * 300])
+@pytest.mark.parametrize("command", ["list", "chat"])
+def test_no_host_has_such_a_name(command: str, url: str, call: Call, tmp_path: Path) -> None:
+    """What cannot be looked up is bad input, for every verb that goes there."""
+    code, _, err = call(command, tmp_path / "none", url)
+    assert code == 2
+    assert "is not a server's address" in err
+
+
+@pytest.mark.parametrize("key", ["cl\u00e9", "a\nb", "a b", "\x1b[31m"])
+@pytest.mark.parametrize("command", ["list", "chat"])
+def test_not_a_key(
+    command: str, key: str, console: Console, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that no header can hold, as an editor or a copied line leaves it."""
+    monkeypatch.setenv("QHUB_API_KEY", key)
+    code, out, err = call(command, tmp_path / "none", console.url)
+    assert (code, out) == (2, "")
+    assert "QHUB_API_KEY is not a key" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "show ../../keys", "show a/../../keys", "show ..", "lineage ../history", "alias list ..", "alias set .. prod 1",
+        "alias rm ../adapters prod", "tag ../../keys x", "describe .. x", "alias split ../x", "list ../../keys",
+    ],
+)  # fmt: skip
+def test_a_name_leads_to_no_other_endpoint(command: str, console: Console, call: Call, tmp_path: Path) -> None:
+    """Names with dots between slashes are refused before anything is sent, as this machine refuses them."""
+    code, out, err = call(command, tmp_path / "none", console.url)
+    assert (code, out) == (2, "")
+    assert "is not a name" in err
+    assert call(command, console.registry.home.root)[0] == 2
+
+
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
 def test_address_as_people_write_it(end: str, console: Console, call: Call, tmp_path: Path) -> None:
-    """With a slash or with the path that clients of OpenAI are given."""
+    """With a slash or with the path that clients of OpenAI are given; `chat` reads it alike, and finds no model."""
     assert call("list", tmp_path / "none", console.url + end)[0] == 0
+    assert "/v1/models" in call("chat", tmp_path / "none", console.url + end)[2]
 
 
 def test_keys_decide(built_base: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

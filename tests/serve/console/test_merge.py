@@ -20,7 +20,7 @@ from tests.serve.console.conftest import Console, fill
 from tests.serve.console.test_pages import Look
 
 WAIT = 1000 * PATIENCE
-WRONG = {  # fields -> what is told
+WRONG = {  # fields -> the message
     (("m", "nobody"), ("w", "1")): "there is no adapter 'nobody'",
     (("m", "sentiment@2"), ("w", "much")): "'much' is not a weight",
     (("m", "sentiment@2"), ("w", "nan")): "'nan' is not a weight",
