@@ -29,6 +29,8 @@ _NEWEST = (
     "NOT EXISTS (SELECT 1 FROM versions w LEFT JOIN removals x USING (name, number)"
     " WHERE w.name = v.name AND w.number > v.number AND x.name IS NULL)"
 )
+# of a score: that its version was not removed
+_KEPT = "NOT EXISTS (SELECT 1 FROM removals x WHERE x.name = s.name AND x.number = s.number)"
 
 
 @dataclass(frozen=True)
@@ -108,15 +110,19 @@ def is_lower_better(metric: str) -> bool:
 
 
 def metrics_in(registry: Registry, names: Sequence[str] | None = None) -> list[str]:
-    """The metrics that versions have scores of; those of `names` alone, if any are given."""
+    """The metrics that versions, or those of `names`, have scores of. What was removed does not count."""
     if names is not None:
-        query = "SELECT DISTINCT metric FROM scores WHERE name IN (SELECT value FROM json_each(?)) ORDER BY metric"
+        query = (
+            f"SELECT DISTINCT metric FROM scores s WHERE name IN (SELECT value FROM json_each(?)) AND {_KEPT}"  # noqa: S608
+            " ORDER BY metric"
+        )
         return [row["metric"] for row in registry.database.rows(query, (json.dumps(list(names)),))]
     # from each to the next in the index: DISTINCT would read the scores of every version
     query = (
         "WITH RECURSIVE met (metric) AS (SELECT min(metric) FROM scores UNION ALL"
         " SELECT (SELECT min(metric) FROM scores WHERE metric > met.metric) FROM met WHERE met.metric IS NOT NULL)"
-        " SELECT metric FROM met WHERE metric IS NOT NULL ORDER BY metric"
+        " SELECT metric FROM met WHERE metric IS NOT NULL"
+        f" AND EXISTS (SELECT 1 FROM scores s WHERE s.metric = met.metric AND {_KEPT}) ORDER BY metric"
     )
     return [row["metric"] for row in registry.database.rows(query)]
 
