@@ -60,7 +60,7 @@ void multiply(float *out, int64_t out_row, const float *x, const linear_t *linea
     const int64_t tasks = (linear->outputs + ROWS - 1) / ROWS;
     for (int64_t first = 0; first < tokens; first += MANY) {
         const int64_t count = least(MANY, tokens - first);
-#pragma omp for schedule(dynamic, 8) nowait
+#pragma omp for schedule(dynamic, 32 / ROWS) nowait
         for (int64_t task = 0; task < tasks; task++)
             times(out + first * out_row + task * ROWS, out_row, x + first * inputs, linear, table, task * ROWS, inputs, count);
     }

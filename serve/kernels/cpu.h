@@ -50,14 +50,40 @@ INLINE float multiply_add_one(float a, float b, float sum) {
 #endif
 }
 
+/* What the lanes add up to: each half to the other, again and again. */
 INLINE float total(vec value) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)value);
 #else
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += value[lane];
-    return sum;
+    UNROLL for (int n = LANES / 2; n; n /= 2)
+        UNROLL for (int lane = 0; lane < n; lane++) value[lane] += value[lane + n];
+    return value[0];
 #endif
+}
+
+/* out (rows) = what the lanes of each of the sums add up to, in the order of `total`, and the bias, which may be NULL. */
+INLINE void totals(float *out, const vec *sums, const float *bias, const int rows) {
+#ifdef __AVX512F__
+    if (rows == 8) { /* two vectors become one at each step: a third of the work of eight totals */
+        __m512 half[4], quarter[2];
+        UNROLL for (int i = 0; i < 4; i++) {
+            const __m512 a = (__m512)sums[2 * i], b = (__m512)sums[2 * i + 1];
+            half[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+        }
+        UNROLL for (int i = 0; i < 2; i++)
+            quarter[i] = _mm512_add_ps(_mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0x88),
+                                       _mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0xdd));
+        const __m512 pair = _mm512_add_ps(_mm512_shuffle_ps(quarter[0], quarter[1], 0x44),
+                                          _mm512_shuffle_ps(quarter[0], quarter[1], 0xee));
+        const __m512 each = _mm512_add_ps(pair, _mm512_permute_ps(pair, 0xb1));
+        const __m512i order = _mm512_castsi256_si512(_mm256_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14));
+        __m256 found = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, each));
+        if (bias) found = _mm256_add_ps(found, _mm256_loadu_ps(bias));
+        _mm256_storeu_ps(out, found);
+        return;
+    }
+#endif
+    UNROLL for (int r = 0; r < rows; r++) out[r] = total(sums[r]) + (bias ? bias[r] : 0);
 }
 
 /* out (count, LANES * vectors) += x (count, n) @ w (n, LANES * vectors); x of one token lies `x_row` from the next. */

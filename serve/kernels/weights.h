@@ -10,12 +10,20 @@
 
 #define BLOCK 64             /* weights with one absmax */
 #define VECS (BLOCK / LANES) /* vectors of a block */
-#define ROWS 4               /* rows of W computed together */
-#define CHUNK 4              /* blocks of them that are expanded at a time */
+#define CHUNK 9              /* blocks of each row that are expanded at a time: 18 kB, which stay in the nearest cache */
+#define FEW 4                /* rows that are expanded and used at once */
 #ifdef __AVX512F__
-#define TOGETHER 4 /* tokens computed together: as many sums as there are registers for */
+#define ROWS 8    /* rows of W computed together, with 3 tokens: as many sums as there are registers for */
+#define AT_ONCE 6 /* tokens for which what is expanded is used at once */
+#define IN_REGISTER(value) __asm__("" : "+v"(value))
+#elif defined(__AVX2__)
+#define ROWS 4
+#define AT_ONCE 2
+#define IN_REGISTER(value) __asm__("" : "+x"(value))
 #else
-#define TOGETHER 3
+#define ROWS 4
+#define AT_ONCE 2
+#define IN_REGISTER(value)
 #endif
 
 enum { FOUR_BIT, BF16, FP16, FP32 };
@@ -68,10 +76,11 @@ INLINE int place_of(int i) {
 /* A block of 32 bytes as floats. */
 INLINE void expand(const uint8_t *packed, const table_t *table, float absmax, vec *out) {
 #if defined(__AVX512F__)
+    const __m512 values = (__m512)((vec)table->values * absmax);
     UNROLL for (int half = 0; half < 2; half++) {
         const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)packed + half));
-        out[2 * half] = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table->values) * absmax;
-        out[2 * half + 1] = (vec)_mm512_permutexvar_ps(bytes, table->values) * absmax; /* its low 4 bits count */
+        out[2 * half] = (vec)_mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), values);
+        out[2 * half + 1] = (vec)_mm512_permutexvar_ps(bytes, values); /* its low 4 bits count */
     }
 #elif defined(__AVX2__)
     const __m256i bytes = _mm256_loadu_si256((const __m256i *)packed), low = _mm256_set1_epi8(15);
@@ -122,67 +131,105 @@ INLINE vec widen(const uint16_t *at, const int kind) {
     return out;
 }
 
-/* Block number `at` of a row that begins at weight `first` of W. */
-INLINE void block_of(const linear_t *linear, const table_t *table, int64_t first, int64_t at, vec *out, const int kind) {
-    const int64_t begin = first + at * BLOCK;
-    if (kind == FOUR_BIT) {
-        expand((const uint8_t *)linear->weight + begin / 2, table, linear->absmax[begin / BLOCK], out);
-        return;
+/* Bytes of a block. */
+INLINE int64_t bytes_of(const int kind) { return kind == FOUR_BIT ? BLOCK / 2 : kind == FP32 ? 4 * BLOCK : 2 * BLOCK; }
+
+/* A block as floats, in their order or, of 4 bits, in the order of `expand`. */
+INLINE void block_of(const uint8_t *at, const float *absmax, const table_t *table, vec *out, const int kind) {
+    if (kind == FOUR_BIT) expand(at, table, *absmax, out);
+    else
+        UNROLL for (int v = 0; v < VECS; v++)
+            out[v] = kind == FP32 ? load((const float *)at + v * LANES) : widen((const uint16_t *)at + v * LANES, kind);
+}
+
+/* out (tokens, rows) = x (tokens, inputs) times `rows` rows of W from `row` on; x in the order in which they expand. What
+   is expanded is used at once. */
+INLINE void at_once(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table, int64_t row,
+                    int64_t inputs, const int tokens, const int rows, const int kind) {
+    const int64_t blocks = inputs / BLOCK, bytes = blocks * bytes_of(kind);
+    const uint8_t *at = (const uint8_t *)linear->weight + row * bytes;
+    const float *absmax = linear->absmax + row * blocks, *end = x + inputs;
+    vec sums[AT_ONCE][FEW];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int r = 0; r < rows; r++) sums[t][r] = (vec){0};
+    for (; x < end; x += BLOCK, at += bytes_of(kind), absmax++)
+        UNROLL for (int r = 0; r < rows; r++) {
+            vec weights[VECS];
+            __builtin_prefetch(at + (rows + r) * bytes); /* of the rows that come next */
+            block_of(at + r * bytes, absmax + r * blocks, table, weights, kind);
+            UNROLL for (int v = 0; v < VECS; v++)
+                UNROLL for (int t = 0; t < tokens; t++)
+                    sums[t][r] = multiply_add(load(x + t * inputs + v * LANES), weights[v], sums[t][r]);
+        }
+    UNROLL for (int t = 0; t < tokens; t++) totals(out + t * out_row, sums[t], linear->bias ? linear->bias + row : 0, rows);
+}
+
+/* The same for more tokens: what is expanded is kept for all of them, and laid out as they want it. */
+INLINE void expanded(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table, int64_t row,
+                     int64_t inputs, int64_t tokens, const int rows, const int kind) {
+    const int64_t blocks = inputs / BLOCK, bytes = blocks * bytes_of(kind);
+    const uint8_t *held = (const uint8_t *)linear->weight + row * bytes;
+    const float *absmax = linear->absmax + row * blocks, *bias = linear->bias ? linear->bias + row : 0;
+    vec weights[CHUNK][ROWS][VECS], sums[tokens][ROWS];
+    for (int64_t first = 0; first < blocks; first += CHUNK) {
+        const int64_t n = least(CHUNK, blocks - first);
+        const int is_last = first + CHUNK >= blocks;
+        for (int r = 0; r < rows; r++) {
+            const uint8_t *at = held + r * bytes + first * bytes_of(kind);
+            const float *own = absmax + r * blocks + first;
+            for (int64_t i = 0; i < n; i++, at += bytes_of(kind), own++) {
+                __builtin_prefetch(at + rows * bytes);
+                block_of(at, own, table, weights[i][r], kind);
+            }
+        }
+        int64_t t = 0;
+#define MULTIPLY(count)                                                                               \
+    {                                                                                                 \
+        vec own[count][ROWS];                                                                         \
+        const float *at = x + t * inputs + first * BLOCK;                                             \
+        UNROLL for (int j = 0; j < count; j++)                                                        \
+            UNROLL for (int r = 0; r < rows; r++) own[j][r] = first ? sums[t + j][r] : (vec){0};      \
+        for (int64_t i = 0; i < n; i++, at += BLOCK)                                                  \
+            UNROLL for (int v = 0; v < VECS; v++) {                                                   \
+                vec one[count];                                                                       \
+                UNROLL for (int j = 0; j < count; j++) one[j] = load(at + j * inputs + v * LANES);    \
+                UNROLL for (int r = 0; r < rows; r++) {                                               \
+                    vec weight = weights[i][r][v];                                                    \
+                    IN_REGISTER(weight); /* read once, not for each token */                          \
+                    UNROLL for (int j = 0; j < count; j++) own[j][r] = multiply_add(one[j], weight, own[j][r]); \
+                }                                                                                     \
+            }                                                                                         \
+        UNROLL for (int j = 0; j < count; j++)                                                        \
+            if (is_last) totals(out + (t + j) * out_row, own[j], bias, rows);                         \
+            else UNROLL for (int r = 0; r < rows; r++) sums[t + j][r] = own[j][r];                    \
+        t += count;                                                                                   \
     }
-    UNROLL for (int v = 0; v < VECS; v++)
-        out[v] = kind == FP32 ? load((const float *)linear->weight + begin + v * LANES)
-                              : widen((const uint16_t *)linear->weight + begin + v * LANES, kind);
+        while (t < tokens)
+            if (tokens - t == 3 || tokens - t > 4) MULTIPLY(3)
+            else MULTIPLY(2)
+    }
 }
 
 /* out (tokens, rows) = x (tokens, inputs) times `rows` rows of W from `row` on; x in the order in which they expand. */
 INLINE void times_rows(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table,
                        int64_t row, int64_t inputs, int64_t tokens, const int rows, const int kind) {
-    const int64_t blocks = inputs / BLOCK;
-    if (tokens <= 2) { /* what is expanded is used at once */
-        vec sums[2][ROWS];
-        UNROLL for (int r = 0; r < rows; r++) sums[0][r] = sums[1][r] = (vec){0};
-#define AT_ONCE(count)                                                                                              \
-    for (int64_t at = 0; at < blocks; at++)                                                                         \
-        UNROLL for (int r = 0; r < rows; r++) {                                                                     \
-            vec weights[VECS];                                                                                      \
-            block_of(linear, table, (row + r) * inputs, at, weights, kind);                                         \
-            UNROLL for (int v = 0; v < VECS; v++)                                                                   \
-                UNROLL for (int t = 0; t < count; t++)                                                              \
-                    sums[t][r] = multiply_add(load(x + t * inputs + at * BLOCK + v * LANES), weights[v], sums[t][r]); \
-        }
-        if (tokens == 2) { AT_ONCE(2) } else { AT_ONCE(1) }
-        for (int64_t t = 0; t < tokens; t++)
-            UNROLL for (int r = 0; r < rows; r++)
-                out[t * out_row + r] = total(sums[t][r]) + (linear->bias ? linear->bias[row + r] : 0);
+    if (tokens > AT_ONCE) {
+        expanded(out, out_row, x, linear, table, row, inputs, tokens, rows, kind);
         return;
     }
-    vec weights[ROWS][CHUNK * VECS], sums[tokens][ROWS];
-    memset(sums, 0, sizeof(sums));
-    for (int64_t first = 0; first < blocks; first += CHUNK) {
-        const int64_t count = least(CHUNK, blocks - first), n = count * VECS;
-        UNROLL for (int r = 0; r < rows; r++)
-            for (int64_t i = 0; i < count; i++)
-                block_of(linear, table, (row + r) * inputs, first + i, weights[r] + i * VECS, kind);
-        int64_t t = 0;
-#define MULTIPLY(count)                                                                               \
-    for (; t + count <= tokens; t += count) {                                                         \
-        vec own[count][ROWS];                                                                         \
-        UNROLL for (int j = 0; j < count; j++)                                                        \
-            UNROLL for (int r = 0; r < rows; r++) own[j][r] = sums[t + j][r];                         \
-        for (int64_t i = 0; i < n; i++)                                                               \
-            UNROLL for (int j = 0; j < count; j++) {                                                  \
-                const vec one = load(x + (t + j) * inputs + first * BLOCK + i * LANES);               \
-                UNROLL for (int r = 0; r < rows; r++) own[j][r] = multiply_add(one, weights[r][i], own[j][r]); \
-            }                                                                                         \
-        UNROLL for (int j = 0; j < count; j++)                                                        \
-            UNROLL for (int r = 0; r < rows; r++) sums[t + j][r] = own[j][r];                         \
-    }
-        MULTIPLY(TOGETHER)
-        MULTIPLY(1)
-    }
-    for (int64_t t = 0; t < tokens; t++)
-        UNROLL for (int r = 0; r < rows; r++)
-            out[t * out_row + r] = total(sums[t][r]) + (linear->bias ? linear->bias[row + r] : 0);
+    const int few = rows < FEW ? rows : FEW;
+    for (int r = 0; r < rows; r += few)
+        switch (tokens) {
+#define TOKENS_AT_ONCE(n) case n: at_once(out + r, out_row, x, linear, table, row + r, inputs, n, few, kind); break;
+            TOKENS_AT_ONCE(1)
+            TOKENS_AT_ONCE(2)
+#if AT_ONCE > 2
+            TOKENS_AT_ONCE(3)
+            TOKENS_AT_ONCE(4)
+            TOKENS_AT_ONCE(5)
+            TOKENS_AT_ONCE(6)
+#endif
+        }
 }
 
 /* The same for up to ROWS rows, of whatever kind. */
