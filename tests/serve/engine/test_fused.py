@@ -14,7 +14,7 @@ from adapterhub_local.errors import Incompatible
 from serve.engine.build import build_engine
 from serve.engine.decoder import read_decoder
 from serve.engine.engine import Engine
-from serve.engine.fused import MAX_TOKENS
+from serve.engine.fused import FEW_TOKENS, MAX_PLACES, MAX_TOKENS
 from serve.engine.options import EngineOptions
 from serve.kernels.compiled import CannotCompile, find_compiler
 from serve.kernels.step import BF16, FP16, FP32, narrowed
@@ -57,12 +57,13 @@ def factors(engine: Engine, rank: int, number: int, *, dora: bool = False, head:
 
 NAMES = st.sampled_from([None, *(f"{rank}-{number}" for rank in RANKS for number in range(2))])
 ROWS = st.lists(st.tuples(st.sampled_from([0, 1, 15, 16, 40, LONG]), st.integers(1, 12), NAMES), min_size=1, max_size=5)
+PROMPTS = st.lists(st.tuples(st.sampled_from([0, 16]), st.integers(1, 100), NAMES), min_size=1, max_size=2)
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=ROWS)
+@given(rows=st.one_of(ROWS, PROMPTS))
 def test_any_batch_gives_the_models_logits(engine: Engine, rows: list[tuple[int, int, str | None]]) -> None:
-    """One token a row or several, short and long rows, any mix of adapters: and keys and values are the same too."""
+    """One token a row, several or a prompt, short and long, any mix of adapters: keys and values are the same too."""
     assert engine.runner.fused is not None
     batch = sorted(fill(engine, rows), key=lambda item: str(item.request.adapter))
     slots = engine.slots.find({item.request.adapter for item in batch if item.request.adapter})
@@ -75,7 +76,7 @@ def test_any_batch_gives_the_models_logits(engine: Engine, rows: list[tuple[int,
         got = engine.runner.forward(batch, slots)
     finally:
         engine.runner.fused._call = call
-    assert len(calls) == (sum(item.num_tokens for item in batch) <= MAX_TOKENS)
+    assert len(calls) == 1
     torch.testing.assert_close(got, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
     for layer, before in enumerate(written):
         now = torch.cat(engine.runner.cache.pair(layer, 0, 0))
@@ -101,11 +102,11 @@ def test_neither_threads_nor_neighbours_change_a_bit(engine: Engine) -> None:
 
 
 def test_it_stands_aside(engine: Engine) -> None:
-    """Too many tokens, DoRA, an adapted output head: None, and the model computes."""
+    """Too many tokens, many with long contexts, DoRA, an adapted output head: None, and the model computes."""
     fused, slots = engine.runner.fused, engine.slots
     assert fused is not None
-    batch = fill(engine, [(0, MAX_TOKENS + 1, None)])
-    assert fused.forward(batch, [], [0]) is None
+    for row in ((0, MAX_TOKENS + 1, None), (MAX_PLACES, FEW_TOKENS + 1, None)):
+        assert fused.forward(fill(engine, [row]), [], [0]) is None
     for name, made in (("dora", factors(engine, 5, 0, dora=True)), ("head", factors(engine, 6, 0, head=True))):
         slots.put(name, made, set())
         one = fill(engine, [(3, 1, name)])
