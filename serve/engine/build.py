@@ -22,7 +22,7 @@ from serve.engine.pages import PAGE, PagePool, pages_for
 from serve.engine.request import Request, SamplingParams, Scheduled
 from serve.engine.runner import Runner
 from serve.engine.self_check import choose_fused, choose_lean, use_packed_attention
-from serve.kernels.choose import choose_kernels
+from serve.kernels.choose import Kernels, choose_kernels
 from serve.lora.experts import follow_routes
 from serve.lora.linear import LoraContext, shared_inputs, watch_embeddings, wrap_linears
 from serve.lora.rows import Embeddings
@@ -58,12 +58,13 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     )
     pool = AdapterPool(reader, max_bytes=options.adapter_bytes, max_pins=options.max_adapters - 1, leases=leases)
     slots = Slots(layers, model.dtype, device, options.max_adapters, pool.records)
+    fused = choose_fused(model, checked, slots) if _is_c(model, kernels, options) else None
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     if is_gpu and options.base_exec == "auto":
         use_fastest(slots.groups, model.dtype, max_bytes, kernels)
     elif options.base_exec == "auto" and kernels is not None and kernels.has("multiply"):
         use_four_bit_always(slots.groups, kernels)
-    else:
+    elif options.base_exec != "auto" or fused is None:
         use_dense(slots.groups, model.dtype, options.base_exec, max_bytes)
     num_pages = _num_pages(options, max_length, checked.page_bytes, device)
     pages = PagePool(num_pages, base.info.fingerprint, options.prefix_bytes // checked.page_bytes)
@@ -74,9 +75,8 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     # how many tokens an expert is given is not known before: a step with experts cannot be replayed
     if options.cuda_graphs and kernels is not None and is_gpu and not has_experts(model):
         graphs = Graphs(model, cache, context, slots, kernels, max_length, lean=lean)
-    is_c = not is_gpu and options.kernels != "triton"
-    has_all = kernels is not None and all(map(kernels.has, ("add_lora", "paged_attention", "multiply")))
-    fused = choose_fused(model, checked, slots, cache) if is_c and has_all else None
+    if fused is not None:
+        fused.cache = cache
     runner = Runner(model, cache, context, graphs, fused=fused, lean=lean)
     if is_gpu:
         _warm_up(runner)
@@ -85,6 +85,15 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     max_scored = max(1, min(options.tokens_per_step, SCORED_BYTES // (4 * vocabulary)))
     return Engine(runner, slots, pool, options, pages, max_length, max_scored)
+
+
+def _is_c(model: BaseModel, kernels: Kernels | None, options: EngineOptions) -> bool:
+    """Whether steps may be computed in C: in bfloat16 those alone, for the other kernels of a CPU are in float32."""
+    if model.device.type != "cpu" or options.kernels in ("torch", "triton"):
+        return False
+    if model.dtype == torch.bfloat16:
+        return True
+    return kernels is not None and all(map(kernels.has, ("add_lora", "paged_attention", "multiply")))
 
 
 def _warm_up(runner: Runner) -> None:

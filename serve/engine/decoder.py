@@ -12,10 +12,12 @@ from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
 from serve.engine.llama import RmsNorm, head_norms, llama
 from serve.engine.pages import PAGE
-from serve.kernels.cpu import in_c
-from serve.kernels.step import BLOCK, FOUR_BIT, Group, Layer, Linear, Model, narrowed
+from serve.kernels.cpu import BF16, FOUR_BIT, FP32, in_c
+from serve.kernels.step import BLOCK, Group, Layer, Linear, Model, narrowed
 from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.weights import is_four_bit, plain_absmax
+
+KINDS = {torch.float32: FP32, torch.bfloat16: BF16}  # in which keys, values and adapters are held
 
 
 @dataclass
@@ -39,6 +41,8 @@ def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
     """
     model = llama(model)
     config = model.config
+    if model.dtype not in KINDS:
+        raise Incompatible("it computes in float32 and bfloat16 only")
     if not all(each.has_kernels for each in kinds):
         raise Incompatible("its attention is not the kernel's kind")
     keep: list[Any] = []
@@ -67,7 +71,8 @@ def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
     structure = Model(
         layers=layers, num_layers=len(layers), hidden=config.hidden_size, heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads, dim=attention.head_dim, mlp=config.intermediate_size,
-        rotary=attention.head_dim, page=PAGE, code=code.data_ptr(), norm=_norm(model.model.norm, config, keep),
+        rotary=attention.head_dim, page=PAGE, kind=KINDS[model.dtype], code=code.data_ptr(),
+        norm=_norm(model.model.norm, config, keep),
         head=_linear(model.get_output_embeddings().base, keep), eps=config.rms_norm_eps,
     )  # fmt: skip
     if any(size % BLOCK for size in (structure.hidden, structure.mlp, structure.heads * structure.dim)):

@@ -66,7 +66,7 @@ class FusedStep:
         structure, decoder = self.decoder.structure, self.model.model
         tokens = [token for item in batch for token in item.tokens]
         positions = [place for item in batch for place in range(item.start, item.end)]
-        x = decoder.embed_tokens(torch.tensor(tokens))
+        x = decoder.embed_tokens(torch.tensor(tokens)).float()
         cos, sin = self._angles(positions)
         tables, written, lengths = _where(batch)
         adapted = [self._adapted(rank, rows) for rank, rows in sorted(tile_rows(segments).items())]

@@ -112,21 +112,18 @@ def _difference(runner: Runner, sequences: list[list[int]], expected: list[torch
     return None
 
 
-def choose_fused(model: BaseModel, checked: Checked, slots: Slots, cache: KVCache) -> FusedStep | None:
-    """The model's steps of few tokens as one call, over `cache`, if that is possible and gives what the model gives."""
+def choose_fused(model: BaseModel, checked: Checked, slots: Slots) -> FusedStep | None:
+    """The model's steps of few tokens as one call, if that is possible and gives what the model gives."""
     try:
-        if model.dtype != torch.float32:
-            raise Incompatible("it computes in float32 only")
         fused = FusedStep(model, KVCache(4), slots, checked.kinds)
     except Incompatible as error:
         logger.info("steps are not fused: %s", error)
         return None
     logits = _in_steps(Runner(model, fused.cache, LoraContext(), fused=fused), _sequences(model))
     difference = float((logits - checked.logits).norm() / checked.logits.norm())
-    if not difference <= TOLERANCE[torch.float32]:
+    if not difference <= TOLERANCE[model.dtype]:
         logger.warning("steps are not fused: their logits differ from the model's by %.1e of their norm", difference)
         return None
-    fused.cache = cache
     return fused
 
 

@@ -11,8 +11,9 @@ typedef struct {
     int64_t window;
 } kind_t;
 
-/* Where keys and values lie: steps between pages, heads and places; within a place, one after the other. */
-typedef struct { const float *data; int64_t page, head, place; } cache_t;
+/* Where keys and values lie, in float32 or bfloat16: steps between pages, heads and places; within a place, one after
+   the other. */
+typedef struct { const void *data; int64_t page, head, place, kind; } cache_t;
 
 /* Attention of one token a row. `query` and `out` (rows, heads, dim); `tables` and `lengths` as in the reference;
    `parts` (rows * heads * spans, dim + 2) is room for each head's share of each SPAN places of each row. */
@@ -42,39 +43,39 @@ INLINE void cap(float *scores, int64_t n, const kind_t *kind) {
 }
 
 /* Have a page under way while another is read: pages lie anywhere, so the processor does not guess the next. */
-INLINE void fetch(const float *data, int64_t place, int64_t page, int64_t dim) {
+INLINE void fetch(const void *data, int64_t place, int64_t page, int64_t dim, const int kind) {
     for (int64_t i = 0; i < page; i++)
-        for (int64_t d = 0; d < dim; d += 16) __builtin_prefetch(data + i * place + d);
+        for (int64_t d = 0; d < dim; d += kind == FP32 ? 16 : 32) __builtin_prefetch(held_at(data, i * place + d, kind));
 }
 
 /* Up to TOKENS queries of one key head over the places [begin, end) of a row: unnormalised results, peaks and sums. */
 INLINE void attend(float *out, float *peaks, float *sums, const float *query, int64_t query_head, cache_t keys,
                    cache_t values, const int32_t *pages, int64_t page, int64_t begin, int64_t end, int64_t dim,
-                   const kind_t *kind, const int count) {
+                   const kind_t *attends, const int count, const int kind) {
     float scores[TOKENS][SPAN];
-    const float scale = kind->scale;
+    const float scale = attends->scale;
     const int64_t whole = dim / LANES * LANES, n = end - begin;
     for (int64_t at = begin; at < end;) {
         const int64_t stop = least((at / page + 1) * page, end);
-        const float *k = keys.data + pages[at / page] * keys.page + at % page * keys.place;
-        if (stop < end) fetch(keys.data + pages[stop / page] * keys.page, keys.place, page, dim);
-        for (; at < stop; at++, k += keys.place) {
+        const void *k = held_at(keys.data, pages[at / page] * keys.page + at % page * keys.place, kind);
+        if (stop < end) fetch(held_at(keys.data, pages[stop / page] * keys.page, kind), keys.place, page, dim, kind);
+        for (; at < stop; at++, k = held_at(k, keys.place, kind)) {
             vec parts[TOKENS];
             UNROLL for (int g = 0; g < count; g++) parts[g] = (vec){0};
             for (int64_t d = 0; d < whole; d += LANES) {
-                const vec own = load(k + d);
+                const vec own = load_as(held_at(k, d, kind), kind);
                 UNROLL for (int g = 0; g < count; g++) parts[g] += load(query + g * query_head + d) * own;
             }
             UNROLL for (int g = 0; g < count; g++) {
                 float score = total(parts[g]);
-                for (int64_t d = whole; d < dim; d++) score += query[g * query_head + d] * k[d];
+                for (int64_t d = whole; d < dim; d++) score += query[g * query_head + d] * one_as(held_at(k, d, kind), kind);
                 scores[g][at - begin] = score * scale;
             }
         }
     }
     for (int g = 0; g < count; g++) {
         float *own = scores[g], peak = -INFINITY, sum = 0;
-        cap(own, n, kind);
+        cap(own, n, attends);
         for (int64_t i = 0; i < n; i++) peak = own[i] > peak ? own[i] : peak;
         for (int64_t i = 0; i < n; i++) own[i] = exponential(own[i] - peak);
         vec many = {0};
@@ -87,9 +88,9 @@ INLINE void attend(float *out, float *peaks, float *sums, const float *query, in
     }
     for (int64_t at = begin; at < end;) { /* page by page, in which the places lie one behind the other */
         const int64_t stop = least((at / page + 1) * page, end);
-        const float *v = values.data + pages[at / page] * values.page + at % page * values.place;
-        if (stop < end) fetch(values.data + pages[stop / page] * values.page, values.place, page, dim);
-        few(out, dim, &scores[0][at - begin], SPAN, v, values.place, stop - at, dim, count);
+        const void *v = held_at(values.data, pages[at / page] * values.page + at % page * values.place, kind);
+        if (stop < end) fetch(held_at(values.data, pages[stop / page] * values.page, kind), values.place, page, dim, kind);
+        few(out, dim, &scores[0][at - begin], SPAN, v, values.place, stop - at, dim, count, kind);
         at = stop;
     }
 }
@@ -106,18 +107,23 @@ static __attribute__((noinline)) void attention(const attention_t *now) {
                 const int64_t length = now->lengths[row], first = first_seen(kind, length);
                 const int64_t begin = span * SPAN > first ? span * SPAN : first, end = least((span + 1) * SPAN, length);
                 cache_t k = now->keys, v = now->values;
-                k.data += head * k.head;
-                v.data += head * v.head;
+                k.data = held_at(k.data, head * k.head, (int)k.kind);
+                v.data = held_at(v.data, head * v.head, (int)v.kind);
                 const int32_t *table = now->tables + row * now->table_row;
                 float results[TOKENS * dim], peaks[TOKENS], sums[TOKENS];
                 for (int64_t g = 0; begin < end && g < repeats; g += TOKENS) {
                     const int64_t count = least(TOKENS, repeats - g), own = head * repeats + g;
                     const float *q = now->query + row * now->query_row + own * now->query_head;
-#define ATTEND(n) attend(results, peaks, sums, q, now->query_head, k, v, table, page, begin, end, dim, kind, n)
-                    if (count == 4) ATTEND(4);
-                    else if (count == 3) ATTEND(3);
-                    else if (count == 2) ATTEND(2);
-                    else ATTEND(1);
+#define ATTEND(n)                                                                                                       \
+    {                                                                                                                   \
+        if (k.kind == FP32)                                                                                             \
+            attend(results, peaks, sums, q, now->query_head, k, v, table, page, begin, end, dim, kind, n, FP32);        \
+        else attend(results, peaks, sums, q, now->query_head, k, v, table, page, begin, end, dim, kind, n, BF16);       \
+    }
+                    if (count == 4) ATTEND(4)
+                    else if (count == 3) ATTEND(3)
+                    else if (count == 2) ATTEND(2)
+                    else ATTEND(1)
                     for (int64_t i = 0; i < count; i++) {
                         float *part = now->parts + ((row * heads + own + i) * spans + span) * size;
                         memcpy(part, results + i * dim, dim * sizeof(float));

@@ -127,7 +127,8 @@ def _compiled(device: torch.device, dtype: torch.dtype) -> tuple[str | None, dic
     if device.type != "cpu":
         return f"they are for a CPU, the model is on the {device.type}", {}
     if dtype != torch.float32:
-        return f"they compute in float32, the model in {str(dtype).removeprefix('torch.')}", {}
+        steps = " (whole steps do in bfloat16, too, unless --kernels says otherwise)" * (dtype == torch.bfloat16)
+        return f"they compute in float32, the model in {str(dtype).removeprefix('torch.')}{steps}", {}
     try:
         return None, load_kernels()
     except CannotCompile as error:

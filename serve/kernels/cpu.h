@@ -27,6 +27,8 @@
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+enum { FOUR_BIT, BF16, FP16, FP32 }; /* how numbers are held */
+
 INLINE vec load(const float *at) { return *(const vec_at *)at; }
 INLINE void store(float *at, vec value) { *(vec_at *)at = value; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -86,15 +88,68 @@ INLINE void totals(float *out, const vec *sums, const float *bias, const int row
     UNROLL for (int r = 0; r < rows; r++) out[r] = total(sums[r]) + (bias ? bias[r] : 0);
 }
 
-/* out (count, LANES * vectors) += x (count, n) @ w (n, LANES * vectors); x of one token lies `x_row` from the next. */
-INLINE void block(float *out, int64_t out_row, const float *x, int64_t x_row, const float *w, int64_t w_row, int64_t n,
-                  const int count, const int vectors) {
+/* LANES numbers of 16 bits as floats: bfloat16 is a float's upper half; half precision by the processor. */
+INLINE vec widen(const uint16_t *at, const int kind) {
+#if defined(__AVX512F__)
+    const __m256i bits = _mm256_loadu_si256((const __m256i *)at);
+    if (kind == BF16) return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+    return (vec)_mm512_cvtph_ps(bits);
+#elif defined(__AVX2__)
+    const __m128i bits = _mm_loadu_si128((const __m128i *)at);
+    if (kind == BF16) return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#ifdef __F16C__
+    return (vec)_mm256_cvtph_ps(bits);
+#endif
+#endif
+    vec out = {0};
+    for (int i = 0; i < LANES; i++) {
+        union { uint32_t bits; float value; } one = {(uint32_t)at[i] << 16};
+#ifdef __FLT16_MANT_DIG__
+        if (kind == FP16) {
+            _Float16 half;
+            memcpy(&half, at + i, 2);
+            one.value = half;
+        }
+#endif
+        out[i] = one.value;
+    }
+    return out;
+}
+
+/* Where number `n` is, and it and the LANES - 1 behind it as floats. */
+INLINE void *held_at(const void *at, int64_t n, const int kind) { return (char *)at + n * (kind == FP32 ? 4 : 2); }
+INLINE vec load_as(const void *at, const int kind) { return kind == FP32 ? load(at) : widen(at, kind); }
+
+INLINE float one_as(const void *at, const int kind) {
+    union { uint32_t bits; float value; } one;
+    if (kind == FP32) return *(const float *)at;
+    one.bits = (uint32_t)*(const uint16_t *)at << 16;
+    return one.value;
+}
+
+/* The nearest bfloat16, the even one of two; NaN stays NaN. */
+INLINE uint16_t narrowed(float value) {
+    union { float value; uint32_t bits; } one = {value};
+    return value != value ? 0x7fc0 : (uint16_t)((one.bits + 0x7fff + (one.bits >> 16 & 1)) >> 16);
+}
+
+/* n numbers, written as they are held. */
+INLINE void write_as(void *out, const float *x, int64_t n, const int kind) {
+    if (kind == FP32) memcpy(out, x, n * sizeof(float));
+    else
+        for (int64_t i = 0; i < n; i++) ((uint16_t *)out)[i] = narrowed(x[i]);
+}
+
+/* out (count, LANES * vectors) += x (count, n) @ w (n, LANES * vectors), w in float32 or bfloat16; x of one token lies
+   `x_row` from the next. */
+INLINE void block(float *out, int64_t out_row, const float *x, int64_t x_row, const void *w, int64_t w_row, int64_t n,
+                  const int count, const int vectors, const int kind) {
     vec sums[TOKENS][4];
     UNROLL for (int t = 0; t < count; t++)
         UNROLL for (int v = 0; v < vectors; v++) sums[t][v] = load(out + t * out_row + v * LANES);
     for (int64_t k = 0; k < n; k++) {
         vec row[4];
-        UNROLL for (int v = 0; v < vectors; v++) row[v] = load(w + k * w_row + v * LANES);
+        UNROLL for (int v = 0; v < vectors; v++) row[v] = load_as(held_at(w, k * w_row + v * LANES, kind), kind);
         UNROLL for (int t = 0; t < count; t++)
             UNROLL for (int v = 0; v < vectors; v++)
                 sums[t][v] = multiply_add(x[t * x_row + k] + (vec){0}, row[v], sums[t][v]);
@@ -104,36 +159,43 @@ INLINE void block(float *out, int64_t out_row, const float *x, int64_t x_row, co
 }
 
 /* out (count, width) += x (count, n) @ w (n, width), for up to TOKENS tokens. */
-INLINE void few(float *out, int64_t out_row, const float *x, int64_t x_row, const float *w, int64_t w_row, int64_t n,
-                int64_t width, const int count) {
+INLINE void few(float *out, int64_t out_row, const float *x, int64_t x_row, const void *w, int64_t w_row, int64_t n,
+                int64_t width, const int count, const int kind) {
     int64_t c = 0;
-    for (; c + 4 * LANES <= width; c += 4 * LANES) block(out + c, out_row, x, x_row, w + c, w_row, n, count, 4);
-    if (c + 2 * LANES <= width) {
-        if (c + 3 * LANES <= width) {
-            block(out + c, out_row, x, x_row, w + c, w_row, n, count, 3);
-            c += 3 * LANES;
-        } else {
-            block(out + c, out_row, x, x_row, w + c, w_row, n, count, 2);
-            c += 2 * LANES;
-        }
+#define VECTORS(vectors)                                                                               \
+    {                                                                                                  \
+        block(out + c, out_row, x, x_row, held_at(w, c, kind), w_row, n, count, vectors, kind);          \
+        c += vectors * LANES;                                                                          \
     }
-    for (; c + LANES <= width; c += LANES) block(out + c, out_row, x, x_row, w + c, w_row, n, count, 1);
+    while (c + 4 * LANES <= width) VECTORS(4)
+    if (c + 3 * LANES <= width) VECTORS(3)
+    else if (c + 2 * LANES <= width) VECTORS(2)
+    else if (c + LANES <= width) VECTORS(1)
     const int rest = (int)(width - c);
     if (!rest) return;
     for (int t = 0; t < count; t++) {
         float sums[LANES] = {0};
         for (int64_t k = 0; k < n; k++)
-            for (int j = 0; j < rest; j++) sums[j] = multiply_add_one(x[t * x_row + k], w[k * w_row + c + j], sums[j]);
+            for (int j = 0; j < rest; j++)
+                sums[j] = multiply_add_one(x[t * x_row + k], one_as(held_at(w, k * w_row + c + j, kind), kind), sums[j]);
         for (int j = 0; j < rest; j++) out[t * out_row + c + j] += sums[j];
     }
 }
 
-static void product(float *out, int64_t out_row, const float *x, int64_t x_row, const float *w, int64_t w_row,
-                    int64_t n, int64_t width, int64_t count) {
-    for (; count >= 4; count -= 4, out += 4 * out_row, x += 4 * x_row) few(out, out_row, x, x_row, w, w_row, n, width, 4);
-    if (count == 3) few(out, out_row, x, x_row, w, w_row, n, width, 3);
-    if (count == 2) few(out, out_row, x, x_row, w, w_row, n, width, 2);
-    if (count == 1) few(out, out_row, x, x_row, w, w_row, n, width, 1);
+INLINE void product_of(float *out, int64_t out_row, const float *x, int64_t x_row, const void *w, int64_t w_row, int64_t n,
+                       int64_t width, int64_t count, const int kind) {
+    for (; count >= 4; count -= 4, out += 4 * out_row, x += 4 * x_row)
+        few(out, out_row, x, x_row, w, w_row, n, width, 4, kind);
+    if (count == 3) few(out, out_row, x, x_row, w, w_row, n, width, 3, kind);
+    if (count == 2) few(out, out_row, x, x_row, w, w_row, n, width, 2, kind);
+    if (count == 1) few(out, out_row, x, x_row, w, w_row, n, width, 1, kind);
+}
+
+/* out (count, width) += x (count, n) @ w (n, width), w in float32 or bfloat16. */
+static void product(float *out, int64_t out_row, const float *x, int64_t x_row, const void *w, int64_t w_row, int64_t n,
+                    int64_t width, int64_t count, int64_t kind) {
+    if (kind == FP32) product_of(out, out_row, x, x_row, w, w_row, n, width, count, FP32);
+    else product_of(out, out_row, x, x_row, w, w_row, n, width, count, BF16);
 }
 
 /* e^x to 2 units in the last place, 0 far below; NaN stays NaN. */

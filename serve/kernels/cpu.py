@@ -14,6 +14,7 @@ from serve.kernels.compiled import load_library
 
 PART = 192  # inputs of x @ A that one task sums up: two layers' worth of tasks for each core of a small machine
 SPAN = 512  # as in cpu.c
+FOUR_BIT, BF16, FP16, FP32 = range(4)  # as in cpu.h: how numbers are held
 TYPES = (torch.float32, torch.int32, torch.uint8)
 Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -21,7 +22,7 @@ Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 class Cached(ctypes.Structure):
     """Keys or values: steps between pages, heads and places."""
 
-    _fields_ = (("data", Pointer), ("page", Int), ("head", Int), ("place", Int))
+    _fields_ = (("data", Pointer), ("page", Int), ("head", Int), ("place", Int), ("kind", Int))
 
 
 class Kind(ctypes.Structure):
@@ -98,9 +99,9 @@ def load_kernels() -> dict[str, Callable[..., Any]]:
         out = torch.empty(rows, heads, dim)
         room = torch.empty(rows * heads * spans * (dim + 2))
         now = Attention(
-            out.data_ptr(), query.data_ptr(), *query.stride()[:2], Cached(keys.data_ptr(), *keys.stride()[:3]),
-            Cached(values.data_ptr(), *values.stride()[:3]), tables.data_ptr(), tables.stride(0), lengths.data_ptr(),
-            rows, heads, kv_heads, dim, page, spans, in_c(kind), room.data_ptr(),
+            out.data_ptr(), query.data_ptr(), *query.stride()[:2], Cached(keys.data_ptr(), *keys.stride()[:3], FP32),
+            Cached(values.data_ptr(), *values.stride()[:3], FP32), tables.data_ptr(), tables.stride(0),
+            lengths.data_ptr(), rows, heads, kv_heads, dim, page, spans, in_c(kind), room.data_ptr(),
         )  # fmt: skip
         library.qhub_paged_attention(ctypes.byref(now))
         return out

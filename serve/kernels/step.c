@@ -16,7 +16,7 @@ typedef struct {
 
 /* The factors of all adapters of one rank for a group; all NULL if it has none. Scaling is in B. */
 typedef struct {
-    const float *a, *b[3];
+    const void *a, *b[3];
     int64_t a_slot, b_slots[3];
 } factors_t;
 
@@ -27,9 +27,10 @@ typedef struct {
     kind_t attention;
 } layer_t;
 
+/* `kind`: FP32 or BF16, in which keys, values and adapters are held, and products made if the processor has them. */
 typedef struct {
     const layer_t *layers;
-    int64_t num_layers, hidden, heads, kv_heads, dim, mlp, rotary, page;
+    int64_t num_layers, hidden, heads, kv_heads, dim, mlp, rotary, page, kind;
     const float *code, *norm;
     linear_t head;
     float eps;
@@ -49,7 +50,7 @@ typedef struct {
     float *x;
     const float *cos, *sin;
     const int64_t *places, *wanted;
-    float *const *keys, *const *values;
+    void *const *keys, *const *values;
     const int32_t *tables, *lengths;
     const adapted_t *adapted;
     float *logits, *room;
@@ -76,21 +77,23 @@ INLINE void rotate(float *x, const float *cos, const float *sin, int64_t n) {
     }
 }
 
-/* outs[l] = x W_l^T + bias, and what the adapters add; `ordered` is x as 4 bits expand. Ends with a barrier. */
-static void products(float *const *outs, const float *x, const float *ordered, const group_t *group, const table_t *table,
-                     const step_t *step, int64_t number, float *inner) {
+/* outs[l] = x W_l^T + bias, and what the adapters add; `ordered` is x as 4 bits want it. Ends with a barrier. */
+static void products(float *const *outs, const float *x, const void *ordered, const group_t *group, const table_t *table,
+                     const step_t *step, int64_t number, float *inner, int64_t kind) {
     int64_t sizes[3];
     for (int64_t l = 0; l < group->count; l++) {
         const linear_t *linear = &group->linears[l];
         sizes[l] = linear->outputs;
-        multiply(outs[l], linear->outputs, linear->kind == FOUR_BIT ? ordered : x, linear, table, group->inputs, step->tokens);
+        const int is_four_bit = linear->kind == FOUR_BIT;
+        multiply(outs[l], linear->outputs, is_four_bit ? ordered : x, linear, table, group->inputs, step->tokens,
+                 is_four_bit && narrow(linear, kind == BF16));
     }
     for (int64_t i = 0; i < step->num_adapted; i++) {
         const adapted_t *own = &step->adapted[i];
         const factors_t *stack = &own->stacks[number];
         if (stack->a)
             add_lora(outs, sizes, sizes, x, group->inputs, group->inputs, stack->a, stack->a_slot, stack->b, stack->b_slots,
-                     group->count, own->rank, own->tiles, own->num_tiles, inner, PART);
+                     group->count, own->rank, own->tiles, own->num_tiles, inner, PART, (int)kind);
     }
 #pragma omp barrier
 }
@@ -99,8 +102,10 @@ static void products(float *const *outs, const float *x, const float *ordered, c
 static void layers(const model_t *model, const step_t *step, const table_t *table) {
     const int64_t tokens = step->tokens, hidden = model->hidden, mlp = model->mlp, dim = model->dim;
     const int64_t heads = model->heads, kv_heads = model->kv_heads, queries = heads * dim, keys = kv_heads * dim;
-    float *x = step->x, *plain = step->room, *ordered = plain + tokens * step->widest;
-    float *q = ordered + tokens * step->widest, *k = q + tokens * queries, *v = k + tokens * keys;
+    const int is_narrow = HAS_NARROW && model->kind == BF16, held = is_narrow ? BF16 : FP32, kind = (int)model->kind;
+    float *x = step->x, *plain = step->room;
+    void *ordered = plain + tokens * step->widest;
+    float *q = plain + 2 * tokens * step->widest, *k = q + tokens * queries, *v = k + tokens * keys;
     float *branch = v + tokens * keys, *gate = branch + tokens * hidden, *up = gate + tokens * mlp;
     float *parts = up + tokens * mlp, *inner = parts + tokens * heads * step->spans * (dim + 2);
     attention_t now = {.out = plain, .query = q, .query_row = queries, .query_head = dim, .tables = step->tables,
@@ -115,9 +120,9 @@ static void layers(const model_t *model, const step_t *step, const table_t *tabl
             if (number)
                 for (int64_t i = 0; i < hidden; i++) own[i] += more[i];
             norm(plain + t * hidden, own, layer->norm_in, hidden, model->eps);
-            in_order(ordered + t * hidden, plain + t * hidden, hidden);
+            in_order(held_at(ordered, t * hidden, held), plain + t * hidden, hidden, 1, is_narrow);
         }
-        products((float *[]){q, k, v}, plain, ordered, &layer->qkv, table, step, 4 * number, inner);
+        products((float *[]){q, k, v}, plain, ordered, &layer->qkv, table, step, 4 * number, inner, kind);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t t = 0; t < tokens; t++)
             for (int64_t h = 0; h < heads + kv_heads; h++) {
@@ -129,33 +134,34 @@ static void layers(const model_t *model, const step_t *step, const table_t *tabl
                 if (is_query) continue;
                 const int64_t at = step->places[2 * t] * step->page_step + (h - heads) * step->head_step +
                                    step->places[2 * t + 1] * step->place_step;
-                memcpy(step->keys[number] + at, own, dim * sizeof(float));
-                memcpy(step->values[number] + at, v + t * keys + (h - heads) * dim, dim * sizeof(float));
+                write_as(held_at(step->keys[number], at, kind), own, dim, kind);
+                write_as(held_at(step->values[number], at, kind), v + t * keys + (h - heads) * dim, dim, kind);
             }
-        now.keys = (cache_t){step->keys[number], step->page_step, step->head_step, step->place_step};
-        now.values = (cache_t){step->values[number], step->page_step, step->head_step, step->place_step};
+        now.keys = (cache_t){step->keys[number], step->page_step, step->head_step, step->place_step, kind};
+        now.values = (cache_t){step->values[number], step->page_step, step->head_step, step->place_step, kind};
         now.kind = layer->attention;
         attention(&now);
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < tokens; t++) in_order(ordered + t * queries, plain + t * queries, queries);
-        products((float *[]){branch}, plain, ordered, &layer->out, table, step, 4 * number + 1, inner);
+        for (int64_t t = 0; t < tokens; t++) 
+            in_order(held_at(ordered, t * queries, held), plain + t * queries, queries, 1, is_narrow);
+        products((float *[]){branch}, plain, ordered, &layer->out, table, step, 4 * number + 1, inner, kind);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tokens; t++) {
             float *own = x + t * hidden, *more = branch + t * hidden;
             for (int64_t i = 0; i < hidden; i++) own[i] += more[i];
             norm(plain + t * hidden, own, layer->norm_mlp, hidden, model->eps);
-            in_order(ordered + t * hidden, plain + t * hidden, hidden);
+            in_order(held_at(ordered, t * hidden, held), plain + t * hidden, hidden, 1, is_narrow);
         }
-        products((float *[]){gate, up}, plain, ordered, &layer->gate_up, table, step, 4 * number + 2, inner);
+        products((float *[]){gate, up}, plain, ordered, &layer->gate_up, table, step, 4 * number + 2, inner, kind);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t t = 0; t < tokens; t++)
             for (int64_t first = 0; first < mlp; first += BLOCK) {
                 float *own = plain + t * mlp + first;
                 const float *g = gate + t * mlp + first, *u = up + t * mlp + first;
                 for (int64_t i = 0; i < BLOCK; i++) own[i] = g[i] / (1 + exponential(-g[i])) * u[i];
-                in_order(ordered + t * mlp + first, own, BLOCK);
+                in_order(held_at(ordered, t * mlp + first, held), own, BLOCK, 1, is_narrow);
             }
-        products((float *[]){branch}, plain, ordered, &layer->down, table, step, 4 * number + 3, inner);
+        products((float *[]){branch}, plain, ordered, &layer->down, table, step, 4 * number + 3, inner, kind);
     }
 }
 
@@ -167,17 +173,18 @@ void qhub_step(const model_t *model, const step_t *step, int64_t threads) {
 #pragma omp parallel num_threads(threads)
     {
         layers(model, step, &table);
-        float *plain = step->room, *ordered = plain + step->tokens * step->widest, *branch = ordered;
-        branch += step->tokens * (step->widest + (model->heads + 2 * model->kv_heads) * model->dim);
+        float *plain = step->room, *branch = plain + 2 * step->tokens * step->widest;
+        void *ordered = plain + step->tokens * step->widest;
+        const int is_narrow = narrow(&model->head, model->kind == BF16), held = is_narrow ? BF16 : FP32;
+        branch += step->tokens * (model->heads + 2 * model->kv_heads) * model->dim;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < step->num_wanted; i++) {
             const int64_t t = step->wanted[i];
             float *own = plain + i * hidden;
             for (int64_t j = 0; j < hidden; j++) own[j] = step->x[t * hidden + j] + branch[t * hidden + j];
             norm(own, own, model->norm, hidden, model->eps);
-            in_order(ordered + i * hidden, own, hidden);
+            in_order(held_at(ordered, i * hidden, held), own, hidden, model->head.kind == FOUR_BIT, is_narrow);
         }
-        multiply(step->logits, model->head.outputs, model->head.kind == FOUR_BIT ? ordered : plain, &model->head, &table, hidden,
-                 step->num_wanted);
+        multiply(step->logits, model->head.outputs, ordered, &model->head, &table, hidden, step->num_wanted, is_narrow);
     }
 }

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from serve.kernels.compiled import load_library
-from serve.kernels.cpu import PART, Kind
+from serve.kernels.cpu import BF16, FP16, FP32, PART, Kind
 
 Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 BLOCK = 64  # inputs are taken so many at a time
-FOUR_BIT, BF16, FP16, FP32 = range(4)
 
 
 class Linear(ctypes.Structure):
@@ -51,7 +50,7 @@ class Model(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(Layer)),
         ("num_layers", Int), ("hidden", Int), ("heads", Int), ("kv_heads", Int), ("dim", Int), ("mlp", Int),
-        ("rotary", Int), ("page", Int),
+        ("rotary", Int), ("page", Int), ("kind", Int),
         ("code", Pointer), ("norm", Pointer), ("head", Linear), ("eps", Float),
     )  # fmt: skip
 

@@ -1,7 +1,10 @@
 /* Rows of a weight times a few tokens, the weight as it is held: 4 bits, 16 bits or float32, expanded as it is read.
 
    Weights are taken 64 at a time. 4 bits come out of their bytes in an order of their own (`place_of`), in which the tokens
-   are then laid out too, so that nothing is moved about in the inner loop. */
+   are then laid out too, so that nothing is moved about in the inner loop.
+
+   In bfloat16 (`is_narrow`), where the processor multiplies pairs of them and adds up in float32, weights and tokens are
+   rounded to it: half of the vectors, and twice as many products in each. */
 
 #ifndef QHUB_WEIGHTS_H
 #define QHUB_WEIGHTS_H
@@ -26,7 +29,11 @@
 #define IN_REGISTER(value)
 #endif
 
-enum { FOUR_BIT, BF16, FP16, FP32 };
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
+#define HAS_NARROW 1
+#else
+#define HAS_NARROW 0
+#endif
 
 /* W (outputs, inputs) of a layer. `absmax` (outputs * inputs / 64) is of 4 bits, `bias` (outputs) may be NULL. */
 typedef struct {
@@ -103,39 +110,39 @@ INLINE void expand(const uint8_t *packed, const table_t *table, float absmax, ve
 #endif
 }
 
-/* LANES numbers of 16 bits as floats: bfloat16 is a float's upper half; half precision by the processor. */
-INLINE vec widen(const uint16_t *at, const int kind) {
-#if defined(__AVX512F__)
-    const __m256i bits = _mm256_loadu_si256((const __m256i *)at);
-    if (kind == BF16) return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
-    return (vec)_mm512_cvtph_ps(bits);
-#elif defined(__AVX2__)
-    const __m128i bits = _mm_loadu_si128((const __m128i *)at);
-    if (kind == BF16) return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
-#ifdef __F16C__
-    return (vec)_mm256_cvtph_ps(bits);
-#endif
-#endif
-    vec out = {0};
-    for (int i = 0; i < LANES; i++) {
-        union { uint32_t bits; float value; } one = {(uint32_t)at[i] << 16};
-#ifdef __FLT16_MANT_DIG__
-        if (kind == FP16) {
-            _Float16 half;
-            memcpy(&half, at + i, 2);
-            one.value = half;
-        }
-#endif
-        out[i] = one.value;
-    }
-    return out;
+#if HAS_NARROW
+/* A block of 32 bytes in bfloat16: the first of every byte, and then the second. */
+INLINE void expand_narrow(const uint8_t *packed, const table_t *table, float absmax, vec *out) {
+    const __m256bh each = _mm512_cvtneps_pbh((__m512)((vec)table->values * absmax));
+    const __m512i values = _mm512_broadcast_i64x4((__m256i)each); /* twice, for bit 4 is the other number's */
+    const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)packed));
+    out[0] = (vec)_mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), values);
+    out[1] = (vec)_mm512_permutexvar_epi16(bytes, values);
 }
+#endif
+
+/* x * w + sum, each lane by itself; of bfloat16, two products a lane. */
+INLINE vec add_product(vec x, vec w, vec sum, const int is_narrow) {
+#if HAS_NARROW
+    if (is_narrow) return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#endif
+    return multiply_add(x, w, sum);
+}
+
+INLINE vec vector_at(const char *at, int number) { return load((const float *)at + number * LANES); }
 
 /* Bytes of a block. */
 INLINE int64_t bytes_of(const int kind) { return kind == FOUR_BIT ? BLOCK / 2 : kind == FP32 ? 4 * BLOCK : 2 * BLOCK; }
 
-/* A block as floats, in their order or, of 4 bits, in the order of `expand`. */
-INLINE void block_of(const uint8_t *at, const float *absmax, const table_t *table, vec *out, const int kind) {
+/* A block as floats, or in bfloat16 if it is held in 4 bits or in that: 4 bits in the order of their expansion. */
+INLINE void block_of(const uint8_t *at, const float *absmax, const table_t *table, vec *out, const int kind,
+                     const int is_narrow) {
+#if HAS_NARROW
+    if (is_narrow && kind == FOUR_BIT) expand_narrow(at, table, *absmax, out);
+    else if (is_narrow)
+        UNROLL for (int v = 0; v < VECS / 2; v++) out[v] = load((const float *)at + v * LANES); /* bits as they are */
+    else
+#endif
     if (kind == FOUR_BIT) expand(at, table, *absmax, out);
     else
         UNROLL for (int v = 0; v < VECS; v++)
@@ -144,30 +151,33 @@ INLINE void block_of(const uint8_t *at, const float *absmax, const table_t *tabl
 
 /* out (tokens, rows) = x (tokens, inputs) times `rows` rows of W from `row` on; x in the order in which they expand. What
    is expanded is used at once. */
-INLINE void at_once(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table, int64_t row,
-                    int64_t inputs, const int tokens, const int rows, const int kind) {
-    const int64_t blocks = inputs / BLOCK, bytes = blocks * bytes_of(kind);
+INLINE void at_once(float *out, int64_t out_row, const char *x, const linear_t *linear, const table_t *table, int64_t row,
+                    int64_t inputs, const int tokens, const int rows, const int kind, const int is_narrow) {
+    const int64_t blocks = inputs / BLOCK, bytes = blocks * bytes_of(kind), x_row = inputs * (is_narrow ? 2 : 4);
+    const int vecs = is_narrow ? VECS / 2 : VECS;
     const uint8_t *at = (const uint8_t *)linear->weight + row * bytes;
-    const float *absmax = linear->absmax + row * blocks, *end = x + inputs;
+    const float *absmax = linear->absmax + row * blocks;
+    const char *end = x + x_row;
     vec sums[AT_ONCE][FEW];
     UNROLL for (int t = 0; t < tokens; t++)
         UNROLL for (int r = 0; r < rows; r++) sums[t][r] = (vec){0};
-    for (; x < end; x += BLOCK, at += bytes_of(kind), absmax++)
+    for (; x < end; x += vecs * sizeof(vec), at += bytes_of(kind), absmax++)
         UNROLL for (int r = 0; r < rows; r++) {
             vec weights[VECS];
             __builtin_prefetch(at + (rows + r) * bytes); /* of the rows that come next */
-            block_of(at + r * bytes, absmax + r * blocks, table, weights, kind);
-            UNROLL for (int v = 0; v < VECS; v++)
+            block_of(at + r * bytes, absmax + r * blocks, table, weights, kind, is_narrow);
+            UNROLL for (int v = 0; v < vecs; v++)
                 UNROLL for (int t = 0; t < tokens; t++)
-                    sums[t][r] = multiply_add(load(x + t * inputs + v * LANES), weights[v], sums[t][r]);
+                    sums[t][r] = add_product(vector_at(x + t * x_row, v), weights[v], sums[t][r], is_narrow);
         }
     UNROLL for (int t = 0; t < tokens; t++) totals(out + t * out_row, sums[t], linear->bias ? linear->bias + row : 0, rows);
 }
 
 /* The same for more tokens: what is expanded is kept for all of them, and laid out as they want it. */
-INLINE void expanded(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table, int64_t row,
-                     int64_t inputs, int64_t tokens, const int rows, const int kind) {
-    const int64_t blocks = inputs / BLOCK, bytes = blocks * bytes_of(kind);
+INLINE void expanded(float *out, int64_t out_row, const char *x, const linear_t *linear, const table_t *table, int64_t row,
+                     int64_t inputs, int64_t tokens, const int rows, const int kind, const int is_narrow) {
+    const int64_t blocks = inputs / BLOCK, bytes = blocks * bytes_of(kind), x_row = inputs * (is_narrow ? 2 : 4);
+    const int vecs = is_narrow ? VECS / 2 : VECS;
     const uint8_t *held = (const uint8_t *)linear->weight + row * bytes;
     const float *absmax = linear->absmax + row * blocks, *bias = linear->bias ? linear->bias + row : 0;
     vec weights[CHUNK][ROWS][VECS], sums[tokens][ROWS];
@@ -179,24 +189,25 @@ INLINE void expanded(float *out, int64_t out_row, const float *x, const linear_t
             const float *own = absmax + r * blocks + first;
             for (int64_t i = 0; i < n; i++, at += bytes_of(kind), own++) {
                 __builtin_prefetch(at + rows * bytes);
-                block_of(at, own, table, weights[i][r], kind);
+                block_of(at, own, table, weights[i][r], kind, is_narrow);
             }
         }
         int64_t t = 0;
 #define MULTIPLY(count)                                                                               \
     {                                                                                                 \
         vec own[count][ROWS];                                                                         \
-        const float *at = x + t * inputs + first * BLOCK;                                             \
+        const char *at = x + t * x_row + first * vecs * sizeof(vec);                                  \
         UNROLL for (int j = 0; j < count; j++)                                                        \
             UNROLL for (int r = 0; r < rows; r++) own[j][r] = first ? sums[t + j][r] : (vec){0};      \
-        for (int64_t i = 0; i < n; i++, at += BLOCK)                                                  \
-            UNROLL for (int v = 0; v < VECS; v++) {                                                   \
+        for (int64_t i = 0; i < n; i++, at += vecs * sizeof(vec))                                     \
+            UNROLL for (int v = 0; v < vecs; v++) {                                                   \
                 vec one[count];                                                                       \
-                UNROLL for (int j = 0; j < count; j++) one[j] = load(at + j * inputs + v * LANES);    \
+                UNROLL for (int j = 0; j < count; j++) one[j] = vector_at(at + j * x_row, v);         \
                 UNROLL for (int r = 0; r < rows; r++) {                                               \
                     vec weight = weights[i][r][v];                                                    \
                     IN_REGISTER(weight); /* read once, not for each token */                          \
-                    UNROLL for (int j = 0; j < count; j++) own[j][r] = multiply_add(one[j], weight, own[j][r]); \
+                    UNROLL for (int j = 0; j < count; j++)                                            \
+                        own[j][r] = add_product(one[j], weight, own[j][r], is_narrow);                \
                 }                                                                                     \
             }                                                                                         \
         UNROLL for (int j = 0; j < count; j++)                                                        \
@@ -211,16 +222,17 @@ INLINE void expanded(float *out, int64_t out_row, const float *x, const linear_t
 }
 
 /* out (tokens, rows) = x (tokens, inputs) times `rows` rows of W from `row` on; x in the order in which they expand. */
-INLINE void times_rows(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table,
-                       int64_t row, int64_t inputs, int64_t tokens, const int rows, const int kind) {
+INLINE void times_rows(float *out, int64_t out_row, const void *x, const linear_t *linear, const table_t *table,
+                       int64_t row, int64_t inputs, int64_t tokens, const int rows, const int kind, const int is_narrow) {
     if (tokens > AT_ONCE) {
-        expanded(out, out_row, x, linear, table, row, inputs, tokens, rows, kind);
+        expanded(out, out_row, x, linear, table, row, inputs, tokens, rows, kind, is_narrow);
         return;
     }
     const int few = rows < FEW ? rows : FEW;
     for (int r = 0; r < rows; r += few)
         switch (tokens) {
-#define TOKENS_AT_ONCE(n) case n: at_once(out + r, out_row, x, linear, table, row + r, inputs, n, few, kind); break;
+#define TOKENS_AT_ONCE(n)                                                                                  \
+    case n: at_once(out + r, out_row, x, linear, table, row + r, inputs, n, few, kind, is_narrow); break;
             TOKENS_AT_ONCE(1)
             TOKENS_AT_ONCE(2)
 #if AT_ONCE > 2
@@ -233,24 +245,51 @@ INLINE void times_rows(float *out, int64_t out_row, const float *x, const linear
 }
 
 /* The same for up to ROWS rows, of whatever kind. */
-static inline void times(float *out, int64_t out_row, const float *x, const linear_t *linear, const table_t *table,
-                         int64_t row, int64_t inputs, int64_t tokens) {
+static inline void times(float *out, int64_t out_row, const void *x, const linear_t *linear, const table_t *table,
+                         int64_t row, int64_t inputs, int64_t tokens, int is_narrow) {
     const int64_t rows = least(ROWS, linear->outputs - row);
-#define TIMES(kind)                                                                                              \
-    if (rows == ROWS) times_rows(out, out_row, x, linear, table, row, inputs, tokens, ROWS, kind);               \
+#define TIMES(kind, is_narrow)                                                                                   \
+    if (rows == ROWS) times_rows(out, out_row, x, linear, table, row, inputs, tokens, ROWS, kind, is_narrow);    \
     else                                                                                                         \
         for (int64_t r = 0; r < rows; r++)                                                                       \
-            times_rows(out + r, out_row, x, linear, table, row + r, inputs, tokens, 1, kind);
-    if (linear->kind == FOUR_BIT) { TIMES(FOUR_BIT) }
-    else if (linear->kind == BF16) { TIMES(BF16) }
-    else if (linear->kind == FP16) { TIMES(FP16) }
-    else { TIMES(FP32) }
+            times_rows(out + r, out_row, x, linear, table, row + r, inputs, tokens, 1, kind, is_narrow);
+#if HAS_NARROW
+    if (is_narrow && linear->kind == FOUR_BIT) { TIMES(FOUR_BIT, 1) }
+    else if (is_narrow && linear->kind == BF16) { TIMES(BF16, 1) }
+    else
+#endif
+    if (linear->kind == FOUR_BIT) { TIMES(FOUR_BIT, 0) }
+    else if (linear->kind == BF16) { TIMES(BF16, 0) }
+    else if (linear->kind == FP16) { TIMES(FP16, 0) }
+    else { TIMES(FP32, 0) }
 }
 
-/* x (n) in the order in which 4 bits expand. */
-INLINE void in_order(float *out, const float *x, int64_t n) {
-    for (int64_t first = 0; first < n; first += BLOCK)
-        UNROLL for (int i = 0; i < BLOCK; i++) out[first + i] = x[first + place_of(i)];
+/* Whether products with such weights are of bfloat16, where they may be. */
+INLINE int narrow(const linear_t *linear, int is_narrow) {
+    return HAS_NARROW && is_narrow && (linear->kind == FOUR_BIT || linear->kind == BF16);
+}
+
+/* x (n) as `times` wants it: in the order in which 4 bits expand, or in its own, in float32 or bfloat16. */
+INLINE void in_order(void *out, const float *x, int64_t n, int is_four_bit, int is_narrow) {
+    for (int64_t first = 0; first < n; first += BLOCK) {
+#if HAS_NARROW
+        if (is_narrow) {
+            const __m512i a = (__m512i)_mm512_cvtne2ps_pbh((__m512)load(x + first + LANES), (__m512)load(x + first));
+            const __m512i b =
+                (__m512i)_mm512_cvtne2ps_pbh((__m512)load(x + first + 3 * LANES), (__m512)load(x + first + 2 * LANES));
+            uint16_t even[32], odd[32];
+            for (int i = 0; i < 32; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
+            __m512i *own = (__m512i *)((uint16_t *)out + first);
+            _mm512_storeu_si512(own, is_four_bit ? _mm512_permutex2var_epi16(a, _mm512_loadu_si512(even), b) : a);
+            _mm512_storeu_si512(own + 1, is_four_bit ? _mm512_permutex2var_epi16(a, _mm512_loadu_si512(odd), b) : b);
+            continue;
+        }
+#endif
+        float *own = (float *)out + first;
+        if (is_four_bit)
+            UNROLL for (int i = 0; i < BLOCK; i++) own[i] = x[first + place_of(i)];
+        else memcpy(own, x + first, BLOCK * sizeof(float));
+    }
 }
 
 #endif

@@ -17,7 +17,8 @@ from serve.engine.engine import Engine
 from serve.engine.fused import FEW_TOKENS, MAX_PLACES, MAX_TOKENS
 from serve.engine.options import EngineOptions
 from serve.kernels.compiled import CannotCompile, find_compiler
-from serve.kernels.step import BF16, FP16, FP32, narrowed
+from serve.kernels.cpu import BF16, FP16, FP32
+from serve.kernels.step import narrowed
 from tests.serve.engine.forwards import fill, plain
 from tests.serve.engine.test_architectures import CONFIGS, GROUPED, nf4_base
 
