@@ -26,7 +26,7 @@ from serve.kernels.cpu import SPAN
 from serve.kernels.step import Adapted, Factors, Pointer, Step, factors, load_step, room_for
 from serve.lora.product import Segment, tile_rows
 
-MAX_TOKENS = 256  # of a step; beyond, its room would grow for nothing
+MAX_TOKENS = 512  # of a step; beyond, its room would grow for nothing
 FEW_TOKENS = 64  # more of them share their keys and values in torch's attention, not in the step's
 MAX_PLACES = 512  # that each of more tokens attends to, in the mean: the step is the faster way up to about 540
 
@@ -117,7 +117,8 @@ class FusedStep:
         """Addresses of each layer's keys and of its values, and the steps between pages, heads and places."""
         structure = self.decoder.structure
         shape = structure.kv_heads, structure.dim
-        pairs = [self.cache.pair(layer, *shape) for layer in range(structure.num_layers)]
+        like = torch.empty(0, dtype=self.model.dtype)
+        pairs = [self.cache.pair(layer, *shape, like) for layer in range(structure.num_layers)]
         keys, values = (
             (Pointer * len(pairs))(*(each.data_ptr() for each in side)) for side in zip(*pairs, strict=True)
         )

@@ -12,6 +12,7 @@ from adapterhub_local.cores import Cores
 from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
+from serve.engine.request import Scheduled
 from tests.serve.engine.forwards import fill, plain
 from tests.serve.engine.test_architectures import CONFIGS, nf4_base
 from tests.serve.engine.test_fused import LONG, RANKS, ROWS, factors
@@ -80,6 +81,23 @@ def test_neither_threads_nor_neighbours_change_a_bit_of_it(engines: Engines) -> 
     assert torch.equal(found[0], found[2])
     for number, item in enumerate(batch):
         assert torch.equal(engine.runner.forward([item], slots)[0], found[0][number]), number
+
+
+def test_the_step_and_the_model_share_a_cache(tmp_path: Path) -> None:
+    """Whichever of them writes first: pages are of the model's dtype, and the other goes on from them."""
+    for is_first in (True, False):
+        base = nf4_base(deepcopy(CONFIGS["llama"]), "llama", tmp_path)
+        round_to(base.model, torch.bfloat16)
+        engine = build_engine(base, EngineOptions(max_rows=4, max_length=64))
+        assert engine.runner.fused is not None
+        (item,) = fill(engine, [(0, 20, None)])
+        found = []
+        for start, is_step in ((0, is_first), (19, not is_first)):
+            part = [Scheduled(item.request, start, 19 if start == 0 else 1)]
+            found.append(engine.runner.forward(part, {}) if is_step else plain(engine, part, {}))
+        assert engine.runner.cache.pair(0, 0, 0)[0].dtype == torch.bfloat16
+        whole = engine.runner.forward([Scheduled(item.request, 0, 20)], {})
+        assert float((found[1] - whole).norm()) <= 5e-2 * float(whole.norm())
 
 
 def test_nan_stays_nan(tmp_path: Path) -> None:
