@@ -9,6 +9,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
 from adapterhub_local.errors import InputError, NotFound, QhubError
+from adapterhub_local.keys import Key
 from adapterhub_local.merge.methods import METHODS, parameters
 from adapterhub_local.refs import parse_weight
 from serve.access import Scope, access
@@ -17,7 +18,6 @@ from serve.console.forms import Fields, read_form
 from serve.console.render import HEADERS, render, shown
 from serve.console.workbench import choices
 from serve.errors import error_body
-from serve.jobs import Job
 from serve.registry_api.bodies import MAX_MERGED, MergeBody
 from serve.registry_api.library import Library
 from serve.registry_api.merging import start_merge
@@ -125,7 +125,7 @@ def merge_page(
 ) -> Response:  # fmt: skip
     """The form as it was filled in, what was computed, and what is made of it."""
     try:
-        preview, merged = _job(library, job, "preview"), _job(library, made, "merge")
+        preview, merged = (_job(library, key_of(request), *one) for one in ((job, "preview"), (made, "merge")))
     except NotFound as error:  # the server was started again since: the form is still good
         preview, merged, message = None, None, message or str(error)
     report = views.mapping(preview["result"]) if preview else {}
@@ -143,10 +143,10 @@ def merge_page(
     )  # fmt: skip
 
 
-def _job(library: Library, identity: str | None, kind: str) -> dict[str, Any] | None:
+def _job(library: Library, key: Key | None, identity: str | None, kind: str) -> dict[str, Any] | None:
     if not identity:
         return None
-    found: Job = library.jobs.find(identity)
+    found = library.job(key, identity)
     if found.kind != kind:
         raise NotFound("that job is about something else")
     return found.to_json()

@@ -12,6 +12,7 @@ from serve.access import Routes, Scope, access
 from serve.auth import Gate
 from serve.console.actions import add_actions
 from serve.console.boards import add_boards
+from serve.console.changes import add_changes
 from serve.console.error_pages import ErrorPages
 from serve.console.merging import add_merging
 from serve.console.pages import add_pages
@@ -46,6 +47,7 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
     add_changing(app, library)
     add_starting(app, library)
     add_actions(app, library, sessions)
+    add_changes(app, library)
     add_workbench(app, library)
     add_start_page(app, library)  # before the page of one run, whose path it would fit
     add_boards(app, library)

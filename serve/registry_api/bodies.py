@@ -33,10 +33,11 @@ class AliasBody(Body):
 
 
 class RollbackBody(Body):
-    """Point an alias to where it pointed before; with `expect`, only if it points to that version now."""
+    """Point an alias to where it pointed before; with `expect`, only from that version, with `to`, only to that one."""
 
     alias: Name
     expect: Annotated[int, Field(ge=1)] | None = None
+    to: Annotated[int, Field(ge=1)] | None = None
 
 
 class ApprovalBody(Body):
@@ -70,9 +71,10 @@ class SplitBody(Body):
 
 
 class DescriptionBody(Body):
-    """One line about a version."""
+    """One line about a version; with `expect`, only if that is its description now (empty: it has none)."""
 
     text: Annotated[str, Field(min_length=1, max_length=2000)]
+    expect: str | None = None
 
 
 class TagsBody(Body):
