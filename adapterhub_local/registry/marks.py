@@ -9,7 +9,7 @@ from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
 from adapterhub_local.refs import check_alias
 from adapterhub_local.registry.journal import marking, note
 from adapterhub_local.registry.registry import Registry
-from adapterhub_local.registry.rows import now, point_alias
+from adapterhub_local.registry.rows import check_expected, now, point_alias
 from adapterhub_local.registry.version import Version
 
 MAX_TAG_LENGTH = 64
@@ -35,6 +35,7 @@ def rollback(registry: Registry, name: str, alias: str, *, expect: int | None = 
     """
     check_alias(alias)
     with marking(registry.database, registry.blobs) as db:
+        check_expected(db, name, alias, expect)
         target = _before(lambda query, values: db.execute(query, values).fetchall(), name, alias)
         if target is None:
             raise NotFound(f"{name}@{alias} never pointed elsewhere: `qhub alias log {name} {alias}` shows its moves")

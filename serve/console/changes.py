@@ -23,7 +23,7 @@ from serve.console.pointing import PLACE, protection_text
 from serve.console.render import HEADERS, render, shown
 from serve.console.texts import seal
 from serve.errors import error_body
-from serve.registry_api.bodies import AliasBody
+from serve.registry_api.bodies import MAX_DESCRIPTION, AliasBody
 from serve.registry_api.changing import change_tags, move_alias
 from serve.registry_api.library import Library
 from serve.registry_api.reading import Text, key_of
@@ -69,6 +69,8 @@ def add_changes(app: FastAPI, library: Library) -> None:
             version = library.resolve(key_of(request), form.one("reference"))
             now = str(description_of(library.registry, version) or "")
             expected = now if seal(now) == form.one("state") else form.one("state")  # a seal is no description
+            if len(form.one("text")) > MAX_DESCRIPTION:
+                raise InputError(f"a description has at most {MAX_DESCRIPTION:,} letters: write less")
             describe(library.registry, version, form.one("text"), expect=expected)
 
         return _on_page(library, request, form.one("reference"), "about", act)

@@ -10,6 +10,7 @@ Name = Annotated[str, Field(min_length=1, max_length=300)]
 Setting = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
 Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(strict=True)]
+MAX_DESCRIPTION = 2000
 MAX_MERGED = 16  # adapters of one merge
 
 
@@ -73,7 +74,7 @@ class SplitBody(Body):
 class DescriptionBody(Body):
     """One line about a version; with `expect`, only if that is its description now (empty: it has none)."""
 
-    text: Annotated[str, Field(min_length=1, max_length=2000)]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
     expect: str | None = None
 
 
