@@ -28,7 +28,7 @@ def start_merge(library: Library, key: Key | None, body: MergeBody) -> Job:
     if body.name is None:
         if body.alias is not None:
             raise BadParameter("an alias needs a name: say under which name the merge is registered", "alias")
-        command.append("--dry-run")
+        command += ["--dry-run", "--by-rank"]
         return library.jobs.start("preview", command, names, same=command)
     check_models(key, [check_name(body.name)])
     command.append(f"--name={body.name}")
