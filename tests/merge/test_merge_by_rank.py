@@ -64,7 +64,7 @@ def test_the_command_prints_it_and_refuses_what_is_not_known(tmp_path: Path) -> 
     found = json.loads(run("--dry-run", "--json", "--rank", "2").stdout)
     assert len(found["error_by_rank"]) == 6
     assert found["error_by_rank"][1] == pytest.approx(found["truncation_error"], abs=1e-9)
-    table = dict(re.findall(r"^(\d) +(\S+)$", run("--dry-run").stdout, re.MULTILINE))
+    table = dict(re.findall(r"^ *(\d) +(\S+) *$", run("--dry-run").stdout, re.MULTILINE))
     assert list(table) == ["1", "2", "3", "4", "5", "6"]
     assert float(table["2"]) == pytest.approx(found["error_by_rank"][1], rel=1e-3)
     for more, reason in (
