@@ -15,6 +15,7 @@ from serve.console.boards import add_boards
 from serve.console.changes import add_changes
 from serve.console.error_pages import ErrorPages
 from serve.console.merging import add_merging
+from serve.console.methods import add_methods_page
 from serve.console.pages import add_pages
 from serve.console.session import HOME, SessionLayer, Sessions
 from serve.console.starting import add_start_page
@@ -28,6 +29,7 @@ from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.registry_api.changing import add_changing
 from serve.registry_api.library import Library
+from serve.registry_api.methods import add_methods
 from serve.registry_api.reading import add_reading
 from serve.registry_api.starting import add_starting
 
@@ -52,6 +54,8 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
     add_start_page(app, library)  # before the page of one run, whose path it would fit
     add_boards(app, library)
     add_merging(app, library)
+    add_methods(app, library)
+    add_methods_page(app, library)
     add_pages(app, library)
 
 

@@ -1,5 +1,6 @@
 """Several merges side by side on held-out examples, as a job: what `qhub try-merges --json` prints. None is kept."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
@@ -50,13 +51,13 @@ def try_merges(library: Library, key: Key | None, body: MethodsBody) -> Job:
     for text in methods:
         parse_formula(text).check(body.weights)
     base_of(versions[0], library.registry.home)
-    chosen = choose(library, key, StartBody(recipe=body.recipe, run=body.run))
+    chosen = choose(library, key, StartBody(recipe=body.recipe, run=body.run, set=[]))
     words = ["try-merges", *map(str, versions), f"--weights={','.join(map(repr, body.weights))}"]
     words += [f"--method={text}" for text in methods]
     words += [f"--recipe={chosen.path}", *(f"--set={change}" for change in chosen.changes)]
     words += [f"--limit={body.examples}", "--json"]
     about = [*(version.name for version in versions), chosen.recipe.output.name]
-    data = [path for path in chosen.recipe.data.test or () if hasattr(path, "stat")]
+    data = [path for path in chosen.recipe.data.test or () if isinstance(path, Path)]
     times = [str(path.stat().st_mtime_ns) for path in (chosen.path, *data) if path.exists()]
     return library.jobs.start("methods", words, about, same=[*words, *times])
 
