@@ -55,12 +55,12 @@ def side_by_side(
     """The base and each merge on the first held-out examples of a recipe: scores, and every answer beside the wanted.
 
     `formulas` are named by how they are spelled. Raises InputError for data of another kind, and what merging, reading
-    data and loading the base raise; all that can be known before the base is loaded is said before.
+    data and loading the base raise; mistakes in what is asked come before the base is loaded.
     """
     if not 1 <= len(formulas) <= MAX_METHODS:
         raise InputError(f"compare 1 to {MAX_METHODS} methods, not {len(formulas)}")
     if OBJECTIVES[recipe.train.objective].shape != ANSWERS:
-        raise InputError(f"{recipe.path.name} has answers that are judged, none that is wanted: choose another recipe")
+        raise InputError(f"the answers of {recipe.path.name} are judged, none is wanted: choose another recipe")
     from adapterhub_local.base.load import compute_dtype, load_base
     from adapterhub_local.data.dataset import read_data
     from adapterhub_local.evaluate.evaluate import read_tests

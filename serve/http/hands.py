@@ -1,5 +1,6 @@
 """What an administrator holds in memory by hand, for the endpoints of the API and for an adapter's page."""
 
+import asyncio
 from typing import Any
 
 from anyio.from_thread import run
@@ -12,12 +13,15 @@ from serve.auth import allowed_by, check_models
 from serve.service import Service
 from serve.services import Services
 
+SOON = 2.0  # seconds that a page waits for an adapter to be freed
+
 
 class Hands:
     """The adapters of one server, as far as a key may have a hand in them."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self._going_on: set[asyncio.Task[int]] = set()
 
     def state(self, version: Version, key: Key | None) -> dict[str, Any]:
         """How a version is kept now: in memory, in a slot, pinned, used; and the names under which it is held."""
@@ -46,7 +50,14 @@ class Hands:
         check_models(key, service.names(name))
         return await service.unload(name, force=force)
 
-    def release(self, name: str, key: Key | None) -> int:
-        """The same, asked for from a thread of the application's loop."""
-        freed: int = run(self.unload, name, key)
-        return freed
+    def release(self, name: str, key: Key | None) -> None:
+        """The same, from a thread of the application: what takes longer, for answers are being written, goes on."""
+        run(self._release, name, key)
+
+    async def _release(self, name: str, key: Key | None) -> None:
+        task = asyncio.ensure_future(self.unload(name, key))
+        self._going_on.add(task)
+        task.add_done_callback(self._going_on.discard)
+        done, _ = await asyncio.wait({task}, timeout=SOON)
+        for one in done:
+            one.result()

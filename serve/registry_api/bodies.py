@@ -10,6 +10,7 @@ Name = Annotated[str, Field(min_length=1, max_length=300)]
 Setting = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
 Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(strict=True)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
 MAX_DESCRIPTION = 2000
 MAX_MERGED = 16  # adapters of one merge
 
@@ -107,7 +108,7 @@ class MergeBody(Body):
     """
 
     adapters: Annotated[list[Name], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
-    weights: Annotated[list[float], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
+    weights: Annotated[list[Weight], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
     method: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")] = "weighted_sum"
     parameters: Annotated[dict[Setting, Whole | Number | Setting], Field(max_length=16)] = {}
     rank: Annotated[int, Field(ge=1, le=100_000)] | None = None

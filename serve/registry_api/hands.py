@@ -17,6 +17,6 @@ class Hands(Protocol):
         """Keep a reference in memory."""
         ...
 
-    def release(self, name: str, key: Key | None) -> int:
+    def release(self, name: str, key: Key | None) -> None:
         """Keep a name no longer."""
         ...

@@ -14,7 +14,7 @@ from adapterhub_local.registry.kinds import check_adapter
 from serve.access import Scope, access
 from serve.errors import BadParameter
 from serve.jobs import Job
-from serve.registry_api.bodies import MAX_MERGED, Body, Name
+from serve.registry_api.bodies import MAX_MERGED, Body, Name, Weight
 from serve.registry_api.library import Library
 from serve.registry_api.reading import key_of
 from serve.registry_api.starting import StartBody, choose
@@ -30,7 +30,7 @@ class MethodsBody(Body):
     """
 
     adapters: Annotated[list[Name], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
-    weights: Annotated[list[float], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
+    weights: Annotated[list[Weight], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
     methods: Annotated[list[Method], Field(min_length=1, max_length=MAX_METHODS, fail_fast=True)]
     recipe: Name | None = None
     run: Name | None = None

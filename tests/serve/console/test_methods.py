@@ -136,6 +136,35 @@ def test_without_base_or_data_the_page_says_how_to_get_them(registry: Registry, 
         running.stop()
 
 
+@pytest.mark.parametrize("path", ["/v1/merges", "/v1/merges/methods"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ('"weights": [NaN, 1]', "weights"),
+        ('"weights": [1e999, 1]', "weights"),
+        ('"weights": [1]', "one weight for each adapter"),
+        ('"adapters": [], "weights": []', "adapters"),
+        ('"adapters": ["both", "nobody"]', "there is no adapter"),
+        ('"adapters": ["both", "--force"]', "--force"),
+        ('"more": 1', "more"),
+    ],
+)
+def test_what_programs_ask_is_checked_before_a_job_starts(own: Console, path: str, change: str, reason: str) -> None:
+    """A body that cannot be asked is refused with what is wrong with it, whichever of the two jobs it is for."""
+    body = {"adapters": ["both", "tone"], "weights": [1, 1]}
+    body |= {"methods": ["ties"], "recipe": "sums.toml"} if path.endswith("methods") else {}
+    text = json.dumps(body)[:-1]
+    for name in re.findall(r'"(\w+)": \[', change):
+        text = re.sub(rf'"{name}": \[[^]]*\],? ?', "", text).rstrip(", ")
+    text += (", " if text != "{" else "") + change + "}"
+    with client(own) as browser:
+        jobs = len(browser.get("/v1/jobs").json()["data"])
+        said = browser.post(path, content=text, headers={"Content-Type": "application/json"})
+        assert said.status_code in (400, 404), said.text
+        assert reason in said.text
+        assert len(browser.get("/v1/jobs").json()["data"]) == jobs
+
+
 def test_a_job_is_cancelled_and_can_be_asked_again(own: Console) -> None:
     """It ends, says so on its page and over the API, keeps nothing, and the same question starts a new one."""
     with client(own) as browser:
