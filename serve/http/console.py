@@ -39,6 +39,7 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
 
     `base` is the one that is served, None where there is no engine.
     """
+    app.state.library = library
     app.state.has_engine = library.engine is not None
     app.state.base_name = base.name if base is not None else None
     app.state.base_fingerprint = base.fingerprint if base is not None else None
