@@ -15,6 +15,7 @@ from adapterhub_local.registry.protecting import approvals_of, protect
 from adapterhub_local.registry.split import set_split
 from tests.serve.conftest import Server
 from tests.serve.console.conftest import HOSTILE, Console
+from tests.serve.console.hostile import TEXT, publish_hostile
 from tests.serve.console.test_pages import Look
 from tests.serve.console.test_sessions import client, sign_in
 from tests.stores import LINEAGE, files
@@ -299,5 +300,29 @@ def test_many_aliases_fit_and_are_named(registry: Registry) -> None:
             assert page.count("<") <= 2 * 1500
             assert re.search(r"\d+ more aliases, as JSON", page)
             assert re.search(r"and \d+ more</li>", page)
+    finally:
+        running.stop()
+
+
+def test_a_hostile_version_can_be_changed_like_any_other(registry: Registry) -> None:
+    """Its description is not put into a field, and stays as it is until a new text takes its place."""
+    publish_hostile(registry, "bad", TEXT)
+    running = Console(registry)
+    try:
+        with client(running) as browser:
+            page = browser.get("/console/adapters/bad?v=1").text
+            assert 'name="text" value=""' in page
+            form = fields(page, "/console/description")
+            before = description_of(registry, registry.resolve("bad@1"))
+            assert browser.post("/console/description", data=form | {"text": TEXT[:15]}).status_code == 400
+            assert description_of(registry, registry.resolve("bad@1")) == before
+            assert browser.post("/console/description", data=form | {"text": "harmless"}).status_code == 303
+            assert browser.post("/console/description", data=form | {"text": "again"}).status_code == 409
+            move = fields(browser.get("/console/adapters/bad?v=1").text, "/console/alias", "Move")
+            assert browser.post("/console/alias", data=move | {"alias": "prod", "version": "1"}).status_code == 303
+            page = browser.get("/console/alias", params={"name": "bad", "alias": "prod", "do": "rollback"}).text
+            assert browser.post("/console/alias/rollback", data=fields(page, "/console/alias/rollback")).is_redirect
+        assert description_of(registry, registry.resolve("bad@1")) == "harmless"
+        assert registry.aliases("bad") == {"prod": 2}
     finally:
         running.stop()
