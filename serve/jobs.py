@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_local.actor import current_actor
-from adapterhub_local.errors import NotFound
+from adapterhub_local.errors import InUse, NotFound
 from adapterhub_local.settings import Home, environment_in
 from serve.errors import Busy
 
@@ -28,13 +28,15 @@ MAX_OUTPUT = 32 << 20  # bytes
 class Job:
     """A command of `qhub` that runs, or has run.
 
-    `result` is the JSON that it printed, `error` its message when it failed.
+    `result` is the JSON that it printed, `error` its message when it failed, `about` the adapters that it is about.
     """
 
     id: str
     kind: str
     command: tuple[str, ...]
-    state: str = "running"  # running, done, failed
+    about: tuple[str, ...] = ()
+    state: str = "running"  # running, done, failed, cancelled
+    cancel_asked: bool = False  # asked for; it may still end by itself
     started: float = 0.0
     seconds: float | None = None
     result: Any = None
@@ -46,6 +48,7 @@ class Job:
             "kind": self.kind,
             "command": ["qhub", *self.command],
             "state": self.state,
+            "cancel_asked": self.cancel_asked,
             "seconds": round(self.seconds if self.seconds is not None else time.time() - self.started, 1),
             "result": self.result,
             "error": self.error,
@@ -62,18 +65,20 @@ class Jobs:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
-    def start(self, kind: str, command: Sequence[str], *, same: Sequence[str] | None = None) -> Job:
+    def start(
+        self, kind: str, command: Sequence[str], about: Sequence[str], *, same: Sequence[str] | None = None
+    ) -> Job:
         """Run `qhub` with these words. With `same`, a job that had the same and did not fail is given again.
 
         Raises Busy while as many run as may.
         """
         with self._lock:
             known = self._jobs.get(self._known.get(tuple(same), "")) if same else None
-            if known is not None and known.state != "failed":
+            if known is not None and known.state in ("running", "done") and not known.cancel_asked:
                 return known
             if len(self._processes) >= MAX_RUNNING:
                 raise Busy(f"{MAX_RUNNING} jobs are running already: try again when one of them is done")
-            job = Job(secrets.token_hex(8), kind, tuple(command), started=time.time())
+            job = Job(secrets.token_hex(8), kind, tuple(command), tuple(about), started=time.time())
             nice = ["nice", "-n", "19"] if shutil.which("nice") else []
             process = subprocess.Popen(
                 [*nice, sys.executable, "-m", "adapterhub_local", *command],
@@ -102,6 +107,20 @@ class Jobs:
         """Every job that is kept, the newest first."""
         return sorted(self._jobs.values(), key=lambda job: job.started, reverse=True)
 
+    def cancel(self, identity: str) -> Job:
+        """Ask a job to end: a run stops after its step and is kept, or at once when asked again; others end at once.
+
+        Raises NotFound, InUse if it has ended.
+        """
+        job = self.find(identity)
+        with self._lock:
+            process = self._processes.get(job.id)
+            if process is None:
+                raise InUse(f"this job is {job.state} already: there is nothing to cancel")
+            job.cancel_asked = True
+            process.terminate()
+        return job
+
     def close(self) -> None:
         """End what still runs."""
         for process in list(self._processes.values()):
@@ -116,10 +135,13 @@ class Jobs:
                 result = json.loads(out) if len(out) <= MAX_OUTPUT else None
             except ValueError:
                 error = "its output cannot be read"
+        elif job.cancel_asked:
+            error = "it was cancelled"
         else:
             lines = [line for line in err.decode(errors="replace").splitlines() if line.startswith("qhub: ")]
             error = "; ".join(line.removeprefix("qhub: ") for line in lines) or f"it ended with {process.returncode}"
         with self._lock:
             self._processes.pop(job.id, None)
             job.seconds, job.result, job.error = time.time() - job.started, result, error
-            job.state = "failed" if error else "done"
+            failed = "cancelled" if job.cancel_asked else "failed"
+            job.state = failed if error else "done"

@@ -34,6 +34,7 @@ SECTIONS = {
     },
     "Merging": {
         "merge": "Merge adapters into one: exact sum, rank reduction, TIES and others.",
+        "try-merges": "Compare what several merges answer to held-out examples; keep none.",
         "tune-merge": "Search the merge that does best on held-out data: weights, layers, methods.",
         "extract": "Make a LoRA from the difference of two full models.",
     },

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from adapterhub_local.cli.merge_report import print_modules, print_report, warn
+from adapterhub_local.cli.merge_report import print_by_rank, print_modules, print_report, warn
 from adapterhub_local.cli.output import echo, print_json, reporter
 from adapterhub_local.errors import InputError
 from adapterhub_local.merge.layers import Weight
@@ -19,7 +19,20 @@ from adapterhub_local.registry import Registry
 
 # what may be given beside a plan file; all else is the plan's
 OF_OUTPUT = frozenset(
-    ("adapters", "name", "output", "alias", "dry_run", "show_modules", "plot", "as_json", "require", "data", "limit")
+    (
+        "adapters",
+        "name",
+        "output",
+        "alias",
+        "dry_run",
+        "by_rank",
+        "show_modules",
+        "plot",
+        "as_json",
+        "require",
+        "data",
+        "limit",
+    )
 )
 
 
@@ -76,12 +89,14 @@ def _parameter_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--limit", type=click.IntRange(1), help="Score at most this many examples of each task.")
 @click.option("--dry-run", is_flag=True, help="Print the report and write nothing.")
+@click.option("--by-rank", is_flag=True, help="With --dry-run: print the error at every rank there is, too.")
 @click.option("--modules", "show_modules", is_flag=True, help="Print the report of every module too.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw error and energy of each module to an .svg file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, every module included.")
 def command(
-    adapters: tuple[str, ...], dry_run: bool, show_modules: bool, plot: Path | None, as_json: bool, **given: Any
-) -> None:
+    adapters: tuple[str, ...], dry_run: bool, by_rank: bool, show_modules: bool, plot: Path | None, as_json: bool,
+    **given: Any,
+) -> None:  # fmt: skip
     """Merge ADAPTERS (files, PEFT folders, references or Hub ids) into one, by exact weighted sum or another method.
 
     \b
@@ -96,13 +111,15 @@ def command(
     """
     written = _from_file(Path(adapters[0])) if _is_plan(adapters) else _from_options(adapters, given)
     written = _put_where(_scored_on(written, given, adapters, dry_run), given, dry_run)
+    if by_rank and not dry_run:
+        raise InputError("--by-rank says what a rank would lose before one is chosen: add --dry-run")
     if plot is not None:
         from adapterhub_local.draw.merge_bars import check_plot, write_plot
 
         check_plot(plot)
     from adapterhub_local.evaluate.merging import carry_out
 
-    merged = carry_out(written, Registry(), dry_run=dry_run, reporter=reporter(), note=_note)
+    merged = carry_out(written, Registry(), dry_run=dry_run, by_rank=by_rank, reporter=reporter(), note=_note)
     report = merged.report.to_json()
     if plot is not None:
         write_plot(report, plot)
@@ -110,6 +127,8 @@ def command(
         print_json({**merged.to_json(), **report})
     else:
         print_report(str(merged.version or merged.path or "dry run, nothing written"), len(written.labels), report)
+        if merged.by_rank is not None:
+            print_by_rank(merged.by_rank)
         if show_modules:
             print_modules(report)
     warn(report, list(written.weights))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapterhub_local.cli.output import echo, print_table
+from adapterhub_local.counts import thinned
 from adapterhub_local.merge.layers import Weight
 
 
@@ -55,6 +56,12 @@ def _server(report: dict[str, Any]) -> str:
     if report["max_lora_rank"] is None:
         return "PEFT and qhub; vLLM takes no rank above 512, --rank auto keeps the most that it takes"
     return f"vLLM with --max-lora-rank {report['max_lora_rank']}"
+
+
+def print_by_rank(errors: Sequence[float]) -> None:
+    """The error at every rank, or where there are many at some of them: each a quarter more than the one before."""
+    ranks = thinned(len(errors), 1.0 if len(errors) <= 40 else 1.25)
+    print_table(("rank", "error"), [(rank, f"{errors[rank - 1]:.3e}") for rank in ranks])
 
 
 def print_modules(report: dict[str, Any]) -> None:

@@ -19,17 +19,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge has made: its report, and the version or the path it is at; neither after a dry run."""
+    """What a merge has made: its report, and the version or the path it is at; neither after a dry run.
+
+    `by_rank` is the error at rank 1, 2 and so on, where a dry run was asked for it.
+    """
 
     report: "MergeReport"
     version: Version | None = None
     path: str | None = None
+    by_rank: list[float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Where it is, as `--json` shows it."""
         if self.version is not None:
             return {"reference": str(self.version), "content_digest": self.version.content_digest}
-        return {"output": self.path}
+        return {"output": self.path, **({"error_by_rank": self.by_rank} if self.by_rank is not None else {})}
 
 
 def carry_out(
@@ -37,14 +41,16 @@ def carry_out(
     registry: Registry,
     *,
     dry_run: bool = False,
+    by_rank: bool = False,
     reporter: Reporter | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Merged:
-    """Do the merge that is written; with `dry_run` only its report is computed, in full.
+    """Do the merge that is written; with `dry_run` only its report is computed, in full, and the error `by_rank`.
 
     Adapters that are on the Hub only are pulled first and named to `note`. What [evaluate] requires is scored before
     anything is kept. Raises what opening, merging, scoring and publishing raise; nothing is then half-written.
     """
+    from adapterhub_local.merge.by_rank import errors_by_rank
     from adapterhub_local.merge.merge import dry_run as merge_dry
 
     scored = written.evaluate or Scored({})
@@ -52,7 +58,7 @@ def carry_out(
     with opening(written, registry, fetch=not dry_run, note=note) as opened:
         plan = opened(written.weights)
         if dry_run:
-            return Merged(merge_dry(plan))
+            return Merged(merge_dry(plan), by_rank=errors_by_rank(plan) if by_rank else None)
         check = None
         if scored.data or requirements:
             check = judge(plan.base, scored, requirements, registry.home, reporter or Quiet())

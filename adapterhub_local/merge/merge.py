@@ -120,8 +120,8 @@ def _merge(plan: MergePlan) -> tuple[Layout, Iterator[Stored]]:
         def finish(module: str, terms: list[Term]) -> Stored:
             return store(make(module, terms), layout.ranks[module], layout.padded[module], layout.dtype)
 
-        return layout, in_order(lambda entry: finish(*entry), _terms(plan))
-    combined = list(in_order(lambda entry: make(*entry), _terms(plan)))
+        return layout, in_order(lambda entry: finish(*entry), each_module(plan))
+    combined = list(in_order(lambda entry: make(*entry), each_module(plan)))
     chosen = choose_layout(plan, combined, limit)
 
     def keep(one: Combined) -> Stored:
@@ -130,7 +130,7 @@ def _merge(plan: MergePlan) -> tuple[Layout, Iterator[Stored]]:
     return chosen, in_order(keep, combined)
 
 
-def _terms(plan: MergePlan) -> Iterator[tuple[str, list[Term]]]:
+def each_module(plan: MergePlan) -> Iterator[tuple[str, list[Term]]]:
     """Each module with the deltas of the parents that have it, read as they are needed."""
     readers = []
     owners = {

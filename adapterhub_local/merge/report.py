@@ -77,15 +77,14 @@ class Tally:
 
     def add(self, stored: Stored) -> None:
         """Count one module."""
-        weights = torch.tensor(self.plan.weights(stored.module), dtype=torch.float64)
-        into = float((weights.abs() * stored.products.diagonal().clamp(min=0).sqrt()).sum()) ** 2
+        into = went_in(self.plan.weights(stored.module), stored.products)
         self.products += stored.products
         self.total += stored.total
         self.input += into
         self.error += stored.error
         self.truncated += stored.truncated
         self.rounded += stored.rounded
-        error = _relative(stored.error, stored.total, into)
+        error = relative(stored.error, stored.total, into)
         self.modules.append(
             {
                 "module": stored.module,
@@ -99,7 +98,7 @@ class Tally:
 
     def report(self, ranks: Sequence[int], num_parameters: int, dtype: torch.dtype) -> MergeReport:
         """The report, once every module is counted; `ranks` are those stored."""
-        error = _relative(self.error, self.total, self.input)
+        error = relative(self.error, self.total, self.input)
         names = [parent.name for parent in self.plan.parents]
         pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
         return MergeReport(
@@ -112,8 +111,8 @@ class Tally:
             norm=math.sqrt(self.total),
             kept=math.sqrt(self.total / self.input) if self.input else 0.0,
             relative_error=error,
-            truncation_error=_relative(self.truncated, self.total, self.input),
-            rounding_error=_relative(self.rounded, self.total, self.input),
+            truncation_error=relative(self.truncated, self.total, self.input),
+            rounding_error=relative(self.rounded, self.total, self.input),
             retained_energy=max(0.0, 1 - error**2),
             conversions=[
                 {"parent": parent.name, **parent.converted} for parent in self.plan.parents if parent.converted
@@ -147,7 +146,14 @@ class Tally:
         ]
 
 
-def _relative(squared: float, total: float, into: float) -> float:
+def went_in(weights: Sequence[float], products: torch.Tensor) -> float:
+    """The square of what the parents of a module would come to if they had one direction."""
+    sizes = products.diagonal().clamp(min=0).sqrt()
+    return float((torch.tensor(list(weights), dtype=torch.float64).abs() * sizes).sum()) ** 2
+
+
+def relative(squared: float, total: float, into: float) -> float:
+    """A squared loss as an error relative to the norm of the merge; of what cancels out, to what went in."""
     scale = max(total, CANCELLED**2 * into)
     return math.sqrt(max(0.0, squared) / scale) if scale else 0.0
 

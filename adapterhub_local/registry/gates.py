@@ -7,7 +7,7 @@ runs inside the transaction that moves the alias, so nobody can move it between 
 import difflib
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ RECORDS = (  # of one kind, about one name, oldest first
     "SELECT record FROM marks WHERE json_extract(record, '$.mark') = ? AND json_extract(record, '$.name') = ?"
     " ORDER BY id"
 )
+Rows = Callable[[str, tuple[Any, ...]], list[sqlite3.Row]]
 
 
 @dataclass(frozen=True)
@@ -123,50 +124,58 @@ def check_move(db: sqlite3.Connection, name: str, alias: str, number: int | None
     lift = f"`qhub alias unprotect {name} {alias}`"
     if number is None:
         raise Protected(f"{name}@{alias} is protected and cannot be removed: {lift} first. Nothing was changed")
-    if problem := _unmet(db, protection, number):
-        raise Protected(f"{name}@{alias} is protected: {problem}. Nothing was changed; {lift} lifts the protection")
+    problems = lacking(lambda query, values: db.execute(query, values).fetchall(), protection, number)
+    if problems:
+        reasons = "; ".join(problems)
+        raise Protected(f"{name}@{alias} is protected: {reasons}. Nothing was changed; {lift} lifts the protection")
 
 
-def scores_of(db: sqlite3.Connection, name: str, number: int) -> dict[tuple[str, str], float]:
-    """(task, metric) -> the newest score of a version."""
-    rows = db.execute("SELECT task, metric, value FROM scores WHERE name = ? AND number = ?", (name, number))
-    return {(row["task"], row["metric"]): row["value"] for row in rows.fetchall()}
+def lacking(rows: Rows, protection: Protection, number: int) -> list[str]:
+    """All that a version lacks before the current actor may move the alias to it; `rows` runs a query."""
+    name = protection.name
+    query = "SELECT task, metric, value FROM scores WHERE name = ? AND number = ?"
+    scores = {(row["task"], row["metric"]): row["value"] for row in rows(query, (name, number))}
+    found = [_unmet(requirement, scores, f"{name}@{number}") for requirement in protection.require]
+    return [*filter(None, found), *_unapproved(rows, protection, number)]
 
 
-def _unmet(db: sqlite3.Connection, protection: Protection, number: int) -> str | None:
-    """The first thing that a version lacks, None if nothing."""
-    name, alias = protection.name, protection.alias
-    scores = scores_of(db, name, number)
-    for requirement in protection.require:
-        values = requirement.values(scores)
-        if not values:
-            known = sorted({f"{task}.{metric}" for task, metric in scores})
-            near = difflib.get_close_matches(requirement.score, known, n=1)
-            hint = f" (it has {near[0]})" if near else ""
-            return (
-                f"{name}@{number} must have '{requirement}' and has no score {requirement.score}{hint}: `qhub eval "
-                f"{name}@{number} ...` measures it"
-            )
-        if failing := [value for value in values if not requirement.bound.holds(value)]:
-            return f"{name}@{number} must have '{requirement}' and has {failing[0]:g}"
+def _unmet(requirement: Requirement, scores: dict[tuple[str, str], float], reference: str) -> str | None:
+    """Why the scores do not meet a requirement, None if they do."""
+    values = requirement.values(scores)
+    if not values:
+        known = sorted({f"{task}.{metric}" for task, metric in scores})
+        near = difflib.get_close_matches(requirement.score, known, n=1)
+        hint = f" (it has {near[0]})" if near else ""
+        return (
+            f"{reference} must have '{requirement}' and has no score {requirement.score}{hint}: `qhub eval "
+            f"{reference} ...` measures it"
+        )
+    if failing := [value for value in values if not requirement.bound.holds(value)]:
+        return f"{reference} must have '{requirement}' and has {failing[0]:g}"
+    return None
+
+
+def _unapproved(rows: Rows, protection: Protection, number: int) -> list[str]:
+    """Why the approvals of a version are not enough, nothing if they are."""
     if not protection.approvals:
-        return None
-    query = "SELECT manifest_digest FROM versions WHERE name = ? AND number = ?"
-    row = db.execute(query, (name, number)).fetchone()
-    mover = current_actor()
+        return []
+    name, alias = protection.name, protection.alias
+    found = rows("SELECT manifest_digest FROM versions WHERE name = ? AND number = ?", (name, number))
+    manifest, mover = found[0]["manifest_digest"] if found else None, current_actor()
     given = {
         one.actor
-        for one in approvals(recorded(db, "approval", name))
-        if one.alias == alias and row and one.manifest == row["manifest_digest"]
+        for one in approvals(rows(RECORDS, ("approval", name)))
+        if one.alias == alias and one.manifest == manifest
     }
     if len(given - {mover}) >= protection.approvals:
-        return None
+        return []
     plural = "" if protection.approvals == 1 else "s"
     own = f"; that of {mover}, who moves it, does not count" if mover in given else ""
-    return (
+    reason = (
         f"{name}@{number} must have {protection.approvals} approval{plural} from others than {mover} and has "
         f"{len(given - {mover})}{own}: somebody else runs `qhub approve {name}@{number} --for {alias}`"
     )
+    return [reason]
 
 
 def recorded(db: sqlite3.Connection, kind: str, name: str) -> list[sqlite3.Row]:

@@ -9,7 +9,7 @@ from adapterhub_local.errors import BadReference, InputError, InUse, NotFound
 from adapterhub_local.refs import check_alias
 from adapterhub_local.registry.journal import marking, note
 from adapterhub_local.registry.registry import Registry
-from adapterhub_local.registry.rows import now, point_alias
+from adapterhub_local.registry.rows import check_expected, now, point_alias
 from adapterhub_local.registry.version import Version
 
 MAX_TAG_LENGTH = 64
@@ -27,17 +27,20 @@ def alias_log(registry: Registry, name: str, alias: str | None = None) -> list[d
     return [dict(row) for row in registry.database.rows(f"{query}{condition} ORDER BY id", values)]
 
 
-def rollback(registry: Registry, name: str, alias: str, *, expect: int | None = None) -> int:
+def rollback(registry: Registry, name: str, alias: str, *, expect: int | None = None, to: int | None = None) -> int:
     """Point `name@alias` to where it pointed before, and return that number; again goes one more step back.
 
-    With `expect`, only if it points to that version now. Versions removed since are passed over. Raises
-    NotFound if there is nothing before, InUse if it points elsewhere than expected.
+    With `expect`, only if it points to that version now, with `to`, only if that leads to this one. Versions removed
+    since are passed over. Raises NotFound if there is nothing before, InUse if it is not as expected.
     """
     check_alias(alias)
     with marking(registry.database, registry.blobs) as db:
+        check_expected(db, name, alias, expect)
         target = _before(lambda query, values: db.execute(query, values).fetchall(), name, alias)
         if target is None:
             raise NotFound(f"{name}@{alias} never pointed elsewhere: `qhub alias log {name} {alias}` shows its moves")
+        if to is not None and target != to:
+            raise InUse(f"before that {name}@{alias} pointed to {target}, not to {to}: nothing was changed")
         point_alias(db, name, alias, target, expect=expect, action="rollback")
     return target
 
@@ -109,12 +112,19 @@ def tags_of(registry: Registry, version: Version) -> list[str]:
     return [row["tag"] for row in registry.database.rows(query, (version.name, version.number))]
 
 
-def describe(registry: Registry, version: Version, description: str) -> None:
-    """Describe a version, in place of the description before. Raises InputError for text that is not text."""
+def describe(registry: Registry, version: Version, description: str, *, expect: str | None = None) -> None:
+    """Describe a version, in place of the description before; with `expect`, only if that is the description now.
+
+    The empty text stands for no description. Raises InputError for text that is not text, InUse if it is another.
+    """
     if not description.strip() or not description.isprintable():
         raise InputError("a description is one line of text")
     with marking(registry.database, registry.blobs) as db:
         values = (version.name, version.number, description)
+        known = db.execute("SELECT description FROM descriptions WHERE name = ? AND number = ?", values[:2]).fetchone()
+        before = known["description"] if known else version.lineage.get("description")
+        if expect is not None and str(before or "") != expect:
+            raise InUse(f"{version} has another description now: nothing was changed")
         db.execute("DELETE FROM descriptions WHERE name = ? AND number = ?", values[:2])
         db.execute("INSERT INTO descriptions VALUES (?, ?, ?)", values)
         note(db, "description", name=version.name, number=version.number, description=description, at=now())

@@ -63,6 +63,12 @@ def protections_of(registry: Registry, name: str) -> dict[str, Protection]:
     return gates.protections(registry.database.rows(gates.RECORDS, ("protection", name)))
 
 
+def lacking(registry: Registry, version: Version) -> dict[str, list[str]]:
+    """Protected alias -> all that a version lacks before the current actor may move it there, nothing if it may."""
+    found = protections_of(registry, version.name)
+    return {alias: gates.lacking(registry.database.rows, one, version.number) for alias, one in found.items()}
+
+
 def approvals_of(registry: Registry, version: Version) -> list[Approval]:
     """The approvals of a version, for whatever alias."""
     given = gates.approvals(registry.database.rows(gates.RECORDS, ("approval", version.name)))

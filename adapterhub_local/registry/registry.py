@@ -16,7 +16,7 @@ from typing import Any
 
 from adapterhub_local.durable import canonical_json
 from adapterhub_local.errors import BadReference, NotFound
-from adapterhub_local.refs import Reference, check_alias, check_name
+from adapterhub_local.refs import MAX_NUMBER, Reference, check_alias, check_name
 from adapterhub_local.registry.blobs import Blobs
 from adapterhub_local.registry.database import Database
 from adapterhub_local.registry.folders import lay_out
@@ -91,7 +91,8 @@ class Registry:
         """The version a reference names. Raises BadReference, or NotFound with the nearest names."""
         ref = Reference.parse(reference) if isinstance(reference, str) else reference
         if ref.version is not None:
-            rows = self.rows("AND v.name = ? AND v.number = ?", (ref.name, ref.version))
+            number = min(ref.version, MAX_NUMBER + 1)  # SQLite holds no number of any size
+            rows = self.rows("AND v.name = ? AND v.number = ?", (ref.name, number))
         elif ref.alias is not None:
             pointed = "SELECT number FROM aliases WHERE name = ? AND alias = ?"
             rows = self.rows(f"AND v.name = ? AND v.number = ({pointed})", (ref.name, ref.name, ref.alias))

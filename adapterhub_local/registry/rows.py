@@ -78,11 +78,7 @@ def point_alias(
 
     Every move of an alias is made here, so that a protected one (gates.py) has no other door.
     """
-    row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
-    old = row["number"] if row else None
-    if expect is not None and (old or NOTHING) != expect:
-        now_at, wanted = (number or "nothing" for number in (old, expect))
-        raise InUse(f"{name}@{alias} points to {now_at}, not to {wanted}: nothing was changed")
+    old = check_expected(db, name, alias, expect)
     if number != old:
         check_move(db, name, alias, number)
     if number is None:
@@ -91,3 +87,13 @@ def point_alias(
     else:
         db.execute("INSERT OR REPLACE INTO aliases (name, alias, number) VALUES (?, ?, ?)", (name, alias, number))
     log_move(db, name=name, alias=alias, old=old, new=number, at=now(), action=action)
+
+
+def check_expected(db: sqlite3.Connection, name: str, alias: str, expect: int | None) -> int | None:
+    """Where an alias points now, None for nowhere. Raises InUse if something else is expected."""
+    row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
+    now_at: int | None = row["number"] if row else None
+    if expect is not None and (now_at or NOTHING) != expect:
+        shown, wanted = (number or "nothing" for number in (now_at, expect))
+        raise InUse(f"{name}@{alias} points to {shown}, not to {wanted}: nothing was changed")
+    return now_at

@@ -1,23 +1,20 @@
-"""What the pages' forms do: sign in and out, move an alias, give a tag, measure, stop and resume."""
+"""What the pages' forms do: sign in and out, measure, stop and resume, cancel. An adapter's own are in changes.py."""
 
-import json
+import contextlib
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 
-from adapterhub_local.errors import InputError, InUse, NotFound, QhubError
+from adapterhub_local.errors import InputError, InUse, QhubError
 from adapterhub_local.train.past_runs import ask_to_stop
 from serve.access import Scope, access
-from serve.auth import Gate, check_models
+from serve.auth import Gate
 from serve.console import views
-from serve.console.adapter_page import adapter_page
 from serve.console.forms import Fields, read_form
 from serve.console.render import HEADERS, render, shown
 from serve.console.session import COOKIE, HOME, LOGIN, SECONDS, Sessions, cookie_of
 from serve.errors import error_body
-from serve.registry_api.bodies import AliasBody
-from serve.registry_api.changing import change_tags, move_alias
 from serve.registry_api.library import Library
 from serve.registry_api.reading import Text, key_of
 
@@ -27,42 +24,6 @@ Form = Annotated[Fields, Depends(read_form)]
 def add_actions(app: FastAPI, library: Library, sessions: Sessions) -> None:
     """Add them."""
     _add_session(app, sessions)
-
-    @app.post("/console/alias", include_in_schema=False)
-    @access(Scope.ADMIN)
-    @shown
-    def alias(request: Request, form: Form) -> Response:
-        """Move an alias, if it is still where the page showed it."""
-        name, moved, version = form.one("name"), form.one("alias"), form.number("version")
-        try:
-            state = json.loads(form.one("state") or "{}")
-            expected = state.get(moved) if isinstance(state, dict) else None
-        except ValueError:
-            raise InputError("this form cannot be read: load its page again") from None
-        try:
-            if version is None or version < 1:
-                raise InputError("write the number of the version that the alias is to point to")
-            if expected is not None and not isinstance(expected, int):
-                raise InputError("this form cannot be read: load its page again")
-            body = AliasBody.model_construct(
-                {"alias", "version", "expect"}, alias=moved, version=version, expect=expected
-            )
-            move_alias(library, key_of(request), name, body)
-        except (InUse, NotFound, InputError) as error:
-            check_models(key_of(request), [name])
-            library.registry.resolve(name)  # else there is no page to show it on
-            return adapter_page(library, request, name, None, str(error), error_body(error).status)
-        return _to(views.version_link(name))
-
-    @app.post("/console/tags", include_in_schema=False)
-    @access(Scope.ADMIN)
-    @shown
-    def tags(request: Request, form: Form) -> Response:
-        """Give a tag to a version, or take it off."""
-        given, reference = [form.one("tag")], form.one("reference")
-        add, remove = ([], given) if form.one("do") == "remove" else (given, [])
-        change_tags(library, key_of(request), reference, add, remove)
-        return _to(views.version_link(reference))
 
     @app.post("/console/compare/modules", include_in_schema=False)
     @access(Scope.ADMIN)
@@ -96,8 +57,18 @@ def add_actions(app: FastAPI, library: Library, sessions: Sessions) -> None:
         command = ("train", str(recipe), *changes, "--resume", "--json")
         # a second click, before the run has started, is about the first one's job
         running = (one for one in library.jobs.all() if one.state == "running" and one.command == command)
-        job = next(running, None) or library.jobs.start("train", command)
+        job = next(running, None) or library.jobs.start("train", command, (str(run.record.get("name") or ""),))
         return _to(views.with_query(f"/console/runs/{run.id}", job=job.id))
+
+    @app.post("/console/jobs/cancel", include_in_schema=False)
+    @access(Scope.ADMIN)
+    @shown
+    def cancel(request: Request, form: Form) -> Response:
+        """Ask a job to end; one that has ended meanwhile stays as it is, and its page says how it ended."""
+        job = library.job(key_of(request), form.one("job"))
+        with contextlib.suppress(InUse):
+            library.jobs.cancel(job.id)
+        return _to(f"/console/jobs/{job.id}")
 
 
 def _add_session(app: FastAPI, sessions: Sessions) -> None:

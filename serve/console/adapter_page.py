@@ -8,17 +8,19 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import Response
 
+from adapterhub_local.counts import counted
 from adapterhub_local.registry.listing import Wanted
 from serve.console import views
 from serve.console.budget import fitted, part
+from serve.console.pointing import alias_rows, gate_rows
 from serve.console.render import render
 from serve.console.rows import row_of
-from serve.console.texts import LINE, cut
+from serve.console.texts import LINE, cut, seal
 from serve.registry_api.library import Library
 from serve.registry_api.reading import key_of
 
 # what a page shows at most; the JSON that it names has the rest
-VERSIONS, SCORES, DATA, SAMPLES, NODES, MOVES, MARKS, NOTES, MADE_INTO = 50, 40, 30, 8, 40, 50, 30, 10, 50
+VERSIONS, SCORES, DATA, SAMPLES, NODES, MOVES, MARKS, NOTES, MADE_INTO, HELD = 50, 40, 30, 8, 40, 50, 30, 10, 50, 5
 DRAWN_VERSIONS = 100  # the newest, whose scores are drawn
 DESCRIPTION, SAMPLE, RECIPE = 2000, 800, 8000  # bytes
 
@@ -36,6 +38,7 @@ def adapter_page(
     key = key_of(request)
     found = library.adapter(key, name, limit=DRAWN_VERSIONS)
     reference = f"{name}@{v}" if v else found["versions"][0]["reference"]
+    resolved, may_change = library.resolve(key, reference), key is None or "admin" in key.scopes
     version, graph = library.version(key, reference), library.lineage(key, reference)
     wanted, page = Wanted(name=name, every=True), views.version_link(name)
 
@@ -43,7 +46,10 @@ def adapter_page(
         listed = library.adapters(key, wanted, after=after, limit=part(VERSIONS, share))
         return render(
             request, "adapter.html", status=status, name=name, message=message, total=found["total"],
-            **_marks(found, version, share), **_identity(version), **_scores(version, share),
+            **_marks(found, version, share), **alias_rows(library, found, share),
+            gates=gate_rows(library, found, resolved, share) if may_change else [],
+            held=_held(library.hands.state(resolved, key)) if library.hands is not None and may_change else None,
+            **_identity(version), **_scores(version, share),
             over_versions=views.metric_over_versions(found["versions"]),
             **_origin(version, graph, share), **_training(version, share),
             versions=_chosen([row_of(entry) for entry in listed.entries], version["version"], name, after),
@@ -75,6 +81,8 @@ def _identity(version: Mapping[str, Any]) -> dict[str, Any]:
     base = views.mapping(lineage.get("base"))
     text = str(version["description"] or "")
     return {
+        # what is longer than a page shows, or is no line, is not put into a field, which would send a part of it back
+        "editable": text if cut(text, DESCRIPTION) == text else "", "description_state": seal(text),
         "reference": version["reference"], "number": version["version"], "description": cut(text, DESCRIPTION),
         "content": version["content_digest"], "manifest": version["manifest_digest"],
         "created": version["created_at"], "base": cut(base.get("name") or base.get("hub_id") or "unknown", LINE),
@@ -152,6 +160,22 @@ def _data(entry: Any) -> dict[str, str]:
         **{name: cut(entry.get(name), LINE) for name in ("role", "file")},
         "rows": views.count_text(entry.get("rows")),
         "digest": cut(str(entry.get("digest") or "")[:19]),
+    }
+
+
+def _held(state: Mapping[str, Any]) -> dict[str, Any]:
+    """How the server keeps a version now, in words, and under which names."""
+    words = [str(state["state"])] if state.get("state") else ["not in memory"]
+    words += ["in a slot"] if state.get("in_slot") else []
+    words += ["pinned"] if state.get("is_pinned") else []
+    words += [views.size_text(state["bytes"])] if state.get("bytes") else []
+    words += [f"{counted(state['requests_now'], 'request')} now"] if state.get("requests_now") else []
+    names = state["held_as"]
+    return {
+        "text": ", ".join(words),
+        "names": names[:HELD],
+        "more": max(0, len(names) - HELD),
+        "is_pinned": bool(state.get("is_pinned")),
     }
 
 

@@ -9,15 +9,18 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import ValidationError
 
 from adapterhub_local.errors import InputError, NotFound, QhubError
+from adapterhub_local.keys import Key
 from adapterhub_local.merge.methods import METHODS, parameters
 from adapterhub_local.refs import parse_weight
 from serve.access import Scope, access
 from serve.console import views
+from serve.console.budget import fitted, part
 from serve.console.forms import Fields, read_form
+from serve.console.rank_curve import by_rank
 from serve.console.render import HEADERS, render, shown
-from serve.console.workbench import choices
+from serve.console.texts import LINE, cut
+from serve.console.workbench import MAX_CHOICES, choices
 from serve.errors import error_body
-from serve.jobs import Job
 from serve.registry_api.bodies import MAX_MERGED, MergeBody
 from serve.registry_api.library import Library
 from serve.registry_api.merging import start_merge
@@ -25,6 +28,7 @@ from serve.registry_api.reading import Text, key_of
 
 Texts = Annotated[list[str] | None, Query(max_length=MAX_MERGED)]
 PLACE = "/console/merge"
+PAIRS = 120  # of adapters, whose cosines are shown: all of the largest merge
 RULES = {"rank": "Rank", "energy": "Energy to keep", "max_error": "Error at most"}  # what is kept: one of them
 HINTS = {"rank": "exact", "energy": "0.99", "max_error": "0.01"}
 
@@ -125,28 +129,40 @@ def merge_page(
 ) -> Response:  # fmt: skip
     """The form as it was filled in, what was computed, and what is made of it."""
     try:
-        preview, merged = _job(library, job, "preview"), _job(library, made, "merge")
+        preview, merged = (_job(library, key_of(request), *one) for one in ((job, "preview"), (made, "merge")))
     except NotFound as error:  # the server was started again since: the form is still good
         preview, merged, message = None, None, message or str(error)
     report = views.mapping(preview["result"]) if preview else {}
     filled = [{"reference": one, "weight": weight} for one, weight in asked.rows]
     empty = max(2, min(rows, MAX_MERGED)) - len(filled)
     reference = str(views.mapping(merged["result"]).get("reference") or "") if merged else ""
-    return render(
-        request, "merge.html", status=status, rows=filled, empty=range(empty), asked=asked, message=message,
-        most=MAX_MERGED, methods=list(METHODS), rules=_fields(asked, RULES), parameters=_parameters(asked),
-        choices=choices(library, request), job=preview, report=_report(report) if report else None,
-        made=merged, made_reference=reference, made_link=views.version_link(reference) if reference else None,
-        is_live=any(one is not None and one["state"] == "running" for one in (preview, merged)),
-        heat=views.cosines(report.get("modules", []), "Cosines of the two by module and layer")
-        if len(filled) == 2 else None,
-    )  # fmt: skip
+    offered = choices(library, request)
+
+    def drawn(share: float) -> Response:
+        return render(
+            request, "merge.html", status=status, rows=filled, empty=range(empty), asked=asked, message=message,
+            most=MAX_MERGED, methods=list(METHODS), rules=_fields(asked, RULES), parameters=_parameters(asked),
+            choices=offered[: part(MAX_CHOICES, share)], job=preview, report=_report(report, share) if report else None,
+            made=merged, made_reference=reference, made_link=views.version_link(reference) if reference else None,
+            is_live=any(one is not None and one["state"] == "running" for one in (preview, merged)),
+            by_rank=by_rank(report, share),
+            heat=views.cosines(report.get("modules", []), "Cosines of the two by module and layer")
+            if len(filled) == 2 else None,
+        )  # fmt: skip
+
+    return fitted(drawn)
 
 
-def _job(library: Library, identity: str | None, kind: str) -> dict[str, Any] | None:
+def _cosine(one: Any) -> float:
+    """Of a pair of adapters: what pulls in opposite directions comes first, what has no direction last."""
+    found = views.number(one.get("cosine"))
+    return 2.0 if found is None else found
+
+
+def _job(library: Library, key: Key | None, identity: str | None, kind: str) -> dict[str, Any] | None:
     if not identity:
         return None
-    found: Job = library.jobs.find(identity)
+    found = library.job(key, identity)
     if found.kind != kind:
         raise NotFound("that job is about something else")
     return found.to_json()
@@ -172,7 +188,7 @@ def _parameters(asked: Asked) -> list[dict[str, Any]]:
     return fields
 
 
-def _report(report: Any) -> dict[str, Any]:
+def _report(report: Any, share: float) -> dict[str, Any]:
     figures = {name: views.number(report.get(name)) for name in ("relative_error", "retained_energy", "kept")}
     shown_as = {name: "" if value is None else f"{100 * value:.2f} %" for name, value in figures.items()}
     modules = [one for one in report.get("modules", []) if views.number(one.get("relative_error")) is not None]
@@ -183,12 +199,13 @@ def _report(report: Any) -> dict[str, Any]:
         "rank": report.get("rank"),
         "exact_rank": report.get("exact_rank"),
         "notes": [str(note) for note in report.get("notes") or []],
+        "more_interference": max(0, len(report.get("interference") or []) - part(PAIRS, share)),
         "interference": [
             {
-                "pair": " and ".join(map(str, one["pair"])),
+                "pair": cut(" and ".join(map(str, one["pair"])), 2 * LINE),
                 "cosine": views.score_text("cosine", views.number(one["cosine"])),
             }
-            for one in report.get("interference") or []
+            for one in sorted(report.get("interference") or [], key=_cosine)[: part(PAIRS, share)]
         ],
         "worst": [{"module": one["module"], "error": f"{100 * one['relative_error']:.2f} %"} for one in worst],
     }

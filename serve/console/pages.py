@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from adapterhub_local.errors import InputError, NotFound
+from adapterhub_local.keys import Key
 from adapterhub_local.registry.catalog import metrics_in
 from adapterhub_local.registry.listing import SORTS, bases_in
 from adapterhub_local.train.past_runs import PastRun, is_asked_to_stop
@@ -119,8 +120,8 @@ def add_pages(app: FastAPI, library: Library) -> None:
         """What the server does now."""
         now: dict[str, Any] = library.engine() if library.engine is not None else {"engine": {}, "adapters": []}
         held = [{**row, "size": views.size_text(row["bytes"])} for row in now["adapters"]]
-        jobs = [job.to_json() for job in library.jobs.all()]
         key = key_of(request)
+        jobs = [job.to_json() for job in library.all_jobs(key)]
         used = [
             {**row, "prompt": f"{row['prompt_tokens']:,}", "completion": f"{row['completion_tokens']:,}"}
             for row in (library.usage(key)[:50] if library.usage is not None else ())
@@ -152,7 +153,7 @@ def add_pages(app: FastAPI, library: Library) -> None:
         log = library.logs.curves(found.folder)
         loss, held_out, rate = (log.curves[name].points() for name in ("loss", "eval_loss", "learning_rate"))
         row = _run_row(library.run_entry(found))
-        starting = _starting(library, found, job)
+        starting = _starting(library, key_of(request), found, job)
         return render(
             request, "run.html", run=row, is_live=row["status"] == "running" or starting["is_live"],
             curve=views.curve(loss, held_out, rate, f"Losses of {found.id}"), recipe=found.record.get("text"),
@@ -166,7 +167,7 @@ def add_pages(app: FastAPI, library: Library) -> None:
     @shown
     def job(job: str, request: Request) -> Response:
         """One job while it runs, and where its result is."""
-        body = library.jobs.find(job).to_json()
+        body = library.job(key_of(request), job).to_json()
         reference = views.mapping(body["result"]).get("reference")
         link = views.version_link(str(reference)) if reference else None
         return render(request, "job.html", job=body, link=link, link_text=reference)
@@ -186,7 +187,7 @@ def compare_page(library: Library, request: Request, left: str, right: str, job:
     changes = [(what, pair) for what, pair in compared["lineage"].items() if not what.startswith("metrics.")]
     measured: dict[str, Any] | None = None
     if job and (key is None or "admin" in key.scopes):
-        measured = library.jobs.find(job).to_json()
+        measured = library.job(key, job).to_json()
         if measured["kind"] != "diff" or measured["command"][2:4] != [left, right]:
             raise NotFound("that job is about something else")
     modules = views.mapping(measured["result"]).get("modules", []) if measured else []
@@ -261,11 +262,11 @@ def _time_left(status: str, log: list[dict[str, Any]], steps: Any) -> str | None
     return views.duration_text(left)
 
 
-def _starting(library: Library, run: PastRun, job: str | None) -> dict[str, Any]:
+def _starting(library: Library, key: Key | None, run: PastRun, job: str | None) -> dict[str, Any]:
     """How the job goes that was started to resume a run, until the run itself says how it goes."""
     if not job:
         return {"is_live": False, "error": None}
-    found = library.jobs.find(job)
+    found = library.job(key, job)
     if found.kind != "train":
         raise NotFound("that job is about something else")
     if run.has_started_since(found.started):

@@ -6,6 +6,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from adapterhub_local.errors import InputError, NotFound, QhubError
+from adapterhub_local.keys import Key
 from serve.access import Scope, access
 from serve.console import views
 from serve.console.actions import Form
@@ -52,7 +53,7 @@ def add_start_page(app: FastAPI, library: Library) -> None:
         recipe, run, changes, job = (form.one(name) for name in ("recipe", "run", "changes", "job"))
         try:
             chosen = choose(library, key_of(request), _body(form))
-            found = _plan_of(library, chosen, job)
+            found = _plan_of(library, key_of(request), chosen, job)
             if found is None or found["state"] != "done":
                 raise InputError("look at what the run takes first: the recipe or its changes are others now")
             if not views.mapping(found["result"]).get("fits") and form.one("anyway") != "yes":
@@ -75,7 +76,7 @@ def start_page(
             chosen = choose(library, key, _read(recipe, run, changes))
         except QhubError as error:
             message, status = message or str(error), status if message else error_body(error).status
-    found = _plan_of(library, chosen, job) if chosen is not None and job else None
+    found = _plan_of(library, key, chosen, job) if chosen is not None and job else None
     result = views.mapping(found["result"]) if found else {}
     return render(
         request, "start.html", status=status, message=message, recipes=recipes_here(library, key), folder=FOLDER,
@@ -84,10 +85,10 @@ def start_page(
     )  # fmt: skip
 
 
-def _plan_of(library: Library, chosen: Chosen, job: str) -> dict[str, Any] | None:
+def _plan_of(library: Library, key: Key | None, chosen: Chosen, job: str) -> dict[str, Any] | None:
     """The job that planned this recipe with these changes, None if it planned another."""
     try:
-        found = library.jobs.find(job).to_json()
+        found = library.job(key, job).to_json()
     except NotFound:
         return None
     return found if found["command"][1:] == chosen.command("plan") else None

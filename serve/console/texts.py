@@ -4,6 +4,7 @@
 would be another text, and a field shows its text apart from the page's.
 """
 
+import hashlib
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -35,3 +36,8 @@ def cut(value: Any, most: int = MAX_TEXT) -> str:
 
 def _size(text: str) -> int:
     return len(str(escape(text)).encode())
+
+
+def seal(text: str) -> str:
+    """What stands for a text in a form that replaces it: the page's and the newest can be compared, however long."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -25,6 +25,7 @@ from serve.http.failures import handle_errors
 from serve.http.feedback import add_feedback
 from serve.http.front import Front, key_of
 from serve.http.guard import EXPOSED_HEADERS, Guard
+from serve.http.hands import Hands
 from serve.http.ollama import add_ollama
 from serve.http.operations import add_operations
 from serve.http.probes import add_probes
@@ -94,7 +95,7 @@ def create_app(
     def usage(key: Key | None) -> list[dict[str, Any]]:
         return metrics.used(allowed_by(key), sees_keys_by(key))
 
-    library = Library(registry, Jobs(registry.home), services.now, usage=usage)
+    library = Library(registry, Jobs(registry.home), services.now, usage=usage, hands=Hands(services))
     routes: Routes  # known once all are added
     app.add_middleware(
         Front,

@@ -12,8 +12,10 @@ from serve.access import Routes, Scope, access
 from serve.auth import Gate
 from serve.console.actions import add_actions
 from serve.console.boards import add_boards
+from serve.console.changes import add_changes
 from serve.console.error_pages import ErrorPages
 from serve.console.merging import add_merging
+from serve.console.methods import add_methods_page
 from serve.console.pages import add_pages
 from serve.console.session import HOME, SessionLayer, Sessions
 from serve.console.starting import add_start_page
@@ -27,6 +29,7 @@ from serve.metrics import Metrics
 from serve.options import HttpOptions
 from serve.registry_api.changing import add_changing
 from serve.registry_api.library import Library
+from serve.registry_api.methods import add_methods
 from serve.registry_api.reading import add_reading
 from serve.registry_api.starting import add_starting
 
@@ -36,6 +39,7 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
 
     `base` is the one that is served, None where there is no engine.
     """
+    app.state.library = library
     app.state.has_engine = library.engine is not None
     app.state.base_name = base.name if base is not None else None
     app.state.base_fingerprint = base.fingerprint if base is not None else None
@@ -46,10 +50,13 @@ def add_console(app: FastAPI, library: Library, gate: Gate, base: BaseInfo | Non
     add_changing(app, library)
     add_starting(app, library)
     add_actions(app, library, sessions)
+    add_changes(app, library)
     add_workbench(app, library)
     add_start_page(app, library)  # before the page of one run, whose path it would fit
     add_boards(app, library)
     add_merging(app, library)
+    add_methods(app, library)
+    add_methods_page(app, library)
     add_pages(app, library)
 
 

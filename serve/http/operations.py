@@ -16,6 +16,7 @@ from serve.errors import BadParameter
 from serve.http.blank import PACKAGE
 from serve.http.failures import paths_of
 from serve.http.front import key_of
+from serve.http.hands import Hands
 from serve.http.respond import weights_headers
 from serve.labelled import labelled
 from serve.requests.generation import LoadRequest, UnloadRequest
@@ -28,6 +29,7 @@ OF_ALL = ("qhub_http_", "qhub_errors", "qhub_ready")  # metrics of requests, whi
 
 def add_operations(app: FastAPI, services: Services) -> None:
     """The endpoints of those who operate the server."""
+    hands = Hands(services)
 
     @app.get("/", response_model=None)
     @access(Scope.ANY)
@@ -97,12 +99,12 @@ def add_operations(app: FastAPI, services: Services) -> None:
     @access(Scope.ADMIN)
     def load(body: LoadRequest, request: Request) -> Response:
         """Hold an adapter in memory until it is unloaded: a reference, or a folder below the configured root."""
-        service = services.of_now(body.lora_name, key_of(request))
-        check_models(key_of(request), service.names(body.lora_name))
+        key = key_of(request)
         if body.lora_path is None:
-            service.bring(body.lora_name)
-            source = service.loaded.load(body.lora_name, None, replace=body.load_inplace, pinned=body.pinned)
+            service, source = hands.load(body.lora_name, key, replace=body.load_inplace, pinned=body.pinned)
         else:
+            service = services.of_now(body.lora_name, key)
+            check_models(key, service.names(body.lora_name))
             service, source = _load_folder(services, body)
         headers = weights_headers(Target(body.lora_name, service.base.info, source))
         text = f"Success: LoRA adapter '{body.lora_name}' added successfully."
@@ -112,9 +114,7 @@ def add_operations(app: FastAPI, services: Services) -> None:
     @access(Scope.ADMIN)
     async def unload(body: UnloadRequest, request: Request) -> Response:
         """Release an adapter, and free it when the requests that use it are done; `force` ends them."""
-        service = await services.of(body.lora_name, key_of(request))
-        check_models(key_of(request), service.names(body.lora_name))
-        freed = await service.unload(body.lora_name, force=body.force)
+        freed = await hands.unload(body.lora_name, key_of(request), force=body.force)
         text = f"Success: LoRA adapter '{body.lora_name}' removed successfully."
         return PlainTextResponse(text, headers={"X-Qhub-Freed-Bytes": str(freed)})
 

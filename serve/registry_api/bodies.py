@@ -10,6 +10,8 @@ Name = Annotated[str, Field(min_length=1, max_length=300)]
 Setting = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
 Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
 Number = Annotated[float, Field(strict=True)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
+MAX_DESCRIPTION = 2000
 MAX_MERGED = 16  # adapters of one merge
 
 
@@ -33,10 +35,11 @@ class AliasBody(Body):
 
 
 class RollbackBody(Body):
-    """Point an alias to where it pointed before; with `expect`, only if it points to that version now."""
+    """Point an alias to where it pointed before; with `expect`, only from that version, with `to`, only to that one."""
 
     alias: Name
     expect: Annotated[int, Field(ge=1)] | None = None
+    to: Annotated[int, Field(ge=1)] | None = None
 
 
 class ApprovalBody(Body):
@@ -70,9 +73,10 @@ class SplitBody(Body):
 
 
 class DescriptionBody(Body):
-    """One line about a version."""
+    """One line about a version; with `expect`, only if that is its description now (empty: it has none)."""
 
-    text: Annotated[str, Field(min_length=1, max_length=2000)]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION)]
+    expect: str | None = None
 
 
 class TagsBody(Body):
@@ -104,7 +108,7 @@ class MergeBody(Body):
     """
 
     adapters: Annotated[list[Name], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
-    weights: Annotated[list[float], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
+    weights: Annotated[list[Weight], Field(min_length=1, max_length=MAX_MERGED, fail_fast=True)]
     method: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")] = "weighted_sum"
     parameters: Annotated[dict[Setting, Whole | Number | Setting], Field(max_length=16)] = {}
     rank: Annotated[int, Field(ge=1, le=100_000)] | None = None

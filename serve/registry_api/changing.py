@@ -67,7 +67,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
     def roll_back(name: str, body: RollbackBody, request: Request) -> dict[str, Any]:
         """Point an alias to where it pointed before."""
         check_models(key_of(request), [name])
-        rollback(library.registry, check_name(name), body.alias, expect=body.expect)
+        rollback(library.registry, check_name(name), body.alias, expect=body.expect, to=body.to)
         return {"name": name, "aliases": library.registry.aliases(name)}
 
     @app.delete("/v1/registry/aliases/{name:path}")
@@ -119,7 +119,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
     def description(reference: str, body: DescriptionBody, request: Request) -> dict[str, Any]:
         """Describe a version in one line, in place of an earlier description."""
         version = library.resolve(key_of(request), reference)
-        describe(library.registry, version, body.text)
+        describe(library.registry, version, body.text, expect=body.expect)
         return {"reference": str(version), "description": body.text}
 
     @app.put("/v1/registry/tags/{reference:path}")
@@ -161,6 +161,12 @@ def add_changing(app: FastAPI, library: Library) -> None:
     def merge(body: MergeBody, request: Request) -> dict[str, Any]:
         """Merge adapters, or compute what that would lose: a job."""
         return start_merge(library, key_of(request), body).to_json()
+
+    @app.post("/v1/jobs/{job}/cancel")
+    @access(Scope.ADMIN)
+    def cancel(job: str, request: Request) -> dict[str, Any]:
+        """Ask a job to end; a run stops after its step and is kept, and stops at once when it is asked again."""
+        return library.jobs.cancel(library.job(key_of(request), job).id).to_json()
 
     @app.post("/v1/runs/{run}/stop")
     @access(Scope.ADMIN)

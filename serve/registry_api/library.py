@@ -20,6 +20,7 @@ from adapterhub_local.registry.split import splits_in
 from adapterhub_local.train.past_runs import PastRun, list_runs, run_at
 from serve.auth import allowed_by, check_models, sees_keys_by
 from serve.jobs import Job, Jobs
+from serve.registry_api.hands import Hands
 from serve.registry_api.places import read_place, write_place
 from serve.registry_api.run_log import RunLogs
 
@@ -30,13 +31,14 @@ HEAVY = ("merge_report",)  # of a lineage: a line for each module
 @dataclass(frozen=True)
 class Library:
     """The registry, the jobs, what the engine does now, None where there is no engine, and how far a remote is
-    followed, None where none is; and who asked how much, None where nobody can ask."""
+    followed, None where none is; who asked how much, None where nobody can ask; and who keeps adapters in memory."""
 
     registry: Registry
     jobs: Jobs
     engine: Callable[[], dict[str, Any]] | None = None
     remote: Callable[[], dict[str, Any]] | None = None
     usage: Callable[[Key | None], list[dict[str, Any]]] | None = None
+    hands: Hands | None = None
     logs: RunLogs = field(default_factory=RunLogs)
 
     def adapters(self, key: Key | None, wanted: Wanted, *, after: str | None = None, limit: int = 50) -> Page:
@@ -114,7 +116,18 @@ class Library:
         """A job that measures norms and cosines of every module: what `qhub diff --json` prints. Raises Busy."""
         one, other = (check_adapter(self.resolve(key, reference)) for reference in (left, right))
         same = ("diff", one.content_digest, other.content_digest, str(one), str(other))
-        return self.jobs.start("diff", ["diff", str(one), str(other), "--json"], same=same)
+        command = ["diff", str(one), str(other), "--json"]
+        return self.jobs.start("diff", command, (one.name, other.name), same=same)
+
+    def all_jobs(self, key: Key | None) -> list[Job]:
+        """The jobs about nothing but adapters that the key is for, the newest first."""
+        return [job for job in self.jobs.all() if all(map(allowed_by(key), job.about))]
+
+    def job(self, key: Key | None, identity: str) -> Job:
+        """A job about adapters that the key is for. Raises Forbidden, NotFound."""
+        found = self.jobs.find(identity)
+        check_models(key, found.about)
+        return found
 
     def names_in(self, text: str) -> tuple[str, ...]:
         """The names of adapters and bases that a reference or a mix speaks of."""

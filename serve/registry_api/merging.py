@@ -17,6 +17,7 @@ def start_merge(library: Library, key: Key | None, body: MergeBody) -> Job:
     if len(body.weights) != len(body.adapters):
         raise BadParameter("there must be one weight for each adapter", "weights")
     versions = [check_adapter(library.resolve(key, reference)) for reference in body.adapters]
+    names = [version.name for version in versions]
     rule = parse_rule(body.rank, body.energy, body.max_error)
     Formula(body.method, body.parameters, rule=rule).check(body.weights)
     weights = ",".join(f"{weight!r}" for weight in body.weights)
@@ -27,9 +28,10 @@ def start_merge(library: Library, key: Key | None, body: MergeBody) -> Job:
     if body.name is None:
         if body.alias is not None:
             raise BadParameter("an alias needs a name: say under which name the merge is registered", "alias")
-        return library.jobs.start("preview", [*command, "--dry-run"], same=[*command, "--dry-run"])
+        command += ["--dry-run", "--by-rank"]
+        return library.jobs.start("preview", command, names, same=command)
     check_models(key, [check_name(body.name)])
     command.append(f"--name={body.name}")
     if body.alias is not None:
         command.append(f"--alias={check_alias(body.alias)}")
-    return library.jobs.start("merge", command)
+    return library.jobs.start("merge", command, [*names, body.name])

@@ -139,15 +139,16 @@ def add_reading(app: FastAPI, library: Library) -> None:
 
     @app.get("/v1/jobs")
     @access(Scope.ADMIN)
-    def jobs() -> dict[str, Any]:
+    def jobs(request: Request) -> dict[str, Any]:
         """The jobs that this server started, the newest first, without their results."""
-        return {"object": "list", "data": [{**job.to_json(), "result": None} for job in library.jobs.all()]}
+        found = library.all_jobs(key_of(request))
+        return {"object": "list", "data": [{**job.to_json(), "result": None} for job in found]}
 
     @app.get("/v1/jobs/{job}")
     @access(Scope.ADMIN)
-    def job(job: str) -> dict[str, Any]:
+    def job(job: str, request: Request) -> dict[str, Any]:
         """One job: whether it runs, and what came of it."""
-        return library.jobs.find(job).to_json()
+        return library.job(key_of(request), job).to_json()
 
     @app.get("/v1/keys")
     @access(Scope.ADMIN)

@@ -94,12 +94,14 @@ def choose(library: Library, key: Key | None, body: StartBody) -> Chosen:
 def plan(library: Library, chosen: Chosen) -> Job:
     """A job that estimates what training takes: what `qhub plan --json` prints. Raises Busy."""
     command = chosen.command("plan")
-    return library.jobs.start("plan", command, same=[*command, str(chosen.path.stat().st_mtime_ns)])
+    return library.jobs.start(
+        "plan", command, (chosen.recipe.output.name,), same=[*command, str(chosen.path.stat().st_mtime_ns)]
+    )
 
 
 def start(library: Library, chosen: Chosen) -> Job:
     """A job that trains. Raises Busy, InputError if there is a stopped run of the recipe already."""
-    return library.jobs.start("train", chosen.command("train"))
+    return library.jobs.start("train", chosen.command("train"), (chosen.recipe.output.name,))
 
 
 def _check_change(text: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from adapterhub_local.base.bases import read_record
 from adapterhub_local.merge.methods import METHODS
 from adapterhub_local.registry import Registry
+from serve.console.rank_curve import by_rank
 from tests.patience import PATIENCE
 from tests.serve.console.conftest import Console, fill
 from tests.serve.console.test_pages import Look
@@ -178,3 +179,37 @@ def test_what_programs_ask_is_checked_before_a_job_starts(own: Console, more: st
         assert answer.status_code == 400, answer.text
         assert reason in answer.text
         assert len(client.get("/v1/jobs").json()["data"]) == jobs
+
+
+def test_the_error_against_rank_is_drawn_before_a_rank_is_chosen(own: Console, look: Look) -> None:
+    """Curve and table have what `qhub merge` loses at that rank; the rank that is asked for is marked in both."""
+    form = {"m": ["sentiment@2", "origin@1"], "w": ["0.6", "0.4"], "rank": "3"}
+    with httpx.Client(base_url=own.url, trust_env=False, timeout=PATIENCE) as client:
+        page = look(own.url + client.post("/console/merge", data=form).headers["location"])
+    words = ("sentiment@2", "origin@1", "--weights=0.6,0.4")
+    losses = [printed(own, *words, f"--rank={rank}")["relative_error"] for rank in (1, 3)]
+    picture = page.get_by_role("img", name=re.compile("Error against rank"))
+    picture.wait_for(timeout=WAIT)
+    text = picture.get_attribute("aria-label")
+    assert f"{100 * losses[0]:.2f} % at rank 1, " in text
+    assert text.endswith(f"; {100 * losses[1]:.2f} % at rank 3, as asked")
+    page.get_by_text("As a table").click()
+    rows = page.locator("figure + details tbody tr").all_inner_texts()
+    assert rows[0].split() == ["1", f"{100 * losses[0]:.2f}", "%", f"{100 * (1 - losses[0] ** 2):.2f}", "%"]
+    assert rows[2].startswith("3 (as asked)")
+    assert rows[-1].split()[1] == "0.00"
+
+
+def test_a_merge_of_the_most_there_may_be_stays_small() -> None:
+    """With thousands of ranks the curve has a few hundred points and the table forty rows, both ends among them."""
+    errors = [1 - index / 9999 for index in range(10_000)]
+    report = {"error_by_rank": errors, "rank": 77, "dtype": "bfloat16", "rounding_error": 0.0021}
+    found = by_rank(report, 1.0)
+    assert found is not None
+    assert len(str(found["picture"])) < 8000
+    ranks = [row["rank"] for row in found["rows"]]
+    assert (ranks[0], ranks[-1], 77 in ranks, len(ranks) <= 41) == (1, 10_000, True, True)
+    assert "bfloat16 adds up to 0.21 %" in found["rounding"]
+    assert len(str((by_rank(report, 0.05) or {})["picture"])) < 3000
+    for wrong in (None, [], "x", [1.0, "x"], [float("nan")], [None]):
+        assert by_rank({"error_by_rank": wrong, "rank": 1}, 1.0) is None

@@ -15,7 +15,8 @@ from adapterhub_local.settings import Home
 from tests.serve.console.conftest import HOSTILE, Console
 
 PAGES = ("", "?q=sentiment", "/adapters/both", "/adapters/sentiment?v=1", "/bases", "/runs", "/runs/new", "/server",
-         "/merge", "/tasks", "/tasks/sentiment?versions=all", "/history",
+         "/merge", "/merge/methods?m=sentiment%402&w=0.6&m=origin%401&w=0.4&method=ties&density=0.2",
+         "/alias?name=sentiment&alias=prod&do=remove", "/tasks", "/tasks/sentiment?versions=all", "/history",
          "/compare?left=sentiment%401&right=sentiment%402", "/login")  # fmt: skip
 Look = Callable[..., Any]
 

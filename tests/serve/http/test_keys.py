@@ -53,7 +53,7 @@ def test_a_key_is_found_by_its_secret_alone(home: Home, monkeypatch: pytest.Monk
 def test_the_file_holds_no_secret(home: Home) -> None:
     """What is stored is a hash, in a file for its owner alone."""
     _, token = Keys(home).create()
-    secret = token.rpartition("-")[2]
+    secret = token.split("-", 2)[2]
     assert secret not in home.keys.read_text()
     assert stat.S_IMODE(home.keys.stat().st_mode) == 0o600
 
