@@ -134,6 +134,11 @@ INLINE vec vector_at(const char *at, int number) { return load((const float *)at
 /* Bytes of a block. */
 INLINE int64_t bytes_of(const int kind) { return kind == FOUR_BIT ? BLOCK / 2 : kind == FP32 ? 4 * BLOCK : 2 * BLOCK; }
 
+/* Have a block under way from memory, of the rows that come next. */
+INLINE void fetch_block(const uint8_t *at, const int kind) {
+    for (int64_t i = 0; i < bytes_of(kind); i += 64) __builtin_prefetch(at + i);
+}
+
 /* A block as floats, or in bfloat16 if it is held in 4 bits or in that: 4 bits in the order of their expansion. */
 INLINE void block_of(const uint8_t *at, const float *absmax, const table_t *table, vec *out, const int kind,
                      const int is_narrow) {
@@ -164,7 +169,7 @@ INLINE void at_once(float *out, int64_t out_row, const char *x, const linear_t *
     for (; x < end; x += vecs * sizeof(vec), at += bytes_of(kind), absmax++)
         UNROLL for (int r = 0; r < rows; r++) {
             vec weights[VECS];
-            __builtin_prefetch(at + (rows + r) * bytes); /* of the rows that come next */
+            fetch_block(at + (rows + r) * bytes, kind);
             block_of(at + r * bytes, absmax + r * blocks, table, weights, kind, is_narrow);
             UNROLL for (int v = 0; v < vecs; v++)
                 UNROLL for (int t = 0; t < tokens; t++)
@@ -188,7 +193,7 @@ INLINE void expanded(float *out, int64_t out_row, const char *x, const linear_t 
             const uint8_t *at = held + r * bytes + first * bytes_of(kind);
             const float *own = absmax + r * blocks + first;
             for (int64_t i = 0; i < n; i++, at += bytes_of(kind), own++) {
-                __builtin_prefetch(at + rows * bytes);
+                fetch_block(at + rows * bytes, kind);
                 block_of(at, own, table, weights[i][r], kind, is_narrow);
             }
         }
