@@ -87,7 +87,7 @@ def test_only_names_of_this_machine(home: Home, method: str, host: str, is_ours:
     ],
 )
 def test_pages(home: Home, headers: dict[str, str], origins: tuple[str, ...], is_allowed: bool) -> None:
-    """Our own pages and those that are allowed may ask, others may not, at another port neither; a link may be followed."""
+    """Our own pages and those that are allowed may ask, others (at another port, too) not; a link may be followed."""
     gate = Gate(Keys(home))
     assert allows(gate, {"host": "localhost", **headers}, origins=origins) == is_allowed
     visit = {"host": "localhost", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
