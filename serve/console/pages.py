@@ -190,9 +190,10 @@ def compare_page(library: Library, request: Request, left: str, right: str, job:
         if measured["kind"] != "diff" or measured["command"][2:4] != [left, right]:
             raise NotFound("that job is about something else")
     modules = views.mapping(measured["result"]).get("modules", []) if measured else []
-    heat = views.cosines(modules, f"Cosines of {left} and {right} by module and layer")
+    described = f"Cosines of {left} and {right} by module and layer"
 
     def made(share: float) -> Response:
+        heat = views.cosines(modules, described, part(views.MAX_SQUARES, share))
         cell, most, rows = part(CELL, share), part(CHANGES, share), part(MODULES, share)
         return render(
             request, "compare.html", left=left, right=right, left_link=views.version_link(left),
