@@ -64,10 +64,10 @@ def merged_squares(values: Mapping[str, float | None], most: int) -> tuple[list[
             known = _known(found[kind][layer] for layer in group)
             if group:
                 made.append(_merged(kind, layers[start], group, known))
-    told = f"Each square is the mean of up to {size} layers" if size > 1 else "Each square is the mean of a layer"
+    explained = f"Each square is the mean of up to {size} layers" if size > 1 else "Each square is the mean of a layer"
     if len(kinds) < len(found):
-        told += f", and of {len(found):,} kinds of modules the {len(kinds):,} with the lowest cosines are shown"
-    return made, f"{told}."
+        explained += f", and of {len(found):,} kinds of modules the {len(kinds):,} with the lowest cosines are shown"
+    return made, f"{explained}."
 
 
 def _merged(kind: str, first: int, group: Sequence[int], known: Sequence[float]) -> Square:

@@ -214,9 +214,9 @@ def cosines(modules: Iterable[Mapping[str, Any]], description: str, most: int = 
         values[cut(module.get("module"), LINE)] = number(value)
     if not values:
         return None
-    shown, told = (squares(values), "") if len(values) <= most else merged_squares(values, most)
+    shown, explained = (squares(values), "") if len(values) <= most else merged_squares(values, most)
     picture = Markup(heat_map(shown, description))  # noqa: S704 - it escapes
-    return picture + Markup('<p class="hint">{}</p>').format(told) if told else picture
+    return picture + Markup('<p class="hint">{}</p>').format(explained) if explained else picture
 
 
 def version_link(reference: str) -> str:
