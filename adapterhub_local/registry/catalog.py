@@ -119,7 +119,7 @@ def metrics_in(registry: Registry, names: Sequence[str] | None = None) -> list[s
         return [row["metric"] for row in registry.database.rows(query, (json.dumps(list(names)),))]
     # from each to the next in the index: DISTINCT would read the scores of every version
     query = (
-        "WITH RECURSIVE met (metric) AS (SELECT min(metric) FROM scores UNION ALL"
+        "WITH RECURSIVE met (metric) AS (SELECT min(metric) FROM scores UNION ALL"  # noqa: S608
         " SELECT (SELECT min(metric) FROM scores WHERE metric > met.metric) FROM met WHERE met.metric IS NOT NULL)"
         " SELECT metric FROM met WHERE metric IS NOT NULL"
         f" AND EXISTS (SELECT 1 FROM scores s WHERE s.metric = met.metric AND {_KEPT}) ORDER BY metric"
