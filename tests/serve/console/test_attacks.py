@@ -97,7 +97,7 @@ class Attacked(Console):
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, trust_env=False)
         stored = self.http.post("/v1/responses", json=BODIES["/v1/responses"]).json()["id"]
         self.http.post("/v1/load_lora_adapter", json={"lora_name": "tone"})
-        job = self.http.post("/v1/registry/compare/modules", json=BODIES["/v1/registry/compare/modules"]).json()["id"]
+        job = self.http.post("/v1/plans", json={"recipe": "homeless.toml"}).json()["id"]  # which ends at once
         values = {"model": "tiny", "response_id": stored, "name": "sentiment", "reference": "sentiment@2", "run": RUN,
                   "job": job, "task": "sentiment"}  # fmt: skip
         self.targets = targets(self.watched, values, BODIES, QUERIES)
@@ -127,6 +127,8 @@ def attacked(folder: Path, built_base: Path, *, has_keys: bool) -> Iterator[Atta
         registry.set_alias("sentiment", "prod", version)
     (registry.home.root / FOLDER).mkdir()
     (registry.home.root / FOLDER / "sums.toml").write_text(MINIMAL, encoding="utf-8")
+    homeless = MINIMAL.replace('"tiny"', '"nothing"')
+    (registry.home.root / FOLDER / "homeless.toml").write_text(homeless, encoding="utf-8")
     (registry.home.root / FOLDER / "train.jsonl").write_text('{"prompt": "1", "completion": "2"}\n', encoding="utf-8")
     run = registry.home.runs / RUN
     run.mkdir(parents=True)
