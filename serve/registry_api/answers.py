@@ -17,12 +17,16 @@ STATUSES = (
 )
 
 
-def answers(model: type[BaseModel], status: int = 200) -> dict[int | str, dict[str, Any]]:
+class Answer(BaseModel):
+    """A form that is published, and that nothing is read or written by."""
+
+
+def answers(model: type[Answer], status: int = 200) -> dict[int | str, dict[str, Any]]:
     """What a route says of its answers, for `responses`."""
     return {status: {"model": model}, "4XX": {"model": Problem, "description": STATUSES}}
 
 
-class ProblemDetail(BaseModel):
+class ProblemDetail(Answer):
     """What is wrong with a request, in OpenAI's form."""
 
     message: str
@@ -31,13 +35,13 @@ class ProblemDetail(BaseModel):
     code: str | None
 
 
-class Problem(BaseModel):
+class Problem(Answer):
     """Why a request was refused."""
 
     error: ProblemDetail
 
 
-class BaseName(BaseModel):
+class BaseName(Answer):
     """The base that a version was made for, as far as it is known."""
 
     name: str | None
@@ -45,7 +49,7 @@ class BaseName(BaseModel):
     fingerprint: str | None
 
 
-class AdapterEntry(BaseModel):
+class AdapterEntry(Answer):
     """A version as a list shows it; `size` in bytes."""
 
     reference: str
@@ -67,7 +71,7 @@ class AdapterEntry(BaseModel):
     metrics: Metrics
 
 
-class AdapterList(BaseModel):
+class AdapterList(Answer):
     """A page of versions; `after` leads to the next one, null on the last."""
 
     object: Literal["list"]
@@ -76,14 +80,14 @@ class AdapterList(BaseModel):
     after: str | None
 
 
-class Side(BaseModel):
+class Side(Answer):
     """An alias and its share of a name's traffic."""
 
     alias: str
     share: int
 
 
-class Protection(BaseModel):
+class Protection(Answer):
     """What an alias asks before it moves."""
 
     alias: str
@@ -93,7 +97,7 @@ class Protection(BaseModel):
     at: str
 
 
-class ApprovalEntry(BaseModel):
+class ApprovalEntry(Answer):
     """Who holds a version fit for an alias; null for who may not see it."""
 
     reference: str
@@ -102,7 +106,7 @@ class ApprovalEntry(BaseModel):
     at: str
 
 
-class AliasMove(BaseModel):
+class AliasMove(Answer):
     """A move of an alias; a number is null where it points to nothing."""
 
     alias: str
@@ -113,7 +117,7 @@ class AliasMove(BaseModel):
     actor: str | None
 
 
-class Adapter(BaseModel):
+class Adapter(Answer):
     """One name: versions, newest first, of which there are `total`, and what points to them."""
 
     name: str
@@ -126,7 +130,7 @@ class Adapter(BaseModel):
     alias_log: list[AliasMove]
 
 
-class VersionFile(BaseModel):
+class VersionFile(Answer):
     """A file of a version; `size` in bytes."""
 
     path: str
@@ -134,7 +138,7 @@ class VersionFile(BaseModel):
     size: int
 
 
-class VersionAnswer(BaseModel):
+class VersionAnswer(Answer):
     """One version with all that it was made of."""
 
     name: str
@@ -151,7 +155,7 @@ class VersionAnswer(BaseModel):
     metrics: Metrics
 
 
-class LineageNode(BaseModel):
+class LineageNode(Answer):
     """A version, or a file of data; `reference` is null for what is not a version here."""
 
     id: str
@@ -161,7 +165,7 @@ class LineageNode(BaseModel):
     depth: int
 
 
-class LineageEdge(BaseModel):
+class LineageEdge(Answer):
     """What went into what."""
 
     source: str = Field(alias="from")
@@ -169,7 +173,7 @@ class LineageEdge(BaseModel):
     weight: Any
 
 
-class LineageGraph(BaseModel):
+class LineageGraph(Answer):
     """What a version was made of, and what was made of it; `is_cut`: there is more than was walked."""
 
     nodes: list[LineageNode]
@@ -178,7 +182,7 @@ class LineageGraph(BaseModel):
     is_cut: bool
 
 
-class Comparison(BaseModel):
+class Comparison(Answer):
     """What differs between two versions: by its name in the lineage, what the left and the right one have."""
 
     left: str
@@ -187,7 +191,7 @@ class Comparison(BaseModel):
     lineage: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]
 
 
-class BaseEntry(BaseModel):
+class BaseEntry(Answer):
     """A base; of one that is not here only the first five fields are known."""
 
     name: str | None
@@ -207,20 +211,20 @@ class BaseEntry(BaseModel):
     created_at: str = ""
     is_private: bool = False
     licence: str | None = None
-    left_out: list[str] = []
+    left_out: list[str] = Field([])
     not_read_back: str | None = None
     chat_template: str | None = None
     quantisation: str = ""
 
 
-class BaseList(BaseModel):
+class BaseList(Answer):
     """All bases."""
 
     object: Literal["list"]
     data: list[BaseEntry]
 
 
-class Change(BaseModel):
+class Change(Answer):
     """Something that changed, with further fields by its `event`; `id` is null for what an older qhub wrote."""
 
     model_config = ConfigDict(extra="allow")
@@ -233,7 +237,7 @@ class Change(BaseModel):
     what: str
 
 
-class ChangeList(BaseModel):
+class ChangeList(Answer):
     """A page of changes, newest first; `after` leads to the next one, null on the last."""
 
     object: Literal["list"]
@@ -241,14 +245,14 @@ class ChangeList(BaseModel):
     after: str | None
 
 
-class SplitAnswer(BaseModel):
+class SplitAnswer(Answer):
     """A name whose traffic is split, and how."""
 
     name: str
     split: list[Side]
 
 
-class SplitList(BaseModel):
+class SplitList(Answer):
     """Every name whose traffic is split."""
 
     object: Literal["list"]

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import Field
 
-from serve.registry_api.answers import Aliases, Metrics, Protection
+from serve.registry_api.answers import Aliases, Answer, Metrics, Protection
 
 
-class AliasAnswer(BaseModel):
+class AliasAnswer(Answer):
     """All aliases of a name."""
 
     name: str
     aliases: Aliases
 
 
-class Approval(BaseModel):
+class Approval(Answer):
     """Who holds a version fit for an alias."""
 
     alias: str
@@ -23,7 +23,7 @@ class Approval(BaseModel):
     at: str
 
 
-class ApprovalAnswer(BaseModel):
+class ApprovalAnswer(Answer):
     """All approvals of a version for an alias."""
 
     reference: str
@@ -31,36 +31,36 @@ class ApprovalAnswer(BaseModel):
     approvals: list[Approval]
 
 
-class ProtectionAnswer(BaseModel):
+class ProtectionAnswer(Answer):
     """The protection of an alias, null for none, and the scores it asks that no version has yet."""
 
     name: str
     protection: Protection | None
-    scores_without_values: list[str] = []
+    scores_without_values: list[str] = Field([])
 
 
-class DescriptionAnswer(BaseModel):
+class DescriptionAnswer(Answer):
     """The description of a version."""
 
     reference: str
     description: str
 
 
-class TagAnswer(BaseModel):
+class TagAnswer(Answer):
     """All tags of a version."""
 
     reference: str
     tags: list[str]
 
 
-class EvaluationAnswer(BaseModel):
+class EvaluationAnswer(Answer):
     """All scores of a version."""
 
     reference: str
     metrics: Metrics
 
 
-class VoteAnswer(BaseModel):
+class VoteAnswer(Answer):
     """By version: its scores in the set of votes, which is a task."""
 
     task: str

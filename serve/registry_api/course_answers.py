@@ -2,10 +2,12 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from serve.registry_api.answers import Answer
 
 
-class JobAnswer(BaseModel):
+class JobAnswer(Answer):
     """A command of `qhub` that the server started; `result` is the JSON that it printed, null until then."""
 
     id: str
@@ -17,14 +19,14 @@ class JobAnswer(BaseModel):
     error: str | None
 
 
-class JobList(BaseModel):
+class JobList(Answer):
     """Every job that is kept, the newest first, without results."""
 
     object: Literal["list"]
     data: list[JobAnswer]
 
 
-class Run(BaseModel):
+class Run(Answer):
     """A training run; a step, a loss or a time is null until it is known."""
 
     id: str
@@ -41,7 +43,7 @@ class Run(BaseModel):
     started_at: str | None
 
 
-class RunList(BaseModel):
+class RunList(Answer):
     """A page of runs, the newest first; `after` leads to the next one, null on the last."""
 
     object: Literal["list"]
@@ -63,7 +65,7 @@ class StoppedRun(Run):
     stop_asked: bool
 
 
-class KeyEntry(BaseModel):
+class KeyEntry(Answer):
     """An API key without its secret; no adapters are all."""
 
     id: str
@@ -79,14 +81,14 @@ class KeyEntry(BaseModel):
     is_valid: bool
 
 
-class KeyList(BaseModel):
+class KeyList(Answer):
     """Every key, revoked ones included, the newest first."""
 
     object: Literal["list"]
     data: list[KeyEntry]
 
 
-class RecipeEntry(BaseModel):
+class RecipeEntry(Answer):
     """A recipe of the machine, with what it makes, or why it cannot be used."""
 
     recipe: str
@@ -95,21 +97,21 @@ class RecipeEntry(BaseModel):
     problem: str | None
 
 
-class RecipeList(BaseModel):
+class RecipeList(Answer):
     """The recipes that can be started."""
 
     object: Literal["list"]
     data: list[RecipeEntry]
 
 
-class Served(BaseModel):
+class Served(Answer):
     """A base that is served."""
 
     name: str
     fingerprint: str
 
 
-class HeldAdapter(BaseModel):
+class HeldAdapter(Answer):
     """An adapter in memory, or used since the start; `bytes` of memory."""
 
     digest: str
@@ -125,7 +127,7 @@ class HeldAdapter(BaseModel):
     names: list[str]
 
 
-class Engine(BaseModel):
+class Engine(Answer):
     """An engine's numbers, as /health has them: memory in bytes, counts since the start."""
 
     model_config = ConfigDict(extra="allow")
@@ -142,14 +144,14 @@ class Engine(BaseModel):
     adapter_evictions: int
 
 
-class ServedBase(BaseModel):
+class ServedBase(Answer):
     """One of several bases that are served, and what its engine does."""
 
     base: Served
     engine: Engine
 
 
-class Use(BaseModel):
+class Use(Answer):
     """How much one key has asked one adapter since the start."""
 
     key: str
@@ -159,12 +161,12 @@ class Use(BaseModel):
     completion_tokens: int
 
 
-class ServerAnswer(BaseModel):
+class ServerAnswer(Answer):
     """What the server does now; base and engine are null where there is no model."""
 
     base: Served | None
     engine: Engine | None
     adapters: list[HeldAdapter]
-    usage: list[Use] = []
+    usage: list[Use] = Field([])
     bases: list[ServedBase] = Field([], description="Where several are served")
     remote: dict[str, Any] = Field({}, description="The remote that is followed, how far, and what is wrong with it")
