@@ -61,7 +61,7 @@ class Server:
         return self._ask("DELETE", path, parameters)
 
     def pages(self, path: str, **parameters: Any) -> Iterator[Any]:
-        """All entries of a list, page by page."""
+        """All entries of a list, a page of which is asked for when it is needed."""
         after = None
         while True:
             page = self.get(path, **parameters, after=after, limit=PAGE)
@@ -69,6 +69,10 @@ class Server:
             after = page["after"]
             if after is None:
                 return
+
+    def total(self, path: str, **parameters: Any) -> int:
+        """How many entries a list has."""
+        return int(self.get(path, **parameters, limit=1)["total"])
 
     def result(self, job: dict[str, Any]) -> Any:
         """What comes of a job that was started, once it has ended. Raises QhubError with its reason if it failed."""

@@ -10,6 +10,7 @@ from adapterhub_local.client import Server, chosen_server
 from adapterhub_local.registry import Registry, Version
 from adapterhub_local.registry.as_json import entry
 
+ADAPTERS = "/registry/adapters"  # of a server
 MAX_ROWS = 100  # shown where nothing was asked for
 
 
@@ -40,18 +41,18 @@ def command(
     nothing = "No version fits" if filtered else "No adapters yet. Train one: qhub train recipe.toml"
     if (server := chosen_server()) is not None:
         asked = {"base": base, "tag": tags, "metric": metrics, "task": task, "sort": sort}
-        entries = _there(server, name, asked)
-        total, entries = len(entries), entries[: limit or None]
+        entries = _there(server, name, asked, limit or None)
     else:
         registry = Registry()
         if name is not None:
             name = registry.resolve(name.partition("@")[0]).name  # says so if there is none, with the nearest names
         asked = {"name": name, "base": base, "tags": tags, "task": task, "sort": sort}
         entries = entries_of(registry, _here(registry, metrics, asked, limit or None))
-        total = len(registry.names())
     print_entries(entries, as_json, nothing=nothing)
-    if not (name or filtered or as_json) and len(entries) == limit and total > limit:
-        echo(f"{limit} of {total:,} adapters: --limit 0 shows all, `qhub search WORDS` finds some", err=True)
+    if not (name or filtered or as_json) and len(entries) == limit:
+        total = len(registry.names()) if server is None else server.total(ADAPTERS)
+        if total > limit:
+            echo(f"{limit} of {total:,} adapters: --limit 0 shows all, `qhub search WORDS` finds some", err=True)
 
 
 def _here(registry: Registry, metrics: Sequence[str], asked: dict[str, Any], limit: int | None) -> list[Version]:
@@ -79,28 +80,40 @@ def print_entries(entries: Sequence[Mapping[str, Any]], as_json: bool, *, nothin
         print_table(columns, [_row(each) for each in entries])
 
 
-def entries_there(server: Server, **asked: Any) -> list[dict[str, Any]]:
-    """What a server's list has, in the form and order of one here; of equal scores the newest version is first."""
-    entries = [
-        {
-            **{key: found[key] for key in ("name", "version", "reference", "aliases", "base")},
-            "adapter": {key: found[key] for key in ("rank", "alpha") if found[key] is not None} or None,
-            **{key: found[key] for key in ("metrics", "kind", "content_digest", "created_at")},
-        }
-        for found in server.pages("/registry/adapters", **asked)
-    ]
-    if (sort := asked.get("sort", "name")) in ("name", "created"):
-        entries.sort(key=lambda found: (found["name"], found["version"]))
-    if sort == "created":
-        entries.sort(key=lambda found: str(found["created_at"]), reverse=True)
-    return entries
+def entries_there(server: Server, limit: int | None, **asked: Any) -> list[dict[str, Any]]:
+    """The first `limit` of a server's list, in the form and order of one here; no more pages than that are read.
+
+    Of equal scores the newest version is first.
+    """
+    # the server has versions of one name, or of one time, in another order: of these all are read
+    alike = {"name": "name", "created": "created_at"}.get(asked.get("sort", "name"))
+    entries: list[dict[str, Any]] = []
+    for found in server.pages(ADAPTERS, **asked):
+        is_full = limit is not None and len(entries) >= limit
+        if is_full and (alike is None or found[alike] != entries[-1][alike]):
+            break
+        entries.append(_entry(found))
+    if alike is not None:
+        entries.sort(key=lambda one: (one["name"], one["version"]))
+    if alike == "created_at":
+        entries.sort(key=lambda one: str(one["created_at"]), reverse=True)
+    return entries[:limit]
 
 
-def _there(server: Server, name: str | None, asked: dict[str, Any]) -> list[dict[str, Any]]:
+def _entry(found: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of a server's list as `registry.as_json.entry` has it."""
+    return {
+        **{key: found[key] for key in ("name", "version", "reference", "aliases", "base")},
+        "adapter": {key: found[key] for key in ("rank", "alpha") if found[key] is not None} or None,
+        **{key: found[key] for key in ("metrics", "kind", "content_digest", "created_at")},
+    }
+
+
+def _there(server: Server, name: str | None, asked: dict[str, Any], limit: int | None) -> list[dict[str, Any]]:
     if name is not None:  # says so if there is none, with the nearest names
         name = server.get(f"/registry/versions/{name.partition('@')[0]}")["name"]
     every = name or any(value for key, value in asked.items() if key != "sort")
-    return entries_there(server, **asked, name=name, versions="all" if every else "newest")
+    return entries_there(server, limit, **asked, name=name, versions="all" if every else "newest")
 
 
 def _row(found: Mapping[str, Any]) -> tuple[Any, ...]:

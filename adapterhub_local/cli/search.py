@@ -51,7 +51,7 @@ def command(
             raise InputError("QHUB_SERVER is set, and adapters are ranked on this machine alone: search there by words")
         if not words:
             raise click.MissingParameter(ctx=click.get_current_context(), param_hint="WORDS", param_type="argument")
-        print_entries(entries_there(server, q=" ".join(words), versions="all")[:limit], as_json, nothing=nothing)
+        print_entries(entries_there(server, limit, q=" ".join(words), versions="all"), as_json, nothing=nothing)
         return
     registry = Registry()
     if like is not None:

@@ -23,6 +23,7 @@ from serve.registry_api.reading import Text, key_of
 PAGE = 50
 MAX_TASKS = 300
 MAX_METRICS = 100
+MAX_LINK = 500  # letters of a task that an address has
 
 
 def add_boards(app: FastAPI, library: Library) -> None:
@@ -35,7 +36,8 @@ def add_boards(app: FastAPI, library: Library) -> None:
         """What adapters were scored on."""
         found = tasks_in(library.registry, library.visible_names(key_of(request)))
         rows = [
-            {**one, "task": cut(one["task"], LINE), "link": _link(one["task"]),
+            {**one, "task": cut(one["task"], LINE),
+             "link": _link(one["task"]) if len(one["task"]) <= MAX_LINK else None,
              "metrics": [cut(each.replace("_", " "), 40) for each in one["metrics"][:6]]}
             for one in found[:MAX_TASKS]
         ]  # fmt: skip
@@ -64,8 +66,11 @@ def add_boards(app: FastAPI, library: Library) -> None:
         metrics = sorted(known["metrics"], key=lambda one: (one not in views.MAIN, one))
         chosen = metric or metrics[0]
         if chosen not in metrics:
-            raise NotFound(f"no version here has a score {chosen[:80]} on {task[:80]}: there are {', '.join(metrics)}")
+            raise NotFound(
+                f"no version here has a score {chosen[:80]} on {task[:80]}: there are {', '.join(metrics[:20])}"
+            )
         wanted = Wanted(task=task, sort=chosen, every=versions == "all")
+        choices = [one for one in metrics[:MAX_METRICS] if one == chosen or len(one) <= LINE]
 
         def make(share: float) -> Response:
             found = library.adapters(key, wanted, after=after, limit=part(PAGE, share))
@@ -73,7 +78,7 @@ def add_boards(app: FastAPI, library: Library) -> None:
             rows = [_row(entry, task, chosen, place + number) for number, entry in enumerate(entries, 1)]
             asked = {"metric": metric, "versions": versions, "after": found.after, "place": place + len(rows)}
             return render(
-                request, "task.html", task=task, metric=chosen, metrics=metrics[:MAX_METRICS], every=versions == "all",
+                request, "task.html", task=task, metric=chosen, metrics=choices, every=versions == "all",
                 total=found.total, rows=rows, is_lower_better=is_lower_better(chosen), link=_link(task),
                 has_several=len({row["data"] for row in rows}) > 1,
                 next=views.with_query(_link(task), **asked) if found.after else None,

@@ -16,6 +16,7 @@ from serve.console.adapter_page import adapter_page
 from serve.console.budget import fitted, part
 from serve.console.render import HEADERS, render, shown, static
 from serve.console.rows import row_of
+from serve.console.server_page import server_page
 from serve.console.texts import LINE, cut
 from serve.registry_api.library import Library
 from serve.registry_api.reading import Text, key_of, wanted_from
@@ -23,6 +24,7 @@ from serve.registry_api.reading import Text, key_of, wanted_from
 PAGE = 50
 NO_SCORES = ("rows",)  # kept beside scores: how many examples they are of
 CHOICES = 40  # bases or metrics that a field offers
+MAX_RECIPE = 20_000  # bytes of a run's recipe
 CHANGES, MODULES, CELL = 60, 150, 300  # of a comparison: settings, modules, bytes of a value
 
 
@@ -118,31 +120,23 @@ def add_pages(app: FastAPI, library: Library) -> None:
     @shown
     def server(request: Request) -> Response:
         """What the server does now."""
-        now: dict[str, Any] = library.engine() if library.engine is not None else {"engine": {}, "adapters": []}
-        held = [{**row, "size": views.size_text(row["bytes"])} for row in now["adapters"]]
-        key = key_of(request)
-        jobs = [job.to_json() for job in library.all_jobs(key)]
-        used = [
-            {**row, "prompt": f"{row['prompt_tokens']:,}", "completion": f"{row['completion_tokens']:,}"}
-            for row in (library.usage(key)[:50] if library.usage is not None else ())
-        ]
-        return render(
-            request, "server.html", facts=_facts(now), adapters=held, jobs=jobs, used=used,
-            keys=[_key_row(one) for one in library.keys(key)[:100]],
-            splits=[{"name": one["name"], "link": views.version_link(one["name"]), "sides": _sides(one["split"])}
-                    for one in library.splits(key)[:100]],
-        )  # fmt: skip
+        return server_page(library, request)
 
     @app.get("/console/runs", include_in_schema=False)
     @access(Scope.ADMIN)
     @shown
     def runs(request: Request, after: Text = None) -> Response:
         """The training runs, the newest first."""
-        found = library.runs(key_of(request), after=after, limit=PAGE)
-        return render(
-            request, "runs.html", runs=[_run_row(run) for run in found.entries], total=found.total,
-            next=views.with_query("/console/runs", after=found.after) if found.after else None, is_later=bool(after),
-        )  # fmt: skip
+
+        def made(share: float) -> Response:
+            found = library.runs(key_of(request), after=after, limit=part(PAGE, share))
+            return render(
+                request, "runs.html", runs=[_run_row(run) for run in found.entries], total=found.total,
+                next=views.with_query("/console/runs", after=found.after) if found.after else None,
+                is_later=bool(after),
+            )  # fmt: skip
+
+        return fitted(made)
 
     @app.get("/console/runs/{run}", include_in_schema=False)
     @access(Scope.ADMIN)
@@ -154,13 +148,15 @@ def add_pages(app: FastAPI, library: Library) -> None:
         loss, held_out, rate = (log.curves[name].points() for name in ("loss", "eval_loss", "learning_rate"))
         row = _run_row(library.run_entry(found))
         starting = _starting(library, key_of(request), found, job)
-        return render(
+        curve = views.curve(loss, held_out, rate, f"Losses of {found.id}")
+        text = found.record.get("text")
+        return fitted(lambda share: render(
             request, "run.html", run=row, is_live=row["status"] == "running" or starting["is_live"],
-            curve=views.curve(loss, held_out, rate, f"Losses of {found.id}"), recipe=found.record.get("text"),
+            curve=curve, recipe=cut(text, part(MAX_RECIPE, share)) if text else None,
             left=_time_left(found.status, list(log.timed), found.record.get("steps")),
             stop_asked=found.status == "running" and is_asked_to_stop(found.folder),
             can_start=bool(found.record.get("path")), starting=starting,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     @app.get("/console/jobs/{job}", include_in_schema=False)
     @access(Scope.ADMIN)
@@ -170,7 +166,9 @@ def add_pages(app: FastAPI, library: Library) -> None:
         body = library.job(key_of(request), job).to_json()
         reference = views.mapping(body["result"]).get("reference")
         link = views.version_link(str(reference)) if reference else None
-        return render(request, "job.html", job=body, link=link, link_text=reference)
+        return render(
+            request, "job.html", job=body, command=cut(" ".join(body["command"])), link=link, link_text=reference
+        )
 
 
 def compare_page(library: Library, request: Request, left: str, right: str, job: str | None) -> Response:
@@ -191,9 +189,10 @@ def compare_page(library: Library, request: Request, left: str, right: str, job:
         if measured["kind"] != "diff" or measured["command"][2:4] != [left, right]:
             raise NotFound("that job is about something else")
     modules = views.mapping(measured["result"]).get("modules", []) if measured else []
-    heat = views.cosines(modules, f"Cosines of {left} and {right} by module and layer")
+    described = f"Cosines of {left} and {right} by module and layer"
 
     def made(share: float) -> Response:
+        heat = views.cosines(modules, described, part(views.MAX_SQUARES, share))
         cell, most, rows = part(CELL, share), part(CHANGES, share), part(MODULES, share)
         return render(
             request, "compare.html", left=left, right=right, left_link=views.version_link(left),
@@ -243,12 +242,18 @@ def _base_row(base: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_row(run: dict[str, Any]) -> dict[str, Any]:
+    # what a run's record says of it is of a file that anything may have written
+    texts = {name: cut(run[name], LINE) for name in ("name", "base", "status", "steps", "version")}
     losses = {name: views.number(run[key]) for name, key in (("loss_text", "loss"), ("eval_text", "eval_loss"))}
     return {
         **run,
+        **texts,
+        "reason": cut(run["reason"]),
         **{name: "" if value is None else f"{value:.4f}" for name, value in losses.items()},
         "started": views.time_text(run["started_at"]),
-        "version_link": views.version_link(str(run["version"])) if run["version"] else None,
+        "version_link": views.version_link(str(run["version"]))
+        if run["version"] and _is_short(str(run["version"]))
+        else None,
     }
 
 
@@ -272,44 +277,6 @@ def _starting(library: Library, key: Key | None, run: PastRun, job: str | None) 
     if run.has_started_since(found.started):
         return {"is_live": False, "error": None}
     return {"is_live": found.state == "running", "error": found.error}
-
-
-def _facts(now: dict[str, Any]) -> list[tuple[str, str]]:
-    """What each base's engine does now, one after the other."""
-    return [fact for each in now.get("bases", [now]) for fact in _facts_of(each)]
-
-
-def _facts_of(now: dict[str, Any]) -> list[tuple[str, str]]:
-    engine = now["engine"]
-    if not engine:
-        return []
-    return [
-        ("Base", f"{now['base']['name']} {now['base']['fingerprint'][:19]}"),
-        ("Requests", f"{engine['running']} running, {engine['waiting']} waiting"),
-        ("KV cache", f"{views.size_text(engine['kv_bytes'])}, {100 * engine['kv_usage']:.0f} % in use"),
-        ("Slots", f"{engine['slots_used']} of {engine['slots_total']} used"),
-        ("Adapters", f"{engine['adapters_loaded']} in memory, {views.size_text(engine['adapter_bytes'])}"),
-        ("Since the start", f"{engine['adapter_loads']} adapters read, {engine['adapter_evictions']} dropped"),
-    ]
-
-
-def _key_row(key: dict[str, Any]) -> dict[str, Any]:
-    state = "revoked" if key["revoked_at"] else "valid" if key["is_valid"] else "expired"
-    until = f" until {views.time_text(key['expires_at'])}" if key["expires_at"] and state == "valid" else ""
-    limits = [key["rate"] or "", f"{key['concurrency']} at once" if key["concurrency"] else ""]
-    return {
-        **key,
-        "state": f"{state}{until}",
-        "limits": ", ".join(filter(None, limits)),
-        "scopes": ", ".join(key["scopes"]),
-        "adapters": ", ".join(key["adapters"]) or "all",
-    }
-
-
-def _sides(split: list[dict[str, Any]]) -> str:
-    """`canary 10 %, prod 90 %`."""
-    total = sum(side["share"] for side in split)
-    return ", ".join(f"{side['alias']} {100 * side['share'] / total:.3g} %" for side in split)
 
 
 def _figure(value: Any) -> str:

@@ -10,15 +10,28 @@ from adapterhub_local.keys import Key
 from serve.access import Scope, access
 from serve.console import views
 from serve.console.actions import Form
+from serve.console.budget import fitted, part
 from serve.console.forms import Fields
 from serve.console.render import HEADERS, render, shown
+from serve.console.texts import LINE, cut
 from serve.errors import error_body
 from serve.registry_api.library import Library
 from serve.registry_api.reading import Text, key_of
-from serve.registry_api.starting import FOLDER, Chosen, StartBody, choose, described, plan, recipes_here, start
+from serve.registry_api.starting import (
+    FOLDER,
+    MAX_RECIPES,
+    Chosen,
+    StartBody,
+    choose,
+    described,
+    plan,
+    recipes_here,
+    start,
+)
 
 Changes = Annotated[str | None, Query(max_length=5000)]
 PAGE = "/console/runs/new"
+MAX_TEXT = 20_000  # bytes of a recipe
 
 
 def add_start_page(app: FastAPI, library: Library) -> None:
@@ -78,11 +91,19 @@ def start_page(
             message, status = message or str(error), status if message else error_body(error).status
     found = _plan_of(library, key, chosen, job) if chosen is not None and job else None
     result = views.mapping(found["result"]) if found else {}
-    return render(
-        request, "start.html", status=status, message=message, recipes=recipes_here(library, key), folder=FOLDER,
-        recipe=recipe, run=run, changes=changes, facts=described(chosen) if chosen else [],
-        text=chosen.recipe.text if chosen else None, job=found, verdict=_verdict(result) if result else None,
-    )  # fmt: skip
+    known = [{**one, "problem": cut(one["problem"], 2 * LINE)} for one in recipes_here(library, key)]
+    facts = [(name, cut(value, LINE)) for name, value in described(chosen)] if chosen else []
+
+    def made(share: float) -> Response:
+        shown_recipes = known[: part(MAX_RECIPES, share)]
+        return render(
+            request, "start.html", status=status, message=message, recipes=shown_recipes, folder=FOLDER,
+            recipe=recipe, run=run, changes=changes, facts=facts, more_recipes=len(known) - len(shown_recipes),
+            text=cut(chosen.recipe.text, part(MAX_TEXT, share)) if chosen else None, job=found,
+            verdict=_verdict(result) if result else None,
+        )  # fmt: skip
+
+    return fitted(made)
 
 
 def _plan_of(library: Library, key: Key | None, chosen: Chosen, job: str) -> dict[str, Any] | None:

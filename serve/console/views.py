@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 from adapterhub_local.draw.boxes import Arrow, Box, boxes
 from adapterhub_local.draw.curve import HELD_OUT, RATE, TRAIN, Curve, Panel, inline_svg, loss_panel
-from adapterhub_local.draw.heat_map import heat_map
+from adapterhub_local.draw.heat_map import heat_map, merged_squares, squares
 from adapterhub_local.draw.interval_bar import interval_bar
 from adapterhub_local.registry.catalog import SHARES
 from serve.console.texts import LINE, cut
 
-MAX_POINTS, MAX_ARROWS = 250, 80  # of a picture
+MAX_POINTS, MAX_ARROWS, MAX_SQUARES = 250, 80, 240  # of a picture
 VOTES = "blind:"  # begins the tasks whose scores are votes of people
 Scored = tuple[str, str, Mapping[str, Any], Mapping[str, Any]]  # task, metric, the adapter's scores, the base's
 MAIN = (*SHARES, "acc", "acc_norm")
@@ -205,14 +205,18 @@ def lineage_graph(graph: Mapping[str, Any], most: int) -> tuple[Markup, int]:
     return picture, len(graph["nodes"]) - len(nodes)
 
 
-def cosines(modules: Iterable[Mapping[str, Any]], description: str) -> Markup | None:
-    """The cosines of a comparison, or of a merge of two, by module and layer."""
+def cosines(modules: Iterable[Mapping[str, Any]], description: str, most: int = MAX_SQUARES) -> Markup | None:
+    """The cosines of a comparison, or of a merge of two, by module and layer; of many modules by groups of layers."""
     values: dict[str, float | None] = {}
     for module in modules:
         cosine = module.get("cosine")
         value = cosine[0] if isinstance(cosine, list) and cosine else cosine
-        values[str(module.get("module"))] = number(value)
-    return Markup(heat_map(values, description)) if values else None  # noqa: S704 - it escapes
+        values[cut(module.get("module"), LINE)] = number(value)
+    if not values:
+        return None
+    shown, explained = (squares(values), "") if len(values) <= most else merged_squares(values, most)
+    picture = Markup(heat_map(shown, description))  # noqa: S704 - it escapes
+    return picture + Markup('<p class="hint">{}</p>').format(explained) if explained else picture
 
 
 def version_link(reference: str) -> str:

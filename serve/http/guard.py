@@ -85,18 +85,20 @@ class Guard:
                     f"'{shown}' is not a name of this machine: without API keys only localhost is answered. Start the "
                     "server with --allow-host NAME, or make a key with `qhub key create`"
                 )
-        is_page = "*" in self.origins
-        for origin in _all(scope, b"origin"):
+        origins = list(_all(scope, b"origin"))
+        allowed = [origin for origin in origins if "*" in self.origins or origin.lower() in self.origins]
+        is_allowed = "*" in self.origins or (bool(origins) and allowed == origins)
+        for origin in origins:
             match = _ORIGIN.fullmatch(origin)
-            if not (is_page or origin.lower() in self.origins or (match and self._is_known(match[1]))):
+            if not (origin in allowed or (match and self._is_known(match[1]))):
                 raise Forbidden(
                     f"pages of '{origin[:100]}' may not ask: start the server with --allow-origin, or make a key with "
                     "`qhub key create`"
                 )
-            is_page = True
+        # a page at another port of this machine is another's, too: it could not read an answer, but have things done
         site = next(_all(scope, b"sec-fetch-site"), "none")
         is_visit = scope["method"] in ("GET", "HEAD") and next(_all(scope, b"sec-fetch-mode"), "") == "navigate"
-        if site == "cross-site" and not is_page and not is_visit:
+        if site in ("cross-site", "same-site") and not is_allowed and not is_visit:
             raise Forbidden("another site's page may not ask: start the server with --allow-origin")
 
     def _is_known(self, host: str) -> bool:

@@ -16,6 +16,7 @@ from adapterhub_local.train.past_runs import ask_to_stop
 from serve.access import Scope, access
 from serve.auth import check_models
 from serve.errors import BadParameter
+from serve.registry_api.answers import SplitAnswer, answers
 from serve.registry_api.bodies import (
     AliasBody,
     ApprovalBody,
@@ -29,6 +30,16 @@ from serve.registry_api.bodies import (
     TagsBody,
     VoteBody,
 )
+from serve.registry_api.changed_answers import (
+    AliasAnswer,
+    ApprovalAnswer,
+    DescriptionAnswer,
+    EvaluationAnswer,
+    ProtectionAnswer,
+    TagAnswer,
+    VoteAnswer,
+)
+from serve.registry_api.course_answers import JobAnswer, StoppedRun
 from serve.registry_api.library import Library
 from serve.registry_api.merging import start_merge
 from serve.registry_api.reading import key_of
@@ -56,13 +67,13 @@ def change_tags(library: Library, key: Key | None, reference: str, add: Sequence
 def add_changing(app: FastAPI, library: Library) -> None:
     """Add the endpoints."""
 
-    @app.put("/v1/registry/aliases/{name:path}")
+    @app.put("/v1/registry/aliases/{name:path}", responses=answers(AliasAnswer))
     @access(Scope.ADMIN)
     def set_alias(name: str, body: AliasBody, request: Request) -> dict[str, Any]:
         """Point an alias of an adapter to a version; 409 with where it points now if that is not what is expected."""
         return move_alias(library, key_of(request), name, body)
 
-    @app.post("/v1/registry/aliases/{name:path}")
+    @app.post("/v1/registry/aliases/{name:path}", responses=answers(AliasAnswer))
     @access(Scope.ADMIN)
     def roll_back(name: str, body: RollbackBody, request: Request) -> dict[str, Any]:
         """Point an alias to where it pointed before."""
@@ -70,7 +81,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
         rollback(library.registry, check_name(name), body.alias, expect=body.expect, to=body.to)
         return {"name": name, "aliases": library.registry.aliases(name)}
 
-    @app.delete("/v1/registry/aliases/{name:path}")
+    @app.delete("/v1/registry/aliases/{name:path}", responses=answers(AliasAnswer))
     @access(Scope.ADMIN)
     def drop_alias(
         name: str, alias: str, request: Request, expect: Annotated[int | None, Query(ge=1)] = None
@@ -80,7 +91,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
         remove_alias(library.registry, check_name(name), check_alias(alias), expect=expect)
         return {"name": name, "aliases": library.registry.aliases(name)}
 
-    @app.post("/v1/registry/approvals")
+    @app.post("/v1/registry/approvals", responses=answers(ApprovalAnswer))
     @access(Scope.ADMIN)
     def approvals(body: ApprovalBody, request: Request) -> dict[str, Any]:
         """Hold a version fit for an alias, as this key; whoever moves the alias needs another's approval."""
@@ -88,7 +99,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
         given = approve(library.registry, version, body.alias, is_given=not body.withdraw)
         return {"reference": str(version), "alias": body.alias, "approvals": [vars(one) for one in given]}
 
-    @app.put("/v1/registry/protections/{name:path}")
+    @app.put("/v1/registry/protections/{name:path}", responses=answers(ProtectionAnswer))
     @access(Scope.ADMIN)
     def set_protection(name: str, body: ProtectionBody, request: Request) -> dict[str, Any]:
         """Protect an alias, in place of any earlier protection."""
@@ -97,7 +108,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
         without = scores_without_values(library.registry, made)
         return {"name": name, "protection": made.to_json(), "scores_without_values": without}
 
-    @app.delete("/v1/registry/protections/{name:path}")
+    @app.delete("/v1/registry/protections/{name:path}", responses=answers(ProtectionAnswer))
     @access(Scope.ADMIN)
     def lift_protection(name: str, alias: str, request: Request) -> dict[str, Any]:
         """Let an alias move anywhere again; the history keeps who lifted the protection."""
@@ -105,7 +116,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
         unprotect(library.registry, check_name(name), check_alias(alias))
         return {"name": name, "protection": None}
 
-    @app.put("/v1/registry/splits/{name:path}")
+    @app.put("/v1/registry/splits/{name:path}", responses=answers(SplitAnswer))
     @access(Scope.ADMIN)
     def set_sides(name: str, body: SplitBody, request: Request) -> dict[str, Any]:
         """Split the traffic of a name between aliases; 409 if it is not split as is expected."""
@@ -114,7 +125,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
         set_split(library.registry, name, [(side.alias, side.share) for side in body.split], expect=expected)
         return {"name": name, "split": [side.model_dump() for side in body.split]}
 
-    @app.put("/v1/registry/descriptions/{reference:path}")
+    @app.put("/v1/registry/descriptions/{reference:path}", responses=answers(DescriptionAnswer))
     @access(Scope.ADMIN)
     def description(reference: str, body: DescriptionBody, request: Request) -> dict[str, Any]:
         """Describe a version in one line, in place of an earlier description."""
@@ -122,13 +133,13 @@ def add_changing(app: FastAPI, library: Library) -> None:
         describe(library.registry, version, body.text, expect=body.expect)
         return {"reference": str(version), "description": body.text}
 
-    @app.put("/v1/registry/tags/{reference:path}")
+    @app.put("/v1/registry/tags/{reference:path}", responses=answers(TagAnswer))
     @access(Scope.ADMIN)
     def tags(reference: str, body: TagsBody, request: Request) -> Any:
         """Give tags to a version, and take tags off it."""
         return change_tags(library, key_of(request), reference, body.add, body.remove)
 
-    @app.post("/v1/registry/evaluations/{reference:path}")
+    @app.post("/v1/registry/evaluations/{reference:path}", responses=answers(EvaluationAnswer))
     @access(Scope.ADMIN)
     def evaluation(reference: str, body: EvaluationBody, request: Request) -> dict[str, Any]:
         """Keep scores of a version beside it, as `qhub eval` does."""
@@ -142,7 +153,7 @@ def add_changing(app: FastAPI, library: Library) -> None:
         library.registry.add_evaluation(version, body.task, body.scores)
         return {"reference": str(version), "metrics": library.registry.metrics(version)}
 
-    @app.post("/v1/registry/votes")
+    @app.post("/v1/registry/votes", responses=answers(VoteAnswer))
     @access(Scope.ADMIN)
     def votes(body: VoteBody, request: Request) -> dict[str, Any]:
         """Keep which of two answers a person preferred as an evaluation of the versions that gave them."""
@@ -150,25 +161,25 @@ def add_changing(app: FastAPI, library: Library) -> None:
         check_models(key_of(request), names)
         return vote(library.registry, body)
 
-    @app.post("/v1/registry/compare/modules", status_code=202)
+    @app.post("/v1/registry/compare/modules", status_code=202, responses=answers(JobAnswer, 202))
     @access(Scope.ADMIN)
     def compare_modules(body: CompareBody, request: Request) -> dict[str, Any]:
         """Measure norms and cosines of every module of two versions: a job."""
         return library.compare_modules(key_of(request), body.left, body.right).to_json()
 
-    @app.post("/v1/merges", status_code=202)
+    @app.post("/v1/merges", status_code=202, responses=answers(JobAnswer, 202))
     @access(Scope.ADMIN)
     def merge(body: MergeBody, request: Request) -> dict[str, Any]:
         """Merge adapters, or compute what that would lose: a job."""
         return start_merge(library, key_of(request), body).to_json()
 
-    @app.post("/v1/jobs/{job}/cancel")
+    @app.post("/v1/jobs/{job}/cancel", responses=answers(JobAnswer))
     @access(Scope.ADMIN)
     def cancel(job: str, request: Request) -> dict[str, Any]:
         """Ask a job to end; a run stops after its step and is kept, and stops at once when it is asked again."""
         return library.jobs.cancel(library.job(key_of(request), job).id).to_json()
 
-    @app.post("/v1/runs/{run}/stop")
+    @app.post("/v1/runs/{run}/stop", responses=answers(StoppedRun))
     @access(Scope.ADMIN)
     def stop(run: str, request: Request) -> dict[str, Any]:
         """Ask a run to stop after its step; its state is kept, and it can be resumed."""

@@ -14,7 +14,9 @@ from adapterhub_local.registry.kinds import check_adapter
 from serve.access import Scope, access
 from serve.errors import BadParameter
 from serve.jobs import Job
+from serve.registry_api.answers import answers
 from serve.registry_api.bodies import MAX_MERGED, Body, Name, Weight
+from serve.registry_api.course_answers import JobAnswer
 from serve.registry_api.library import Library
 from serve.registry_api.reading import key_of
 from serve.registry_api.starting import StartBody, choose
@@ -65,7 +67,7 @@ def try_merges(library: Library, key: Key | None, body: MethodsBody) -> Job:
 def add_methods(app: FastAPI, library: Library) -> None:
     """Add the endpoint."""
 
-    @app.post("/v1/merges/methods", status_code=202)
+    @app.post("/v1/merges/methods", status_code=202, responses=answers(JobAnswer, 202))
     @access(Scope.ADMIN)
     def methods(body: MethodsBody, request: Request) -> dict[str, Any]:
         """Ask several merges of the same adapters a few held-out examples, without keeping one: a job."""

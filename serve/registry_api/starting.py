@@ -21,7 +21,9 @@ from serve.access import Scope, access
 from serve.auth import check_models
 from serve.errors import BadParameter
 from serve.jobs import Job
+from serve.registry_api.answers import answers
 from serve.registry_api.bodies import Body, Name
+from serve.registry_api.course_answers import JobAnswer, RecipeList
 from serve.registry_api.library import Library
 from serve.registry_api.reading import key_of
 
@@ -126,19 +128,19 @@ def _check_change(text: str) -> None:
 def add_starting(app: FastAPI, library: Library) -> None:
     """Add the endpoints."""
 
-    @app.get("/v1/recipes")
+    @app.get("/v1/recipes", responses=answers(RecipeList))
     @access(Scope.ADMIN)
     def recipes(request: Request) -> dict[str, Any]:
         """The recipes in the home's folder `recipes`, which can be started."""
         return {"object": "list", "data": recipes_here(library, key_of(request))}
 
-    @app.post("/v1/plans", status_code=202)
+    @app.post("/v1/plans", status_code=202, responses=answers(JobAnswer, 202))
     @access(Scope.ADMIN)
     def make_plan(body: StartBody, request: Request) -> dict[str, Any]:
         """Estimate what a run takes, and whether it fits: a job."""
         return plan(library, choose(library, key_of(request), body)).to_json()
 
-    @app.post("/v1/runs", status_code=202)
+    @app.post("/v1/runs", status_code=202, responses=answers(JobAnswer, 202))
     @access(Scope.ADMIN)
     def start_run(body: StartBody, request: Request) -> dict[str, Any]:
         """Train: a job, whose result is the new version. The run is in /v1/runs once its base is loaded."""

@@ -22,20 +22,23 @@ from serve.options import HttpOptions
 from tests.serve.adapter_makers import llama_shapes, write_random
 from tests.serve.conftest import Server
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
 BROWSERS = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
 CHROMIUM = next((found for found in BROWSERS if found), None)
+# names of other hosts that lead to this machine, as a page's owner can have it
+SITE, REBOUND = "evil.example", "rebound.example"
+NAMES = (
+    f"--host-resolver-rules=MAP {SITE} 127.0.0.1, MAP {REBOUND} 127.0.0.1",
+    "--disable-features=LocalNetworkAccessChecks",  # a question to the person, which not every browser asks
+)
 HOSTILE = "<img src=x onerror=alert(1)></script><b>\u202e{{ 7*7 }}"
 
 
 class Console:
-    """`qhub console`'s application on the loopback."""
+    """`qhub console`'s application, or another, on the loopback."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, app: Any = None) -> None:
         self.registry = registry
-        self.app = console_app(registry, HttpOptions())
+        self.app = app or console_app(registry, HttpOptions())
         self.keys: dict[str, str] = {}
         self._server = uvicorn.Server(http_config(self.app, port=0))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -130,7 +133,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("there is no chromium here: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *NAMES])
         yield opened
         opened.close()
 

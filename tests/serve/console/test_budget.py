@@ -122,3 +122,26 @@ def test_all_rows_and_versions_are_on_some_page(large: Console, look: Look) -> N
 def _versions(page: Any) -> list[str]:
     found: list[str] = page.get_by_role("region", name="Versions").locator("tbody th a").all_inner_texts()
     return found
+
+
+def test_no_row_comes_twice_while_others_publish(registry: Registry, look: Look) -> None:
+    """Page by page every name comes once, though names and versions are added between two clicks."""
+    before = [f"row-{index:03}" for index in range(120)]
+    for index, name in enumerate(before):
+        registry.publish(name, files(index), LINEAGE)
+    console = Console(registry)
+    try:
+        page = look(f"{console.url}/console")
+        shown = page.locator("tbody th a").all_inner_texts()
+        for turn in range(2):
+            for index in range(10):
+                registry.publish(f"new-{turn}-{index}", files(index), LINEAGE)
+                registry.publish(before[100 * turn + index], files(500 + index), LINEAGE)
+            page.get_by_role("link", name="Next page").click()
+            page.wait_for_url(re.compile("after="))
+            shown += page.locator("tbody th a").all_inner_texts()
+        names = [one.partition("@")[0] for one in shown]
+        assert len(names) == len(set(names))
+        assert set(names) >= set(before)
+    finally:
+        console.stop()

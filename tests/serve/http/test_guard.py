@@ -77,13 +77,17 @@ def test_only_names_of_this_machine(home: Home, method: str, host: str, is_ours:
         ({"origin": "null"}, ("*",), True),
         ({"sec-fetch-site": "cross-site"}, (), False),
         ({"sec-fetch-site": "cross-site", "origin": "https://page.example"}, ("https://page.example",), True),
+        ({"origin": "http://localhost:3000", "sec-fetch-site": "cross-site"}, (), False),
+        ({"origin": "http://127.0.0.1:3000", "sec-fetch-site": "same-site"}, (), False),
+        ({"origin": "http://127.0.0.1:3000", "sec-fetch-site": "same-site"}, ("http://127.0.0.1:3000",), True),
+        ({"sec-fetch-site": "same-site"}, (), False),
         ({"sec-fetch-site": "same-origin"}, (), True),
         ({"sec-fetch-site": "none"}, (), True),
         ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, (), False),
     ],
 )
 def test_pages(home: Home, headers: dict[str, str], origins: tuple[str, ...], is_allowed: bool) -> None:
-    """Pages of this machine and those that are allowed may ask, others may not; a link may be followed."""
+    """Our own pages and those that are allowed may ask, others (at another port, too) not; a link may be followed."""
     gate = Gate(Keys(home))
     assert allows(gate, {"host": "localhost", **headers}, origins=origins) == is_allowed
     visit = {"host": "localhost", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
