@@ -63,6 +63,19 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/runs/{run}/stop": {},
     "/v1/merges": MERGE,
     "/console/alias": {"name": "sentiment", "alias": "prod", "version": 2, "state": json.dumps({"prod": 1})},
+    "/console/alias/rollback": {"name": "sentiment", "alias": "prod", "expect": 2, "to": 1},
+    "/console/alias/remove": {"name": "sentiment", "alias": "prod", "expect": 2},
+    "/console/approvals": {"reference": "sentiment@2", "alias": "prod"},
+    "/console/description": {"reference": "origin@1", "text": "evil", "state": "about origin"},
+    "/console/hold": {"reference": "tone@1", "do": "load"},
+    "/console/merge/methods": {
+        "m": MERGE["adapters"],
+        "w": ["0.5", "0.5"],
+        "f": ["weighted_sum"],
+        "data": "recipe:sums.toml",
+        "examples": 1,
+    },
+    "/v1/merges/methods": {**MERGE, "methods": ["weighted_sum"], "recipe": "sums.toml", "examples": 1},
     "/console/tags": {"reference": "sentiment@2", "tag": "evil", "do": "add"},
     "/console/compare/modules": {"left": "sentiment@1", "right": "sentiment@2"},
     "/console/merge": {"m": MERGE["adapters"], "w": ["0.5", "0.5"]},
@@ -80,9 +93,10 @@ QUERIES = {
     "/v1/registry/protections/{name:path}": "?alias=canary",
 }
 SAFE = ("GET", "OPTIONS")
-# what is refused to our own page, too, by what it is about: these need a log, a state or a plan beside the body
+# what is refused to our own page, too, by what it is about: these need a log, a state, a plan, or a job that goes on
 NEEDING_MORE = {
-    "POST /v1/feedback", "POST /console/login", "POST /console/runs/start", "POST /console/runs/resume",
+    "POST /v1/feedback", "POST /v1/jobs/{job}/cancel", "POST /console/jobs/cancel", "POST /console/alias/remove",
+    "POST /console/login", "POST /console/runs/start", "POST /console/runs/resume",
 }  # fmt: skip
 
 

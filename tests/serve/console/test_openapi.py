@@ -49,7 +49,9 @@ ASKED: dict[str, list[tuple[str, Any]]] = {
     f"POST {REGISTRY}/evaluations/{{reference}}": [("tone", {"task": "new", "scores": {"adapter": {"accuracy": 1.0}}})],
     f"POST {REGISTRY}/votes": [("", VOTE)],
     JOB: [("", {"left": "sentiment@1", "right": "sentiment@2"})],
+    "POST /v1/jobs/{job}/cancel": [("{job}/cancel", None)],  # which has begun just now
     "POST /v1/merges": [("", MERGE)],
+    "POST /v1/merges/methods": [("", {**MERGE, **PLAN, "methods": ["weighted_sum"]})],
     "GET /v1/jobs": [("", None)],
     "GET /v1/jobs/{job}": [("{job}", None)],
     "POST /v1/plans": [("", PLAN)],
