@@ -1,11 +1,12 @@
 """One person at the keyboard: our server beside llama.cpp's, on the same GGUF file, over HTTP.
 
-    QHUB_HOME=... python -m benchmarks.alone [--prompt 64] [--tokens 48] [--rounds 4] [--together 16]
+    QHUB_HOME=... python -m benchmarks.alone [--prompt 64] [--tokens 48] [--rounds 4] [--together 16] [--dtype bfloat16]
 
 Greedy answers of one length to random prompts of one length, from one request at a time and from several at once.
 Both servers are up and asked by turns, each with all cores. Answers to random prompts repeat themselves, which is
 easy to guess: `--speculation auto` is not what a real text gets (benchmarks.speculation). Ours computes the base from
-NF4 in float32, llama.cpp from the file's own 4-bit format in arithmetic of its own: speeds are compared, not answers.
+NF4 in float32 or bfloat16, llama.cpp from the file's own 4-bit format in arithmetic of its own: speeds are compared, not
+answers.
 Needs `pip install xllamacpp`.
 """
 
@@ -70,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", choices=("llama.cpp",))
     parser.add_argument("--speculation", choices=("auto", "off"), default="off", help="as of our server")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="as of our server")
     for name, value in (("prompt", 64), ("tokens", 48), ("rounds", 4), ("together", 16)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
@@ -79,7 +81,7 @@ def main() -> None:
     start = time.perf_counter()
     log = subprocess.PIPE
     ours = subprocess.Popen(
-        [sys.executable, "-m", "serve", "--port", "0", "--speculation", options.speculation],
+        [sys.executable, "-m", "serve", "--port", "0", "--speculation", options.speculation, "--dtype", options.dtype],
         stdout=log,
         stderr=subprocess.STDOUT,
         text=True,
@@ -124,6 +126,7 @@ def main() -> None:
                 "tokens_per_second": result,
                 "ready_seconds": round(ready, 2),
                 "speculation": options.speculation,
+                "dtype": options.dtype,
                 "machine": machine(),
             }
         )
