@@ -5,7 +5,7 @@
 Greedy answers of one length to random prompts of one length, from one request at a time and from several at once.
 Both servers are up and asked by turns, each with all cores. Answers to random prompts repeat themselves, which is
 easy to guess: `--speculation auto` is not what a real text gets (benchmarks.speculation). Ours computes the base from
-NF4 in float32 or bfloat16, llama.cpp from the file's own 4-bit format in arithmetic of its own: speeds are compared, not
+NF4 in float32 or bfloat16, llama.cpp from the file's own 4-bit format in its own arithmetic: speeds are compared, not
 answers.
 Needs `pip install xllamacpp`.
 """
