@@ -1,6 +1,7 @@
 """Every test has its own QHUB_HOME and no network; `tiny_base` is a real NF4 base that loads in a moment."""
 
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -110,6 +111,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("QHUB_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("QHUB_DEVICE", raising=False)
     return home_at()
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    """A server that a test starts in this process logs to that test's standard error, which is closed behind it."""
+    yield
+    for name in ("serve", "serve.access", "opentelemetry"):  # as serve.listen.log_json sets them
+        log = logging.getLogger(name)
+        if log.handlers:
+            log.handlers, log.propagate = [], True
+            log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@
 
 #include "cpu.h"
 
+#define AHEAD 2 /* pages that are under way from memory */
+
 /* `AttentionKind` of adapterhub_local/base/attention.py; a cap or a window of 0 is none. */
 typedef struct {
     float scale, softcap;
@@ -42,10 +44,14 @@ INLINE void cap(float *scores, int64_t n, const kind_t *kind) {
         for (int64_t i = 0; i < n; i++) scores[i] = softcap * (1 - 2 / (exponential(2 * scores[i] / softcap) + 1));
 }
 
-/* Have a page under way while another is read: pages lie anywhere, so the processor does not guess the next. */
-INLINE void fetch(const void *data, int64_t place, int64_t page, int64_t dim, const int kind) {
-    for (int64_t i = 0; i < page; i++)
-        for (int64_t d = 0; d < dim; d += kind == FP32 ? 16 : 32) __builtin_prefetch(held_at(data, i * place + d, kind));
+/* Have a place under way while others are read: pages lie anywhere, so the processor does not guess the next. */
+INLINE void fetch(const void *at, int64_t dim, const int kind) {
+    for (int64_t d = 0; d < dim; d += kind == FP32 ? 16 : 32) __builtin_prefetch(held_at(at, d, kind));
+}
+
+/* Where a place of a row lies. */
+INLINE const void *place_in(const cache_t *cache, const int32_t *pages, int64_t page, int64_t at, const int kind) {
+    return held_at(cache->data, pages[at / page] * cache->page + at % page * cache->place, kind);
 }
 
 /* Up to TOKENS queries of one key head over the places [begin, end) of a row: unnormalised results, peaks and sums. */
@@ -57,9 +63,11 @@ INLINE void attend(float *out, float *peaks, float *sums, const float *query, in
     const int64_t whole = dim / LANES * LANES, n = end - begin;
     for (int64_t at = begin; at < end;) {
         const int64_t stop = least((at / page + 1) * page, end);
-        const void *k = held_at(keys.data, pages[at / page] * keys.page + at % page * keys.place, kind);
-        if (stop < end) fetch(held_at(keys.data, pages[stop / page] * keys.page, kind), keys.place, page, dim, kind);
-        for (; at < stop; at++, k = held_at(k, keys.place, kind)) {
+        const void *k = place_in(&keys, pages, page, at, kind);
+        const int64_t ahead = at + AHEAD * page, beyond = least(begin + ahead - end, end - 1); /* then come the values */
+        const void *next = place_in(ahead < end ? &keys : &values, pages, page, ahead < end ? ahead : beyond, kind);
+        for (; at < stop; at++, k = held_at(k, keys.place, kind), next = held_at(next, keys.place, kind)) {
+            fetch(next, dim, kind);
             vec parts[TOKENS];
             UNROLL for (int g = 0; g < count; g++) parts[g] = (vec){0};
             for (int64_t d = 0; d < whole; d += LANES) {
@@ -88,8 +96,9 @@ INLINE void attend(float *out, float *peaks, float *sums, const float *query, in
     }
     for (int64_t at = begin; at < end;) { /* page by page, in which the places lie one behind the other */
         const int64_t stop = least((at / page + 1) * page, end);
-        const void *v = held_at(values.data, pages[at / page] * values.page + at % page * values.place, kind);
-        if (stop < end) fetch(held_at(values.data, pages[stop / page] * values.page, kind), values.place, page, dim, kind);
+        const void *v = place_in(&values, pages, page, at, kind);
+        const void *next = place_in(&values, pages, page, least(at + AHEAD * page, end - 1), kind);
+        for (int64_t i = 0; i < stop - at; i++) fetch(held_at(next, i * values.place, kind), dim, kind);
         few(out, dim, &scores[0][at - begin], SPAN, v, values.place, stop - at, dim, count, kind);
         at = stop;
     }
