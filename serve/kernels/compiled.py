@@ -14,12 +14,13 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from adapterhub_local import settings
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "cpu.c", FOLDER / "step.c")
+SOURCES = (FOLDER / "cpu.c", FOLDER / "step.c", FOLDER / "attention.c")
 # sums stay in the order written: neighbours change no bit of a token; NaN stays NaN: the engine must see it
 FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=fast"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
@@ -118,16 +119,23 @@ def _compile(compiler: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made, linked = [str(Path(folder) / f"{source.stem}.o") for source in SOURCES], Path(folder) / "kernels.so"
         compile_each = [[*FLAGS, "-c", str(source), "-o", path] for source, path in zip(SOURCES, made, strict=True)]
-        for arguments in (*compile_each, ["-shared", *made, "-o", str(linked)]):
-            try:
-                done = subprocess.run([*compiler, *arguments], capture_output=True, text=True, timeout=SECONDS)
-            except subprocess.TimeoutExpired:
-                raise CannotCompile(f"{compiler[0]} took more than {SECONDS} s") from None
-            if done.returncode:
-                line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-                raise CannotCompile(f"{compiler[0]}: {line.strip() or f'it ended with {done.returncode}'}")
+        with ThreadPoolExecutor(len(compile_each)) as pool:  # side by side, for a core each
+            for _ in pool.map(lambda arguments: _run([*compiler, *arguments]), compile_each):
+                pass
+        _run([*compiler, "-shared", *made, "-o", str(linked)])
         with linked.open("r+b") as file:  # its digest behind it, which loaders do not read
             digest = hashlib.sha256(file.read()).digest()
             file.write(digest)
         linked.chmod(0o755)
         linked.replace(path)  # another process may do the same at this moment
+
+
+def _run(command: list[str]) -> None:
+    """Run a compiler. Raises CannotCompile."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise CannotCompile(f"{command[0]} took more than {SECONDS} s") from None
+    if done.returncode:
+        line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+        raise CannotCompile(f"{command[0]}: {line.strip() or f'it ended with {done.returncode}'}")

@@ -226,18 +226,20 @@ INLINE void expanded(float *out, int64_t out_row, const char *x, const linear_t 
     }
 }
 
-/* out (tokens, rows) = x (tokens, inputs) times `rows` rows of W from `row` on; x in the order in which they expand. */
+/* out (tokens, ROWS) = x (tokens, inputs) times as many rows of W from `row` on; x in the order in which they expand. */
 INLINE void times_rows(float *out, int64_t out_row, const void *x, const linear_t *linear, const table_t *table,
-                       int64_t row, int64_t inputs, int64_t tokens, const int rows, const int kind, const int is_narrow) {
-    if (tokens > AT_ONCE) {
-        expanded(out, out_row, x, linear, table, row, inputs, tokens, rows, kind, is_narrow);
+                       int64_t row, int64_t inputs, int64_t tokens, const int kind, const int is_narrow) {
+    const int most = kind == FOUR_BIT || kind == BF16 ? AT_ONCE : 2; /* less to be compiled for what is rare */
+    if (tokens > most) {
+        expanded(out, out_row, x, linear, table, row, inputs, tokens, ROWS, kind, is_narrow);
         return;
     }
-    const int few = rows < FEW ? rows : FEW;
-    for (int r = 0; r < rows; r += few)
+    for (int r = 0; r < ROWS; r += FEW)
         switch (tokens) {
-#define TOKENS_AT_ONCE(n)                                                                                  \
-    case n: at_once(out + r, out_row, x, linear, table, row + r, inputs, n, few, kind, is_narrow); break;
+#define TOKENS_AT_ONCE(n)                                                                                             \
+    case n:                                                                                                           \
+        if (n <= most) at_once(out + r, out_row, x, linear, table, row + r, inputs, n, FEW, kind, is_narrow);         \
+        break;
             TOKENS_AT_ONCE(1)
             TOKENS_AT_ONCE(2)
 #if AT_ONCE > 2
@@ -249,15 +251,16 @@ INLINE void times_rows(float *out, int64_t out_row, const void *x, const linear_
         }
 }
 
-/* The same for up to ROWS rows, of whatever kind. */
+/* The same for up to ROWS rows, of whatever kind; the few that may be left of a layer one by one, for each token. */
 static inline void times(float *out, int64_t out_row, const void *x, const linear_t *linear, const table_t *table,
                          int64_t row, int64_t inputs, int64_t tokens, int is_narrow) {
-    const int64_t rows = least(ROWS, linear->outputs - row);
-#define TIMES(kind, is_narrow)                                                                                   \
-    if (rows == ROWS) times_rows(out, out_row, x, linear, table, row, inputs, tokens, ROWS, kind, is_narrow);    \
-    else                                                                                                         \
-        for (int64_t r = 0; r < rows; r++)                                                                       \
-            times_rows(out + r, out_row, x, linear, table, row + r, inputs, tokens, 1, kind, is_narrow);
+    const int64_t rows = least(ROWS, linear->outputs - row), x_row = inputs * (is_narrow ? 2 : 4);
+#define TIMES(kind, is_narrow)                                                                                         \
+    if (rows == ROWS) times_rows(out, out_row, x, linear, table, row, inputs, tokens, kind, is_narrow);                \
+    else                                                                                                               \
+        for (int64_t i = 0; i < rows * tokens; i++)                                                                    \
+            at_once(out + i / rows * out_row + i % rows, out_row, (const char *)x + i / rows * x_row, linear, table,   \
+                    row + i % rows, inputs, 1, 1, kind, is_narrow);
 #if HAS_NARROW
     if (is_narrow && linear->kind == FOUR_BIT) { TIMES(FOUR_BIT, 1) }
     else if (is_narrow && linear->kind == BF16) { TIMES(BF16, 1) }
