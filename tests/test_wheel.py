@@ -25,7 +25,7 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy: setuptools writes build/ and *.egg-info beside the project."""
     if importlib.util.find_spec("setuptools") is None:
-        pytest.skip("setuptools is not installed here")
+        pytest.skip("the wheel cannot be built without setuptools: pip install setuptools")
     tmp_path = tmp_path_factory.mktemp("wheel")
     skipped = ignore_patterns(".*", "tests", "recipes", "benchmarks", "build", "dist", "*.egg-info", "__pycache__")
     copytree(ROOT, tmp_path / "project", ignore=skipped)

@@ -1,5 +1,6 @@
 """What a form of a page sends: fields, read as browsers write them."""
 
+from collections.abc import Sequence
 from urllib.parse import parse_qs
 
 from fastapi import Request
@@ -49,3 +50,15 @@ async def read_form(request: Request) -> Fields:
         return Fields(parse_qs(text, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict"))
     except (ValueError, UnicodeError):
         raise InputError("this form cannot be read") from None
+
+
+class Weighted:
+    """What a form says of adapters that are merged: a row each, some of which may be empty."""
+
+    adapters: Sequence[str]
+    weights: Sequence[str]
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Adapter and weight of each row that says something."""
+        return [(one, weight) for one, weight in zip(self.adapters, self.weights, strict=False) if one]

@@ -15,7 +15,7 @@ from adapterhub_local.refs import parse_weight
 from serve.access import Scope, access
 from serve.console import views
 from serve.console.budget import fitted, part
-from serve.console.forms import Fields, read_form
+from serve.console.forms import Fields, Weighted, read_form
 from serve.console.rank_curve import by_rank
 from serve.console.render import HEADERS, render, shown
 from serve.console.texts import LINE, cut
@@ -34,7 +34,7 @@ HINTS = {"rank": "exact", "energy": "0.99", "max_error": "0.01"}
 
 
 @dataclass
-class Asked:
+class Asked(Weighted):
     """What the form says, as text: adapters with weights, the method, its parameters, what is kept, name and alias."""
 
     adapters: Sequence[str] = ()
@@ -43,11 +43,6 @@ class Asked:
     settings: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
     alias: str = ""
-
-    @property
-    def rows(self) -> list[tuple[str, str]]:
-        """Adapter and weight of each row that says something."""
-        return [(one, weight) for one, weight in zip(self.adapters, self.weights, strict=False) if one]
 
     def body(self) -> MergeBody:
         """The merge that is asked for. Raises InputError, BadReference."""

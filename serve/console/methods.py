@@ -17,6 +17,7 @@ from serve.access import Scope, access
 from serve.console import views
 from serve.console.actions import Form
 from serve.console.budget import fitted, part
+from serve.console.forms import Weighted
 from serve.console.render import HEADERS, render, shown
 from serve.console.texts import LINE, cut
 from serve.console.workbench import MAX_CHOICES, choices
@@ -35,7 +36,7 @@ Methods = Annotated[list[Annotated[str, Query(max_length=300)]] | None, Query(ma
 
 
 @dataclass(frozen=True)
-class Asked:
+class Asked(Weighted):
     """What the form says, as text: adapters with weights, methods, whose held-out data, and how many examples."""
 
     adapters: Sequence[str] = ()
@@ -43,11 +44,6 @@ class Asked:
     methods: Sequence[str] = ()
     data: str = ""  # `recipe:sums.toml` or `run:sums-1234`
     examples: str = ""
-
-    @property
-    def rows(self) -> list[tuple[str, str]]:
-        """Adapter and weight of each row that says something."""
-        return [(one, weight) for one, weight in zip(self.adapters, self.weights, strict=False) if one]
 
     def body(self) -> MethodsBody:
         """What is asked for. Raises InputError, BadReference."""

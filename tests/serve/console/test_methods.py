@@ -107,7 +107,7 @@ def test_from_the_workbench_to_the_answers(own: Console, look: Look) -> None:
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_mistake_leaves_the_form(own: Console, kind: str) -> None:
-    """What cannot be asked is said above the form, which keeps what it holds; no job was started."""
+    """A form that cannot be used comes back as it was filled in, with the reason above it; no job is started."""
     change, reason = WRONG[kind]
     with client(own) as browser:
         jobs = len(browser.get("/v1/jobs").json()["data"])
