@@ -12,6 +12,7 @@ from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
 from serve.engine.llama import RmsNorm, head_norms, llama
 from serve.engine.pages import PAGE
+from serve.kernels.arena import Arena
 from serve.kernels.cpu import BF16, FOUR_BIT, FP32, in_c
 from serve.kernels.step import BLOCK, Group, Layer, Linear, Model, narrowed
 from serve.lora.linear import LinearGroup, MultiLoraLinear
@@ -22,7 +23,10 @@ KINDS = {torch.float32: FP32, torch.bfloat16: BF16}  # in which keys, values and
 
 @dataclass
 class Decoder:
-    """`structure` for C; `groups`: four a layer, in C's order; `keep`: what the structure points to."""
+    """`structure` for C; `groups`: four a layer, in C's order; `keep`: what the structure points to.
+
+    The model's weights have moved to an arena, in the order in which a step reads them.
+    """
 
     structure: Model
     groups: list[LinearGroup]
@@ -46,6 +50,7 @@ def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
     if not all(each.has_kernels for each in kinds):
         raise Incompatible("its attention is not the kernel's kind")
     keep: list[Any] = []
+    arena = Arena()
     groups: list[LinearGroup] = []
     layers = (Layer * len(model.model.layers))()
     code = None
@@ -57,7 +62,7 @@ def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
             (mlp.gate_proj, mlp.up_proj),
             (mlp.down_proj,),
         )
-        into.qkv, into.out, into.gate_up, into.down = (_group(each, keep) for each in found)
+        into.qkv, into.out, into.gate_up, into.down = (_group(each, arena, keep) for each in found)
         groups += [each[0].group for each in found]
         into.norm_in = _norm(layer.input_layernorm, config, keep)
         into.norm_mlp = _norm(layer.post_attention_layernorm, config, keep)
@@ -73,30 +78,35 @@ def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
         kv_heads=config.num_key_value_heads, dim=attention.head_dim, mlp=config.intermediate_size,
         rotary=attention.head_dim, page=PAGE, kind=KINDS[model.dtype], code=code.data_ptr(),
         norm=_norm(model.model.norm, config, keep),
-        head=_linear(model.get_output_embeddings().base, keep), eps=config.rms_norm_eps,
+        head=_linear(model.get_output_embeddings().base, arena, keep), eps=config.rms_norm_eps,
     )  # fmt: skip
     if any(size % BLOCK for size in (structure.hidden, structure.mlp, structure.heads * structure.dim)):
         raise Incompatible(f"its layers' inputs are not multiples of {BLOCK}")
     return Decoder(structure, groups, keep)
 
 
-def _group(layers: Sequence[MultiLoraLinear], keep: list[Any]) -> Group:
+def _group(layers: Sequence[MultiLoraLinear], arena: Arena, keep: list[Any]) -> Group:
     group = layers[0].group
     if [id(each.base) for each in layers] != [id(base) for base in group.bases]:
         raise Incompatible("its layers are given other inputs than Llama's")
-    linears = (Linear * 3)(*(_linear(each.base, keep) for each in layers))
+    linears = (Linear * 3)(*(_linear(each.base, arena, keep) for each in layers))
     return Group(linears, len(layers), group.in_features)
 
 
-def _linear(layer: nn.Linear, keep: list[Any]) -> Linear:
-    """A layer's weight where it lies; 16-bit numbers held as float32 are copied back to 16 bits: half to read."""
+def _linear(layer: nn.Linear, arena: Arena, keep: list[Any]) -> Linear:
+    """A layer's weight, moved; 16-bit numbers held as float32 are copied back to 16 bits: half to read."""
     bias = None if layer.bias is None else layer.bias.detach().float().contiguous()
     absmax = None
     if is_four_bit(layer.weight):
         state: Any = getattr(layer.weight, "quant_state")  # noqa: B009 (mypy knows of no such attribute)
-        absmax, weight, kind = plain_absmax(state), layer.weight.data, FOUR_BIT
+        weight, kind = arena.moved(layer.weight.data), FOUR_BIT
+        layer.weight.data = weight
+        absmax = arena.moved(plain_absmax(state))
     elif layer.weight.dtype.is_floating_point:
         weight, kind = narrowed(layer.weight.detach())
+        weight = arena.moved(weight)
+        if weight.dtype == layer.weight.dtype:
+            layer.weight.data = weight
     else:
         raise Incompatible("a weight is held in another way")
     keep += [weight, absmax, bias]

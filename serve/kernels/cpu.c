@@ -64,7 +64,8 @@ void multiply(float *out, int64_t out_row, const void *x, const linear_t *linear
     const int64_t tasks = (linear->outputs + ROWS - 1) / ROWS;
     for (int64_t first = 0; first < tokens; first += MANY) {
         const int64_t count = least(MANY, tokens - first);
-#pragma omp for schedule(dynamic, 32 / ROWS) nowait
+        /* large parts first: what a thread reads lies in a row, and what is left at the end is small */
+#pragma omp for schedule(guided, 32 / ROWS) nowait
         for (int64_t task = 0; task < tasks; task++)
             times(out + first * out_row + task * ROWS, out_row, held_at(x, first * inputs, is_narrow ? BF16 : FP32), linear,
                   table, task * ROWS, inputs, count, is_narrow);

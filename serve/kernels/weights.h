@@ -14,7 +14,7 @@
 #define BLOCK 64             /* weights with one absmax */
 #define VECS (BLOCK / LANES) /* vectors of a block */
 #define CHUNK 9              /* blocks of each row that are expanded at a time: 18 kB, which stay in the nearest cache */
-#define FEW 4                /* rows that are expanded and used at once */
+#define FEW 4                /* rows of 4 bits that are expanded and used at once */
 #ifdef __AVX512F__
 #define ROWS 8    /* rows of W computed together, with 3 tokens: as many sums as there are registers for */
 #define AT_ONCE 6 /* tokens for which what is expanded is used at once */
@@ -134,7 +134,7 @@ INLINE vec vector_at(const char *at, int number) { return load((const float *)at
 /* Bytes of a block. */
 INLINE int64_t bytes_of(const int kind) { return kind == FOUR_BIT ? BLOCK / 2 : kind == FP32 ? 4 * BLOCK : 2 * BLOCK; }
 
-/* Have a block under way from memory, of the rows that come next. */
+/* Have a block under way from memory, of rows that come later. */
 INLINE void fetch_block(const uint8_t *at, const int kind) {
     for (int64_t i = 0; i < bytes_of(kind); i += 64) __builtin_prefetch(at + i);
 }
@@ -155,7 +155,8 @@ INLINE void block_of(const uint8_t *at, const float *absmax, const table_t *tabl
 }
 
 /* out (tokens, rows) = x (tokens, inputs) times `rows` rows of W from `row` on; x in the order in which they expand. What
-   is expanded is used at once. */
+   is expanded is used at once. One row is read from its begin to its end, as the processor guesses by itself; of several
+   it is told which come after the next. */
 INLINE void at_once(float *out, int64_t out_row, const char *x, const linear_t *linear, const table_t *table, int64_t row,
                     int64_t inputs, const int tokens, const int rows, const int kind, const int is_narrow) {
     const int64_t blocks = inputs / BLOCK, bytes = blocks * bytes_of(kind), x_row = inputs * (is_narrow ? 2 : 4);
@@ -169,7 +170,7 @@ INLINE void at_once(float *out, int64_t out_row, const char *x, const linear_t *
     for (; x < end; x += vecs * sizeof(vec), at += bytes_of(kind), absmax++)
         UNROLL for (int r = 0; r < rows; r++) {
             vec weights[VECS];
-            fetch_block(at + (rows + r) * bytes, kind);
+            if (rows > 1) fetch_block(at + (2 * rows + r) * bytes, kind);
             block_of(at + r * bytes, absmax + r * blocks, table, weights, kind, is_narrow);
             UNROLL for (int v = 0; v < vecs; v++)
                 UNROLL for (int t = 0; t < tokens; t++)
@@ -230,15 +231,16 @@ INLINE void expanded(float *out, int64_t out_row, const char *x, const linear_t 
 INLINE void times_rows(float *out, int64_t out_row, const void *x, const linear_t *linear, const table_t *table,
                        int64_t row, int64_t inputs, int64_t tokens, const int kind, const int is_narrow) {
     const int most = kind == FOUR_BIT || kind == BF16 ? AT_ONCE : 2; /* less to be compiled for what is rare */
+    const int step = kind == FOUR_BIT ? FEW : 1; /* what needs no expansion waits for memory alone: in its own order */
     if (tokens > most) {
         expanded(out, out_row, x, linear, table, row, inputs, tokens, ROWS, kind, is_narrow);
         return;
     }
-    for (int r = 0; r < ROWS; r += FEW)
+    for (int r = 0; r < ROWS; r += step)
         switch (tokens) {
 #define TOKENS_AT_ONCE(n)                                                                                             \
     case n:                                                                                                           \
-        if (n <= most) at_once(out + r, out_row, x, linear, table, row + r, inputs, n, FEW, kind, is_narrow);         \
+        if (n <= most) at_once(out + r, out_row, x, linear, table, row + r, inputs, n, step, kind, is_narrow);        \
         break;
             TOKENS_AT_ONCE(1)
             TOKENS_AT_ONCE(2)

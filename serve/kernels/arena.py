@@ -1,0 +1,45 @@
+"""Memory in huge pages for weights that a CPU reads at every step.
+
+In pages of 4 kB a core reads half as fast: it looks up where each of them lies, on a virtual machine twice, and stops
+reading ahead at its end. Pages of 2 MB are asked for of Linux (`MADV_HUGEPAGE`); elsewhere nothing is moved.
+"""
+
+import mmap
+import sys
+
+import torch
+
+CHUNK = 32 << 20  # bytes that are mapped at once; what is never written takes no memory
+ALIGNED = 64  # where a tensor begins, as torch's own do
+
+
+class Arena:
+    """Tensors one behind the other, in the order in which they come: that in which they will be read."""
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0, dtype=torch.uint8)
+
+    def moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A contiguous copy in this memory, or the tensor itself where there are no such pages."""
+        if sys.platform != "linux" or tensor.device.type != "cpu":
+            return tensor
+        size = -(-tensor.nbytes // ALIGNED) * ALIGNED
+        if size > len(self._free):
+            self._free = _mapped(max(size, CHUNK))
+        room, self._free = self._free[: tensor.nbytes], self._free[size:]
+        copy = room.view(tensor.dtype).view(tensor.shape)
+        return copy.copy_(tensor)
+
+
+def _mapped(size: int) -> torch.Tensor:
+    """Zeros (size,) uint8 that begin with a huge page; the memory goes with the last tensor in it."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has huge pages by another setting
+    huge = 2 << 20
+    memory = mmap.mmap(-1, size + huge, flags=flags)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them
+        pass
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    begin = -whole.data_ptr() % huge
+    return whole[begin : begin + size]
