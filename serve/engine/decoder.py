@@ -1,7 +1,7 @@
 """A decoder of Llama's kind as step.c reads it: where its weights lie, and which layers share an input."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,19 +23,16 @@ KINDS = {torch.float32: FP32, torch.bfloat16: BF16}  # in which keys, values and
 
 @dataclass
 class Decoder:
-    """`structure` for C; `groups`: four a layer, in C's order; `keep`: what the structure points to.
+    """`structure` for C; `groups`: four a layer, in C's order; `widest`: inputs of the widest layer; `keep`: what the
+    structure points to.
 
     The model's weights have moved to an arena, in the order in which a step reads them.
     """
 
     structure: Model
     groups: list[LinearGroup]
-    keep: list[Any] = field(default_factory=list)
-
-    @property
-    def widest(self) -> int:
-        """Inputs of the widest layer."""
-        return max(group.in_features for group in self.groups)
+    widest: int
+    keep: list[Any]
 
 
 def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
@@ -82,7 +79,7 @@ def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
     )  # fmt: skip
     if any(size % BLOCK for size in (structure.hidden, structure.mlp, structure.heads * structure.dim)):
         raise Incompatible(f"its layers' inputs are not multiples of {BLOCK}")
-    return Decoder(structure, groups, keep)
+    return Decoder(structure, groups, max(group.in_features for group in groups), keep)
 
 
 def _group(layers: Sequence[MultiLoraLinear], arena: Arena, keep: list[Any]) -> Group:

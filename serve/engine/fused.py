@@ -49,6 +49,9 @@ class FusedStep:
         # rank -> how often its stacks had been exchanged, the stacks, and where they lie
         self._factors: dict[int, tuple[int, list[torch.Tensor], Any]] = {}
         self._room = self._cos = self._sin = torch.empty(0)
+        self._like = torch.empty(0, dtype=model.dtype)
+        self._first: torch.Tensor | None = None  # the first layer's keys when `_held` was made
+        self._held: Any = None
         self.cores = Cores(most_threads(torch.get_num_threads()))
 
     def forward(
@@ -117,13 +120,15 @@ class FusedStep:
         """Addresses of each layer's keys and of its values, and the steps between pages, heads and places."""
         structure = self.decoder.structure
         shape = structure.kv_heads, structure.dim
-        like = torch.empty(0, dtype=self.model.dtype)
-        pairs = [self.cache.pair(layer, *shape, like) for layer in range(structure.num_layers)]
-        keys, values = (
-            (Pointer * len(pairs))(*(each.data_ptr() for each in side)) for side in zip(*pairs, strict=True)
-        )
-        page, head, place, _ = pairs[0][0].stride()
-        return keys, values, (page, head, place)
+        first = self.cache.pair(0, *shape, self._like)[0]
+        if first is not self._first:  # the cache has grown, or is another
+            pairs = [self.cache.pair(layer, *shape, self._like) for layer in range(structure.num_layers)]
+            keys, values = (
+                (Pointer * len(pairs))(*(each.data_ptr() for each in side)) for side in zip(*pairs, strict=True)
+            )
+            page, head, place, _ = first.stride()
+            self._first, self._held = first, (keys, values, (page, head, place))
+        return self._held
 
 
 def _where(batch: Sequence[Scheduled]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
