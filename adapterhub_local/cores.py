@@ -15,6 +15,8 @@ from adapterhub_local import settings
 from adapterhub_local.machine import core_quota, usable_cores
 
 WINDOW = 0.5  # seconds over which use is measured
+FIRST = 0.1  # the same after a rest
+STALE = 10.0  # seconds after which nothing is concluded from what was measured before
 SPARE = 0.3  # of a core, which other work may use before the core counts as taken
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,8 @@ class Cores:
         self._is_fixed = most == 1 or settings.are_threads_given()
         self._count = len(usable_cores())
         self._threads = most
-        self._since = clock()
+        self._since = self._found = clock()
+        self._window = WINDOW
         self._last = None if self._is_fixed else use()
         self._has_noted = False
 
@@ -74,13 +77,26 @@ class Cores:
         if self._last is None:
             return self._threads
         seconds = self._clock() - self._since
-        if seconds >= WINDOW:
+        if seconds >= self._window:
             self._measure(self._last, seconds)
         return self._threads
 
+    def resume(self) -> None:
+        """Computing begins again after a rest: what others did meanwhile says nothing of what they will do now.
+
+        So many threads as before the rest, if that was not long ago, until a first short window is over.
+        """
+        if self._last is None:
+            return
+        now = self._clock()
+        if now - self._found > STALE:
+            self._threads = self.most
+        self._last, self._since, self._window = self._use(), now, FIRST
+
     def _measure(self, last: Use, seconds: float) -> None:
         self._last = now = self._use()
-        self._since = self._clock()
+        self._since = self._found = self._clock()
+        self._window = WINDOW
         if now is None:
             return
         others = max(0.0, (now.everything - last.everything) - (now.own - last.own)) / seconds

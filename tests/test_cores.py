@@ -13,7 +13,7 @@ import torch
 
 from adapterhub_local.base.bases import read_record
 from adapterhub_local.base.load import leave_cores, load_base
-from adapterhub_local.cores import SPARE, WINDOW, Cores, Use, measure, most_threads
+from adapterhub_local.cores import FIRST, SPARE, STALE, WINDOW, Cores, Use, measure, most_threads
 from adapterhub_local.machine import core_quota, usable_cores
 from tests.patience import PATIENCE
 
@@ -72,6 +72,36 @@ def test_changes_after_a_whole_window_only(machine: Machine) -> None:
         assert cores.threads() == COUNT
     machine.run(WINDOW / 2, 6.0)
     assert cores.threads() == 2
+
+
+@pytest.mark.parametrize("rest", [0.2, 2 * WINDOW, STALE])
+def test_what_others_did_while_it_rested_does_not_count(rest: float, machine: Machine) -> None:
+    """Two servers that answer by turns: each computes with all cores, for the other rests meanwhile."""
+    cores = made(machine)
+    for _ in range(5):
+        for _ in range(3):
+            machine.run(WINDOW, 0.0)
+            assert cores.threads() == COUNT
+        machine.run(rest, 8.0, own=0.0)
+        cores.resume()
+        assert cores.threads() == COUNT
+
+
+def test_what_was_found_before_a_rest_holds_for_a_while(machine: Machine) -> None:
+    """Under steady work of others each answer begins with few threads, and soon sees that they have gone."""
+    cores = made(machine)
+    machine.run(WINDOW, 6.0)
+    assert cores.threads() == 2
+    machine.run(STALE / 2, 6.0, own=0.0)
+    cores.resume()
+    assert cores.threads() == 2
+    machine.run(2 * FIRST, 0.0)
+    assert cores.threads() == COUNT
+    machine.run(WINDOW, 6.0)
+    assert cores.threads() == 2
+    machine.run(STALE + WINDOW, 0.0, own=0.0)
+    cores.resume()
+    assert cores.threads() == COUNT
 
 
 def test_never_more_than_it_was_given(machine: Machine) -> None:

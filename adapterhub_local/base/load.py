@@ -36,11 +36,15 @@ _importing = threading.Lock()
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base in memory: the 4-bit model in evaluation mode, frozen, and its tokenizer."""
+    """A base in memory: the 4-bit model in evaluation mode, frozen, and its tokenizer.
+
+    `cores`: how many threads its blocks compute with on a CPU, if that follows what other work takes.
+    """
 
     info: BaseInfo
     model: BaseModel
     tokenizer: PreTrainedTokenizerBase
+    cores: Cores | None = None
 
 
 def load_base(
@@ -77,9 +81,10 @@ def load_base(
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     model.requires_grad_(False)
-    if device == "cpu":
-        leave_cores(model, Cores(most_threads(torch.get_num_threads()), note=note))
-    return LoadedBase(info, model.eval(), tokenizer)
+    cores = Cores(most_threads(torch.get_num_threads()), note=note) if device == "cpu" else None
+    if cores is not None:
+        leave_cores(model, cores)
+    return LoadedBase(info, model.eval(), tokenizer, cores)
 
 
 def leave_cores(model: Modules, cores: Cores) -> None:

@@ -58,7 +58,7 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     )
     pool = AdapterPool(reader, max_bytes=options.adapter_bytes, max_pins=options.max_adapters - 1, leases=leases)
     slots = Slots(layers, model.dtype, device, options.max_adapters, pool.records)
-    fused = choose_fused(model, checked, slots) if _is_c(model, kernels, options) else None
+    fused = choose_fused(model, checked, slots, base.cores) if _is_c(model, kernels, options) else None
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     if is_gpu and options.base_exec == "auto":
         use_fastest(slots.groups, model.dtype, max_bytes, kernels)
@@ -77,7 +77,7 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
         graphs = Graphs(model, cache, context, slots, kernels, max_length, lean=lean)
     if fused is not None:
         fused.cache = cache
-    runner = Runner(model, cache, context, graphs, fused=fused, lean=lean)
+    runner = Runner(model, cache, context, graphs, fused=fused, lean=lean, cores=base.cores)
     if is_gpu:
         _warm_up(runner)
         if graphs is not None:

@@ -32,12 +32,14 @@ MAX_PLACES = 512  # that each of more tokens attends to, in the mean: the step i
 
 
 class FusedStep:
-    """Steps of one model over its cache, with the adapters of `slots`.
+    """Steps of one model over its cache, with the adapters of `slots`, by as many threads as `cores` gives.
 
     Raises Incompatible where C cannot compute them.
     """
 
-    def __init__(self, model: BaseModel, cache: KVCache, slots: Slots, kinds: Sequence[AttentionKind]) -> None:
+    def __init__(
+        self, model: BaseModel, cache: KVCache, slots: Slots, kinds: Sequence[AttentionKind], cores: Cores | None = None
+    ) -> None:
         try:
             self._call = load_step()
         except CannotCompile as error:
@@ -51,8 +53,8 @@ class FusedStep:
         self._room = self._cos = self._sin = torch.empty(0)
         self._like = torch.empty(0, dtype=model.dtype)
         self._first: torch.Tensor | None = None  # the first layer's keys when `_held` was made
-        self._held: Any = None
-        self.cores = Cores(most_threads(torch.get_num_threads()))
+        self._held: tuple[Any, Any, tuple[int, int, int]] | None = None
+        self.cores = cores or Cores(most_threads(torch.get_num_threads()))
 
     def forward(
         self, batch: Sequence[Scheduled], segments: Sequence[Segment], wanted: Sequence[int]
@@ -121,7 +123,7 @@ class FusedStep:
         structure = self.decoder.structure
         shape = structure.kv_heads, structure.dim
         first = self.cache.pair(0, *shape, self._like)[0]
-        if first is not self._first:  # the cache has grown, or is another
+        if self._held is None or first is not self._first:  # the cache has grown, or is another
             pairs = [self.cache.pair(layer, *shape, self._like) for layer in range(structure.num_layers)]
             keys, values = (
                 (Pointer * len(pairs))(*(each.data_ptr() for each in side)) for side in zip(*pairs, strict=True)

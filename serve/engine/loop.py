@@ -79,7 +79,9 @@ class EngineLoop:
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._is_stopping or self.engine.has_work)
+                if not self.engine.has_work:
+                    self._wake.wait_for(lambda: self._is_stopping or self.engine.has_work)
+                    self.engine.runner.resume()
             if self._is_stopping:
                 return
             try:

@@ -7,6 +7,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.base.model import BaseModel
+from adapterhub_local.cores import Cores
 from serve.engine.cache import KVCache
 from serve.engine.fused import FusedStep
 from serve.engine.graphs import Graphs
@@ -32,6 +33,7 @@ class Runner:
         graphs: Graphs | None = None,
         fused: FusedStep | None = None,
         lean: LeanForward | None = None,
+        cores: Cores | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
@@ -39,6 +41,7 @@ class Runner:
         self.graphs = graphs
         self.fused = fused
         self.lean = lean
+        self.cores = cores
         self.kinds: dict[int, AttentionKind] = {}  # what each layer's attention does, learnt in its first step
         self.hidden: torch.Tensor | None = None  # (n, hidden size) behind the last logits, if an embedding is wanted
         self._copied: list[Group] = []  # what the last step has wanted_places copies of
@@ -50,6 +53,11 @@ class Runner:
         names = self.context.kernels.names if self.context.kernels is not None else []
         whole = [name for name, each in (("step", self.fused), ("lean", self.lean)) if each is not None]
         return [*names, *whole]
+
+    def resume(self) -> None:
+        """Steps come again after a rest."""
+        if self.cores is not None:
+            self.cores.resume()
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Scheduled], slots: Mapping[str, Slot]) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from adapterhub_local.base.attention import AttentionKind, lacks_window, unknown_layers
 from adapterhub_local.base.model import BaseModel
+from adapterhub_local.cores import Cores
 from adapterhub_local.errors import Incompatible
 from serve.adapters.slots import Slots
 from serve.engine.attention import NAME, register
@@ -112,10 +113,10 @@ def _difference(runner: Runner, sequences: list[list[int]], expected: list[torch
     return None
 
 
-def choose_fused(model: BaseModel, checked: Checked, slots: Slots) -> FusedStep | None:
+def choose_fused(model: BaseModel, checked: Checked, slots: Slots, cores: Cores | None = None) -> FusedStep | None:
     """The model's steps of few tokens as one call, if that is possible and gives what the model gives."""
     try:
-        fused = FusedStep(model, KVCache(4), slots, checked.kinds)
+        fused = FusedStep(model, KVCache(4), slots, checked.kinds, cores)
     except Incompatible as error:
         logger.info("steps are not fused: %s", error)
         return None

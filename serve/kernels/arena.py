@@ -4,6 +4,7 @@ In pages of 4 kB a core reads half as fast: it looks up where each of them lies,
 reading ahead at its end. Pages of 2 MB are asked for of Linux (`MADV_HUGEPAGE`); elsewhere nothing is moved.
 """
 
+import contextlib
 import mmap
 import sys
 
@@ -36,10 +37,8 @@ def _mapped(size: int) -> torch.Tensor:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has huge pages by another setting
     huge = 2 << 20
     memory = mmap.mmap(-1, size + huge, flags=flags)
-    try:
+    with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them
-        pass
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     begin = -whole.data_ptr() % huge
     return whole[begin : begin + size]
