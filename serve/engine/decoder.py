@@ -1,6 +1,6 @@
 """A decoder of Llama's kind as step.c reads it: where its weights lie, and which layers share an input."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from serve.engine.llama import RmsNorm, head_norms, llama
 from serve.engine.pages import PAGE
 from serve.kernels.arena import Arena
 from serve.kernels.cpu import BF16, FOUR_BIT, FP32, in_c
-from serve.kernels.step import BLOCK, Group, Layer, Linear, Model, narrowed
+from serve.kernels.step import BLOCK, Group, Layer, Linear, Model, narrowest
 from serve.lora.linear import LinearGroup, MultiLoraLinear
 from serve.lora.weights import is_four_bit, plain_absmax
 
+SMALL = 1 << 20  # bytes of a norm or a bias, and less than those of any weight that is much to read
 KINDS = {torch.float32: FP32, torch.bfloat16: BF16}  # in which keys, values and adapters are held
 
 
@@ -79,6 +80,7 @@ def read_decoder(model: BaseModel, kinds: Sequence[AttentionKind]) -> Decoder:
     )  # fmt: skip
     if any(size % BLOCK for size in (structure.hidden, structure.mlp, structure.heads * structure.dim)):
         raise Incompatible(f"its layers' inputs are not multiples of {BLOCK}")
+    _let_go(model, {each.data_ptr() for each in keep if isinstance(each, torch.Tensor)})
     return Decoder(structure, groups, max(group.in_features for group in groups), keep)
 
 
@@ -100,8 +102,8 @@ def _linear(layer: nn.Linear, arena: Arena, keep: list[Any]) -> Linear:
         layer.weight.data = weight
         absmax = arena.moved(plain_absmax(state))
     elif layer.weight.dtype.is_floating_point:
-        weight, kind = narrowed(layer.weight.detach())
-        weight = arena.moved(weight)
+        dtype, kind = narrowest(layer.weight.detach())
+        weight = arena.moved(layer.weight.detach(), dtype)
         if weight.dtype == layer.weight.dtype:
             layer.weight.data = weight
     else:
@@ -123,4 +125,16 @@ def _norm(norm: RmsNorm, config: Any, keep: list[Any]) -> int:
 def _code(layers: Any) -> torch.Tensor | None:
     """The 16 values of 4 bits, which are the same in all layers."""
     states = (getattr(each.base.weight, "quant_state", None) for each in layers)
-    return next((state.code.float().contiguous() for state in states if state is not None), None)
+    return next((state.code.float().clone() for state in states if state is not None), None)
+
+
+def _let_go(model: BaseModel, moved: Container[int]) -> None:
+    """Copy what is small and has not `moved`: the base's file is mapped whole, until the last tensor in it goes."""
+    for parameter in model.parameters():
+        if parameter.nbytes <= SMALL and parameter.data_ptr() not in moved:
+            parameter.data = parameter.data.clone()
+        state: Any = getattr(parameter, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            for name, value in list(vars(part).items()) if part is not None else ():
+                if isinstance(value, torch.Tensor):
+                    setattr(part, name, value.clone())

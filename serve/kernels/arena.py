@@ -20,16 +20,17 @@ class Arena:
     def __init__(self) -> None:
         self._free = torch.empty(0, dtype=torch.uint8)
 
-    def moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A contiguous copy in this memory, or the tensor itself where there are no such pages."""
+    def moved(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A contiguous copy in this memory, in `dtype`; where there are no such pages, a copy only if one is needed."""
+        dtype = dtype or tensor.dtype
         if sys.platform != "linux" or tensor.device.type != "cpu":
-            return tensor
-        size = -(-tensor.nbytes // ALIGNED) * ALIGNED
+            return tensor.to(dtype).contiguous()
+        num_bytes = tensor.numel() * dtype.itemsize
+        size = -(-num_bytes // ALIGNED) * ALIGNED
         if size > len(self._free):
             self._free = _mapped(max(size, CHUNK))
-        room, self._free = self._free[: tensor.nbytes], self._free[size:]
-        copy = room.view(tensor.dtype).view(tensor.shape)
-        return copy.copy_(tensor)
+        room, self._free = self._free[:num_bytes], self._free[size:]
+        return room.view(dtype).view(tensor.shape).copy_(tensor)
 
 
 def _mapped(size: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from serve.kernels.cpu import BF16, FP16, FP32, PART, Kind
 
 Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 BLOCK = 64  # inputs are taken so many at a time
+ROWS = 1024  # of a weight that are looked at together
 
 
 class Linear(ctypes.Structure):
@@ -81,13 +82,12 @@ def load_step() -> Any:
     return function
 
 
-def narrowed(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The same numbers in as few bits as hold them, and the kind; a copy only if it is smaller."""
+def narrowest(weight: torch.Tensor) -> tuple[torch.dtype, int]:
+    """The smallest dtype that holds the very same numbers, and its kind."""
     for dtype, kind in ((torch.bfloat16, BF16), (torch.float16, FP16)):
-        small = weight.to(dtype)
-        if torch.equal(small.to(weight.dtype), weight):
-            return small.contiguous(), kind
-    return weight.float().contiguous(), FP32
+        if all(torch.equal(rows.to(dtype).to(rows.dtype), rows) for rows in weight.split(ROWS)):
+            return dtype, kind
+    return torch.float32, FP32
 
 
 def factors(a: torch.Tensor | None, bs: Sequence[torch.Tensor | None]) -> Factors:

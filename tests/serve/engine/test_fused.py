@@ -1,5 +1,7 @@
 """Steps as one call of C: what the model gives, for every kind of model, batch and adapter that they take."""
 
+import gc
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
+from adapterhub_local.base.bases import read_record
+from adapterhub_local.base.load import load_base
 from adapterhub_local.cores import Cores
 from adapterhub_local.errors import Incompatible
 from serve.engine.build import build_engine
@@ -18,7 +22,7 @@ from serve.engine.fused import FEW_TOKENS, MAX_PLACES, MAX_TOKENS
 from serve.engine.options import EngineOptions
 from serve.kernels.compiled import CannotCompile, find_compiler
 from serve.kernels.cpu import BF16, FP16, FP32
-from serve.kernels.step import narrowed
+from serve.kernels.step import narrowest
 from tests.serve.engine.forwards import fill, plain
 from tests.serve.engine.test_architectures import CONFIGS, GROUPED, nf4_base
 
@@ -154,9 +158,9 @@ def test_inputs_that_are_not_whole_blocks(tmp_path: Path) -> None:
 def test_as_few_bits_as_hold_a_weight(numbers: list[float], kind: int) -> None:
     """bfloat16 where it is exact, then half precision, else float32."""
     weight = torch.tensor(numbers)
-    small, found = narrowed(weight)
+    dtype, found = narrowest(weight)
     assert found == kind
-    assert torch.equal(small.float(), weight)
+    assert torch.equal(weight.to(dtype).float(), weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -169,3 +173,23 @@ def test_the_output_head_as_it_was_saved(dtype: torch.dtype, tmp_path: Path) -> 
     assert engine.runner.fused is not None
     batch = fill(engine, [(3, 5, None)])
     torch.testing.assert_close(engine.runner.forward(batch, {}), plain(engine, batch, {}), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say what is mapped")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_bases_file_does_not_stay_in_memory(dtype: torch.dtype, built_base: Path) -> None:
+    """What steps read has moved, and what is left is copied, so that no base is in memory twice; it gives the same."""
+    info = read_record(built_base)
+    model = load_base(info, dtype=dtype, device="cpu")
+    weights = {name: each.data.clone() for name, each in model.model.named_parameters()}
+    engine = build_engine(model, EngineOptions(max_rows=2, max_length=64))
+    assert engine.runner.fused is not None
+    gc.collect()
+    assert str(info.folder) not in Path("/proc/self/maps").read_text()
+    for name, each in model.model.named_parameters():
+        assert torch.equal(each.data, weights[name.replace(".base.weight", ".weight").replace(".base.bias", ".bias")])
+    batch = fill(engine, [(3, 5, None)])
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(
+        engine.runner.forward(batch, {}), plain(engine, batch, {}), atol=tolerance, rtol=tolerance
+    )
