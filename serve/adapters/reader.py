@@ -18,6 +18,7 @@ from serve.lora.product import Factors
 from serve.lora.rows import Embeddings, WithRows, rows_of
 
 logger = logging.getLogger(__name__)
+NARROW = (torch.bfloat16, torch.float16)
 PINNED = 16 << 20  # bytes of a piece of pinned memory, of which torch gives powers of two
 # module -> its weight (out_features, in_features), in the dtype that DoRA takes norms in
 WeightOf = Callable[[str], torch.Tensor]
@@ -85,6 +86,8 @@ def load_factors(
 ) -> dict[str, tuple[torch.Tensor, ...]]:
     """Read and check a source's adapter: every module must be a linear layer of the base with that very shape.
 
+    Its factors are in `dtype`, or as narrow as in its file where that is the same.
+
     Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
     """
     adapter = open_adapter(source.path, dora=True, copies=True, tokens=embeddings is not None)
@@ -97,7 +100,7 @@ def load_factors(
     factors: dict[str, tuple[torch.Tensor, ...]] = {}
     has_effect = False
     for module, delta in adapter.deltas():
-        a = delta.A.T.to(dtype).contiguous()  # each slot's product reads it row by row
+        a = _narrowed(delta.A.T.to(dtype), delta.A.dtype).contiguous()  # each slot's product reads it row by row
         b = delta.B.T.float() * delta.scaling
         scale: tuple[torch.Tensor, ...] = ()
         if module in adapter.magnitudes:
@@ -106,7 +109,7 @@ def load_factors(
             b *= g
             scale = ((g - 1).to(dtype),)
             has_effect = has_effect or bool(((g - 1).abs() > UNTRAINED).any())
-        factors[module] = (a, b.to(dtype).contiguous(), *scale)
+        factors[module] = (a, _narrowed(b.to(dtype), delta.B.dtype).contiguous(), *scale)
         has_effect = has_effect or bool(a.any() and b.any())
     if embeddings is not None and adapter.tokens:
         rows = {module: (each.ids, adapter.rows(module)) for module, each in adapter.tokens.items()}
@@ -116,6 +119,17 @@ def load_factors(
     if not has_effect:
         raise Incompatible(f"'{source}' changes nothing: its scale or a factor of each module is zero. Was it trained?")
     return factors
+
+
+def _narrowed(factor: torch.Tensor, held: torch.dtype) -> torch.Tensor:
+    """A factor in the dtype that its file holds it in, if that is narrower and holds the very same numbers.
+
+    Slots widen what they are filled with: nothing is rounded, and twice as many adapters stay in memory.
+    """
+    if held not in NARROW or held.itemsize >= factor.itemsize:
+        return factor
+    small = factor.to(held)
+    return small if torch.equal(small.to(factor.dtype), factor) else factor
 
 
 def _dora_scales(adapter: AdapterFile, module: str, delta: Delta, weight: torch.Tensor, name: str) -> torch.Tensor:

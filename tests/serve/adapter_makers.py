@@ -46,11 +46,13 @@ def write_random(
     strength: float = 0.5,
     fingerprint: str | None = None,
     norms: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+    held: torch.dtype | None = None,
     **config,
 ) -> dict[str, Path | bytes]:
     """The files of an adapter with random factors in the layers whose names end in one of `modules`.
 
-    With `norms` of the base's rows (out_features) it has DoRA.
+    With `norms` of the base's rows (out_features) it has DoRA. Numbers are rounded to `dtype`, and written in `held`.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -62,6 +64,7 @@ def write_random(
             if norms is not None:
                 noise = 1 + 0.3 * torch.randn(out_features, generator=generator)
                 tensors[f"base_model.model.{module}.lora_magnitude_vector"] = norms[module] * noise
+    tensors = {name: tensor.to(dtype).to(held or dtype) for name, tensor in tensors.items()}
     settings = AdapterConfig(
         **{"rank": rank, "alpha": 2.0 * rank, "target_modules": tuple(modules), "use_dora": bool(norms), **config}
     )

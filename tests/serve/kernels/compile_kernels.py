@@ -2,8 +2,8 @@
 
 `python -m tests.serve.kernels.compile_kernels 80 90` prints a line of JSON for each: kernel -> most bytes of shared
 memory of one program, most registers and bytes of spills of a thread, most instructions, how many variants. Each
-capability is compiled by a process of its own, since Triton keeps what it compiled by device, not by target.
-TRITON_INTERPRET must not be set.
+capability is compiled by a process of its own, since Triton keeps what it compiled by device, not by target. The 4-bit
+product is among them where there is an NVRTC, as beside a torch for CUDA. TRITON_INTERPRET must not be set.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from adapterhub_local.base.attention import AttentionKind
-from serve.kernels import attention, lora, pointwise
+from serve.kernels import attention, lora, nf4, pointwise
+from serve.kernels.compiled import CannotCompile
+from serve.kernels.nvrtc import compile_source
 
 SLOTS, TOKENS, HIDDEN = 4, 6, 512
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -44,7 +46,8 @@ def compile_for(capability: int, calls: list[Callable[[], object]], *, is_counte
         assert cubin
         known = found.setdefault(self.__name__, {})
         if cubin not in known:
-            known[cubin] = {"shared": kernel.metadata.shared, **(counts(cubin) if is_counted else {})}
+            # its shared memory is asked for at the launch, so that the code says nothing of it
+            known[cubin] = {**(counts(cubin) if is_counted else {}), "shared": kernel.metadata.shared}
         return kernel
 
     JITFunction.run = only_compile
@@ -61,7 +64,7 @@ def compile_for(capability: int, calls: list[Callable[[], object]], *, is_counte
 
 
 def counts(cubin: bytes) -> dict[str, int]:
-    """Registers of a thread, bytes it spills, and instructions, by the tools that come with Triton."""
+    """Bytes of shared memory, registers of a thread, bytes it spills, and instructions, by the tools of Triton."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -69,9 +72,33 @@ def counts(cubin: bytes) -> dict[str, int]:
             subprocess.run([TOOLS / "cuobjdump", option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("--dump-resource-usage", "--dump-sass")
         ]
-    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said[0])}
+    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", said[0])}
     instructions = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?!.*\b(?:NOP|BRA `\(\.L_x_\d+\))\b).*;", said[1], re.M)
-    return {"registers": usage["REG"], "spilled": usage["STACK"] + usage["LOCAL"], "instructions": len(instructions)}
+    return {
+        "shared": usage["SHARED"],
+        "registers": usage["REG"],
+        "spilled": usage["STACK"] + usage["LOCAL"],
+        "instructions": len(instructions),
+    }
+
+
+def product(capability: int, dtypes: list[torch.dtype]) -> dict[str, object]:
+    """The same of the 4-bit product for each number of tokens, in 16 bits; why not, where it cannot be compiled."""
+    if (capability // 10, capability % 10) < nf4.OLDEST:
+        return {"reason": "it is for GPUs of Ampere or later"}
+    found: dict[str, object] = {}
+    for tokens, variant in nf4.VARIANTS.items():
+        try:
+            cubins = [
+                compile_source(nf4.SOURCE, str(capability), nf4.macros(variant, dtype))
+                for dtype in dtypes
+                if dtype in nf4.TYPES
+            ]
+        except CannotCompile as error:
+            return {"reason": str(error)}
+        rows = [counts(cubin) for cubin in cubins]
+        found[f"up to {tokens}"] = {key: max(row[key] for row in rows) for key in rows[0]} if rows else {}
+    return found
 
 
 def calls(dtype: torch.dtype) -> list[Callable[[], object]]:
@@ -152,6 +179,8 @@ if __name__ == "__main__":
             subprocess.run([sys.executable, "-m", __spec__.name, str(each), *options], check=True)
         sys.exit()
     (capability,) = arguments.capabilities
-    wanted = [call for each in arguments.dtype for call in calls(getattr(torch, each))]
+    dtypes = [getattr(torch, each) for each in arguments.dtype]
+    wanted = [call for dtype in dtypes for call in calls(dtype)]
     result = compile_for(capability, steps() if arguments.steps else wanted, is_counted=not arguments.steps)
-    sys.stdout.write(json.dumps({"capability": capability, "kernels": result}) + "\n")
+    versions = {"triton": triton.__version__, "product": {} if arguments.steps else product(capability, dtypes)}
+    sys.stdout.write(json.dumps({"capability": capability, "kernels": result, **versions}) + "\n")
