@@ -1,19 +1,23 @@
 """A shared machine: what other work on a core leaves of the speed of serving and training, ours and the peers'.
 
-    python -m benchmarks.busy [--processes 1] [--tokens 48] [--rounds 3] [--examples 48] [--only serve|train]
+    python -m benchmarks.busy [--processes 1] [--tokens 48] [--rounds 3] [--examples 48] [--only serve|shared|train]
 
 Each side is measured alone and beside `--processes` processes that never sleep, by turns on the same machine: our
 engine and PEFT's `generate` with 16 requests of 8 adapters (benchmarks/serve.py), our trainer and transformers' over
-PEFT (benchmarks/train.py). Medians; `kept` is the busy speed over the quiet one.
+PEFT (benchmarks/train.py). Medians; `kept` is the busy speed over the quiet one. `--only shared` runs one engine of
+ours and then two at the same time: what they do together over what one does, and how unequal they are.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,8 +53,8 @@ def by_turns(options: argparse.Namespace, measure: Callable[[], float]) -> dict[
     return {**medians, "kept": round(medians["busy"] / medians["quiet"], 3)}
 
 
-def ours(options: argparse.Namespace) -> dict[str, float]:
-    """Tokens a second of our engine."""
+def engine(options: argparse.Namespace) -> Callable[[], float]:
+    """Our engine, which has answered once: tokens a second of another time."""
     wait_briefly()  # as `qhub serve` does
     base = serve.load(options)
     store = serve.registry(options)
@@ -63,7 +67,38 @@ def ours(options: argparse.Namespace) -> dict[str, float]:
         return options.rows * options.tokens / serve.answer(engine, texts, chosen, options.tokens)[0]
 
     measure()  # warms up, fills the slots
-    return by_turns(options, measure)
+    return measure
+
+
+def ours(options: argparse.Namespace) -> dict[str, float]:
+    """Tokens a second of our engine."""
+    return by_turns(options, engine(options))
+
+
+def beside(options: argparse.Namespace) -> dict[str, float]:
+    """Tokens a second of our engine over some time, begun when all `servers` are ready."""
+    measure = engine(options)
+    (options.folder / f"ready-{options.servers}-{os.getpid()}").touch()
+    while len(list(options.folder.glob(f"ready-{options.servers}-*"))) < options.servers:
+        time.sleep(0.05)
+    start, done = time.monotonic(), 0
+    while time.monotonic() - start < options.seconds:
+        measure()
+        done += options.rows * options.tokens
+    return {"speed": done / (time.monotonic() - start)}
+
+
+def shared(side: Callable[..., dict[str, float]]) -> dict[str, Any]:
+    """One engine, and two at once."""
+    with ThreadPoolExecutor(2) as pool:
+        alone = side("beside")["speed"]
+        both = sorted(each["speed"] for each in pool.map(lambda _: side("beside", "--servers", "2"), range(2)))
+    return {
+        "one": round(alone, 1),
+        "two": [round(each, 1) for each in both],
+        "together": round(sum(both) / alone, 3),
+        "slower over faster": round(both[0] / both[1], 3),
+    }
 
 
 def peft(options: argparse.Namespace) -> dict[str, float]:
@@ -83,15 +118,15 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
     return {"ours": by_turns(options, side("ours")), "transformers Trainer": by_turns(options, side("baseline"))}
 
 
-SIDES = {each.__name__: each for each in (serve.prepare, ours, peft)}
+SIDES = {each.__name__: each for each in (serve.prepare, ours, beside, peft)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"rows": 16, "adapters": 8, "rank": 16, "prompt": 64, "tokens": 48, "rounds": 3, "threads": 0}
-    for name, default in {**sizes, "processes": 1, "examples": 48}.items():
+    for name, default in {**sizes, "processes": 1, "examples": 48, "servers": 1, "seconds": 20}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--only", choices=("serve", "train"))
+    parser.add_argument("--only", choices=("serve", "shared", "train"))
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--folder", type=Path)
     parser.set_defaults(dtype="float32", base=None, base_exec="auto", kernels="auto")
@@ -102,13 +137,16 @@ def main() -> None:
     document: dict[str, Any] = {"benchmark": "busy", "machine": machine(), "busy_processes": options.processes}
     with tempfile.TemporaryDirectory() as folder:
 
-        def side(name: str) -> dict[str, Any]:
-            return child("-m", "benchmarks.busy", *sys.argv[1:], "--side", name, "--folder", folder)
+        def side(name: str, *more: str) -> dict[str, Any]:
+            return child("-m", "benchmarks.busy", *sys.argv[1:], "--side", name, "--folder", folder, *more)
 
         if options.only != "train":
             side("prepare")
+        if options.only in (None, "serve"):
             document["serving, tokens/s"] = {"ours": side("ours"), "PEFT adapter_names": side("peft")}
-        if options.only != "serve":
+        if options.only in (None, "shared"):
+            document["two engines, tokens/s"] = shared(side)
+        if options.only in (None, "train"):
             document["training, examples/s"] = training(options)
     print(json.dumps(document))
 

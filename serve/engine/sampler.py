@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from adapterhub_local.errors import InputError, QhubError
-from serve.engine.draw import draw
+from serve.engine.draw import draw, likeliest
 from serve.engine.form import Trail
 from serve.engine.request import Request, Sampled
 
@@ -33,7 +33,7 @@ def choose(
     does not depend on the others. Log-probabilities are of the model's own distribution, before everything that is
     done to it here.
     """
-    values, best = (each.tolist() for each in logits.max(dim=-1))  # finds NaN before any number
+    values, best = (each.tolist() for each in likeliest(logits))  # finds NaN before any number
     results: list[Sampled | Exception | None] = [None] * len(samplers)
     tokens: dict[int, int] = {}
     drawn: dict[int, torch.Tensor] = {}

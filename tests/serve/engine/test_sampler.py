@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from serve.engine.draw import CANDIDATES, nucleus
+from serve.engine.draw import BLOCK, CANDIDATES, NEAR, _first_beyond, likeliest, nucleus
 from serve.engine.request import Request, Sampled, SamplingParams
 from serve.engine.sampler import NotFinite, NothingAllowed, Sampler, choose
 
@@ -112,10 +114,11 @@ def test_neighbours_change_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize("size", [100, 5 * CANDIDATES, (NEAR + 30) * BLOCK - 1])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
-def test_nucleus_is_exact(scale: float) -> None:
+def test_nucleus_is_exact(scale: float, size: int) -> None:
     """What the shortcut over the likeliest tokens keeps is what sorting all of them keeps, however flat they are."""
-    weights = torch.softmax(torch.randn(6, 5 * CANDIDATES, dtype=torch.float64) * scale, dim=-1).float()
+    weights = torch.softmax(torch.randn(6, size, dtype=torch.float64) * scale, dim=-1).float()
     top_p = torch.tensor([0.01, 0.3, 0.5, 0.9, 0.99, 1 - 1e-9], dtype=torch.float64)[:, None]
     values, order = weights.sort(dim=-1, descending=True)
     total = weights.double().sum(-1, keepdim=True)
@@ -123,6 +126,47 @@ def test_nucleus_is_exact(scale: float) -> None:
         1, order, values.double().cumsum(-1) - values < top_p * total
     )
     torch.testing.assert_close(nucleus(weights, top_p), weights.where(kept, 0.0), rtol=0, atol=0)
+
+
+@settings(max_examples=60)
+@given(
+    size=st.integers(1, 3 * BLOCK),
+    kind=st.sampled_from(["flat", "steep", "few", "last"]),
+    share=st.one_of(st.sampled_from([0.0, 0.5, 1 - 2**-53]), st.floats(0, 1, exclude_max=True)),
+    seed=st.integers(0, 99),
+)
+def test_where_a_share_is_filled(size: int, kind: str, share: float, seed: int) -> None:
+    """Found by blocks it is the place that sums of all weights in order give, but for the last bits; it has weight."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(3, size, generator=generator)
+    if kind == "steep":
+        weights = (weights * 40 - 40).exp()
+    if kind in ("few", "last"):
+        kept = torch.rand(3, size, generator=generator) < 0.02 if kind == "few" else torch.zeros(3, size) > 0
+        kept[:, -1] = True
+        weights = weights.clamp(min=0.1) * kept
+    shares = torch.full((3, 1), share, dtype=torch.float64)
+    found = _first_beyond(weights, shares)
+    filled = weights.double().cumsum(-1)
+    assert (weights.gather(-1, found) > 0).all()
+    near = 1e-5 * filled[:, -1:]
+    assert (filled.gather(-1, found) > shares * filled[:, -1:] - near).all()
+    assert ((filled - weights).gather(-1, found) <= shares * filled[:, -1:] + near).all()
+
+
+@settings(max_examples=60)
+@given(size=st.integers(1, 3 * BLOCK), seed=st.integers(0, 99), has_nan=st.booleans())
+def test_the_likeliest_is_the_first_of_the_highest(size: int, seed: int, has_nan: bool) -> None:
+    """The same as `max`, of equal ones the first; infinity counts, and NaN is found."""
+    logits = torch.randint(-3, 3, (4, size), generator=torch.Generator().manual_seed(seed)).float()
+    logits[1] = -torch.inf
+    logits[2, size // 2] = torch.inf
+    if has_nan:
+        logits[3, size // 3] = torch.nan
+    values, places = likeliest(logits)
+    torch.testing.assert_close(values, logits.amax(-1), equal_nan=True, rtol=0, atol=0)
+    for row in range(3 + (not has_nan)):
+        assert int(places[row]) == int((logits[row] == values[row]).nonzero()[0, 0])
 
 
 def test_logprobs() -> None:
