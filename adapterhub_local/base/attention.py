@@ -92,6 +92,16 @@ def _shared(values: tuple[tuple[str, Any], ...]) -> AttentionKind:
     return AttentionKind(**dict(values))
 
 
+def own_attention(config: Any) -> dict[str, str]:
+    """Options with which a model of this config is loaded, so that the attention of its own code is right.
+
+    transformers 5.17 gives models that cap their scores (Gemma 2) to torch's attention, which computes them without the
+    cap and says nothing.
+    """
+    is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if is_capped else {}
+
+
 def unknown_layers(config: Any) -> str | None:
     """Why layers of a model (its text config) may attend in ways that short sequences do not show; None if not."""
     if kinds := set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from adapterhub_local.base.attention import own_attention
 from adapterhub_local.base.mixtures import FAMILIES, Family
 from adapterhub_local.base.model import BaseModel, Modules
 from adapterhub_local.errors import BadFile
@@ -84,6 +85,7 @@ def family_of(config: PreTrainedConfig) -> Family | None:
 
 def build_model(config: PreTrainedConfig, **options: Any) -> BaseModel:
     """The causal model of `config`, its experts apart. options: those of `from_config`."""
+    options = {**own_attention(config), **options}
     if family_of(config) is None:
         made: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     else:
@@ -95,6 +97,7 @@ def build_model(config: PreTrainedConfig, **options: Any) -> BaseModel:
 def read_model(folder: Path, **options: Any) -> BaseModel:
     """The causal model in a base's folder, as `from_pretrained` reads it, its experts apart."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    options = {**own_attention(config), **options}
     if family_of(config) is None:
         read: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
     else:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from adapterhub_local.base.attention import own_attention
 from adapterhub_local.base.bases import BaseInfo
 from adapterhub_local.base.experts import build_model
 from adapterhub_local.base.load import load_base, put_on, quiet_loading
@@ -74,7 +75,9 @@ def measure(
         model = load_base(fused, dtype=torch.float32).model
     else:
         with quiet_loading():
-            model = AutoModelForCausalLM.from_pretrained(fused, dtype=torch.float32, trust_remote_code=False).eval()
+            own = own_attention(AutoConfig.from_pretrained(fused, trust_remote_code=False))
+            made = AutoModelForCausalLM.from_pretrained(fused, dtype=torch.float32, trust_remote_code=False, **own)
+            model = made.eval()
     ours = _log_probabilities(model, ids)
     each = (reference.exp() * (reference - ours)).sum(-1)
     same = (reference.argmax(-1) == ours.argmax(-1)).double().mean()

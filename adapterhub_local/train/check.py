@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 from adapterhub_local.base.bases import BaseInfo, find_base
@@ -19,6 +20,7 @@ from adapterhub_local.registry.kinds import check_adapter
 from adapterhub_local.registry.protecting import check_reachable
 from adapterhub_local.settings import Home
 
+DIVIDES = (2, 13)  # torch from here on divides 4-bit codes: FSDP of 2.11 wants gradients of whatever it divides
 Runs = Sequence[tuple[tuple[str, ...], Recipe]]  # of a sweep: what each changes, and its recipe
 
 
@@ -131,6 +133,11 @@ def check_processes(recipe: Recipe, count: int, *, shard_base: bool) -> None:
             "--shard-base divides the base between processes, and there is one: add --nproc 2, or start several by "
             "torchrun"
         )
+    if shard_base and not divides():
+        raise InputError(
+            f"--shard-base needs torch {'.'.join(map(str, DIVIDES))} or newer, and here is {version('torch')}: "
+            "update it, or leave --shard-base out"
+        )
     adapter, is_drawn = recipe.adapter, recipe.train.objective == "grpo"
     for key, is_wanted, why in (
         ("train.objective", count > 1 and is_drawn,
@@ -142,6 +149,11 @@ def check_processes(recipe: Recipe, count: int, *, shard_base: bool) -> None:
     ):  # fmt: skip
         if is_wanted:
             raise InputError(f"{recipe.place(key)}: {why}")
+
+
+def divides() -> bool:
+    """Whether this torch can divide a base between processes."""
+    return tuple(int(part) for part in version("torch").split(".")[:2]) >= DIVIDES
 
 
 def check_runs(runs: Runs, home: Home) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as some
 
 from adapterhub_local.base.chat_template import ChatWriter
@@ -23,6 +23,10 @@ from tests.rows.family import tokenizer_of
 from tests.serve.conftest import TOOL_TEMPLATE
 from tests.tiny import byte_tokenizer
 
+# newer versions of transformers do, and so does what is tested here; 5.17 writes "None"
+LEAVES_NONE_OUT = not byte_tokenizer("{{ messages[0].content }}").apply_chat_template(
+    [{"role": "user", "content": None}], tokenize=False
+)
 HONEST = {name: family.template for name, family in FAMILIES.items()} | NAMED_TEMPLATES | {"tools": TOOL_TEMPLATE}
 USER = {"role": "user", "content": "Hello"}
 TEXTS = some.text(max_size=40) | some.sampled_from(
@@ -72,6 +76,7 @@ def test_honest_templates(
     name: str, messages: list[Any], tools: list[Any], begins: bool, continues: bool, variables: dict[str, Any]
 ) -> None:
     """Whatever the conversation, the text is what transformers writes; and it refuses what transformers refuses."""
+    assume(LEAVES_NONE_OUT or all(each["content"] is not None for each in messages))
     tokenizer = tokenizer_of(FAMILIES[name]) if name in FAMILIES else byte_tokenizer(HONEST[name])
     expected, reason = "", ""
     try:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -209,7 +210,7 @@ def test_a_run(tiny_base: BaseInfo, home: Home, tmp_path: Path) -> None:
     assert lineage["base"]["fingerprint"] == tiny_base.fingerprint
     assert [(entry["role"], entry["rows"]) for entry in lineage["data"]] == [("train", 16), ("test", 6)]
     assert lineage["recipe"]["text"] == recipe.text
-    assert lineage["environment"]["torch"] == torch.__version__
+    assert lineage["environment"]["torch"] == version("torch")
     assert scores["adapter"]["loss"] < scores["base"]["loss"]
     for who in ("adapter", "base"):
         low, high = scores[who]["intervals"]["exact_match"]

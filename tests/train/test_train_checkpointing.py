@@ -64,8 +64,10 @@ def test_only_the_inputs_of_blocks_move(name: str, monkeypatch: pytest.MonkeyPat
     seen: list[tuple[int, ...]] = []
 
     def watched(tensor: torch.Tensor) -> OnHost:
-        seen.append(tuple(tensor.shape))
         kept = to_host(tensor)
+        if not tensor.numel():  # torch 2.11 has checkpointing save one of nothing
+            return kept
+        seen.append(tuple(tensor.shape))
         assert [piece.numel() for piece in kept.pieces] == [1500, 1500, 1500, 620]
         return kept
 

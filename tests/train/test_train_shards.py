@@ -21,6 +21,8 @@ from adapterhub_local.recipe import load_recipe
 from adapterhub_local.registry import Registry
 from adapterhub_local.settings import Home, Process, environment_of
 from adapterhub_local.settings import home as home_at
+from adapterhub_local.train import check
+from adapterhub_local.train.check import divides
 from adapterhub_local.train.train import train
 from tests.architectures import save_architecture
 from tests.chats import RECIPE, write_recipe, write_rows
@@ -29,6 +31,7 @@ from tests.train.divided import CASES, JUDGED, PAIRS, bytes_held, gradients, loa
 from tests.train.test_objectives import PREFERENCES, judged_rows
 
 CLOSE = 1e-4  # of a gradient's norm
+needs_newer_torch = pytest.mark.skipif(not divides(), reason="this torch does not divide 4-bit codes")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Divided:
 @pytest.fixture(scope="module")
 def divided(built_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Divided]:
     """Every case by two processes, which start once."""
+    if not divides():
+        pytest.skip("this torch does not divide 4-bit codes")
     folder = tmp_path_factory.mktemp("divided")
     place = home_at(folder / "home")
     shutil.copytree(built_base, place.bases / "tiny")
@@ -119,6 +124,7 @@ def test_the_base_stays_the_base(divided: Divided) -> None:
     assert fingerprint(records, config, tokenizer) != info.fingerprint
 
 
+@needs_newer_torch
 def test_a_run_gives_the_adapter_of_one_process(
     tiny_base: BaseInfo, home: Home, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +160,7 @@ def test_what_cannot_be_divided(
     changes: list[str], told: str,
 ) -> None:  # fmt: skip
     """One process, and what needs the whole base, are refused in one line before anything is loaded."""
+    monkeypatch.setattr(check, "DIVIDES", (2, 0))
     if changes:
         monkeypatch.setenv("WORLD_SIZE", "2")
     options = [part for change in changes for part in ("--set", change)]
@@ -164,3 +171,16 @@ def test_what_cannot_be_divided(
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_a_torch_that_does_not_divide(
+    tiny_base: BaseInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named with the version that does, before anything is loaded."""
+    monkeypatch.setattr(check, "version", lambda name: "2.11.0+cu130")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as exit_info:
+        run(["train", str(write_recipe(tmp_path)), "--shard-base"])
+
+    assert exit_info.value.code == 2
+    assert "--shard-base needs torch 2.13 or newer, and here is 2.11.0+cu130" in capsys.readouterr().err

@@ -222,6 +222,27 @@ def test_loop_delivers_and_stops(engine: Engine) -> None:
     engine.step()
 
 
+def test_each_answer_after_a_rest_begins_anew(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many threads compute is measured anew once nothing was to be done, and only then."""
+    resumed: list[int] = []
+    monkeypatch.setattr(engine.runner.cores, "resume", lambda: resumed.append(len(resumed)))
+    loop = EngineLoop(engine)
+
+    async def go() -> None:
+        for number in range(3):
+            queue = loop.submit(submission(engine, f"r{number}", max_tokens=5))
+            while not (await asyncio.wait_for(queue.get(), 10)).is_last:
+                assert len(resumed) == number + 1
+            while engine.has_work:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # the loop waits again
+        await asyncio.to_thread(loop.stop)
+
+    loop.start()
+    asyncio.run(go())
+    assert 3 <= len(resumed) <= 4  # the last when it stops
+
+
 def test_model_keeps_its_answers(engine: Engine, base: BaseInfo) -> None:
     """The wrapped model without an adapter answers as the model that was never wrapped, bit for bit per token."""
     each = request(engine, "plain", max_tokens=20, seed=8)
