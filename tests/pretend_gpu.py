@@ -179,6 +179,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, free: int = 1 << 30) -> Iterato
         "manual_seed_all": lambda seed: None,
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
+        "is_current_stream_capturing": lambda: False,
         "Stream": lambda *_, **__: stream,
         "current_stream": lambda device=None: stream,
         "default_stream": lambda device=None: stream,
