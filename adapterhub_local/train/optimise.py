@@ -30,6 +30,10 @@ from adapterhub_local.train.shards import shards_of
 from adapterhub_local.train.trainer import NotFinite, NotSaved, make_trainer
 from adapterhub_local.train.watch import Diverged, Watch
 
+# several processes on a CPU have their state read to the device cpu:0, which torch 2.11 does not know
+torch.serialization.register_package(
+    0, lambda _: None, lambda storage, place: storage if place.startswith("cpu:") else None
+)
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
