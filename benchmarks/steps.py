@@ -27,6 +27,7 @@ from serve.engine.build import build_engine
 from serve.engine.engine import Engine
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request, SamplingParams, Scheduled
+from serve.kernels.arena import Arena
 from serve.kernels.compiled import find_compiler
 
 BATCHES = ((1, 1, 100), (2, 1, 100), (4, 1, 100), (8, 1, 100), (16, 1, 100), (32, 1, 100), (1, 64, 0), (1, 256, 0))
@@ -43,10 +44,17 @@ def roofline() -> dict[str, float]:
             return {}
         found = ctypes.CDLL(library)
         memory = torch.zeros(400 << 20, dtype=torch.uint8)
-        calls = {
+        huge = Arena().moved(memory)  # in pages as those of the weights
+
+        def read(tensor: torch.Tensor) -> float:
+            rate: float = found.read_rate(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(len(tensor)))
+            return rate
+
+        calls: dict[str, Callable[[], float]] = {
             "float32": lambda: found.float32_rate(ctypes.c_int64(20_000_000)),
             "bfloat16": lambda: found.bfloat16_rate(ctypes.c_int64(20_000_000)),
-            "read_bytes": lambda: found.read_rate(ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(len(memory))),
+            "read_bytes": lambda: read(memory),
+            "read_bytes_in_huge_pages": lambda: read(huge),
         }
         for name in ("float32_rate", "bfloat16_rate", "read_rate"):
             getattr(found, name).restype = ctypes.c_double
