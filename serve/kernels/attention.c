@@ -2,7 +2,9 @@
 
 #include "attention.h"
 
-#define AHEAD 2 /* pages that are under way from memory */
+#include <omp.h>
+
+#define MOST 32 /* queries of a task: their scores stay in the nearest caches */
 
 /* The first of `length` places that the last of them sees. */
 INLINE int64_t first_seen(const kind_t *kind, int64_t length) {
@@ -16,101 +18,96 @@ INLINE void cap(float *scores, int64_t n, const kind_t *kind) {
         for (int64_t i = 0; i < n; i++) scores[i] = softcap * (1 - 2 / (exponential(2 * scores[i] / softcap) + 1));
 }
 
-/* Have a place under way while others are read: pages lie anywhere, so the processor does not guess the next. */
-INLINE void fetch(const void *at, int64_t dim, const int kind) {
-    for (int64_t d = 0; d < dim; d += kind == FP32 ? 16 : 32) __builtin_prefetch(held_at(at, d, kind));
-}
-
 /* Where a place of a row lies. */
 INLINE const void *place_in(const cache_t *cache, const int32_t *pages, int64_t page, int64_t at, const int kind) {
     return held_at(cache->data, pages[at / page] * cache->page + at % page * cache->place, kind);
 }
 
-/* Up to TOKENS queries of one key head over the places [begin, end) of a row: unnormalised results, peaks and sums. */
-INLINE void attend(float *out, float *peaks, float *sums, const float *query, int64_t query_head, cache_t keys,
-                   cache_t values, const int32_t *pages, int64_t page, int64_t begin, int64_t end, int64_t dim,
-                   const kind_t *attends, const int count, const int kind) {
-    float scores[TOKENS][SPAN];
-    const float scale = attends->scale;
-    const int64_t whole = dim / LANES * LANES, n = end - begin;
-    for (int64_t at = begin; at < end;) {
-        const int64_t stop = least((at / page + 1) * page, end);
-        const void *k = place_in(&keys, pages, page, at, kind);
-        const int64_t ahead = at + AHEAD * page, beyond = least(begin + ahead - end, end - 1); /* then come the values */
-        const void *next = place_in(ahead < end ? &keys : &values, pages, page, ahead < end ? ahead : beyond, kind);
-        for (; at < stop; at++, k = held_at(k, keys.place, kind), next = held_at(next, keys.place, kind)) {
-            fetch(next, dim, kind);
-            vec parts[TOKENS];
-            UNROLL for (int g = 0; g < count; g++) parts[g] = (vec){0};
-            for (int64_t d = 0; d < whole; d += LANES) {
-                const vec own = load_as(held_at(k, d, kind), kind);
-                UNROLL for (int g = 0; g < count; g++) parts[g] += load(query + g * query_head + d) * own;
-            }
-            UNROLL for (int g = 0; g < count; g++) {
-                float score = total(parts[g]);
-                for (int64_t d = whole; d < dim; d++) score += query[g * query_head + d] * one_as(held_at(k, d, kind), kind);
-                scores[g][at - begin] = score * scale;
-            }
+/* Scores of up to TOKENS queries of one key head at `n` places of a page; a query's lie SPAN from the next one's. */
+INLINE void score(float *scores, const float *query, int64_t query_head, const void *k, int64_t place, int64_t n,
+                  int64_t dim, float scale, const int count, const int kind) {
+    const int64_t whole = dim / LANES * LANES;
+    for (int64_t i = 0; i < n; i++, k = held_at(k, place, kind)) {
+        vec parts[TOKENS];
+        UNROLL for (int g = 0; g < count; g++) parts[g] = (vec){0};
+        for (int64_t d = 0; d < whole; d += LANES) {
+            const vec own = load_as(held_at(k, d, kind), kind);
+            UNROLL for (int g = 0; g < count; g++) parts[g] += load(query + g * query_head + d) * own;
         }
-    }
-    for (int g = 0; g < count; g++) {
-        float *own = scores[g], peak = -INFINITY, sum = 0;
-        cap(own, n, attends);
-        for (int64_t i = 0; i < n; i++) peak = own[i] > peak ? own[i] : peak;
-        for (int64_t i = 0; i < n; i++) own[i] = exponential(own[i] - peak);
-        vec many = {0};
-        int64_t i = 0;
-        for (; i + LANES <= n; i += LANES) many += load(own + i);
-        for (sum = total(many); i < n; i++) sum += own[i];
-        peaks[g] = peak;
-        sums[g] = sum;
-        memset(out + g * dim, 0, dim * sizeof(float));
-    }
-    for (int64_t at = begin; at < end;) { /* page by page, in which the places lie one behind the other */
-        const int64_t stop = least((at / page + 1) * page, end);
-        const void *v = place_in(&values, pages, page, at, kind);
-        const void *next = place_in(&values, pages, page, least(at + AHEAD * page, end - 1), kind);
-        for (int64_t i = 0; i < stop - at; i++) fetch(held_at(next, i * values.place, kind), dim, kind);
-        few(out, dim, &scores[0][at - begin], SPAN, v, values.place, stop - at, dim, count, kind);
-        at = stop;
+        UNROLL for (int g = 0; g < count; g++) {
+            float sum = total(parts[g]);
+            for (int64_t d = whole; d < dim; d++) sum += query[g * query_head + d] * one_as(held_at(k, d, kind), kind);
+            scores[g * SPAN + i] = sum * scale;
+        }
     }
 }
 
+/* e to the n scores less their peak, in their place; what that adds up to. */
+INLINE float soften(float *own, int64_t n, const kind_t *kind, float *peak) {
+    float most = -INFINITY, sum = 0;
+    vec many = {0};
+    int64_t i = 0;
+    cap(own, n, kind);
+    for (int64_t j = 0; j < n; j++) most = own[j] > most ? own[j] : most;
+    for (int64_t j = 0; j < n; j++) own[j] = exponential(own[j] - most);
+    for (; i + LANES <= n; i += LANES) many += load(own + i);
+    for (sum = total(many); i < n; i++) sum += own[i];
+    *peak = most;
+    return sum;
+}
+
+/* What one SPAN of a row gives to the queries of `count` key heads from `head` on: unnormalised results, peaks, sums.
+   All that these heads have in a page is read before the next page: from one end to the other, memory is read fastest. */
+INLINE void attend(const attention_t *now, int64_t row, int64_t head, int64_t count, int64_t span, const int kind) {
+    const int64_t dim = now->dim, page = now->page, repeats = now->heads / now->kv_heads, queries = count * repeats;
+    const int64_t length = now->lengths[row], first = first_seen(&now->kind, length);
+    const int64_t begin = span * SPAN > first ? span * SPAN : first, end = least((span + 1) * SPAN, length);
+    if (begin >= end) return;
+    const int32_t *pages = now->tables + row * now->table_row;
+    const float *query = now->query + row * now->query_row + head * repeats * now->query_head;
+    float scores[queries * SPAN], results[queries * dim];
+#define EACH_PAGE_AND_HEAD(cache, call)                                                               \
+    for (int64_t at = begin, stop; at < end; at = stop) {                                             \
+        stop = least((at / page + 1) * page, end);                                                    \
+        for (int64_t h = 0; h < count; h++) {                                                         \
+            const void *here = held_at(place_in(&cache, pages, page, at, kind), (head + h) * cache.head, kind); \
+            for (int64_t g = 0; g < repeats; g += TOKENS) {                                           \
+                const int64_t q = h * repeats + g, n = stop - at;                                     \
+                float *own = scores + q * SPAN + at - begin;                                          \
+                if (repeats - g >= 4) call(4);                                                        \
+                else if (repeats - g == 3) call(3);                                                   \
+                else if (repeats - g == 2) call(2);                                                   \
+                else call(1);                                                                         \
+            }                                                                                         \
+        }                                                                                             \
+    }
+#define SCORE(some)                                                                                              \
+    score(own, query + q * now->query_head, now->query_head, here, now->keys.place, n, dim, now->kind.scale, some, kind)
+#define GATHER(some) few(results + q * dim, dim, own, SPAN, here, now->values.place, n, dim, some, kind)
+    EACH_PAGE_AND_HEAD(now->keys, SCORE)
+    float *parts = now->parts + ((row * now->heads + head * repeats) * now->spans + span) * (dim + 2);
+    const int64_t step = now->spans * (dim + 2);
+    for (int64_t q = 0; q < queries; q++)
+        parts[q * step + dim + 1] = soften(scores + q * SPAN, end - begin, &now->kind, parts + q * step + dim);
+    memset(results, 0, sizeof(results));
+    EACH_PAGE_AND_HEAD(now->values, GATHER)
+    for (int64_t q = 0; q < queries; q++) memcpy(parts + q * step, results + q * dim, dim * sizeof(float));
+}
+
 void attention(const attention_t *now) {
-    const int64_t heads = now->heads, kv_heads = now->kv_heads, dim = now->dim, page = now->page, spans = now->spans;
-    const int64_t repeats = heads / kv_heads, size = dim + 2;
+    const int64_t heads = now->heads, kv_heads = now->kv_heads, dim = now->dim, spans = now->spans, size = dim + 2;
     const kind_t *kind = &now->kind;
+    /* as many heads as a task may have, if there are tasks enough without dividing them */
+    const int64_t most = least(kv_heads, MOST * kv_heads / heads), many = most < 1 ? 1 : most;
+    const int64_t tasks = now->rows * spans * ((kv_heads + many - 1) / many);
+    const int64_t together = tasks < 4 * omp_get_num_threads() ? 1 : many;
 #pragma omp for collapse(3) schedule(dynamic)
     for (int64_t row = 0; row < now->rows; row++)
-        for (int64_t head = 0; head < kv_heads; head++)
+        for (int64_t head = 0; head < kv_heads; head += together)
             for (int64_t span = 0; span < spans; span++) {
-                const int64_t length = now->lengths[row], first = first_seen(kind, length);
-                const int64_t begin = span * SPAN > first ? span * SPAN : first, end = least((span + 1) * SPAN, length);
-                cache_t k = now->keys, v = now->values;
-                k.data = held_at(k.data, head * k.head, (int)k.kind);
-                v.data = held_at(v.data, head * v.head, (int)v.kind);
-                const int32_t *table = now->tables + row * now->table_row;
-                float results[TOKENS * dim], peaks[TOKENS], sums[TOKENS];
-                for (int64_t g = 0; begin < end && g < repeats; g += TOKENS) {
-                    const int64_t count = least(TOKENS, repeats - g), own = head * repeats + g;
-                    const float *q = now->query + row * now->query_row + own * now->query_head;
-#define ATTEND(n)                                                                                                       \
-    {                                                                                                                   \
-        if (k.kind == FP32)                                                                                             \
-            attend(results, peaks, sums, q, now->query_head, k, v, table, page, begin, end, dim, kind, n, FP32);        \
-        else attend(results, peaks, sums, q, now->query_head, k, v, table, page, begin, end, dim, kind, n, BF16);       \
-    }
-                    if (count == 4) ATTEND(4)
-                    else if (count == 3) ATTEND(3)
-                    else if (count == 2) ATTEND(2)
-                    else ATTEND(1)
-                    for (int64_t i = 0; i < count; i++) {
-                        float *part = now->parts + ((row * heads + own + i) * spans + span) * size;
-                        memcpy(part, results + i * dim, dim * sizeof(float));
-                        part[dim] = peaks[i];
-                        part[dim + 1] = sums[i];
-                    }
-                }
+                const int64_t count = least(together, kv_heads - head);
+                if (now->keys.kind == FP32) attend(now, row, head, count, span, FP32);
+                else attend(now, row, head, count, span, BF16);
             }
 #pragma omp for collapse(2) schedule(static)
     for (int64_t row = 0; row < now->rows; row++)
