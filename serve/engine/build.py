@@ -77,7 +77,8 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
         graphs = Graphs(model, cache, context, slots, kernels, max_length, lean=lean)
     if fused is not None:
         fused.cache = cache
-    runner = Runner(model, cache, context, graphs, fused=fused, lean=lean, cores=base.cores)
+    cores = base.cores if fused is None else fused.cores
+    runner = Runner(model, cache, context, graphs, fused=fused, lean=lean, cores=cores)
     if is_gpu:
         _warm_up(runner)
         if graphs is not None:

@@ -155,8 +155,8 @@ INLINE void block_of(const uint8_t *at, const float *absmax, const table_t *tabl
 }
 
 /* out (tokens, rows) = x (tokens, inputs) times `rows` rows of W from `row` on; x in the order in which they expand. What
-   is expanded is used at once. One row is read from its begin to its end, as the processor guesses by itself; of several
-   it is told which come after the next. */
+   is expanded is used at once. A single row is read sequentially, which the hardware prefetcher follows by itself; with
+   several rows, the group after the next is prefetched. */
 INLINE void at_once(float *out, int64_t out_row, const char *x, const linear_t *linear, const table_t *table, int64_t row,
                     int64_t inputs, const int tokens, const int rows, const int kind, const int is_narrow) {
     const int64_t blocks = inputs / BLOCK, bytes = blocks * bytes_of(kind), x_row = inputs * (is_narrow ? 2 : 4);
