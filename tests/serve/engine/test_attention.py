@@ -21,7 +21,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from adapterhub_local.base.attention import own_attention
 from adapterhub_local.base.bases import read_record
+from adapterhub_local.base.experts import build_model
 from adapterhub_local.base.load import load_base
 from adapterhub_local.errors import Incompatible, InputError
 from serve.engine.attention import NAME
@@ -210,3 +212,13 @@ def test_no_request_turns_the_positions_of_others(built_base) -> None:
     with pytest.raises(InputError, match=r"max_length is 65, .*longrope.* more than 64 tokens"):
         build_engine(base, EngineOptions(max_length=65))
     assert build_engine(base).max_length == 64
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_that_cap_their_scores_keep_the_cap(name: str) -> None:
+    """They alone are built with plain attention: torch's own has no cap, and transformers 5.17 would choose it."""
+    wanted = {"attn_implementation": "eager"} if name == "gemma2" else {}
+    assert own_attention(CONFIGS[name]) == wanted
+    model = build_model(deepcopy(CONFIGS[name]))
+    if wanted:
+        assert model.config._attn_implementation == "eager"
