@@ -13,8 +13,8 @@ from torch import nn
 from benchmarks.fleet_model import Asked, Costs, Shape, Tally
 from serve.adapters.pool import AdapterPool
 from serve.adapters.reader import AdapterReader
-from serve.adapters.slots import Slots
 from serve.adapters.source import Source
+from serve.adapters.stacked import StackedSlots
 from serve.engine.options import EngineOptions
 from serve.engine.pages import PagePool, pages_for
 from serve.engine.request import Request, SamplingParams, Scheduled, State
@@ -77,7 +77,7 @@ class Replica:
         self.pool = AdapterPool(Reader(), max_bytes=shape.memory * FACTOR_BYTES, max_pins=0)
         linear = nn.Linear(1, 1, bias=False)
         layers = {"x": MultiLoraLinear(linear, LinearGroup([linear], LoraContext()), 0)}
-        self.slots = Slots(layers, torch.float32, torch.device("cpu"), shape.slots, self.pool.records)
+        self.slots = StackedSlots(layers, torch.float32, torch.device("cpu"), shape.slots, self.pool.records)
         self.pages = PagePool(pages_for(shape.kv_tokens))
         self.scheduler = Scheduler(options, self.pages, self.slots.__contains__)
         self._asked: dict[Request, Asked] = {}

@@ -1,5 +1,6 @@
 """Adapter files opened strictly and read one module at a time; `contents.py` reads what is in them."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,7 +112,7 @@ class AdapterFile:
                 factors = {key: self._read(file, self.keys[module, key]) for key in "AB"}
                 for key, factor in factors.items():
                     # least and largest entry are NaN if any is; several times faster than looking at each
-                    if not torch.isfinite(torch.stack(torch.aminmax(factor))).all():
+                    if not all(map(math.isfinite, torch.stack(torch.aminmax(factor)).tolist())):
                         raise BadFile(
                             f"{self.path} has NaN or infinity in {self.keys[module, key]}: it was not trained soundly"
                         )

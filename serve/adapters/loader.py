@@ -84,7 +84,7 @@ class SlotLoader:
             if is_used():
                 return 0
             before = self.slots.num_bytes
-            rank = self.slots.free(digest)
-        if rank is not None:
-            self.slots.compact(rank, self.between_steps)
+            slot = self.slots.free(digest)
+        if slot is not None:
+            self.slots.compact(slot.rank, self.between_steps)
         return before - self.slots.num_bytes + self.pool.drop(digest)

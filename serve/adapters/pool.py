@@ -18,6 +18,7 @@ from serve.adapters.reader import AdapterReader
 from serve.adapters.record import AdapterStatus, Label, Record, Records, State
 from serve.adapters.source import Source
 from serve.errors import BadParameter, Busy
+from serve.lora.in_place import FactorsInPlace
 from serve.lora.product import Factors
 from serve.lora.rows import rows_of
 
@@ -106,7 +107,10 @@ class AdapterPool:
         """Put factors into memory, held once. Raises Incompatible if they can never fit, Busy if they cannot now."""
         factors = self.reader.placed(factors)
         rows = rows_of(factors)
-        num_bytes = sum(tensor.nbytes for factor in factors.values() for tensor in factor)
+        if isinstance(factors, FactorsInPlace):
+            num_bytes = factors.parts.nbytes
+        else:
+            num_bytes = sum(tensor.nbytes for factor in factors.values() for tensor in factor)
         num_bytes += rows.nbytes if rows is not None else 0
         if num_bytes > self.max_bytes:
             raise Incompatible(
@@ -252,9 +256,11 @@ class AdapterPool:
             return True
 
     def _evict(self, record: Record) -> int:
-        """Take an adapter out of memory, under the lock; its bytes."""
+        """Take an adapter out of memory, under the lock; its bytes. A slot in place is nothing without them."""
         freed = record.num_bytes
         record.factors, record.num_bytes = None, 0
+        if record.slot is not None and record.slot.parts is not None:
+            record.slot = None
         self.num_bytes -= freed
         return freed
 

@@ -1,7 +1,7 @@
 """Reading adapters: a source's files become factors as slots take them, once they are found to belong to the base."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,10 @@ from adapterhub_local.lora.adapter import AdapterFile, Delta, open_adapter
 from adapterhub_local.merge.dora import row_scales
 from serve.adapters.compatibility import check_base, check_modules, check_origin
 from serve.adapters.source import Source
+from serve.lora.in_place import in_order, laid_out, lay_out
+from serve.lora.linear import MultiLoraLinear
 from serve.lora.product import Factors
-from serve.lora.rows import Embeddings, WithRows, rows_of
+from serve.lora.rows import Embeddings, OwnRows, WithRows, rows_of
 
 logger = logging.getLogger(__name__)
 NARROW = (torch.bfloat16, torch.float16)
@@ -35,6 +37,7 @@ class AdapterReader:
     weight: WeightOf
     dtype: torch.dtype
     pin_memory: bool = False  # for copies to a GPU that run beside its work
+    in_place: Mapping[str, MultiLoraLinear] | None = None  # layers whose kernels read adapters where they are kept
     embeddings: Embeddings | None = None  # None: adapters with rows of them are refused
 
     def check(self, source: Source) -> None:
@@ -44,13 +47,22 @@ class AdapterReader:
     def read(self, source: Source) -> Factors:
         """The factors in the source's files. Raises as `load_factors`."""
         try:
-            return load_factors(source, self.base, self.shapes, self.weight, self.dtype, self.embeddings)
+            return load_factors(source, self.base, self.shapes, self.weight, self.dtype, self.embeddings, self.in_place)
         except BadFile as error:  # clients read this: where the file is they need not know
             raise BadFile(str(error).replace(str(source.path), f"'{source}'")) from None
 
     def placed(self, factors: Factors) -> Factors:
-        """The factors where they are to be kept until they are copied into slots."""
-        return _pinned(factors) if self.pin_memory else factors
+        """The factors as they are to be kept: in place, or until they are copied into slots."""
+        if self.in_place is not None:
+            return laid_out(factors, self.in_place)
+        return _pinned(factors) if self.pin_memory else _dense(factors)
+
+
+def _dense(factors: Factors) -> Factors:
+    """The factors with neighbours in their last dimension, so that slots are filled row by row."""
+    found = {module: tuple(tensor.contiguous() for tensor in own) for module, own in factors.items()}
+    rows = rows_of(factors)
+    return found if rows is None else WithRows(found, rows)
 
 
 def _pinned(factors: Factors) -> Factors:
@@ -83,10 +95,12 @@ def load_factors(
     weight: WeightOf,
     dtype: torch.dtype,
     embeddings: Embeddings | None = None,
-) -> dict[str, tuple[torch.Tensor, ...]]:
+    in_place: Mapping[str, MultiLoraLinear] | None = None,
+) -> Factors:
     """Read and check a source's adapter: every module must be a linear layer of the base with that very shape.
 
-    Its factors are in `dtype`, or as narrow as in its file where that is the same.
+    Its factors are in `dtype`, or as narrow as in its file where that is the same; laid out for the layers `in_place`,
+    or views as the file holds them.
 
     Raises Incompatible naming what does not fit, or that the adapter changes nothing; BadFile, Corrupt.
     """
@@ -97,25 +111,36 @@ def load_factors(
     check_modules(adapter, str(source), base, shapes)
     if embeddings is not None:
         adapter = fit_rows(adapter, embeddings.vocabulary, base.name)
-    factors: dict[str, tuple[torch.Tensor, ...]] = {}
+    rows: OwnRows | None = None
     has_effect = False
-    for module, delta in adapter.deltas():
-        a = _narrowed(delta.A.T.to(dtype), delta.A.dtype).contiguous()  # each slot's product reads it row by row
-        b = delta.B.T.float() * delta.scaling
-        scale: tuple[torch.Tensor, ...] = ()
-        if module in adapter.magnitudes:
-            # g (W x + s B A x) = W x + (g - 1) W x + (s B g) A x
-            g = _dora_scales(adapter, module, delta, weight(module), str(source))
-            b *= g
-            scale = ((g - 1).to(dtype),)
-            has_effect = has_effect or bool(((g - 1).abs() > UNTRAINED).any())
-        factors[module] = (a, _narrowed(b.to(dtype), delta.B.dtype).contiguous(), *scale)
-        has_effect = has_effect or bool(a.any() and b.any())
     if embeddings is not None and adapter.tokens:
-        rows = {module: (each.ids, adapter.rows(module)) for module, each in adapter.tokens.items()}
-        own = embeddings.own_rows(rows, dtype)
-        has_effect = has_effect or embeddings.changes(own)
-        factors = WithRows(factors, own)
+        rows = embeddings.own_rows(
+            {module: (each.ids, adapter.rows(module)) for module, each in adapter.tokens.items()}, dtype
+        )
+        has_effect = embeddings.changes(rows)
+
+    def read(modules: tuple[str, ...]) -> Iterator[tuple[str, tuple[torch.Tensor, ...]]]:
+        nonlocal has_effect
+        for module, delta in adapter.deltas(modules):
+            a = _narrowed(delta.A.T.to(dtype), delta.A.dtype)
+            b = delta.B.T.float() * delta.scaling
+            scale: tuple[torch.Tensor, ...] = ()
+            if module in adapter.magnitudes:
+                # g (W x + s B A x) = W x + (g - 1) W x + (s B g) A x
+                g = _dora_scales(adapter, module, delta, weight(module), str(source))
+                b *= g
+                scale = ((g - 1).to(dtype),)
+                has_effect = has_effect or bool(((g - 1).abs() > UNTRAINED).any())
+            has_effect = has_effect or bool(a.any() and b.any())
+            yield module, (a, _narrowed(b.to(dtype), delta.B.dtype), *scale)
+
+    factors: Factors
+    if in_place is not None:
+        num_bytes = adapter.num_parameters * min(dtype.itemsize, adapter.dtype.itemsize)
+        factors = lay_out(read(in_order(adapter.modules, in_place)), in_place, num_bytes, rows)
+    else:
+        factors = dict(read(adapter.modules))
+        factors = factors if rows is None else WithRows(factors, rows)
     if not has_effect:
         raise Incompatible(f"'{source}' changes nothing: its scale or a factor of each module is zero. Was it trained?")
     return factors
@@ -124,7 +149,7 @@ def load_factors(
 def _narrowed(factor: torch.Tensor, held: torch.dtype) -> torch.Tensor:
     """A factor in the dtype that its file holds it in, if that is narrower and holds the very same numbers.
 
-    Slots widen what they are filled with: nothing is rounded, and twice as many adapters stay in memory.
+    Slots, or kernels, widen them: nothing is rounded, and twice as many adapters stay in memory.
     """
     if held not in NARROW or held.itemsize >= factor.itemsize:
         return factor

@@ -53,8 +53,8 @@ class AdapterStatus:
 class Record:
     """One adapter, or mix, by content.
 
-    Its fields are written under the table's lock, but for those of its slot, which need none (see `Slots`): `slot` and
-    `filling` are the loader's, `slot_step` is the step's.
+    Its fields are written under the table's lock, but for two of its slot, which need none (see `Slots`): `filling` is
+    the loader's, `slot_step` is the step's.
     """
 
     digest: str

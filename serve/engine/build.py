@@ -14,6 +14,7 @@ from serve.adapters.leases import Leases
 from serve.adapters.pool import AdapterPool
 from serve.adapters.reader import AdapterReader
 from serve.adapters.slots import Slots
+from serve.adapters.stacked import StackedSlots
 from serve.engine.cache import KVCache
 from serve.engine.engine import Engine
 from serve.engine.graphs import Graphs
@@ -53,12 +54,19 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     watch_embeddings(model, context)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
     is_gpu = device.type == "cuda"
+    fused = choose_fused(model, checked, base.cores) if _is_c(model, kernels, options) else None
+    # kernels of C read adapters where they are kept, whatever else is used
+    is_in_place = fused is not None or (kernels is not None and kernels.has("add_parts"))
+    in_place = layers if is_in_place else None
     reader = AdapterReader(
-        base.info, shapes, lambda name: own_weight(layers[name].base), model.dtype, is_gpu, embeddings
+        base.info, shapes, lambda name: own_weight(layers[name].base), model.dtype, is_gpu, in_place, embeddings
     )
     pool = AdapterPool(reader, max_bytes=options.adapter_bytes, max_pins=options.max_adapters - 1, leases=leases)
-    slots = Slots(layers, model.dtype, device, options.max_adapters, pool.records)
-    fused = choose_fused(model, checked, slots, base.cores) if _is_c(model, kernels, options) else None
+    slots = (
+        Slots(layers, options.max_adapters, pool.records)
+        if is_in_place
+        else StackedSlots(layers, model.dtype, device, options.max_adapters, pool.records)
+    )
     max_bytes = free_bytes(device) // 4 if options.base_bytes is None else options.base_bytes
     if is_gpu and options.base_exec == "auto":
         use_fastest(slots.groups, model.dtype, max_bytes, kernels)
@@ -74,6 +82,7 @@ def build_engine(base: LoadedBase, options: EngineOptions | None = None, leases:
     lean = choose_lean(model, checked, kernels) if kernels is not None and kernels.has("add_norm") else None
     # how many tokens an expert is given is not known before: a step with experts cannot be replayed
     if options.cuda_graphs and kernels is not None and is_gpu and not has_experts(model):
+        assert isinstance(slots, StackedSlots), "adapters are in place on a CPU only"
         graphs = Graphs(model, cache, context, slots, kernels, max_length, lean=lean)
     if fused is not None:
         fused.cache = cache
@@ -94,7 +103,7 @@ def _is_c(model: BaseModel, kernels: Kernels | None, options: EngineOptions) -> 
         return False
     if model.dtype == torch.bfloat16:
         return True
-    return kernels is not None and all(map(kernels.has, ("add_lora", "paged_attention", "multiply")))
+    return kernels is not None and all(map(kernels.has, ("add_parts", "paged_attention", "multiply")))
 
 
 def _warm_up(runner: Runner) -> None:

@@ -1,13 +1,14 @@
 """Steps of few tokens as one call of C: what CUDA graphs are on a GPU, for models of Llama's kind on a CPU.
 
 Between small products, Python and torch take as long as the products. A step is used only after it gave what the model
-itself gives; where it does not fit (many tokens, or a good many with long contexts, DoRA, an adapted head, rows of
+itself gives; where it does not fit (many tokens, or a good many with long contexts, an adapted head, rows of
 embeddings) the model computes as ever.
 """
 
 import ctypes
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -15,16 +16,16 @@ from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.base.model import BaseModel
 from adapterhub_local.cores import Cores, most_threads
 from adapterhub_local.errors import Incompatible
-from serve.adapters.slots import Slots
 from serve.engine.cache import KVCache
 from serve.engine.decoder import read_decoder
 from serve.engine.llama import llama
 from serve.engine.pages import PAGE, pages_for
 from serve.engine.request import Scheduled
 from serve.kernels.compiled import CannotCompile
-from serve.kernels.cpu import SPAN
-from serve.kernels.step import Adapted, Factors, Pointer, Step, factors, load_step, room_for
-from serve.lora.product import Segment, tile_rows
+from serve.kernels.cpu import SPAN, PartInC, part_in_c
+from serve.kernels.part import Parts
+from serve.kernels.step import Pointer, Step, load_step, room_for
+from serve.lora.product import Segment, tiles_in_place
 
 MAX_TOKENS = 512  # of a step; beyond, its room would grow for nothing
 FEW_TOKENS = 64  # more of them share their keys and values in torch's attention, not in the step's
@@ -32,13 +33,13 @@ MAX_PLACES = 512  # that each of more tokens attends to, in the mean: the step i
 
 
 class FusedStep:
-    """Steps of one model over its cache, with the adapters of `slots`, by as many threads as `cores` gives.
+    """Steps of one model over its cache, with adapters in place, by as many threads as `cores` gives.
 
     Raises Incompatible where C cannot compute them.
     """
 
     def __init__(
-        self, model: BaseModel, cache: KVCache, slots: Slots, kinds: Sequence[AttentionKind], cores: Cores | None = None
+        self, model: BaseModel, cache: KVCache, kinds: Sequence[AttentionKind], cores: Cores | None = None
     ) -> None:
         try:
             self._call = load_step()
@@ -46,10 +47,8 @@ class FusedStep:
             raise Incompatible(str(error)) from None
         self.model = llama(model)
         self.cache = cache
-        self.slots = slots
         self.decoder = read_decoder(model, kinds)
-        # rank -> how often its stacks had been exchanged, the stacks, and where they lie
-        self._factors: dict[int, tuple[int, list[torch.Tensor], Any]] = {}
+        self._parts: WeakKeyDictionary[Parts, Any] = WeakKeyDictionary()
         self._room = self._cos = self._sin = torch.empty(0)
         self._like = torch.empty(0, dtype=model.dtype)
         self._first: torch.Tensor | None = None  # the first layer's keys when `_held` was made
@@ -66,7 +65,7 @@ class FusedStep:
         slots = [each.slot for each in segments]
         if count > MAX_TOKENS or (count > FEW_TOKENS and places > MAX_PLACES * count):
             return None
-        if any(each.is_scaled or each.rows or each.rank in head.group.a for each in slots):
+        if any(each.rows or each.parts is None or each.parts.get(head.group) is not None for each in slots):
             return None
         structure, decoder = self.decoder.structure, self.model.model
         tokens = [token for item in batch for token in item.tokens]
@@ -74,9 +73,11 @@ class FusedStep:
         x = decoder.embed_tokens(torch.tensor(tokens)).float()
         cos, sin = self._angles(positions)
         tables, written, lengths = _where(batch)
-        adapted = [self._adapted(rank, rows) for rank, rows in sorted(tile_rows(segments).items())]
+        owns, rows = tiles_in_place(segments)
+        in_c = [self._in_c(own) for own in owns]  # kept until the step is done
+        tiles = torch.tensor(rows, dtype=torch.int32)
         spans = -(-tables.shape[1] * PAGE // SPAN)
-        width = 3 * max((each[0].rank for each in adapted), default=0)
+        width = max((part.a.shape[1] for own in set(owns) for part in own), default=0)
         size = room_for(structure, count, spans, self.decoder.widest, width)
         if self._room.numel() < size:
             self._room = torch.empty(size)
@@ -86,9 +87,10 @@ class FusedStep:
         step = Step(
             x=x.data_ptr(), cos=cos.data_ptr(), sin=sin.data_ptr(), places=written.data_ptr(),
             wanted=asked.data_ptr(), keys=keys, values=values, tables=tables.data_ptr(),
-            lengths=lengths.data_ptr(), adapted=(Adapted * len(adapted))(*(each for each, _ in adapted)),
+            lengths=lengths.data_ptr(), tiles=tiles.data_ptr(),
+            owns=(Pointer * len(rows))(*map(ctypes.addressof, in_c)),
             logits=logits.data_ptr(), room=self._room.data_ptr(), tokens=count, num_wanted=len(wanted),
-            num_adapted=len(adapted), table_row=tables.stride(0), spans=spans, page_step=strides[0],
+            num_tiles=len(rows), table_row=tables.stride(0), spans=spans, page_step=strides[0],
             head_step=strides[1], place_step=strides[2], widest=self.decoder.widest,
         )  # fmt: skip
         self._call(ctypes.byref(structure), ctypes.byref(step), self.cores.threads())
@@ -107,16 +109,12 @@ class FusedStep:
         at = torch.tensor(positions)
         return self._cos[at], self._sin[at]
 
-    def _adapted(self, rank: int, rows: Sequence[tuple[int, int, int]]) -> tuple[Adapted, torch.Tensor]:
-        """The tokens with adapters of one rank, and what has to be kept meanwhile."""
-        moves = self.slots.moves[rank]
-        if rank not in self._factors or self._factors[rank][0] != moves:
+    def _in_c(self, own: Parts) -> Any:
+        """An adapter's parts for C, four a layer; they point into its memory, and go with it."""
+        if own not in self._parts:
             groups = self.decoder.groups
-            found = [(group.a.get(rank), [b.get(rank) for b in group.b]) for group in groups]
-            stacks = [each for a, bs in found for each in (a, *bs) if each is not None]
-            self._factors[rank] = moves, stacks, (Factors * len(groups))(*(factors(a, bs) for a, bs in found))
-        tiles = torch.tensor(rows, dtype=torch.int32)
-        return Adapted(self._factors[rank][2], tiles.data_ptr(), len(rows), rank), tiles
+            self._parts[own] = (PartInC * len(groups))(*(part_in_c(own.get(group)) for group in groups))
+        return self._parts[own]
 
     def _cache(self) -> tuple[Any, Any, tuple[int, int, int]]:
         """Addresses of each layer's keys and of its values, and the steps between pages, heads and places."""

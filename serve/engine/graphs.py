@@ -17,7 +17,7 @@ import torch
 from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.base.model import BaseModel
 from adapterhub_local.errors import Incompatible
-from serve.adapters.slots import Slots
+from serve.adapters.stacked import StackedSlots
 from serve.engine.cache import KVCache
 from serve.engine.lean import LeanForward
 from serve.engine.packed import DecodeRows
@@ -163,7 +163,7 @@ class Graphs:
     model: BaseModel
     cache: KVCache
     context: LoraContext
-    slots: Slots
+    slots: StackedSlots
     kernels: Kernels
     max_length: int
     is_captured: bool = True

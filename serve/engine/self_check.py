@@ -14,7 +14,6 @@ from adapterhub_local.base.attention import AttentionKind, lacks_window, unknown
 from adapterhub_local.base.model import BaseModel
 from adapterhub_local.cores import Cores
 from adapterhub_local.errors import Incompatible
-from serve.adapters.slots import Slots
 from serve.engine.attention import NAME, register
 from serve.engine.cache import KVCache
 from serve.engine.falcon import replace_attention
@@ -113,10 +112,10 @@ def _difference(runner: Runner, sequences: list[list[int]], expected: list[torch
     return None
 
 
-def choose_fused(model: BaseModel, checked: Checked, slots: Slots, cores: Cores | None = None) -> FusedStep | None:
+def choose_fused(model: BaseModel, checked: Checked, cores: Cores | None = None) -> FusedStep | None:
     """The model's steps of few tokens as one call, if that is possible and gives what the model gives."""
     try:
-        fused = FusedStep(model, KVCache(4), slots, checked.kinds, cores)
+        fused = FusedStep(model, KVCache(4), checked.kinds, cores)
     except Incompatible as error:
         logger.info("steps are not fused: %s", error)
         return None

@@ -10,14 +10,21 @@ import sys
 
 import torch
 
-CHUNK = 32 << 20  # bytes that are mapped at once; what is never written takes no memory
+CHUNK = 32 << 20
+HUGE = 2 << 20
 ALIGNED = 64  # where a tensor begins, as torch's own do
 
 
 class Arena:
-    """Tensors one behind the other, in the order in which they come: that in which they will be read."""
+    """Tensors one behind the other, in the order in which they come: that in which they will be read.
 
-    def __init__(self) -> None:
+    `chunk` bytes are mapped at once; what is never written takes no memory. Memory that comes and goes is better not
+    `is_huge`: to find and clear such pages takes longer than what is written to them.
+    """
+
+    def __init__(self, chunk: int = CHUNK, *, is_huge: bool = True) -> None:
+        self._chunk = chunk
+        self._is_huge = is_huge
         self._free = torch.empty(0, dtype=torch.uint8)
 
     def moved(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -28,18 +35,21 @@ class Arena:
         num_bytes = tensor.numel() * dtype.itemsize
         size = -(-num_bytes // ALIGNED) * ALIGNED
         if size > len(self._free):
-            self._free = _mapped(max(size, CHUNK))
+            self._free = _mapped(max(size, self._chunk), self._is_huge)
         room, self._free = self._free[:num_bytes], self._free[size:]
         return room.view(dtype).view(tensor.shape).copy_(tensor)
 
 
-def _mapped(size: int) -> torch.Tensor:
-    """Zeros (size,) uint8 that begin with a huge page; the memory goes with the last tensor in it."""
+def _mapped(size: int, is_huge: bool) -> torch.Tensor:
+    """Zeros (size,) uint8, beginning with a huge page if asked for; the memory goes with the last tensor in it."""
+    if size < HUGE:
+        return torch.zeros(size, dtype=torch.uint8)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has huge pages by another setting
-    huge = 2 << 20
-    memory = mmap.mmap(-1, size + huge, flags=flags)
+    memory = mmap.mmap(-1, size + HUGE * is_huge, flags=flags)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    if not is_huge:
+        return whole
+    begin = -whole.data_ptr() % HUGE
     with contextlib.suppress(OSError, AttributeError):  # a kernel, or a C library, without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    begin = -whole.data_ptr() % huge
     return whole[begin : begin + size]

@@ -17,6 +17,7 @@ from adapterhub_local.errors import InputError
 from serve.kernels import reference
 from serve.kernels.compiled import CannotCompile
 from serve.kernels.cpu import load_kernels
+from serve.kernels.part import Part
 from serve.kernels.pointwise_check import CHECKS
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ class Kernels:
     def add_lora(self, *args: Any) -> None:
         """See `reference.add_lora`."""
         self._call("add_lora", args)
+
+    def add_parts(self, *args: Any) -> None:
+        """See `reference.add_parts`."""
+        self._call("add_parts", args)
 
     def paged_attention(self, *args: Any) -> torch.Tensor:
         """See `reference.paged_attention`."""
@@ -105,12 +110,13 @@ def choose_kernels(
     kernels = Kernels(own)
     checks: dict[str, Callable[..., float]] = {
         "add_lora": _check_lora,
+        "add_parts": _check_parts,
         "paged_attention": _check_attention,
         "multiply": _check_multiply,
         **CHECKS,
     }
     for name, compare in checks.items() if check else ():
-        if name not in own:  # C has a whole step instead
+        if name not in own:  # C has parts instead of stacks, and a whole step
             continue
         try:
             difference = compare(own[name], dtype, device, heads)
@@ -171,6 +177,24 @@ def _check_lora(
         reference.add_lora(wanted, x, a, bs, tiles)
         worst = max(worst, *(_difference(got, one) for got, one in zip(outs, wanted, strict=True)))
     return worst
+
+
+def _check_parts(
+    kernel: Callable[..., None], dtype: torch.dtype, device: torch.device, heads: tuple[int, int, int]
+) -> float:
+    """The same for adapters in place, which are held in different dtypes."""
+    draw, sizes = _draw(dtype, device), (160, 96, 96)
+    x, outs = draw(20, 320), [draw(20, size) for size in sizes]
+    kinds = (torch.float32, torch.bfloat16, torch.float16)
+    parts: list[Part | None] = [None]
+    for rank, kind in zip((16, 8, 64), kinds, strict=True):
+        bs = [draw(rank, size).to(kind) for size in sizes[:2]]
+        parts.append(Part(rank, (draw(320, 2 * rank) / 18).to(kind), (0, rank, -1), (*bs, None), (None, None, None)))
+    tiles = torch.tensor([[0, 1, 2], [1, 1, 0], [2, 1, -1], [3, 16, 1], [19, 1, 3]], dtype=torch.int32)
+    wanted = [out.clone() for out in outs]
+    kernel(outs, x, parts, tiles)
+    reference.add_parts(wanted, x, parts, tiles)
+    return max(_difference(got, one) for got, one in zip(outs, wanted, strict=True))
 
 
 def _check_attention(

@@ -7,51 +7,59 @@
 
 #define MANY 128 /* tokens for which a weight is expanded once: more do not stay in the cache */
 
-void add_lora(float *const *outs, const int64_t *out_rows, const int64_t *sizes, const float *x, int64_t x_row,
-              int64_t inputs, const void *a, int64_t a_slot, const void *const *bs, const int64_t *b_slots,
-              int64_t layers, int64_t rank, const int32_t *tiles, int64_t num_tiles, float *inner, int64_t part,
-              const int kind) {
-    const int64_t width = layers * rank, parts = (inputs + part - 1) / part, columns = 256;
-    int64_t begins[num_tiles + 1], widest = 0;
+void add_parts(float *const *outs, const int64_t *out_rows, const int64_t *sizes, const float *const *biases, const float *x,
+               int64_t x_row, int64_t inputs, int64_t layers, const part_t *const *owns, int64_t number,
+               const int32_t *tiles, int64_t num_tiles, float *inner, int64_t part) {
+    const int64_t parts = (inputs + part - 1) / part, columns = 256;
+    int64_t begins[num_tiles + 1], widest = 0; /* where x @ A of each tile begins, in floats */
     begins[0] = 0;
-    for (int64_t i = 0; i < num_tiles; i++) begins[i + 1] = begins[i] + (tiles[3 * i + 2] < 0 ? 0 : tiles[3 * i + 1]);
+    for (int64_t i = 0; i < num_tiles; i++) begins[i + 1] = begins[i] + tiles[2 * i + 1] * owns[i][number].width;
     for (int64_t l = 0; l < layers; l++) widest = sizes[l] > widest ? sizes[l] : widest;
-    const int64_t tokens = begins[num_tiles], pieces = (widest + columns - 1) / columns;
+    const int64_t room = begins[num_tiles], pieces = (widest + columns - 1) / columns;
+    if (!room) return;
 #pragma omp for collapse(2) schedule(dynamic)
     for (int64_t i = 0; i < num_tiles; i++)
         for (int64_t p = 0; p < parts; p++) {
-            const int64_t count = begins[i + 1] - begins[i], first = p * part;
-            float *own = inner + (p * tokens + begins[i]) * width;
-            memset(own, 0, count * width * sizeof(float));
+            const part_t *own = &owns[i][number];
+            const int64_t count = own->width ? tiles[2 * i + 1] : 0, first = p * part;
+            float *sums = inner + p * room + begins[i];
+            memset(sums, 0, count * own->width * sizeof(float));
             if (count)
-                product(own, width, x + tiles[3 * i] * x_row + first, x_row,
-                        held_at(a, tiles[3 * i + 2] * a_slot + first * width, kind), width, least(part, inputs - first), width,
-                        count, kind);
+                product(sums, own->width, x + tiles[2 * i] * x_row + first, x_row,
+                        held_at(own->a, first * own->width, (int)own->kind_a), own->width, least(part, inputs - first),
+                        own->width, count, own->kind_a);
         }
 #pragma omp for collapse(3) schedule(dynamic)
     for (int64_t i = 0; i < num_tiles; i++)
         for (int64_t l = 0; l < layers; l++)
             for (int64_t piece = 0; piece < pieces; piece++) {
-                const int64_t count = begins[i + 1] - begins[i], c = piece * columns;
-                if (!bs[l] || !count || c >= sizes[l]) continue;
+                const part_t *own = &owns[i][number];
+                const int64_t count = own->width ? tiles[2 * i + 1] : 0, rank = own->rank, c = piece * columns;
+                if (!own->b[l] || !count || c >= sizes[l]) continue;
+                const int64_t some = least(columns, sizes[l] - c);
+                float *out = outs[l] + tiles[2 * i] * out_rows[l] + c;
+                if (own->scales[l])
+                    for (int64_t t = 0; t < count; t++)
+                        for (int64_t j = 0; j < some; j++) {
+                            const float bias = biases && biases[l] ? biases[l][c + j] : 0;
+                            out[t * out_rows[l] + j] += own->scales[l][c + j] * (out[t * out_rows[l] + j] - bias);
+                        }
                 float sums[count * rank];
                 memset(sums, 0, sizeof(sums));
                 for (int64_t p = 0; p < parts; p++)
                     for (int64_t t = 0; t < count; t++)
                         for (int64_t r = 0; r < rank; r++)
-                            sums[t * rank + r] += inner[(p * tokens + begins[i] + t) * width + l * rank + r];
-                product(outs[l] + tiles[3 * i] * out_rows[l] + c, out_rows[l], sums, rank,
-                        held_at(bs[l], tiles[3 * i + 2] * b_slots[l] + c, kind), sizes[l], rank,
-                        least(columns, sizes[l] - c), count, kind);
+                            sums[t * rank + r] += inner[p * room + begins[i] + t * own->width + own->columns[l] + r];
+                product(out, out_rows[l], sums, rank, held_at(own->b[l], c, (int)own->kinds_b[l]), sizes[l], rank, some,
+                        count, own->kinds_b[l]);
             }
 }
 
-void qhub_add_lora(float *const *outs, const int64_t *out_rows, const int64_t *sizes, const float *x, int64_t x_row,
-                   int64_t inputs, const void *a, int64_t a_slot, const void *const *bs, const int64_t *b_slots,
-                   int64_t layers, int64_t rank, const int32_t *tiles, int64_t num_tiles, float *inner, int64_t part) {
+void qhub_add_parts(float *const *outs, const int64_t *out_rows, const int64_t *sizes, const float *x, int64_t x_row,
+                    int64_t inputs, int64_t layers, const part_t *const *owns, const int32_t *tiles, int64_t num_tiles,
+                    float *inner, int64_t part) {
 #pragma omp parallel
-    add_lora(outs, out_rows, sizes, x, x_row, inputs, a, a_slot, bs, b_slots, layers, rank, tiles, num_tiles, inner, part,
-             FP32);
+    add_parts(outs, out_rows, sizes, 0, x, x_row, inputs, layers, owns, 0, tiles, num_tiles, inner, part);
 }
 
 void qhub_paged_attention(const attention_t *now) {

@@ -21,7 +21,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define TOKENS 4   /* computed together, so that what is read for one serves all */
-#define TILE 16    /* the most tokens of a tile of add_lora */
+#define TILE 16    /* the most tokens of a tile of add_parts */
 #define SPAN 512   /* places of a row that one task of attention reads */
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -88,6 +88,23 @@ INLINE void totals(float *out, const vec *sums, const float *bias, const int row
     UNROLL for (int r = 0; r < rows; r++) out[r] = total(sums[r]) + (bias ? bias[r] : 0);
 }
 
+/* A number of 16 bits as a float. Half precision is put together where the compiler does not know it: its exponent is 112
+   less, and what is below its least one is so many 2^-24. */
+INLINE float widen_one(const uint16_t *at, const int kind) {
+    union { uint32_t bits; float value; } one = {(uint32_t)*at << 16};
+    if (kind == BF16) return one.value;
+#ifdef __FLT16_MANT_DIG__
+    _Float16 half;
+    memcpy(&half, at, 2);
+    return half;
+#else
+    const uint32_t sign = (uint32_t)(*at & 0x8000) << 16, exponent = *at >> 10 & 31, rest = *at & 0x3ff;
+    if (!exponent) return (sign ? -1.0f : 1.0f) * rest * 0x1p-24f;
+    one.bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | rest << 13;
+    return one.value;
+#endif
+}
+
 /* LANES numbers of 16 bits as floats: bfloat16 is a float's upper half; half precision by the processor. */
 INLINE vec widen(const uint16_t *at, const int kind) {
 #if defined(__AVX512F__)
@@ -102,17 +119,7 @@ INLINE vec widen(const uint16_t *at, const int kind) {
 #endif
 #endif
     vec out = {0};
-    for (int i = 0; i < LANES; i++) {
-        union { uint32_t bits; float value; } one = {(uint32_t)at[i] << 16};
-#ifdef __FLT16_MANT_DIG__
-        if (kind == FP16) {
-            _Float16 half;
-            memcpy(&half, at + i, 2);
-            one.value = half;
-        }
-#endif
-        out[i] = one.value;
-    }
+    for (int i = 0; i < LANES; i++) out[i] = widen_one(at + i, kind);
     return out;
 }
 
@@ -120,12 +127,7 @@ INLINE vec widen(const uint16_t *at, const int kind) {
 INLINE void *held_at(const void *at, int64_t n, const int kind) { return (char *)at + n * (kind == FP32 ? 4 : 2); }
 INLINE vec load_as(const void *at, const int kind) { return kind == FP32 ? load(at) : widen(at, kind); }
 
-INLINE float one_as(const void *at, const int kind) {
-    union { uint32_t bits; float value; } one;
-    if (kind == FP32) return *(const float *)at;
-    one.bits = (uint32_t)*(const uint16_t *)at << 16;
-    return one.value;
-}
+INLINE float one_as(const void *at, const int kind) { return kind == FP32 ? *(const float *)at : widen_one(at, kind); }
 
 /* The nearest bfloat16, the even one of two; NaN stays NaN. */
 INLINE uint16_t narrowed(float value) {
@@ -191,11 +193,12 @@ INLINE void product_of(float *out, int64_t out_row, const float *x, int64_t x_ro
     if (count == 1) few(out, out_row, x, x_row, w, w_row, n, width, 1, kind);
 }
 
-/* out (count, width) += x (count, n) @ w (n, width), w in float32 or bfloat16. */
+/* out (count, width) += x (count, n) @ w (n, width), w held in whatever kind. */
 static void product(float *out, int64_t out_row, const float *x, int64_t x_row, const void *w, int64_t w_row, int64_t n,
                     int64_t width, int64_t count, int64_t kind) {
     if (kind == FP32) product_of(out, out_row, x, x_row, w, w_row, n, width, count, FP32);
-    else product_of(out, out_row, x, x_row, w, w_row, n, width, count, BF16);
+    else if (kind == BF16) product_of(out, out_row, x, x_row, w, w_row, n, width, count, BF16);
+    else product_of(out, out_row, x, x_row, w, w_row, n, width, count, FP16);
 }
 
 /* e^x to 2 units in the last place, 0 far below; NaN stays NaN. */

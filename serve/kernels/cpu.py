@@ -11,11 +11,14 @@ import torch
 
 from adapterhub_local.base.attention import AttentionKind
 from serve.kernels.compiled import load_library
+from serve.kernels.part import Part
 
 PART = 192  # inputs of x @ A that one task sums up: two layers' worth of tasks for each core of a small machine
-SPAN = 512  # as in cpu.c
+SPAN = 512  # as in cpu.h
+LAYERS = 3  # of a part, as in region.h
 FOUR_BIT, BF16, FP16, FP32 = range(4)  # as in cpu.h: how numbers are held
-TYPES = (torch.float32, torch.int32, torch.uint8)
+KINDS = {torch.bfloat16: BF16, torch.float16: FP16, torch.float32: FP32}
+TYPES = (*KINDS, torch.int32, torch.uint8)
 Int, Float, Pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
@@ -47,41 +50,64 @@ class Attention(ctypes.Structure):
     )  # fmt: skip
 
 
+class PartInC(ctypes.Structure):
+    """`part_t` of region.h; all zero: nothing."""
+
+    _fields_ = (
+        ("a", Pointer), ("b", Pointer * LAYERS), ("scales", Pointer * LAYERS),
+        ("columns", Int * LAYERS), ("kinds_b", Int * LAYERS), ("kind_a", Int), ("width", Int), ("rank", Int),
+    )  # fmt: skip
+
+
+def part_in_c(part: Part | None, layers: slice = slice(LAYERS)) -> PartInC:
+    """A part for C, or that of some layers; C reads its tensors where they are: they must be kept. Raises TypeError."""
+    if part is None:
+        return PartInC()
+    _check(part.a, *(each for each in (*part.bs, *part.scales) if each is not None))
+    bs, scales = part.bs[layers], part.scales[layers]
+    return PartInC(
+        part.a.data_ptr(),
+        tuple(None if b is None else b.data_ptr() for b in bs),
+        tuple(None if scale is None else scale.data_ptr() for scale in scales),
+        part.columns[layers],
+        tuple(FP32 if b is None else KINDS[b.dtype] for b in bs),
+        KINDS[part.a.dtype], part.a.shape[1], part.rank,
+    )  # fmt: skip
+
+
 def load_kernels() -> dict[str, Callable[..., Any]]:
     """The kernels by name. Raises CannotCompile."""
     library = load_library()
-    library.qhub_add_lora.argtypes = [
-        *[Pointer] * 4, Int, Int, Pointer, Int, Pointer, Pointer, Int, Int, Pointer, Int, Pointer, Int,
-    ]  # fmt: skip
+    library.qhub_add_parts.argtypes = [*[Pointer] * 4, Int, Int, Int, Pointer, Pointer, Int, Pointer, Int]
     library.qhub_paged_attention.argtypes = [ctypes.POINTER(Attention)]
     library.qhub_multiply.argtypes = [Pointer, Int, Pointer, Int, Pointer, Pointer, Pointer, Int, Int, Int, Pointer]
-    for name in ("qhub_add_lora", "qhub_paged_attention", "qhub_multiply"):
+    for name in ("qhub_add_parts", "qhub_paged_attention", "qhub_multiply"):
         getattr(library, name).restype = None
 
-    def add_lora(
-        outs: Sequence[torch.Tensor],
-        x: torch.Tensor,
-        a: torch.Tensor,
-        bs: Sequence[torch.Tensor | None],
-        tiles: torch.Tensor,
+    def add_parts(
+        outs: Sequence[torch.Tensor], x: torch.Tensor, parts: Sequence[Part | None], tiles: torch.Tensor
     ) -> None:
-        """`reference.add_lora`; outs and x with neighbours in their last dimension."""
-        _check(x, a, tiles, *outs, *(b for b in bs if b is not None))
-        layers, width = len(outs), a.shape[2]
-        tokens, inputs = x.shape
-        parts = -(-inputs // PART)
-        inner = torch.empty(parts * tokens * width)
-        pointers, numbers = Pointer * layers, Int * layers
-        library.qhub_add_lora(
-            pointers(*[out.data_ptr() for out in outs]),
-            numbers(*[out.stride(0) for out in outs]),
-            numbers(*[out.shape[1] for out in outs]),
-            x.data_ptr(), x.stride(0), inputs,
-            a.data_ptr(), a.stride(0),
-            pointers(*[None if b is None else b.data_ptr() for b in bs]),
-            numbers(*[0 if b is None else b.stride(0) for b in bs]),
-            layers, width // layers, tiles.data_ptr(), len(tiles), inner.data_ptr(), PART,
-        )  # fmt: skip
+        """`reference.add_parts`; outs and x with neighbours in their last dimension."""
+        _check(x, tiles, *outs)
+        inputs = x.shape[1]
+        rows = [row for row in tiles.tolist() if row[1] and row[2] >= 0]
+        table = torch.tensor([row[:2] for row in rows], dtype=torch.int32)
+        widest = max((part.a.shape[1] for part in parts if part is not None), default=0)
+        inner = torch.empty(-(-inputs // PART) * sum(row[1] for row in rows) * widest)
+        for first in range(0, len(outs), LAYERS):
+            some = outs[first : first + LAYERS]
+            made = [part_in_c(part, slice(first, first + LAYERS)) for part in parts]
+            for each in made:
+                each.scales = (Pointer * LAYERS)()  # the caller's business, before this
+            pointers, numbers = Pointer * len(some), Int * len(some)
+            library.qhub_add_parts(
+                pointers(*[out.data_ptr() for out in some]),
+                numbers(*[out.stride(0) for out in some]),
+                numbers(*[out.shape[1] for out in some]),
+                x.data_ptr(), x.stride(0), inputs, len(some),
+                (Pointer * len(rows))(*[ctypes.addressof(made[row[2]]) for row in rows]),
+                table.data_ptr(), len(rows), inner.data_ptr(), PART,
+            )  # fmt: skip
 
     def paged_attention(
         query: torch.Tensor,
@@ -120,7 +146,7 @@ def load_kernels() -> dict[str, Callable[..., Any]]:
         )  # fmt: skip
         return out
 
-    return {"add_lora": add_lora, "paged_attention": paged_attention, "multiply": multiply}
+    return {"add_parts": add_parts, "paged_attention": paged_attention, "multiply": multiply}
 
 
 def _check(*tensors: torch.Tensor) -> None:

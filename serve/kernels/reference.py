@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from adapterhub_local.base.attention import AttentionKind
+from serve.kernels.part import Part
 
 TILE = 16  # the most tokens of a tile: what one product of a tensor core takes
 
@@ -31,6 +32,15 @@ def add_lora(
         for out, b, part in zip(outs, bs, inner.chunk(len(outs), dim=-1), strict=True):
             if b is not None:
                 out[tokens] += part @ b[slot]
+
+
+def add_parts(outs: Sequence[torch.Tensor], x: torch.Tensor, parts: Sequence[Part | None], tiles: torch.Tensor) -> None:
+    """The same with one part an adapter instead of stacks: tiles (n, 3) int32 name first token, number of tokens, and
+    which of `parts`, None for an adapter that changes none of these layers. Scales of DoRA are left to the caller."""
+    for start, count, number in tiles.tolist():
+        part = parts[number] if count and number >= 0 else None
+        if part is not None:
+            part.add([out[start : start + count] for out in outs], x[start : start + count])
 
 
 def multiply(

@@ -2,7 +2,7 @@
 
    Llama's kind of layer: norm, query, key and value, rotary embedding, attention over pages, output, norm, gate and up,
    SiLU, down; with biases and norms of queries and keys where the model has them. Every product is of the weights as
-   they are held; adapters are added as by qhub_add_lora. serve/kernels/step.py says what is in these structures. */
+   they are held; adapters are added as by qhub_add_parts. serve/kernels/step.py says what is in these structures. */
 
 #include "region.h"
 
@@ -14,12 +14,6 @@ typedef struct {
     int64_t count, inputs;
 } group_t;
 
-/* The factors of all adapters of one rank for a group; all NULL if it has none. Scaling is in B. */
-typedef struct {
-    const void *a, *b[3];
-    int64_t a_slot, b_slots[3];
-} factors_t;
-
 /* One layer. `norm_query` and `norm_key` (dim) may be NULL. */
 typedef struct {
     group_t qkv, out, gate_up, down;
@@ -27,7 +21,7 @@ typedef struct {
     kind_t attention;
 } layer_t;
 
-/* `kind`: FP32 or BF16, in which keys, values and adapters are held, and products made if the processor has them. */
+/* `kind`: FP32 or BF16, in which keys and values are held, and products made if the processor has them. */
 typedef struct {
     const layer_t *layers;
     int64_t num_layers, hidden, heads, kv_heads, dim, mlp, rotary, page, kind;
@@ -36,25 +30,19 @@ typedef struct {
     float eps;
 } model_t;
 
-/* Tokens with adapters of one rank: `stacks` (num_layers, 4) and tiles (first, count, slot). */
-typedef struct {
-    const factors_t *stacks;
-    const int32_t *tiles;
-    int64_t num_tiles, rank;
-} adapted_t;
-
 /* What is to be computed: tokens one a row, whatever sequence they belong to. `x` (tokens, hidden) are their embeddings,
    `cos` and `sin` (tokens, rotary); `places` (tokens, 2) the page and the place in it that each is written to; `wanted`
-   (num_wanted) the tokens whose logits (num_wanted, vocabulary) are asked for; `room` what workspace() asks for. */
+   (num_wanted) the tokens whose logits (num_wanted, vocabulary) are asked for; `tiles` (num_tiles, 2) the tokens with
+   adapters, and of each tile `owns` (num_layers, 4) its adapter's parts; `room` what room_for() asks for. */
 typedef struct {
     float *x;
     const float *cos, *sin;
     const int64_t *places, *wanted;
     void *const *keys, *const *values;
-    const int32_t *tables, *lengths;
-    const adapted_t *adapted;
+    const int32_t *tables, *lengths, *tiles;
+    const part_t *const *owns;
     float *logits, *room;
-    int64_t tokens, num_wanted, num_adapted, table_row, spans, page_step, head_step, place_step, widest;
+    int64_t tokens, num_wanted, num_tiles, table_row, spans, page_step, head_step, place_step, widest;
 } step_t;
 
 /* out = weight * x / sqrt(mean(x^2) + eps), which may be x itself. */
@@ -81,20 +69,18 @@ INLINE void rotate(float *x, const float *cos, const float *sin, int64_t n) {
 static void products(float *const *outs, const float *x, const void *ordered, const group_t *group, const table_t *table,
                      const step_t *step, int64_t number, float *inner, int64_t kind) {
     int64_t sizes[3];
+    const float *biases[3];
     for (int64_t l = 0; l < group->count; l++) {
         const linear_t *linear = &group->linears[l];
         sizes[l] = linear->outputs;
+        biases[l] = linear->bias;
         const int is_four_bit = linear->kind == FOUR_BIT;
         multiply(outs[l], linear->outputs, is_four_bit ? ordered : x, linear, table, group->inputs, step->tokens,
                  is_four_bit && narrow(linear, kind == BF16));
     }
-    for (int64_t i = 0; i < step->num_adapted; i++) {
-        const adapted_t *own = &step->adapted[i];
-        const factors_t *stack = &own->stacks[number];
-        if (stack->a)
-            add_lora(outs, sizes, sizes, x, group->inputs, group->inputs, stack->a, stack->a_slot, stack->b, stack->b_slots,
-                     group->count, own->rank, own->tiles, own->num_tiles, inner, PART, (int)kind);
-    }
+    if (step->num_tiles)
+        add_parts(outs, sizes, sizes, biases, x, group->inputs, group->inputs, group->count, step->owns, number, step->tiles,
+                  step->num_tiles, inner, PART);
 #pragma omp barrier
 }
 

@@ -4,7 +4,6 @@ The structures are those of weights.h and step.c, field by field; whoever fills 
 """
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,12 +28,6 @@ class Group(ctypes.Structure):
     _fields_ = (("linears", Linear * 3), ("count", Int), ("inputs", Int))
 
 
-class Factors(ctypes.Structure):
-    """The stacks of one rank for a group."""
-
-    _fields_ = (("a", Pointer), ("b", Pointer * 3), ("a_slot", Int), ("b_slots", Int * 3))
-
-
 class Layer(ctypes.Structure):
     """Four groups, the norms' weights and what attention does."""
 
@@ -56,21 +49,15 @@ class Model(ctypes.Structure):
     )  # fmt: skip
 
 
-class Adapted(ctypes.Structure):
-    """The tokens with adapters of one rank, as tiles; `factors` (layers * 4)."""
-
-    _fields_ = (("factors", ctypes.POINTER(Factors)), ("tiles", Pointer), ("num_tiles", Int), ("rank", Int))
-
-
 class Step(ctypes.Structure):
     """What one call computes."""
 
     _fields_ = (
         ("x", Pointer), ("cos", Pointer), ("sin", Pointer), ("places", Pointer), ("wanted", Pointer),
         ("keys", ctypes.POINTER(Pointer)), ("values", ctypes.POINTER(Pointer)),
-        ("tables", Pointer), ("lengths", Pointer), ("adapted", ctypes.POINTER(Adapted)),
+        ("tables", Pointer), ("lengths", Pointer), ("tiles", Pointer), ("owns", ctypes.POINTER(Pointer)),
         ("logits", Pointer), ("room", Pointer),
-        ("tokens", Int), ("num_wanted", Int), ("num_adapted", Int), ("table_row", Int), ("spans", Int),
+        ("tokens", Int), ("num_wanted", Int), ("num_tiles", Int), ("table_row", Int), ("spans", Int),
         ("page_step", Int), ("head_step", Int), ("place_step", Int), ("widest", Int),
     )  # fmt: skip
 
@@ -90,19 +77,8 @@ def narrowest(weight: torch.Tensor) -> tuple[torch.dtype, int]:
     return torch.float32, FP32
 
 
-def factors(a: torch.Tensor | None, bs: Sequence[torch.Tensor | None]) -> Factors:
-    """Stacks a (slots, inputs, layers * rank) and bs (slots, rank, outputs) of a group, None where there are none."""
-    if a is None:
-        return Factors()
-    found = Factors(a.data_ptr(), (Pointer * 3)(), a.stride(0), (Int * 3)())
-    for place, b in enumerate(bs):
-        if b is not None:
-            found.b[place], found.b_slots[place] = b.data_ptr(), b.stride(0)
-    return found
-
-
 def room_for(model: Model, tokens: int, spans: int, widest: int, width: int) -> int:
-    """Floats that a step needs beside its input and output; `width`: the most layers * rank of a group in the batch."""
+    """Floats that a step needs beside its input and output; `width`: that of the widest part in the batch."""
     rows = 2 * widest + (model.heads + 2 * model.kv_heads) * model.dim + model.hidden + 2 * model.mlp
     parts = -(-widest // PART)
     size: int = tokens * (rows + model.heads * spans * (model.dim + 2) + parts * width)

@@ -46,5 +46,7 @@ class _Visit:
         if self.context.tokens is None:
             return nullcontext()
         # an adapter that is loaded meanwhile is none of this step's: what it brings must not be asked for its tokens
-        is_changed = any(group.a for group in self.groups[number])
+        batch, groups = self.context.tokens.in_place, self.groups[number]
+        own = {each.slot.parts for each in batch.segments if each.slot.parts is not None} if batch is not None else ()
+        is_changed = any(group.a or any(parts.get(group) is not None for parts in own) for group in groups)
         return self.context.only(tokens.tolist() if is_changed else ())

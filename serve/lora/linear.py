@@ -15,7 +15,16 @@ from torch import nn
 from adapterhub_local.base.model import BaseModel, Modules
 from serve.kernels.choose import Kernels
 from serve.lora.experts import shared_inputs_of_experts
-from serve.lora.product import LoraBatch, Segment, add_by_grid, add_by_segment, lora_batch, tiled_batch
+from serve.lora.product import (
+    InPlace,
+    LoraBatch,
+    Segment,
+    add_by_grid,
+    add_by_segment,
+    batch_in_place,
+    lora_batch,
+    tiled_batch,
+)
 from serve.lora.rows import look_up, make_logits
 
 # x (..., in_features) -> W x of each of some layers
@@ -62,6 +71,8 @@ class LoraContext:
 
     def _batch(self, segments: Sequence[Segment]) -> LoraBatch | None:
         assert self.device is not None
+        if segments and segments[0].slot.parts is not None:
+            return batch_in_place(segments, has_kernel=self.kernels is not None and self.kernels.has("add_parts"))
         if self.kernels is not None and self.kernels.has("add_lora"):
             return tiled_batch(segments, self.device)
         return lora_batch(segments, self.device, self.max_grid)
@@ -93,7 +104,7 @@ class LoraContext:
 def _scaled_tokens(segments: Sequence[Segment], device: torch.device) -> tuple[ScaledTokens, ...]:
     by_rank: dict[int, list[tuple[int, int]]] = {}
     for segment in segments:
-        if segment.slot.is_scaled:
+        if segment.slot.is_scaled and segment.slot.parts is None:
             pairs = ((token, segment.slot.index) for token in range(segment.start, segment.end))
             by_rank.setdefault(segment.slot.rank, []).extend(pairs)
     return tuple(
@@ -106,8 +117,8 @@ class LinearGroup:
 
     `a`: rank -> (slots, in_features, layers * rank); `b`: for each layer rank -> (slots, rank, out_features); `scales`:
     for each layer rank -> (slots, out_features), by how much more than once W x counts (DoRA, else 0). A rank is
-    missing where no adapter of that rank has the layer, or has DoRA there. `dense` computes the base products of
-    `min_tokens` to `max_tokens` in another way than the layers do themselves.
+    missing where no adapter of that rank has the layer, or has DoRA there; adapters in place are in none of them.
+    `dense` computes the base products of `min_tokens` to `max_tokens` in another way than the layers do themselves.
     """
 
     def __init__(self, bases: Sequence[nn.Linear], context: LoraContext, *, makes_logits: bool = False) -> None:
@@ -159,10 +170,12 @@ class LinearGroup:
         batch = self.context.logits if self.makes_logits else self.context.tokens
         if self.makes_logits:
             self._use_own_rows(outs[0], x)
-        if batch is None or not self.a:
+        if batch is None or not (self.a or batch.in_place):
             return outs
         flat_x = x.reshape(-1, x.shape[-1])
         flat_outs = [out.view(-1, out.shape[-1]) for out in outs]
+        if batch.in_place is not None:
+            self._add_in_place(flat_outs, flat_x, batch.in_place)
         for scaled in self.context.scaled_logits if self.makes_logits else self.context.scaled_tokens:
             self._rescale(flat_outs, scaled)  # before anything is added to what is W x
         for grid in batch.grids:
@@ -178,6 +191,22 @@ class LinearGroup:
                 bs = [b.get(tiles.rank) for b in self.b]
                 self.context.kernels.add_lora(flat_outs, flat_x, self.a[tiles.rank], bs, tiles.table)
         return outs
+
+    def _add_in_place(self, outs: Sequence[torch.Tensor], x: torch.Tensor, batch: InPlace) -> None:
+        """out += what the adapters add that lie in their own memory."""
+        biases = [base.bias for base in self.bases]
+        for segment in batch.segments:
+            part = segment.slot.parts.get(self) if segment.slot.parts is not None else None
+            if part is None or not (segment.slot.is_scaled or segment in batch.long):
+                continue
+            own = [out[segment.start : segment.end] for out in outs]
+            part.rescale(own, biases)  # before anything is added to what is W x
+            if segment in batch.long:
+                part.add(own, x[segment.start : segment.end])
+        parts = [adapter.get(self) for adapter in batch.adapters]
+        if any(part is not None for part in parts):
+            assert self.context.kernels is not None
+            self.context.kernels.add_parts(outs, x, parts, batch.tiles)
 
     def _use_own_rows(self, out: torch.Tensor, x: torch.Tensor) -> None:
         """The logits of tokens that an adapter has rows of; it has no factors for this layer then."""

@@ -1,6 +1,6 @@
 """Adding low-rank deltas to the tokens of a packed batch: ways with the same answer. Pure functions.
 
-Grids and segments are for torch, tiles for the kernels of a GPU (`serve.kernels`).
+Grids and segments are for torch, tiles for the kernels (`serve.kernels`): of a GPU on stacks, of a CPU in place.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +9,7 @@ from itertools import groupby
 
 import torch
 
+from serve.kernels.part import Parts
 from serve.kernels.reference import TILE
 from serve.lora.rows import OwnRows
 
@@ -19,13 +20,16 @@ Factors = Mapping[str, tuple[torch.Tensor, ...]]
 
 @dataclass(frozen=True, order=True)
 class Slot:
-    """The place of one adapter: number `index` of the stack of its rank; `is_scaled`: it has DoRA. `rows`: its own of
-    the embeddings, on the device."""
+    """The place of one adapter: number `index` of the stack of its rank, or `parts`, where it is kept anyway.
+
+    `is_scaled`: it has DoRA. `rows`: its own of the embeddings, on the device.
+    """
 
     rank: int
     index: int
     is_scaled: bool = False
     rows: OwnRows | None = field(default=None, compare=False)
+    parts: Parts | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,24 @@ class Tiles:
 
 
 @dataclass(frozen=True)
+class InPlace:
+    """Tokens whose adapters lie in their own memory: `tiles` (n, 3) int32 of first token, number of tokens, and which
+    of `adapters` for the kernel; `long` segments are one product each. `segments` are both."""
+
+    segments: tuple[Segment, ...]
+    long: tuple[Segment, ...]
+    adapters: tuple[Parts, ...]
+    tiles: torch.Tensor
+
+
+@dataclass(frozen=True)
 class LoraBatch:
-    """Which tokens have which adapter, as grids, segments and tiles; tokens in none of them have none."""
+    """Which tokens have which adapter, as grids, segments and tiles, or in place; tokens in none of them have none."""
 
     grids: tuple[Grid, ...]
     segments: tuple[Segment, ...]
     tiles: tuple[Tiles, ...] = ()
+    in_place: InPlace | None = None
 
 
 LONG = 64  # a segment of more tokens is not work for tiles, each of which reads the factors
@@ -84,6 +100,27 @@ def tiled_batch(segments: Sequence[Segment], device: torch.device) -> LoraBatch 
     tables = tile_rows([each for each in segments if each.end - each.start <= LONG])
     tiles = [Tiles(rank, torch.tensor(rows, dtype=torch.int32).to(device)) for rank, rows in sorted(tables.items())]
     return LoraBatch((), long, tuple(tiles))
+
+
+def batch_in_place(segments: Sequence[Segment], *, has_kernel: bool) -> LoraBatch | None:
+    """The batch of `segments` whose adapters are in place; without a kernel each segment is one product."""
+    if not segments:
+        return None
+    long = tuple(each for each in segments if not has_kernel or each.end - each.start > LONG)
+    owns, rows = tiles_in_place([each for each in segments if each not in long])
+    tiles = torch.tensor([(*row, number) for number, row in enumerate(rows)], dtype=torch.int32)
+    return LoraBatch((), (), in_place=InPlace(tuple(segments), long, tuple(owns), tiles))
+
+
+def tiles_in_place(segments: Sequence[Segment]) -> tuple[list[Parts], list[tuple[int, int]]]:
+    """Of each tile its adapter's parts, and (first token, number of tokens)."""
+    owns, rows = [], []
+    for each in segments:
+        assert each.slot.parts is not None, each.slot
+        for start in range(each.start, each.end, TILE):
+            owns.append(each.slot.parts)
+            rows.append((start, min(TILE, each.end - start)))
+    return owns, rows
 
 
 def tile_rows(segments: Sequence[Segment]) -> dict[int, list[tuple[int, int, int]]]:

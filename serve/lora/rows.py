@@ -65,9 +65,9 @@ class OwnRows:
 
 
 class WithRows(dict[str, tuple[torch.Tensor, ...]]):
-    """The factors of an adapter that has rows as well."""
+    """The factors of an adapter that has rows as well, or may have some."""
 
-    def __init__(self, factors: Mapping[str, tuple[torch.Tensor, ...]], rows: OwnRows) -> None:
+    def __init__(self, factors: Mapping[str, tuple[torch.Tensor, ...]], rows: OwnRows | None) -> None:
         super().__init__(factors)
         self.rows = rows
 

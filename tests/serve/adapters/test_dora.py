@@ -19,12 +19,15 @@ from adapterhub_local.lora.write import write_safetensors
 from adapterhub_local.merge.dora import dora_delta
 from adapterhub_local.registry import Registry, Version
 from serve.adapters.mixture import mixture
+from serve.adapters.slots import Slots
 from serve.engine.build import build_engine
 from serve.engine.options import EngineOptions
 from serve.engine.request import Request, SamplingParams
+from serve.kernels import reference
+from serve.kernels.choose import Kernels
 from serve.lora.product import Segment
 from tests.serve.adapter_makers import publish
-from tests.serve.lora.test_lora import factors, layers_and_slots
+from tests.serve.lora.test_lora import factors, layers_and_slots, layers_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 MODULES = ("q_proj", "v_proj", "down_proj")
@@ -117,14 +120,36 @@ def test_scales_stay_with_their_tokens_and_leave_with_their_adapter() -> None:
     expected = (1 + scale) * (x[0, 3:] @ q.weight.T) + q.bias + x[0, 3:] @ a @ b
     torch.testing.assert_close(both[3:], expected, atol=1e-4, rtol=1e-5)
 
-    assert slots.free("plain") == 4
-    slots.compact(4)  # moves the other one
+    freed = slots.free("plain")
+    assert freed is not None
+    slots.compact(freed.rank)  # moves the other one
     torch.testing.assert_close(output(dora=slice(3, 6))[3:], expected, atol=1e-4, rtol=1e-5)
     slots.put("third", plain, keep={"dora"})
     slots.put("next", plain, keep={"third"})
     assert "dora" not in slots
     torch.testing.assert_close(output(next=slice(0, 2))[:2], alone[:2])
     assert all(not bool(stack.any()) for stack in layers["q"].group.scales[0].values())
+
+
+@pytest.mark.parametrize("names", [("add_parts",), ()], ids=["kernel", "torch"])
+@torch.inference_mode()
+def test_scales_in_place(names: tuple[str, ...]) -> None:
+    """The same where adapters are in place, by the kernel and by torch."""
+    layers, context = layers_of()
+    slots = Slots(layers, 2)
+    context.kernels = Kernels({name: getattr(reference, name) for name in names})
+    plain, scale = factors(1, 4), torch.linspace(-0.5, 0.5, 16)
+    dora = {"q": (*factors(2, 4)["q"], scale)}
+    places = [slots.put(name, each, {"plain", "dora"}) for name, each in (("plain", plain), ("dora", dora))]
+    segments = [Segment(0, 2, places[0]), Segment(3, 6, places[1])]
+    x = torch.randn(1, 6, 24)
+    context.begin(segments, segments, x.device, 0)
+    out, q = layers["q"](x)[0], layers["q"].base
+    context.end()
+    wanted = q(x)[0]
+    wanted[:2] += x[0, :2] @ plain["q"][0] @ plain["q"][1]
+    wanted[3:] += scale * (x[0, 3:] @ q.weight.T) + x[0, 3:] @ dora["q"][0] @ dora["q"][1]
+    torch.testing.assert_close(out, wanted, atol=1e-4, rtol=1e-5)
 
 
 def without_a_magnitude(tensors: dict, config: dict) -> None:

@@ -19,6 +19,7 @@ from serve.engine.options import EngineOptions
 from serve.engine.request import Request, SamplingParams, State, Submission, TokenOutput
 from serve.engine.sampler import NotFinite
 from serve.errors import Busy, ContextTooLong, GenerationFailed
+from serve.lora.product import Slot
 from tests.serve.adapter_makers import publish
 
 POISON = 200  # a token the faulty model cannot compute
@@ -257,17 +258,17 @@ def test_a_cold_adapter_stalls_nobody(engine: Engine, base: BaseInfo, served_reg
     alpha, cold = served_registry.resolve("alpha"), publish(served_registry, "cold", base, seed=31, rank=5)
     expected = alone(engine, request(engine, "cold", seed=5), cold)
     engine.unload(cold.content_digest)
-    copy, may_copy = engine.slots._fill, threading.Event()
+    copy, may_copy = engine.slots.put, threading.Event()
 
-    def slow(*args) -> None:
+    def slow(*args) -> Slot:
         assert may_copy.wait(20)
-        copy(*args)
+        return copy(*args)
 
     running = [request(engine, f"run{number}", alpha, max_tokens=40, seed=number) for number in range(3)]
     engine.submit(*running)
     while not all(each.output for each in running):
         engine.step()
-    engine.slots._fill = slow
+    engine.slots.put = slow
     try:
         late = request(engine, "late", cold, seed=5)
         engine.submit(late)
@@ -279,7 +280,7 @@ def test_a_cold_adapter_stalls_nobody(engine: Engine, base: BaseInfo, served_reg
         may_copy.set()
         engine.loader.wait(20)
     finally:
-        del engine.slots._fill
+        del engine.slots.put
     engine.step()
     assert late.state is State.RUNNING
     drain(engine)
@@ -298,14 +299,14 @@ def test_a_slot_that_cannot_be_had(engine: Engine, base: BaseInfo, served_regist
     def fail(*_) -> None:
         raise RuntimeError("out of memory")
 
-    engine.slots._fill = fail
+    engine.slots.put = fail
     try:
         engine.submit(good, request(engine, "bad", wide, seed=6))
         outputs = []
         while not any(output.error for output in outputs):
             outputs += engine.step()
     finally:
-        del engine.slots._fill
+        del engine.slots.put
     outputs += drain(engine)
     assert [output.request_id for output in outputs if output.error] == ["bad"]
     assert good.output == whole

@@ -21,6 +21,7 @@ from serve.engine.decoder import read_decoder
 from serve.engine.engine import Engine
 from serve.engine.fused import FEW_TOKENS, MAX_PLACES, MAX_TOKENS
 from serve.engine.options import EngineOptions
+from serve.engine.runner import _segments
 from serve.kernels.compiled import CannotCompile, find_compiler
 from serve.kernels.cpu import BF16, FP16, FP32
 from serve.kernels.step import narrowest
@@ -108,33 +109,54 @@ def test_neither_threads_nor_neighbours_change_a_bit(engine: Engine) -> None:
 
 
 def test_it_stands_aside(engine: Engine) -> None:
-    """Too many tokens, many with long contexts, DoRA, an adapted output head: None, and the model computes."""
+    """Too many tokens, many with long contexts, an adapted output head: None, and the model computes."""
     fused, slots = engine.runner.fused, engine.slots
     assert fused is not None
     for row in ((0, MAX_TOKENS + 1, None), (MAX_PLACES, FEW_TOKENS + 1, None)):
         assert fused.forward(fill(engine, [row]), [], [0]) is None
-    for name, made in (("dora", factors(engine, 5, 0, dora=True)), ("head", factors(engine, 6, 0, head=True))):
-        slots.put(name, made, set())
-        one = fill(engine, [(3, 1, name)])
-        found = slots.find([name])
-        torch.testing.assert_close(engine.runner.forward(one, found), plain(engine, one, found))
-        slots.free(name)
+    slots.put("head", factors(engine, 6, 0, head=True), set())
+    one = fill(engine, [(3, 1, "head")])
+    found = slots.find(["head"])
+    torch.testing.assert_close(engine.runner.forward(one, found), plain(engine, one, found))
+    slots.free("head")
 
 
-def test_stacks_that_moved_are_found_again(engine: Engine) -> None:
-    """Another adapter of the same rank makes the stacks grow: the step reads the new ones."""
-    batch = fill(engine, [(16, 1, "8-0")])
-    before = engine.runner.forward(batch, engine.slots.find(["8-0"]))
-    moves = engine.slots.moves[8]
-    for number in range(2, 5):
-        engine.slots.put(f"8-{number}", factors(engine, 8, number), {"8-0", "8-1"})
-    assert engine.slots.moves[8] > moves
-    assert torch.equal(engine.runner.forward(batch, engine.slots.find(["8-0"])), before)
-    other = fill(engine, [(16, 1, "8-4")])
-    slots = engine.slots.find(["8-4"])
-    torch.testing.assert_close(engine.runner.forward(other, slots), plain(engine, other, slots), atol=1e-4, rtol=1e-4)
-    for number in range(2, 5):
-        engine.slots.free(f"8-{number}")
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_adapters_as_they_are_held(engine: Engine, held: torch.dtype, dora: bool) -> None:
+    """With DoRA or without, in 32 bits or in either kind of 16, beside others: one call, the model's logits."""
+    fused, slots = engine.runner.fused, engine.slots
+    assert fused is not None
+    own = factors(engine, 5, 0, dora=dora)
+    slots.put("own", {name: (a.to(held), b.to(held), *scale) for name, (a, b, *scale) in own.items()}, {"3-0"})
+    batch = fill(engine, [(3, 2, "3-0"), (16, 3, "own"), (0, 1, None), (40, 20, "own")])
+    batch.sort(key=lambda item: str(item.request.adapter))
+    found = slots.find(["3-0", "own"])
+    wanted = plain(engine, batch, found)
+    segments = _segments(batch, found, [item.num_tokens for item in batch])
+    ends = [sum(item.num_tokens for item in batch[: number + 1]) - 1 for number in range(len(batch))]
+    got = fused.forward(batch, segments, ends)
+    slots.free("own")
+    assert got is not None
+    torch.testing.assert_close(got, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
+
+
+def test_an_adapter_that_is_read_again_is_found_again(engine: Engine) -> None:
+    """What C knows of an adapter goes with its memory: another at the same name is read where it is now."""
+    logits = []
+    for seed in (0, 7, 0):
+        engine.slots.put("8-9", factors(engine, 8, seed), {"8-0", "8-1"})
+        batch = fill(engine, [(16, 1, "8-9")])
+        slots = engine.slots.find(["8-9"])
+        logits.append(engine.runner.forward(batch, slots))
+        torch.testing.assert_close(logits[-1], plain(engine, batch, slots), atol=1e-4, rtol=1e-4)
+        engine.slots.free("8-9")
+    assert torch.equal(logits[0], logits[2])
+    assert not torch.allclose(logits[0], logits[1])
+    del slots
+    gc.collect()
+    assert engine.runner.fused is not None
+    assert len(engine.runner.fused._parts) <= 4  # of those that have a slot
 
 
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(KINDS)))

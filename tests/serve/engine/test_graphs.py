@@ -24,8 +24,9 @@ ADAPTERS = ["alpha", None, "beta", "gamma", "alpha"]
 
 
 def engine_of(built_base: Path, **options) -> Engine:
-    """An engine of its own over the tiny base."""
-    return build_engine(load_base(read_record(built_base), device="cpu"), EngineOptions(max_rows=8, **options))
+    """An engine of its own over the tiny base, with stacks as on a GPU."""
+    options = {"kernels": "torch", "max_rows": 8, **options}
+    return build_engine(load_base(read_record(built_base), device="cpu"), EngineOptions(**options))
 
 
 def with_steps(engine: Engine, settled: int = 0) -> Graphs:

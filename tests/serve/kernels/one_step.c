@@ -86,7 +86,8 @@ int main(int count, char **given) {
                            .code = code, .norm = numbers(HIDDEN, 1), .head = linear(VOCABULARY, HIDDEN, head, 0),
                            .eps = 1e-5f};
     const int64_t row = (longest + PAGE - 1) / PAGE, spans = (row * PAGE + SPAN - 1) / SPAN, widest = HEADS * DIM;
-    int32_t *tables = room(tokens * row * 4), *lengths = room(tokens * 4), *tiles = room(tokens * 12);
+    int32_t *tables = room(tokens * row * 4), *lengths = room(tokens * 4), *tiles = room(tokens * 8);
+    int64_t num_tiles = 0;
     int64_t *places = room(tokens * 16), *wanted = room(tokens * 8);
     for (int t = 0; t < tokens; t++) {
         for (int i = 0; i < row; i++) tables[t * row + i] = (int32_t)((t * 7 + i * 5) % PAGES);
@@ -94,27 +95,39 @@ int main(int count, char **given) {
         places[2 * t] = tables[t * row + (lengths[t] - 1) / PAGE];
         places[2 * t + 1] = (lengths[t] - 1) % PAGE;
         wanted[t] = t;
-        tiles[3 * t] = t, tiles[3 * t + 1] = 1, tiles[3 * t + 2] = t % 3 - 1; /* slot -1: no adapter */
     }
-    factors_t stacks[LAYERS * 4];
-    for (int i = 0; i < LAYERS * 4; i++) {
-        const group_t *of = (group_t *[]){&layers[i / 4].qkv, &layers[i / 4].out, &layers[i / 4].gate_up,
-                                          &layers[i / 4].down}[i % 4];
-        stacks[i] = (factors_t){.a = held(2 * of->inputs * of->count * rank, 0.1f, kind),
-                                .a_slot = of->inputs * of->count * rank};
+    /* one adapter as the model is held; one in half precision beside numbers that also count W x, without the second layer */
+    part_t adapters[2][LAYERS * 4];
+    memset(adapters, 0, sizeof(adapters));
+    for (int i = 0; i < 2 * LAYERS * 4; i++) {
+        const int n = i % (LAYERS * 4), own = i / (LAYERS * 4), held_in = own ? FP16 : kind;
+        const group_t *of = (group_t *[]){&layers[n / 4].qkv, &layers[n / 4].out, &layers[n / 4].gate_up,
+                                          &layers[n / 4].down}[n % 4];
+        part_t *part = &adapters[own][n];
+        part->rank = rank + own, part->kind_a = held_in;
         for (int j = 0; j < of->count; j++) {
-            stacks[i].b[j] = held(2 * rank * of->linears[j].outputs, 0.1f, kind);
-            stacks[i].b_slots[j] = rank * of->linears[j].outputs;
+            if (own && j == 1) continue;
+            part->columns[j] = part->width;
+            part->width += part->rank;
+            part->b[j] = held(part->rank * of->linears[j].outputs, 0.1f, own ? FP32 : kind);
+            part->kinds_b[j] = own ? FP32 : kind;
+            part->scales[j] = own ? numbers(of->linears[j].outputs, 0.1f) : 0;
         }
+        part->a = held(of->inputs * part->width, 0.1f, held_in);
     }
-    const adapted_t adapted = {stacks, tiles, tokens, rank};
+    const part_t **owns = room(tokens * sizeof(*owns));
+    for (int t = 0; t < tokens && rank; t++)
+        if (t % 3) { /* the others have none */
+            tiles[2 * num_tiles] = t, tiles[2 * num_tiles + 1] = 1;
+            owns[num_tiles++] = adapters[t % 3 - 1];
+        }
     const int64_t rows = 2 * widest + (HEADS + 2 * KV_HEADS) * DIM + HIDDEN + 2 * MLP;
-    const int64_t size = rows + HEADS * spans * (DIM + 2) + (widest + PART - 1) / PART * 3 * rank;
+    const int64_t size = rows + HEADS * spans * (DIM + 2) + (widest + PART - 1) / PART * 3 * (rank + 1);
     const step_t step = {
         .x = numbers(tokens * HIDDEN, 1), .cos = numbers(tokens * DIM, 1), .sin = numbers(tokens * DIM, 1),
         .places = places, .wanted = wanted, .keys = keys, .values = values, .tables = tables, .lengths = lengths,
-        .adapted = &adapted, .logits = room(tokens * VOCABULARY * 4), .room = room(tokens * size * 4), .tokens = tokens,
-        .num_wanted = tokens, .num_adapted = rank > 0, .table_row = row, .spans = spans,
+        .tiles = tiles, .owns = owns, .logits = room(tokens * VOCABULARY * 4), .room = room(tokens * size * 4), .tokens = tokens,
+        .num_wanted = tokens, .num_tiles = num_tiles, .table_row = row, .spans = spans,
         .page_step = KV_HEADS * PAGE * DIM, .head_step = PAGE * DIM, .place_step = DIM, .widest = widest};
     qhub_step(&model, &step, 2);
     for (int i = 0; i < tokens * VOCABULARY; i++) printf("%.9g\n", step.logits[i]);

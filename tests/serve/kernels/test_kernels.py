@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,14 @@ if not torch.cuda.is_available():
     )  # as tests/conftest.py does, which a GPU machine may have to leave out
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 
-from adapterhub_local import settings as project_settings
 from adapterhub_local.base.attention import AttentionKind
 from adapterhub_local.errors import InputError
 from serve.engine.options import EngineOptions
 from serve.kernels import attention, launch, lora, nf4, reference
 from serve.kernels.choose import Kernels, choose_kernels
-from serve.kernels.compiled import CannotCompile, find_compiler
+from serve.kernels.compiled import CannotCompile
 from serve.kernels.cpu import load_kernels
+from serve.kernels.part import Part
 from serve.lora import product
 from serve.lora.product import Segment, lora_batch
 from serve.lora.weights import is_four_bit, plain_absmax
@@ -62,6 +62,16 @@ def assert_same(got: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(got, wanted, atol=TOLERANCE[got.dtype] * max(size, 1e-3), rtol=0)
 
 
+def unstacked(a: torch.Tensor, bs: Sequence[torch.Tensor | None]) -> list[Part]:
+    """The part of each slot of stacks."""
+    rank = a.shape[2] // len(bs)
+    columns = tuple(place * rank if b is not None else -1 for place, b in enumerate(bs))
+    none = (None,) * len(bs)
+    return [
+        Part(rank, a[slot], columns, tuple(None if b is None else b[slot] for b in bs), none) for slot in range(len(a))
+    ]
+
+
 @quick
 @given(data=st.data(), kind=KINDS, rank=st.integers(1, 70), sizes=st.lists(st.integers(1, 150), min_size=1, max_size=4))
 def test_lora(data, kind: tuple[dict, torch.dtype], rank: int, sizes: list[int]) -> None:
@@ -86,7 +96,10 @@ def test_lora(data, kind: tuple[dict, torch.dtype], rank: int, sizes: list[int])
     x = torch.randn(num_tokens, in_features).to(dtype)
     wide = torch.randn(num_tokens, sum(sizes)).to(dtype)  # outputs may be views of one tensor
     got, wanted = wide.clone(), wide.clone()
-    own["add_lora"](got.split(sizes, dim=-1), x, a, bs, tiles)
+    if "add_parts" in own:
+        own["add_parts"](got.split(sizes, dim=-1), x, unstacked(a, bs), tiles)
+    else:
+        own["add_lora"](got.split(sizes, dim=-1), x, a, bs, tiles)
     reference.add_lora(wanted.split(sizes, dim=-1), x, a, bs, tiles)
 
     assert_same(got, wanted)
@@ -261,7 +274,7 @@ def test_neighbours_change_no_bit() -> None:
 
     def results(rows: slice) -> list[torch.Tensor]:
         own, outs = x[rows].clone(), [torch.zeros(len(x[rows]), size) for size in sizes]
-        C["add_lora"](outs, own, a, bs, torch.tensor([[0, len(own), 1]], dtype=torch.int32))
+        C["add_parts"](outs, own, unstacked(a, bs), torch.tensor([[0, len(own), 1]], dtype=torch.int32))
         some = (query[rows].clone(), keys, values, tables[rows].clone(), lengths[rows].clone())
         return [
             torch.cat(outs, 1),
@@ -279,57 +292,6 @@ def test_neighbours_change_no_bit() -> None:
                 assert torch.equal(got, wanted[row : row + 1])
     finally:
         torch.set_num_threads(before)
-
-
-def _cut(library: Path) -> None:
-    content = library.read_bytes()
-    library.unlink()  # this process has it loaded
-    library.write_bytes(content[:5000])
-
-
-def _link(library: Path) -> None:
-    library.unlink()
-    library.symlink_to("/dev/null")
-
-
-def _open_to_all(library: Path) -> None:
-    library.chmod(0o777)
-    library.parent.chmod(0o777)
-
-
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="these kernels are for a CPU")
-def test_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Kernels are compiled once for all processes; without a compiler, or with a broken one, `auto` is plain torch."""
-    cpu, folder = torch.device("cpu"), tmp_path / "adapterhub-local"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("serve.kernels.compiled.FLAGS", ["-O0", "-fPIC", "-fopenmp"])  # quicker to compile
-    if not C:
-        pytest.skip("there are no kernels of C here")
-    for _ in range(2):
-        kernels = choose_kernels("auto", cpu, torch.float32, (4, 2, 16))
-        assert kernels is not None
-        assert kernels.names == ["add_lora", "multiply", "paged_attention"]
-        assert len(list(folder.iterdir())) == 1
-    (library,) = folder.iterdir()
-    for spoil in (_cut, _link, _open_to_all):  # what is damaged, or others may have written, is compiled anew
-        spoil(library)
-        assert choose_kernels("auto", cpu, torch.float32, (4, 2, 16)) is not None
-        assert not library.is_symlink()
-        assert library.stat().st_mode & 0o022 == folder.stat().st_mode & 0o022 == 0
-    monkeypatch.setenv("CC", "false")  # a command that only fails
-    assert choose_kernels("auto", cpu, torch.float32, (4, 2, 16)) is None
-    with pytest.raises(InputError, match=r"--kernels c cannot be used here: .*false"):
-        choose_kernels("c", cpu, torch.float32, (4, 2, 16))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CannotCompile, match="there is no C compiler"):
-        find_compiler()
-    assert len(list(folder.iterdir())) == 1  # nothing half-made
-
-
-def test_a_relative_cache_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative XDG_CACHE_HOME names another folder at every start: what lies there is not run."""
-    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
-    assert project_settings.cache() == Path.home() / ".cache" / "adapterhub-local"
 
 
 def compiled(*options: str) -> dict[str, dict[str, int]]:

@@ -7,8 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from serve.adapters.slots import Slots
+from serve.adapters.stacked import StackedSlots
+from serve.kernels import reference
+from serve.kernels.choose import Kernels
+from serve.lora.in_place import laid_out
 from serve.lora.linear import LinearGroup, LoraContext, MultiLoraLinear, shared_inputs, unwrap_linears, wrap_linears
-from serve.lora.product import Segment, Slot, lora_batch
+from serve.lora.product import Segment, Slot, batch_in_place, lora_batch
 
 IN, OUT = 24, 16
 CPU = torch.device("cpu")
@@ -25,12 +29,12 @@ def factors(seed: int, rank: int, modules: tuple[str, ...] = ("q", "v")) -> dict
 
 def drop(slots: Slots, digest: str) -> None:
     """Free an adapter's slot, and the memory of its place."""
-    rank = slots.free(digest)
-    if rank is not None:
-        slots.compact(rank)
+    slot = slots.free(digest)
+    if slot is not None:
+        slots.compact(slot.rank)
 
 
-def layers_and_slots(max_slots: int = 8) -> tuple[dict[str, MultiLoraLinear], Slots, LoraContext]:
+def layers_of() -> tuple[dict[str, MultiLoraLinear], LoraContext]:
     """Two layers with one input and a third alone."""
     torch.manual_seed(0)
     context = LoraContext()
@@ -38,16 +42,25 @@ def layers_and_slots(max_slots: int = 8) -> tuple[dict[str, MultiLoraLinear], Sl
     together = LinearGroup([bases["q"], bases["v"]], context)
     layers = {name: MultiLoraLinear(bases[name], together, place) for place, name in enumerate("qv")}
     layers["o"] = MultiLoraLinear(bases["o"], LinearGroup([bases["o"]], context), 0)
-    return layers, Slots(layers, torch.float32, CPU, max_slots), context
+    return layers, context
 
 
-@pytest.mark.parametrize("max_grid", [0, 1000], ids=["segments", "grid"])
+def layers_and_slots(max_slots: int = 8) -> tuple[dict[str, MultiLoraLinear], StackedSlots, LoraContext]:
+    """The same with stacks."""
+    layers, context = layers_of()
+    return layers, StackedSlots(layers, torch.float32, CPU, max_slots), context
+
+
+@pytest.mark.parametrize("way", ["segments", "grid", "in place", "in place, kernel"])
 @pytest.mark.parametrize("ranks", [(4, 4, 4), (4, 1, 9), (4, 9, 4)], ids=str)
 @pytest.mark.parametrize("counts", [(5,), (1, 1, 1), (4, 1, 7), (3, 0, 2), (2, 2, 2)], ids=str)
 @torch.inference_mode()
-def test_each_token_gets_its_delta(counts: tuple[int, ...], ranks: tuple[int, ...], max_grid: int) -> None:
+def test_each_token_gets_its_delta(counts: tuple[int, ...], ranks: tuple[int, ...], way: str) -> None:
     """Mixed ranks, any number of tokens each, some without an adapter: W x + B A x of each token's own."""
-    layers, slots, context = layers_and_slots()
+    layers, context = layers_of()
+    is_stacked = not way.startswith("in place")
+    slots = StackedSlots(layers, torch.float32, CPU, 8) if is_stacked else Slots(layers, 8)
+    context.kernels = Kernels({"add_parts": reference.add_parts} if way.endswith("kernel") else {})
     held = {str(index): factors(index, rank, ("q", "v", "o")[: 1 + index]) for index, rank in enumerate(ranks)}
     segments, end = [], 2
     for index, count in enumerate(counts):
@@ -57,7 +70,12 @@ def test_each_token_gets_its_delta(counts: tuple[int, ...], ranks: tuple[int, ..
         end += count
     x = torch.randn(1, end + 3, IN)
     places = slots.find(each for _, _, each in segments)
-    context.tokens = lora_batch([Segment(start, stop, places[each]) for start, stop, each in segments], CPU, max_grid)
+    batch = [Segment(start, stop, places[each]) for start, stop, each in segments]
+    context.tokens = (
+        lora_batch(batch, CPU, 1000 * (way == "grid"))
+        if is_stacked
+        else batch_in_place(batch, has_kernel=way.endswith("kernel"))
+    )
     for name, layer in layers.items():
         expected = layer.base(x)
         for start, stop, each in segments:
@@ -160,6 +178,45 @@ def test_slots_never_mix(uses, dropped) -> None:
     for record in slots.records.all():
         drop(slots, record.digest)
     assert slots.num_bytes == 0
+
+
+@given(
+    uses=st.lists(st.sets(st.integers(0, 9), min_size=1, max_size=4), max_size=25),
+    lost=st.lists(st.integers(0, 9), max_size=8),
+)
+@torch.inference_mode()
+def test_slots_in_place_are_the_memory_itself(uses: list[set[int]], lost: list[int]) -> None:
+    """Whatever comes, goes, and is taken out of memory meanwhile: places differ, and nothing is copied or held."""
+    layers, _ = layers_of()
+    slots = Slots(layers, 4)
+    held = {str(number): laid_out(factors(number, 1 + number % 3, ("q", "v", "o")), layers) for number in range(10)}
+    for step, wanted in enumerate(uses):
+        keep = {str(number) for number in wanted}
+        for digest in sorted(keep):
+            if digest not in slots:
+                slots.put(digest, held[digest], keep)
+        found = slots.find(sorted(keep))
+        assert len({slot.index for slot in found.values()}) == len(keep)
+        assert all(slot.parts is held[digest].parts for digest, slot in found.items())
+        assert len(slots) <= 4
+        if step < len(lost) and str(lost[step]) in slots:  # as the pool does that needs its memory
+            slots.records[str(lost[step])].slot = None
+            assert str(lost[step]) not in slots
+    assert slots.num_bytes == 0
+
+
+def test_ranks_of_one_input_may_differ() -> None:
+    """A layer of lower rank beside another is as it was read; one that is left alone takes no memory."""
+    layers, _ = layers_of()
+    own = {"q": factors(1, 2)["q"], "v": factors(2, 5)["v"]}
+    held = laid_out(own, layers)
+    for name, pair in own.items():
+        assert all(map(torch.equal, held[name], pair))
+    assert held.parts.nbytes == 4 * 2 * 5 * (IN + OUT)
+    alone = laid_out({"v": own["v"]}, layers)
+    assert alone.parts.nbytes == 4 * 5 * (IN + OUT)
+    (part,) = alone.parts
+    assert (part.columns, part.bs[0]) == ((-1, 0), None)
 
 
 @torch.inference_mode()
