@@ -42,7 +42,7 @@ ENGINE: dict[str, tuple[Callable[[Snapshot], float], type, str]] = {
         "Adapters that a batch can use without copying",
     ),
     "qhub_adapter_slots_total": (lambda now: now.slots_total, Gauge, "Adapters that may be in one batch"),
-    "qhub_adapter_slot_bytes": (lambda now: now.slot_bytes, Gauge, "Memory of the slots"),
+    "qhub_adapter_slot_bytes": (lambda now: now.slot_bytes, Gauge, "Memory of the slots beside that of the adapters"),
     "qhub_adapter_loads": (lambda now: now.adapter_loads, Count, "Adapters read from the registry"),
     "qhub_adapter_evictions": (lambda now: now.adapter_evictions, Count, "Adapters dropped to make room"),
     "qhub_engine_steps": (lambda now: now.stats.num_steps, Count, "Forward passes"),

@@ -37,7 +37,7 @@ class EngineOptions:
     queue_limit: int = option(256, "Requests that may wait; more are refused.", "--queue", low=1)
     adapter_bytes: int = option(
         2_000_000_000,
-        "Memory for adapters kept ready, including those in use, without the slots.",
+        "Memory for adapters kept ready, including those in use; slots on a GPU are beside it.",
         *("--adapter-memory", "--adapter-memory-mb"),
         low=1,
         unit="MB",

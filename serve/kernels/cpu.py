@@ -6,6 +6,7 @@ Plain torch spends as long on starting many small products as on the products; h
 import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -84,6 +85,17 @@ def load_kernels() -> dict[str, Callable[..., Any]]:
     for name in ("qhub_add_parts", "qhub_paged_attention", "qhub_multiply"):
         getattr(library, name).restype = None
 
+    known: WeakKeyDictionary[Part, dict[int, PartInC]] = WeakKeyDictionary()  # they come again at every step
+    nothing = PartInC()
+
+    def part_of(part: Part, first: int) -> PartInC:
+        """What C needs to know of a part's layers from `first` on; scales are the caller's business, before that."""
+        made = known.setdefault(part, {})
+        if first not in made:
+            made[first] = part_in_c(part, slice(first, first + LAYERS))
+            made[first].scales = (Pointer * LAYERS)()
+        return made[first]
+
     def add_parts(
         outs: Sequence[torch.Tensor], x: torch.Tensor, parts: Sequence[Part | None], tiles: torch.Tensor
     ) -> None:
@@ -96,9 +108,7 @@ def load_kernels() -> dict[str, Callable[..., Any]]:
         inner = torch.empty(-(-inputs // PART) * sum(row[1] for row in rows) * widest)
         for first in range(0, len(outs), LAYERS):
             some = outs[first : first + LAYERS]
-            made = [part_in_c(part, slice(first, first + LAYERS)) for part in parts]
-            for each in made:
-                each.scales = (Pointer * LAYERS)()  # the caller's business, before this
+            made = [nothing if part is None else part_of(part, first) for part in parts]
             pointers, numbers = Pointer * len(some), Int * len(some)
             library.qhub_add_parts(
                 pointers(*[out.data_ptr() for out in some]),

@@ -39,7 +39,9 @@ def lay_out(
         own = dict(some)
         rank = max(each[0].shape[1] for each in own.values())
         a = arena.moved(torch.cat([_padded(each[0].T, rank) for each in own.values()]).T)
-        columns, bs, scales = ([empty] * len(group.bases) for empty in (-1, None, None))
+        columns = [-1] * len(group.bases)
+        bs: list[torch.Tensor | None] = [None] * len(group.bases)
+        scales: list[torch.Tensor | None] = [None] * len(group.bases)
         for number, (name, each) in enumerate(own.items()):
             place, begin = layers[name].place, number * rank
             b = arena.moved(_padded(each[1], rank))

@@ -1,4 +1,4 @@
-"""The library of C: compiled once for all processes, anew where it is damaged, and not at all where nothing compiles."""
+"""The library of C: compiled once for all processes, anew where it is damaged; where nothing compiles there is none."""
 
 from pathlib import Path
 
