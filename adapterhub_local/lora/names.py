@@ -8,6 +8,7 @@ adapter.
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 PREFIX = "base_model.model."
 # torch.compile, activation checkpointing, FSDP, DeepSpeed
@@ -45,6 +46,7 @@ class TensorName:
     adapter: str = "default"
 
 
+@lru_cache(maxsize=8192)  # adapters of one base have the same names, and a server reads one after the other
 def parse_name(name: str) -> TensorName:
     """The parts of a tensor's name, wrappers taken away. Never raises."""
     parts = name.split(".")
