@@ -5,6 +5,7 @@
 
 #include "region.h"
 
+#define RANKS 128 /* of x @ A that are added up at a time */
 #define MANY 128 /* tokens for which a weight is expanded once: more do not stay in the cache */
 
 void add_parts(float *const *outs, const int64_t *out_rows, const int64_t *sizes, const float *const *biases, const float *x,
@@ -44,14 +45,17 @@ void add_parts(float *const *outs, const int64_t *out_rows, const int64_t *sizes
                             const float bias = biases && biases[l] ? biases[l][c + j] : 0;
                             out[t * out_rows[l] + j] += own->scales[l][c + j] * (out[t * out_rows[l] + j] - bias);
                         }
-                float sums[count * rank];
-                memset(sums, 0, sizeof(sums));
-                for (int64_t p = 0; p < parts; p++)
-                    for (int64_t t = 0; t < count; t++)
-                        for (int64_t r = 0; r < rank; r++)
-                            sums[t * rank + r] += inner[p * room + begins[i] + t * own->width + own->columns[l] + r];
-                product(out, out_rows[l], sums, rank, held_at(own->b[l], c, (int)own->kinds_b[l]), sizes[l], rank, some,
-                        count, own->kinds_b[l]);
+                for (int64_t r = 0; r < rank; r += RANKS) { /* whatever the rank, the stack holds this */
+                    float sums[TILE * RANKS];
+                    const int64_t n = least(RANKS, rank - r), column = own->columns[l] + r;
+                    memset(sums, 0, count * n * sizeof(float));
+                    for (int64_t p = 0; p < parts; p++)
+                        for (int64_t t = 0; t < count; t++)
+                            for (int64_t j = 0; j < n; j++)
+                                sums[t * n + j] += inner[p * room + begins[i] + t * own->width + column + j];
+                    product(out, out_rows[l], sums, n, held_at(own->b[l], r * sizes[l] + c, (int)own->kinds_b[l]), sizes[l],
+                            n, some, count, own->kinds_b[l]);
+                }
             }
 }
 

@@ -107,6 +107,19 @@ def test_lora(data, kind: tuple[dict, torch.dtype], rank: int, sizes: list[int])
     assert torch.equal(got[-1], wide[-1])
 
 
+@pytest.mark.skipif(not C, reason="there are no kernels of C here")
+@pytest.mark.parametrize("rank", [127, 128, 129, 300, 200_000])
+def test_any_rank_fits_the_stack(rank: int) -> None:
+    """An adapter of a rank that nobody trains ends no server: what is summed up at a time has one size."""
+    torch.manual_seed(0)
+    x, outs = torch.randn(16, 64), [torch.zeros(16, 32), torch.zeros(16, 32)]
+    part = Part(rank, torch.randn(64, rank) / 8, (0,), (torch.randn(rank, 32) / rank**0.5,), (None,))
+    tiles = torch.tensor([[0, 16, 0]], dtype=torch.int32)
+    C["add_parts"](outs[:1], x, [part], tiles)
+    reference.add_parts(outs[1:], x, [part], tiles)
+    assert_same(*outs)
+
+
 def test_lora_split_input() -> None:
     """A long input is read in parts by several programs, and their sums are one."""
     torch.manual_seed(0)
