@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
@@ -69,14 +69,16 @@ class SlotLoader:
 
     @torch.inference_mode()
     def _fill(self, digest: str) -> None:
-        with self.lock:
-            wanted = self.wanted()
-            if digest not in wanted or digest in self.slots:
-                return
-            factors = self.pool.get(digest)
-            if not self.slots.make_room(factors, set(wanted)):
-                return  # until one that runs has ended
-        self.slots.put(digest, factors, set(wanted), self.between_steps)
+        with ExitStack() as stack:
+            with self.lock:
+                wanted = set(self.wanted())
+                if digest not in wanted or digest in self.slots:
+                    return
+                # until it is in its slot: whoever waits for it may leave, and others need its memory
+                factors = stack.enter_context(self.pool.holding(digest))
+                if not self.slots.make_room(factors, wanted):
+                    return  # until one that runs has ended
+            self.slots.put(digest, factors, wanted, self.between_steps)
 
     @torch.inference_mode()
     def _drop(self, digest: str, is_used: Callable[[], bool]) -> int:

@@ -151,6 +151,19 @@ class AdapterPool:
             raise KeyError(digest)
         return factors
 
+    @contextmanager
+    def holding(self, digest: str) -> Iterator[Factors]:
+        """The factors of an adapter that is held, and held once more meanwhile."""
+        with self._lock:
+            record = self.records[digest]
+            if record.factors is None:
+                raise KeyError(digest)
+            record.users += 1
+        try:
+            yield record.factors
+        finally:
+            self.release(digest)
+
     def keep(self, digest: str, name: str, *, pinned: bool) -> None:
         """Turn one hold into that of a name, which lasts until `unkeep`; `pinned`: it has a slot for itself, too.
 

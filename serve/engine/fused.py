@@ -77,7 +77,7 @@ class FusedStep:
         in_c = [self._in_c(own) for own in owns]  # kept until the step is done
         tiles = torch.tensor(rows, dtype=torch.int32)
         spans = -(-tables.shape[1] * PAGE // SPAN)
-        width = max((part.a.shape[1] for own in set(owns) for part in own), default=0)
+        width = max((own.widest for own in owns), default=0)
         size = room_for(structure, count, spans, self.decoder.widest, width)
         if self._room.numel() < size:
             self._room = torch.empty(size)

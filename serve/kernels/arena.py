@@ -12,6 +12,7 @@ import torch
 
 CHUNK = 32 << 20
 HUGE = 2 << 20
+SMALL = 64 << 10  # bytes that are not worth a mapping of their own
 ALIGNED = 64  # where a tensor begins, as torch's own do
 
 
@@ -42,7 +43,7 @@ class Arena:
 
 def _mapped(size: int, is_huge: bool) -> torch.Tensor:
     """Zeros (size,) uint8, beginning with a huge page if asked for; the memory goes with the last tensor in it."""
-    if size < HUGE:
+    if size < SMALL:
         return torch.zeros(size, dtype=torch.uint8)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has huge pages by another setting
     memory = mmap.mmap(-1, size + HUGE * is_huge, flags=flags)

@@ -45,6 +45,7 @@ class Parts:
 
     def __init__(self, by_group: Mapping[object, Part]) -> None:
         self._by_group = by_group
+        self.widest = max((part.a.shape[1] for part in by_group.values()), default=0)  # columns of A
 
     def get(self, group: object) -> Part | None:
         return self._by_group.get(group)

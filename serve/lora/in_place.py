@@ -48,7 +48,7 @@ def lay_out(
             columns[place], bs[place] = begin, b
             scales[place] = each[2].float() if len(each) > 2 else None
             held = each[0].shape[1]
-            found[name] = (a[:, begin : begin + held], b[:held], *each[2:])
+            found[name] = (a[:, begin : begin + held], b[:held], *(own for own in [scales[place]] if own is not None))
         parts[group] = Part(rank, a, tuple(columns), tuple(bs), tuple(scales))
     return FactorsInPlace(found, Parts(parts), rows)
 
