@@ -12,6 +12,8 @@ is a process of its own.
 
 import itertools
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +72,8 @@ class DrawnPool:
     def __init__(self, records: Any, shapes: dict[str, tuple[int, int]], rank: int, dtype: Any, device: Any) -> None:
         self.records, self.shapes, self.rank, self.dtype, self.device = records, shapes, rank, dtype, device
 
-    def get(self, digest: str) -> dict[str, tuple[Any, Any]]:
+    @contextmanager
+    def holding(self, digest: str) -> Iterator[dict[str, tuple[Any, Any]]]:
         """The factors of adapter number `digest`, drawn anew each time; too weak to change what is measured."""
         import torch
 
@@ -79,7 +82,7 @@ class DrawnPool:
         def draw(*size: int) -> Any:
             return torch.randn(*size, generator=generator, device=self.device, dtype=self.dtype) * 0.01
 
-        return {name: (draw(inside, self.rank), draw(self.rank, out)) for name, (inside, out) in self.shapes.items()}
+        yield {name: (draw(inside, self.rank), draw(self.rank, out)) for name, (inside, out) in self.shapes.items()}
 
     def release(self, digest: str) -> None:
         """Nothing is held."""
