@@ -4,6 +4,7 @@ The GPU is pretended (tests/pretend_gpu.py); tests/gpu has what only a real one 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,11 @@ class Adapters:
         layers = engine.slots.layers.items()
         self.shapes = {name: (each.in_features, each.out_features) for name, each in layers if name != "lm_head"}
 
-    def get(self, digest: str) -> dict[str, tuple[torch.Tensor, ...]]:
+    @contextmanager
+    def holding(self, digest: str) -> Iterator[dict[str, tuple[torch.Tensor, ...]]]:
         draw = torch.Generator().manual_seed(len(digest))
         rank = 4 if digest == "four" else 8
-        return {
+        yield {
             name: (
                 torch.randn(inside, rank, generator=draw) / 10,
                 torch.randn(rank, out, generator=draw) / 10,
