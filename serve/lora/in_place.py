@@ -36,6 +36,7 @@ def lay_out(
     found: dict[str, tuple[torch.Tensor, ...]] = {}
     parts: dict[object, Part] = {}
     for group, some in groupby(factors, lambda each: layers[each[0]].group):
+        assert group not in parts, "what shares an input comes one after the other"
         own = dict(some)
         rank = max(each[0].shape[1] for each in own.values())
         a = arena.moved(torch.cat([_padded(each[0].T, rank) for each in own.values()]).T)
